@@ -1,0 +1,57 @@
+"""Package metadata; the settings of the development tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+_INIT = Path(__file__).with_name("artifactd") / "__init__.py"
+_TEST = ["hypothesis>=6.100", "oras>=0.2.30"]
+
+setup(
+    name="artifactd",
+    version=re.findall(r'__version__ = "(.+)"', _INIT.read_text())[0],
+    description="A Docker/OCI registry daemon on Twisted, run by twistd",
+    long_description="A genuine OCI registry: Docker, podman, skopeo and oras push and pull.",
+    author="The artifactd authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Framework :: Twisted",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Typing :: Typed",
+    ],
+    package_dir={"": "."},  # makes an editable install one path, which finds the plugin too
+    python_requires=">=3.11",
+    packages=find_packages(include=["artifactd", "artifactd.*"]),
+    # One module added to Twisted's own package: twisted/plugins has no __init__.py, here or there.
+    py_modules=["twisted.plugins.artifactd_plugin"],
+    package_data={"artifactd": ["py.typed"], "artifactd.catalog": ["schema/*.sql"]},
+    install_requires=[
+        "attrs>=23.2",
+        "klein>=24.8",
+        "msgspec>=0.19",
+        "service-identity>=23.1",
+        "treq>=24.9",
+        "twisted[tls]>=25.5,<27",  # artifactd.web rests on names that Twisted may move
+        "txaio>=23.6",
+    ],
+    extras_require={
+        "test": _TEST,
+        "dev": [
+            *_TEST,
+            "mypy>=1.15",
+            "mypy-zope>=1.0.9",
+            "ruff>=0.9",
+            "towncrier>=23.11",
+            "types-setuptools",
+        ],
+    },
+    entry_points={"console_scripts": ["artifactd = artifactd.command:main"]},
+    zip_safe=False,
+)

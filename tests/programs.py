@@ -1,0 +1,280 @@
+"""Other programs in tests: whether they are installed, and running them without waiting idly."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Self, cast
+
+from attrs import frozen
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.interfaces import (
+    IReactorCore,
+    IReactorProcess,
+    IReactorTCP,
+    IReactorThreads,
+    IReactorTime,
+)
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SkipTest, TestCase
+
+
+class IReactor(IReactorCore, IReactorProcess, IReactorTCP, IReactorThreads, IReactorTime):
+    """What the tests use of the reactor that they run in."""
+
+
+reactor = cast(IReactor, _reactor)
+
+
+def require(*names: str, root: bool = False) -> None:
+    """
+    Go on only where the programs ``names`` are installed, and if ``root`` only as root.
+
+    :raises SkipTest: if not; where ``ARTIFACTD_REQUIRE_PROGRAMS`` is set, as in CI, a failure.
+    """
+    missing = [name for name in names if shutil.which(name) is None]
+    if root and os.geteuid() != 0:
+        missing.append("being root")
+    if missing:
+        reason = f"needs {', '.join(missing)}"
+        if os.environ.get("ARTIFACTD_REQUIRE_PROGRAMS"):
+            raise AssertionError(reason)
+        raise SkipTest(reason)
+
+
+async def wait_for(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
+    """
+    Wait until ``condition`` holds, for what tells no event.
+
+    :raises AssertionError: if it does not within ``seconds``.
+    """
+    deadline = reactor.seconds() + seconds
+    while True:
+        holds = condition()
+        if await holds if inspect.isawaitable(holds) else holds:
+            return
+        if reactor.seconds() > deadline:
+            raise AssertionError(f"not within {seconds} s: {inspect.getsource(condition).strip()}")
+        await deferLater(reactor, 0.02)
+
+
+class Process(ProcessProtocol):
+    """
+    A child process, killed at the end of the test if it still runs then.
+
+    :ivar out: what it has written to its standard output.
+    :ivar err: the same of its standard error.
+    """
+
+    def __init__(self, argv: tuple[str, ...]) -> None:
+        self.argv = argv
+        self.out = bytearray()
+        self.err = bytearray()
+        self.status: int | None = None
+        self.pid = 0
+        self._written = bytearray()
+        self._ends: list[Deferred[int]] = []
+        self._matches: list[tuple[re.Pattern[str], Deferred[re.Match[str]]]] = []
+
+    @classmethod
+    def start(
+        cls,
+        test: TestCase,
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        stdin: bytes = b"",
+    ) -> Self:
+        """
+        Run ``argv`` in ``folder`` with ``env`` (if ``None`` the tests' own) and ``stdin``.
+
+        :raises AssertionError: if there is no such program.
+        """
+        program = shutil.which(argv[0])
+        assert program is not None, f"{argv[0]} is not installed"
+        self = cls(argv)
+        environment = dict(os.environ if env is None else env)
+        transport = reactor.spawnProcess(
+            self, program, argv, environment, None if folder is None else str(folder)
+        )
+        self.pid = transport.pid
+        transport.write(stdin)
+        transport.closeStdin()
+        test.addCleanup(self.kill, signal.SIGKILL)
+        return self
+
+    @property
+    def output(self) -> str:
+        """All that it has written, in the order of reading."""
+        return self._written.decode(errors="replace")
+
+    def matched(self, pattern: str, seconds: float = 60) -> Deferred[re.Match[str]]:
+        """
+        The first match of ``pattern`` in its output, once it is there.
+
+        Fails with its output if it ends before, or after ``seconds``.
+        """
+        expected: Deferred[re.Match[str]] = Deferred()
+        self._matches.append((re.compile(pattern), expected))
+        self._look()
+        return expected.addTimeout(seconds, reactor).addErrback(self._explain)
+
+    def ended(self, seconds: float = 60) -> Deferred[int]:
+        """
+        Its exit status, or minus the signal that ended it, once it has ended.
+
+        Fails with its output if it does not end within ``seconds``.
+        """
+        end: Deferred[int] = Deferred()
+        if self.status is None:
+            self._ends.append(end)
+        else:
+            end.callback(self.status)
+        return end.addTimeout(seconds, reactor).addErrback(self._explain)
+
+    def kill(self, number: int, seconds: float = 60) -> Deferred[int]:
+        """Send it a signal, if it still runs, and wait for its end as :meth:`ended`."""
+        if self.status is None:
+            os.kill(self.pid, number)
+        return self.ended(seconds)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        (self.out if childFD == 1 else self.err).extend(data)
+        self._written += data
+        self._look()
+
+    def processEnded(self, reason: Failure) -> None:
+        end = reason.value
+        assert isinstance(end, ProcessDone | ProcessTerminated)
+        self.status = end.exitCode if end.signal is None else -end.signal
+        ends, self._ends = self._ends, []
+        for waiting in ends:
+            waiting.callback(self.status)
+        matches, self._matches = self._matches, []
+        for pattern, expected in matches:
+            expected.errback(AssertionError(f"it ended without writing {pattern.pattern}"))
+
+    def _look(self) -> None:
+        text = self.output
+        for waiting in self._matches[:]:
+            found = waiting[0].search(text)
+            if found:
+                self._matches.remove(waiting)
+                waiting[1].callback(found)
+
+    def _explain(self, failure: Failure) -> Failure:
+        what = "took too long" if failure.check(TimeoutError) else failure.getErrorMessage()
+        return Failure(
+            AssertionError(f"{' '.join(self.argv)} (status {self.status}): {what}\n{self.output}")
+        )
+
+
+@frozen
+class Result:
+    """How a program ended; ``out`` and ``err`` are what it wrote, decoded."""
+
+    status: int
+    out: str
+    err: str
+
+
+async def run(
+    test: TestCase,
+    *argv: str,
+    env: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    seconds: float = 120,
+    check: bool = True,
+) -> Result:
+    """
+    Run a program to its end.
+
+    :param env: variables added to the tests' own.
+    :param check: fail if its status is not 0.
+    :raises AssertionError: with its output, if it fails or does not end within ``seconds``.
+    """
+    process = Process.start(test, *argv, env={**os.environ, **(env or {})}, stdin=stdin)
+    status = await process.ended(seconds)
+    if check and status:
+        raise AssertionError(f"{' '.join(argv)}: status {status}\n{process.output}")
+    return Result(
+        status, process.out.decode(errors="replace"), process.err.decode(errors="replace")
+    )
+
+
+class DockerEngine:
+    """
+    A Docker Engine of the test's own; root only.
+
+    It has no bridge: containers run with ``--network none`` or ``host``.  Registries on 127.0.0.0/8
+    are reached over plain HTTP.
+
+    :ivar host: what ``DOCKER_HOST`` has to be.
+    """
+
+    def __init__(self, test: TestCase, folder: Path) -> None:
+        self.host = f"unix://{folder}/docker.sock"
+        self._test = test
+        self._folder = folder
+
+    @classmethod
+    async def start(cls, test: TestCase, *options: str) -> Self:
+        """
+        Start one, with more ``options`` to dockerd; it ends with the test.
+
+        :raises SkipTest: as :func:`require`.
+        """
+        require("docker", "dockerd", "containerd", root=True)
+        # Not test.mktemp(): the path of a socket has room for 107 characters.
+        folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
+        self = cls(test, folder)
+        test.addCleanup(self._clear)
+        (folder / "daemon.json").write_text("{}")
+        state = {"data-root": "root", "exec-root": "exec", "pidfile": "pid"}
+        daemon = Process.start(
+            test,
+            "dockerd",
+            f"--config-file={folder}/daemon.json",
+            *(f"--{option}={folder}/{name}" for option, name in state.items()),
+            f"--host={self.host}",
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            *options,
+        )
+        test.addCleanup(daemon.kill, signal.SIGTERM)
+        await daemon.matched(r"API listen on \S+docker\.sock")
+        return self
+
+    async def docker(self, *argv: str, seconds: float = 300, check: bool = True) -> Result:
+        """Run ``docker`` against it; parameters as of :func:`run`."""
+        env = {
+            "DOCKER_HOST": self.host,
+            "DOCKER_CONFIG": str(self._folder / "config"),
+            "DOCKER_BUILDKIT": "0",  # it would be a program of its own
+        }
+        return await run(self._test, "docker", *argv, env=env, seconds=seconds, check=check)
+
+    async def _clear(self) -> None:
+        """End what the engine left behind when it could not end by itself; remove its files."""
+        children = self._folder / "exec/containerd/containerd.pid"
+        if children.exists():
+            pid = int(children.read_text())
+            if str(self._folder) in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+        mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+        for mount in reversed(mounts):
+            if Path(mount).is_relative_to(self._folder):
+                await run(self._test, "umount", "--lazy", mount)
+        await deferToThread(shutil.rmtree, self._folder)
