@@ -1,0 +1,230 @@
+"""
+Manifests and indexes: image-spec, manifest.md, image-index.md and descriptor.md; and the Docker
+schema 2 documents they come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+import msgspec
+from attrs import field, frozen
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, ManifestInvalid
+
+OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
+
+IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
+MANIFEST_TYPES = IMAGE_TYPES | INDEX_TYPES
+
+# Layers that a registry need not hold: image-spec, media-types.md, and Docker's foreign layers.
+_NON_DISTRIBUTABLE = (
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+)
+
+
+@frozen
+class Descriptor:
+    """
+    What one document says of another: image-spec, descriptor.md.
+
+    ``size`` is in bytes.  ``optional`` tells that the content may be absent from the registry:
+    it is non-distributable, or has ``urls`` to be fetched from.
+    """
+
+    media_type: str
+    digest: Digest
+    size: int
+    optional: bool = False
+
+
+@frozen
+class Manifest:
+    """
+    A manifest as pushed: its exact bytes and what was read from them.
+
+    :ivar content: the bytes as received; never re-encoded.
+    :ivar digest: of ``content``.
+    :ivar media_type: as pushed, without parameters.
+    :ivar artifact_type: ``artifactType``, or for an image manifest without one the config's media
+        type ("Listing Referrers"); ``None`` if neither is there.
+    :ivar blobs: the config and the layers.
+    :ivar children: the manifests an index lists.
+    """
+
+    content: bytes = field(repr=False)
+    digest: Digest
+    media_type: str
+    artifact_type: str | None = None
+    subject: Digest | None = None
+    annotations: Mapping[str, str] = field(factory=dict)
+    blobs: tuple[Descriptor, ...] = ()
+    children: tuple[Descriptor, ...] = ()
+
+
+# RFC 6838, 4.2: it becomes a header of every answer.
+_OTHER_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,121}\+json")
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Descriptor(msgspec.Struct, rename="camel"):
+    media_type: Annotated[str, msgspec.Meta(min_length=1)]
+    digest: str
+    size: _Size
+    urls: list[str] | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _Document(msgspec.Struct, rename="camel"):
+    """The fields that any manifest may have; which must be there depends on its type."""
+
+    schema_version: int | None = None
+    media_type: str | None = None
+    artifact_type: str | None = None
+    config: _Descriptor | None = None
+    layers: list[_Descriptor] | None = None
+    manifests: list[_Descriptor] | None = None
+    subject: _Descriptor | None = None
+    annotations: dict[str, str] | None = None
+
+
+class _OtherDocument(msgspec.Struct, rename="camel"):
+    """A document of a type we know nothing of, kept where the settings say so."""
+
+    media_type: str | None = None
+    artifact_type: str | None = None
+    subject: _Descriptor | None = None
+    annotations: dict[str, str] | None = None
+
+
+_T = TypeVar("_T")
+
+_document = msgspec.json.Decoder(_Document)
+_other = msgspec.json.Decoder(_OtherDocument)
+
+
+def parse_manifest(
+    content: bytes, content_type: str | None, digest: Digest | None = None, *, other_types: bool
+) -> Manifest:
+    """
+    Read and check a pushed manifest.
+
+    :param content_type: the request's ``Content-Type``; parameters are ignored.  Without one the
+        document's own ``mediaType`` counts.
+    :param digest: the digest it was pushed under, or ``None`` for a push by tag (then sha256).
+    :param other_types: keep any other ``application/*+json`` too, its structure unchecked.
+    :raises ManifestInvalid: if type or structure are wrong.
+    :raises DigestInvalid: if ``digest`` is not that of ``content``.
+    """
+    actual = Digest.of(content, digest.algorithm) if digest else Digest.of(content)
+    if digest is not None and digest != actual:
+        raise DigestInvalid(
+            "the manifest's bytes do not have the digest they were pushed under",
+            {"digest": str(digest), "actual": str(actual)},
+        )
+    declared = (content_type or "").split(";", 1)[0].strip().lower() or None
+    if declared is not None and declared not in MANIFEST_TYPES:
+        return _parse_other(content, declared, actual, allowed=other_types)
+    document = _decode(_document, content)
+    media_type = _agreed_type(declared, document.media_type)
+    if media_type not in MANIFEST_TYPES:
+        return _parse_other(content, media_type, actual, allowed=other_types)
+    if document.schema_version != 2:
+        raise ManifestInvalid("schemaVersion must be 2", {"schemaVersion": document.schema_version})
+    artifact_type = document.artifact_type or None
+    if media_type in IMAGE_TYPES:
+        blobs = _image_blobs(document)
+        children: tuple[Descriptor, ...] = ()
+        artifact_type = artifact_type or blobs[0].media_type  # the config's
+    else:
+        # Some builders list layers and a config in an index: blobs, by their media type.
+        listed = _index_children(document)
+        blobs = tuple(d for d in listed if d.media_type not in MANIFEST_TYPES)
+        children = tuple(d for d in listed if d.media_type in MANIFEST_TYPES)
+    return Manifest(
+        content=content,
+        digest=actual,
+        media_type=media_type,
+        artifact_type=artifact_type,
+        subject=_descriptor("subject", document.subject).digest if document.subject else None,
+        annotations=document.annotations or {},
+        blobs=blobs,
+        children=children,
+    )
+
+
+def _parse_other(content: bytes, media_type: str, digest: Digest, *, allowed: bool) -> Manifest:
+    if not (allowed and _OTHER_TYPE.fullmatch(media_type)):
+        raise ManifestInvalid(
+            "media type not accepted: push an OCI manifest or index, or a Docker schema 2 manifest"
+            " or list; for others an administrator sets other_media_types on the repository",
+            {"mediaType": media_type[:200]},
+        )
+    document = _decode(_other, content)
+    _agreed_type(media_type, document.media_type)
+    return Manifest(
+        content=content,
+        digest=digest,
+        media_type=media_type,
+        artifact_type=document.artifact_type or None,
+        subject=_descriptor("subject", document.subject).digest if document.subject else None,
+        annotations=document.annotations or {},
+    )
+
+
+def _decode(decoder: msgspec.json.Decoder[_T], content: bytes) -> _T:
+    try:
+        return decoder.decode(content)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise ManifestInvalid(f"not a manifest: {error}") from None
+
+
+def _agreed_type(declared: str | None, embedded: str | None) -> str:
+    """If a manifest has a ``mediaType``, ``Content-Type`` MUST be that ("Pushing Manifests")."""
+    if declared and embedded and declared != embedded:
+        raise ManifestInvalid(
+            "the manifest's mediaType contradicts the request's Content-Type",
+            {"mediaType": embedded[:200], "Content-Type": declared[:200]},
+        )
+    media_type = declared or embedded
+    if not media_type:
+        raise ManifestInvalid("no media type: send a Content-Type header")
+    return media_type
+
+
+def _descriptor(where: str, wire: _Descriptor) -> Descriptor:
+    try:
+        digest = Digest.parse(wire.digest)
+    except DigestInvalid as error:
+        raise ManifestInvalid(f"{where}: {error.message}", error.detail) from None
+    optional = bool(wire.urls) or wire.media_type.startswith(_NON_DISTRIBUTABLE)
+    return Descriptor(wire.media_type, digest, wire.size, optional)
+
+
+def _image_blobs(document: _Document) -> tuple[Descriptor, ...]:
+    if document.manifests is not None:
+        # One document readable as two kinds is a known way to hide content from a scanner.
+        raise ManifestInvalid("an image manifest must not have a manifests field")
+    if document.config is None or document.layers is None:
+        raise ManifestInvalid("an image manifest needs config and layers")
+    layers = (_descriptor(f"layers[{i}]", layer) for i, layer in enumerate(document.layers))
+    return (_descriptor("config", document.config), *layers)
+
+
+def _index_children(document: _Document) -> tuple[Descriptor, ...]:
+    if document.config is not None or document.layers is not None:
+        raise ManifestInvalid("an index must not have a config or layers field")
+    if document.manifests is None:
+        raise ManifestInvalid("an index needs a manifests field")
+    return tuple(
+        _descriptor(f"manifests[{i}]", child) for i, child in enumerate(document.manifests)
+    )

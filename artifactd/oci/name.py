@@ -1,0 +1,96 @@
+"""Names, tags and references: distribution-spec, "Pulling manifests"."""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+from attrs import frozen
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, ManifestInvalid, NameInvalid
+
+NAME_LENGTH = 255
+TAG_LENGTH = 128
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
+
+
+@frozen
+class RepositoryName:
+    """
+    The ``<name>`` of a request: lower-case path components, at most 255 characters in all.
+    """
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises NameInvalid: if ``text`` breaks the spec's grammar or is too long."""
+        if len(text) > NAME_LENGTH:
+            raise NameInvalid(f"repository name is longer than {NAME_LENGTH} characters")
+        if not _NAME.fullmatch(text):
+            raise NameInvalid(
+                "invalid repository name: use lower-case letters, digits and single separators"
+                " (. _ __ -) in components divided by /",
+                {"name": text},
+            )
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@frozen
+class ImageName:
+    """
+    The canonical name of an image: a configured repository, and the image's name inside it.
+
+    Rows, logs, mounts and rules use this name and no other.
+    """
+
+    repository: str
+    image: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}/{self.image}"
+
+
+@frozen
+class Tag:
+    """A human-readable pointer to a manifest, 1 to 128 characters."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ManifestInvalid: if ``text`` breaks the spec's grammar for tags."""
+        if not _TAG.fullmatch(text):
+            raise ManifestInvalid(
+                "invalid tag: use 1 to 128 letters, digits, '.', '_' or '-',"
+                " not beginning with '.' or '-'",
+                {"tag": text[:200]},
+            )
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Reference = Tag | Digest
+
+
+def parse_reference(text: str) -> Reference:
+    """
+    The ``<tag-or-digest>`` of a request.
+
+    :raises ManifestInvalid: if it is neither.
+    """
+    if ":" not in text:
+        return Tag.parse(text)
+    try:
+        return Digest.parse(text)
+    except DigestInvalid as error:
+        raise ManifestInvalid(f"invalid reference: {error.message}", error.detail) from None

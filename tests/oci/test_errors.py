@@ -1,0 +1,31 @@
+"""Errors: distribution-spec, "Error Codes"."""
+
+from __future__ import annotations
+
+import json
+
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.errors import ManifestUnknown
+from artifactd.quantity import Size
+
+
+class BodyTests(TestCase):
+    """The JSON of an error."""
+
+    def test_it_has_code_message_and_detail(self) -> None:
+        body = json.loads(ManifestUnknown("no such manifest", {"reference": "v1"}).body())
+        expected = {
+            "code": "MANIFEST_UNKNOWN",
+            "message": "no such manifest",
+            "detail": {"reference": "v1"},
+        }
+        self.assertEqual({"errors": [expected]}, body)
+
+    def test_without_a_detail_there_is_none(self) -> None:
+        body = json.loads(ManifestUnknown("no such manifest").body())
+        self.assertNotIn("detail", body["errors"][0])
+
+    def test_what_json_has_no_form_for_becomes_text(self) -> None:
+        error = json.loads(ManifestUnknown("no", {"limit": Size(5 << 20)}).body())
+        self.assertEqual({"limit": "5MiB"}, error["errors"][0]["detail"])
