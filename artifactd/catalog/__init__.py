@@ -1,0 +1,1 @@
+"""Metadata: what is in the registry, apart from the bytes.  The only place with SQL."""

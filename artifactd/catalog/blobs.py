@@ -1,0 +1,116 @@
+"""Blobs, and which image holds which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sqlite3 import Connection
+from typing import Literal
+
+from artifactd.catalog import images, uploads
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import BlobUnknown, Unsupported
+from artifactd.oci.name import ImageName
+
+_HOLDERS_NAMED = 10
+
+
+def size(db: Connection, image: ImageName, digest: Digest) -> int | None:
+    """``Catalog.blob_size``."""
+    row = db.execute(
+        "SELECT blob.size FROM image"
+        " JOIN blob ON blob.digest = ?"
+        " JOIN blob_link ON blob_link.image_id = image.id AND blob_link.blob_id = blob.id"
+        " WHERE image.repository = ? AND image.name = ?",
+        (str(digest), image.repository, image.image),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def add(
+    db: Connection,
+    image: ImageName,
+    digest: Digest,
+    size: int,
+    confirm: Callable[[], None],
+    upload: str | None,
+    at: float,
+) -> None:
+    """``Catalog.add_blob``."""
+    confirm()
+    record(db, digest, size, at)
+    _link(db, image, digest)
+    if upload is not None:
+        uploads.delete(db, upload)
+
+
+def record(db: Connection, digest: Digest, size: int, at: float) -> None:
+    """List published bytes, of a blob or a manifest."""
+    db.execute(
+        "INSERT INTO blob (digest, size, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        (str(digest), size, at),
+    )
+
+
+def mount(db: Connection, image: ImageName, digest: Digest, source: ImageName | None) -> int | None:
+    """``Catalog.mount_blob``."""
+    held = _size_anywhere(db, digest) if source is None else size(db, source, digest)
+    if held is not None:
+        _link(db, image, digest)
+    return held
+
+
+def _size_anywhere(db: Connection, digest: Digest) -> int | None:
+    row = db.execute(
+        "SELECT size FROM blob"
+        " WHERE digest = ? AND EXISTS (SELECT 1 FROM blob_link WHERE blob_id = blob.id)",
+        (str(digest),),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _link(db: Connection, image: ImageName, digest: Digest) -> None:
+    db.execute(
+        "INSERT INTO blob_link (image_id, blob_id)"
+        " SELECT ?, id FROM blob WHERE digest = ? ON CONFLICT DO NOTHING",
+        (images.add(db, image), str(digest)),
+    )
+
+
+def delete(db: Connection, image: ImageName, digest: Digest, *, allow_held: bool) -> None:
+    """``Catalog.delete_blob``."""
+    image_id = images.find(db, image)
+    if image_id is None or size(db, image, digest) is None:
+        raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
+    if not allow_held:
+        refuse_if_held(db, image_id, digest, "blob")
+    db.execute(
+        "DELETE FROM blob_link"
+        " WHERE image_id = ? AND blob_id = (SELECT id FROM blob WHERE digest = ?)",
+        (image_id, str(digest)),
+    )
+
+
+def refuse_if_held(
+    db: Connection, image_id: int, digest: Digest, kind: Literal["blob", "manifest"]
+) -> None:
+    """:raises Unsupported: naming the manifests of the image that hold ``digest``."""
+    rows = db.execute(
+        "SELECT manifest.digest FROM manifest_entry"
+        " JOIN manifest ON manifest.id = manifest_entry.manifest_id"
+        " WHERE manifest_entry.image_id = ? AND manifest_entry.digest = ? LIMIT ?",
+        (image_id, str(digest), _HOLDERS_NAMED),
+    )
+    holders = sorted(holder for (holder,) in rows)
+    if holders:
+        raise Unsupported(
+            f"manifests of this image still hold this {kind}: delete those first",
+            {"digest": str(digest), "heldBy": holders},
+        )
+
+
+def forget(db: Connection, digest: Digest, unlink: Callable[[], None]) -> bool:
+    """``Catalog.forget_blob``."""
+    listed = db.execute("SELECT 1 FROM blob WHERE digest = ?", (str(digest),)).fetchone()
+    if listed is None:
+        unlink()
+    return listed is None

@@ -1,0 +1,263 @@
+"""What the registry asks of a catalog; ``tests/contracts`` holds every backend to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from attrs import field, frozen
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.manifest import Manifest
+from artifactd.oci.name import ImageName, Reference, Tag
+
+
+@frozen
+class ManifestRecord:
+    """
+    What the catalog knows of a manifest in an image.  ``size`` is in bytes.
+    """
+
+    digest: Digest
+    size: int
+    media_type: str
+    artifact_type: str | None = None
+    subject: Digest | None = None
+    annotations: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class UploadRecord:
+    """An upload session.  ``started`` is in seconds since the epoch."""
+
+    id: str
+    image: ImageName
+    algorithm: Algorithm
+    started: float
+
+
+@frozen
+class TagMovement:
+    """
+    One line of the journal: ``tag`` went from one digest to another (``None``: absent).
+    ``at`` is in seconds since the epoch.
+    """
+
+    tag: str
+    actor: str
+    at: float
+    before: Digest | None
+    after: Digest | None
+
+
+@frozen
+class Precondition:
+    """
+    RFC 9110, 13.1.1 and 13.1.2, on what a reference points at now.
+
+    ``if_match``: strong comparison, ``("*",)`` for "anything"; ``None`` where the header is absent.
+    Values are entity tags without weakness, e.g. ``"sha256:…"`` with its quotes; a weak one
+    (``W/"…"``) stands here with its prefix, so that it never matches strongly.
+    """
+
+    if_match: tuple[str, ...] | None = None
+    if_none_match: tuple[str, ...] | None = None
+
+    def holds(self, current: Digest | None) -> bool:
+        """Whether it holds where the reference now points at ``current``."""
+        etag = f'"{current}"'
+        if self.if_match is not None and (
+            current is None or not ("*" in self.if_match or etag in self.if_match)
+        ):
+            return False
+        return not (
+            self.if_none_match is not None
+            and current is not None
+            and ("*" in self.if_none_match or etag in (_strong(t) for t in self.if_none_match))
+        )
+
+
+def _strong(etag: str) -> str:
+    return etag.removeprefix("W/")
+
+
+@frozen
+class ManifestPut:
+    """
+    A manifest to be put into an image.
+
+    :ivar tags: the tags that shall point at it; may be empty.
+    :ivar precondition: must hold for every one of ``tags``, or without tags for the manifest.
+    :ivar sparse: children of an index may be absent.
+    :ivar actor: who does it, for the journal.
+    """
+
+    image: ImageName
+    manifest: Manifest
+    tags: tuple[Tag, ...] = ()
+    precondition: Precondition = Precondition()
+    sparse: bool = False
+    actor: str = ""
+
+
+def nothing() -> None:
+    """Nothing has to be done with the bytes."""
+
+
+class Catalog(Protocol):
+    """
+    The registry's metadata.  A method either does all it says, durably, or raises and does
+    nothing; what it has done is seen by every later call of any process.
+
+    Errors that are a client's are raised as :mod:`artifactd.oci.errors`; a catalog that can't be
+    used now (locked, full disk) raises :class:`artifactd.oci.errors.Unavailable`.
+    """
+
+    # -- blobs
+
+    async def blob_size(self, image: ImageName, digest: Digest) -> int | None:
+        """The size in bytes of a blob that ``image`` holds, or ``None`` if it holds none such."""
+
+    async def add_blob(
+        self,
+        image: ImageName,
+        digest: Digest,
+        size: int,
+        confirm: Callable[[], None],
+        release: Callable[[], None] = nothing,
+        upload: str | None = None,
+    ) -> None:
+        """
+        Let ``image`` hold a blob whose bytes are published, and end the upload session they came
+        by.  ``confirm`` is called inside the transaction, ``release`` after it, in the same thread
+        (``StagedBlob``); if ``release`` fails that is logged and changes nothing.
+        """
+
+    async def mount_blob(
+        self, image: ImageName, digest: Digest, source: ImageName | None
+    ) -> int | None:
+        """
+        Let ``image`` hold a blob that ``source`` (``None``: any image) holds.
+
+        Its size in bytes, or ``None`` if ``source`` does not hold it.
+        """
+
+    async def delete_blob(self, image: ImageName, digest: Digest, *, allow_held: bool) -> None:
+        """
+        Take a blob out of ``image``; its bytes stay.
+
+        :raises BlobUnknown: if ``image`` does not hold it.
+        :raises Unsupported: if a manifest of ``image`` holds it, unless ``allow_held``; ``detail``
+            is ``{"digest": …, "heldBy": [digests, at most 10]}``.
+        """
+
+    async def forget_blob(self, digest: Digest, unlink: Callable[[], None]) -> bool:
+        """
+        Inside a write transaction: if no row needs the bytes of ``digest``, call ``unlink``.
+
+        Whether it did.  Rows need the bytes of a blob while the catalog lists it at all.
+        """
+
+    # -- manifests
+
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
+        """The manifest that ``reference`` names in ``image``, or ``None``."""
+
+    async def check_manifest(self, put: ManifestPut) -> None:
+        """
+        Raise what :meth:`put_manifest` would raise if called now.
+
+        :raises ManifestBlobUnknown: if blobs or children are absent from the image, unless
+            optional; ``detail`` is ``{"digests": […]}``.
+        :raises ManifestInvalid: if a descriptor's size is not that of the stored content.
+        :raises PreconditionFailed: if the precondition does not hold.
+        """
+
+    async def put_manifest(
+        self, put: ManifestPut, confirm: Callable[[], None], release: Callable[[], None] = nothing
+    ) -> None:
+        """
+        Put a manifest whose bytes are published into an image and move its tags to it, journalling
+        each movement; all in one transaction.  Raises as :meth:`check_manifest`.
+
+        A tag that points at the manifest already does not move.  The media type of a manifest
+        pushed again is the newer one.
+        """
+
+    async def delete_manifest(
+        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
+    ) -> None:
+        """
+        Take a manifest and all its tags out of ``image``; its bytes stay.
+
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if ``image`` does not have it.
+        :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
+            as for :meth:`delete_blob`.
+        """
+
+    async def delete_tag(self, image: ImageName, tag: Tag, *, actor: str) -> None:
+        """
+        Take a tag off.
+
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if there is no such tag.
+        """
+
+    async def tag_movements(self, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
+        """The journal of a tag, oldest first."""
+
+    # -- listings
+
+    async def tags(
+        self, image: ImageName, after: str | None, limit: int | None
+    ) -> list[str] | None:
+        """
+        Tags in ASCII order, those behind ``after``, at most ``limit``; ``None`` if the image is
+        unknown: it has never had a manifest.
+        """
+
+    async def images(self, repository: str, after: str, limit: int) -> list[str]:
+        """
+        The names inside ``repository`` of its known images, in ASCII order, those behind ``after``.
+        """
+
+    async def referrers(
+        self,
+        image: ImageName,
+        subject: Digest,
+        artifact_type: str | None,
+        after: str | None,
+        limit: int,
+    ) -> list[ManifestRecord]:
+        """
+        The manifests of ``image`` whose subject is ``subject``, ordered by the text of their
+        digest, those behind ``after``, at most ``limit``, only those of ``artifact_type`` if given.
+
+        Fewer where their annotations exceed 3 MiB: then the last is one more than that.
+        """
+
+    # -- upload sessions
+
+    async def add_upload(self, upload: UploadRecord, create: Callable[[], None] = nothing) -> None:
+        """
+        Remember an upload session.  ``create`` is called inside the transaction before the row is
+        written (``UploadStore.create``).
+        """
+
+    async def upload(self, upload_id: str) -> UploadRecord | None:
+        """The session of that id, or ``None``."""
+
+    async def delete_upload(self, upload_id: str) -> bool:
+        """Forget a session; whether there was one."""
+
+    async def uploads(self, after: str, limit: int) -> list[UploadRecord]:
+        """Sessions in the order of their ids, those behind ``after``, at most ``limit``."""
+
+    # -- the catalog itself
+
+    async def check(self) -> None:
+        """:raises Unavailable: if the catalog can't be read, or can't be locked for writing."""
+
+    async def close(self) -> None:
+        """Wait for what is in flight and close."""

@@ -1,0 +1,156 @@
+"""Manifests: what they hold, and what refers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from sqlite3 import Connection
+
+import msgspec
+
+from artifactd.catalog import blobs, images, tags
+from artifactd.catalog.interfaces import ManifestPut, ManifestRecord
+from artifactd.catalog.requirements import check_entries, check_precondition
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.manifest import Descriptor, Manifest
+from artifactd.oci.name import ImageName, Reference, Tag
+
+_Row = tuple[str, int, str, str | None, str | None, str]
+
+_SELECT = (
+    "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations FROM image"
+)
+_BLOB = " JOIN blob ON blob.digest = manifest.digest WHERE image.repository = ? AND image.name = ?"
+_BY_DIGEST = (
+    f"{_SELECT} JOIN manifest ON manifest.image_id = image.id AND manifest.digest = ?{_BLOB}"
+)
+_BY_TAG = (
+    f"{_SELECT} JOIN tag ON tag.image_id = image.id AND tag.name = ?"
+    f" JOIN manifest ON manifest.id = tag.manifest_id{_BLOB}"
+)
+_BY_SUBJECT = (
+    f"{_SELECT} JOIN manifest ON manifest.image_id = image.id{_BLOB}"
+    " AND subject = ? AND manifest.digest > ?"
+)
+
+# Characters of annotations in one list of referrers; a manifest may have 4 MiB of them.
+_ANNOTATIONS = 3 << 20
+
+_annotations = msgspec.json.Decoder(dict[str, str])
+
+
+def find(db: Connection, image: ImageName, reference: Reference) -> ManifestRecord | None:
+    """``Catalog.manifest``."""
+    query = _BY_TAG if isinstance(reference, Tag) else _BY_DIGEST
+    row = db.execute(query, (str(reference), image.repository, image.image)).fetchone()
+    return None if row is None else _record(row)
+
+
+def referrers(
+    db: Connection,
+    image: ImageName,
+    subject: Digest,
+    artifact_type: str | None,
+    after: str | None,
+    limit: int,
+) -> list[ManifestRecord]:
+    """``Catalog.referrers``."""
+    wanted: list[str | int] = [image.repository, image.image, str(subject), after or ""]
+    query = _BY_SUBJECT
+    if artifact_type is not None:
+        query += " AND artifact_type = ?"
+        wanted.append(artifact_type)
+    records: list[ManifestRecord] = []
+    size = 0
+    for row in db.execute(f"{query} ORDER BY manifest.digest LIMIT ?", (*wanted, limit)):
+        records.append(_record(row))
+        if size > _ANNOTATIONS:
+            break  # one more than fits, which tells that there are more
+        size += len(row[5])
+    return records
+
+
+def _record(row: _Row) -> ManifestRecord:
+    digest, size, media_type, artifact_type, subject, annotations = row
+    return ManifestRecord(
+        digest=Digest.parse(digest),
+        size=size,
+        media_type=media_type,
+        artifact_type=artifact_type,
+        subject=None if subject is None else Digest.parse(subject),
+        annotations=_annotations.decode(annotations),
+    )
+
+
+def check(db: Connection, put: ManifestPut) -> None:
+    """``Catalog.check_manifest``."""
+    image_id = images.find(db, put.image)
+    check_entries(db, image_id, put)
+    check_precondition(db, image_id, put)  # last: RFC 9110, 13.2.1
+
+
+def put(db: Connection, put: ManifestPut, confirm: Callable[[], None], at: float) -> None:
+    """``Catalog.put_manifest``."""
+    check(db, put)
+    confirm()
+    manifest = put.manifest
+    blobs.record(db, manifest.digest, len(manifest.content), at)
+    image_id = images.make_known(db, put.image, at)
+    manifest_id = _upsert(db, image_id, manifest, at)
+    _replace_entries(db, image_id, manifest_id, manifest)
+    for tag in put.tags:
+        tags.move(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+
+
+def _upsert(db: Connection, image_id: int, manifest: Manifest, at: float) -> int:
+    row = db.execute(
+        "INSERT INTO manifest"
+        " (image_id, digest, media_type, artifact_type, subject, annotations, pushed_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET media_type = excluded.media_type,"
+        " artifact_type = excluded.artifact_type, subject = excluded.subject,"
+        " annotations = excluded.annotations, pushed_at = excluded.pushed_at"
+        " RETURNING id",
+        (
+            image_id,
+            str(manifest.digest),
+            manifest.media_type,
+            manifest.artifact_type,
+            None if manifest.subject is None else str(manifest.subject),
+            msgspec.json.encode(manifest.annotations).decode(),
+            at,
+        ),
+    ).fetchone()
+    return int(row[0])
+
+
+def _replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: Manifest) -> None:
+    """Replaced, since the same bytes may mean something else under another media type."""
+
+    def entries(kind: str, held: Iterable[Descriptor]) -> Iterable[tuple[int, str, str, int]]:
+        return ((image_id, str(descriptor.digest), kind, manifest_id) for descriptor in held)
+
+    db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
+    insert = (
+        "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING"  # a layer may be listed twice
+    )
+    db.executemany(insert, entries("blob", manifest.blobs))
+    db.executemany(insert, entries("manifest", manifest.children))
+
+
+def delete(
+    db: Connection, image: ImageName, digest: Digest, *, allow_held: bool, actor: str, at: float
+) -> None:
+    """``Catalog.delete_manifest``."""
+    image_id = images.known(db, image)
+    row = db.execute(
+        "SELECT id FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
+    ).fetchone()
+    if row is None:
+        raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+    if not allow_held:
+        blobs.refuse_if_held(db, image_id, digest, "manifest")
+    manifest_id = int(row[0])
+    tags.delete_all_of(db, manifest_id, digest, actor=actor, at=at)
+    db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))

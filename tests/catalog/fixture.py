@@ -1,0 +1,45 @@
+"""A catalog of SQLite for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import cast
+
+from twisted.internet import reactor
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.catalog.migrations import migrate
+from artifactd.catalog.repositories import configure_repositories
+from artifactd.catalog.sqlite import SQLiteCatalog
+from tests.contracts.catalog import CatalogTestCase
+
+REACTOR = cast(IReactorFromThreads, reactor)
+
+
+def new_catalog(case: SynchronousTestCase) -> Path:
+    """The path of an empty catalog, closed by all."""
+    path = Path(case.mktemp()) / "catalog.sqlite"
+    path.parent.mkdir()
+    migrate(path, nullcontext)
+    return path
+
+
+class SQLiteCatalogTestCase(CatalogTestCase):
+    """:ivar path: of the test's catalog."""
+
+    def setUp(self) -> None:
+        self.path = new_catalog(self)
+        super().setUp()
+
+    def open_catalog(self, busy_timeout: float = 60.0) -> SQLiteCatalog:
+        catalog = SQLiteCatalog(
+            self.path, REACTOR, busy_timeout=busy_timeout, now=lambda: self.time
+        )
+        self.addCleanup(catalog.close)
+        return catalog
+
+    def configure_repositories(self, names: Sequence[str], default: str | None) -> None:
+        configure_repositories(self.path, names, default)

@@ -1,0 +1,75 @@
+"""Copies: consistent, durable, and there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.catalog.copies import copy
+
+
+class CopyTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.target = self.folder / "copy"
+        self.source = sqlite3.connect(self.folder / "source", isolation_level=None)
+        self.addCleanup(self.source.close)
+        self.source.execute("PRAGMA journal_mode = WAL")
+        self.source.execute("CREATE TABLE number (n)")
+
+    def insert(self, numbers: int) -> None:
+        """As another connection would."""
+        with closing(sqlite3.connect(self.folder / "source")) as other:
+            other.executemany("INSERT INTO number VALUES (?)", [(n,) for n in range(numbers)])
+            other.commit()
+
+    def copied(self) -> int:
+        with closing(sqlite3.connect(self.target)) as db:
+            count: int = db.execute("SELECT count(*) FROM number").fetchone()[0]
+        return count
+
+    def test_what_is_still_in_the_log_is_copied(self) -> None:
+        self.insert(1000)
+        copy(self.source, self.target)
+        self.assertEqual(1000, self.copied())
+
+    def test_in_a_transaction_its_snapshot_is_copied(self) -> None:
+        self.insert(10)
+        self.source.execute("BEGIN")
+        self.source.execute("SELECT * FROM number").fetchall()
+        self.insert(10)
+        copy(self.source, self.target)
+        self.assertEqual(10, self.copied())
+
+    def test_the_copy_and_its_name_are_on_disk_when_it_is_done(self) -> None:
+        synced: list[int] = []
+        fsync = os.fsync
+
+        def record(fd: int) -> None:
+            synced.append(os.fstat(fd).st_ino)
+            fsync(fd)
+
+        self.patch(os, "fsync", record)
+        copy(self.source, self.target)
+        self.assertEqual([self.target.stat().st_ino, self.folder.stat().st_ino], synced[-2:])
+
+    def test_what_is_there_is_not_replaced(self) -> None:
+        self.target.write_bytes(b"precious")
+        self.assertRaises(FileExistsError, copy, self.source, self.target)
+        self.assertEqual(b"precious", self.target.read_bytes())
+
+    def test_what_a_crash_left_does_no_harm(self) -> None:
+        (self.folder / ".copy.partial").write_bytes(b"half a copy")
+        self.insert(10)
+        copy(self.source, self.target)
+        self.assertEqual(10, self.copied())
+
+    def test_a_copy_that_fails_leaves_nothing(self) -> None:
+        self.source.close()
+        self.assertRaises(sqlite3.ProgrammingError, copy, self.source, self.target)
+        self.assertEqual(["source"], os.listdir(self.folder))

@@ -1,0 +1,201 @@
+"""Group commit, on a database with one table of numbers."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from threading import Event
+
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.trial.unittest import TestCase
+
+from artifactd.catalog.connections import Connections, prepare_writer
+from artifactd.catalog.writer import Writer
+from artifactd.oci.errors import Unavailable
+from tests.catalog.fixture import REACTOR
+
+
+def break_the_commit(db: sqlite3.Connection) -> int | None:
+    """Write what a deferred constraint refuses."""
+    return db.execute("INSERT INTO orphan VALUES (404)").lastrowid
+
+
+def insert(number: int) -> Callable[[sqlite3.Connection], int]:
+    """Write ``number`` and answer it."""
+
+    def interaction(db: sqlite3.Connection) -> int:
+        db.execute("INSERT INTO number VALUES (?)", (number,))
+        return number
+
+    return interaction
+
+
+class WriterTests(TestCase):
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        with closing(sqlite3.connect(self.path)) as db:
+            db.execute("CREATE TABLE number (n INTEGER PRIMARY KEY)")
+            db.execute("CREATE TABLE orphan (n REFERENCES number DEFERRABLE INITIALLY DEFERRED)")
+        self.statements: list[str] = []
+        self.limit = 1 << 30
+
+        def prepare(connection: sqlite3.Connection) -> None:
+            prepare_writer(connection)
+            connection.execute(f"PRAGMA max_page_count = {self.limit}")
+            connection.set_trace_callback(self.statements.append)
+
+        self.writer = Writer(Connections(self.path, REACTOR, 1, 0.01, prepare))
+        self.addCleanup(self.writer.close)
+
+    def numbers(self) -> list[int]:
+        """What another process reads."""
+        with closing(sqlite3.connect(self.path)) as db:
+            return [n for (n,) in db.execute("SELECT n FROM number ORDER BY n")]
+
+    def commits(self) -> int:
+        return self.statements.count("COMMIT")
+
+    def hold(self) -> tuple[Deferred[bool], Event]:
+        """A transaction that lasts until the event is set, so that what follows is queued."""
+        event = Event()
+        self.addCleanup(event.set)
+        return self.writer.run(lambda _: event.wait(60)), event
+
+    async def test_a_write_is_committed_when_its_result_is_there(self) -> None:
+        self.assertEqual(1, await self.writer.run(insert(1)))
+        self.assertEqual([1], self.numbers())
+
+    async def test_writes_queued_during_a_transaction_share_the_next_one(self) -> None:
+        results = await gatherResults([self.writer.run(insert(n)) for n in range(50)])
+        self.assertEqual(list(range(50)), results)
+        self.assertEqual(list(range(50)), self.numbers())
+        self.assertEqual(2, self.commits())  # the first alone, then all the others
+
+    async def test_a_transaction_takes_64_writes_at_most(self) -> None:
+        await gatherResults([self.writer.run(insert(n)) for n in range(1 + 2 * 64 + 1)])
+        self.assertEqual(4, self.commits())
+
+    async def test_no_result_is_there_before_the_whole_batch_is_committed(self) -> None:
+        held, event = self.hold()
+        first = self.writer.run(insert(1))
+        seen = self.writer.run(lambda _: (first.called, self.numbers()))
+        event.set()
+        self.assertEqual((False, []), await seen)
+        self.assertEqual((True, [1]), (first.called, self.numbers()))
+        await held
+
+    async def test_a_write_that_fails_is_undone_and_fails_alone(self) -> None:
+        def insert_and_fail(db: sqlite3.Connection) -> None:
+            insert(2)(db)
+            raise ValueError("of this write")
+
+        held, event = self.hold()
+        writes = self.writer.run(insert(1)), self.writer.run(insert(3))
+        failing = self.writer.run(insert_and_fail)
+        event.set()
+        await self.assertFailure(failing, ValueError)
+        await gatherResults(writes)
+        await held
+        self.assertEqual([1, 3], self.numbers())
+        self.assertEqual(2, self.commits())
+
+    async def test_a_commit_that_fails_fails_its_batch_and_nothing_after_it(self) -> None:
+        held, event = self.hold()
+        written, broken = self.writer.run(insert(1)), self.writer.run(break_the_commit)
+        event.set()
+        await self.assertFailure(written, sqlite3.IntegrityError)
+        await self.assertFailure(broken, sqlite3.IntegrityError)
+        self.assertEqual([], self.numbers())
+        await self.writer.run(insert(2))
+        self.assertEqual([2], self.numbers())
+        await held
+
+    async def test_a_transaction_that_sqlite_gives_up_fails_its_batch(self) -> None:
+        def give_up(db: sqlite3.Connection) -> int:
+            db.execute("ROLLBACK")
+            raise ValueError("in the midst of it")
+
+        held, event = self.hold()
+        batch = [self.writer.run(work) for work in (insert(1), give_up, insert(2))]
+        event.set()
+        for write in batch:
+            await self.assertFailure(write, ValueError)
+        self.assertEqual([], self.numbers())
+        await self.writer.run(insert(3))
+        self.assertEqual([3], self.numbers())
+        await held
+
+    async def test_a_write_cancelled_in_the_queue_never_runs(self) -> None:
+        held, event = self.hold()
+        cancelled, kept = self.writer.run(insert(1)), self.writer.run(insert(2))
+        cancelled.cancel()
+        event.set()
+        await self.assertFailure(cancelled, CancelledError)
+        self.assertEqual(2, await kept)
+        self.assertEqual([2], self.numbers())
+        await held
+
+    async def test_a_write_cancelled_in_its_transaction_is_committed(self) -> None:
+        started, event = Event(), Event()
+
+        def interaction(db: sqlite3.Connection) -> None:
+            insert(1)(db)
+            started.set()
+            event.wait(60)
+
+        cancelled = self.writer.run(interaction)
+        self.assertTrue(started.wait(60))
+        kept = self.writer.run(insert(2))
+        cancelled.cancel()
+        event.set()
+        await self.assertFailure(cancelled, CancelledError)
+        await kept
+        self.assertEqual([1, 2], self.numbers())
+
+    async def test_while_another_process_holds_the_lock_a_write_fails_cleanly(self) -> None:
+        await self.writer.run(insert(1))
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            error = await self.assertFailure(self.writer.run(insert(2)), Unavailable)
+        self.assertIn("SQLITE_BUSY", str(error))
+        await self.writer.run(insert(3))
+        self.assertEqual([1, 3], self.numbers())
+
+    async def test_on_a_full_disk_a_write_fails_and_smaller_ones_go_on(self) -> None:
+        self.limit = 8
+
+        def fill(db: sqlite3.Connection) -> list[int]:
+            return [insert(number)(db) for number in range(100_000)]
+
+        error = await self.assertFailure(self.writer.run(fill), Unavailable)
+        self.assertIn("SQLITE_FULL", str(error))
+        self.assertIn("free some space", str(error))
+        await self.writer.run(insert(1))
+        self.assertEqual([1], self.numbers())
+
+    async def test_a_damaged_file_is_called_so(self) -> None:
+        self.path.write_bytes(b"no database" * 1000)
+        error = await self.assertFailure(self.writer.run(insert(1)), Unavailable)
+        self.assertIn("restore a backup", str(error))
+
+    async def test_a_mistake_of_ours_is_not_called_unavailable(self) -> None:
+        wrong = self.writer.run(lambda db: db.execute("SELECT nonsense"))
+        await self.assertFailure(wrong, sqlite3.OperationalError)
+
+    async def test_closing_waits_for_all_that_is_queued(self) -> None:
+        held, event = self.hold()
+        queued = [self.writer.run(insert(n)) for n in range(100)]
+        closed = Deferred.fromCoroutine(self.writer.close())
+        self.assertNoResult(closed)
+        event.set()
+        await closed
+        self.assertEqual(list(range(100)), [self.successResultOf(write) for write in queued])
+        self.assertEqual(list(range(100)), self.numbers())
+        self.assertTrue(self.successResultOf(held))
+
+    async def test_a_closed_writer_writes_no_more(self) -> None:
+        await self.writer.close()
+        await self.assertFailure(self.writer.run(insert(1)), Unavailable)
+        self.assertEqual([], self.numbers())
