@@ -1,0 +1,182 @@
+"""Blobs as files: ``blobs/<algorithm>/<first two digits>/<encoded>``, and their publication."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from inspect import isawaitable
+
+from attrs import define
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.storage.files import Directory, FileOperations
+from artifactd.storage.threads import Serial
+
+Forget = Callable[[Digest, Callable[[], None]], object]
+"""``Catalog.forget_blob``: may call its second argument; may return an awaitable."""
+
+
+@define(eq=False)
+class FilesystemBlob:
+    """A blob open for reading (:class:`artifactd.storage.interfaces.OpenBlob`)."""
+
+    size: int
+    _fd: int
+
+    def fileno(self) -> int:
+        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class BlobTree:
+    """The published blobs.  All methods block and raise OSError."""
+
+    def __init__(self, blobs: Directory, files: FileOperations) -> None:
+        self._files = files
+        self._algorithms = {name: blobs.ensure(name, files) for name in Algorithm}
+        # Fan-out directories whose own entries this process knows to be on disk.
+        self._durable: set[tuple[Algorithm, str]] = set()
+
+    def open(self, digest: Digest) -> FilesystemBlob | None:
+        """The blob, or ``None`` if there is none."""
+        try:
+            with self._fan_out(digest) as directory:
+                fd, status = directory.open_file(digest.encoded)
+        except FileNotFoundError:
+            return None
+        return FilesystemBlob(status.st_size, fd)
+
+    def read(self, digest: Digest) -> bytes | None:
+        """All bytes of a small blob, or ``None`` if there is none.  :raises OSError: if damaged."""
+        blob = self.open(digest)
+        if blob is None:
+            return None
+        with open(blob.fileno(), "rb", buffering=0) as file:
+            content = file.readall()
+        if Digest.of(content, digest.algorithm) != digest:
+            raise OSError(errno.EIO, "its bytes do not have its digest", str(digest))
+        return content
+
+    def publish(self, staging: Directory, name: str, digest: Digest, size: int) -> None:
+        """Give the file ``name`` its place, unless there is one of that digest; durable after."""
+        with self._durable_fan_out(digest) as directory:
+            while True:
+                with suppress(FileExistsError):
+                    self._files.link(staging.fd, name, directory.fd, digest.encoded)
+                try:
+                    published = directory.status(digest.encoded)
+                    break
+                except FileNotFoundError:
+                    continue  # there was one, and it was withdrawn in this very moment
+            if published.st_size != size:
+                raise OSError(
+                    errno.EIO,
+                    f"has {published.st_size} bytes instead of {size}: it was damaged; remove it"
+                    " and push the blob again",
+                    f"{directory.path}/{digest.encoded}",
+                )
+            # Also where somebody else has linked it: it need not have come to syncing it.
+            self._files.sync(directory.fd)
+
+    def holds(self, digest: Digest, file: os.stat_result) -> bool:
+        """Whether ``file`` is what is published under ``digest``."""
+        try:
+            with self._fan_out(digest) as directory:
+                return directory.holds(digest.encoded, file)
+        except FileNotFoundError:
+            return False
+
+    def unlink(self, digest: Digest, file: os.stat_result) -> None:
+        """Take the published name away if it is ``file``'s, and not that of another push."""
+        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
+            if directory.holds(digest.encoded, file):
+                self._files.unlink(directory.fd, digest.encoded)
+
+    def close(self) -> None:
+        """Close the directories."""
+        for directory in self._algorithms.values():
+            directory.close()
+
+    def _fan_out(self, digest: Digest) -> Directory:
+        return self._algorithms[digest.algorithm].subdirectory(digest.encoded[:2], os.O_PATH)
+
+    def _durable_fan_out(self, digest: Digest) -> Directory:
+        algorithm, name = digest.algorithm, digest.encoded[:2]
+        if (algorithm, name) in self._durable:
+            return self._algorithms[algorithm].subdirectory(name)
+        directory = self._algorithms[algorithm].ensure(name, self._files)
+        self._durable.add((algorithm, name))
+        return directory
+
+
+@define(eq=False)
+class FilesystemStagedBlob:
+    """
+    A synced file in ``staging``, on its way to being a blob
+    (:class:`artifactd.storage.interfaces.StagedBlob`).
+
+    Its descriptor holds a flock, which tells a sweep that somebody still cares for it.
+    """
+
+    digest: Digest
+    size: int
+    _name: str
+    _fd: int
+    _file: os.stat_result
+    _staging: Directory
+    _blobs: BlobTree
+    _files: FileOperations
+    _threads: Serial
+
+    async def publish(self) -> None:
+        """Make the bytes visible under their digest, durably, and keep the staged copy."""
+        await self._threads.run(self._publish)
+
+    def confirm(self) -> None:
+        """See that the published name is still there, and publish again if it is not."""
+        # The file of another push may have been put there since, and not be durable yet.
+        if not self._blobs.holds(self.digest, self._file):
+            self._publish()
+
+    def release(self) -> None:
+        """Drop the staged copy: the row is committed."""
+        try:
+            self._files.unlink(self._staging.fd, self._name)
+        finally:
+            self.abandon()
+
+    async def withdraw(self, forget: Forget) -> None:
+        """
+        The row could not be written: drop the staged copy, and the published name if ``forget``
+        says so.  If ``forget`` fails, both are left to the next sweep.
+        """
+        # A caller that was cancelled may have left a thread publishing.
+        await self._threads.idle()
+        try:
+            forgotten = forget(self.digest, self._unlink_published)
+            if isawaitable(forgotten):
+                await forgotten
+        except BaseException:
+            await self._threads.run(self.abandon)
+            raise
+        await self._threads.run(self.release)
+
+    def abandon(self) -> None:
+        """Leave it all to the next sweep.  Further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _publish(self) -> None:
+        self._blobs.publish(self._staging, self._name, self.digest, self.size)
+
+    def _unlink_published(self) -> None:
+        self._blobs.unlink(self.digest, self._file)

@@ -1,0 +1,142 @@
+"""One budget of buffers for all transfers of the process (architecture.md, rule 6)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
+
+RECEIVE_SIZE = 256 * 1024
+"""The most bytes that one ``recv`` of a transport brings."""
+
+
+class Buffering(Protocol):
+    """What takes bytes in and writes them out later."""
+
+    def hold(self) -> None:
+        """Take no more in, and write out what is there, be it ever so little."""
+
+    def go_on(self) -> None:
+        """Take in again."""
+
+
+@define(eq=False)
+class _Request:
+    size: int
+    granted: Deferred[None]
+
+
+@define(eq=False)
+class BufferBudget:
+    """
+    The bytes that all transfers together may hold in memory.
+
+    Who takes bytes in that it can't refuse joins, and is held when the budget is used up; who asks
+    for a buffer beforehand acquires it.  Both wait in one queue, first come, first served; while
+    it is not empty (:attr:`pressed`), bytes taken in are written out at once and not gathered.
+
+    A transport that is paused may still deliver what it has received, so everybody is held
+    ``receive_size`` bytes for each before ``limit``, and for the one that fills it up once more,
+    but not before a quarter of it.
+
+    For the reactor's thread alone.
+
+    :param limit: bytes, more than 0.
+    :param receive_size: the most bytes that arrive from one transport after it was paused.
+    """
+
+    limit: int
+    receive_size: int = RECEIVE_SIZE
+    used: int = field(default=0, init=False)
+    _running: dict[Buffering, None] = field(factory=dict, init=False)
+    _waiting: dict[Buffering | _Request, None] = field(factory=dict, init=False)
+    _joined: set[Buffering] = field(factory=set, init=False)
+
+    @property
+    def threshold(self) -> int:
+        """The bytes at which everybody is held."""
+        reserve = (len(self._joined) + 1) * self.receive_size if self._joined else 0
+        return max(self.limit // 4, self.limit - reserve)
+
+    @property
+    def pressed(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
+
+    def join(self, consumer: Buffering) -> None:
+        """``consumer`` is going to take bytes in.  It may be held at once."""
+        self._joined.add(consumer)
+        self._running[consumer] = None
+        if self.pressed or self.used >= self.threshold:
+            self._hold()
+
+    def leave(self, consumer: Buffering) -> None:
+        """``consumer`` takes nothing in any more; what it took it has released."""
+        self._joined.discard(consumer)
+        self._running.pop(consumer, None)
+        self._waiting.pop(consumer, None)
+        self._admit()
+
+    def take(self, consumer: Buffering, size: int) -> None:
+        """``consumer``, which has joined, has taken ``size`` bytes in."""
+        self.used += size
+        if consumer in self._running:
+            # Who has had least of late stays in front, and will be the first to go on.
+            del self._running[consumer]
+            self._running[consumer] = None
+        if self.used >= self.threshold:
+            self._hold()
+
+    def acquire(self, size: int) -> Deferred[None]:
+        """
+        Wait until ``size`` bytes may be taken.  May be cancelled.
+
+        :raises ValueError: if ``size`` is more than the limit.
+        """
+        if size > self.limit:
+            raise ValueError(f"a buffer of {size} bytes is beyond the limit of {self.limit}")
+        if not self.pressed and self._fits(size):
+            self.used += size
+            return succeed(None)
+        request = _Request(size, Deferred(lambda _: self._give_up(request)))
+        self._waiting[request] = None
+        self._hold()
+        return request.granted
+
+    def release(self, size: int) -> None:
+        """``size`` bytes have gone out, or were dropped."""
+        self.used -= size
+        self._admit()
+
+    def _fits(self, size: int) -> bool:
+        return self.used == 0 or self.used + size <= self.threshold
+
+    def _hold(self) -> None:
+        held = list(self._running)
+        self._running.clear()
+        self._waiting.update(dict.fromkeys(held))
+        for consumer in held:
+            # Holding one may let bytes go out, which may let others go on.
+            if consumer in self._waiting:
+                consumer.hold()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            first = next(iter(self._waiting))
+            if isinstance(first, _Request):
+                if not self._fits(first.size):
+                    return
+                del self._waiting[first]
+                self.used += first.size
+                first.granted.callback(None)
+            else:
+                if not self._fits(1):
+                    return
+                del self._waiting[first]
+                self._running[first] = None
+                first.go_on()
+
+    def _give_up(self, request: _Request) -> None:
+        self._waiting.pop(request, None)
+        self._admit()

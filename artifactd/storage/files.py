@@ -1,0 +1,204 @@
+"""Files and directories of the store: what changes them, and how they are opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from attrs import frozen
+
+PRIVATE = 0o600
+PUBLISHED = 0o444
+DIRECTORY = 0o700
+
+_DIRECTORY_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW
+# O_NONBLOCK: opening a FIFO that somebody put there would wait for ever.
+_FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
+# The most buffers that one writev(2) takes on any Linux.
+_IOV_MAX = 1024
+
+
+class FileOperations:
+    """
+    Every system call that changes the store, and the one that reads bytes back.
+
+    One small class, so that a test can record them, make one fail, or replay them up to a crash.
+    Directories are given by descriptor, files in them by name.  All block, and raise OSError.
+    """
+
+    def make_directory(self, directory: int, name: str) -> None:
+        """mkdir(2), for us alone.  :raises FileExistsError:"""
+        os.mkdir(name, DIRECTORY, dir_fd=directory)
+
+    def create(self, directory: int, name: str) -> int:
+        """A new, empty file for reading and writing.  :raises FileExistsError:"""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
+        return os.open(name, flags, PRIVATE, dir_fd=directory)
+
+    def write(self, fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> int:
+        """pwritev(2): how many bytes went, which may be fewer than there are."""
+        return os.pwritev(fd, pieces[:_IOV_MAX], offset)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        """pread(2)."""
+        return os.pread(fd, size, offset)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """ftruncate(2)."""
+        os.ftruncate(fd, size)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """fchmod(2)."""
+        os.fchmod(fd, mode)
+
+    def sync(self, fd: int) -> None:
+        """fsync(2), of a file or of a directory."""
+        os.fsync(fd)
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        """link(2).  :raises FileExistsError:"""
+        os.link(name, target_name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
+
+    def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
+        """rename(2)."""
+        os.rename(name, target_name, src_dir_fd=directory, dst_dir_fd=target)
+
+    def unlink(self, directory: int, name: str) -> None:
+        """unlink(2), which finding nothing does not trouble."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+
+def write_all(
+    files: FileOperations, fd: int, pieces: Sequence[bytes | memoryview], offset: int
+) -> None:
+    """Write ``pieces`` one after the other at ``offset``, however many calls it takes."""
+    while pieces:
+        written = files.write(fd, pieces, offset)
+        offset += written
+        _, pieces = split(pieces, written)
+
+
+def split(
+    pieces: Sequence[bytes | memoryview], size: int
+) -> tuple[Sequence[bytes | memoryview], Sequence[bytes | memoryview]]:
+    """``pieces`` cut in two behind their first ``size`` bytes; no byte is copied."""
+    for index, piece in enumerate(pieces):
+        if size < len(piece):
+            view = memoryview(piece)
+            head = [*pieces[:index], view[:size]] if size else pieces[:index]
+            return head, [view[size:], *pieces[index + 1 :]]
+        size -= len(piece)
+    return pieces, []
+
+
+@frozen
+class Directory:
+    """
+    A directory of the store, held open: what is in it is reached through the descriptor alone.
+
+    :ivar path: for messages; it is never opened again.
+    """
+
+    path: str
+    fd: int
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """:raises OSError: if it is no directory, or a symbolic link."""
+        return cls(
+            str(path), _open_strictly(str(path), os.O_RDONLY | _DIRECTORY_FLAGS, None, str(path))
+        )
+
+    def subdirectory(self, name: str, flags: int = os.O_RDONLY) -> Directory:
+        """
+        Open one in it; with ``os.O_PATH`` just to reach what is inside.
+
+        :raises FileNotFoundError: if there is none.
+        :raises OSError: if it is no directory, or a symbolic link.
+        """
+        path = f"{self.path}/{name}"
+        return Directory(path, _open_strictly(name, flags | _DIRECTORY_FLAGS, self.fd, path))
+
+    def ensure(self, name: str, files: FileOperations) -> Directory:
+        """
+        Open one in it, made if need be, and durable in any case.
+
+        Somebody else may have made it an instant ago, and not have synced it yet.
+        """
+        with suppress(FileExistsError):
+            files.make_directory(self.fd, name)
+        directory = self.subdirectory(name)
+        try:
+            files.sync(self.fd)
+        except OSError:
+            directory.close()
+            raise
+        return directory
+
+    def open_file(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
+        """
+        Open a file of ours, and its status.
+
+        :raises FileNotFoundError: if there is none.
+        :raises OSError: if it is not a regular file that belongs to this user.
+        """
+        path = f"{self.path}/{name}"
+        fd = _open_strictly(name, flags | _FILE_FLAGS, self.fd, path)
+        try:
+            status = os.fstat(fd)
+            _check_ours(status, path)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd, status
+
+    def status(self, name: str) -> os.stat_result:
+        """The status of a file of ours; errors as of :meth:`open_file`."""
+        status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        _check_ours(status, f"{self.path}/{name}")
+        return status
+
+    def holds(self, name: str, file: os.stat_result) -> bool:
+        """Whether ``name`` is a name of ``file``."""
+        try:
+            return os.path.samestat(os.stat(name, dir_fd=self.fd, follow_symlinks=False), file)
+        except FileNotFoundError:
+            return False
+
+    def names(self) -> list[str]:
+        """The names of all that is in it."""
+        return os.listdir(self.fd)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_strictly(name: str, flags: int, directory: int | None, path: str) -> int:
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except OSError as error:
+        # A link answers ELOOP, or ENOTDIR where a directory was asked for.
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        kind = "directory" if flags & os.O_DIRECTORY else "regular file"
+        raise OSError(error.errno, f"not a {kind}: artifactd did not make it", path) from None
+
+
+def _check_ours(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EPERM, "not a regular file: artifactd did not make it", path)
+    if status.st_uid != os.geteuid():
+        raise OSError(errno.EPERM, "belongs to another user: artifactd did not make it", path)

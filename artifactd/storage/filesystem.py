@@ -1,0 +1,167 @@
+"""Blobs and uploads in the files of one folder; architecture.md, rules 1 to 6."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+
+from twisted.logger import Logger
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.storage.blobs import (
+    BlobTree,
+    FilesystemBlob,
+    FilesystemStagedBlob,
+    Forget,
+)
+from artifactd.storage.budget import BufferBudget
+from artifactd.storage.files import FileOperations
+from artifactd.storage.folder import DataFolder
+from artifactd.storage.hashing import RunningDigests
+from artifactd.storage.session import FilesystemUploadSession
+from artifactd.storage.staging import Staging
+from artifactd.storage.threads import RunInThread, Serial, outlive
+from artifactd.storage.uploads import UploadDirectory, UploadFile
+
+
+class FilesystemBlobStore:
+    """
+    Blobs as files (:class:`artifactd.storage.interfaces.BlobStore`).
+
+    Making one blocks; it is for the start.
+
+    :raises OSError: if the folder can't be used.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, folder: DataFolder, run: RunInThread, files: FileOperations | None = None
+    ) -> None:
+        files = files or FileOperations()
+        self._run = run
+        self._blobs = BlobTree(folder.blobs, files)
+        self.staging = Staging(folder.staging, self._blobs, files, run)
+
+    async def open(self, digest: Digest) -> FilesystemBlob | None:
+        """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
+        return await outlive(self._run(self._blobs.open, digest), _close)
+
+    async def read(self, digest: Digest) -> bytes | None:
+        """All verified bytes of a small blob (a manifest), or ``None``."""
+        return await self._run(self._blobs.read, digest)
+
+    async def stage(self, digest: Digest, content: bytes) -> FilesystemStagedBlob:
+        """Write and sync ``content``, whose digest the caller has computed, without showing it."""
+        adding = self._run(self.staging.add, digest, content)
+        return await outlive(adding, FilesystemStagedBlob.abandon)
+
+    async def sweep(self, forget: Forget) -> int:
+        """Remove what dead processes left staged; how many files went."""
+        swept = 0
+        for name in await self._run(self.staging.names):
+            try:
+                taken = self._run(self.staging.take_over, name)
+                staged = await outlive(taken, _abandon)
+                if staged is not None:
+                    await staged.withdraw(forget)
+                    swept += 1
+            except OSError as error:
+                self._log.warn("staged file {name} left alone: {error}", name=name, error=error)
+        return swept
+
+    async def check_writable(self) -> None:
+        """:raises OSError: if nothing can be written."""
+        await self._run(self.staging.check_writable)
+
+    def close(self) -> None:
+        """Close the directories that are held open."""
+        self._blobs.close()
+
+
+class FilesystemUploadStore:
+    """
+    Uploads as files (:class:`artifactd.storage.interfaces.UploadStore`).
+
+    :param blobs: where the uploads become blobs; of the same folder.
+    :param now: the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        run: RunInThread,
+        blobs: FilesystemBlobStore,
+        budget: BufferBudget,
+        files: FileOperations | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = files or FileOperations()
+        self._run = run
+        self._staging = blobs.staging
+        self._budget = budget
+        self._now = now
+        self._uploads = UploadDirectory(folder.uploads, self._files)
+        self._digests = RunningDigests()
+
+    def create(self, upload_id: str) -> None:
+        """
+        Begin an empty upload.  Blocks.
+
+        :raises FileExistsError: if there is one of that id.
+        :raises ValueError: if ``upload_id`` is no UUID in lower case.
+        """
+        self._uploads.create(upload_id)
+
+    async def begin(self, upload_id: str, algorithm: Algorithm) -> FilesystemUploadSession:
+        """:meth:`create` and :meth:`claim`, for an upload that needs no row."""
+        return await self._claim(self._uploads.begin, upload_id, algorithm)
+
+    async def claim(self, upload_id: str, algorithm: Algorithm) -> FilesystemUploadSession:
+        """
+        Take the upload for writing, to be hashed with ``algorithm``.
+
+        :raises UploadMissing: if there is no such upload.
+        :raises UploadBusy: if somebody else holds it.
+        """
+        return await self._claim(self._uploads.claim, upload_id, algorithm)
+
+    async def _claim(
+        self,
+        claim: Callable[[str], tuple[int, int]],
+        upload_id: str,
+        algorithm: Algorithm,
+    ) -> FilesystemUploadSession:
+        claiming = self._run(claim, upload_id)
+        fd, size = await outlive(claiming, lambda claimed: os.close(claimed[0]))
+        running = self._digests.take(upload_id, algorithm, size)
+        directory = self._uploads.directory
+        file = UploadFile(upload_id, fd, size, running, directory, self._files)
+        return FilesystemUploadSession(
+            file, self._staging, self._digests, self._budget, Serial(self._run)
+        )
+
+    async def offset(self, upload_id: str) -> int:
+        """Bytes staged so far.  :raises UploadMissing: if there is no such upload."""
+        return await self._run(self._uploads.size, upload_id)
+
+    async def discard(self, upload_id: str) -> None:
+        """Remove the upload, whoever holds it.  Does nothing if there is none."""
+        self._digests.forget(upload_id)
+        await self._run(self._uploads.discard, upload_id)
+
+    async def idle(self, seconds: float) -> Iterable[str]:
+        """The ids of uploads that nobody has written to for ``seconds`` and nobody holds."""
+        return await self._run(partial(self._uploads.idle, self._now() - seconds))
+
+
+def _close(blob: FilesystemBlob | None) -> None:
+    if blob is not None:
+        blob.close()
+
+
+def _abandon(staged: FilesystemStagedBlob | None) -> None:
+    if staged is not None:
+        staged.abandon()

@@ -1,0 +1,191 @@
+"""What the registry asks of a store of bytes; ``tests/contracts`` holds every backend to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+
+from artifactd.oci.digest import Algorithm, Digest
+
+
+class UploadMissing(Exception):
+    """There are no staged bytes under this id."""
+
+
+class UploadBusy(Exception):
+    """
+    Another request, of this process or another, is writing to the upload.
+
+    :ivar offset: bytes staged at the time of asking.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+class OpenBlob(Protocol):
+    """
+    A blob open for reading.  Whoever opened it calls :meth:`close`, or hands the descriptor on.
+    """
+
+    size: int
+
+    def fileno(self) -> int:
+        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
+
+    def close(self) -> None:
+        """Close the descriptor; further calls do nothing."""
+
+
+class StagedBlob(Protocol):
+    """
+    Verified, synced bytes on their way to being a blob.
+
+    The order that no crash and no concurrent deletion can break (architecture.md, "Publication"):
+    ``publish``; then, inside the catalog's write transaction that inserts the row, ``confirm``;
+    after the commit, in the same thread, ``release``.  If the transaction fails, ``withdraw``.
+    """
+
+    digest: Digest
+    size: int
+
+    async def publish(self) -> None:
+        """Make the bytes visible under their digest, durably, and keep the staged copy."""
+
+    def confirm(self) -> None:
+        """
+        See that the published name is still there, and publish again if it is not.
+
+        Blocks; called in the catalog's thread, inside its write transaction.
+        """
+
+    def release(self) -> None:
+        """
+        Drop the staged copy: the row is committed.  Blocks; called in the catalog's thread.
+
+        :raises OSError: if it can't be dropped, which a sweep will do then.
+        """
+
+    async def withdraw(self, forget: Callable[[Digest, Callable[[], None]], object]) -> None:
+        """
+        The row could not be written: drop the staged copy.  ``forget`` is
+        :meth:`artifactd.catalog.interfaces.Catalog.forget_blob`, which decides whether the
+        published name goes too.
+        """
+
+
+class BlobStore(Protocol):
+    """Immutable bytes by digest, deduplicated over everything that is stored."""
+
+    async def open(self, digest: Digest) -> OpenBlob | None:
+        """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
+
+    async def read(self, digest: Digest) -> bytes | None:
+        """
+        All bytes of a small blob (a manifest), or ``None``.
+
+        :raises OSError: if it can't be read, or its bytes do not have ``digest`` any more.
+        """
+
+    async def stage(self, digest: Digest, content: bytes) -> StagedBlob:
+        """Write and sync ``content``, whose digest the caller has computed, without showing it."""
+
+    async def sweep(self, forget: Callable[[Digest, Callable[[], None]], object]) -> int:
+        """
+        Remove what dead processes left staged; how many files went.
+
+        ``forget`` is :meth:`artifactd.catalog.interfaces.Catalog.forget_blob`.
+        """
+
+    async def check_writable(self) -> None:
+        """:raises OSError: if nothing can be written."""
+
+
+class UploadSession(Protocol):
+    """
+    An upload, claimed: nobody else can write to it until :meth:`close`.
+
+    It is an ``IConsumer``: the bytes written are appended, hashed once on the way in a thread,
+    and its producer is paused while the disk is slower than the sender or the process's budget of
+    transfer buffers is used up.
+    """
+
+    id: str
+    offset: int  # bytes staged when claimed, plus those written since, whether on disk yet or not
+
+    def registerProducer(self, producer: IPushProducer | IPullProducer, streaming: bool) -> None:
+        """``IConsumer``; ``streaming`` is always true."""
+
+    def unregisterProducer(self) -> None:
+        """``IConsumer``."""
+
+    def write(self, data: bytes) -> None:
+        """``IConsumer``: take ``data``.  Once writing has failed the rest is dropped."""
+
+    async def flush(self) -> int:
+        """
+        Wait until all that was written is in the staged bytes; the offset after it.
+
+        :raises OSError: if any of it could not be written; the bytes before it are staged.
+        """
+
+    async def rollback(self, offset: int) -> None:
+        """Cut the staged bytes back to ``offset``, which is not before the offset at the claim."""
+
+    async def digest(self, algorithm: Algorithm) -> Digest:
+        """
+        The digest of all that is staged.  Does not read the bytes again when this process has
+        hashed them with ``algorithm`` as they came.
+        """
+
+    async def stage(self, digest: Digest) -> StagedBlob:
+        """
+        Sync the bytes and turn them into a staged blob; ``digest`` is theirs, as :meth:`digest`
+        told.  Afterwards the upload exists no more (:meth:`close` is still due).
+
+        :raises UploadMissing: if the upload was discarded meanwhile.
+        """
+
+    async def still_there(self) -> bool:
+        """Whether the upload has not been discarded since it was claimed."""
+
+    async def discard(self) -> None:
+        """Remove the staged bytes."""
+
+    async def close(self) -> None:
+        """Wait for what is in flight, then let go of the claim."""
+
+
+class UploadStore(Protocol):
+    """The staged bytes of uploads, by id; what is staged survives the process."""
+
+    def create(self, upload_id: str) -> None:
+        """
+        Begin an empty upload.  Blocks; called in the catalog's thread, inside the transaction that
+        inserts its row.
+
+        :raises FileExistsError: if there is one of that id.
+        """
+
+    async def begin(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
+        """:meth:`create` and :meth:`claim`, for an upload that needs no row."""
+
+    async def claim(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
+        """
+        Take the upload for writing, to be hashed with ``algorithm``.
+
+        :raises UploadMissing: if there is no such upload.
+        :raises UploadBusy: if somebody else holds it.
+        """
+
+    async def offset(self, upload_id: str) -> int:
+        """Bytes staged so far.  :raises UploadMissing: if there is no such upload."""
+
+    async def discard(self, upload_id: str) -> None:
+        """Remove the upload, whoever holds it.  Does nothing if there is none."""
+
+    async def idle(self, seconds: float) -> Iterable[str]:
+        """The ids of uploads that nobody has written to for ``seconds`` and nobody holds."""

@@ -1,0 +1,74 @@
+"""What Linux tells in ``/proc`` about mounted filesystems and held locks; proc(5)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+MOUNTINFO = Path("/proc/self/mountinfo")
+LOCKS = Path("/proc/locks")
+
+MEMORY_FILESYSTEMS = frozenset({"ramfs", "tmpfs"})
+NETWORK_FILESYSTEMS = frozenset(
+    {
+        "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.ceph-fuse",
+        "fuse.gcsfuse", "fuse.glusterfs", "fuse.goofys", "fuse.juicefs", "fuse.moosefs",
+        "fuse.mfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs", "gpfs",
+        "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs",
+    }
+)  # fmt: skip
+"""Where flock, shared memory and fsync don't keep between hosts what SQLite and we rest on."""
+
+
+@frozen
+class _Mount:
+    device: str
+    point: str
+    type: str
+
+
+def filesystem_type(path: Path, mountinfo: str) -> str | None:
+    """
+    The type of the filesystem that ``path`` is on; ``None`` if ``mountinfo`` doesn't tell.
+
+    :param path: absolute, without symbolic links.
+    """
+    number = path.stat().st_dev
+    device = f"{os.major(number)}:{os.minor(number)}"
+    mounts = list(_mounts(mountinfo))
+    for mount in mounts:
+        if mount.device == device:
+            return mount.type
+    # Some filesystems (btrfs, overlay) give their files a device of their own.
+    above = [m for m in mounts if path.is_relative_to(m.point)]
+    # Of several mounts on one point the last one is what is seen.
+    deepest = max(enumerate(above), key=lambda m: (len(m[1].point), m[0]), default=None)
+    return deepest[1].type if deepest else None
+
+
+def _mounts(mountinfo: str) -> Iterator[_Mount]:
+    # id parent major:minor root point options [tags…] - type source options
+    for line in mountinfo.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, types = before.split(" "), after.split(" ")
+        if separator and len(fields) > 4:
+            yield _Mount(fields[2], _unescape(fields[4]), types[0])
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
+def lock_holders(file: os.stat_result, locks: str) -> set[int]:
+    """The ids of the processes that hold a flock on ``file``, as far as they can be seen."""
+    # n: FLOCK ADVISORY READ|WRITE pid major:minor:inode start end; "->" marks one that waits
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    return {
+        int(fields[4])
+        for fields in (line.split() for line in locks.splitlines())
+        if len(fields) > 5 and fields[1] == "FLOCK" and fields[5] == device
+    }
