@@ -1,0 +1,1 @@
+"""What a repository is: names, blobs, uploads, manifests, listings."""

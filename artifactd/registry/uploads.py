@@ -1,0 +1,229 @@
+"""Upload sessions: distribution-spec, "Pushing blobs"."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+from uuid import uuid4
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IConsumer
+
+from artifactd.catalog.interfaces import Catalog, UploadRecord
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import (
+    BlobUploadUnknown,
+    ChunkOutOfOrder,
+    DigestInvalid,
+    SizeInvalid,
+)
+from artifactd.oci.name import ImageName
+from artifactd.oci.ranges import ByteRange
+from artifactd.registry.publication import publish
+from artifactd.storage.interfaces import UploadBusy, UploadMissing, UploadSession, UploadStore
+
+_REMEMBERED = 1024  # sessions
+
+
+class Body(Protocol):
+    """The body of a request, while it arrives.  ``length`` in bytes; ``None``: not declared."""
+
+    @property
+    def length(self) -> int | None: ...
+
+    def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
+        """Deliver all of it; fires with the number of bytes, fails if the peer goes away."""
+
+
+@define
+class Uploads:
+    """
+    Pushing blobs into images, by sessions or at once.
+
+    Nothing of a session is in this object alone: the record is in ``catalog``, the bytes in
+    ``store``, so any process can serve any step.
+
+    :param now: the time in seconds since the epoch.
+    """
+
+    catalog: Catalog
+    store: UploadStore
+    now: Callable[[], float] = time.time
+    # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
+    # has no bytes in the store, which every step asks.
+    _begun: OrderedDict[str, UploadRecord] = field(factory=OrderedDict, init=False)
+
+    async def start(self, image: ImageName, algorithm: Algorithm = Algorithm.SHA256) -> str:
+        """end-4a, end-4c: open a session; its id, a UUID."""
+        upload_id = str(uuid4())
+        record = UploadRecord(upload_id, image, algorithm, self.now())
+        await self.catalog.add_upload(record, lambda: self.store.create(upload_id))
+        self._begun[upload_id] = record
+        if len(self._begun) > _REMEMBERED:
+            self._begun.popitem(last=False)
+        return upload_id
+
+    async def push(self, image: ImageName, digest: Digest, body: Body | None) -> None:
+        """
+        end-4b: a blob in one request.
+
+        :raises DigestInvalid: if the body does not have ``digest``; nothing is left of it.
+        """
+        session = await self.store.begin(str(uuid4()), digest.algorithm)
+        try:
+            await _receive(session, None, body)
+            await self._close(session, image, digest)
+        except BaseException:
+            await session.discard()
+            raise
+        finally:
+            await session.close()
+
+    async def mount(self, image: ImageName, digest: Digest, source: ImageName | None) -> bool:
+        """
+        end-11: let ``image`` hold a blob that ``source`` holds, or with ``None`` any image does.
+        Whether there was one to mount.
+        """
+        return await self.catalog.mount_blob(image, digest, source) is not None
+
+    async def append(
+        self, image: ImageName, upload_id: str, chunk: ByteRange | None, body: Body | None
+    ) -> int:
+        """
+        end-5: append a chunk; the session's offset after it, in bytes.
+
+        A body cut short leaves the bytes that arrived; any error leaves the old offset.
+
+        :param chunk: where the client says the chunk belongs; ``None``: at the end.
+        :raises BlobUploadUnknown: if ``image`` has no such session.
+        :raises ChunkOutOfOrder: if ``chunk`` does not begin at the offset, or another request is
+            writing to the session.
+        :raises SizeInvalid: if the body is not as long as ``chunk`` says.
+        """
+        record = await self._record(image, upload_id)
+        async with self._claimed(upload_id, record.algorithm) as session:
+            await _receive(session, chunk, body)
+            if not await session.still_there():
+                raise _unknown(upload_id)
+            return session.offset
+
+    async def close(
+        self,
+        image: ImageName,
+        upload_id: str,
+        digest: Digest,
+        chunk: ByteRange | None,
+        body: Body | None,
+    ) -> None:
+        """
+        end-6: append the last chunk, if any, and turn what is staged into a blob of ``image``.
+
+        :raises DigestInvalid: if the bytes do not have ``digest``; ends the session.
+        :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
+        """
+        record = await self._record(image, upload_id)
+        async with self._claimed(upload_id, record.algorithm) as session:
+            await _receive(session, chunk, body)
+            try:
+                await self._close(session, image, digest, upload_id)
+            except DigestInvalid:
+                await self.catalog.delete_upload(upload_id)
+                await session.discard()
+                raise
+
+    async def offset(self, image: ImageName, upload_id: str) -> int:
+        """end-13: bytes staged so far.  :raises BlobUploadUnknown: if there is no such session."""
+        await self._record(image, upload_id)
+        try:
+            return await self.store.offset(upload_id)
+        except UploadMissing:
+            raise _unknown(upload_id) from None
+
+    async def cancel(self, image: ImageName, upload_id: str) -> None:
+        """end-14: end a session.  :raises BlobUploadUnknown: if there is no such session."""
+        await self._record(image, upload_id)
+        if not await self.catalog.delete_upload(upload_id):
+            raise _unknown(upload_id)
+        await self.store.discard(upload_id)
+
+    async def _record(self, image: ImageName, upload_id: str) -> UploadRecord:
+        record = self._begun.get(upload_id) or await self.catalog.upload(upload_id)
+        if record is None or record.image != image:
+            raise _unknown(upload_id)
+        return record
+
+    @asynccontextmanager
+    async def _claimed(self, upload_id: str, algorithm: Algorithm) -> AsyncIterator[UploadSession]:
+        try:
+            session = await self.store.claim(upload_id, algorithm)
+        except UploadMissing:
+            raise _unknown(upload_id) from None
+        except UploadBusy as busy:
+            raise ChunkOutOfOrder(
+                "another request is writing to this upload: ask for its status and go on there",
+                busy.offset,
+            ) from None
+        try:
+            yield session
+        finally:
+            await session.close()
+
+    async def _close(
+        self, session: UploadSession, image: ImageName, digest: Digest, upload_id: str | None = None
+    ) -> None:
+        actual = await session.digest(digest.algorithm)
+        if actual != digest:
+            raise DigestInvalid(
+                "the uploaded bytes do not have the digest given: push the blob again",
+                {"digest": str(digest), "actual": str(actual), "size": session.offset},
+            )
+        try:
+            staged = await session.stage(digest)
+        except UploadMissing:
+            raise _unknown(session.id) from None
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.catalog.add_blob(
+                image, digest, staged.size, staged.confirm, staged.release, upload_id
+            ),
+        )
+
+
+async def _receive(session: UploadSession, chunk: ByteRange | None, body: Body | None) -> None:
+    start = session.offset
+    declared = body.length if body is not None else 0
+    if chunk is not None:
+        if chunk.first != start:
+            raise ChunkOutOfOrder(
+                f"chunk out of order: the next one has to start at byte {start}", start
+            )
+        if declared is not None and declared != chunk.length:
+            raise _wrong_size(chunk, declared)
+    if body is not None:
+        try:
+            await body.deliver_to(IConsumer(session))
+        finally:
+            await session.flush()
+    received = session.offset - start
+    if chunk is not None and received != chunk.length:
+        await session.rollback(start)
+        raise _wrong_size(chunk, received)
+
+
+def _wrong_size(chunk: ByteRange, actual: int) -> SizeInvalid:
+    return SizeInvalid(
+        "the body is not as long as Content-Range says",
+        {"Content-Range": f"{chunk.first}-{chunk.last}", "expected": chunk.length, "got": actual},
+    )
+
+
+def _unknown(upload_id: str) -> BlobUploadUnknown:
+    return BlobUploadUnknown(
+        "no such upload session here: it was closed, cancelled or timed out; start a new one",
+        {"upload": upload_id},
+    )

@@ -1,0 +1,58 @@
+"""From the names in requests to images and back."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.errors import NameUnknown
+from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.registry.names import Names
+
+NAMES = Names(["local", "team"], "local")
+NO_DEFAULT = Names(["local", "team"], None)
+COMPONENTS = st.sampled_from(["local", "team", "a", "b-c"])
+
+
+class NamesTests(TestCase):
+    def resolved(self, names: Names, text: str) -> ImageName:
+        return names.resolve(RepositoryName.parse(text))
+
+    def test_the_first_component_picks_a_repository(self) -> None:
+        for names in (NAMES, NO_DEFAULT):
+            self.assertEqual(self.resolved(names, "team/a/b"), ImageName("team", "a/b"))
+            self.assertEqual(self.resolved(names, "local/a"), ImageName("local", "a"))
+
+    def test_any_other_name_belongs_to_the_default_repository(self) -> None:
+        for text in ("a", "a/b", "teams/a", "team-2/a", "a/team/b"):
+            self.assertEqual(self.resolved(NAMES, text), ImageName("local", text))
+
+    def test_a_single_component_picks_no_repository(self) -> None:
+        self.assertEqual(self.resolved(NAMES, "team"), ImageName("local", "team"))
+        self.assertEqual(self.resolved(NAMES, "local"), ImageName("local", "local"))
+
+    def test_without_a_default_other_names_are_unknown(self) -> None:
+        for text in ("a", "a/b", "team"):
+            with self.assertRaisesRegex(NameUnknown, "begin with one of local, team"):
+                self.resolved(NO_DEFAULT, text)
+
+    def test_an_image_is_listed_by_its_short_name_where_that_means_it(self) -> None:
+        for image, listed in (
+            (ImageName("local", "a"), "a"),
+            (ImageName("local", "team"), "team"),
+            (ImageName("local", "team/a"), "local/team/a"),
+            (ImageName("local", "local/a"), "local/local/a"),
+            (ImageName("team", "a"), "team/a"),
+        ):
+            self.assertEqual(NAMES.listed(image), listed)
+            self.assertEqual(NO_DEFAULT.listed(image), str(image))
+
+    @given(COMPONENTS, st.lists(COMPONENTS, min_size=1, max_size=3))
+    def test_a_listed_name_means_the_image_that_it_is_of(
+        self, repository: str, components: list[str]
+    ) -> None:
+        for names in (NAMES, NO_DEFAULT):
+            if repository in names.repositories:
+                image = ImageName(repository, "/".join(components))
+                self.assertEqual(self.resolved(names, names.listed(image)), image)

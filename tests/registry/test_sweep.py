@@ -1,0 +1,121 @@
+"""What a sweep takes away, and what it leaves; on a real catalog and a real store."""
+
+from __future__ import annotations
+
+import os
+import time
+from uuid import uuid4
+
+from artifactd.catalog.interfaces import UploadRecord
+from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.name import ImageName
+from artifactd.registry.sweep import Sweep
+from artifactd.storage.blobs import FilesystemStagedBlob
+from tests.catalog.fixture import new_catalog
+from tests.programs import reactor
+from tests.storage.fixture import FilesystemTestCase
+
+APP = ImageName("local", "app")
+TIMEOUT = 3600.0
+NEWBORN = 60.0
+
+
+class SweepTests(FilesystemTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.catalog = SQLiteCatalog(new_catalog(self), reactor)
+        self.addCleanup(self.catalog.close)
+
+    async def sweep(self, upload_timeout: float = TIMEOUT) -> int:
+        """What another process would sweep; how much went."""
+        stores = self.open_stores()
+        return await Sweep(self.catalog, stores.blobs, stores.uploads, upload_timeout).run()
+
+    async def bytes_of_upload(self, age: float) -> str:
+        """The id of staged bytes that were last written to ``age`` seconds ago, without a row."""
+        upload_id = str(uuid4())
+        self.stores.uploads.create(upload_id)
+        at = time.time() - age
+        os.utime(self.path / "uploads" / upload_id, (at, at))
+        return upload_id
+
+    async def row_of_upload(self, upload_id: str, age: float) -> None:
+        """The row of a session that was started ``age`` seconds ago."""
+        started = time.time() - age
+        await self.catalog.add_upload(UploadRecord(upload_id, APP, Algorithm.SHA256, started))
+
+    async def upload(self, age: float) -> str:
+        """The id of a session that nobody has written to for ``age`` seconds."""
+        upload_id = await self.bytes_of_upload(age)
+        await self.row_of_upload(upload_id, 10 * TIMEOUT)
+        return upload_id
+
+    async def dead_push(self, content: bytes) -> Digest:
+        """What a process leaves that is killed between publishing a blob and writing its row."""
+        staged = await self.published(content)
+        assert isinstance(staged, FilesystemStagedBlob)
+        staged.abandon()
+        return staged.digest
+
+    async def test_idle_sessions_go_with_their_bytes(self) -> None:
+        idle, active = await self.upload(TIMEOUT + 1), await self.upload(TIMEOUT - 60)
+        self.assertEqual(await self.sweep(), 1)
+        self.assertIsNone(await self.catalog.upload(idle))
+        self.assertIsNotNone(await self.catalog.upload(active))
+        self.assertEqual(self.below("uploads"), [active])
+
+    async def test_a_session_that_is_written_to_stays(self) -> None:
+        upload_id = await self.upload(2 * TIMEOUT)
+        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256)
+        self.assertEqual(await self.sweep(), 0)
+        await session.close()
+        self.assertEqual(await self.sweep(), 1)
+
+    async def test_a_timeout_shorter_than_a_minute_counts(self) -> None:
+        await self.upload(20)
+        self.assertEqual(await self.sweep(30), 0)
+        self.assertEqual(await self.sweep(10), 1)
+
+    async def test_bytes_without_a_session_go_unless_it_is_just_being_opened(self) -> None:
+        await self.bytes_of_upload(NEWBORN + 1)
+        newborn = await self.bytes_of_upload(NEWBORN - 30)
+        self.assertEqual(await self.sweep(), 1)
+        self.assertEqual(self.below("uploads"), [newborn])
+
+    async def test_sessions_without_bytes_go_unless_they_are_newborn(self) -> None:
+        old, newborn = str(uuid4()), str(uuid4())
+        await self.row_of_upload(old, NEWBORN + 1)
+        await self.row_of_upload(newborn, NEWBORN - 30)
+        self.assertEqual(await self.sweep(), 1)
+        self.assertIsNone(await self.catalog.upload(old))
+        self.assertIsNotNone(await self.catalog.upload(newborn))
+
+    async def test_blobs_that_no_row_needs_go_with_what_was_staged(self) -> None:
+        digest = await self.dead_push(b"stray")
+        self.assertEqual(await self.sweep(), 1)
+        self.assertEqual(self.below("staging"), [])
+        await self.assert_no_blob(digest)
+
+    async def test_blobs_that_a_row_needs_stay(self) -> None:
+        digest = await self.dead_push(b"needed")
+        await self.catalog.add_blob(APP, digest, 6, lambda: None)
+        self.assertEqual(await self.sweep(), 1)
+        self.assertEqual(self.below("staging"), [])
+        await self.assert_blob(b"needed")
+
+    async def test_a_push_under_way_is_left_alone(self) -> None:
+        staged = await self.published(b"under way")
+        self.assertEqual(await self.sweep(), 0)
+        await self.catalog.add_blob(APP, staged.digest, staged.size, staged.confirm)
+        staged.release()
+        await self.assert_blob(b"under way")
+
+    async def test_nothing_is_left_for_a_second_sweep(self) -> None:
+        await self.upload(2 * TIMEOUT)
+        await self.bytes_of_upload(2 * TIMEOUT)
+        await self.row_of_upload(str(uuid4()), 2 * TIMEOUT)
+        await self.dead_push(b"stray")
+        self.assertEqual(await self.sweep(), 4)
+        self.assertEqual(await self.sweep(), 0)
+        self.assertEqual(self.below("."), ["artifactd.lock"])
