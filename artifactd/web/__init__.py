@@ -1,0 +1,1 @@
+"""HTTP: routes on Klein, and the transport under them."""

@@ -1,0 +1,121 @@
+"""The access log: one line per request."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from io import FileIO
+from typing import Literal
+
+import msgspec
+from attrs import define, field
+from twisted.logger import Logger
+
+Style = Literal["text", "json", "off"]
+
+_log = Logger(namespace="artifactd.access")
+
+_UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
+
+
+class Access(msgspec.Struct, frozen=True):
+    """
+    One request, answered or cut off.
+
+    ``client``, ``user``, ``method``, ``path`` (with the query) and ``agent`` are the client's word.
+    ``status`` is 0 where no answer was begun; ``sent`` counts the bytes of the body handed to the
+    connection; ``seconds`` run from the end of the request's headers to the end of the answer.
+    """
+
+    client: str
+    user: str
+    method: str
+    path: str
+    status: int
+    sent: int
+    seconds: float
+    agent: str
+    request: str
+
+
+@define
+class AccessLog:
+    """
+    Writes a line per request.
+
+    :param style: ``text``, ``json`` (an object per line) or ``off``.
+    :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
+        namespace ``artifactd.access``.
+    :param now: seconds since the epoch.
+    """
+
+    style: Style = "text"
+    path: str = ""
+    now: Callable[[], float] = time.time
+    _file: FileIO | None = field(default=None, init=False)
+    _failing: bool = field(default=False, init=False)
+
+    def open(self) -> None:
+        """
+        Open the file, or open it again after it has been renamed.
+
+        :raises OSError: if it can't be.
+        """
+        self.close()
+        if self.style != "off" and self.path:
+            # Unbuffered: a line is one write, and what a full disk refuses is not kept.
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until close()
+
+    def close(self) -> None:
+        """Close the file; lines are dropped until it is opened again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a line would go anywhere."""
+        return self.style != "off" and (not self.path or self._file is not None)
+
+    def write(self, access: Access) -> None:
+        """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
+        at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
+        line = (_json if self.style == "json" else _text)(access, at.replace("+00:00", "Z"))
+        if not self.path:
+            _log.info("{line}", line=line)
+        elif self._file is not None:
+            try:
+                self._file.write(f"{line}\n".encode())
+                self._failing = False
+            except OSError:
+                if not self._failing:
+                    self._failing = True
+                    _log.failure("can't write to the access log {path}", path=self.path)
+
+
+def _json(access: Access, at: str) -> str:
+    line = {"time": at, **msgspec.structs.asdict(access)}
+    return msgspec.json.encode(line).decode()
+
+
+def _text(access: Access, at: str) -> str:
+    return (
+        f"{at} {_safe(access.client)} {_word(access.user)} "
+        f'"{_safe(access.method)} {_safe(access.path)}" {access.status} {access.sent} '
+        f'{access.seconds:.3f} "{_safe(access.agent)}" {access.request}'
+    )
+
+
+def _safe(text: str) -> str:
+    """Printable ASCII without quotes, whatever a client has sent."""
+    return _UNSAFE.sub(_escaped, text)
+
+
+def _word(text: str) -> str:
+    return _safe(text).replace(" ", "\\x20") or "-"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", "surrogateescape"))

@@ -1,0 +1,80 @@
+"""What a route answers, as a value; and how it gets to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from attrs import define, field
+
+from artifactd import __version__
+from artifactd.oci.errors import RegistryError
+from artifactd.oci.ranges import ByteRange
+from artifactd.storage.interfaces import OpenBlob
+from artifactd.web.request import RegistryRequest
+from artifactd.web.sendfile import FileSender
+
+_SERVER = f"artifactd/{__version__}".encode()
+
+
+@define
+class Answer:
+    """
+    A response.
+
+    :ivar length: the ``Content-Length`` in bytes where it is not that of ``body`` (HEAD).
+    :ivar blob: sent instead of ``body``: its bytes ``span``.  Owned by the answer.
+    """
+
+    status: int = 200
+    headers: Mapping[str, str] = field(factory=dict)
+    body: bytes = b""
+    length: int | None = None
+    blob: OpenBlob | None = None
+    span: ByteRange | None = None
+
+    @classmethod
+    def json(cls, document: object, headers: Mapping[str, str] | None = None) -> Answer:
+        """200 with a JSON body."""
+        return cls(
+            headers={"Content-Type": "application/json", **(headers or {})},
+            body=msgspec.json.encode(document),
+        )
+
+    @classmethod
+    def error(cls, error: RegistryError) -> Answer:
+        """The spec's JSON for ``error``."""
+        return cls(
+            status=error.status,
+            headers={"Content-Type": "application/json", **error.headers},
+            body=error.body(),
+        )
+
+    def close(self) -> None:
+        """Give up what has not been sent."""
+        if self.blob is not None:
+            self.blob.close()
+
+    async def send(self, request: RegistryRequest, sender: FileSender) -> None:
+        """Write all of it but the finish, which is Klein's."""
+        if self.blob is None or self.span is None:
+            self.write(request)
+            return
+        self._write_head(request)
+        await sender.send(request, self.blob, self.span.first, self.span.length)
+
+    def write(self, request: RegistryRequest) -> None:
+        """Write an answer without a blob; the finish is the caller's."""
+        self._write_head(request)
+        if self.status not in (204, 304):
+            length = len(self.body) if self.length is None else self.length
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
+        request.write(b"" if request.method == b"HEAD" else self.body)
+
+    def _write_head(self, request: RegistryRequest) -> None:
+        request.setResponseCode(self.status)
+        headers = request.responseHeaders
+        headers.setRawHeaders(b"Server", [_SERVER])
+        headers.setRawHeaders(b"Docker-Distribution-Api-Version", [b"registry/2.0"])
+        for name, value in self.headers.items():
+            headers.setRawHeaders(name, [value])

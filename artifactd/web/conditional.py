@@ -1,0 +1,37 @@
+"""Conditional requests: RFC 9110, 13."""
+
+from __future__ import annotations
+
+import re
+
+from twisted.web.server import Request
+
+from artifactd.catalog.interfaces import Precondition
+from artifactd.web.headers import header, header_values
+
+_ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"|\*')
+
+
+def _entity_tags(request: Request, name: str) -> tuple[str, ...] | None:
+    values = header_values(request, name)
+    return tuple(_ETAG.findall(", ".join(values))) if values else None
+
+
+def precondition(request: Request) -> Precondition:
+    """``If-Match`` and ``If-None-Match`` of a write."""
+    return Precondition(
+        if_match=_entity_tags(request, "If-Match"),
+        if_none_match=_entity_tags(request, "If-None-Match"),
+    )
+
+
+def not_modified(request: Request, current: str) -> bool:
+    """Whether a read may be answered 304: ``If-None-Match`` has ``current`` (weak comparison)."""
+    tags = _entity_tags(request, "If-None-Match")
+    return bool(tags) and any(tag == "*" or tag.removeprefix("W/") == current for tag in tags or ())
+
+
+def range_applies(request: Request, current: str) -> bool:
+    """Whether a ``Range`` header counts: no ``If-Range``, or one that is ``current`` (13.1.5)."""
+    value = header(request, "If-Range")
+    return value is None or value == current

@@ -1,0 +1,202 @@
+"""
+Requests that are handled as soon as their headers are complete.
+
+Everything private to Twisted that artifactd relies on is here and in the module of the channel;
+``tests/wire`` fails if any of it moves.  ``HTTPChannel`` calls ``gotLength`` after the headers and
+before the body, and ``requestReceived`` after the last byte.
+"""
+# twisted.web is half annotated: what is overridden here mostly is not.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import secrets
+from functools import cached_property
+from io import BytesIO
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+from twisted.web import server
+
+from artifactd.storage.budget import RECEIVE_SIZE
+from artifactd.web.body import RequestBody
+from artifactd.web.channel import RegistryChannel
+from artifactd.web.paths import origin_form
+
+# Bytes and seconds for which the rest of a body is read and dropped after an early answer, so that
+# the client gets to read the answer before the connection is closed.
+DRAIN_BYTES = 64 * 1024 * 1024
+DRAIN_SECONDS = 10.0
+# With more connections than this each receives less at a time, so that a turn of the reactor, in
+# which every one of them may receive, stays short.
+_FEW = 16
+
+
+class _Peer:
+    """
+    The sender of one body: an :class:`artifactd.web.body.BodySource`.
+
+    The idle timeout runs while something is awaited from the peer and at no other time.
+    """
+
+    def __init__(self, channel: RegistryChannel, *, awaits_continue: bool) -> None:
+        self.awaits_continue = awaits_continue
+        self._channel = channel
+        plain = isinstance(channel.transport, tcp.Connection)
+        self._buffer_size = channel.transport.bufferSize if plain else None
+        self._idle_timeout = channel.setTimeout(None)
+
+    def invite(self) -> None:
+        if self._buffer_size is not None:
+            crowded = len(self._channel.site.channels) > _FEW
+            size = self._buffer_size if crowded else max(RECEIVE_SIZE, self._buffer_size)
+            self._channel.transport.bufferSize = size
+        if self.awaits_continue:
+            self.awaits_continue = False
+            self._channel._send100Continue()
+
+    def pause(self) -> None:
+        self._channel.setTimeout(None)
+        if not self._channel.transport.disconnecting:
+            self._channel.transport.pauseProducing()
+
+    def resume(self) -> None:
+        if not self._channel.transport.disconnecting:
+            self._channel.setTimeout(self._idle_timeout)
+            self._channel.transport.resumeProducing()
+
+    def drain(self) -> None:
+        """Read the rest, for as long as our own deadline allows."""
+        self._channel.setTimeout(None)
+        self._channel.transport.resumeProducing()
+
+    def ended(self) -> None:
+        """
+        The body is over.  We may have paused the peer; the channel reads on, to notice if it
+        leaves, and has its own limit to what may follow.
+        """
+        if self._buffer_size is not None:
+            self._channel.transport.bufferSize = self._buffer_size
+        self._channel._savedTimeOut = self._idle_timeout
+        self._channel.transport.resumeProducing()
+
+
+class RegistryRequest(server.Request):
+    """
+    A request, handled as soon as its headers are complete.
+
+    An answer given before the end of the body closes the connection: when the rest has been read
+    and dropped, at most :data:`DRAIN_BYTES` and for :data:`DRAIN_SECONDS`; at once where the client
+    still waits for ``100 Continue``.  No byte of a body is ever parsed as a request.
+
+    :ivar body: what the client sends, or ``None`` where it declared nothing.
+    :ivar started: the clock's seconds when the headers were complete, or ``None`` before.
+    :ivar actor: who is asking, for the access log.
+    """
+
+    defaultContentType = None
+    channel: RegistryChannel
+    body: RequestBody | None = None
+    started: float | None = None
+    actor: str = "-"
+    _answered = False
+    _peer: _Peer
+    _bound: IDelayedCall | None = None
+    _most = 0
+
+    @cached_property
+    def request_id(self) -> str:
+        """16 hexadecimal digits that a client's report and the logs have in common."""
+        return secrets.token_hex(8)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection was lost before the end of the answer."""
+        return bool(self._disconnected)
+
+    @property
+    def unread(self) -> bool:
+        """Whether some of the body has yet to be received."""
+        return self.body is not None and not self.body.complete
+
+    def getRequestHostname(self) -> bytes:
+        # Klein and Werkzeug make a URL out of it, or fail; no route depends on it.
+        return b"localhost"
+
+    def gotLength(self, length: int | None) -> None:
+        self.content = BytesIO()
+        if length == 0:
+            return
+        channel = self.channel
+        expect = self.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower()
+        # Else the channel would answer it by itself, before the handler wants the body.
+        self.requestHeaders.removeHeader(b"Expect")
+        self._peer = _Peer(
+            channel,
+            awaits_continue=expect == b"100-continue" and channel._version == b"HTTP/1.1",
+        )
+        self.body = RequestBody(self._peer, length)
+        super().requestReceived(channel._command, origin_form(channel._path), channel._version)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        assert self.body is not None
+        self.body.data_received(data)
+        if self._answered and self.body.received > self._most:
+            self.abort()
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self.body is None:
+            super().requestReceived(command, origin_form(path), version)
+            return
+        self._peer.ended()
+        self.body.ended()
+        if self._answered:
+            self._unbind()
+            super().finish()
+
+    def process(self) -> None:
+        self.started = self.channel.site.reactor.seconds()
+        super().process()
+
+    def finish(self) -> None:
+        body = self.body
+        if body is None or body.complete or self.gone:
+            super().finish()
+        elif not self._answered:
+            self._answer_early(body)
+
+    def _answer_early(self, body: RequestBody) -> None:
+        self._answered = True
+        if not self.startedWriting:
+            self.write(b"")
+        if self.chunked:
+            # finish() would, but that has to wait.
+            self.chunked = 0
+            self.channel.write(b"0\r\n\r\n")
+        body.refuse()
+        self._bound = self.channel.callLater(DRAIN_SECONDS, self.abort)
+        if self._peer.awaits_continue and not body.received:
+            self.channel.loseConnection()
+        else:
+            self._most = body.received + DRAIN_BYTES
+            self._peer.drain()
+
+    def abort(self) -> None:
+        """Drop the connection at once, with whatever has not been sent."""
+        if not self.gone:
+            self.channel.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure) -> None:
+        site = self.site
+        # First, for Klein cancels the handler in there, which ends its wait for the body quietly.
+        super().connectionLost(reason)
+        self._unbind()
+        if self.body is not None:
+            self.body.failed(reason)
+        if site is not None:
+            site.log(self)
+
+    def _unbind(self) -> None:
+        if self._bound is not None and self._bound.active():
+            self._bound.cancel()

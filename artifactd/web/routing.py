@@ -1,0 +1,133 @@
+"""Between Klein and the routes: names in paths, answers as values, one way for errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from typing import Any, Protocol, TypeVar
+
+from klein import Klein, KleinRenderable
+from klein.resource import KleinResource
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.error import ConnectionClosed
+from twisted.python.failure import Failure
+from twisted.web.iweb import IRequest
+from twisted.web.server import NOT_DONE_YET
+from werkzeug.routing import BaseConverter
+
+from artifactd.oci.errors import NameInvalid
+from artifactd.registry.registry import Registry
+from artifactd.web.answer import Answer
+from artifactd.web.errors import registry_error
+from artifactd.web.paths import path_problem
+from artifactd.web.request import RegistryRequest
+from artifactd.web.sendfile import FileSender
+from artifactd.web.shield import uncancelled
+
+
+class _NameConverter(BaseConverter):
+    """
+    The ``<name>`` of a path: any number of components.
+
+    Takes as much as it can, so that the last ``/manifests/`` of a path is the endpoint's and all
+    before it the image's.  Whether it is a name is for the handler to say, as ``NAME_INVALID``.
+    """
+
+    regex = ".+"
+    part_isolating = False
+
+
+class Routed(Protocol):
+    """What a class with routes has to have."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def sender(self) -> FileSender: ...
+
+
+_Handler = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
+_H = TypeVar("_H", bound=_Handler)
+
+
+def new_app() -> Klein:
+    """
+    A Klein app whose routes may hold ``<name:name>``, and do without the slash that they end in;
+    its every error is the spec's JSON.
+    """
+    app = Klein()
+    app.url_map.converters["name"] = _NameConverter
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+
+    @app.handle_errors(Exception)
+    def answer_error(self: Routed, request: IRequest, failure: Failure) -> None:
+        assert isinstance(request, RegistryRequest)
+        error = registry_error(request, failure)
+        if request.startedWriting:
+            request.abort()  # too late to say anything: nobody may take this for a whole answer
+        else:
+            Answer.error(error).write(request)
+
+    return app
+
+
+def route(app: Klein, path: str, *methods: str) -> Callable[[_H], _H]:
+    """
+    Register a method of a :class:`Routed` that returns an :class:`Answer`.
+
+    ``<name:name>`` in ``path`` reaches it as ``target``.  What it has begun goes on to its end
+    when the client leaves; nothing is sent then.
+    """
+
+    def register(handler: _H) -> _H:
+        async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
+            if "name" in parts:
+                target = self.registry.target(parts.pop("name"))
+                return await handler(self, request, target, **parts)
+            return await handler(self, request, **parts)
+
+        @app.route(path, methods=methods)
+        @wraps(handler)
+        async def serve(self: Routed, request: RegistryRequest, **parts: str) -> None:
+            answered = await uncancelled(
+                answer(self, request, parts), lambda outcome: _drop(request, outcome)
+            )
+            await answered.send(request, self.sender)
+
+        return handler
+
+    return register
+
+
+def _drop(request: RegistryRequest, outcome: Answer | Failure) -> None:
+    """Nobody waits for the outcome any more."""
+    if isinstance(outcome, Answer):
+        outcome.close()
+    elif not outcome.check(ConnectionClosed, CancelledError):
+        registry_error(request, outcome)
+
+
+class ApiResource(KleinResource):
+    """Klein's resource, which is asked only for paths that mean the same to it as to everybody."""
+
+    def render(self, request: IRequest) -> KleinRenderable:
+        """
+        As ``Resource.render``.
+
+        Klein routes the unquoted path, in which an encoded slash divides components, and answers
+        what is not UTF-8 by itself.
+        """
+        assert isinstance(request, RegistryRequest)
+        try:
+            problem = path_problem(request.path)
+            if problem is None:
+                return super().render(request)
+            raise NameInvalid(f"bad request path: {problem}")
+        except Exception:
+            # Klein catches what goes wrong in a route, but not what goes wrong before it.
+            error = registry_error(request, Failure())
+        Answer.error(error).write(request)
+        request.finish()
+        return NOT_DONE_YET  # type: ignore[return-value]  # an int, which Klein returns too

@@ -1,0 +1,117 @@
+"""The site: what all connections of a listener share."""
+# twisted.web is half annotated: Site.__init__ is not.
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.web import http, server
+from twisted.web.resource import IResource
+
+from artifactd.web.accesslog import Access, AccessLog
+from artifactd.web.channel import RegistryChannel
+from artifactd.web.request import RegistryRequest
+
+
+class RegistrySite(server.Site):
+    """
+    Serves a resource over HTTP/1.1.
+
+    :param reactor: the clock of every timeout of the connections.
+    :param idle_timeout: seconds after which a connection is closed on which something is awaited
+        from the client and nothing comes.
+    :ivar channels: the open connections.
+    :ivar draining: whether every answer closes its connection.
+    """
+
+    # Typed as the proxy that changes over to HTTP/2, which is what we leave out.
+    protocol = RegistryChannel  # type: ignore[assignment]
+    requestFactory = RegistryRequest
+
+    def __init__(
+        self,
+        resource: IResource,
+        reactor: IReactorTime,
+        access_log: AccessLog,
+        idle_timeout: float = 60.0,
+    ) -> None:
+        super().__init__(
+            resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
+        )
+        self.channels: set[RegistryChannel] = set()
+        self.draining = False
+        self._access_log = access_log
+        self._emptied: Deferred[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being handled."""
+        return sum(channel.busy for channel in self.channels)
+
+    async def drain(self, seconds: float) -> None:
+        """
+        Let the requests in flight end, for at most ``seconds``; then drop what is left.
+
+        The listeners have to be closed by then.  Connections without a request are closed at once,
+        the others after the answer that is due, when the client has taken it.
+        """
+        self.draining = True
+        for channel in [channel for channel in self.channels if not channel.busy]:
+            channel.loseConnection()
+        if not self.channels:
+            return
+        self._emptied = Deferred()
+        try:
+            await self._emptied.addTimeout(seconds, self.reactor)
+        except TimeoutError:
+            for channel in list(self.channels):
+                channel.transport.abortConnection()
+
+    def channel_opened(self, channel: RegistryChannel) -> None:
+        """``channel`` has been connected."""
+        self.channels.add(channel)
+
+    def channel_lost(self, channel: RegistryChannel) -> None:
+        """``channel`` is closed."""
+        self.channels.discard(channel)
+        if not self.channels and self._emptied is not None:
+            emptied, self._emptied = self._emptied, None
+            emptied.callback(None)
+
+    def log(self, request: http.Request) -> None:
+        """A request has ended, one way or another."""
+        assert isinstance(request, RegistryRequest)
+        if self._access_log.wanted:
+            self._access_log.write(self._access(request))
+
+    def _access(self, request: RegistryRequest) -> Access:
+        agent = request.requestHeaders.getRawHeaders(b"User-Agent")
+        started = request.started
+        return Access(
+            client=str(getattr(request.client, "host", "-")),
+            user=request.actor,
+            method=_text(request.method),
+            path=_text(request.uri),
+            status=request.code if request.startedWriting else 0,
+            sent=request.sentLength,
+            seconds=0.0 if started is None else round(self.reactor.seconds() - started, 6),
+            agent=_text(agent[0]) if agent else "-",
+            request=request.request_id,
+        )
+
+    def startFactory(self) -> None:
+        # Neither the log file nor the clock that ticks every second of the base.
+        self._access_log.open()
+
+    def stopFactory(self) -> None:
+        # The last listener is closed, but not the access log: requests in flight have yet to end.
+        pass
+
+    def acceptableProtocols(self) -> list[bytes]:
+        # Bodies don't stream over HTTP/2: Twisted has another path for them.
+        return [b"http/1.1"]
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "backslashreplace")

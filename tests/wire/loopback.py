@@ -1,0 +1,113 @@
+"""A real connection over loopback, where only that shows what happens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+
+
+class Client(Protocol):
+    """
+    Keeps what it receives.
+
+    :ivar step: called at each piece received, with how much there is by now.
+    :ivar lost: fires when the connection has ended.
+    """
+
+    transport: ITCPTransport
+
+    def __init__(self) -> None:
+        self.received = bytearray()
+        self.lost: Deferred[None] = Deferred()
+        self._awaited: tuple[int, Deferred[bytes]] | None = None
+
+    def send(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def leave(self) -> None:
+        """Drop the connection, if there still is one."""
+        if not self.lost.called:
+            self.transport.abortConnection()
+
+    def step(self, size: int) -> None:
+        """Nothing by default."""
+
+    def take(self, size: int) -> Deferred[bytes]:
+        """Wait for ``size`` bytes and remove them from what was received."""
+        waiting: Deferred[bytes] = Deferred()
+        self._awaited = (size, waiting)
+        self._check()
+        return waiting
+
+    async def response(self) -> tuple[bytes, bytes]:
+        """The next response, whose length has to be declared: headers and body."""
+        while b"\r\n\r\n" not in self.received:
+            await self.take_more()
+        end = self.received.index(b"\r\n\r\n") + 4
+        headers = await self.take(end)
+        length = int(headers.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+        return headers, await self.take(length)
+
+    async def take_more(self) -> None:
+        """Wait until there is more than now."""
+        size = len(self.received) + 1
+        self.received[:0] = await self.take(size)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.received += data
+        self.step(len(self.received))
+        self._check()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._awaited is not None:
+            self._awaited[1].errback(reason)
+            self._awaited = None
+        self.lost.callback(None)
+
+    def _check(self) -> None:
+        if self._awaited is not None and len(self.received) >= self._awaited[0]:
+            (size, waiting), self._awaited = self._awaited, None
+            taken = bytes(self.received[:size])
+            del self.received[:size]
+            waiting.callback(taken)
+
+
+class FileBlob:
+    """An :class:`artifactd.storage.interfaces.OpenBlob` that tells what became of it."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._fd).st_size
+        self.closings = 0
+
+    def fileno(self) -> int:
+        assert not self.closings, "used after it was closed"
+        return self._fd
+
+    def close(self) -> None:
+        self.closings += 1
+        if self.closings == 1:
+            os.close(self._fd)
+
+
+class CountingBudget:
+    """A budget without a limit that knows how much is out, and how much was at most."""
+
+    def __init__(self) -> None:
+        self.out = 0
+        self.most = 0
+
+    def acquire(self, size: int) -> Deferred[None]:
+        self.out += size
+        self.most = max(self.most, self.out)
+        granted: Deferred[None] = Deferred()
+        granted.callback(None)
+        return granted
+
+    def release(self, size: int) -> None:
+        self.out -= size

@@ -1,0 +1,170 @@
+"""Blobs as response bodies, over TCP and through TLS."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import (
+    SSL4ClientEndpoint,
+    SSL4ServerEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.ssl import CertificateOptions, KeyPair
+
+from artifactd.web.sendfile import SMALL
+from tests.wire.connection import request
+from tests.wire.loopback import Client
+from tests.wire.sender import BIG, STALL, SenderCase
+
+
+class SendTests(SenderCase):
+    """What holds on every transport."""
+
+    async def test_bytes_are_exact_over_a_kept_alive_connection(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        for first, length in [(0, BIG), (1, BIG - 1), (4097, 300_001), (5, SMALL), (BIG - 1, 1)]:
+            client.send(self.get(first, length))
+            headers, body = await client.response()
+            self.assertIn(b"200 OK", headers)
+            self.check_body(body, first, length)
+        self.assertEqual(self.served.outcomes, [True] * 5)
+        sent = [request.sentLength for request in self.served.requests]
+        self.assertEqual(sent, [BIG, BIG - 1, 300_001, SMALL, 1])
+        await self.check_ended()
+
+    async def test_pipelined_requests_are_answered_in_order(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        spans = [(0, BIG), (100, 10), (7, 2_000_000), (0, SMALL + 1), (3, 3)]
+        client.send(b"".join(self.get(first, length) for first, length in spans))
+        for first, length in spans:
+            self.check_body((await client.response())[1], first, length)
+        await self.check_ended()
+
+    async def test_a_slow_reader_gets_every_byte(self) -> None:
+        class Slow(Client):
+            def step(self, size: int) -> None:
+                self.transport.pauseProducing()  # type: ignore[attr-defined]
+                reactor.callLater(0, self.transport.resumeProducing)  # type: ignore[attr-defined]
+
+        await self.serve()
+        client = await self.connect(Slow())
+        client.send(self.get() + self.get(9, 500_000))
+        self.check_body((await client.response())[1])
+        self.check_body((await client.response())[1], 9, 500_000)
+        await self.check_ended()
+
+    async def test_a_client_that_leaves_is_no_error(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(self.get())
+        await client.take(100_000)
+        client.leave()
+        await client.lost
+        await self.until(lambda: len(self.served.outcomes) == 1)
+        self.assertTrue(
+            self.served.outcomes[0] is False or isinstance(self.served.outcomes[0], CancelledError)
+        )
+        await self.check_ended()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    async def test_a_client_that_takes_nothing_is_dropped(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(self.get())
+        await client.take(1)
+        client.transport.pauseProducing()  # type: ignore[attr-defined]
+        await self.until(lambda: self.served.outcomes != [], lambda: self.clock.advance(STALL))
+        client.transport.resumeProducing()  # type: ignore[attr-defined]
+        await client.lost
+        self.assertLess(len(client.received), BIG)
+        await self.check_ended()
+
+    async def test_a_client_that_takes_some_now_and_then_is_not(self) -> None:
+        clock = self.clock
+        size = 64 * 1024 * 1024
+        os.truncate(self.path, size)
+
+        class Leisurely(Client):
+            """20 MiB take it as long as a stall; less than that is ever under way."""
+
+            def dataReceived(self, data: bytes) -> None:
+                clock.advance(STALL * len(data) / (20 * 1024 * 1024))
+                super().dataReceived(data)
+
+        await self.serve()
+        client = await self.connect(Leisurely())
+        client.send(self.get(0, size))
+        _, body = await client.response()
+        self.assertEqual(len(body), size)
+        self.assertGreater(clock.seconds(), 2 * STALL)
+
+    async def test_a_file_shorter_than_promised_cuts_the_connection(self) -> None:
+        await self.serve()
+        for first, length in [(0, BIG + 1), (BIG - 5, 10)]:
+            client = await self.connect()
+            client.send(self.get(first, length))
+            await client.lost
+            self.assertNotEqual(len(client.received.partition(b"\r\n\r\n")[2]), length)
+        await self.until(lambda: len(self.served.outcomes) == 2)
+        self.assertNotIn(True, self.served.outcomes)
+        await self.check_ended()
+
+    async def test_a_head_has_the_length_and_no_body(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(request("HEAD", f"/0/{BIG}") + self.get(0, 3))
+        while client.received.count(b"\r\n\r\n") < 2:
+            await client.take_more()
+        head, _, rest = bytes(client.received).partition(b"\r\n\r\n")
+        self.assertIn(b"Content-Length: %d" % BIG, head)
+        self.assertTrue(rest.startswith(b"HTTP/1.1 200"))
+        await self.check_ended()
+
+    async def test_draining_lets_a_response_end_and_closes(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(self.get())
+        await client.take(1)
+        drained = Deferred.fromCoroutine(self.site.drain(60))
+        await client.lost
+        await drained
+        self.assertTrue(client.received.endswith(self.content[-1000:]))
+        self.assertEqual(self.served.outcomes, [True])
+
+
+class TLSTests(SendTests):
+    """The same over TLS, where the bytes pass through this process."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.certificate = KeyPair.generate(size=2048).selfSignedCert(1, CN="localhost")
+
+    def listening(self) -> IStreamServerEndpoint:
+        options = self.certificate.options()
+        return SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
+
+    def connecting(self, port: int) -> IStreamClientEndpoint:
+        return SSL4ClientEndpoint(reactor, "127.0.0.1", port, CertificateOptions())
+
+
+class TakeOverTests(SenderCase):
+    """The transport's producer is the file for the time of a body, and the channel otherwise."""
+
+    async def test_the_channel_is_the_producer_again_afterwards(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(self.get())
+        await client.response()
+        (channel,) = self.site.channels
+        self.assertIs(channel.transport.producer, channel)
+
+    async def test_a_channel_paused_before_goes_on_afterwards(self) -> None:
+        await self.serve()
+        client = await self.connect()
+        client.send(request("GET", f"/0/{BIG}?padding=100000") + self.get(0, 10))
+        self.check_body((await client.response())[1])
+        self.check_body((await client.response())[1], 0, 10)

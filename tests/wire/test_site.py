@@ -1,0 +1,291 @@
+"""What connections share: the end of the service, and the access log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from artifactd.web.accesslog import Access, AccessLog
+from artifactd.web.request import RegistryRequest
+from artifactd.web.site import RegistrySite
+from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
+
+
+class DrainTests(WireCase):
+    """The end of the service."""
+
+    def setUp(self) -> None:
+        super().setUp()
+
+        @self.app.route("/slow", methods=["GET", "PUT"])
+        async def slow(request: RegistryRequest) -> bytes:
+            await self.gate()
+            return b"done"
+
+        @self.app.route("/begun", methods=["GET"])
+        async def begun(request: RegistryRequest) -> bytes:
+            request.write(b"first ")
+            await self.gate()
+            return b"last"
+
+    def busy(self, path: str = "/slow") -> Wire:
+        wire = self.connect()
+        wire.send(request("GET", path))
+        return wire
+
+    def drain(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self.site.drain(30))
+
+    def test_requests_in_flight_are_counted(self) -> None:
+        self.connect()
+        wires = [self.busy(), self.busy()]
+        self.assertEqual(self.site.in_flight, 2)
+        self.open_gate()
+        self.assertEqual(self.site.in_flight, 1)
+        wires[1].close()
+        self.assertEqual(self.site.in_flight, 0)
+
+    def test_there_is_nothing_to_wait_for_without_connections(self) -> None:
+        self.successResultOf(self.drain())
+
+    def test_idle_connections_are_closed_at_once(self) -> None:
+        wire = self.connect()
+        draining = self.drain()
+        self.assertFalse(wire.open)
+        self.assertNoResult(draining)
+        wire.close()
+        self.successResultOf(draining)
+
+    def test_a_request_in_flight_is_answered_with_close(self) -> None:
+        wire = self.busy()
+        draining = self.drain()
+        self.assertTrue(wire.open)
+        self.open_gate()
+        received = wire.received()
+        self.assertEqual(statuses(received), [200])
+        self.assertIn(b"Connection: close", received)
+        self.assertFalse(wire.open)
+        self.assertNoResult(draining)
+        wire.close()
+        self.successResultOf(draining)
+
+    def test_a_response_already_begun_is_ended_and_its_connection_closed(self) -> None:
+        wire = self.busy("/begun")
+        self.drain()
+        self.open_gate()
+        self.assertIn(b"last", wire.received())
+        self.assertFalse(wire.open)
+
+    def test_a_request_pipelined_behind_is_not_begun(self) -> None:
+        wire = self.busy()
+        wire.send(request("GET", "/slow"))
+        self.drain()
+        self.open_gate()
+        self.assertEqual(self.gates, [])
+
+    def test_what_is_left_at_the_end_of_the_time_is_dropped(self) -> None:
+        wire = self.busy()
+        draining = self.drain()
+        self.clock.advance(29)
+        self.assertFalse(wire.disconnected)
+        self.clock.advance(1)
+        self.assertTrue(wire.disconnected)
+        self.successResultOf(draining)
+
+    def test_the_access_log_stays_open_when_no_listener_is_left(self) -> None:
+        access_log = AccessLog("text", self.mktemp())
+        site = RegistrySite(self.app.resource(), self.clock, access_log)
+        site.doStart()
+        site.doStop()
+        self.assertTrue(access_log.wanted)
+        access_log.close()
+
+    def test_only_http_1_1_is_offered_in_tls(self) -> None:
+        self.assertEqual(self.site.acceptableProtocols(), [b"http/1.1"])
+
+    def test_no_clock_ticks_while_nothing_happens(self) -> None:
+        self.site.startFactory()
+        self.addCleanup(self.site.stopFactory)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class SiteLogTests(WireCase):
+    """One line per request, whatever becomes of it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = Path(self.mktemp())
+        log = AccessLog("json", str(self.path), now=lambda: 1_000_000_000.25)
+        self.site = RegistrySite(self.app.resource(), self.clock, log, IDLE)
+        self.site.startFactory()
+        self.addCleanup(self.site.stopFactory)
+
+        @self.app.route("/v2/", methods=["GET"])
+        async def base(request: RegistryRequest) -> bytes:
+            request.actor = "alice"
+            self.clock.advance(0.5)
+            return b"{}"
+
+        @self.app.route("/body", methods=["PUT"])
+        async def body(request: RegistryRequest) -> bytes:
+            assert request.body is not None
+            await request.body.deliver_to(Sink())
+            return b""
+
+        @self.app.route("/refused", methods=["PUT"])
+        def refused(request: RegistryRequest) -> bytes:
+            request.setResponseCode(401)
+            return b""
+
+    def lines(self) -> list[dict[str, object]]:
+        return [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()]
+
+    def test_a_request_is_a_line(self) -> None:
+        self.connect().send(request("GET", "/v2/?n=1", "User-Agent: docker/28"))
+        (line,) = self.lines()
+        self.assertRegex(str(line.pop("request")), r"\A[0-9a-f]{16}\Z")
+        self.assertEqual(
+            line,
+            {
+                "time": "2001-09-09T01:46:40.250Z",
+                "client": "192.168.1.1",
+                "user": "alice",
+                "method": "GET",
+                "path": "/v2/?n=1",
+                "status": 200,
+                "sent": 2,
+                "seconds": 0.5,
+                "agent": "docker/28",
+            },
+        )
+
+    def test_a_request_cut_off_before_its_answer_is_a_line_of_status_0(self) -> None:
+        wire = self.connect()
+        wire.send(request("PUT", "/body", "Content-Length: 10") + b"0123")
+        wire.close(cleanly=False)
+        self.assertEqual([line["status"] for line in self.lines()], [0])
+
+    def test_an_early_answer_is_one_line(self) -> None:
+        wire = self.connect()
+        wire.send(request("PUT", "/refused", "Content-Length: 4"), b"body")
+        wire.close()
+        self.assertEqual([line["status"] for line in self.lines()], [401])
+
+    def test_an_early_answer_whose_drain_is_cut_is_one_line(self) -> None:
+        wire = self.connect()
+        wire.send(request("PUT", "/refused", "Content-Length: 4"))
+        wire.close()
+        self.assertEqual([line["status"] for line in self.lines()], [401])
+
+    def test_a_body_that_is_framed_wrong_is_a_line_of_status_400(self) -> None:
+        wire = self.connect()
+        wire.send(request("PUT", "/body", "Transfer-Encoding: chunked"), b"nonsense\r\n")
+        wire.close()
+        self.assertEqual([line["status"] for line in self.lines()], [400])
+
+    def test_a_connection_without_a_request_is_none(self) -> None:
+        wire = self.connect()
+        wire.send(b"GET /v2/ HTTP/1.1\r\nHo")
+        wire.close()
+        self.assertEqual(self.lines(), [])
+
+    def test_an_agent_that_is_not_utf8_is_still_json(self) -> None:
+        wire = self.connect()
+        wire.send(b'GET /v2/ HTTP/1.1\r\nUser-Agent: \xff"\x1b\\ \xc3\xa9\r\n\r\n')
+        self.assertEqual(self.lines()[0]["agent"], '\\xff"\x1b\\ é')
+
+
+class AccessLogTests(SynchronousTestCase):
+    """How a line is written."""
+
+    access = Access(
+        client="::1",
+        user="-",
+        method="GET",
+        path="/v2/",
+        status=200,
+        sent=2,
+        seconds=0.0123456,
+        agent="curl/8",
+        request="0" * 16,
+    )
+
+    def written(self, *accesses: Access, style: str = "text") -> str:
+        path = self.mktemp()
+        log = AccessLog(style, path, now=lambda: 0.0)  # type: ignore[arg-type]
+        log.open()
+        for access in accesses:
+            log.write(access)
+        log.close()
+        return Path(path).read_text() if Path(path).exists() else ""
+
+    def changed(self, **changes: str) -> Access:
+        return msgspec.structs.replace(self.access, **changes)
+
+    def test_a_line_of_text(self) -> None:
+        self.assertEqual(
+            self.written(self.access),
+            '1970-01-01T00:00:00.000Z ::1 - "GET /v2/" 200 2 0.012 "curl/8" 0000000000000000\n',
+        )
+
+    def test_no_client_can_forge_a_line_or_a_field(self) -> None:
+        evil = 'a" 200\n1970 \r\x1b[2K\\"\u2028é'
+        for field in ("method", "path", "agent", "user"):
+            line = self.written(self.changed(**{field: evil}))
+            self.assertEqual(len(line.splitlines()), 1, field)
+            self.assertEqual(line.count('"'), 4, field)
+            self.assertTrue(line.rstrip("\n").isprintable(), field)
+            self.assertTrue(line.isascii(), field)
+
+    def test_a_user_is_one_word(self) -> None:
+        self.assertIn(" a\\x20b ", self.written(self.changed(user="a b")))
+
+    def test_json_is_a_line_per_request_whatever_a_client_sends(self) -> None:
+        evil = 'a"\n\r\x00\\'
+        first, second = self.written(
+            self.changed(agent=evil), self.access, style="json"
+        ).splitlines()
+        self.assertEqual(msgspec.json.decode(first)["agent"], evil)
+        self.assertEqual(msgspec.json.decode(second)["agent"], "curl/8")
+
+    def test_off_writes_nothing(self) -> None:
+        self.assertEqual(self.written(self.access, style="off"), "")
+
+    def test_without_a_path_lines_go_to_the_daemons_log(self) -> None:
+        events: list[LogEvent] = []
+
+        @implementer(ILogObserver)
+        def observer(event: LogEvent) -> None:
+            events.append(event)
+
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        AccessLog(now=lambda: 0.0).write(self.changed(agent="{braces}"))
+        (event,) = events
+        self.assertEqual(event["log_namespace"], "artifactd.access")
+        self.assertEqual(event["log_level"], LogLevel.info)
+        self.assertIn('"{braces}"', formatEvent(event))
+
+    def test_a_renamed_file_is_followed_when_opened_again(self) -> None:
+        path = Path(self.mktemp())
+        log = AccessLog("text", str(path), now=lambda: 0.0)
+        log.open()
+        log.write(self.access)
+        path.rename(f"{path}.1")
+        log.open()
+        log.write(self.access)
+        log.close()
+        self.assertEqual(len(path.read_text().splitlines()), 1)
+
+    def test_a_full_disk_does_not_stop_the_serving(self) -> None:
+        log = AccessLog("text", "/dev/full", now=lambda: 0.0)
+        log.open()
+        log.write(self.access)
+        log.write(self.access)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1, "told once")
+        log.close()
