@@ -1,0 +1,104 @@
+"""A backup: one data folder copied into another, while the first is in use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import define, field
+
+from artifactd.catalog.backup import copy_catalog, replace_catalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid
+from artifactd.storage.files import DIRECTORY, PUBLISHED, Directory
+from artifactd.storage.folder import DataFolder
+
+_PIECE = 1 << 20  # bytes read at a time
+
+
+@define
+class Backup:
+    """
+    Copies the catalog and the blobs of ``source`` into ``target``, which can be started from then.
+
+    The catalog is copied first and put in its place last: by then all that it points at is there,
+    and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
+    not copied again.  Unfinished uploads are left out.
+
+    :param target: held exclusively by the caller.
+    :param progress: called after each blob copied.
+    :ivar files: blobs copied so far.
+    :ivar size: their bytes.
+    :ivar damaged: blobs left out because their bytes do not have their digest.
+    """
+
+    source: DataFolder
+    target: DataFolder
+    progress: Callable[[Backup], None]
+    files: int = 0
+    size: int = 0
+    damaged: list[Digest] = field(factory=list)
+
+    def run(self) -> None:
+        """
+        Do it.  Blocks.
+
+        :raises StartError: if the catalog of ``source`` can't be read.
+        :raises OSError: if a file can't be read or written.
+        """
+        catalog = Path(self.target.staging.path, "backup.catalog")
+        copy_catalog(self.source.catalog, catalog)
+        root = Path(self.target.blobs.path)
+        for digest, blob in _blobs(Path(self.source.blobs.path)):
+            copy = root / digest.algorithm / digest.encoded[:2] / digest.encoded
+            if self._copy(digest, blob, copy):
+                self.progress(self)
+        # All of them: the files in some may come from a backup that broke off before this.
+        for path in root.glob("**/"):
+            with Directory.open(path) as folder:
+                os.fsync(folder.fd)
+        replace_catalog(catalog, self.target.catalog)
+
+    def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
+        """Copy ``blob`` unless ``copy`` is there, reading all of it; whether it did."""
+        partial = Path(self.target.staging.path, "backup.blob")
+        partial.unlink(missing_ok=True)
+        hashed = hashlib.new(digest.algorithm)
+        try:
+            source = blob.open("rb")
+        except FileNotFoundError:
+            return False  # removed meanwhile: no row of the copied catalog needs it
+        with source:
+            size = os.fstat(source.fileno()).st_size
+            if copy.exists() and copy.stat().st_size == size:
+                return False
+            with partial.open("xb") as target:
+                while piece := source.read(_PIECE):
+                    hashed.update(piece)
+                    target.write(piece)
+                target.flush()
+                os.fchmod(target.fileno(), PUBLISHED)
+                os.fsync(target.fileno())
+        if hashed.hexdigest() != digest.encoded:
+            partial.unlink()
+            self.damaged.append(digest)
+            return False
+        for folder in (copy.parent.parent, copy.parent):
+            folder.mkdir(DIRECTORY, exist_ok=True)
+        partial.rename(copy)
+        self.files += 1
+        self.size += size
+        return True
+
+
+def _blobs(root: Path) -> Iterator[tuple[Digest, Path]]:
+    """The blobs below ``root``, which lie at ``<algorithm>/<two digits>/<encoded>``."""
+    for path in root.glob("*/*/*"):
+        try:
+            digest = Digest.parse(f"{path.parent.parent.name}:{path.name}")
+        except DigestInvalid:
+            continue
+        if path.parent.name == digest.encoded[:2] and path.is_file() and not path.is_symlink():
+            yield digest, path

@@ -1,0 +1,140 @@
+"""The whole daemon, wired as ``tap`` does, on a free port in the process of the tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from attrs import frozen
+from twisted.internet.address import IPv4Address
+from twisted.trial.unittest import TestCase
+
+from artifactd.config import Settings
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.tap import RegistryService
+from tests.daemon import Answer, request
+from tests.programs import reactor
+
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+
+
+def descriptor(content: bytes, media_type: str = LAYER_TYPE, **more: object) -> dict[str, Any]:
+    """What a manifest says of ``content``."""
+    digest = str(more.pop("digest", None) or Digest.of(content))
+    return {"mediaType": media_type, "digest": digest, "size": len(content), **more}
+
+
+def image_manifest(config: bytes, *layers: bytes, **more: object) -> bytes:
+    """An OCI image manifest of blobs; ``more`` are further fields."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(config, CONFIG_TYPE),
+        "layers": [descriptor(layer) for layer in layers],
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+def image_index(*manifests: bytes, **more: object) -> bytes:
+    """An OCI index of image manifests."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_INDEX,
+        "manifests": [descriptor(manifest, OCI_MANIFEST) for manifest in manifests],
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+@frozen
+class Served:
+    """
+    A registry to ask; it ends with the test.
+
+    :ivar data: its data folder.
+    """
+
+    service: RegistryService
+    data: Path
+
+    @classmethod
+    def start(
+        cls, test: TestCase, toml: str = "", *, data: Path | None = None, **settings: str
+    ) -> Self:
+        """
+        Start one on a fresh data folder, or on ``data``.
+
+        :param toml: its settings file.
+        :param settings: as ``ARTIFACTD_<NAME>`` would give them.
+        """
+        file = Path(test.mktemp())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(toml)
+        folder = data or Path(test.mktemp())
+        environment = {"LISTEN": "tcp:0:interface=127.0.0.1", "DATA": str(folder)}
+        environment |= {name.upper(): value for name, value in settings.items()}
+        loaded = Settings.load(file, {f"ARTIFACTD_{k}": v for k, v in environment.items()})
+        service = RegistryService(loaded, reactor)
+        service.startService()
+        test.addCleanup(service.stopService)
+        return cls(service, folder)
+
+    @property
+    def port(self) -> int:
+        """Where it listens on 127.0.0.1."""
+        address = self.service.ports[0].getHost()
+        assert isinstance(address, IPv4Address)
+        return address.port
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        chunked: bool = False,
+    ) -> Answer:
+        """Ask for ``path``; with ``chunked`` the body goes by chunked transfer coding."""
+        return await request(self.port, method, path, body=body, headers=headers, chunked=chunked)
+
+    async def push_blob(
+        self, name: str, content: bytes, algorithm: Algorithm = Algorithm.SHA256
+    ) -> Digest:
+        """Let image ``name`` hold ``content``; its digest."""
+        digest = Digest.of(content, algorithm)
+        answer = await self.request("POST", f"/v2/{name}/blobs/uploads/?digest={digest}", content)
+        assert answer.status == 201, answer
+        return digest
+
+    async def push_manifest(
+        self, name: str, reference: str, content: bytes, media_type: str = OCI_MANIFEST
+    ) -> Digest:
+        """Put a manifest into image ``name``; its digest."""
+        answer = await self.request(
+            "PUT", f"/v2/{name}/manifests/{reference}", content, {"Content-Type": media_type}
+        )
+        assert answer.status == 201, answer
+        return Digest.parse(answer.header("Docker-Content-Digest") or "")
+
+    async def push_image(self, name: str, tag: str, *layers: bytes, **more: object) -> Digest:
+        """Push an image of a config and ``layers``, with ``more`` manifest fields; its digest."""
+        config = json.dumps({"tag": tag}).encode()
+        for blob in (config, *layers):
+            await self.push_blob(name, blob)
+        return await self.push_manifest(name, tag, image_manifest(config, *layers, **more))
+
+    def files(self) -> list[str]:
+        """Every file of the store, relative to the data folder: what a refused request leaves."""
+        folders = ("blobs", "uploads", "staging")
+        return sorted(
+            str(path.relative_to(self.data))
+            for folder in folders
+            for path in (self.data / folder).rglob("*")
+            if path.is_file()
+        )

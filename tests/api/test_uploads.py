@@ -1,0 +1,199 @@
+"""distribution-spec, "Pushing a blob in chunks" and "POST then PUT": end-4 to end-6, 13, 14."""
+
+from __future__ import annotations
+
+import re
+
+from artifactd.oci.digest import Algorithm, Digest
+from tests.api.case import ApiTestCase, Connection
+from tests.programs import wait_for
+
+CONTENT = b"0123456789"
+DIGEST = Digest.of(CONTENT)
+UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+
+
+class StartTests(ApiTestCase):
+    """end-4a, end-4c."""
+
+    async def test_a_session_is_opened_at_a_relative_location_of_its_own(self) -> None:
+        answers = [
+            await self.accepted(202, "POST", "/v2/team/hello/blobs/uploads/", body)
+            for body in (None, b"")
+        ]
+        locations = [answer.header("Location") or "" for answer in answers]
+        self.assertEqual(len(set(locations)), 2)
+        for location, answer in zip(locations, answers, strict=True):
+            match = re.fullmatch(f"/v2/team/hello/blobs/uploads/({UUID})", location)
+            assert match is not None, location
+            self.assertEqual(answer.header("Docker-Upload-UUID"), match[1])
+            self.assertEqual(answer.header("Range"), "0-0")
+            self.assertEqual(answer.body, b"")
+            self.assertIsNone(answer.header("OCI-Chunk-Min-Length"))
+
+    async def test_its_location_may_be_asked_for_without_the_slash(self) -> None:
+        await self.accepted(202, "POST", "/v2/hello/blobs/uploads")
+
+    async def test_an_unsupported_algorithm_is_refused(self) -> None:
+        path = "/v2/hello/blobs/uploads/?digest-algorithm="
+        for algorithm in ("md5", "SHA256", "sha256:"):
+            await self.refused(400, "DIGEST_INVALID", "POST", path + algorithm)
+
+    async def test_a_session_of_another_algorithm_makes_blobs_of_it(self) -> None:
+        digest = Digest.of(CONTENT, Algorithm.SHA512)
+        location = await self.start_upload(query="?digest-algorithm=sha512")
+        await self.accepted(202, "PATCH", location, CONTENT)
+        await self.accepted(201, "PUT", f"{location}?digest={digest}")
+        answer = await self.accepted(200, "GET", f"/v2/hello/blobs/{digest}")
+        self.assertEqual(answer.body, CONTENT)
+
+    async def test_an_algorithm_first_named_at_the_end_counts_too(self) -> None:
+        digest = Digest.of(CONTENT, Algorithm.SHA512)
+        location = await self.start_upload()
+        await self.accepted(201, "PUT", f"{location}?digest={digest}", CONTENT)
+        await self.accepted(200, "HEAD", f"/v2/hello/blobs/{digest}")
+
+
+class MinimumChunkTests(ApiTestCase):
+    toml = """
+        min_chunk = "64KiB"
+        [repository.local]
+        kind = "local"
+    """
+
+    async def test_the_least_length_of_a_chunk_is_told_in_bytes(self) -> None:
+        answer = await self.accepted(202, "POST", "/v2/hello/blobs/uploads/")
+        self.assertEqual(answer.header("OCI-Chunk-Min-Length"), "65536")
+
+
+class ChunkTests(ApiTestCase):
+    """end-5, end-13."""
+
+    async def test_chunks_are_appended_in_order(self) -> None:
+        location = await self.start_upload()
+        for first, last in ((0, 3), (4, 4), (5, 9)):
+            answer = await self.accepted(
+                202,
+                "PATCH",
+                location,
+                CONTENT[first : last + 1],
+                {"Content-Range": f"{first}-{last}"},
+            )
+            self.assertEqual(answer.header("Range"), f"0-{last}")
+            self.assertEqual(answer.header("Location"), location)
+            self.assertEqual(answer.header("Docker-Upload-UUID"), location.rpartition("/")[2])
+            await self.assert_offset(location, last + 1)
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_a_chunk_without_a_range_belongs_at_the_end(self) -> None:
+        location = await self.start_upload()
+        await self.accepted(202, "PATCH", location, CONTENT[:4])
+        answer = await self.accepted(202, "PATCH", location, CONTENT[4:], chunked=True)
+        self.assertEqual(answer.header("Range"), "0-9")
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_a_chunk_with_a_range_may_come_by_chunked_coding(self) -> None:
+        location = await self.start_upload()
+        headers = {"Content-Range": "0-9"}
+        await self.accepted(202, "PATCH", location, CONTENT, headers, chunked=True)
+        await self.assert_offset(location, 10)
+
+    async def test_the_status_of_an_empty_session_is_0_0_and_its_next_chunk_at_0(self) -> None:
+        location = await self.start_upload()
+        answer = await self.accepted(204, "GET", location)
+        self.assertEqual(answer.header("Range"), "0-0")
+        self.assertEqual(answer.header("Location"), location)
+        answer = await self.accepted(202, "PATCH", location, b"")
+        self.assertEqual(answer.header("Range"), "0-0")
+        headers = {"Content-Range": "1-1"}
+        await self.refused(416, "BLOB_UPLOAD_INVALID", "PATCH", location, b"1", headers)
+        await self.accepted(202, "PATCH", location, b"0", {"Content-Range": "0-0"})
+
+    async def test_a_body_cut_short_leaves_the_bytes_that_arrived(self) -> None:
+        location = await self.start_upload()
+        await self.accepted(202, "PATCH", location, CONTENT[:2])
+        chunk = await Connection.begin_body(self, self.registry.port, "PATCH", location, 8)
+        await chunk.send(CONTENT[2:5])
+        chunk.leave()
+
+        async def resumed() -> bool:
+            # 416 as long as the registry has not noticed that the client is gone.
+            headers = {"Content-Range": "5-9"}
+            answer = await self.registry.request("PATCH", location, CONTENT[5:], headers)
+            return answer.status == 202
+
+        await wait_for(resumed)
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_status_and_chunks_need_a_session_of_that_image(self) -> None:
+        location = await self.start_upload()
+        elsewhere = location.replace("/hello/", "/other/")
+        unknown = "/v2/hello/blobs/uploads/00000000-0000-4000-8000-000000000000"
+        for path in (elsewhere, unknown, "/v2/hello/blobs/uploads/nonsense"):
+            await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "GET", path)
+            await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "PATCH", path, CONTENT)
+            await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "DELETE", path)
+            close = f"{path}?digest={DIGEST}"
+            await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "PUT", close, CONTENT)
+        await self.accepted(204, "GET", location)
+
+
+class CloseTests(ApiTestCase):
+    """end-6."""
+
+    async def test_the_whole_blob_may_come_at_the_end(self) -> None:
+        location = await self.start_upload()
+        answer = await self.accepted(
+            201,
+            "PUT",
+            f"{location}?digest={DIGEST}",
+            CONTENT,
+            {"Content-Type": "application/octet-stream"},
+        )
+        self.assertEqual(answer.header("Location"), f"/v2/hello/blobs/{DIGEST}")
+        self.assertEqual(answer.header("Docker-Content-Digest"), str(DIGEST))
+        got = await self.accepted(200, "GET", answer.header("Location") or "")
+        self.assertEqual(got.body, CONTENT)
+
+    async def test_the_last_chunk_may_come_at_the_end(self) -> None:
+        for headers in ({}, {"Content-Range": "4-9"}):
+            for chunked in (False, True):
+                location = await self.start_upload("image")
+                await self.accepted(202, "PATCH", location, CONTENT[:4])
+                path = f"{location}?digest={DIGEST}"
+                await self.accepted(201, "PUT", path, CONTENT[4:], headers, chunked=chunked)
+
+    async def test_a_blob_of_no_bytes_is_pushed(self) -> None:
+        location = await self.start_upload()
+        digest = Digest.of(b"")
+        await self.accepted(201, "PUT", f"{location}?digest={digest}")
+        await self.accepted(200, "GET", f"/v2/hello/blobs/{digest}")
+
+    async def test_a_closed_session_is_gone_and_leaves_one_file(self) -> None:
+        location = await self.start_upload()
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}", CONTENT)
+        await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "GET", location)
+        encoded = DIGEST.encoded
+        self.assertEqual(self.registry.files(), [f"blobs/sha256/{encoded[:2]}/{encoded}"])
+
+
+class CancelTests(ApiTestCase):
+    """end-14."""
+
+    async def test_a_cancelled_session_leaves_nothing(self) -> None:
+        location = await self.start_upload()
+        await self.accepted(202, "PATCH", location, CONTENT)
+        answer = await self.accepted(204, "DELETE", location)
+        self.assertEqual(answer.body, b"")
+        self.assertEqual(self.registry.files(), [])
+        for method in ("GET", "PATCH", "DELETE"):
+            await self.refused(404, "BLOB_UPLOAD_UNKNOWN", method, location)
+
+    async def test_a_session_is_cancelled_while_it_is_written_to(self) -> None:
+        location = await self.start_upload()
+        chunk = await Connection.begin_body(self, self.registry.port, "PATCH", location, 10)
+        await chunk.send(CONTENT[:5])
+        await self.accepted(204, "DELETE", location)
+        await chunk.send(CONTENT[5:])
+        self.assert_error(await chunk.answer(), 404, "BLOB_UPLOAD_UNKNOWN")
+        self.assertEqual(self.registry.files(), [])

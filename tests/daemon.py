@@ -1,0 +1,152 @@
+"""artifactd as a process of its own, and HTTP to ask it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from http.client import HTTPConnection, HTTPMessage
+from pathlib import Path
+from typing import Self
+
+from attrs import frozen
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+import artifactd
+from tests.programs import Process
+
+_CHECKOUT = Path(artifactd.__file__).parents[1]
+
+
+@frozen
+class Answer:
+    """An HTTP response read to its end."""
+
+    status: int
+    headers: HTTPMessage
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """The last field of that name, or ``None``."""
+        values = self.headers.get_all(name)
+        return values[-1] if values else None
+
+
+async def request(
+    port: int,
+    method: str,
+    path: str,
+    *,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    chunked: bool = False,
+    seconds: float = 60,
+) -> Answer:
+    """
+    Ask what listens on ``port`` of 127.0.0.1, on a connection of its own; nothing is followed.
+
+    Blocking code in a thread: it sends what it is told to, and hides no header.
+
+    :param body: sent with its length, or ``chunked``.
+    """
+
+    def ask() -> Answer:
+        connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
+        try:
+            sent = iter([body]) if chunked and body is not None else body
+            connection.request(
+                method,
+                path,
+                sent,
+                {"Connection": "close", **(headers or {})},
+                encode_chunked=chunked,
+            )
+            response = connection.getresponse()
+            return Answer(response.status, response.headers, response.read())
+        finally:
+            connection.close()
+
+    return await deferToThread(ask)
+
+
+class Daemon:
+    """
+    artifactd in a process of its own, on a free port of 127.0.0.1; it ends with the test.
+
+    :ivar data: its data folder.
+    :ivar port: where it listens; the same after :meth:`restart`.
+    :ivar process: the process that runs now, or ran last.
+    """
+
+    process: Process
+
+    def __init__(self, test: TestCase, data: Path, toml: str, settings: Mapping[str, str]) -> None:
+        self.data = data
+        self.port = 0
+        self._test = test
+        self._folder = Path(test.mktemp()).absolute()
+        self._folder.mkdir(parents=True)
+        self._config = self._folder / "artifactd.toml"
+        self._config.write_text(toml)
+        self._settings = settings
+
+    @classmethod
+    async def start(
+        cls, test: TestCase, *, data: Path | None = None, toml: str = "", **settings: str
+    ) -> Self:
+        """
+        Start one and wait until it listens.
+
+        :param data: its data folder; a fresh one if not given.
+        :param toml: its settings file.
+        :param settings: given as ``ARTIFACTD_<NAME>``, e.g. ``idle_timeout="1s"``.
+        :raises AssertionError: with its output, if it does not start.
+        """
+        self = cls(test, data or Path(test.mktemp()).absolute(), toml, settings)
+        await self.restart()
+        return self
+
+    @property
+    def address(self) -> str:
+        """``host:port``, as it stands before the name in an image reference."""
+        return f"127.0.0.1:{self.port}"
+
+    async def restart(self) -> None:
+        """Start it again on the same data and port, once :meth:`kill` has ended it."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
+        environment["PYTHONPATH"] = str(_CHECKOUT)
+        environment["ARTIFACTD_LISTEN"] = f"tcp:{self.port}:interface=127.0.0.1"
+        environment["ARTIFACTD_DATA"] = str(self.data)
+        environment |= {f"ARTIFACTD_{name.upper()}": v for name, v in self._settings.items()}
+        self.process = Process.start(
+            self._test,
+            sys.executable,
+            "-m",
+            "artifactd",
+            "--config",
+            str(self._config),
+            env=environment,
+            folder=self._folder,
+        )
+        self.port = int((await self.process.matched(r"listening on .*127\.0\.0\.1:(\d+)"))[1])
+        # It handles signals from a moment later on, when its reactor runs.
+        answer = await self.request("GET", "/healthz")
+        assert answer.status == 200, answer
+
+    async def kill(self, number: int = signal.SIGKILL) -> int:
+        """Send it a signal and wait for its end; its exit status, or minus the signal."""
+        return await self.process.kill(number)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        chunked: bool = False,
+    ) -> Answer:
+        """Ask it for ``path``, as :func:`request`."""
+        return await request(self.port, method, path, body=body, headers=headers, chunked=chunked)

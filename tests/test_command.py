@@ -1,0 +1,148 @@
+"""The operator's command line, as a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from errno import ENOSPC
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+from artifactd.backup import Backup
+from artifactd.oci.digest import Digest
+from artifactd.storage.folder import DataFolder
+from tests.daemon import Daemon
+from tests.programs import Result, run
+
+HELLO = b"hello"
+HELLO_DIGEST = Digest.of(HELLO)
+AGAIN = b"hello again"
+
+
+async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
+    """Run the command line."""
+    env = {"PYTHONPATH": str(Path(__file__).parents[1]), **environ}
+    return await run(test, sys.executable, "-m", "artifactd.command", *argv, env=env, check=False)
+
+
+class CheckConfigTests(TestCase):
+    async def test_right_settings_are_printed_as_they_are_in_force(self) -> None:
+        result = await artifactd(self, "check-config", ARTIFACTD_THREADS="3")
+        self.assertEqual((result.status, result.err), (0, ""))
+        self.assertEqual(result.out.splitlines()[0], "ok")
+        self.assertIn("threads = 3", result.out.splitlines())
+
+    async def test_what_is_wrong_is_one_line(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text("threads = 65")
+        result = await artifactd(self, "check-config", "--config", str(path))
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertEqual(
+            result.err,
+            f"artifactd: {path}: threads: expected a whole number from 1 to 64, got 65\n",
+        )
+
+
+class CommandTests(TestCase):
+    async def test_without_a_command_it_says_which_there_are(self) -> None:
+        result = await artifactd(self)
+        self.assertEqual(result.status, 1)
+        self.assertEqual(
+            result.err,
+            "artifactd: say what to do: check-config or backup; --help tells more\n",
+        )
+
+
+class BackUpTests(TestCase):
+    async def back_up(self, daemon: Daemon, target: Path) -> Result:
+        return await artifactd(self, "backup", str(target), ARTIFACTD_DATA=str(daemon.data))
+
+    async def push(self, daemon: Daemon, content: bytes) -> None:
+        answer = await daemon.request(
+            "POST", f"/v2/image/blobs/uploads/?digest={Digest.of(content)}", body=content
+        )
+        self.assertEqual(answer.status, 201, answer.body)
+
+    async def pull(self, daemon: Daemon, content: bytes) -> None:
+        answer = await daemon.request("GET", f"/v2/image/blobs/{Digest.of(content)}")
+        self.assertEqual((answer.status, answer.body), (200, content))
+
+    async def test_a_daemon_starts_from_a_backup_made_while_another_ran(self) -> None:
+        daemon = await Daemon.start(self)
+        await self.push(daemon, HELLO)
+        target = Path(self.mktemp()).absolute()
+        result = await self.back_up(daemon, target)
+        self.assertEqual((result.status, result.err), (0, ""))
+        await self.pull(await Daemon.start(self, data=target), HELLO)
+
+    async def test_a_second_backup_copies_only_what_is_new(self) -> None:
+        daemon = await Daemon.start(self)
+        target = Path(self.mktemp()).absolute()
+        await self.push(daemon, HELLO)
+        await self.back_up(daemon, target)
+        await self.push(daemon, AGAIN)
+        result = await self.back_up(daemon, target)
+        self.assertEqual(result.out, f"done: blobs copied: 1, their bytes: {len(AGAIN)}\n")
+        restored = await Daemon.start(self, data=target)
+        await self.pull(restored, HELLO)
+        await self.pull(restored, AGAIN)
+
+    async def test_a_backup_that_breaks_off_leaves_the_one_before_it(self) -> None:
+        daemon = await Daemon.start(self)
+        target = Path(self.mktemp()).absolute()
+        await self.push(daemon, HELLO)
+        await self.back_up(daemon, target)
+        await self.push(daemon, AGAIN)
+
+        def break_off(backup: Backup) -> None:
+            raise OSError(ENOSPC, "disk full")
+
+        with (
+            closing(DataFolder.open(daemon.data)) as source,
+            closing(DataFolder.open(target)) as copy,
+            self.assertRaisesRegex(OSError, "disk full"),
+        ):
+            Backup(source, copy, break_off).run()
+        restored = await Daemon.start(self, data=target)
+        await self.pull(restored, HELLO)
+        answer = await restored.request("GET", f"/v2/image/blobs/{Digest.of(AGAIN)}")
+        self.assertEqual(answer.status, 404)
+
+    async def test_a_folder_in_use_is_not_written_to(self) -> None:
+        daemon = await Daemon.start(self)
+        other = await Daemon.start(self)
+        await self.push(other, HELLO)
+        result = await self.back_up(daemon, other.data)
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertIn(str(other.process.pid), result.err)
+        await self.pull(other, HELLO)
+
+    async def test_a_damaged_blob_is_named_and_left_out(self) -> None:
+        daemon = await Daemon.start(self)
+        await self.push(daemon, HELLO)
+        stored = next(path for path in daemon.data.rglob(HELLO_DIGEST.encoded))
+        stored.chmod(0o600)
+        stored.write_bytes(b"jello")
+        target = Path(self.mktemp()).absolute()
+        result = await self.back_up(daemon, target)
+        self.assertEqual(result.status, 1)
+        self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
+        self.assertEqual(list(target.rglob(HELLO_DIGEST.encoded)), [])
+
+    async def test_the_data_folder_is_no_place_for_its_own_backup(self) -> None:
+        daemon = await Daemon.start(self)
+        result = await self.back_up(daemon, daemon.data)
+        self.assertEqual(
+            (result.status, result.err),
+            (1, f"artifactd: {daemon.data}: expected a folder outside {daemon.data}\n"),
+        )
+
+    async def test_without_a_data_folder_nothing_is_made(self) -> None:
+        absent, target = Path(self.mktemp()), Path(self.mktemp())
+        result = await artifactd(self, "backup", str(target), ARTIFACTD_DATA=str(absent))
+        self.assertEqual(
+            (result.status, result.err),
+            (1, f"artifactd: {absent}: there is no data folder to back up\n"),
+        )
+        self.assertFalse(absent.exists() or target.exists())

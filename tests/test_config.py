@@ -1,0 +1,240 @@
+"""Settings: what is accepted, what is refused and how the refusal reads."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import fields
+from twisted.trial.unittest import TestCase
+
+from artifactd.config import DefaultSettings, RepositorySettings, Settings
+from artifactd.quantity import Duration, Size
+from artifactd.startup import StartError
+
+SHIPPED = Path(__file__).parents[1] / "etc" / "artifactd.toml"
+
+
+class SettingsCase(TestCase):
+    def load(self, toml: str, **environ: str) -> Settings:
+        path = Path(self.mktemp())
+        path.write_text(toml, "utf-8")
+        return Settings.load(path, environ)
+
+
+class DefaultsTests(SettingsCase):
+    def test_nothing_at_all_means_the_embedded_defaults(self) -> None:
+        self.assertEqual(Settings.load(None, {}), Settings())
+
+    def test_the_daemon_listens_on_loopback_alone(self) -> None:
+        self.assertEqual(Settings().listen, ("tcp:5000:interface=127.0.0.1",))
+
+    def test_the_shipped_file_is_the_defaults(self) -> None:
+        self.assertEqual(Settings.load(SHIPPED, {}), Settings())
+
+    def test_the_shipped_file_shows_every_setting(self) -> None:
+        shipped: dict[str, Any] = tomllib.loads(SHIPPED.read_text("utf-8"))
+        for kind, table in (
+            (Settings, shipped),
+            (RepositorySettings, shipped["repository"]["local"]),
+            (DefaultSettings, shipped["default"]),
+        ):
+            self.assertEqual(list(table), [setting.name for setting in fields(kind)])
+
+
+class FileTests(SettingsCase):
+    def test_a_file_changes_what_it_says_and_nothing_else(self) -> None:
+        settings = self.load('data = "/srv"\nidle_timeout = "15m"\nmin_chunk = "5MiB"\n')
+        self.assertEqual(settings.data, Path("/srv"))
+        self.assertEqual(settings.idle_timeout, 900.0)
+        self.assertEqual(settings.min_chunk, 5 * 1024 * 1024)
+        self.assertEqual(settings.listen, Settings().listen)
+
+    def test_repositories_replace_the_embedded_one(self) -> None:
+        settings = self.load('[repository.team]\nkind = "local"\nsparse_indexes = true\n')
+        self.assertEqual(
+            settings.repository, {"team": RepositorySettings("local", sparse_indexes=True)}
+        )
+
+    def test_without_a_repository_local_nothing_is_the_default(self) -> None:
+        settings = self.load('[repository.team]\nkind = "local"\n')
+        self.assertEqual(settings.default.push, "")
+
+    def test_the_default_repository_can_be_chosen_or_done_without(self) -> None:
+        team = '[repository.team]\nkind = "local"\n[default]\n'
+        self.assertEqual(self.load(team + 'push = "team"').default.push, "team")
+        self.assertEqual(self.load('[default]\npush = ""').default.push, "")
+
+    def test_what_it_prints_it_reads_again(self) -> None:
+        settings = self.load(
+            'listen = ["tcp:80", "unix:/run/a\\"b"]\naccess_log = "json"\nidle_timeout = "250ms"\n'
+            'upload_timeout = "7d"\n[repository.a]\nkind = "local"\ndelete_held = true\n'
+        )
+        self.assertEqual(self.load(str(settings)), settings)
+
+
+class RefusalTests(SettingsCase):
+    def assert_refused(self, toml: str, expected: str) -> None:
+        path = Path(self.mktemp())
+        path.write_text(toml, "utf-8")
+        with self.assertRaises(StartError) as caught:
+            Settings.load(path, {})
+        self.assertEqual(str(caught.exception), f"{path}: {expected}")
+
+    def test_an_unknown_setting_is_named_with_the_likely_one(self) -> None:
+        self.assert_refused("thread = 8", "thread: no such setting; did you mean threads?")
+
+    def test_an_unknown_setting_of_a_repository_is_named(self) -> None:
+        self.assert_refused(
+            '[repository.local]\nkind = "local"\nprivate = true',
+            "repository.local.private: no such setting",
+        )
+
+    def test_a_kind_must_be_known(self) -> None:
+        self.assert_refused(
+            '[repository.local]\nkind = "lokal"',
+            'repository.local.kind: expected "local", got "lokal"',
+        )
+
+    def test_a_kind_must_be_given(self) -> None:
+        self.assert_refused(
+            "[repository.local]", 'repository.local.kind: expected "local", got nothing'
+        )
+
+    def test_a_repository_name_is_one_component_of_the_grammar(self) -> None:
+        self.assert_refused(
+            '[repository."a/b"]\nkind = "local"',
+            "repository.a/b: expected a name of one component, without /",
+        )
+        with self.assertRaisesRegex(StartError, r"repository\.Team: invalid repository name"):
+            self.load('[repository.Team]\nkind = "local"')
+
+    def test_the_default_must_be_configured(self) -> None:
+        self.assert_refused(
+            '[default]\npush = "other"',
+            'default.push: expected a configured repository ("local") or "", got "other"',
+        )
+
+    def test_a_quantity_needs_its_unit(self) -> None:
+        expected = 'expected a number with unit such as "60s", "15m", "24h"'
+        for value in ("60", '"60"', '"60 s"', '"-1s"', '"1.5h"', '"60S"', "true", "[]"):
+            self.assert_refused(f"idle_timeout = {value}", f"idle_timeout: {expected}, got {value}")
+
+    def test_bounds_are_told(self) -> None:
+        self.assert_refused(
+            'transfer_buffers = "1MiB"', 'transfer_buffers: expected at least 4MiB, got "1MiB"'
+        )
+        self.assert_refused("threads = 65", "threads: expected a whole number from 1 to 64, got 65")
+        self.assert_refused('stall_timeout = "0"', 'stall_timeout: expected at least 1ms, got "0"')
+
+    def test_something_must_be_listened_on(self) -> None:
+        expected = 'listen: expected Twisted endpoint strings such as "tcp:5000", got '
+        for value in ("[]", '["5000"]', '"tcp:5000"', "[5000]"):
+            self.assert_refused(f"listen = {value}", expected + value)
+
+    def test_a_table_is_a_table(self) -> None:
+        self.assert_refused("repository = 3", "repository: expected a table, got 3")
+
+    def test_a_file_that_is_no_toml_tells_where(self) -> None:
+        with self.assertRaisesRegex(StartError, r"not TOML: .*line 1"):
+            self.load("data =\n")
+        path = Path(self.mktemp())
+        path.write_bytes(b'data = "\xff"')
+        with self.assertRaisesRegex(StartError, "not TOML"):
+            Settings.load(path, {})
+
+    def test_a_file_that_is_not_there_is_named(self) -> None:
+        with self.assertRaises(StartError) as caught:
+            Settings.load(Path("absent.toml"), {})
+        self.assertEqual(
+            str(caught.exception), "absent.toml: can't be read: No such file or directory"
+        )
+
+
+class EnvironmentTests(SettingsCase):
+    def test_it_overrides_the_file(self) -> None:
+        settings = self.load(
+            'data = "/file"\nthreads = 2\n',
+            ARTIFACTD_DATA="/environment",
+            ARTIFACTD_SWEEP_INTERVAL="5m",
+            ARTIFACTD_THREADS="3",
+            PATH="/bin",
+        )
+        self.assertEqual(settings.data, Path("/environment"))
+        self.assertEqual(settings.sweep_interval, 300.0)
+        self.assertEqual(settings.threads, 3)
+
+    def test_spaces_separate_what_is_listened_on(self) -> None:
+        settings = Settings.load(None, {"ARTIFACTD_LISTEN": "tcp:5000  unix:/run/artifactd"})
+        self.assertEqual(settings.listen, ("tcp:5000", "unix:/run/artifactd"))
+
+    def assert_refused(self, variable: str, value: str, expected: str) -> None:
+        with self.assertRaises(StartError) as caught:
+            Settings.load(None, {variable: value})
+        self.assertEqual(str(caught.exception), expected)
+
+    def test_a_wrong_value_is_named_by_its_variable(self) -> None:
+        self.assert_refused(
+            "ARTIFACTD_THREADS",
+            "many",
+            'ARTIFACTD_THREADS: expected a whole number from 1 to 64, got "many"',
+        )
+
+    def test_a_value_that_is_no_utf8_is_refused_on_one_line(self) -> None:
+        self.assert_refused(
+            "ARTIFACTD_ACCESS_LOG",
+            "\udcff",
+            'ARTIFACTD_ACCESS_LOG: expected "text", "json" or "off", got "\\udcff"',
+        )
+
+    def test_an_unknown_variable_stops_the_start(self) -> None:
+        self.assert_refused(
+            "ARTIFACTD_LISTN",
+            "tcp:5000",
+            "ARTIFACTD_LISTN: no such setting; did you mean listen?",
+        )
+
+    def test_tables_come_from_the_file_only(self) -> None:
+        self.assert_refused(
+            "ARTIFACTD_REPOSITORY",
+            "local",
+            "ARTIFACTD_REPOSITORY: no such setting; tables are set in the file",
+        )
+
+    def test_what_kubernetes_and_the_tests_set_is_none_of_ours(self) -> None:
+        foreign = {
+            "ARTIFACTD_SERVICE_HOST": "10.0.0.1",
+            "ARTIFACTD_SERVICE_PORT": "5000",
+            "ARTIFACTD_SERVICE_PORT_HTTP": "5000",
+            "ARTIFACTD_PORT": "tcp://10.0.0.1:5000",
+            "ARTIFACTD_PORT_5000_TCP_ADDR": "10.0.0.1",
+            "ARTIFACTD_REQUIRE_PROGRAMS": "1",
+        }
+        self.assertEqual(Settings.load(None, foreign), Settings())
+
+
+class QuantityTests(TestCase):
+    @given(st.integers(0, 10**12))
+    def test_a_size_reads_as_it_is_written(self, size: int) -> None:
+        self.assertEqual(Size.parse(str(Size(size))), size)
+
+    @given(st.integers(0, 10**12))
+    def test_a_duration_reads_as_it_is_written(self, milliseconds: int) -> None:
+        duration = Duration(milliseconds / 1000)
+        self.assertEqual(Duration.parse(str(duration)), duration)
+
+    @given(st.text())
+    def test_any_text_is_a_quantity_or_refused(self, text: str) -> None:
+        for kind in (Duration, Size):
+            try:
+                quantity = kind.parse(text)
+            except ValueError:
+                continue
+            self.assertGreaterEqual(quantity, 0)
+
+    def test_the_largest_fitting_unit_is_written(self) -> None:
+        self.assertEqual([str(Size(n)) for n in (0, 1000, 1 << 20)], ["0", "1000B", "1MiB"])
+        self.assertEqual([str(Duration(s)) for s in (0.25, 90, 86400)], ["250ms", "90s", "1d"])

@@ -1,0 +1,72 @@
+"""The daemon as a process: how it starts, stops, and says that it can't."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+import artifactd
+from tests.daemon import Daemon
+from tests.programs import run
+
+CHECKOUT = Path(artifactd.__file__).parents[1]
+
+
+class StartTests(TestCase):
+    async def start_in_vain(self, **environ: str) -> str:
+        """What the daemon writes to its standard error and log when it does not start."""
+        env = {"PYTHONPATH": str(CHECKOUT), **environ}
+        result = await run(self, sys.executable, "-m", "artifactd", env=env, check=False)
+        self.assertEqual(result.status, 1)
+        return result.out + result.err
+
+    async def test_twistd_knows_it(self) -> None:
+        program = "from twisted.scripts.twistd import run; run()"
+        env = {"PYTHONPATH": str(CHECKOUT)}
+        result = await run(self, sys.executable, "-c", program, "--help", env=env)
+        self.assertRegex(result.out, r"artifactd +A Docker/OCI registry")
+
+    async def test_a_wrong_setting_is_all_that_it_says(self) -> None:
+        self.assertEqual(
+            await self.start_in_vain(ARTIFACTD_THREADS="0"),
+            'artifactd: ARTIFACTD_THREADS: expected a whole number from 1 to 64, got "0"\n',
+        )
+
+    async def test_a_folder_of_something_else_is_named(self) -> None:
+        other = Path(self.mktemp()).absolute()
+        other.mkdir()
+        (other / "thesis.tex").touch()
+        said = await self.start_in_vain(ARTIFACTD_DATA=str(other))
+        self.assertIn(f"the data folder {other} holds other things ('thesis.tex')", said)
+        self.assertNotIn("Traceback", said)
+
+    async def test_an_address_in_use_is_named(self) -> None:
+        daemon = await Daemon.start(self)
+        address = f"tcp:{daemon.port}:interface=127.0.0.1"
+        said = await self.start_in_vain(
+            ARTIFACTD_LISTEN=address, ARTIFACTD_DATA=str(Path(self.mktemp()).absolute())
+        )
+        self.assertIn(f"artifactd: listen: {address}: ", said)
+        self.assertNotIn("Traceback", said)
+
+
+class StopTests(TestCase):
+    async def test_sigterm_ends_it_cleanly(self) -> None:
+        daemon = await Daemon.start(self)
+        # Listening comes before handling signals; once it answers it does both.
+        await daemon.request("GET", "/healthz")
+        # As systemd expects it: twistd ends itself by the signal when all is shut down.
+        self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        self.assertIn("Server Shut Down.", daemon.process.output)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_it_comes_back_at_its_address_after_a_crash(self) -> None:
+        daemon = await Daemon.start(self)
+        port = daemon.port
+        self.assertEqual(await daemon.kill(), -signal.SIGKILL)
+        await daemon.restart()
+        self.assertEqual(daemon.port, port)
+        self.assertEqual((await daemon.request("GET", "/healthz")).status, 200)

@@ -1,0 +1,10 @@
+"""``twistd artifactd``."""
+
+from twisted.application.service import ServiceMaker
+
+artifactd = ServiceMaker(
+    "artifactd",
+    "artifactd.tap",
+    "A Docker/OCI registry.",
+    "artifactd",
+)
