@@ -1,0 +1,1 @@
+"""What kill -9 and a second process leave and find."""

@@ -1,0 +1,112 @@
+"""SIGTERM, with requests under way."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.internet.interfaces import IPushProducer
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.digest import Digest
+from tests.crash.upload import CONTENT, Upload, connect, send, status
+from tests.daemon import Daemon
+from tests.programs import wait_for
+
+DIGEST = Digest.of(CONTENT)
+HALF = len(CONTENT) // 2
+
+
+class StopTests(TestCase):
+    async def terminate(self, daemon: Daemon) -> None:
+        """Tell it to stop, and wait until it takes no new connection."""
+        os.kill(daemon.process.pid, signal.SIGTERM)
+
+        async def refused() -> bool:
+            try:
+                await connect(self, daemon)
+            except ConnectionRefusedError:
+                return True
+            except ConnectError:
+                pass  # reset: the listener was closed before it had accepted this one
+            return False
+
+        await wait_for(refused)
+        self.assertIsNone(daemon.process.status, "it did not wait for what is under way")
+
+    async def assert_ended_cleanly(self, daemon: Daemon) -> None:
+        # twistd ends itself by the signal when all is shut down.
+        self.assertEqual(await daemon.process.ended(), -signal.SIGTERM)
+        self.assertIn("Server Shut Down.", daemon.process.output)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_a_push_under_way_ends_with_its_answer(self) -> None:
+        daemon = await Daemon.start(self)
+        path = f"/v2/crash/blobs/uploads/?digest={DIGEST}"
+        push = await send(self, daemon, "POST", path, CONTENT[:HALF], length=len(CONTENT))
+        await wait_for(lambda: any(f.stat().st_size for f in daemon.data.glob("uploads/*")))
+        await self.terminate(daemon)
+        push.send(CONTENT[HALF:])
+        headers, _ = await push.response()
+        self.assertRegex(headers, rb"^HTTP/1.1 201 ")
+        self.assertRegex(headers, rb"(?i)\r\nConnection: close\r\n")
+        await push.lost
+        await self.assert_ended_cleanly(daemon)
+        await daemon.restart()
+        answer = await daemon.request("GET", f"/v2/crash/blobs/{DIGEST}")
+        self.assertTrue(answer.body == CONTENT, "other bytes than were pushed")
+
+    async def test_a_pull_under_way_ends_with_its_last_byte(self) -> None:
+        daemon = await Daemon.start(self)
+        content = CONTENT * 4  # more than the sockets hold
+        digest = Digest.of(content)
+        path = f"/v2/crash/blobs/uploads/?digest={digest}"
+        self.assertEqual((await daemon.request("POST", path, body=content)).status, 201)
+        pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
+        self.assertEqual(await status(pull), 200)
+        IPushProducer(pull.transport).pauseProducing()
+        await self.terminate(daemon)
+        IPushProducer(pull.transport).resumeProducing()
+        _, body = await pull.response()
+        self.assertTrue(body == content, "other bytes than were pushed")
+        await pull.lost
+        await self.assert_ended_cleanly(daemon)
+
+    async def test_an_idle_connection_does_not_keep_it(self) -> None:
+        daemon = await Daemon.start(self, shutdown_timeout="1h")
+        idle = await send(self, daemon, "GET", "/healthz")
+        self.assertEqual(await status(idle), 200)
+        silent = await connect(self, daemon)
+        await daemon.request("GET", "/healthz")  # so that it has accepted those before
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        await self.assert_ended_cleanly(daemon)
+        await idle.lost
+        await silent.lost
+
+    async def test_a_transfer_that_does_not_end_is_cut_and_can_be_resumed(self) -> None:
+        daemon = await Daemon.start(self, shutdown_timeout="1s", idle_timeout="1h")
+        upload = await Upload.start(daemon)
+        chunk = await send(self, daemon, "PATCH", upload.path, CONTENT[:HALF], length=len(CONTENT))
+        await upload.receiving(daemon)
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        await self.assert_ended_cleanly(daemon)
+        await chunk.lost
+        self.assertEqual(chunk.received, b"")
+        await daemon.restart()
+        # All that had arrived, not only what a thread had been given to write.
+        self.assertEqual(await upload.offset(daemon), HALF)
+        answer = await daemon.request("PUT", f"{upload.path}?digest={DIGEST}", body=CONTENT[HALF:])
+        self.assertEqual(answer.status, 201)
+
+    async def test_a_reader_that_does_not_read_is_cut(self) -> None:
+        daemon = await Daemon.start(self, shutdown_timeout="1s", stall_timeout="1h")
+        content = CONTENT * 4
+        digest = Digest.of(content)
+        path = f"/v2/crash/blobs/uploads/?digest={digest}"
+        self.assertEqual((await daemon.request("POST", path, body=content)).status, 201)
+        pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
+        self.assertEqual(await status(pull), 200)
+        IPushProducer(pull.transport).pauseProducing()
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        await self.assert_ended_cleanly(daemon)
