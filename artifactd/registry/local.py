@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
 
 from attrs import frozen
 
@@ -15,20 +14,13 @@ from artifactd.oci.name import ImageName, Reference, Tag
 from artifactd.registry.contents import Contents
 from artifactd.registry.publication import publish
 from artifactd.storage.interfaces import BlobStore, OpenBlob
-
-_T = TypeVar("_T")
+from artifactd.storage.threads import RunInThread
 
 # Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
 SMALL = 64 << 10
 
 # Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _PARSE_IN_THREAD = 64 << 10
-
-
-class Run(Protocol):
-    """Runs a function in a thread of the pool."""
-
-    def __call__(self, f: Callable[[], _T], /) -> Awaitable[_T]: ...
 
 
 @frozen
@@ -48,7 +40,7 @@ class LocalRepository:
     catalog: Catalog
     blobs: BlobStore
     contents: Contents
-    run: Run
+    run: RunInThread
 
     async def blob_size(self, image: ImageName, digest: Digest) -> int:
         """Bytes of a blob of ``image``.  :raises BlobUnknown: if ``image`` does not hold it."""

@@ -52,13 +52,11 @@ class Registry:
 
         :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
         """
-        if not source:
-            return await self.uploads.mount(image, digest, None)
         try:
-            resolved = self.names.resolve(RepositoryName.parse(source))
+            holder = self.names.resolve(RepositoryName.parse(source)) if source else None
         except NameUnknown:
             return False
-        return await self.uploads.mount(image, digest, resolved)
+        return await self.catalog.mount_blob(image, digest, holder) is not None
 
     async def images(self, after: str, limit: int) -> list[str]:
         """At most ``limit`` images' listed names behind ``after``, in ASCII order, each once."""

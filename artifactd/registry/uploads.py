@@ -83,13 +83,6 @@ class Uploads:
         finally:
             await session.close()
 
-    async def mount(self, image: ImageName, digest: Digest, source: ImageName | None) -> bool:
-        """
-        end-11: let ``image`` hold a blob that ``source`` holds, or with ``None`` any image does.
-        Whether there was one to mount.
-        """
-        return await self.catalog.mount_blob(image, digest, source) is not None
-
     async def append(
         self, image: ImageName, upload_id: str, chunk: ByteRange | None, body: Body | None
     ) -> int:
