@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _INIT = Path(__file__).with_name("artifactd") / "__init__.py"
-_TEST = ["hypothesis>=6.100", "oras>=0.2.30"]
+_TEST = ["cryptography>=42", "hypothesis>=6.100", "oras>=0.2.30"]
 
 setup(
     name="artifactd",
@@ -36,7 +36,9 @@ setup(
         "attrs>=23.2",
         "klein>=24.8",
         "msgspec>=0.19",
+        "prometheus-client>=0.20",
         "service-identity>=23.1",
+        "tqdm>=4.66",
         "treq>=24.9",
         "twisted[tls]>=25.5,<27",  # artifactd.web rests on names that Twisted may move
         "txaio>=23.6",
@@ -50,6 +52,7 @@ setup(
             "ruff>=0.9",
             "towncrier>=23.11",
             "types-setuptools",
+            "types-tqdm",
         ],
     },
     entry_points={"console_scripts": ["artifactd = artifactd.command:main"]},

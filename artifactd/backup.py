@@ -25,7 +25,7 @@ class Backup:
 
     The catalog is copied first and put in its place last: by then all that it points at is there,
     and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
-    not copied again.  Unfinished uploads are left out.
+    not copied again.  Unfinished uploads and fills are left out.
 
     :param target: held exclusively by the caller.
     :param progress: called after each blob copied.

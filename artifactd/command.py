@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -12,31 +11,16 @@ from twisted.python import usage
 
 from artifactd import __version__
 from artifactd.backup import Backup
-from artifactd.config import Settings
+from artifactd.maintenance import Purge, Release, Warm
+from artifactd.mirror_config import CLIENTS, own_url
+from artifactd.options import SettingsOptions
 from artifactd.startup import StartError
 from artifactd.storage.folder import MARKER, DataFolder
 
 _PROGRESS = 1000  # blobs between two lines
 
 
-class _Settings(usage.Options):
-    """What all commands have."""
-
-    optParameters: ClassVar = [
-        ["config", "c", None, "The settings file; without one the defaults hold."]
-    ]
-
-    def load(self) -> Settings:
-        """:raises StartError: if a setting is wrong."""
-        path = self["config"]
-        return Settings.load(None if path is None else Path(path), os.environ)
-
-    def run(self) -> int:
-        """Do it; the exit status.  :raises StartError, OSError: if it can't be done."""
-        raise NotImplementedError
-
-
-class CheckConfig(_Settings):
+class CheckConfig(SettingsOptions):
     """``artifactd check-config``: whether the settings are right, and what they are."""
 
     longdesc = "Check the settings and print those in force."
@@ -46,7 +30,7 @@ class CheckConfig(_Settings):
         return 0
 
 
-class BackUp(_Settings):
+class BackUp(SettingsOptions):
     """``artifactd backup``: copy the data folder, while the daemon runs or not."""
 
     longdesc = (
@@ -77,6 +61,31 @@ class BackUp(_Settings):
         return 1 if backup.damaged else 0
 
 
+class MirrorConfig(SettingsOptions):
+    """``artifactd mirror-config``: what to write where, so that a client uses the cache."""
+
+    longdesc = (
+        "Print the configuration that lets CLIENT (docker, containerd or podman) pull through this"
+        " daemon, as the settings are."
+    )
+    synopsis = "[options] CLIENT"
+    optParameters: ClassVar = [
+        ["url", "u", None, "Where clients reach the daemon (default: the first TCP listener)."]
+    ]
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, client: str) -> None:  # type: ignore[override]
+        if client not in CLIENTS:
+            raise usage.UsageError(f"expected {', '.join(CLIENTS)}, got {client}")
+        self.client = client
+
+    def run(self) -> int:
+        settings = self.load()
+        url = self["url"] or own_url(settings)
+        print(CLIENTS[self.client](settings, url.rstrip("/")), end="")
+        return 0
+
+
 class Command(usage.Options):
     """The command line as a whole."""
 
@@ -84,6 +93,10 @@ class Command(usage.Options):
     subCommands: ClassVar = [
         ("check-config", None, CheckConfig, "Check the settings and print those in force."),
         ("backup", None, BackUp, "Copy the data folder, while the daemon runs or not."),
+        ("mirror-config", None, MirrorConfig, "Print a client's configuration for the cache."),
+        ("warm", None, Warm, "Copy images into the cache."),
+        ("purge", None, Purge, "Drop a name, a tag or a digest from the cache."),
+        ("release", None, Release, "Let an emptied local name be pulled from upstream again."),
     ]
 
     def opt_version(self) -> None:
@@ -93,7 +106,11 @@ class Command(usage.Options):
 
     def postOptions(self) -> None:
         if self.subCommand is None:
-            raise usage.UsageError("say what to do: check-config or backup; --help tells more")
+            raise usage.UsageError(
+                "say what to do: "
+                + ", ".join(name for name, *_ in self.subCommands)
+                + "; --help tells more"
+            )
 
 
 def main() -> int:
@@ -102,7 +119,7 @@ def main() -> int:
     try:
         command.parseOptions()
         chosen = command.subOptions
-        assert isinstance(chosen, _Settings)
+        assert isinstance(chosen, SettingsOptions)
         return chosen.run()
     except (usage.UsageError, StartError, OSError) as error:
         print(f"artifactd: {error}", file=sys.stderr)

@@ -7,17 +7,31 @@ runs without any file.
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct, field
 
+from artifactd.config_remote import RemoteSettings, check_hosts, docker_hub
+from artifactd.config_tables import as_table, key, read_values, shown, write_lines
+from artifactd.config_types import (
+    Buffers,
+    Bytes,
+    Flag,
+    Folder,
+    Length,
+    Limit,
+    Listen,
+    Logging,
+    Names,
+    Patterns,
+    Text,
+    Threads,
+    Timeout,
+)
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.name import RepositoryName
 from artifactd.quantity import Duration, Size
@@ -27,47 +41,34 @@ _PREFIX = "ARTIFACTD_"
 # Tests read the first; Kubernetes sets the others in every pod beside a service named artifactd.
 _NOT_SETTINGS = re.compile(r"REQUIRE_PROGRAMS|PORT(_.*)?|SERVICE_.*")
 
-# What each setting may be; the description completes "expected …" in an error.
-_Listen = Annotated[
-    tuple[Annotated[str, Meta(pattern="^[a-z0-9]+:.")], ...],
-    Meta(min_length=1, description='Twisted endpoint strings such as "tcp:5000"'),
-]
-_Folder = Annotated[Path, Meta(description="the path of a folder")]
-_Text = Annotated[str, Meta(description="a text")]
-_Flag = Annotated[bool, Meta(description="true or false")]
-_AccessLog = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
-_Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
-_Duration = Annotated[Duration, Meta(description='a number with unit such as "60s", "15m", "24h"')]
-_Size = Annotated[Size, Meta(description='a number with unit such as "64KiB", "4MiB", "1GiB"')]
-_Local = Annotated[Literal["local"], Meta(description='"local"')]
-
-_LEAST: Mapping[str, Duration | Size] = {
-    "idle_timeout": Duration(0.001),
-    "stall_timeout": Duration(0.001),
-    "upload_timeout": Duration(0.001),
-    "sweep_interval": Duration(0.001),
-    "transfer_buffers": Size(4 << 20),
-    "max_manifest": Size(1),
-}
+_LOCAL, _HUB = "local", "docker.io"
+_Local = Annotated[Literal["local"], Meta(description='"local" or "remote"')]
 
 
-class RepositorySettings(Struct, frozen=True):
-    """``[repository.<name>]``: the images under ``/v2/<name>/``."""
+class LocalSettings(Struct, frozen=True):
+    """``[repository.<name>]`` of kind ``local``: the images under ``/v2/<name>/``, pushed here."""
 
-    kind: _Local
-    other_media_types: _Flag = False
-    sparse_indexes: _Flag = False
-    delete_held: _Flag = False
+    kind: _Local = "local"
+    other_media_types: Flag = False
+    sparse_indexes: Flag = False
+    delete_held: Flag = False
+
+
+RepositorySettings = LocalSettings | RemoteSettings
 
 
 class DefaultSettings(Struct, frozen=True):
     """
     ``[default]``: the images whose names begin with no configured repository.
 
-    :ivar push: the repository that takes their pushes; empty if there is none.
+    :ivar push: the local repository that takes their pushes; empty if there is none.
+    :ivar pull: the repositories they are looked for in, in this order, ``push`` first.
+    :ivar local_only: patterns of names that are not looked for upstream.
     """
 
-    push: _Text = "local"
+    push: Text = _LOCAL
+    pull: Names = (_LOCAL, _HUB)
+    local_only: Patterns = ()
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -77,21 +78,21 @@ class Settings(Struct, frozen=True, kw_only=True):
     Made by :meth:`load`; ``Settings()`` has the embedded defaults.
     """
 
-    listen: _Listen = ("tcp:5000:interface=127.0.0.1",)
-    data: _Folder = Path("./var")
-    access_log: _AccessLog = "text"
-    access_log_file: _Text = ""
-    shutdown_timeout: _Duration = Duration(30)
-    idle_timeout: _Duration = Duration(60)
-    stall_timeout: _Duration = Duration(60)
-    upload_timeout: _Duration = Duration(24 * 3600)
-    sweep_interval: _Duration = Duration(3600)
-    transfer_buffers: _Size = Size(64 << 20)
-    max_manifest: _Size = Size(4 << 20)
-    min_chunk: _Size = Size(0)
-    threads: _Threads = 8
+    listen: Listen = ("tcp:5000:interface=127.0.0.1",)
+    data: Folder = Path("./var")
+    access_log: Logging = "text"
+    access_log_file: Text = ""
+    shutdown_timeout: Length = Duration(30)
+    idle_timeout: Timeout = Duration(60)
+    stall_timeout: Timeout = Duration(60)
+    upload_timeout: Timeout = Duration(24 * 3600)
+    sweep_interval: Timeout = Duration(3600)
+    transfer_buffers: Buffers = Size(64 << 20)
+    max_manifest: Limit = Size(4 << 20)
+    min_chunk: Bytes = Size(0)
+    threads: Threads = 8
     repository: Mapping[str, RepositorySettings] = field(
-        default_factory=lambda: {"local": RepositorySettings(kind="local")}
+        default_factory=lambda: {_LOCAL: LocalSettings(), _HUB: docker_hub()}
     )
     default: DefaultSettings = DefaultSettings()
 
@@ -104,15 +105,19 @@ class Settings(Struct, frozen=True, kw_only=True):
         :raises StartError: naming the first setting that is wrong, and what it should be.
         """
         tables = {} if path is None else _read(path)
-        repositories = _repositories(tables.pop("repository", None), f"{path}: repository")
+        where = f"{path}: repository"
+        repositories = _repositories(tables.pop("repository", None), where, environ)
         default = _default(tables.pop("default", {}), f"{path}: default", repositories)
-        values = _values(cls, tables, lambda name: f"{path}: {name}")
-        values |= _from_environment(environ)
+        values = read_values(cls, tables, lambda name: f"{path}: {name}")
+        values |= _from_environment(environ, repositories)
         return cls(**values, repository=repositories, default=default)
 
     def __str__(self) -> str:
-        """The settings as a TOML document, which :meth:`load` reads as the same settings."""
-        return "\n".join(_lines(self))
+        """
+        The settings as a TOML document, which :meth:`load` reads as the same settings, but for
+        passwords: they are not in it.
+        """
+        return "\n".join(write_lines(self))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -124,43 +129,86 @@ def _read(path: Path) -> dict[str, Any]:
         raise StartError(f"{path}: not TOML: {error}") from None
 
 
-def _repositories(tables: object, where: str) -> Mapping[str, RepositorySettings]:
-    """``[repository.<name>]``; the embedded one if there is none."""
+def _repositories(
+    tables: object, where: str, environ: Mapping[str, str]
+) -> Mapping[str, RepositorySettings]:
+    """``[repository.<name>]``; the embedded ones if there is none."""
     if tables is None:
         return Settings().repository
-    named = _table(tables, where)
-    return {name: _repository(name, table, f"{where}.{name}") for name, table in named.items()}
+    repositories = {
+        name: _repository(name, table, f"{where}.{key(name)}", environ)
+        for name, table in as_table(tables, where).items()
+    }
+    check_hosts(repositories, where)
+    return repositories
 
 
-def _repository(name: str, table: object, where: str) -> RepositorySettings:
+def _repository(
+    name: str, value: object, where: str, environ: Mapping[str, str]
+) -> RepositorySettings:
     try:
         RepositoryName.parse(name)
     except NameInvalid as error:
         raise StartError(f"{where}: {error.message}") from None
     if "/" in name:
         raise StartError(f"{where}: expected a name of one component, without /")
-    values = _values(RepositorySettings, _table(table, where), lambda key: f"{where}.{key}")
-    if "kind" not in values:
-        raise StartError(f'{where}.kind: expected "local", got nothing')
-    return RepositorySettings(**values)
+    table = as_table(value, where)
+    if table.get("kind") == "remote":
+        return RemoteSettings.read(name, table, where, environ)
+    if "kind" not in table:
+        raise StartError(f'{where}.kind: expected "local" or "remote", got nothing')
+    table = {"kind": table["kind"], **table}  # a wrong kind is told before what it does not have
+    return LocalSettings(**read_values(LocalSettings, table, lambda each: f"{where}.{each}"))
 
 
-def _default(table: object, where: str, known: Collection[str]) -> DefaultSettings:
-    values = _values(DefaultSettings, _table(table, where), lambda key: f"{where}.{key}")
-    push = values.get("push", "local" if "local" in known else "")
-    if push and push not in known:
-        choice = ", ".join(f'"{name}"' for name in sorted(known))
+def _default(table: object, where: str, known: Mapping[str, RepositorySettings]) -> DefaultSettings:
+    values = read_values(DefaultSettings, as_table(table, where), lambda key: f"{where}.{key}")
+    local = [name for name, each in known.items() if isinstance(each, LocalSettings)]
+    push = values.setdefault("push", _LOCAL if _LOCAL in local else "")
+    if push and push not in local:
         raise StartError(
-            f'{where}.push: expected a configured repository ({choice}) or "", got "{push}"'
+            f"{where}.push: expected a configured local repository ({_choice(local)})"
+            f' or "", got {shown(push)}'
         )
-    return DefaultSettings(push)
+    hub = [_HUB] if _HUB in known and _HUB not in local else []
+    values.setdefault("pull", (*([push] if push else []), *hub))
+    _check_pull(values["pull"], f"{where}.pull", push, local, known)
+    return DefaultSettings(**values)
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+def _check_pull(
+    pull: Sequence[str], where: str, push: str, local: Sequence[str], known: Mapping[str, object]
+) -> None:
+    for position, name in enumerate(pull):
+        if name not in known:
+            raise StartError(
+                f"{where}: expected configured repositories ({_choice(known)}), got {shown(name)}"
+            )
+        if name in local and name != push:
+            raise StartError(f"{where}: expected none of kind local but push, got {shown(name)}")
+        if name in pull[:position]:
+            raise StartError(f"{where}: expected each once, got {shown(name)} twice")
+    # What was pushed is served before anybody else is asked for it.
+    if push and push not in pull[:1]:
+        raise StartError(
+            f"{where}: expected {shown(push)}, which is push, first, got {shown(pull)}"
+        )
+
+
+def _choice(names: Iterable[str]) -> str:
+    return ", ".join(shown(name) for name in sorted(names))
+
+
+def _from_environment(
+    environ: Mapping[str, str], repositories: Mapping[str, RepositorySettings]
+) -> dict[str, Any]:
     """The top-level settings that ``environ`` overrides."""
+    passwords = {
+        each.password_env for each in repositories.values() if isinstance(each, RemoteSettings)
+    }
     table: dict[str, object] = {}
     defaults = Settings()
-    for variable in sorted(environ):
+    for variable in sorted(environ.keys() - passwords):
         name = variable.removeprefix(_PREFIX)
         if name == variable or _NOT_SETTINGS.fullmatch(name):
             continue
@@ -169,81 +217,4 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             raise StartError(f"{variable}: no such setting; tables are set in the file")
         value = environ[variable]
         table[name.lower()] = value.split() if isinstance(default, tuple) else value
-    return _values(Settings, table, lambda name: _PREFIX + name.upper(), strict=False)
-
-
-def _table(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise StartError(f"{where}: expected a table, got {_shown(value)}")
-    return value
-
-
-def _values(
-    kind: type[Struct],
-    table: Mapping[str, object],
-    label: Callable[[str], str],
-    *,
-    strict: bool = True,
-) -> dict[str, Any]:
-    """
-    What ``table`` sets of ``kind``, checked.
-
-    :param label: what an error calls the setting of a given name.
-    :param strict: refuse a text where a number or a flag is due.
-    """
-    types = {known.name: known.type for known in msgspec.structs.fields(kind)}
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in types:
-            near = "".join(f"; did you mean {n}?" for n in get_close_matches(name, types, 1))
-            raise StartError(f"{label(name)}: no such setting{near}")
-        try:
-            values[name] = msgspec.convert(value, types[name], strict=strict, dec_hook=_parse)
-        except (msgspec.ValidationError, UnicodeError):
-            expected = next(m.description for m in types[name].__metadata__)
-            raise StartError(f"{label(name)}: expected {expected}, got {_shown(value)}") from None
-        if name in _LEAST and values[name] < _LEAST[name]:
-            raise StartError(
-                f"{label(name)}: expected at least {_LEAST[name]}, got {_shown(value)}"
-            )
-    return values
-
-
-def _parse(kind: type, value: object) -> object:
-    """Read what TOML has no type for."""
-    if kind is Path:
-        if isinstance(value, str) and value:
-            return Path(value)
-    elif issubclass(kind, Duration | Size):
-        return kind.parse(str(value))
-    raise ValueError(value)
-
-
-def _shown(value: object) -> str:
-    """``value`` on a short line of an error."""
-    return _written(value)[:100]
-
-
-def _written(value: object) -> str:
-    """``value`` in TOML; what has no TOML (bytes in a path that are no UTF-8), escaped."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text.encode(errors="backslashreplace").decode()
-
-
-def _lines(settings: Struct, table: str = "") -> Iterator[str]:
-    """``settings`` in TOML: first what has no table of its own, then the tables."""
-    inner: dict[str, Struct] = {}
-    if table:
-        yield ""
-        yield f"[{table}]"
-    for name in settings.__struct_fields__:
-        value = getattr(settings, name)
-        if isinstance(value, Struct):
-            inner[name] = value
-        elif isinstance(value, Mapping):
-            inner |= {f"{name}.{key}": each for key, each in value.items()}
-        else:
-            plain = str(value) if isinstance(value, Duration | Size) else value
-            yield f"{name} = {_written(plain)}"
-    for name, struct in inner.items():
-        yield from _lines(struct, name)
+    return read_values(Settings, table, lambda name: _PREFIX + name.upper(), strict=False)

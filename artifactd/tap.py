@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,23 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
-from artifactd.catalog.migrations import migrate
-from artifactd.catalog.repositories import configure_repositories
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.config import RepositorySettings, Settings
-from artifactd.registry.contents import Contents
+from artifactd.config import Settings
 from artifactd.registry.health import Health
-from artifactd.registry.local import LocalRepository, LocalRules
-from artifactd.registry.names import Names
-from artifactd.registry.registry import Registry
 from artifactd.registry.sweep import Sweep
-from artifactd.registry.uploads import Uploads
 from artifactd.startup import StartError
-from artifactd.storage.budget import BufferBudget
-from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
-from artifactd.storage.folder import DataFolder
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api
 from artifactd.web.routing import ApiResource
 from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
+from artifactd.wiring import Assembly, assemble
+
+# Seconds between two looks at what was pulled, and at what a remote repository holds too much.
+_EVICT_EVERY = 60.0
 
 _log = Logger()
 
@@ -92,11 +83,17 @@ class RegistryService(MultiService):
         with ExitStack() as opened:
             self._running = running = _start(self._settings, self._reactor, opened)
             opened.pop_all()
-        sweeping = TimerService(self._settings.sweep_interval, _sweep, running.sweep)
-        sweeping.clock = self._reactor
-        sweeping.setServiceParent(self)
+        self._repeat(self._settings.sweep_interval, running.sweep.run)
+        self._repeat(_EVICT_EVERY, running.evict)
         for port in self.ports:
             _log.info("listening on {address}", address=_shown(port.getHost()))
+
+    def _repeat(
+        self, seconds: float, work: Callable[[], Coroutine[Deferred[Any], Any, object]]
+    ) -> None:
+        repeating = TimerService(seconds, _persist, work)
+        repeating.clock = self._reactor
+        repeating.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
         """Stop accepting, let running transfers end for ``shutdown_timeout``, then close."""
@@ -106,10 +103,10 @@ class RegistryService(MultiService):
 
     async def _stop(self, running: _Running) -> None:
         await running.drain(self._settings.shutdown_timeout)
-        await super().stopService()  # waits for the sweep that is under way
+        await super().stopService()  # waits for what is under way
         for service in list(self):
             service.disownServiceParent()
-        await running.close()
+        await running.parts.close()
 
 
 @frozen
@@ -120,10 +117,7 @@ class _Running:
     site: RegistrySite
     access_log: AccessLog
     sweep: Sweep
-    catalog: SQLiteCatalog
-    blobs: FilesystemBlobStore
-    pool: ThreadPool
-    folder: DataFolder
+    parts: Assembly
 
     async def drain(self, seconds: float) -> None:
         closing = [maybeDeferred(port.stopListening) for port in self.ports]
@@ -131,41 +125,22 @@ class _Running:
         await self.site.drain(seconds)
         self.access_log.close()
 
-    async def close(self) -> None:
-        await self.catalog.close()
-        self.pool.stop()
-        self.blobs.close()
-        self.folder.close()
+    async def evict(self) -> None:
+        """Write down what was pulled, and let go what nobody pulls."""
+        await self.parts.accesses.write()
+        for eviction in self.parts.remotes.evictions:
+            await eviction.run()
 
 
 def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
-    names = Names(settings.repository, settings.default.push or None)
-    folder = DataFolder.open(settings.data)
-    opened.callback(folder.close)
-    migrate(folder.catalog, folder.exclusive)
-    folder.settle()
-    configure_repositories(folder.catalog, names.repositories, names.default)
-
-    pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
-    run = partial(deferToThreadPool, reactor, pool)
-    budget = BufferBudget(settings.transfer_buffers)
-    catalog = SQLiteCatalog(folder.catalog, reactor)
-    blobs = FilesystemBlobStore(folder, run)
-    opened.callback(blobs.close)
-    uploads = FilesystemUploadStore(folder, run, blobs, budget)
-    contents = Contents(blobs)
+    parts = assemble(settings, reactor, opened)
     api = Api(
-        registry=Registry(
-            names=names,
-            repositories={
-                name: LocalRepository(_rules(repository), catalog, blobs, contents, run)
-                for name, repository in settings.repository.items()
-            },
-            uploads=Uploads(catalog, uploads),
-            catalog=catalog,
+        registry=parts.registry,
+        sender=FileSender(
+            reactor, parts.run, parts.budget, settings.stall_timeout, parts.folder.in_memory
         ),
-        sender=FileSender(reactor, run, budget, settings.stall_timeout, folder.in_memory),
-        health=Health(catalog, blobs),
+        health=Health(parts.catalog, parts.blobs),
+        counters=parts.counters,
         # As plain numbers: a Size writes itself as in the settings, and not in JSON at all.
         max_manifest=int(settings.max_manifest),
         min_chunk=int(settings.min_chunk),
@@ -176,17 +151,11 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
     for description in settings.listen:
         ports.append(_listen(description, site, reactor))
         opened.callback(ports[-1].stopListening)
-    pool.start()
-    sweep = Sweep(catalog, blobs, uploads, settings.upload_timeout)
-    return _Running(ports, site, access_log, sweep, catalog, blobs, pool, folder)
-
-
-def _rules(repository: RepositorySettings) -> LocalRules:
-    return LocalRules(
-        other_media_types=repository.other_media_types,
-        sparse_indexes=repository.sparse_indexes,
-        delete_held=repository.delete_held,
+    parts.pool.start()
+    sweep = Sweep(
+        parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
     )
+    return _Running(ports, site, access_log, sweep, parts)
 
 
 def _listen(description: str, site: RegistrySite, reactor: Any) -> IListeningPort:
@@ -208,12 +177,14 @@ def _shown(address: Any) -> str:
     return f"unix {os.fsdecode(address.name)}"
 
 
-def _sweep(sweep: Sweep) -> Deferred[None]:
+def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Deferred[None]:
+    """Do what is done again and again; failing, it is tried again after the interval."""
+
     async def run() -> None:
         try:
-            await sweep.run()
+            await work()
         except Exception:
-            # Tried again after the interval; the service would stop for good.
-            _log.failure("sweeping abandoned uploads failed")
+            # The service would stop for good.
+            _log.failure("what is done every now and then has failed")
 
     return Deferred.fromCoroutine(run())

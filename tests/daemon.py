@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 
 import artifactd
 from tests.programs import Process
+from tests.upstreams.settings import beside_no_upstream
 
 _CHECKOUT = Path(artifactd.__file__).parents[1]
 
@@ -89,7 +90,7 @@ class Daemon:
         self._folder = Path(test.mktemp()).absolute()
         self._folder.mkdir(parents=True)
         self._config = self._folder / "artifactd.toml"
-        self._config.write_text(toml)
+        self._config.write_text(beside_no_upstream(toml))
         self._settings = settings
 
     @classmethod
@@ -100,7 +101,7 @@ class Daemon:
         Start one and wait until it listens.
 
         :param data: its data folder; a fresh one if not given.
-        :param toml: its settings file.
+        :param toml: its settings file, :func:`beside_no_upstream` unless it says otherwise.
         :param settings: given as ``ARTIFACTD_<NAME>``, e.g. ``idle_timeout="1s"``.
         :raises AssertionError: with its output, if it does not start.
         """

@@ -30,14 +30,19 @@ ROOMS = {
         "catalog.interfaces",
     ),
     "backup": ("oci", "startup", "storage", "catalog"),
-    "config": ("oci", "startup", "quantity"),
+    "config": ("oci", "startup", "quantity", "config_remote", "config_tables", "config_types"),
+    "config_remote": ("oci", "startup", "quantity", "config_tables", "config_types"),
+    "config_tables": ("startup", "quantity", "config_types"),
+    "config_types": ("oci", "quantity"),
+    "mirror_config": ("config", "config_remote"),
+    "options": ("config",),
     "quantity": (),
     "startup": (),
     "__init__": (),
     "__main__": (),
 }
 # They wire the rooms together, so they may import every one.
-WIRING = ("tap", "command")
+WIRING = ("tap", "wiring", "wiring_remote", "command", "maintenance")
 
 SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT INTO|UPDATE\s.+\sSET|DELETE FROM|PRAGMA)\b", re.S)
 

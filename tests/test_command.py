@@ -50,7 +50,8 @@ class CommandTests(TestCase):
         self.assertEqual(result.status, 1)
         self.assertEqual(
             result.err,
-            "artifactd: say what to do: check-config or backup; --help tells more\n",
+            "artifactd: say what to do: check-config, backup, mirror-config, warm, purge, release;"
+            " --help tells more\n",
         )
 
 

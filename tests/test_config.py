@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from msgspec.structs import fields
 from twisted.trial.unittest import TestCase
 
-from artifactd.config import DefaultSettings, RepositorySettings, Settings
+from artifactd.config import DefaultSettings, LocalSettings, Settings
+from artifactd.config_remote import RemoteSettings
 from artifactd.quantity import Duration, Size
 from artifactd.startup import StartError
 
@@ -39,7 +40,8 @@ class DefaultsTests(SettingsCase):
         shipped: dict[str, Any] = tomllib.loads(SHIPPED.read_text("utf-8"))
         for kind, table in (
             (Settings, shipped),
-            (RepositorySettings, shipped["repository"]["local"]),
+            (LocalSettings, shipped["repository"]["local"]),
+            (RemoteSettings, shipped["repository"]["docker.io"]),
             (DefaultSettings, shipped["default"]),
         ):
             self.assertEqual(list(table), [setting.name for setting in fields(kind)])
@@ -53,20 +55,9 @@ class FileTests(SettingsCase):
         self.assertEqual(settings.min_chunk, 5 * 1024 * 1024)
         self.assertEqual(settings.listen, Settings().listen)
 
-    def test_repositories_replace_the_embedded_one(self) -> None:
+    def test_repositories_replace_the_embedded_ones(self) -> None:
         settings = self.load('[repository.team]\nkind = "local"\nsparse_indexes = true\n')
-        self.assertEqual(
-            settings.repository, {"team": RepositorySettings("local", sparse_indexes=True)}
-        )
-
-    def test_without_a_repository_local_nothing_is_the_default(self) -> None:
-        settings = self.load('[repository.team]\nkind = "local"\n')
-        self.assertEqual(settings.default.push, "")
-
-    def test_the_default_repository_can_be_chosen_or_done_without(self) -> None:
-        team = '[repository.team]\nkind = "local"\n[default]\n'
-        self.assertEqual(self.load(team + 'push = "team"').default.push, "team")
-        self.assertEqual(self.load('[default]\npush = ""').default.push, "")
+        self.assertEqual(settings.repository, {"team": LocalSettings(sparse_indexes=True)})
 
     def test_what_it_prints_it_reads_again(self) -> None:
         settings = self.load(
@@ -74,6 +65,42 @@ class FileTests(SettingsCase):
             'upload_timeout = "7d"\n[repository.a]\nkind = "local"\ndelete_held = true\n'
         )
         self.assertEqual(self.load(str(settings)), settings)
+
+
+TEAM = '[repository.team]\nkind = "local"\n'
+HUB = '[repository."docker.io"]\nkind = "remote"\nupstream = "https://registry-1.docker.io"\n'
+QUAY = '[repository."quay.io"]\nkind = "remote"\nupstream = "https://quay.io"\n'
+
+
+class DefaultRepositoryTests(SettingsCase):
+    def default(self, toml: str) -> tuple[str, tuple[str, ...]]:
+        chosen = self.load(toml).default
+        return chosen.push, chosen.pull
+
+    def test_bare_names_are_pushed_to_local_and_pulled_from_docker_hub_too(self) -> None:
+        self.assertEqual(self.default(""), ("local", ("local", "docker.io")))
+
+    def test_of_these_only_those_count_that_there_are(self) -> None:
+        self.assertEqual(self.default(TEAM), ("", ()))
+        self.assertEqual(self.default(TEAM + HUB), ("", ("docker.io",)))
+        self.assertEqual(self.default('[repository.local]\nkind = "local"'), ("local", ("local",)))
+
+    def test_another_local_repository_can_be_chosen_and_is_pulled_from(self) -> None:
+        chosen = '[default]\npush = "team"'
+        self.assertEqual(self.default(TEAM + chosen), ("team", ("team",)))
+        self.assertEqual(self.default(HUB + TEAM + chosen), ("team", ("team", "docker.io")))
+
+    def test_it_can_be_done_without_one_to_push_to(self) -> None:
+        self.assertEqual(self.default('[default]\npush = ""'), ("", ("docker.io",)))
+
+    def test_the_upstreams_of_bare_names_can_be_chosen(self) -> None:
+        chosen = '[default]\npull = ["quay.io", "docker.io"]'
+        self.assertEqual(self.default(HUB + QUAY + chosen), ("", ("quay.io", "docker.io")))
+        self.assertEqual(self.default('[default]\npull = ["local"]'), ("local", ("local",)))
+
+    def test_names_can_be_kept_from_the_upstreams(self) -> None:
+        settings = self.load('[default]\nlocal_only = ["mycompany/*"]')
+        self.assertEqual(settings.default.local_only, ("mycompany/*",))
 
 
 class RefusalTests(SettingsCase):
@@ -96,27 +123,59 @@ class RefusalTests(SettingsCase):
     def test_a_kind_must_be_known(self) -> None:
         self.assert_refused(
             '[repository.local]\nkind = "lokal"',
-            'repository.local.kind: expected "local", got "lokal"',
+            'repository.local.kind: expected "local" or "remote", got "lokal"',
         )
 
     def test_a_kind_must_be_given(self) -> None:
         self.assert_refused(
-            "[repository.local]", 'repository.local.kind: expected "local", got nothing'
+            "[repository.local]",
+            'repository.local.kind: expected "local" or "remote", got nothing',
         )
 
     def test_a_repository_name_is_one_component_of_the_grammar(self) -> None:
         self.assert_refused(
             '[repository."a/b"]\nkind = "local"',
-            "repository.a/b: expected a name of one component, without /",
+            'repository."a/b": expected a name of one component, without /',
         )
         with self.assertRaisesRegex(StartError, r"repository\.Team: invalid repository name"):
             self.load('[repository.Team]\nkind = "local"')
 
+    def test_a_wrong_kind_is_told_before_what_it_does_not_have(self) -> None:
+        self.assert_refused(
+            '[repository.hub]\nupstream = "https://quay.io"\nkind = "mirror"',
+            'repository.hub.kind: expected "local" or "remote", got "mirror"',
+        )
+
     def test_the_default_must_be_configured(self) -> None:
         self.assert_refused(
             '[default]\npush = "other"',
-            'default.push: expected a configured repository ("local") or "", got "other"',
+            'default.push: expected a configured local repository ("local") or "", got "other"',
         )
+
+    def test_nothing_is_pushed_to_a_remote_repository(self) -> None:
+        expected = 'default.push: expected a configured local repository ("local") or "", got '
+        self.assert_refused('[default]\npush = "docker.io"', expected + '"docker.io"')
+
+    def test_what_bare_names_are_pulled_from_must_be_configured(self) -> None:
+        expected = 'default.pull: expected configured repositories ("docker.io", "local"), got '
+        self.assert_refused('[default]\npull = ["local", "quay.io"]', expected + '"quay.io"')
+
+    def test_bare_names_are_pulled_from_no_local_repository_but_that_of_push(self) -> None:
+        self.assert_refused(
+            TEAM + HUB + '[default]\npull = ["docker.io", "team"]',
+            'default.pull: expected none of kind local but push, got "team"',
+        )
+
+    def test_each_repository_is_asked_once(self) -> None:
+        self.assert_refused(
+            HUB + '[default]\npull = ["docker.io", "docker.io"]',
+            'default.pull: expected each once, got "docker.io" twice',
+        )
+
+    def test_what_was_pushed_is_looked_for_first(self) -> None:
+        expected = 'default.pull: expected "local", which is push, first, got '
+        for pull in ('["docker.io", "local"]', '["docker.io"]', "[]"):
+            self.assert_refused(f"[default]\npull = {pull}", expected + pull)
 
     def test_a_quantity_needs_its_unit(self) -> None:
         expected = 'expected a number with unit such as "60s", "15m", "24h"'

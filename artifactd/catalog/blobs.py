@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from sqlite3 import Connection
 from typing import Literal
 
@@ -38,7 +38,7 @@ def add(
     """``Catalog.add_blob``."""
     confirm()
     record(db, digest, size, at)
-    _link(db, image, digest)
+    link(db, image, digest, used_at=None)
     if upload is not None:
         uploads.delete(db, upload)
 
@@ -53,13 +53,27 @@ def record(db: Connection, digest: Digest, size: int, at: float) -> None:
 
 def mount(db: Connection, image: ImageName, digest: Digest, source: ImageName | None) -> int | None:
     """``Catalog.mount_blob``."""
-    held = _size_anywhere(db, digest) if source is None else size(db, source, digest)
+    if source is None:
+        held = _size_in_repository(db, image.repository, digest)
+    else:
+        held = size(db, source, digest)
     if held is not None:
-        _link(db, image, digest)
+        link(db, image, digest, used_at=None)
     return held
 
 
-def _size_anywhere(db: Connection, digest: Digest) -> int | None:
+def _size_in_repository(db: Connection, repository: str, digest: Digest) -> int | None:
+    row = db.execute(
+        "SELECT size FROM blob WHERE digest = ? AND EXISTS ("
+        "SELECT 1 FROM blob_link JOIN image ON image.id = blob_link.image_id"
+        " WHERE blob_link.blob_id = blob.id AND image.repository = ?)",
+        (str(digest), repository),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def size_anywhere(db: Connection, digest: Digest) -> int | None:
+    """``RemoteCatalog.stored_size``."""
     row = db.execute(
         "SELECT size FROM blob"
         " WHERE digest = ? AND EXISTS (SELECT 1 FROM blob_link WHERE blob_id = blob.id)",
@@ -68,11 +82,20 @@ def _size_anywhere(db: Connection, digest: Digest) -> int | None:
     return None if row is None else int(row[0])
 
 
-def _link(db: Connection, image: ImageName, digest: Digest) -> None:
+def link(db: Connection, image: ImageName, digest: Digest, *, used_at: float | None) -> None:
+    """
+    Let ``image`` hold a blob that is listed.
+
+    :param used_at: now, for one that comes from an upstream; ``None`` for one that is pushed here,
+        which it then stays.
+    """
     db.execute(
-        "INSERT INTO blob_link (image_id, blob_id)"
-        " SELECT ?, id FROM blob WHERE digest = ? ON CONFLICT DO NOTHING",
-        (images.add(db, image), str(digest)),
+        "INSERT INTO blob_link (image_id, blob_id, used_at)"
+        " SELECT ?, id, ? FROM blob WHERE digest = ?"
+        # max() of anything and NULL is NULL.
+        " ON CONFLICT DO UPDATE SET used_at = max(blob_link.used_at, excluded.used_at)"
+        " WHERE blob_link.used_at IS NOT NULL",
+        (images.add(db, image), used_at, str(digest)),
     )
 
 
@@ -113,4 +136,36 @@ def forget(db: Connection, digest: Digest, unlink: Callable[[], None]) -> bool:
     listed = db.execute("SELECT 1 FROM blob WHERE digest = ?", (str(digest),)).fetchone()
     if listed is None:
         unlink()
+    db.execute("DELETE FROM dropped_blob WHERE digest = ?", (str(digest),))
     return listed is None
+
+
+def dropped(db: Connection, after: str, limit: int) -> list[Digest]:
+    """``Catalog.dropped_blobs``."""
+    rows = db.execute(
+        "SELECT digest FROM dropped_blob WHERE digest > ? ORDER BY digest LIMIT ?", (after, limit)
+    )
+    return [Digest.parse(digest) for (digest,) in rows]
+
+
+def unlist(db: Connection, digests: Iterable[Digest]) -> list[Digest]:
+    """
+    Take off the list what no image needs any more, as a blob or a manifest; what went.
+
+    Each is remembered until it is forgotten: the process may die before.
+    """
+    gone = [
+        digest
+        for digest in digests
+        if db.execute(
+            "DELETE FROM blob WHERE digest = ?"
+            " AND NOT EXISTS (SELECT 1 FROM blob_link WHERE blob_link.blob_id = blob.id)"
+            " AND NOT EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest)",
+            (str(digest),),
+        ).rowcount
+    ]
+    db.executemany(
+        "INSERT INTO dropped_blob (digest) VALUES (?) ON CONFLICT DO NOTHING",
+        [(str(digest),) for digest in gone],
+    )
+    return gone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlite3 import Connection
 
-from artifactd.oci.errors import NameUnknown
+from artifactd.oci.errors import NameUnknown, Unsupported
 from artifactd.oci.name import ImageName
 
 
@@ -17,7 +17,7 @@ def find(db: Connection, image: ImageName) -> int | None:
 
 
 def find_known(db: Connection, image: ImageName) -> int | None:
-    """The row of ``image`` if it has ever had a manifest."""
+    """The row of ``image`` if it has ever had a manifest, and was not released since."""
     row = db.execute(
         "SELECT id FROM image WHERE repository = ? AND name = ? AND known_at IS NOT NULL",
         (image.repository, image.image),
@@ -49,6 +49,18 @@ def make_known(db: Connection, image: ImageName, at: float) -> int:
     image_id = add(db, image)
     db.execute("UPDATE image SET known_at = ? WHERE id = ? AND known_at IS NULL", (at, image_id))
     return image_id
+
+
+def release(db: Connection, image: ImageName) -> None:
+    """``RemoteCatalog.release_image``."""
+    image_id = known(db, image)
+    if db.execute("SELECT 1 FROM manifest WHERE image_id = ? LIMIT 1", (image_id,)).fetchone():
+        raise Unsupported(
+            "this image still has manifests: delete those first", {"name": str(image)}
+        )
+    db.execute("UPDATE image SET known_at = NULL WHERE id = ?", (image_id,))
+    # An unknown image that held blobs would go on answering for them.
+    db.execute("DELETE FROM blob_link WHERE image_id = ?", (image_id,))
 
 
 def names(db: Connection, repository: str, after: str, limit: int) -> list[str]:

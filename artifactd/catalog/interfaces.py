@@ -137,7 +137,8 @@ class Catalog(Protocol):
         self, image: ImageName, digest: Digest, source: ImageName | None
     ) -> int | None:
         """
-        Let ``image`` hold a blob that ``source`` (``None``: any image) holds.
+        Let ``image`` hold a blob that ``source`` (``None``: any image of the same repository)
+        holds.  Not of any other: whoever knows a digest need not have access to every repository.
 
         Its size in bytes, or ``None`` if ``source`` does not hold it.
         """
@@ -156,6 +157,12 @@ class Catalog(Protocol):
         Inside a write transaction: if no row needs the bytes of ``digest``, call ``unlink``.
 
         Whether it did.  Rows need the bytes of a blob while the catalog lists it at all.
+        """
+
+    async def dropped_blobs(self, after: str, limit: int) -> list[Digest]:
+        """
+        Digests that are listed no longer and were not forgotten since: a process may die between
+        the two.  In the order of their text, those behind ``after``, at most ``limit``.
         """
 
     # -- manifests

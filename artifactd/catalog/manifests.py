@@ -92,24 +92,43 @@ def check(db: Connection, put: ManifestPut) -> None:
 def put(db: Connection, put: ManifestPut, confirm: Callable[[], None], at: float) -> None:
     """``Catalog.put_manifest``."""
     check(db, put)
+    store(db, put, confirm, at, used_at=None)
+
+
+def store(
+    db: Connection,
+    put: ManifestPut,
+    confirm: Callable[[], None],
+    at: float,
+    *,
+    used_at: float | None,
+) -> None:
+    """
+    Put a manifest into an image, and move its tags, whether what it holds is there or not.
+
+    :param used_at: as for :func:`artifactd.catalog.blobs.link`.
+    """
     confirm()
     manifest = put.manifest
     blobs.record(db, manifest.digest, len(manifest.content), at)
     image_id = images.make_known(db, put.image, at)
-    manifest_id = _upsert(db, image_id, manifest, at)
+    manifest_id = _upsert(db, image_id, manifest, at, used_at)
     _replace_entries(db, image_id, manifest_id, manifest)
     for tag in put.tags:
         tags.move(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
 
 
-def _upsert(db: Connection, image_id: int, manifest: Manifest, at: float) -> int:
+def _upsert(
+    db: Connection, image_id: int, manifest: Manifest, at: float, used_at: float | None
+) -> int:
     row = db.execute(
         "INSERT INTO manifest"
-        " (image_id, digest, media_type, artifact_type, subject, annotations, pushed_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " (image_id, digest, media_type, artifact_type, subject, annotations, pushed_at, used_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET media_type = excluded.media_type,"
         " artifact_type = excluded.artifact_type, subject = excluded.subject,"
-        " annotations = excluded.annotations, pushed_at = excluded.pushed_at"
+        " annotations = excluded.annotations, pushed_at = excluded.pushed_at,"
+        " used_at = max(manifest.used_at, excluded.used_at)"  # NULL, if one of them is
         " RETURNING id",
         (
             image_id,
@@ -119,6 +138,7 @@ def _upsert(db: Connection, image_id: int, manifest: Manifest, at: float) -> int
             None if manifest.subject is None else str(manifest.subject),
             msgspec.json.encode(manifest.annotations).decode(),
             at,
+            used_at,
         ),
     ).fetchone()
     return int(row[0])
@@ -144,13 +164,23 @@ def delete(
 ) -> None:
     """``Catalog.delete_manifest``."""
     image_id = images.known(db, image)
-    row = db.execute(
-        "SELECT id FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
-    ).fetchone()
-    if row is None:
+    manifest_id = row_of(db, image_id, digest)
+    if manifest_id is None:
         raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
     if not allow_held:
         blobs.refuse_if_held(db, image_id, digest, "manifest")
-    manifest_id = int(row[0])
+    remove(db, manifest_id, digest, actor=actor, at=at)
+
+
+def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
+    """The row of a manifest of an image."""
+    row = db.execute(
+        "SELECT id FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def remove(db: Connection, manifest_id: int, digest: Digest, *, actor: str, at: float) -> None:
+    """Take out a manifest and its tags, and journal those."""
     tags.delete_all_of(db, manifest_id, digest, actor=actor, at=at)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))

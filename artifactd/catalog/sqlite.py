@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
-from typing import TypeVar
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 
 from artifactd.catalog import blobs, images, manifests, tags, uploads
-from artifactd.catalog.cache import DataVersion, ReadCache
-from artifactd.catalog.connections import (
-    Connections,
-    in_snapshot,
-    prepare_reader,
-    prepare_writer,
-)
+from artifactd.catalog.cache import ReadCache
+from artifactd.catalog.database import Database
 from artifactd.catalog.interfaces import (
     ManifestPut,
     ManifestRecord,
@@ -27,13 +19,10 @@ from artifactd.catalog.interfaces import (
     UploadRecord,
     nothing,
 )
-from artifactd.catalog.writer import Writer
 from artifactd.oci.digest import Digest
 from artifactd.oci.name import ImageName, Reference, Tag
 
-_T = TypeVar("_T")
-
-_CACHED = 8192  # results of each kind
+CACHED = 8192  # results of each kind
 _CACHED_ANNOTATIONS = 512  # characters of one manifest's
 
 
@@ -47,6 +36,7 @@ class SQLiteCatalog:
     :param readers: how many reads go on at the same time, each in a thread.
     :param busy_timeout: seconds to wait for another process that is writing.
     :param now: seconds since the epoch.
+    :ivar database: the connections to the file; :meth:`close` closes them.
     """
 
     def __init__(
@@ -58,26 +48,18 @@ class SQLiteCatalog:
         busy_timeout: float = 5.0,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._now = now
-        self._readers = Connections(path, reactor, readers, busy_timeout, prepare_reader)
-        self._writer = Writer(Connections(path, reactor, 1, busy_timeout, prepare_writer))
-        self._version = DataVersion(path)
-        self._sizes: ReadCache[tuple[ImageName, Digest], int | None] = ReadCache(
-            self._version, _CACHED
-        )
+        self.database = Database(path, reactor, readers=readers, busy_timeout=busy_timeout, now=now)
+        version = self.database.version
+        self._sizes: ReadCache[tuple[ImageName, Digest], int | None] = ReadCache(version, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None] = ReadCache(
-            self._version, _CACHED, _is_light
+            version, CACHED, is_light
         )
-
-    def _read(self, query: Callable[[Connection], _T]) -> Deferred[_T]:
-        """The result of ``query``, all of whose statements see one snapshot."""
-        return self._readers.run(partial(in_snapshot, query))
 
     async def blob_size(self, image: ImageName, digest: Digest) -> int | None:
         def query(db: Connection) -> int | None:
             return blobs.size(db, image, digest)
 
-        return await self._sizes.get((image, digest), lambda: self._read(query))
+        return await self._sizes.get((image, digest), lambda: self.database.read(query))
 
     async def add_blob(
         self,
@@ -88,61 +70,64 @@ class SQLiteCatalog:
         release: Callable[[], None] = nothing,
         upload: str | None = None,
     ) -> None:
-        at = self._now()
-        await self._writer.run(
+        at = self.database.now()
+        await self.database.write(
             lambda db: blobs.add(db, image, digest, size, confirm, upload, at), release
         )
 
     async def mount_blob(
         self, image: ImageName, digest: Digest, source: ImageName | None
     ) -> int | None:
-        return await self._writer.run(lambda db: blobs.mount(db, image, digest, source))
+        return await self.database.write(lambda db: blobs.mount(db, image, digest, source))
 
     async def delete_blob(self, image: ImageName, digest: Digest, *, allow_held: bool) -> None:
-        await self._writer.run(lambda db: blobs.delete(db, image, digest, allow_held=allow_held))
+        await self.database.write(lambda db: blobs.delete(db, image, digest, allow_held=allow_held))
 
     async def forget_blob(self, digest: Digest, unlink: Callable[[], None]) -> bool:
-        return await self._writer.run(lambda db: blobs.forget(db, digest, unlink))
+        return await self.database.write(lambda db: blobs.forget(db, digest, unlink))
+
+    async def dropped_blobs(self, after: str, limit: int) -> list[Digest]:
+        return await self.database.read(lambda db: blobs.dropped(db, after, limit))
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
         def query(db: Connection) -> ManifestRecord | None:
             return manifests.find(db, image, reference)
 
-        return await self._manifests.get((image, reference), lambda: self._read(query))
+        return await self._manifests.get((image, reference), lambda: self.database.read(query))
 
     async def check_manifest(self, put: ManifestPut) -> None:
-        await self._read(lambda db: manifests.check(db, put))
+        await self.database.read(lambda db: manifests.check(db, put))
 
     async def put_manifest(
         self, put: ManifestPut, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:
-        at = self._now()
-        await self._writer.run(lambda db: manifests.put(db, put, confirm, at), release)
+        at = self.database.now()
+        await self.database.write(lambda db: manifests.put(db, put, confirm, at), release)
 
     async def delete_manifest(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
     ) -> None:
-        at = self._now()
-        await self._writer.run(
+        at = self.database.now()
+        await self.database.write(
             lambda db: manifests.delete(
                 db, image, digest, allow_held=allow_held, actor=actor, at=at
             )
         )
 
     async def delete_tag(self, image: ImageName, tag: Tag, *, actor: str) -> None:
-        at = self._now()
-        await self._writer.run(lambda db: tags.delete(db, image, tag, actor=actor, at=at))
+        at = self.database.now()
+        await self.database.write(lambda db: tags.delete(db, image, tag, actor=actor, at=at))
 
     async def tag_movements(self, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
-        return await self._read(lambda db: tags.movements(db, image, tag))
+        return await self.database.read(lambda db: tags.movements(db, image, tag))
 
     async def tags(
         self, image: ImageName, after: str | None, limit: int | None
     ) -> list[str] | None:
-        return await self._read(lambda db: tags.names(db, image, after, limit))
+        return await self.database.read(lambda db: tags.names(db, image, after, limit))
 
     async def images(self, repository: str, after: str, limit: int) -> list[str]:
-        return await self._read(lambda db: images.names(db, repository, after, limit))
+        return await self.database.read(lambda db: images.names(db, repository, after, limit))
 
     async def referrers(
         self,
@@ -152,33 +137,32 @@ class SQLiteCatalog:
         after: str | None,
         limit: int,
     ) -> list[ManifestRecord]:
-        return await self._read(
+        return await self.database.read(
             lambda db: manifests.referrers(db, image, subject, artifact_type, after, limit)
         )
 
     async def add_upload(self, upload: UploadRecord, create: Callable[[], None] = nothing) -> None:
-        await self._writer.run(lambda db: uploads.add(db, upload, create))
+        await self.database.write(lambda db: uploads.add(db, upload, create))
 
     async def upload(self, upload_id: str) -> UploadRecord | None:
-        return await self._read(lambda db: uploads.find(db, upload_id))
+        return await self.database.read(lambda db: uploads.find(db, upload_id))
 
     async def delete_upload(self, upload_id: str) -> bool:
-        return await self._writer.run(lambda db: uploads.delete(db, upload_id))
+        return await self.database.write(lambda db: uploads.delete(db, upload_id))
 
     async def uploads(self, after: str, limit: int) -> list[UploadRecord]:
-        return await self._read(lambda db: uploads.page(db, after, limit))
+        return await self.database.read(lambda db: uploads.page(db, after, limit))
 
     async def check(self) -> None:
-        await self._read(lambda db: db.execute("SELECT 1 FROM image LIMIT 1").fetchone())
-        await self._writer.run(lambda _: None)  # takes the lock, and writes nothing
+        await self.database.read(lambda db: db.execute("SELECT 1 FROM image LIMIT 1").fetchone())
+        await self.database.write(lambda _: None)  # takes the lock, and writes nothing
 
     async def close(self) -> None:
-        self._version.close()
-        await self._readers.close()
-        await self._writer.close()
+        await self.database.close()
 
 
-def _is_light(record: ManifestRecord | None) -> bool:
+def is_light(record: ManifestRecord | None) -> bool:
+    """Whether a record takes so little memory that it may be kept."""
     if record is None:
         return True
     return sum(len(k) + len(v) for k, v in record.annotations.items()) <= _CACHED_ANNOTATIONS

@@ -48,6 +48,13 @@ def delete(db: Connection, image: ImageName, tag: Tag, *, actor: str, at: float)
     before = target(db, image_id, tag)
     if before is None:
         raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+    take_off(db, image_id, tag, before, actor=actor, at=at)
+
+
+def take_off(
+    db: Connection, image_id: int, tag: Tag, before: Digest, *, actor: str, at: float
+) -> None:
+    """Take a tag off the manifest it points at, and journal it."""
     db.execute("DELETE FROM tag WHERE image_id = ? AND name = ?", (image_id, tag.text))
     db.execute(
         "INSERT INTO tag_movement (image_id, tag, actor, at, before) VALUES (?, ?, ?, ?, ?)",

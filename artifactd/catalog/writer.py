@@ -31,6 +31,7 @@ _BATCH = 64
 class _Write(Generic[_T]):
     interaction: Callable[[sqlite3.Connection], _T]
     committed: Callable[[], None]
+    last: bool
     done: Deferred[_T] = field(factory=Deferred)
 
     def run(self, connection: sqlite3.Connection) -> _T | Failure:
@@ -79,6 +80,8 @@ class Writer:
         self,
         interaction: Callable[[sqlite3.Connection], _T],
         committed: Callable[[], None] = nothing,
+        *,
+        last: bool = False,
     ) -> Deferred[_T]:
         """
         The result of ``interaction``, when it is durable.  It runs in a thread and may block.
@@ -86,13 +89,16 @@ class Writer:
         ``committed`` is called in that thread, once its transaction is committed; if it raises,
         that is logged.
 
+        ``last``: nothing that is queued behind it goes into its transaction, so that what acts on
+        its outcome outside the database acts on what is committed.
+
         Cancelled before its transaction has begun, it never runs; later, it is committed
         nevertheless.
 
         :raises Exception: what ``interaction`` raised; then nothing of it has been written.
         :raises Unavailable: if the transaction could not be begun or committed.
         """
-        write = _Write(interaction, committed)
+        write = _Write(interaction, committed, last)
         self._queue.append(write)
         if not self._committing:
             self._commit_next()
@@ -108,8 +114,11 @@ class Writer:
         batch: list[_Write[Any]] = []
         while self._queue and len(batch) < _BATCH:
             write = self._queue.popleft()
-            if not write.done.called:  # cancelled
-                batch.append(write)
+            if write.done.called:  # cancelled
+                continue
+            batch.append(write)
+            if write.last:
+                break
         self._committing = bool(batch)
         if not batch:
             return

@@ -169,3 +169,15 @@ class Unavailable(RegistryError):
     """The registry can't do this now (disk full, catalog locked); the spec has no code for it."""
 
     status = 503
+
+
+class BadGateway(RegistryError):
+    """An upstream can't be reached, or answers nonsense; the spec has no code for it."""
+
+    status = 502
+
+
+class GatewayTimeout(BadGateway):
+    """An upstream takes too long."""
+
+    status = 504

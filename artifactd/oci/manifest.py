@@ -70,6 +70,9 @@ class Manifest:
     children: tuple[Descriptor, ...] = ()
 
 
+# Its digest is not that of its bytes, and no client of today takes it.
+_SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
+
 # RFC 6838, 4.2: it becomes a header of every answer.
 _OTHER_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,121}\+json")
 
@@ -163,7 +166,7 @@ def parse_manifest(
 
 
 def _parse_other(content: bytes, media_type: str, digest: Digest, *, allowed: bool) -> Manifest:
-    if not (allowed and _OTHER_TYPE.fullmatch(media_type)):
+    if not (allowed and _OTHER_TYPE.fullmatch(media_type)) or media_type == _SCHEMA_1:
         raise ManifestInvalid(
             "media type not accepted: push an OCI manifest or index, or a Docker schema 2 manifest"
             " or list; for others an administrator sets other_media_types on the repository",

@@ -67,3 +67,16 @@ def parse_range(value: str, size: int) -> ByteRange | None:
             {"Content-Range": f"bytes */{size}"},
         )
     return ByteRange(first, last)
+
+
+def is_bounded(value: str) -> bool:
+    """
+    Whether a ``Range`` header asks for some bytes from the middle or the end: neither from the
+    beginning on, nor on to an end that it does not name.
+    """
+    match = _RANGE.fullmatch(value)
+    if match is None:
+        return False
+    if not match[1]:
+        return True  # the last so many bytes
+    return bool(match[2]) and match[1].strip("0") != ""

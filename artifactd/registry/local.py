@@ -6,18 +6,23 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
+from artifactd.catalog.interfaces import Catalog, ManifestPut, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import Manifest, parse_manifest
 from artifactd.oci.name import ImageName, Reference, Tag
-from artifactd.registry.contents import Contents
+from artifactd.registry.found import (
+    BlobFound,
+    BlobWanted,
+    ListWanted,
+    ManifestFound,
+    ReferrersFound,
+    TagsFound,
+)
 from artifactd.registry.publication import publish
-from artifactd.storage.interfaces import BlobStore, OpenBlob
+from artifactd.registry.referrers import referrers_page
+from artifactd.registry.stored import Stored
 from artifactd.storage.threads import RunInThread
-
-# Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
-SMALL = 64 << 10
 
 # Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _PARSE_IN_THREAD = 64 << 10
@@ -38,73 +43,33 @@ class LocalRepository:
 
     rules: LocalRules
     catalog: Catalog
-    blobs: BlobStore
-    contents: Contents
+    stored: Stored
     run: RunInThread
 
-    async def blob_size(self, image: ImageName, digest: Digest) -> int:
-        """Bytes of a blob of ``image``.  :raises BlobUnknown: if ``image`` does not hold it."""
+    async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """end-2.  :raises BlobUnknown: if ``image`` does not hold it."""
         size = await self.catalog.blob_size(image, digest)
         if size is None:
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
-        return size
-
-    async def open_blob(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
-        """
-        A blob of ``image``, to be closed by the caller; ``size`` is what :meth:`blob_size` told.
-
-        :raises RuntimeError: if the store has lost it, or some of it.
-        """
-        blob = await self.blobs.open(digest)
-        if blob is None:
-            raise RuntimeError(f"the store has lost blob {digest} of {image}")
-        if blob.size != size:
-            blob.close()
-            raise RuntimeError(f"blob {digest} of {image} has {blob.size} bytes, not {size}")
-        return blob
+        return await self.stored.blob(image, digest, size, wanted)
 
     async def delete_blob(self, image: ImageName, digest: Digest) -> None:
         """end-10.  :raises BlobUnknown, Unsupported: as ``Catalog.delete_blob``."""
         await self.catalog.delete_blob(image, digest, allow_held=self.rules.delete_held)
 
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestRecord:
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """end-3.  :raises ManifestUnknown: if ``image`` has none under ``reference``."""
         record = await self.catalog.manifest(image, reference)
         if record is None:
             raise ManifestUnknown(
                 "this image has no such manifest", {"name": str(image), "reference": str(reference)}
             )
-        return record
+        return ManifestFound(record, image)
 
-    async def content(self, image: ImageName, digest: Digest) -> bytes:
-        """
-        The exact bytes of a manifest, or of a blob of at most :data:`SMALL` bytes, that ``image``
-        holds.
-
-        :raises RuntimeError: if the store has lost them, or some of them.
-        """
-        try:
-            return await self.contents.of(digest)
-        except (RuntimeError, OSError) as error:
-            raise RuntimeError(f"{image}: {error}") from None
-
-    async def put_manifest(
-        self,
-        image: ImageName,
-        reference: Reference,
-        tags: Sequence[Tag],
-        content: bytes,
-        content_type: str | None,
-        precondition: Precondition,
-        actor: str,
+    async def parse(
+        self, content: bytes, content_type: str | None, reference: Reference
     ) -> Manifest:
-        """
-        end-7a, end-7b: store a manifest and let its tags point at it.
-
-        :param tags: further tags, for a ``reference`` that is a digest.
-        :raises DigestInvalid, ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then
-            nothing has changed.
-        """
+        """:raises DigestInvalid, ManifestInvalid: if it can't be pushed as ``reference``."""
         digest = reference if isinstance(reference, Digest) else None
 
         def parse() -> Manifest:
@@ -112,7 +77,23 @@ class LocalRepository:
                 content, content_type, digest, other_types=self.rules.other_media_types
             )
 
-        manifest = parse() if len(content) <= _PARSE_IN_THREAD else await self.run(parse)
+        return parse() if len(content) <= _PARSE_IN_THREAD else await self.run(parse)
+
+    async def put_manifest(
+        self,
+        image: ImageName,
+        reference: Reference,
+        tags: Sequence[Tag],
+        manifest: Manifest,
+        precondition: Precondition,
+        actor: str,
+    ) -> None:
+        """
+        end-7a, end-7b: store a manifest and let its tags point at it.
+
+        :param tags: further tags, for a ``reference`` that is a digest.
+        :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
+        """
         put = ManifestPut(
             image=image,
             manifest=manifest,
@@ -124,13 +105,12 @@ class LocalRepository:
         # Asked before a byte is stored, so that a refused manifest leaves nothing; and again in
         # the transaction, since the answer may have changed.
         await self.catalog.check_manifest(put)
-        staged = await self.blobs.stage(manifest.digest, content)
+        staged = await self.stored.blobs.stage(manifest.digest, manifest.content)
         await publish(
             staged,
             self.catalog,
             lambda: self.catalog.put_manifest(put, staged.confirm, staged.release),
         )
-        return manifest
 
     async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> None:
         """end-9: a tag, or a manifest with all its tags.  Errors as in ``Catalog``."""
@@ -141,20 +121,29 @@ class LocalRepository:
                 image, reference, allow_held=self.rules.delete_held, actor=actor
             )
 
-    async def tags(self, image: ImageName, after: str | None, limit: int) -> list[str]:
-        """end-8: at most ``limit`` tags behind ``after``.  :raises NameUnknown: unknown image."""
-        tags = await self.catalog.tags(image, after, limit)
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        """end-8.  :raises NameUnknown: unknown image."""
+        tags = await self.catalog.tags(image, wanted.after, wanted.limit + 1)
         if tags is None:
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
-        return tags
+        shown = tags[: wanted.limit]
+        if len(tags) == len(shown) or not shown:
+            return TagsFound(shown)
+        return TagsFound(shown, {"n": str(wanted.limit), "last": shown[-1]})
 
     async def referrers(
-        self,
-        image: ImageName,
-        subject: Digest,
-        artifact_type: str | None,
-        after: str | None,
-        limit: int,
-    ) -> list[ManifestRecord]:
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
         """end-12: manifests of ``image`` with that subject; empty also for an unknown one."""
-        return await self.catalog.referrers(image, subject, artifact_type, after, limit)
+        records = await self.catalog.referrers(
+            image, subject, artifact_type, wanted.after, wanted.limit + 1
+        )
+        index, last = referrers_page(records, wanted.limit)
+        following = None
+        if last is not None:
+            following = {"last": last}
+            if "n" in wanted.query:
+                following["n"] = wanted.query["n"]
+            if artifact_type is not None:
+                following["artifactType"] = artifact_type
+        return ReferrersFound(index, following, filtered=artifact_type is not None)

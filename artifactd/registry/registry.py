@@ -5,50 +5,132 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from attrs import frozen
+from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.interfaces import Catalog, Precondition
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import NameUnknown
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.errors import NameUnknown, Unsupported
+from artifactd.oci.manifest import Manifest
+from artifactd.oci.name import ImageName, Reference, RepositoryName, Tag
+from artifactd.registry.found import ManifestFound, Readable
 from artifactd.registry.listing import listed_images
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.names import Names
+from artifactd.registry.remote import RemoteRepository
+from artifactd.registry.stored import Lost, Stored
+from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
+from artifactd.storage.interfaces import OpenBlob
+
+_log = Logger()
 
 
 @frozen
 class Target:
-    """What the ``<name>`` of a request stands for."""
+    """
+    What the ``<name>`` of a request stands for.
+
+    :ivar image: its canonical name; where it is unprefixed, that of the local image.
+    :ivar readable: where it is pulled from.
+    :ivar namespace: the registry that a mirror's request named, if that was followed.
+    """
 
     name: RepositoryName
     image: ImageName
-    repository: LocalRepository
+    readable: Readable
+    namespace: str | None = None
 
     @property
     def path(self) -> str:
         """Where it lies, as the client named it: begins a relative ``Location``."""
         return f"/v2/{self.name}"
 
+    def following(self, query: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        """The query of the next page of a list: of the same registry as this one."""
+        if query is None or self.namespace is None:
+            return query
+        return {**query, "ns": self.namespace}
+
+    @property
+    def local(self) -> LocalRepository:
+        """
+        Where it is pushed to.
+
+        :raises Unsupported: if that is an upstream's.
+        """
+        repository: Readable | None = self.readable
+        if isinstance(repository, Unprefixed):
+            repository = repository.local
+        if not isinstance(repository, LocalRepository):
+            raise Unsupported(
+                "images of this name come from an upstream and can't be changed here: push under"
+                " another name",
+                {"name": str(self.name)},
+                {"Allow": "GET, HEAD"},
+            )
+        return repository
+
+    @property
+    def pushed(self) -> ImageName:
+        """The image that is pushed to.  :raises Unsupported: as :attr:`local`."""
+        _ = self.local
+        return self.image
+
 
 @frozen
 class Registry:
-    """All repositories, and the uploads that are on their way into them."""
+    """
+    All repositories, and the uploads that are on their way into them.
+
+    :ivar unprefixed: what names without a repository are read from.
+    """
 
     names: Names
-    repositories: Mapping[str, LocalRepository]
+    repositories: Mapping[str, LocalRepository | RemoteRepository]
+    unprefixed: Unprefixed
     uploads: Uploads
+    stored: Stored
     catalog: Catalog
 
-    def target(self, name: str) -> Target:
-        """:raises NameInvalid, NameUnknown: if ``name`` is none, or belongs to no repository."""
+    def target(self, name: str, namespace: str | None = None) -> Target:
+        """
+        :param namespace: the registry that a mirror's request is meant for.
+        :raises NameInvalid, NameUnknown: if ``name`` is none, or belongs to no repository, or
+            nothing here answers for ``namespace``.
+        """
         parsed = RepositoryName.parse(name)
-        image = self.names.resolve(parsed)
-        return Target(parsed, image, self.repositories[image.repository])
+        if namespace is not None:
+            image = self.names.mirrored(parsed, namespace)
+            return Target(parsed, image, self.repositories[image.repository], namespace)
+        prefixed = self.names.prefixed(parsed)
+        if prefixed is not None:
+            return Target(parsed, prefixed, self.repositories[prefixed.repository])
+        if self.names.default is None and self.unprefixed.remotes:
+            return Target(parsed, ImageName("", parsed.text), self.unprefixed)
+        return Target(parsed, self.names.resolve(parsed), self.unprefixed)
+
+    async def manifest_body(self, found: ManifestFound) -> OpenBlob | bytes:
+        """
+        The bytes of a manifest, to be closed.  Those of a remote image that were evicted since it
+        was found, or were lost, are fetched again.
+
+        :raises Lost: if they were lost, and can't be had again.
+        """
+        image, record = found.image, found.record
+        try:
+            return await self.stored.body(image, record.digest, record.size)
+        except Lost as error:
+            repository = self.repositories.get(image.repository)
+            if not isinstance(repository, RemoteRepository):
+                raise
+            _log.warn("fetched again: {error}", error=error)
+        await repository.manifests.restore(image, record.digest)
+        return await self.stored.body(image, record.digest, record.size)
 
     async def mount(self, image: ImageName, digest: Digest, source: str | None) -> bool:
         """
         end-11: let ``image`` hold a blob that the image named ``source`` holds; without a name,
-        that any image holds.  Whether there was one to mount.
+        that any image of the same repository holds.  Whether there was one to mount.
 
         :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
         """
@@ -57,6 +139,24 @@ class Registry:
         except NameUnknown:
             return False
         return await self.catalog.mount_blob(image, digest, holder) is not None
+
+    async def put_manifest(
+        self,
+        target: Target,
+        reference: Reference,
+        tags: list[Tag],
+        content: bytes,
+        content_type: str | None,
+        precondition: Precondition,
+        actor: str,
+    ) -> Manifest:
+        """end-7; as :meth:`LocalRepository.put_manifest`."""
+        local = target.local
+        manifest = await local.parse(content, content_type, reference)
+        if target.readable is self.unprefixed:
+            await self.unprefixed.adopt(target.image, manifest)
+        await local.put_manifest(target.image, reference, tags, manifest, precondition, actor)
+        return manifest
 
     async def images(self, after: str, limit: int) -> list[str]:
         """At most ``limit`` images' listed names behind ``after``, in ASCII order, each once."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 from inspect import isawaitable
 
 from attrs import define
+from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.storage.files import Directory, FileOperations
@@ -24,6 +25,15 @@ class FilesystemBlob:
 
     size: int
     _fd: int
+
+    @property
+    def available(self) -> int:
+        """All of it."""
+        return self.size
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        """All of it is here."""
+        return succeed(None)
 
     def fileno(self) -> int:
         """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
@@ -99,6 +109,11 @@ class BlobTree:
         with suppress(FileNotFoundError), self._fan_out(digest) as directory:
             if directory.holds(digest.encoded, file):
                 self._files.unlink(directory.fd, digest.encoded)
+
+    def remove(self, digest: Digest) -> None:
+        """Take the published name away, whosever it is."""
+        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
+            self._files.unlink(directory.fd, digest.encoded)
 
     def close(self) -> None:
         """Close the directories."""

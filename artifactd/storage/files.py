@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from attrs import frozen
+from attrs import define, frozen
 
 PRIVATE = 0o600
 PUBLISHED = 0o444
@@ -44,6 +44,10 @@ class FileOperations:
         """pwritev(2): how many bytes went, which may be fewer than there are."""
         return os.pwritev(fd, pieces[:_IOV_MAX], offset)
 
+    def append(self, fd: int, piece: bytes) -> int:
+        """write(2), to a file opened with ``O_APPEND``: how many bytes went."""
+        return os.write(fd, piece)
+
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """pread(2)."""
         return os.pread(fd, size, offset)
@@ -60,6 +64,10 @@ class FileOperations:
         """fsync(2), of a file or of a directory."""
         os.fsync(fd)
 
+    def sync_data(self, fd: int) -> None:
+        """fdatasync(2): the bytes of a file, and as much else as it takes to read them."""
+        os.fdatasync(fd)
+
     def link(self, directory: int, name: str, target: int, target_name: str) -> None:
         """link(2).  :raises FileExistsError:"""
         os.link(name, target_name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
@@ -72,6 +80,23 @@ class FileOperations:
         """unlink(2), which finding nothing does not trouble."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
+
+
+@define(eq=False)
+class OpenFile:
+    """A file open for reading; closed by whoever has opened it."""
+
+    _fd: int
+
+    def fileno(self) -> int:
+        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the descriptor; further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def write_all(

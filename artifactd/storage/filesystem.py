@@ -18,6 +18,7 @@ from artifactd.storage.blobs import (
 )
 from artifactd.storage.budget import BufferBudget
 from artifactd.storage.files import FileOperations
+from artifactd.storage.flow import BATCH
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.hashing import RunningDigests
 from artifactd.storage.session import FilesystemUploadSession
@@ -57,6 +58,10 @@ class FilesystemBlobStore:
         """Write and sync ``content``, whose digest the caller has computed, without showing it."""
         adding = self._run(self.staging.add, digest, content)
         return await outlive(adding, FilesystemStagedBlob.abandon)
+
+    def remove(self, digest: Digest) -> None:
+        """Remove a blob's bytes, if they are here.  Blocks."""
+        self._blobs.remove(digest)
 
     async def sweep(self, forget: Forget) -> int:
         """Remove what dead processes left staged; how many files went."""
@@ -138,9 +143,9 @@ class FilesystemUploadStore:
         fd, size = await outlive(claiming, lambda claimed: os.close(claimed[0]))
         running = self._digests.take(upload_id, algorithm, size)
         directory = self._uploads.directory
-        file = UploadFile(upload_id, fd, size, running, directory, self._files)
+        file = UploadFile(upload_id, fd, size, self._files, running, directory)
         return FilesystemUploadSession(
-            file, self._staging, self._digests, self._budget, Serial(self._run)
+            file, self._budget, Serial(self._run), BATCH, self._staging, self._digests
         )
 
     async def offset(self, upload_id: str) -> int:

@@ -34,7 +34,7 @@ class DataFolder:
 
     :ivar path: absolute.
     :ivar catalog: the catalog's file; may not exist yet.
-    :ivar blobs, uploads, staging: the store's directories, open.
+    :ivar blobs, uploads, staging, fills: the store's directories, open.
     :ivar in_memory: whether its files are never on a disk, so that reading waits for nothing.
     """
 
@@ -42,6 +42,7 @@ class DataFolder:
     blobs: Directory
     uploads: Directory
     staging: Directory
+    fills: Directory
     in_memory: bool
     _marker: int
     _locks: Path
@@ -86,13 +87,14 @@ class DataFolder:
                     blobs = folder.ensure("blobs", files)
                     uploads = folder.ensure("uploads", files)
                     staging = folder.ensure("staging", files)
+                    fills = folder.ensure("fills", files)
                 except BaseException:
                     os.close(marker)
                     raise
         except OSError as error:
             raise StartError(f"the data folder {path} can't be used: {error}") from error
         in_memory = _filesystem(path, mountinfo) in procfs.MEMORY_FILESYSTEMS
-        return cls(path, blobs, uploads, staging, in_memory, marker, locks, exclusive)
+        return cls(path, blobs, uploads, staging, fills, in_memory, marker, locks, exclusive)
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -130,7 +132,7 @@ class DataFolder:
         """Let go of the folder.  Further calls do nothing."""
         if not self._closed:
             self._closed = True
-            for directory in (self.blobs, self.uploads, self.staging):
+            for directory in (self.blobs, self.uploads, self.staging, self.fills):
                 directory.close()
             os.close(self._marker)
 

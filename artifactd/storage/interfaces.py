@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 
 from artifactd.oci.digest import Algorithm, Digest
@@ -29,9 +30,26 @@ class UploadBusy(Exception):
 class OpenBlob(Protocol):
     """
     A blob open for reading.  Whoever opened it calls :meth:`close`, or hands the descriptor on.
+
+    Its bytes may still be coming (a fill): then those before :attr:`available` may be read.
+
+    :ivar size: in bytes; ``None`` as long as nobody knows.
     """
 
-    size: int
+    @property
+    def size(self) -> int | None: ...
+
+    @property
+    def available(self) -> int:
+        """The offset before which all bytes that the reader may have are here; never shrinks."""
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        """
+        Fires once :attr:`available` is above ``beyond``, or it is known that the blob ends there.
+        May be cancelled.
+
+        :raises OSError: if that will never be.
+        """
 
     def fileno(self) -> int:
         """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
@@ -92,6 +110,12 @@ class BlobStore(Protocol):
 
     async def stage(self, digest: Digest, content: bytes) -> StagedBlob:
         """Write and sync ``content``, whose digest the caller has computed, without showing it."""
+
+    def remove(self, digest: Digest) -> None:
+        """
+        Remove a blob's bytes, if they are here; who has it open may go on reading.  Blocks; called
+        in the catalog's thread, by :meth:`artifactd.catalog.interfaces.Catalog.forget_blob`.
+        """
 
     async def sweep(self, forget: Callable[[Digest, Callable[[], None]], object]) -> int:
         """

@@ -40,9 +40,9 @@ class Staging:
     _files: FileOperations
     _run: RunInThread
 
-    def move_in(self, upload: Directory, name: str, digest: Digest) -> str:
+    def move_in(self, source: Directory, name: str, digest: Digest, staging_id: str) -> str:
         """
-        Move a locked file in that lies elsewhere; its new name, for :meth:`synced`.
+        Move a locked file in that lies in ``source``; its new name, for :meth:`synced`.
 
         It is synced afterwards: what can't be synced must never be tried again, for the second
         fsync would succeed although the first has lost the bytes; and a crash in between leaves
@@ -52,8 +52,8 @@ class Staging:
         """
         # Neither directory is synced: after a crash the file has one name or the other, or both,
         # and each has its sweep.
-        staged = staged_name(digest, name)
-        self._files.rename(upload.fd, name, self._directory.fd, staged)
+        staged = staged_name(digest, staging_id)
+        self._files.rename(source.fd, name, self._directory.fd, staged)
         return staged
 
     def add(self, digest: Digest, content: bytes) -> FilesystemStagedBlob:

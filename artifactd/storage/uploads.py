@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from attrs import define, field, frozen
 
 from artifactd.oci.digest import Digest
+from artifactd.storage.appended import HashedFile
 from artifactd.storage.blobs import FilesystemStagedBlob
-from artifactd.storage.files import Directory, FileOperations, split
+from artifactd.storage.files import Directory, FileOperations
 from artifactd.storage.hashing import RunningDigest
 from artifactd.storage.interfaces import UploadBusy, UploadMissing
 from artifactd.storage.staging import Staging
 
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-# Bytes read back at once, and in one go before other work gets a turn in the thread.
-_READ = 1024 * 1024
-_TURN = 16 * _READ
-# More pieces than this cost more in calls than in being copied together.
-_PIECES = 64
 # A look at who holds an upload takes microseconds; this many of them are waited for.
 _LOOKS = 100
 _LOOK_SECONDS = 0.001
@@ -138,55 +132,14 @@ class UploadDirectory:
 
 
 @define(eq=False)
-class UploadFile:
-    """
-    A claimed upload.  All methods block; one call at a time.
+class UploadFile(HashedFile):
+    """A claimed upload, by its id.  All methods block; one call at a time."""
 
-    :ivar size: bytes in the file.
-    :ivar running: the digest as far as it is known; at most over ``size`` bytes.
-    :ivar ended: the file is no upload any more.
-    :ivar handed_over: nor is ``fd`` ours to close: a staged blob has it.
-    """
-
-    id: str
-    fd: int
-    size: int
-    running: RunningDigest
-    _directory: Directory
-    _files: FileOperations
-    ended: bool = field(default=False, init=False)
-    handed_over: bool = field(default=False, init=False)
     _claimed: int = field(init=False)
     _hashed_at_claim: RunningDigest = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._claimed, self._hashed_at_claim = self.size, self.running.copy()
-
-    def append(self, pieces: Sequence[bytes | memoryview]) -> None:
-        """
-        Write and hash ``pieces``.
-
-        :raises OSError: if not all could be written.  What was written is hashed, and stays.
-        """
-        if len(pieces) > _PIECES:
-            pieces = [b"".join(pieces)]
-        while pieces:
-            written = self._files.write(self.fd, pieces, self.size)
-            hashed_so_far = self.running.length == self.size
-            self.size += written
-            gone, pieces = split(pieces, written)
-            if hashed_so_far:
-                for piece in gone:
-                    self.running.update(piece)
-
-    def catch_up(self, running: RunningDigest) -> None:
-        """Let ``running`` go on over bytes read back: 16 MiB, or up to the end."""
-        end = min(self.size, running.length + _TURN)
-        while running.length < end:
-            piece = self._files.read(self.fd, min(_READ, end - running.length), running.length)
-            if not piece:
-                raise OSError(errno.EIO, "the upload is shorter than it was", self.id)
-            running.update(piece)
 
     def cut(self, size: int) -> None:
         """
@@ -200,27 +153,15 @@ class UploadFile:
         self.size = size
         self.running = self._hashed_at_claim.copy()
 
-    def is_there(self) -> bool:
-        """Whether it has neither been staged nor discarded, by anybody."""
-        return not self.ended and self._directory.holds(self.id, os.fstat(self.fd))
-
     def stage(self, staging: Staging, digest: Digest) -> FilesystemStagedBlob:
         """Move it to the staged files.  :raises UploadMissing: if it is no longer there."""
-        if not self.is_there():
-            raise UploadMissing(self.id)
         try:
-            name = staging.move_in(self._directory, self.id, digest)
+            return self.move(staging, digest, self.name)
         except FileNotFoundError:
-            raise UploadMissing(self.id) from None
-        self.ended = self.handed_over = True
-        return staging.synced(digest, name, self.fd)
+            raise UploadMissing(self.name) from None
 
     def discard(self) -> None:
         """Remove it."""
         if self.is_there():
-            self._files.unlink(self._directory.fd, self.id)
+            self._files.unlink(self._directory.fd, self.name)
         self.ended = True
-
-    def close(self) -> None:
-        """Let go of it."""
-        os.close(self.fd)

@@ -22,8 +22,10 @@ class Answer:
     """
     A response.
 
-    :ivar length: the ``Content-Length`` in bytes where it is not that of ``body`` (HEAD).
-    :ivar blob: sent instead of ``body``: its bytes ``span``.  Owned by the answer.
+    :ivar length: the ``Content-Length`` in bytes where it is not that of ``body`` (HEAD); a HEAD
+        with neither is answered without.
+    :ivar blob: sent instead of ``body``: its bytes ``span``, as they become available; ``None``:
+        all of them, also where nobody knows yet how many that are.  Owned by the answer.
     """
 
     status: int = 200
@@ -57,24 +59,32 @@ class Answer:
 
     async def send(self, request: RegistryRequest, sender: FileSender) -> None:
         """Write all of it but the finish, which is Klein's."""
-        if self.blob is None or self.span is None:
+        if self.blob is None:
             self.write(request)
             return
         self._write_head(request)
-        await sender.send(request, self.blob, self.span.first, self.span.length)
+        if self.span is None:
+            await sender.send(request, self.blob, 0, None)
+        else:
+            await sender.send(request, self.blob, self.span.first, self.span.length)
 
     def write(self, request: RegistryRequest) -> None:
         """Write an answer without a blob; the finish is the caller's."""
         self._write_head(request)
-        if self.status not in (204, 304):
-            length = len(self.body) if self.length is None else self.length
+        head = request.method == b"HEAD"
+        length = self.length
+        if length is None and (self.body or not head):
+            length = len(self.body)
+        if length is not None and self.status not in (204, 304):
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if request.method == b"HEAD" else self.body)
+        request.write(b"" if head else self.body)
 
     def _write_head(self, request: RegistryRequest) -> None:
         request.setResponseCode(self.status)
         headers = request.responseHeaders
         headers.setRawHeaders(b"Server", [_SERVER])
         headers.setRawHeaders(b"Docker-Distribution-Api-Version", [b"registry/2.0"])
+        headers.setRawHeaders(b"Cache-Status", [b"artifactd"])
         for name, value in self.headers.items():
             headers.setRawHeaders(name, [value])
+        headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))

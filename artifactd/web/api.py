@@ -10,19 +10,26 @@ from attrs import define
 from klein import Klein
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import ChunkOutOfOrder, DigestInvalid, QueryInvalid
+from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.name import Tag, parse_reference
-from artifactd.oci.ranges import ByteRange, parse_content_range, parse_range
+from artifactd.registry.counters import CONTENT_TYPE, Counters
 from artifactd.registry.health import Health
 from artifactd.registry.registry import Registry, Target
 from artifactd.web.answer import Answer
-from artifactd.web.conditional import not_modified, precondition, range_applies
-from artifactd.web.contents import content_answer
-from artifactd.web.headers import blob_headers, content_headers, header, upload_headers
+from artifactd.web.conditional import blob_wanted, not_modified, precondition
+from artifactd.web.contents import blob_answer, body_answer
+from artifactd.web.headers import (
+    blob_headers,
+    content_headers,
+    content_range,
+    etag,
+    header,
+    provenance_headers,
+    upload_headers,
+)
 from artifactd.web.lists import list_answer
-from artifactd.web.query import Page, link_to_next, parameter, parameters
-from artifactd.web.referrers import referrers_page
+from artifactd.web.query import link_to_next, list_wanted, parameter, parameters, required_digest
 from artifactd.web.request import RegistryRequest
 from artifactd.web.routing import new_app, route
 from artifactd.web.sendfile import FileSender
@@ -43,6 +50,7 @@ class Api:
     registry: Registry
     sender: FileSender
     health: Health
+    counters: Counters
     max_manifest: int
     min_chunk: int
 
@@ -61,6 +69,11 @@ class Api:
         await self.health.check()
         return Answer.json({"status": "ok"})
 
+    @route(app, "/metrics", "GET")
+    async def metrics(self, request: RegistryRequest) -> Answer:
+        """The counters, in Prometheus' text format."""
+        return Answer(headers={"Content-Type": CONTENT_TYPE}, body=self.counters.exposition())
+
     # -- end-1 and the list of images
 
     @route(app, "/v2/", "GET")
@@ -71,35 +84,35 @@ class Api:
     @route(app, "/v2/_catalog", "GET")
     async def images(self, request: RegistryRequest) -> Answer:
         """The images there are, in pages; not in the OCI spec, but in Docker's."""
-        page = Page.of(request)
-        names = await self.registry.images(page.after or "", page.limit + 1)
-        return list_answer({"repositories": names[: page.limit]}, "/v2/_catalog", names, page)
+        wanted = list_wanted(request)
+        names = await self.registry.images(wanted.after or "", wanted.limit + 1)
+        shown, following = names[: wanted.limit], None
+        if shown and len(names) > len(shown):
+            following = {"n": str(wanted.limit), "last": shown[-1]}
+        return list_answer({"repositories": shown}, "/v2/_catalog", following)
 
     # -- blobs
 
-    @route(app, "/v2/<name:name>/blobs/<digest>", "GET")
+    @route(app, "/v2/<name:name>/blobs/<digest>", "GET", pull=True)
     async def get_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-2, GET and HEAD, ranges included."""
         parsed = Digest.parse(digest)
-        size = await target.repository.blob_size(target.image, parsed)
-        headers = {**content_headers("application/octet-stream", parsed), "Accept-Ranges": "bytes"}
-        if not_modified(request, headers["ETag"]):
-            return Answer(304, headers)
-        if request.method == b"HEAD":
-            return Answer(200, headers, length=size)
-        span, status = ByteRange(0, size - 1), 200
-        wanted = header(request, "Range")
-        if wanted is not None and range_applies(request, headers["ETag"]):
-            part = parse_range(wanted, size)
-            if part is not None:
-                span, status = part, 206
-                headers["Content-Range"] = f"bytes {part.first}-{part.last}/{size}"
-        return await content_answer(target, parsed, size, span, status, headers)
+        tag = etag(parsed)
+        unchanged = not_modified(request, tag)
+        found = await target.readable.blob(
+            target.image, parsed, blob_wanted(request, tag, head=unchanged)
+        )
+        headers = {
+            **content_headers("application/octet-stream", parsed),
+            **provenance_headers(found.provenance),
+            "Accept-Ranges": "bytes",
+        }
+        return Answer(304, headers) if unchanged else blob_answer(found, headers)
 
     @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE")
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-10."""
-        await target.repository.delete_blob(target.image, Digest.parse(digest))
+        await target.local.delete_blob(target.image, Digest.parse(digest))
         return Answer(202)
 
     # -- uploads
@@ -107,15 +120,15 @@ class Api:
     @route(app, "/v2/<name:name>/blobs/uploads/", "POST")
     async def start_upload(self, request: RegistryRequest, target: Target) -> Answer:
         """end-4a to end-4c, end-11."""
-        mount, pushed = parameter(request, "mount"), parameter(request, "digest")
+        mount = parameter(request, "mount")
         if mount is not None:
             digest = Digest.parse(mount)
-            if await self.registry.mount(target.image, digest, parameter(request, "from")):
+            if await self.registry.mount(target.pushed, digest, parameter(request, "from")):
                 return Answer(201, blob_headers(target, digest))
-        elif pushed is not None:
-            return await self._push(request, target, pushed)
+        elif parameter(request, "digest") is not None:
+            return await self._push(request, target)
         algorithm = Algorithm.parse(parameter(request, "digest-algorithm") or Algorithm.SHA256)
-        upload_id = await self.registry.uploads.start(target.image, algorithm)
+        upload_id = await self.registry.uploads.start(target.pushed, algorithm)
         headers = upload_headers(target, upload_id, 0)
         if self.min_chunk:
             headers["OCI-Chunk-Min-Length"] = str(self.min_chunk)
@@ -124,11 +137,11 @@ class Api:
     @route(app, "/v2/<name:name>/blobs/uploads/", "PUT")
     async def put_blob(self, request: RegistryRequest, target: Target) -> Answer:
         """A whole blob without a session, as end-4b by another method."""
-        return await self._push(request, target, parameter(request, "digest"))
+        return await self._push(request, target)
 
-    async def _push(self, request: RegistryRequest, target: Target, digest: str | None) -> Answer:
-        parsed = _required_digest(digest)
-        await self.registry.uploads.push(target.image, parsed, request.body)
+    async def _push(self, request: RegistryRequest, target: Target) -> Answer:
+        parsed = required_digest(request)
+        await self.registry.uploads.push(target.pushed, parsed, request.body)
         return Answer(201, blob_headers(target, parsed))
 
     @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH")
@@ -136,7 +149,7 @@ class Api:
         """end-5."""
         try:
             offset = await self.registry.uploads.append(
-                target.image, upload_id, _chunk(request), request.body
+                target.pushed, upload_id, content_range(request), request.body
             )
         except ChunkOutOfOrder as error:
             error.headers.update(upload_headers(target, upload_id, error.offset))
@@ -148,10 +161,10 @@ class Api:
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
         """end-6."""
-        digest = _required_digest(parameter(request, "digest"))
+        digest = required_digest(request)
         try:
             await self.registry.uploads.close(
-                target.image, upload_id, digest, _chunk(request), request.body
+                target.pushed, upload_id, digest, content_range(request), request.body
             )
         except ChunkOutOfOrder as error:
             error.headers.update(upload_headers(target, upload_id, error.offset))
@@ -163,7 +176,7 @@ class Api:
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
         """end-13."""
-        offset = await self.registry.uploads.offset(target.image, upload_id)
+        offset = await self.registry.uploads.offset(target.pushed, upload_id)
         return Answer(204, upload_headers(target, upload_id, offset))
 
     @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "DELETE")
@@ -171,27 +184,29 @@ class Api:
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
         """end-14."""
-        await self.registry.uploads.cancel(target.image, upload_id)
+        await self.registry.uploads.cancel(target.pushed, upload_id)
         return Answer(204)
 
     # -- manifests
 
-    @route(app, "/v2/<name:name>/manifests/<reference>", "GET")
+    @route(app, "/v2/<name:name>/manifests/<reference>", "GET", pull=True)
     async def get_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
         """end-3, GET and HEAD."""
         parsed = parse_reference(reference)
-        record = await target.repository.manifest(target.image, parsed)
+        found = await target.readable.manifest(target.image, parsed)
+        record = found.record
         headers = content_headers(record.media_type, record.digest)
+        headers |= provenance_headers(found.provenance)
         if isinstance(parsed, Tag):
             headers["Cache-Control"] = "no-cache"
         if not_modified(request, headers["ETag"]):
             return Answer(304, headers)
         if request.method == b"HEAD":
             return Answer(200, headers, length=record.size)
-        span = ByteRange(0, record.size - 1)
-        return await content_answer(target, record.digest, record.size, span, 200, headers)
+        body = await self.registry.manifest_body(found)
+        return body_answer(body, record.size, headers)
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "PUT")
     async def put_manifest(
@@ -203,8 +218,8 @@ class Api:
         if tags and isinstance(parsed, Tag):
             raise QueryInvalid("tag parameters need a digest in the path, not a tag")
         async with self._buffered(request):
-            manifest = await target.repository.put_manifest(
-                target.image,
+            manifest = await self.registry.put_manifest(
+                target,
                 parsed,
                 tags,
                 await request.body.read(self.max_manifest) if request.body else b"",
@@ -238,55 +253,41 @@ class Api:
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
         """end-9."""
-        await target.repository.delete_manifest(
+        await target.local.delete_manifest(
             target.image, parse_reference(reference), _actor(request)
         )
         return Answer(202)
 
     # -- lists
 
-    @route(app, "/v2/<name:name>/tags/list", "GET")
+    @route(app, "/v2/<name:name>/tags/list", "GET", pull=True)
     async def tags(self, request: RegistryRequest, target: Target) -> Answer:
         """end-8a, end-8b."""
-        page = Page.of(request)
-        tags = await target.repository.tags(target.image, page.after, page.limit + 1)
-        document = {"name": str(target.name), "tags": tags[: page.limit]}
-        return list_answer(document, f"{target.path}/tags/list", tags, page)
+        found = await target.readable.tags(target.image, list_wanted(request))
+        return list_answer(
+            {"name": str(target.name), "tags": found.tags},
+            f"{target.path}/tags/list",
+            target.following(found.next),
+            provenance_headers(found.provenance),
+        )
 
-    @route(app, "/v2/<name:name>/referrers/<digest>", "GET")
+    @route(app, "/v2/<name:name>/referrers/<digest>", "GET", pull=True)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-12a, end-12b."""
         subject = Digest.parse(digest)
         artifact_type = parameter(request, "artifactType") or None
-        page = Page.of(request, most=1000)
-        records = await target.repository.referrers(
-            target.image, subject, artifact_type, page.after, page.limit + 1
+        found = await target.readable.referrers(
+            target.image, subject, artifact_type, list_wanted(request, most=1000)
         )
-        index, last = referrers_page(records, page.limit)
-        headers = {"Content-Type": OCI_INDEX}
-        if artifact_type is not None:
+        headers = {"Content-Type": OCI_INDEX, **provenance_headers(found.provenance)}
+        if found.filtered:
             headers["OCI-Filters-Applied"] = "artifactType"
-        if last is not None:
-            headers["Link"] = link_to_next(
-                f"{target.path}/referrers/{subject}",
-                n=parameter(request, "n"),
-                last=last,
-                artifactType=artifact_type,
-            )
-        return Answer(200, headers, index)
+        following = target.following(found.next)
+        if following is not None:
+            headers["Link"] = link_to_next(f"{target.path}/referrers/{subject}", following)
+        return Answer(200, headers, found.index)
 
 
 def _actor(request: RegistryRequest) -> str:
     """Who is asking, for the journal: a name once there is one, and the address."""
     return f"{request.actor}@{getattr(request.client, 'host', 'unix')}"
-
-
-def _chunk(request: RegistryRequest) -> ByteRange | None:
-    value = header(request, "Content-Range")
-    return None if value is None else parse_content_range(value)
-
-
-def _required_digest(text: str | None) -> Digest:
-    if text is None:
-        raise DigestInvalid("the digest of the whole blob is missing: add ?digest=<digest>")
-    return Digest.parse(text)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.local import SMALL
-from artifactd.registry.registry import Target
+from artifactd.registry.found import BlobFound
+from artifactd.storage.interfaces import OpenBlob
 from artifactd.web.answer import Answer
 
 
-async def content_answer(
-    target: Target,
-    digest: Digest,
-    size: int,
-    span: ByteRange,
-    status: int,
-    headers: dict[str, str],
-) -> Answer:
-    """``span`` of something that the image holds."""
-    if size <= SMALL:
-        content = await target.repository.content(target.image, digest)
-        return Answer(status, headers, content[span.first : span.last + 1])
-    blob = await target.repository.open_blob(target.image, digest, size)
-    return Answer(status, headers, blob=blob, span=span)
+def body_answer(body: OpenBlob | bytes, size: int | None, headers: dict[str, str]) -> Answer:
+    """All of ``body``; ``size`` in bytes, ``None`` as long as nobody knows."""
+    if isinstance(body, bytes):
+        return Answer(200, headers, body)
+    span = None if size is None else ByteRange(0, size - 1)
+    return Answer(200, headers, blob=body, span=span)
+
+
+def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
+    """What was found of a blob: all of it, or (206) the part that was asked for."""
+    if found.body is None:
+        return Answer(200, headers, length=found.size)
+    span = found.span
+    if span is None:
+        return body_answer(found.body, found.size, headers)
+    headers["Content-Range"] = f"bytes {span.first}-{span.last}/{found.size}"
+    if isinstance(found.body, bytes):
+        return Answer(206, headers, found.body)
+    return Answer(206, headers, blob=found.body, span=span)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from twisted.web.server import Request
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.ranges import ByteRange, parse_content_range
+from artifactd.registry.found import LOCAL, Provenance
 from artifactd.registry.registry import Target
 
 # "immutable": what a digest names never changes (RFC 8246).
 _FOR_EVER = "max-age=31536000, immutable"
+
+_LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
+
+# What can't stand in a quoted string without being escaped.
+_UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
 
 
 def header(request: Request, name: str) -> str | None:
@@ -27,6 +36,12 @@ def header_values(request: Request, name: str) -> list[str]:
     return [value.decode("latin-1").strip() for value in values]
 
 
+def content_range(request: Request) -> ByteRange | None:
+    """Where a chunk belongs, if the client says it.  :raises BlobUploadInvalid: if badly."""
+    value = header(request, "Content-Range")
+    return None if value is None else parse_content_range(value)
+
+
 def etag(digest: Digest) -> str:
     """The entity tag of what has ``digest``: strong, since the bytes are the same."""
     return f'"{digest}"'
@@ -39,8 +54,28 @@ def content_headers(media_type: str, digest: Digest) -> dict[str, str]:
         "Docker-Content-Digest": str(digest),
         "ETag": etag(digest),
         "Cache-Control": _FOR_EVER,
-        "X-Artifact-Source": "local",
     }
+
+
+def provenance_headers(provenance: Provenance) -> dict[str, str]:
+    """
+    Where an answer comes from: ``Cache-Status`` (RFC 9211), the upstream's part of
+    ``Server-Timing``, and ``Warning: 299`` if it is older than it should be.
+    """
+    if provenance is LOCAL:
+        return _LOCAL
+    headers = {
+        "X-Artifact-Source": provenance.source,
+        "Cache-Status": f"artifactd; {provenance.cache}",
+    }
+    if "detail=unverified" in provenance.cache:
+        headers["Cache-Control"] = "no-store"  # nobody may make a whole of it
+    if provenance.waited is not None:
+        headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
+    if provenance.stale is not None:
+        reason = _UNQUOTED.sub("", provenance.stale)[:200]
+        headers["Warning"] = f'299 artifactd "stale: {reason}"'
+    return headers
 
 
 def blob_headers(target: Target, digest: Digest) -> dict[str, str]:

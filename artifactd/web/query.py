@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
-from attrs import frozen
 from twisted.web.server import Request
 
-from artifactd.oci.errors import QueryInvalid
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, QueryInvalid
+from artifactd.registry.found import ListWanted
+
+# What says which page of a list is wanted, here and at registries with ways of their own.  Nothing
+# else of a client's query goes upstream.
+_PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page", "next"})
 
 # A list is answered in pages of at most this many entries, with a Link to the next.
 PAGE_LIMIT = 10_000
@@ -25,24 +31,32 @@ def parameters(request: Request, name: str) -> list[str]:
     return [value.decode("utf-8", "replace") for value in args.get(name.encode(), [])]
 
 
-@frozen
-class Page:
-    """``n`` and ``last`` of a list request: at most ``limit`` entries behind ``after``."""
-
-    limit: int
-    after: str | None
-
-    @classmethod
-    def of(cls, request: Request, most: int = PAGE_LIMIT) -> Page:
-        """:raises QueryInvalid: if ``n`` is not a whole number from 0."""
-        n = parameter(request, "n")
-        if n is not None and not (n.isascii() and n.isdigit() and len(n) < 20):
-            raise QueryInvalid("n must be a whole number, 0 or more", {"n": n[:200]})
-        limit = most if n is None else min(int(n), most)
-        return cls(limit, parameter(request, "last"))
+def required_digest(request: Request) -> Digest:
+    """:raises DigestInvalid: if there is no ``digest`` parameter, or it is none."""
+    text = parameter(request, "digest")
+    if text is None:
+        raise DigestInvalid("the digest of the whole blob is missing: add ?digest=<digest>")
+    return Digest.parse(text)
 
 
-def link_to_next(path: str, **query: str | int | None) -> str:
+def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
+    """
+    The page that ``n`` and ``last`` ask for.
+
+    :raises QueryInvalid: if ``n`` is not a whole number from 0.
+    """
+    n = parameter(request, "n")
+    if n is not None and not (n.isascii() and n.isdigit() and len(n) < 20):
+        raise QueryInvalid("n must be a whole number, 0 or more", {"n": n[:200]})
+    limit = most if n is None else min(int(n), most)
+    query = {
+        name: values[0].decode("utf-8", "replace")
+        for key, values in (request.args or {}).items()
+        if (name := key.decode("utf-8", "replace")) in _PAGING
+    }
+    return ListWanted(limit, parameter(request, "last"), query)
+
+
+def link_to_next(path: str, query: Mapping[str, str]) -> str:
     """The value of a ``Link`` header: RFC 8288, relation ``next``; always a relative path."""
-    given = {key: value for key, value in query.items() if value is not None}
-    return f'<{quote(path, safe="/:@")}?{urlencode(given)}>; rel="next"'
+    return f'<{quote(path, safe="/:@")}?{urlencode(query)}>; rel="next"'

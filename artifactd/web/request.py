@@ -15,7 +15,7 @@ from functools import cached_property
 from io import BytesIO
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web import server
 
@@ -101,6 +101,7 @@ class RegistryRequest(server.Request):
     started: float | None = None
     actor: str = "-"
     _answered = False
+    _clock: IReactorTime
     _peer: _Peer
     _bound: IDelayedCall | None = None
     _most = 0
@@ -109,6 +110,11 @@ class RegistryRequest(server.Request):
     def request_id(self) -> str:
         """16 hexadecimal digits that a client's report and the logs have in common."""
         return secrets.token_hex(8)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the headers were complete."""
+        return 0.0 if self.started is None else self._clock.seconds() - self.started
 
     @property
     def gone(self) -> bool:
@@ -156,7 +162,8 @@ class RegistryRequest(server.Request):
             super().finish()
 
     def process(self) -> None:
-        self.started = self.channel.site.reactor.seconds()
+        self._clock = self.channel.site.reactor
+        self.started = self._clock.seconds()
         super().process()
 
     def finish(self) -> None:

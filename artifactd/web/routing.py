@@ -15,10 +15,11 @@ from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
-from artifactd.oci.errors import NameInvalid
+from artifactd.oci.errors import NameInvalid, RegistryError
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
 from artifactd.web.errors import registry_error
+from artifactd.web.namespace import mirrored_registry
 from artifactd.web.paths import path_problem
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
@@ -73,19 +74,30 @@ def new_app() -> Klein:
     return app
 
 
-def route(app: Klein, path: str, *methods: str) -> Callable[[_H], _H]:
+def route(app: Klein, path: str, *methods: str, pull: bool = False) -> Callable[[_H], _H]:
     """
     Register a method of a :class:`Routed` that returns an :class:`Answer`.
 
     ``<name:name>`` in ``path`` reaches it as ``target``.  What it has begun goes on to its end
     when the client leaves; nothing is sent then.
+
+    :param pull: it reads images, so that ``ns=`` may say of which registry.
     """
 
     def register(handler: _H) -> _H:
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
             if "name" in parts:
-                target = self.registry.target(parts.pop("name"))
-                return await handler(self, request, target, **parts)
+                namespace = mirrored_registry(request) if pull else None
+                target = self.registry.target(parts.pop("name"), namespace)
+                try:
+                    answered = await handler(self, request, target, **parts)
+                except RegistryError as error:
+                    if namespace is not None:
+                        error.headers["OCI-Namespace"] = namespace
+                    raise
+                if namespace is not None:
+                    answered.headers = {**answered.headers, "OCI-Namespace": namespace}
+                return answered
             return await handler(self, request, **parts)
 
         @app.route(path, methods=methods)

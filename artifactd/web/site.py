@@ -87,7 +87,6 @@ class RegistrySite(server.Site):
 
     def _access(self, request: RegistryRequest) -> Access:
         agent = request.requestHeaders.getRawHeaders(b"User-Agent")
-        started = request.started
         return Access(
             client=str(getattr(request.client, "host", "-")),
             user=request.actor,
@@ -95,7 +94,7 @@ class RegistrySite(server.Site):
             path=_text(request.uri),
             status=request.code if request.startedWriting else 0,
             sent=request.sentLength,
-            seconds=0.0 if started is None else round(self.reactor.seconds() - started, 6),
+            seconds=round(request.elapsed, 6),
             agent=_text(agent[0]) if agent else "-",
             request=request.request_id,
         )

@@ -36,6 +36,17 @@ class BlobReader:
     _reading: int = 0
     _closing: bool = False
 
+    @property
+    def size(self) -> int | None:
+        return self._blob.size
+
+    @property
+    def available(self) -> int:
+        return self._blob.available
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        return self._blob.wait(beyond)
+
     def fileno(self) -> int:
         return self._blob.fileno()
 
@@ -92,23 +103,32 @@ def _touch(fd: int, length: int, first: int) -> None:
 
 
 class Transfer:
-    """The body of one response: bytes of a file, a deadline, one end."""
+    """
+    The body of one response: bytes of a file that may still grow, a deadline, one end.
+
+    :ivar offset: where the next byte to send is in the blob.
+    :ivar end: the offset behind the last one; ``None`` as long as nobody knows.
+    :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
+    """
 
     _log = Logger()
 
     def __init__(
-        self, request: RegistryRequest, reader: BlobReader, first: int, length: int
+        self, request: RegistryRequest, reader: BlobReader, first: int, length: int | None
     ) -> None:
         self.request = request
         self.channel = request.channel
         self.transport = request.channel.transport
         self.reader = reader
         self.offset = first
-        self.end = first + length
+        self.end = None if length is None else first + length
         self.ended = False
         self._stall = 0.0
+        self._clock: IReactorTime
         self._deadline: IDelayedCall | None = None
+        self._growth: Deferred[None] | None = None
         self._done: Deferred[bool] = Deferred(self._cancelled)
+        self._look()
 
     def start(self, clock: IReactorTime, stall: float) -> Deferred[bool]:
         """
@@ -117,7 +137,7 @@ class Transfer:
         :param stall: seconds without progress after which the connection is dropped.
         """
         self.request.notifyFinish().addBoth(self._request_ended)
-        self._stall = stall
+        self._clock, self._stall = clock, stall
         self._deadline = clock.callLater(stall, self._stalled)
         self.register()
         return self._done
@@ -134,6 +154,20 @@ class Transfer:
         """Give the connection back."""
         raise NotImplementedError
 
+    def more(self) -> Deferred[None]:
+        """
+        Fires once :attr:`here` is further than it is now, or known to be :attr:`end`.
+
+        Until then the client has no deadline, since it is not the client that we wait for.  The
+        end of the transfer cancels it.
+
+        :raises EOFError: if the blob ends before what was promised.
+        :raises OSError: if the bytes will never come.
+        """
+        beyond = max(self.offset, self.here)
+        self._growth = growth = self.reader.wait(beyond)
+        return growth.addCallback(self._grown, beyond)
+
     def advance(self, count: int) -> None:
         """``count`` more bytes are with the connection."""
         self.offset += count
@@ -143,6 +177,8 @@ class Transfer:
         """The client takes bytes, or it is not the client that we wait for."""
         if self._deadline is not None:
             self._deadline.reset(self._stall)
+        elif not self.ended:
+            self._deadline = self._clock.callLater(self._stall, self._stalled)
 
     def complete(self) -> None:
         """All bytes are with the connection."""
@@ -161,16 +197,36 @@ class Transfer:
             )
             self.transport.abortConnection()
 
-    def _stalled(self) -> None:
-        self._deadline = None
-        self.cut(f"stalled for {self._stall:g} s")
+    def failed(self, failure: Failure) -> None:
+        """:meth:`cut`, with the reason from ``failure``."""
+        self.cut(failure.getErrorMessage())
 
     def stopped(self) -> None:
         """Nothing more is to be sent."""
 
+    def _look(self) -> None:
+        if self.end is None:
+            self.end = self.reader.size
+        available = self.reader.available
+        self.here = available if self.end is None else min(available, self.end)
+
+    def _grown(self, _: None, beyond: int) -> None:
+        self._growth = None
+        self._look()
+        if self.here <= beyond and self.here != self.end:
+            raise EOFError("the blob is shorter than promised")
+        self.progress()
+
+    def _stalled(self) -> None:
+        self._deadline = None
+        if self._growth is None:
+            self.cut(f"stalled for {self._stall:g} s")
+
     def _end(self) -> None:
         self.ended = True
         self.stopped()
+        if self._growth is not None:
+            self._growth.cancel()
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None

@@ -17,6 +17,7 @@ from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.tap import RegistryService
 from tests.daemon import Answer, request
 from tests.programs import reactor
+from tests.upstreams.settings import beside_no_upstream
 
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
@@ -69,12 +70,12 @@ class Served:
         """
         Start one on a fresh data folder, or on ``data``.
 
-        :param toml: its settings file.
+        :param toml: its settings file, :func:`beside_no_upstream` unless it says otherwise.
         :param settings: as ``ARTIFACTD_<NAME>`` would give them.
         """
         file = Path(test.mktemp())
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(toml)
+        file.write_text(beside_no_upstream(toml))
         folder = data or Path(test.mktemp())
         environment = {"LISTEN": "tcp:0:interface=127.0.0.1", "DATA": str(folder)}
         environment |= {name.upper(): value for name, value in settings.items()}

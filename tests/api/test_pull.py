@@ -57,7 +57,7 @@ class BlobTests(ApiTestCase):
         head = await self.accepted(200, "HEAD", f"/v2/hello/blobs/{digest}")
         self.assertEqual(head.body, b"")
         for name in got.headers:
-            if name != "Date":
+            if name not in ("Date", "Server-Timing"):
                 self.assertEqual(head.header(name), got.header(name), name)
 
     async def test_a_blob_too_large_for_one_write_is_pulled_whole(self) -> None:
@@ -125,7 +125,7 @@ class ManifestTests(ApiTestCase):
             head = await self.accepted(200, "HEAD", f"/v2/hello/manifests/{reference}")
             self.assertEqual(head.body, b"")
             for name in got.headers:
-                if name != "Date":
+                if name not in ("Date", "Server-Timing"):
                     self.assertEqual(head.header(name), got.header(name), name)
 
     async def test_its_type_is_the_one_it_was_pushed_as_without_parameters(self) -> None:
@@ -159,7 +159,7 @@ class ManifestTests(ApiTestCase):
         digest = await self.registry.push_image("hello", "v1")
         for reference in ("v1", str(digest)):
             for method in ("GET", "HEAD"):
-                await self.accepted(404, method, f"/v2/nobody/manifests/{reference}")
+                await self.accepted(404, method, f"/v2/local/nobody/manifests/{reference}")
 
     async def test_what_is_neither_tag_nor_digest_is_refused(self) -> None:
         for reference in ("-v1", ".v1", "a" * 129, "a+b", "sha256:abc", f"md5:{'a' * 32}"):

@@ -11,10 +11,13 @@ from twisted.internet import reactor
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.repositories import configure_repositories
 from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from tests.contracts.catalog import CatalogTestCase
+from tests.contracts.catalog_remote import RemoteCatalogTestCase
 
 REACTOR = cast(IReactorFromThreads, reactor)
 
@@ -43,3 +46,9 @@ class SQLiteCatalogTestCase(CatalogTestCase):
 
     def configure_repositories(self, names: Sequence[str], default: str | None) -> None:
         configure_repositories(self.path, names, default)
+
+
+class SQLiteRemoteTestCase(SQLiteCatalogTestCase, RemoteCatalogTestCase):
+    def open_remote(self, catalog: Catalog) -> SQLiteRemoteCatalog:
+        assert isinstance(catalog, SQLiteCatalog)
+        return SQLiteRemoteCatalog(catalog.database)

@@ -8,6 +8,11 @@ from tests.contracts import (
     catalog_blobs,
     catalog_listings,
     catalog_manifests,
+    catalog_remote,
+    catalog_remote_blobs,
+    catalog_remote_eviction,
+    catalog_remote_purge,
+    catalog_remote_tags,
     catalog_tags,
 )
 
@@ -55,4 +60,40 @@ class ImageListTests(fixture.SQLiteCatalogTestCase, catalog_listings.ImageListCo
 
 
 class ReferrerTests(fixture.SQLiteCatalogTestCase, catalog_listings.ReferrerContract):
+    pass
+
+
+class KnownNameTests(fixture.SQLiteRemoteTestCase, catalog_remote.KnownNameContract):
+    pass
+
+
+class OriginTests(fixture.SQLiteRemoteTestCase, catalog_remote.OriginContract):
+    pass
+
+
+class CachedManifestTests(fixture.SQLiteRemoteTestCase, catalog_remote_tags.CachedManifestContract):
+    pass
+
+
+class CachedTagTests(fixture.SQLiteRemoteTestCase, catalog_remote_tags.CachedTagContract):
+    pass
+
+
+class RemoteBlobTests(fixture.SQLiteRemoteTestCase, catalog_remote_blobs.RemoteBlobContract):
+    pass
+
+
+class CachedPageTests(fixture.SQLiteRemoteTestCase, catalog_remote_blobs.CachedPageContract):
+    pass
+
+
+class UseTests(fixture.SQLiteRemoteTestCase, catalog_remote_eviction.UseContract):
+    pass
+
+
+class DropTests(fixture.SQLiteRemoteTestCase, catalog_remote_eviction.DropContract):
+    pass
+
+
+class PurgeTests(fixture.SQLiteRemoteTestCase, catalog_remote_purge.PurgeContract):
     pass

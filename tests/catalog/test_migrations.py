@@ -8,10 +8,18 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from importlib import resources
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from artifactd.catalog.interfaces import ManifestRecord, TagMovement
 from artifactd.catalog.migrations import migrate
+from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.name import ImageName, Tag
 from artifactd.startup import StartError
+from tests.catalog.fixture import REACTOR
+from tests.contracts.catalog import APP, confirmed, manifest
 
 FIRST = "PRAGMA application_id = 0x61727464;\nCREATE TABLE number (n); -- of version 1\n"
 SECOND = """
@@ -146,3 +154,69 @@ class MigrationTests(SynchronousTestCase):
         error = self.assertRaises(StartError, self.migrate, FIRST)
         self.assertIn("3.37", str(error))
         self.assertFalse(self.path.exists())
+
+
+V1 = Tag.parse("v1")
+BLOB, MANIFEST = Digest.of(b"blob"), Digest.of(b"{}")
+
+# What version 1 wrote for a blob, and for a manifest that holds it under one tag.
+CONTENT_OF_VERSION_1 = f"""
+INSERT INTO repository VALUES ('local');
+INSERT INTO image VALUES (1, 'local', 'app', 10.0);
+INSERT INTO blob VALUES (1, '{BLOB}', 4, 9.0), (2, '{MANIFEST}', 2, 10.0);
+INSERT INTO blob_link VALUES (1, 1);
+INSERT INTO manifest VALUES (1, 1, '{MANIFEST}', '{OCI_MANIFEST}', NULL, NULL, '{{}}', 10.0);
+INSERT INTO manifest_entry VALUES (1, '{BLOB}', 'blob', 1);
+INSERT INTO tag VALUES (1, 'v1', 1, 10.0);
+INSERT INTO tag_movement VALUES (1, 1, 'v1', 'anne', 10.0, NULL, '{MANIFEST}');
+"""
+
+
+class Version1Tests(TestCase):
+    """A catalog of version 1, migrated to the schema of this release."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()) / "catalog.sqlite"
+        self.path.parent.mkdir()
+        script = resources.files("artifactd.catalog") / "schema" / "0001.sql"
+        migrate(self.path, nullcontext, [script.read_text("utf-8")])
+        with closing(sqlite3.connect(self.path)) as db:
+            db.executescript(CONTENT_OF_VERSION_1)
+        migrate(self.path, nullcontext)
+        self.catalog = SQLiteCatalog(self.path, REACTOR, now=lambda: 20.0)
+        self.addCleanup(self.catalog.close)
+        self.remote = SQLiteRemoteCatalog(self.catalog.database)
+
+    async def test_all_that_was_there_is_there(self) -> None:
+        self.assertEqual(4, await self.catalog.blob_size(APP, BLOB))
+        record = ManifestRecord(MANIFEST, 2, OCI_MANIFEST)
+        self.assertEqual(record, await self.catalog.manifest(APP, V1))
+        self.assertEqual(["v1"], await self.catalog.tags(APP, None, None))
+        self.assertEqual(
+            [TagMovement("v1", "anne", 10.0, None, MANIFEST)],
+            await self.catalog.tag_movements(APP, V1),
+        )
+        self.assertTrue(await self.remote.is_known(APP))
+
+    async def test_nothing_of_it_goes_by_itself(self) -> None:
+        await self.remote.touch({(APP, BLOB): 30.0, (APP, MANIFEST): 30.0})
+        self.assertEqual([], await self.remote.least_used("local", 1e9, 0, 10))
+        self.assertIsNone(await self.remote.purge(APP, None))
+        self.assertIsNone(await self.remote.cached_tag(APP, V1))
+        self.assertEqual(4, await self.catalog.blob_size(APP, BLOB))
+
+    async def test_it_is_pushed_to_and_deleted_from_as_before(self) -> None:
+        await self.catalog.add_blob(APP, BLOB, 4, confirmed)
+        await self.catalog.delete_manifest(APP, MANIFEST, allow_held=False, actor="bob")
+        await self.catalog.delete_blob(APP, BLOB, allow_held=False)
+        self.assertEqual([], await self.catalog.tags(APP, None, None))
+        self.assertIsNone(await self.catalog.blob_size(APP, BLOB))
+
+    async def test_what_comes_from_upstream_is_kept_beside_it(self) -> None:
+        alpine = ImageName("docker.io", "library/alpine")
+        self.assertEqual(4, await self.remote.link_blob(alpine, BLOB))
+        await self.remote.cache_manifest(alpine, manifest(b"{}"), V1, confirmed)
+        held = await self.remote.least_used("docker.io", 1e9, 0, 10)
+        self.assertEqual(2, len(held))
+        self.assertEqual([], await self.remote.drop(held))
+        self.assertIsNotNone(await self.catalog.manifest(APP, V1))

@@ -6,14 +6,28 @@ import sqlite3
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog import blobs, images, manifests, tags, uploads
+from artifactd.catalog import (
+    blobs,
+    eviction,
+    images,
+    manifests,
+    origins,
+    purge,
+    remote_blobs,
+    remote_pages,
+    remote_tags,
+    tags,
+    uploads,
+)
 from artifactd.catalog.interfaces import ManifestPut, Precondition, UploadRecord, nothing
+from artifactd.catalog.remote import CachedPage, Held
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.name import ImageName, Tag
 from tests.catalog.fixture import new_catalog
 from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
 
 V1 = Tag.parse("v1")
+ALPINE = ImageName("docker.io", "library/alpine")
 DIGEST = Digest.of(b"blob")
 
 
@@ -86,6 +100,77 @@ class PlanTests(SynchronousTestCase):
         uploads.page(self.db, "", 10)
         uploads.delete(self.db, "u1")
         self.assertEqual([], self.scans())
+
+    def fill(self) -> None:
+        """An index, a manifest and a blob come from upstream."""
+        remote_blobs.add(self.db, [ALPINE], DIGEST, 4, confirmed, 1.0)
+        child = manifest(b"child", blobs=[descriptor(b"blob")])
+        remote_tags.cache(self.db, ALPINE, child, None, confirmed, 1.0)
+        holder = index(b"[]", [descriptor(b"child")])
+        remote_tags.cache(self.db, ALPINE, holder, V1, confirmed, 1.0)
+
+    def test_what_comes_from_upstream_is_kept_without_a_scan(self) -> None:
+        self.fill()
+        remote_tags.point(self.db, ALPINE, V1, Digest.of(b"child"), 2.0)
+        remote_tags.keep(self.db, ALPINE, V1, DIGEST, 2.0)
+        remote_blobs.link(self.db, ALPINE, DIGEST, 2.0)
+        remote_pages.put(self.db, ALPINE, "tags", CachedPage(b"{}", {"n": "1"}, None, 1.0))
+        origins.remember(self.db, "alpine", "docker.io")
+        self.assertEqual([], self.scans())
+
+    def test_pulling_from_remote_images_scans_nothing(self) -> None:
+        self.fill()
+        remote_tags.find(self.db, ALPINE, V1)
+        remote_pages.find(self.db, ALPINE, "tags")
+        images.find_known(self.db, ALPINE)
+        blobs.size_anywhere(self.db, DIGEST)
+        origins.find(self.db, "alpine")
+        self.assertEqual([], self.scans())
+
+    def test_evicting_scans_nothing(self) -> None:
+        self.fill()
+        used = {(ALPINE, DIGEST): 2.0, (ALPINE, Digest.of(b"[]")): 2.0}
+        eviction.touch(self.db, used)
+        eviction.held_bytes(self.db, "docker.io")
+        held = eviction.least_used(self.db, "docker.io", 9.0, 0, 10)
+        self.assertEqual(3, len(eviction.drop(self.db, held, 9.0)))
+        self.assertEqual([], self.scans())
+
+    def test_purging_and_releasing_scan_nothing(self) -> None:
+        for reference in (V1, DIGEST, None):
+            self.fill()
+            purge.purge(self.db, ALPINE, reference, 1.0)
+        images.make_known(self.db, APP, 1.0)
+        images.release(self.db, APP)
+        self.assertEqual([], self.scans())
+
+    def steps(self) -> list[str]:
+        """Of all that has been executed."""
+        self.db.set_trace_callback(None)
+        return [
+            step
+            for statement in self.statements
+            for *_, step in self.db.execute(f"EXPLAIN QUERY PLAN {statement}")
+        ]
+
+    def test_what_is_least_used_comes_out_of_an_index_without_being_sorted(self) -> None:
+        eviction.least_used(self.db, "docker.io", 9.0, 0, 10)
+        steps = self.steps()
+        for used in ("blob_link_used", "manifest_used"):
+            self.assertEqual(1, sum(used in step for step in steps), steps)
+        self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
+
+    def test_the_oldest_pages_come_out_of_an_index_without_their_bodies(self) -> None:
+        remote_pages.put(self.db, ALPINE, "tags", CachedPage(b"{}", None, None, 1.0))
+        steps = self.steps()
+        self.assertTrue([s for s in steps if "COVERING INDEX upstream_page_fetched" in s], steps)
+        self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
+
+    def test_what_is_dropped_is_found_by_its_key_not_by_its_time(self) -> None:
+        for is_manifest in (False, True):
+            eviction.drop(self.db, [Held(ALPINE, DIGEST, 4, 1.0, is_manifest)], 1.0)
+        eviction.touch(self.db, {(ALPINE, DIGEST): 1.0})
+        self.assertFalse([step for step in self.steps() if "_used" in step])
 
     def test_listings_come_out_of_an_index_in_their_order(self) -> None:
         self.put("v1")

@@ -77,6 +77,16 @@ class WriterTests(TestCase):
         await gatherResults([self.writer.run(insert(n)) for n in range(1 + 2 * 64 + 1)])
         self.assertEqual(4, self.commits())
 
+    async def test_what_is_queued_behind_a_last_write_sees_it_committed(self) -> None:
+        held, event = self.hold()
+        queued = self.writer.run(insert(1)), self.writer.run(insert(2), last=True)
+        behind = self.writer.run(lambda _: self.numbers())
+        event.set()
+        self.assertEqual([1, 2], await gatherResults(queued))
+        self.assertEqual([1, 2], await behind)
+        self.assertEqual(3, self.commits())
+        await held
+
     async def test_no_result_is_there_before_the_whole_batch_is_committed(self) -> None:
         held, event = self.hold()
         first = self.writer.run(insert(1))

@@ -92,10 +92,19 @@ class BlobContract(CatalogTestCase):
         self.assertIsNone(await self.catalog.mount_blob(APP, blob.digest, source))
         self.assertIsNone(await self.catalog.blob_size(APP, blob.digest))
 
-    async def test_without_a_source_a_blob_is_mounted_from_any_image(self) -> None:
+    async def test_without_a_source_a_blob_is_mounted_from_any_image_of_the_repository(
+        self,
+    ) -> None:
         blob = await self.blob(b"blob", OTHER)
         self.assertEqual(4, await self.catalog.mount_blob(APP, blob.digest, None))
         self.assertEqual(4, await self.catalog.blob_size(APP, blob.digest))
+
+    async def test_without_a_source_a_blob_of_another_repository_is_not_mounted(self) -> None:
+        elsewhere = ImageName("elsewhere", "app")
+        blob = await self.blob(b"blob", elsewhere)
+        self.assertIsNone(await self.catalog.mount_blob(APP, blob.digest, None))
+        self.assertIsNone(await self.catalog.blob_size(APP, blob.digest))
+        self.assertEqual(4, await self.catalog.mount_blob(APP, blob.digest, elsewhere))
 
     async def test_a_blob_that_no_image_holds_any_more_is_not_mounted(self) -> None:
         blob = await self.blob(b"blob", OTHER)

@@ -1,5 +1,6 @@
 """
-What every store of blobs does; ``storage_uploads`` has what every store of uploads does.
+What every store of blobs does; ``storage_uploads`` has what every store of uploads does, and
+``storage_fills`` and ``storage_extents`` what every store of fills does.
 
 A backend's tests subclass the contracts and say how to open its stores.
 """
@@ -14,6 +15,7 @@ from attrs import define, field, frozen
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.storage.growing import FillStore
 from artifactd.storage.interfaces import BlobStore, OpenBlob, StagedBlob, UploadStore
 
 _E = TypeVar("_E", bound=BaseException)
@@ -25,6 +27,7 @@ class Stores:
 
     blobs: BlobStore
     uploads: UploadStore
+    fills: FillStore
 
 
 @define

@@ -48,6 +48,24 @@ class NamesTests(TestCase):
             self.assertEqual(NAMES.listed(image), listed)
             self.assertEqual(NO_DEFAULT.listed(image), str(image))
 
+    def test_the_library_comes_before_a_single_component(self) -> None:
+        names = Names(["local", "docker.io"], "local", {"docker.io": "library/"})
+        for text, image in (
+            ("docker.io/alpine", "library/alpine"),
+            ("docker.io/library/alpine", "library/alpine"),
+            ("docker.io/grafana/grafana", "grafana/grafana"),
+        ):
+            self.assertEqual(self.resolved(names, text), ImageName("docker.io", image))
+        self.assertEqual(self.resolved(names, "local/alpine"), ImageName("local", "alpine"))
+
+    def test_a_mirrors_request_names_the_registry_it_is_for(self) -> None:
+        names = Names(["local", "hub"], "local", {"hub": "library/"}, {"docker.io": "hub"})
+        name = RepositoryName("alpine")
+        for namespace in ("docker.io", "Docker.IO"):
+            self.assertEqual(names.mirrored(name, namespace), ImageName("hub", "library/alpine"))
+        with self.assertRaises(NameUnknown):
+            names.mirrored(name, "ghcr.io")
+
     @given(COMPONENTS, st.lists(COMPONENTS, min_size=1, max_size=3))
     def test_a_listed_name_means_the_image_that_it_is_of(
         self, repository: str, components: list[str]

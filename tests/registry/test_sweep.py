@@ -30,7 +30,8 @@ class SweepTests(FilesystemTestCase):
     async def sweep(self, upload_timeout: float = TIMEOUT) -> int:
         """What another process would sweep; how much went."""
         stores = self.open_stores()
-        return await Sweep(self.catalog, stores.blobs, stores.uploads, upload_timeout).run()
+        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.fills, upload_timeout)
+        return await sweep.run()
 
     async def bytes_of_upload(self, age: float) -> str:
         """The id of staged bytes that were last written to ``age`` seconds ago, without a row."""

@@ -18,6 +18,7 @@ from twisted.python.threadpool import ThreadPool
 from artifactd.storage.budget import BufferBudget
 from artifactd.storage.files import FileOperations
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
+from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.threads import RunInThread
 from tests.contracts.storage import StorageTestCase, Stores
@@ -90,7 +91,8 @@ class FilesystemTestCase(StorageTestCase):
         folder.settle()
         blobs = FilesystemBlobStore(folder, run, files)
         self.addCleanup(blobs.close)
-        return Stores(blobs, FilesystemUploadStore(folder, run, blobs, self.budget, files))
+        uploads = FilesystemUploadStore(folder, run, blobs, self.budget, files)
+        return Stores(blobs, uploads, FilesystemFillStore(folder, run, blobs, self.budget, files))
 
     def below(self, name: str) -> list[str]:
         """The paths of all files below the directory ``name`` of the data folder."""
@@ -131,6 +133,10 @@ class RecordedFiles(FileOperations):
         self.calls.append(f"write {_name(fd)}")
         return super().write(fd, pieces, offset)
 
+    def append(self, fd: int, piece: bytes) -> int:
+        self.calls.append(f"append {_name(fd)}")
+        return super().append(fd, piece)
+
     def read(self, fd: int, size: int, offset: int) -> bytes:
         piece = super().read(fd, size, offset)
         self.read_back += len(piece)
@@ -148,6 +154,10 @@ class RecordedFiles(FileOperations):
         self.calls.append(f"sync {_name(fd)}")
         super().sync(fd)
 
+    def sync_data(self, fd: int) -> None:
+        self.calls.append(f"sync data {_name(fd)}")
+        super().sync_data(fd)
+
     def link(self, directory: int, name: str, target: int, target_name: str) -> None:
         self.calls.append(f"link {_name(directory, name)} {_name(target, target_name)}")
         super().link(directory, name, target, target_name)
@@ -163,8 +173,44 @@ class RecordedFiles(FileOperations):
 
 def _name(fd: int, name: str = "") -> str:
     path = os.path.join(os.readlink(f"/proc/self/fd/{fd}"), name).rstrip("/")
-    inside = re.search(r"/((?:blobs|uploads|staging)(?:/.*)?)$", path)
+    inside = re.search(r"/((?:blobs|uploads|staging|fills)(?:/.*)?)$", path)
     return re.sub(r"[0-9a-f]{8}[0-9a-f-]{24,}", "…", inside[1] if inside else "data folder")
+
+
+@define(eq=False)
+class WatchedFiles(FileOperations):
+    """Calls ``look`` after every call that changes a name or syncs something."""
+
+    look: Callable[[], object] = lambda: None
+
+    def create(self, directory: int, name: str) -> int:
+        fd = super().create(directory, name)
+        self.look()
+        return fd
+
+    def sync_data(self, fd: int) -> None:
+        super().sync_data(fd)
+        self.look()
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        super().set_mode(fd, mode)
+        self.look()
+
+    def sync(self, fd: int) -> None:
+        super().sync(fd)
+        self.look()
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        super().link(directory, name, target, target_name)
+        self.look()
+
+    def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
+        super().rename(directory, name, target, target_name)
+        self.look()
+
+    def unlink(self, directory: int, name: str) -> None:
+        super().unlink(directory, name)
+        self.look()
 
 
 @define(eq=False)
@@ -186,9 +232,20 @@ class FullDisk(FileOperations):
         self.room -= len(taken)
         return super().write(fd, [taken], offset)
 
+    def append(self, fd: int, piece: bytes) -> int:
+        taken = piece[: max(self.room, 0)]
+        if not taken:
+            raise self.error
+        self.room -= len(taken)
+        return super().append(fd, taken)
+
     def sync(self, fd: int) -> None:
         self._fail_if_told("sync")
         super().sync(fd)
+
+    def sync_data(self, fd: int) -> None:
+        self._fail_if_told("sync")
+        super().sync_data(fd)
 
     def link(self, directory: int, name: str, target: int, target_name: str) -> None:
         self._fail_if_told("link")

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.contracts import storage, storage_sessions, storage_uploads
+from tests.contracts import (
+    storage,
+    storage_comparison,
+    storage_extents,
+    storage_fill_ends,
+    storage_fills,
+    storage_sessions,
+    storage_uploads,
+)
 from tests.storage import fixture
 
 
@@ -31,4 +39,36 @@ class RollbackTests(fixture.ThreadedTestCase, storage_sessions.RollbackContract)
 
 
 class StagingTests(fixture.ThreadedTestCase, storage_sessions.StagingContract):
+    pass
+
+
+class FillClaimTests(fixture.ThreadedTestCase, storage_fills.FillClaimContract):
+    pass
+
+
+class FillGrowthTests(fixture.ThreadedTestCase, storage_fills.FillGrowthContract):
+    pass
+
+
+class ComparisonTests(fixture.ThreadedTestCase, storage_comparison.ComparisonContract):
+    pass
+
+
+class FillStagingTests(fixture.ThreadedTestCase, storage_fill_ends.FillStagingContract):
+    pass
+
+
+class FillDiscardTests(fixture.ThreadedTestCase, storage_fill_ends.FillDiscardContract):
+    pass
+
+
+class FillSweepTests(fixture.ThreadedTestCase, storage_fill_ends.FillSweepContract):
+    pass
+
+
+class ExtentTests(fixture.ThreadedTestCase, storage_extents.ExtentContract):
+    pass
+
+
+class ExtentsInFillsTests(fixture.ThreadedTestCase, storage_extents.ExtentsInFillsContract):
     pass

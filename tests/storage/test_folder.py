@@ -43,7 +43,7 @@ class FolderTests(FolderTestCase):
         self.assertEqual(0o40700, self.path.stat().st_mode)
         self.assertEqual(FORMAT, (self.path / MARKER).read_text())
         self.assertEqual(self.path / "catalog.sqlite3", folder.catalog)
-        for directory in (folder.blobs, folder.uploads, folder.staging):
+        for directory in (folder.blobs, folder.uploads, folder.staging, folder.fills):
             self.assertEqual(0o40700, os.fstat(directory.fd).st_mode)
             self.assertEqual(str(self.path), os.path.dirname(directory.path))
 
@@ -51,6 +51,11 @@ class FolderTests(FolderTestCase):
         self.opened().close()
         (self.path / "catalog.sqlite3").touch()
         self.assertEqual(self.path, self.opened().path)
+
+    def test_one_of_a_release_without_fills_gets_them(self) -> None:
+        self.opened().close()
+        (self.path / "fills").rmdir()
+        self.assertEqual([], self.opened().fills.names())
 
     def test_an_empty_one_is_taken(self) -> None:
         self.path.mkdir()
@@ -172,6 +177,12 @@ class SharingTests(FolderTestCase):
         folder.close()
         folder.close()
         self.assertFalse(self.locked(fcntl.LOCK_EX))
+
+    def test_and_closes_all_that_was_open(self) -> None:
+        folder = self.opened()
+        folder.close()
+        for directory in (folder.blobs, folder.uploads, folder.staging, folder.fills):
+            self.assertRaises(OSError, os.fstat, directory.fd)
 
     def test_one_who_is_alone_can_have_it_exclusively(self) -> None:
         folder = self.opened()

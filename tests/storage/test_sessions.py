@@ -11,8 +11,9 @@ from twisted.internet.interfaces import IConsumer
 from zope.interface.verify import verifyObject
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.storage.flow import BATCH, HIGH_WATER
 from artifactd.storage.interfaces import UploadBusy, UploadMissing
-from artifactd.storage.session import BATCH, HIGH_WATER, FilesystemUploadSession
+from artifactd.storage.session import FilesystemUploadSession
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 from tests.storage.fixture import FilesystemTestCase, RecordedFiles, SlowThreads
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -46,12 +46,24 @@ class Client(Protocol):
 
     async def response(self) -> tuple[bytes, bytes]:
         """The next response, whose length has to be declared: headers and body."""
-        while b"\r\n\r\n" not in self.received:
-            await self.take_more()
-        end = self.received.index(b"\r\n\r\n") + 4
-        headers = await self.take(end)
+        headers = await self._line(b"\r\n\r\n")
         length = int(headers.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
         return headers, await self.take(length)
+
+    async def chunks(self) -> tuple[bytes, bytes]:
+        """The next response, which has to be chunked: headers and body, when the last has come."""
+        headers = await self._line(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in headers.lower()
+        body = b""
+        while size := int(await self._line(b"\r\n"), 16):
+            body += (await self.take(size + 2))[:-2]
+        await self.take(2)
+        return headers, body
+
+    async def _line(self, end: bytes) -> bytes:
+        while end not in self.received:
+            await self.take_more()
+        return await self.take(self.received.index(end) + len(end))
 
     async def take_more(self) -> None:
         """Wait until there is more than now."""
@@ -77,12 +89,15 @@ class Client(Protocol):
             waiting.callback(taken)
 
 
-class FileBlob:
-    """An :class:`artifactd.storage.interfaces.OpenBlob` that tells what became of it."""
+class OpenFile:
+    """
+    A file open for reading.
+
+    :ivar closings: how often it has been closed.
+    """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY)
-        self.size = os.fstat(self._fd).st_size
         self.closings = 0
 
     def fileno(self) -> int:
@@ -93,6 +108,17 @@ class FileBlob:
         self.closings += 1
         if self.closings == 1:
             os.close(self._fd)
+
+
+class FileBlob(OpenFile):
+    """A whole :class:`artifactd.storage.interfaces.OpenBlob` that tells what became of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.size = self.available = os.fstat(self._fd).st_size
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        return succeed(None)
 
 
 class CountingBudget:

@@ -1,9 +1,10 @@
-"""A site on loopback that serves pieces of a file through a ``FileSender``."""
+"""Sites, on loopback and in memory, that serve pieces of a file through a ``FileSender``."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,48 +12,66 @@ from attrs import define, field
 from klein import Klein
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.endpoints import (
+    SSL4ClientEndpoint,
+    SSL4ServerEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     connectProtocol,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+from twisted.internet.ssl import CertificateOptions, KeyPair
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import TestCase
+from twisted.logger import LogEvent
+from twisted.trial.unittest import SkipTest, TestCase
 from twisted.web.resource import IResource
 
+from artifactd.web import transfer
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
-from tests.wire.connection import request
+from tests.wire.connection import WireCase, request
+from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import Client, CountingBudget, FileBlob
 
 STALL = 30.0
 BIG = 8 * 1024 * 1024 + 12345
 
 
+def cuts(events: Sequence[LogEvent]) -> list[str]:
+    """The reasons for which transfers were cut off."""
+    return [event["problem"] for event in events if "cut off" in event.get("log_format", "")]
+
+
 @define
 class BlobApp:
-    """``/<first>/<length>`` are those bytes of the file at ``path``; and what became of each."""
+    """
+    ``/<first>/<length>`` are those bytes of the file at ``path``, ``/<first>`` all from there on;
+    and what became of each.
+
+    :ivar opened: opens the file.
+    """
 
     path: Path
-    blobs: list[FileBlob] = field(factory=list)
+    opened: Callable[[Path], FileBlob | Follower] = FileBlob
+    blobs: list[FileBlob | Follower] = field(factory=list)
     requests: list[RegistryRequest] = field(factory=list)
     outcomes: list[object] = field(factory=list)
 
     def resource(self, sender: FileSender) -> IResource:
         app = Klein()
 
+        @app.route("/<int:first>", methods=["GET", "HEAD"])
         @app.route("/<int:first>/<int:length>", methods=["GET", "HEAD"])
-        async def serve(request: RegistryRequest, first: int, length: int) -> None:
+        async def serve(request: RegistryRequest, first: int, length: int | None = None) -> None:
             request.setHeader(
                 "X-Padding", "x" * int((request.args or {}).get(b"padding", [b"0"])[0])
             )
             self.requests.append(request)
-            self.blobs.append(FileBlob(self.path))
+            self.blobs.append(self.opened(self.path))
             try:
                 self.outcomes.append(await sender.send(request, self.blobs[-1], first, length))
             except CancelledError as error:
@@ -116,6 +135,20 @@ class SenderCase(TestCase):
             reactor.callLater(0, turn.callback, None)
             await turn
 
+    def cannot_tell(self) -> None:
+        """Make the kernel one that does not say whether a read would wait."""
+        self.patch(transfer, "_NOWAIT", 0)
+
+    def can_tell(self) -> None:
+        """Skip on a filesystem that does not say whether a read would wait (tmpfs)."""
+        fd = os.open(self.path, os.O_RDONLY)
+        try:
+            os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            raise SkipTest(f"no RWF_NOWAIT here: {error}") from None
+        finally:
+            os.close(fd)
+
     async def check_ended(self) -> None:
         """Every blob is closed, once, when no thread reads it, and every buffer given back."""
         await self.until(lambda: all(blob.closings for blob in self.served.blobs))
@@ -131,3 +164,73 @@ class SenderCase(TestCase):
         self.assertTrue(
             body == self.content[first : first + length], f"{length} bytes from {first} differ"
         )
+
+
+class GrowingCase(SenderCase):
+    """A site that serves pieces of one blob, which comes as the test says."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.fill = Fill(self.path, self.content, BIG)
+        self.served.opened = lambda _: Follower(self.fill)
+
+    async def begin(self, sent: bytes | None = None, client: Client | None = None) -> Client:
+        """Serve, connect, ask, and take the headers of the answer."""
+        await self.serve()
+        client = await self.connect(client)
+        client.send(self.get() if sent is None else sent)
+        await self.headers(client)
+        return client
+
+    async def headers(self, client: Client) -> bytes:
+        while b"\r\n\r\n" not in client.received:
+            await client.take_more()
+        return await client.take(client.received.index(b"\r\n\r\n") + 4)
+
+    async def waits(self, beyond: int) -> None:
+        """Until a transfer has sent what there was, and waits for more."""
+        await self.until(lambda: beyond in self.fill.waiting.values())
+
+    async def has(self, client: Client, size: int) -> None:
+        """Until ``client`` has received ``size`` bytes that the test has not taken."""
+        await self.until(lambda: len(client.received) == size)
+
+    async def check_cut(self, client: Client) -> None:
+        """The connection is dropped, and all is over."""
+        await client.lost
+        await self.until(lambda: len(self.served.outcomes) == len(self.served.blobs))
+        self.assertNotIn(True, self.served.outcomes)
+        self.assertEqual(self.fill.waiting, {})
+        await self.check_ended()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class OverTLS(SenderCase):
+    """The same through TLS, where the bytes pass through this process."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.certificate = KeyPair.generate(size=2048).selfSignedCert(1, CN="localhost")
+
+    def listening(self) -> IStreamServerEndpoint:
+        options = self.certificate.options()
+        return SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
+
+    def connecting(self, port: int) -> IStreamClientEndpoint:
+        return SSL4ClientEndpoint(reactor, "127.0.0.1", port, CertificateOptions())
+
+
+class RelayCase(WireCase):
+    """A site in memory that serves pieces of one file, which pass through this process."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = Path(self.mktemp())
+        self.content = random.Random(8).randbytes(1_000_000)
+        self.path.write_bytes(self.content)
+        self.served = BlobApp(self.path)
+        self.budget = CountingBudget()
+
+    def serve(self, in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> None:
+        sender = FileSender(self.clock, in_thread, self.budget, STALL)
+        self.site.resource = self.served.resource(sender)

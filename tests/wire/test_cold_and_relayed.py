@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
-from twisted.trial.unittest import SkipTest
 
-from artifactd.web import transfer
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
-from tests.wire.connection import Wire, WireCase, request, statuses
-from tests.wire.loopback import CountingBudget, FileBlob
-from tests.wire.sender import STALL, BlobApp, SenderCase
+from tests.wire.connection import Wire, request, statuses
+from tests.wire.loopback import FileBlob
+from tests.wire.sender import STALL, RelayCase, SenderCase
 
 
 class ColdTests(SenderCase):
     """Where the disk has to be waited for."""
-
-    def cannot_tell(self) -> None:
-        """Make the kernel one that does not say whether a read would wait."""
-        self.patch(transfer, "_NOWAIT", 0)
-
-    def can_tell(self) -> None:
-        """Skip on a filesystem that does not say whether a read would wait (tmpfs)."""
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
-        except OSError as error:
-            raise SkipTest(f"no RWF_NOWAIT here: {error}") from None
-        finally:
-            os.close(fd)
 
     async def test_a_file_that_is_not_in_the_page_cache_is_sent_whole(self) -> None:
         fd = os.open(self.path, os.O_RDONLY)
@@ -85,20 +67,8 @@ class ColdTests(SenderCase):
         self.assertEqual(self.thread_calls, 0)
 
 
-class RelayTests(WireCase):
+class RelayTests(RelayCase):
     """The fallback, on a transport that is no socket."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.path = Path(self.mktemp())
-        self.content = random.Random(8).randbytes(1_000_000)
-        self.path.write_bytes(self.content)
-        self.served = BlobApp(self.path)
-        self.budget = CountingBudget()
-
-    def serve(self, in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> None:
-        sender = FileSender(self.clock, in_thread, self.budget, STALL)
-        self.site.resource = self.served.resource(sender)
 
     def test_bytes_are_exact(self) -> None:
         self.serve()

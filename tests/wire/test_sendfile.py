@@ -6,17 +6,11 @@ import os
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import (
-    SSL4ClientEndpoint,
-    SSL4ServerEndpoint,
-)
-from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
-from twisted.internet.ssl import CertificateOptions, KeyPair
 
 from artifactd.web.sendfile import SMALL
 from tests.wire.connection import request
 from tests.wire.loopback import Client
-from tests.wire.sender import BIG, STALL, SenderCase
+from tests.wire.sender import BIG, STALL, OverTLS, SenderCase
 
 
 class SendTests(SenderCase):
@@ -136,19 +130,8 @@ class SendTests(SenderCase):
         self.assertEqual(self.served.outcomes, [True])
 
 
-class TLSTests(SendTests):
-    """The same over TLS, where the bytes pass through this process."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.certificate = KeyPair.generate(size=2048).selfSignedCert(1, CN="localhost")
-
-    def listening(self) -> IStreamServerEndpoint:
-        options = self.certificate.options()
-        return SSL4ServerEndpoint(reactor, 0, options, interface="127.0.0.1")
-
-    def connecting(self, port: int) -> IStreamClientEndpoint:
-        return SSL4ClientEndpoint(reactor, "127.0.0.1", port, CertificateOptions())
+class TLSTests(OverTLS, SendTests):
+    """The same over TLS."""
 
 
 class TakeOverTests(SenderCase):

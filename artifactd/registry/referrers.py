@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -28,8 +28,17 @@ def referrers_page(records: Sequence[ManifestRecord], limit: int) -> tuple[bytes
             break
         encoded.append(descriptor)
     last = str(records[len(encoded) - 1].digest) if 0 < len(encoded) < len(records) else None
+    return _index(encoded), last
+
+
+def index_of(descriptors: Sequence[Mapping[str, object]]) -> bytes:
+    """An index of ``descriptors`` as they are, in JSON."""
+    return _index([msgspec.json.encode(descriptor) for descriptor in descriptors])
+
+
+def _index(descriptors: Sequence[bytes]) -> bytes:
     index = b'{"schemaVersion":2,"mediaType":"%b","manifests":[%b]}'
-    return index % (OCI_INDEX.encode(), b",".join(encoded)), last
+    return index % (OCI_INDEX.encode(), b",".join(descriptors))
 
 
 def _descriptor(record: ManifestRecord) -> dict[str, object]:

@@ -1,0 +1,154 @@
+"""What a setting may be: texts of a certain form, and what an error calls each type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from msgspec import Meta
+
+from artifactd.oci.errors import NameInvalid
+from artifactd.oci.name import RepositoryName
+from artifactd.quantity import Duration, Size
+
+_HOST = r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
+_PATH = r"(?:/[A-Za-z0-9._~!$&'()*+,;=:%-]+)*"
+_URL = re.compile(rf"(https?)://(?P<host>{_HOST})(?P<path>{_PATH})/*", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Host(str):
+    """A host as it stands in a URL, in lower case, with its port if it has one."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is no host."""
+        match = re.fullmatch(_HOST, text.lower())
+        if match is None or int(match["port"] or 1) > 65535:
+            raise ValueError(text)
+        return cls(match[0])
+
+
+class Url(str):
+    """
+    Where a registry is: ``http`` or ``https``, a host, and perhaps a path that stands before
+    ``/v2/``; without a slash at its end.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is no such URL, or has a user, a query or ``/v2/``."""
+        match = _URL.fullmatch(text)
+        if match is None:
+            raise ValueError(text)
+        path = match["path"]
+        if {".", ".."} & set(path.split("/")) or path.endswith("/v2"):
+            raise ValueError(text)
+        return cls(f"{match[1].lower()}://{Host.parse(match['host'])}{path}")
+
+    @property
+    def host(self) -> Host:
+        """Its host, with the port if it names one."""
+        return Host(self.split("/")[2])
+
+
+class Prefix(str):
+    """What is put before a name: nothing, or components that end in a slash."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if no name can begin so."""
+        if text:
+            try:
+                RepositoryName.parse(text.removesuffix("/"))
+            except NameInvalid:
+                raise ValueError(text) from None
+            if not text.endswith("/"):
+                raise ValueError(text)
+        return cls(text)
+
+
+class Pattern(str):
+    """A pattern of names as :mod:`fnmatch` has them: ``*`` matches slashes too."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is empty or holds white space."""
+        if not text or re.search(r"\s", text):
+            raise ValueError(text)
+        return cls(text)
+
+
+class User(str):
+    """The name of a login; RFC 7617, 2: without a colon and control characters."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if it can't be sent."""
+        if ":" in text or _CONTROL.search(text):
+            raise ValueError(text)
+        return cls(text)
+
+
+class Secret(str):
+    """A password, which is not shown; RFC 7617, 2: without control characters."""
+
+    __slots__ = ()
+
+    # Whatever it is printed inside of, a traceback or a failed test.
+    def __repr__(self) -> str:
+        return "'(not shown)'" if self else "''"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if it can't be sent."""
+        if _CONTROL.search(text):
+            raise ValueError("it holds a control character")
+        if not text.isprintable() and re.search("[\ud800-\udfff]", text):
+            raise ValueError("it is not UTF-8")  # how the environment shows such bytes
+        return cls(text)
+
+
+# The description completes "expected …" in an error.
+Text = Annotated[str, Meta(description="a text")]
+Flag = Annotated[bool, Meta(description="true or false")]
+Folder = Annotated[Path, Meta(description="the path of a folder")]
+Listen = Annotated[
+    tuple[Annotated[str, Meta(pattern="^[a-z0-9]+:.")], ...],
+    Meta(min_length=1, description='Twisted endpoint strings such as "tcp:5000"'),
+]
+Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
+Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
+Attempts = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
+Length = Annotated[Duration, Meta(description='a number with unit such as "60s", "15m", "24h"')]
+Timeout = Annotated[Length, Meta(extra={"least": Duration(0.001)})]
+Bytes = Annotated[Size, Meta(description='a number with unit such as "64KiB", "4MiB", "1GiB"')]
+Buffers = Annotated[Bytes, Meta(extra={"least": Size(4 << 20)})]
+Limit = Annotated[Bytes, Meta(extra={"least": Size(1)})]
+Login = Annotated[User, Meta(description="the name of a login, without a colon")]
+Password = Annotated[Secret, Meta(description="a text without control characters")]
+Hosts = Annotated[
+    tuple[Host, ...], Meta(description='hosts such as "ghcr.io", "registry.example:5000"')
+]
+Location = Annotated[
+    Url,
+    Meta(
+        description='a URL such as "https://registry-1.docker.io", without user, query and /v2/',
+    ),
+]
+NamePrefix = Annotated[Prefix, Meta(description='"" or a text such as "library/"')]
+Patterns = Annotated[
+    tuple[Pattern, ...], Meta(description='patterns such as "*", "library/*", "team/*/app"')
+]
+Names = Annotated[tuple[str, ...], Meta(description="names of configured repositories")]

@@ -1,0 +1,32 @@
+"""What all commands have: the settings they work with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twisted.python import usage
+
+from artifactd.config import Settings
+
+
+class SettingsOptions(usage.Options):
+    """A command that works with the daemon's settings."""
+
+    def __init__(self) -> None:
+        self._config: Path | None = None
+        super().__init__()
+
+    def opt_config(self, path: str) -> None:
+        """The settings file; without one the defaults hold."""
+        self._config = Path(path)
+
+    opt_c = opt_config
+
+    def load(self) -> Settings:
+        """:raises StartError: if a setting is wrong."""
+        return Settings.load(self._config, os.environ)
+
+    def run(self) -> int:
+        """Do it; the exit status.  :raises StartError, OSError: if it can't be done."""
+        raise NotImplementedError

@@ -1,0 +1,78 @@
+"""What is counted of each upstream, in the form that Prometheus reads."""
+
+from __future__ import annotations
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+_NAMES = {
+    "hits": "Requests answered from what is here, the upstream not asked",
+    "misses": "Requests for what was not here",
+    "coalesced": "Requests that joined what another one had begun",
+    "stale": "Requests answered with something older than its freshness",
+    "revalidated": "Tags that the upstream confirmed or moved",
+    "resumed": "Fills that went on after the upstream had broken off",
+    "corrupt": "Blobs and manifests that did not have their digest; nothing of them was kept",
+    "evicted": "Blobs and manifests removed to keep to size_cap and max_age",
+    "upstream_bytes": "Bytes of blobs and manifests received from the upstream",
+    "client_bytes": "Bytes of blobs and manifests answered to clients",
+}
+_REQUESTS = "Requests to the upstream by what it answered"
+
+
+class Counters:
+    """
+    All counters; ``counters.of("docker.io").hits.inc()`` counts.
+
+    They begin at 0 with the process.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._counters = {
+            name: Counter(f"artifactd_{name}", text, ["repository"], registry=self._registry)
+            for name, text in _NAMES.items()
+        }
+        self._requests = Counter(
+            "artifactd_upstream_requests",
+            _REQUESTS,
+            ["repository", "method", "status"],
+            registry=self._registry,
+        )
+
+    def of(self, repository: str) -> RepositoryCounters:
+        """Those of one remote repository."""
+        return RepositoryCounters(
+            repository, {n: c.labels(repository) for n, c in self._counters.items()}, self._requests
+        )
+
+    def exposition(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class RepositoryCounters:
+    """The counters of one remote repository; an ``UpstreamWatch`` too."""
+
+    def __init__(self, repository: str, counters: dict[str, Counter], requests: Counter) -> None:
+        self._repository = repository
+        self._requests = requests
+        self.hits = counters["hits"]
+        self.misses = counters["misses"]
+        self.coalesced = counters["coalesced"]
+        self.stale = counters["stale"]
+        self.revalidated = counters["revalidated"]
+        self.resumed = counters["resumed"]
+        self.corrupt = counters["corrupt"]
+        self.evicted = counters["evicted"]
+        self.upstream_bytes = counters["upstream_bytes"]
+        self.client_bytes = counters["client_bytes"]
+
+    def received(self, count: int) -> None:
+        """``count`` bytes of bodies came from the upstream."""
+        self.upstream_bytes.inc(count)
+
+    def requested(self, method: str, status: int | None) -> None:
+        """A request was answered, or (``None``) was not."""
+        self._requests.labels(self._repository, method, str(status or "none")).inc()

@@ -1,0 +1,138 @@
+"""What a repository is asked for, and what it answers, whether its home is here or upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol
+
+from attrs import field, frozen
+
+from artifactd.catalog.interfaces import ManifestRecord
+from artifactd.oci.digest import Digest
+from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.ranges import ByteRange
+from artifactd.storage.interfaces import OpenBlob
+
+
+@frozen
+class Provenance:
+    """
+    How an answer was come by.
+
+    :ivar source: where the bytes come from: pushed here, cached, or the upstream just now.
+    :ivar cache: the parameters of ``Cache-Status`` (RFC 9211), behind the cache's name.
+    :ivar stale: why an answer older than its freshness is given; ``None`` if it isn't older.
+    :ivar waited: seconds for which the upstream was waited for.
+    """
+
+    source: Literal["local", "cache", "remote"] = "local"
+    cache: str = "hit"
+    stale: str | None = None
+    waited: float | None = None
+
+
+LOCAL = Provenance()
+
+
+@frozen
+class BlobWanted:
+    """
+    What of a blob is wanted.
+
+    :ivar head: only whether it is there, and its size.
+    :ivar span: given the size in bytes, the part that is wanted (``None``: all of it); may raise
+        RangeNotSatisfiable.  ``None``: all of it.
+    :ivar bounded: that part neither starts at 0 nor runs on to an end the client doesn't name, so
+        that it may be answered before the whole blob is verified.
+    :ivar patient: the client would take an answer that breaks off for a whole one, so that an
+        answer without a length has to wait until the blob is verified (HTTP/1.0).
+    """
+
+    head: bool = False
+    span: Callable[[int], ByteRange | None] | None = None
+    bounded: bool = False
+    patient: bool = False
+
+    def part(self, size: int) -> ByteRange | None:
+        """:raises RangeNotSatisfiable: if a blob of ``size`` bytes has no such part."""
+        return None if self.span is None else self.span(size)
+
+
+@frozen
+class BlobFound:
+    """
+    A blob, or a part of it.
+
+    :ivar size: of the whole blob in bytes; ``None`` where the upstream doesn't say.
+    :ivar span: the part that was asked for; ``None``: all of it.
+    :ivar body: to be closed by whoever gets it; bytes are those of ``span`` alone; ``None`` where
+        only ``head`` was wanted.
+    """
+
+    size: int | None
+    span: ByteRange | None
+    body: OpenBlob | bytes | None
+    provenance: Provenance = LOCAL
+
+
+@frozen
+class ManifestFound:
+    """A manifest; ``image`` is the canonical name of the image it is answered from."""
+
+    record: ManifestRecord
+    image: ImageName
+    provenance: Provenance = LOCAL
+
+
+@frozen
+class ListWanted:
+    """
+    Which page of a list is wanted: at most ``limit`` entries behind ``after``.
+
+    :ivar query: all query parameters, for an upstream that has other ones for its pages.
+    """
+
+    limit: int
+    after: str | None = None
+    query: Mapping[str, str] = field(factory=dict)
+
+
+@frozen
+class TagsFound:
+    """A page of tags; ``next`` is the query of the one behind it."""
+
+    tags: list[str]
+    next: Mapping[str, str] | None = None
+    provenance: Provenance = LOCAL
+
+
+@frozen
+class ReferrersFound:
+    """
+    A page of referrers as an image index in JSON.
+
+    :ivar filtered: whether only those of the artifact type asked for are in it.
+    """
+
+    index: bytes
+    next: Mapping[str, str] | None = None
+    filtered: bool = False
+    provenance: Provenance = LOCAL
+
+
+class Readable(Protocol):
+    """Images to pull from.  What they do not have is BlobUnknown, ManifestUnknown, NameUnknown."""
+
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+        """end-3."""
+
+    async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """end-2.  :raises RangeNotSatisfiable: as ``wanted`` does."""
+
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        """end-8."""
+
+    async def referrers(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
+        """end-12; empty for what is unknown."""

@@ -1,0 +1,184 @@
+"""
+Parts of blobs that are not here: what a lazy client reads first, kept until the whole comes.
+
+A part is unverified: only a range that is bounded on both sides is answered with one.
+"""
+
+from __future__ import annotations
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.ranges import ByteRange
+from artifactd.registry.bounded import deliver
+from artifactd.registry.fetching import pause
+from artifactd.registry.interrupt import Interrupt, Stopped
+from artifactd.registry.progress import Follower, Progress, SharedFile
+from artifactd.registry.source import BlobSource
+from artifactd.storage.growing import ExtentSession, FillInfo, FillStore, GrowingFile
+from artifactd.storage.interfaces import OpenBlob
+from artifactd.upstream.errors import Unreachable, UpstreamError
+from artifactd.upstream.interfaces import BlobBody
+
+_log = Logger()
+
+
+class NoRanges(Exception):
+    """The upstream does not serve ranges."""
+
+
+@frozen
+class _Part:
+    """A part that is coming; ``progress`` counts in offsets of the blob."""
+
+    progress: Progress
+    file: SharedFile
+
+    def reader(self, span: ByteRange) -> OpenBlob:
+        return Follower(self.progress, self.file.share(), span, hold=False)
+
+
+@frozen
+class _Work:
+    """How a part is fetched."""
+
+    source: BlobSource
+    info: FillInfo
+    span: ByteRange
+    session: ExtentSession
+    part: _Part
+    interrupt: Interrupt
+
+
+@define(eq=False)
+class Parts:
+    """
+    The parts that are under way in this process.
+
+    :param resumes: how often the rest of a part is asked for again, in a row without a byte more.
+    """
+
+    store: FillStore
+    resumes: int
+    clock: IReactorTime
+    _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
+    _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
+
+    async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
+        """The bytes ``span`` of a blob of ``size`` bytes, if an earlier part had them."""
+        file = await self.store.find_extent(digest, span)
+        if file is None:
+            return None
+        return Follower(Progress(size, True, span.last + 1), SharedFile(file), span, hold=False)
+
+    def under_way(self, digest: Digest, span: ByteRange) -> OpenBlob | None:
+        """A reader of a part that is coming and holds ``span``, or ``None``."""
+        for (coming, covered), part in self._parts.items():
+            if coming == digest and covered.first <= span.first and span.last <= covered.last:
+                return part.reader(span)
+        return None
+
+    async def fetch(self, source: BlobSource, info: FillInfo, span: ByteRange) -> OpenBlob:
+        """
+        Ask the upstream for ``span``: a reader of it, as soon as the answer begins.
+
+        :raises NoRanges: if the upstream answers with all of the blob.
+        :raises UpstreamError: if it doesn't answer.
+        """
+        body = await source.open(span.first, span.last, info.validator)
+        if body.first != span.first or (body.size or info.size) != info.size:
+            body.abort()
+            raise NoRanges(body.host)
+        try:
+            session, file = await self._begin(source.digest, span, info)
+        except BaseException:
+            body.abort()
+            raise
+        part = _Part(Progress(info.size, True, span.first), SharedFile(file))
+        session.watch(part.progress.grow)
+        reader = part.reader(span)
+        self._parts.setdefault((source.digest, span), part)
+        interrupt = Interrupt()
+        work = _Work(source, info, span, session, part, interrupt)
+        running = Deferred.fromCoroutine(self._run(work, body))
+        self._running[running] = interrupt
+        running.addBoth(lambda _: self._running.pop(running))
+        return reader
+
+    async def stop(self) -> None:
+        """Break off what is under way, and wait until it has ended."""
+        for interrupt in list(self._running.values()):
+            interrupt.stop()
+        await DeferredList(list(self._running), consumeErrors=True)
+
+    async def _begin(
+        self, digest: Digest, span: ByteRange, info: FillInfo
+    ) -> tuple[ExtentSession, GrowingFile]:
+        session = await self.store.add_extent(digest, span.first, info)
+        try:
+            return session, session.reader()
+        except FileNotFoundError:
+            await session.close()
+            raise NoRanges("all of it has come in this moment") from None
+        except BaseException:
+            await session.close()
+            raise
+
+    async def _run(self, work: _Work, body: BlobBody) -> None:
+        full = False
+        try:
+            await self._fetch_all(work, body)
+        except Exception as error:
+            if not isinstance(error, UpstreamError | OSError | NoRanges | Stopped):
+                _log.failure("a part of {digest} failed", digest=work.source.digest)
+            work.part.progress.fail(error)
+            full = isinstance(error, OSError)
+        finally:
+            # First: nobody can read what is about to be closed.
+            key = work.source.digest, work.span
+            if self._parts.get(key) is work.part:
+                del self._parts[key]
+            work.part.file.close()
+            await work.session.close()
+            if full:
+                await self.store.discard(work.source.digest)  # a full disk must not be kept full
+
+    async def _fetch_all(self, work: _Work, body: BlobBody) -> None:
+        session, failures = work.session, 0
+        coming: BlobBody | None = body
+        while True:
+            before = session.written
+            try:
+                body = coming or await self._open(work)
+                coming = None
+                await self._deliver(work, body)
+                if session.written > work.span.last:
+                    break
+                raise Unreachable(f"{body.host} ends before the range does")
+            except Unreachable as error:
+                failures = 1 if session.written > before else failures + 1
+                if failures > self.resumes:
+                    raise
+                _log.warn("{host}: {reason}", host=body.host, reason=error.reason)
+                await work.interrupt.wait(deferLater(self.clock, pause(failures)))
+        await session.record()
+
+    async def _open(self, work: _Work) -> BlobBody:
+        body = await work.interrupt.outlived(
+            lambda: work.source.open(work.session.written, work.span.last, work.info.validator),
+            lambda body: body.abort(),
+        )
+        if body.first != work.session.written:
+            body.abort()
+            raise NoRanges(body.host)
+        return body
+
+    async def _deliver(self, work: _Work, body: BlobBody) -> None:
+        try:
+            await work.interrupt.wait(deliver(body, work.session, work.span.last + 1))
+        finally:
+            await work.session.flush()

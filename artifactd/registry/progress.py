@@ -1,0 +1,153 @@
+"""A blob that is coming, as its readers in this process see it."""
+
+from __future__ import annotations
+
+import errno
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, succeed
+
+from artifactd.oci.ranges import ByteRange
+from artifactd.storage.growing import GrowingFile
+
+# Bytes at the end of an answer that are held back until the blob is verified.  What is not longer
+# is verified before its headers go.
+HELD = 64 << 10
+
+
+@define(eq=False)
+class Progress:
+    """
+    How far it has come, and what has become of it.
+
+    :ivar size: in bytes; ``None`` as long as nobody has told.
+    :ivar answered: the upstream has said that it is coming.
+    :ivar written: the offset before which its bytes are in the file.
+    :ivar verified: all bytes are there and have the digest.
+    :ivar failure: why it will not come.
+    """
+
+    size: int | None = None
+    answered: bool = False
+    written: int = 0
+    verified: bool = False
+    failure: Exception | None = None
+    _waiting: dict[Deferred[None], None] = field(factory=dict, init=False)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.verified or self.failure is not None
+
+    def grow(self, written: int) -> None:
+        """The file has that many bytes now."""
+        if written > self.written:
+            self.written = written
+            self._tell()
+
+    def answer(self, size: int | None) -> None:
+        """The upstream says that it is coming, and how long it is, if it says that."""
+        if not self.answered or self.size is None:
+            self.answered = True
+            self.size = self.size if size is None else size
+            self._tell()
+
+    def verify(self) -> None:
+        """What is in the file is the blob."""
+        self.size, self.verified, self.answered = self.written, True, True
+        self._tell()
+
+    def fail(self, failure: Exception) -> None:
+        """It will not come."""
+        if not self.ended:
+            self.failure = failure
+            self._tell()
+
+    def change(self) -> Deferred[None]:
+        """Fires after the next change.  May be cancelled."""
+        changed: Deferred[None] = Deferred(lambda this: self._waiting.pop(this, None))
+        self._waiting[changed] = None
+        return changed
+
+    def _tell(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for changed in waiting:
+            if not changed.called:  # one of them may cancel another
+                changed.callback(None)
+
+
+@define(eq=False)
+class SharedFile:
+    """An open file with several readers; closed with the last of them."""
+
+    _file: GrowingFile
+    _readers: int = 1
+
+    def share(self) -> SharedFile:
+        """For one more reader."""
+        self._readers += 1
+        return self
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """One reader less."""
+        self._readers -= 1
+        if not self._readers:
+            self._file.close()
+
+
+@define(eq=False)
+class Follower:
+    """
+    One reader of a blob that is coming (:class:`artifactd.storage.interfaces.OpenBlob`).
+
+    :param span: what the reader is going to read; ``None``: all of it.
+    :param hold: hold the last piece of that back until the blob is verified.
+    """
+
+    progress: Progress
+    _file: SharedFile
+    _span: ByteRange | None
+    _hold: bool
+    _closed: bool = field(default=False, init=False)
+
+    @property
+    def size(self) -> int | None:
+        """In bytes; ``None`` as long as nobody knows."""
+        return self.progress.size
+
+    @property
+    def available(self) -> int:
+        """The offset before which all bytes may be read."""
+        progress = self.progress
+        if progress.verified or not self._hold:
+            return progress.written
+        if self._span is not None:
+            return min(progress.written, self._span.last + 1 - HELD)
+        if progress.size is not None:
+            return min(progress.written, progress.size - HELD)
+        return progress.written - HELD
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        """As in the protocol; the failure is an OSError that says why."""
+        if self.available > beyond or self.progress.verified:
+            return succeed(None)
+        return Deferred.fromCoroutine(self._beyond(beyond))
+
+    async def _beyond(self, beyond: int) -> None:
+        # A loop: Deferreds that wait for each other in a chain are cancelled recursively.
+        while not (self.available > beyond or self.progress.verified):
+            if self.progress.failure is not None:
+                raise OSError(errno.EIO, str(self.progress.failure))
+            await self.progress.change()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Follow no longer; further calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            self._file.close()

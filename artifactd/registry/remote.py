@@ -1,0 +1,96 @@
+"""A remote repository: the images of an upstream, cached."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import Denied
+from artifactd.oci.name import ImageName, Reference
+from artifactd.registry.found import (
+    BlobFound,
+    BlobWanted,
+    ListWanted,
+    ManifestFound,
+    ReferrersFound,
+    TagsFound,
+)
+from artifactd.registry.patterns import matches
+from artifactd.registry.remote_blobs import RemoteBlobs
+from artifactd.registry.remote_lists import RemoteLists
+from artifactd.registry.remote_manifests import RemoteManifests
+
+
+@frozen
+class NameRules:
+    """
+    Which images of an upstream may be asked for; patterns of names there.
+
+    :ivar local_only: of names that never go to any upstream, as clients ask for them.
+    :ivar library: what names of one component have before them there.
+    """
+
+    allow: tuple[str, ...] = ("*",)
+    deny: tuple[str, ...] = ()
+    local_only: tuple[str, ...] = ()
+    library: str = ""
+
+    def permit(self, name: str) -> bool:
+        """Whether the image ``name`` may be asked for."""
+        return (
+            matches(name, self.allow)
+            and not matches(name, self.deny)
+            and not matches(name, self.local_only)
+            and not matches(self._asked(name), self.local_only)
+        )
+
+    def _asked(self, name: str) -> str:
+        """How clients ask for ``name``: without the prefix that they need not give."""
+        short = name.removeprefix(self.library)
+        return name if "/" in short else short
+
+
+@frozen
+class RemoteRepository:
+    """
+    The images in one configured repository of kind ``remote``
+    (:class:`artifactd.registry.found.Readable`).
+
+    :ivar name: as configured.
+    """
+
+    name: str
+    rules: NameRules
+    blobs: RemoteBlobs
+    manifests: RemoteManifests
+    lists: RemoteLists
+
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+        """end-3.  :raises Denied: if the settings don't allow that image."""
+        self._check(image)
+        return await self.manifests.get(image, reference)
+
+    async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """end-2.  :raises Denied: as :meth:`manifest`."""
+        self._check(image)
+        return await self.blobs.get(image, digest, wanted)
+
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        """end-8.  :raises Denied: as :meth:`manifest`."""
+        self._check(image)
+        return await self.lists.tags(image, wanted)
+
+    async def referrers(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
+        """end-12.  :raises Denied: as :meth:`manifest`."""
+        self._check(image)
+        return await self.lists.referrers(image, subject, artifact_type, wanted)
+
+    def _check(self, image: ImageName) -> None:
+        if not self.rules.permit(image.image):
+            raise Denied(
+                f"the settings of repository {self.name} don't allow this image: see allow, deny"
+                " and local_only",
+                {"name": str(image)},
+            )

@@ -1,0 +1,262 @@
+"""Blobs of a remote repository."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from attrs import define, evolve, field
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.remote import RemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
+from artifactd.oci.name import ImageName
+from artifactd.registry.accesses import Accesses
+from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.fetching import Corrupt
+from artifactd.registry.fill import Fill, FillRules
+from artifactd.registry.fills import Fills
+from artifactd.registry.flights import Flights
+from artifactd.registry.found import BlobFound, BlobWanted, Provenance
+from artifactd.registry.interrupt import Stopped
+from artifactd.registry.parts import NoRanges, Parts
+from artifactd.registry.reading import Reading
+from artifactd.registry.source import BlobSource, translated
+from artifactd.registry.stored import Lost, Stored
+from artifactd.storage.growing import FillInfo
+from artifactd.storage.interfaces import OpenBlob
+from artifactd.upstream.errors import UpstreamError
+from artifactd.upstream.interfaces import Upstream
+
+_log = Logger()
+
+HIT = Provenance("cache", "hit")
+_ADMITTED = 4096
+
+
+@define(eq=False)
+class RemoteBlobs:
+    """
+    The blobs of one upstream's images: from the store, or from a fill.
+
+    :param freshness: seconds for which an upstream's word that an image has a blob is taken for
+        another range of it, or another HEAD.
+    """
+
+    upstream: Upstream
+    catalog: Catalog
+    remote: RemoteCatalog
+    stored: Stored
+    fills: Fills
+    parts: Parts
+    accesses: Accesses
+    counters: RepositoryCounters
+    rules: FillRules
+    clock: IReactorTime
+    freshness: float
+    offline: bool = False
+    _admitted: OrderedDict[tuple[ImageName, Digest], tuple[float, int | None]] = field(
+        factory=OrderedDict, init=False
+    )
+    _checks: Flights[tuple[ImageName, Digest], int | None] = field(factory=Flights, init=False)
+
+    async def get(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """As ``RemoteRepository.blob``."""
+        size = await self.catalog.blob_size(image, digest)
+        if size is not None:
+            found = await self._here(image, digest, size, wanted, HIT)
+            if found is not None:
+                self.counters.hits.inc()
+                return found
+        if self.offline:
+            raise BlobUnknown(
+                "this blob is not cached, and the upstream is not asked (offline)",
+                {"digest": str(digest)},
+            )
+        started = self.clock.seconds()
+        try:
+            found = await self._fetch(BlobSource(self.upstream, image, digest), wanted)
+        except UpstreamError as error:
+            raise translated(error, BlobUnknown, digest=str(digest)) from error
+        except Corrupt as error:
+            raise BadGateway(
+                "the upstream sent wrong bytes, which were not kept: try again",
+                {"digest": str(digest), "reason": str(error)},
+            ) from error
+        except Stopped:
+            raise Unavailable("the registry is shutting down: try again") from None
+        waited = self.clock.seconds() - started
+        return evolve(found, provenance=evolve(found.provenance, waited=waited))
+
+    async def whole(self, image: ImageName, digest: Digest) -> bool:
+        """
+        Get all of a blob into the store, and wait for that; whether ``image`` holds it then.
+
+        :raises RegistryError: as :meth:`get`.
+        """
+        found = await self.get(image, digest, BlobWanted())
+        try:
+            await self.fills.ended(digest)
+        finally:
+            # Not before: a fill may end with the last who wants it.
+            if found.body is not None and not isinstance(found.body, bytes):
+                found.body.close()
+        return await self.catalog.blob_size(image, digest) is not None
+
+    async def _here(
+        self, image: ImageName, digest: Digest, size: int, wanted: BlobWanted, how: Provenance
+    ) -> BlobFound | None:
+        """A blob that ``image`` holds; ``None`` if it was evicted in this moment."""
+        try:
+            found = await self.stored.blob(image, digest, size, wanted, how)
+        except Lost as error:
+            _log.warn("fetched again: {error}", error=error)
+            return None
+        if wanted.head:
+            return found
+        if found.body is None or isinstance(found.body, bytes):
+            self.accesses.touch(image, digest)
+            self.counters.client_bytes.inc(len(found.body or b""))
+            return found
+        return self._read(image, digest, found)
+
+    def _read(self, image: ImageName, digest: Digest, found: BlobFound) -> BlobFound:
+        """Count ``found``, and let it be in use as long as it is read."""
+        if isinstance(found.body, bytes) or found.body is None:
+            return found
+        end = self.accesses.begin(image, digest)
+        length = found.size if found.span is None else found.span.length
+        self.counters.client_bytes.inc(length or 0)
+        return evolve(found, body=Reading(found.body, end))
+
+    # -- what is not here under this name
+
+    async def _fetch(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
+        if wanted.head or wanted.bounded:
+            if self.fills.find(source.digest) is None:
+                shared = await self._share(source, wanted)
+                if shared is not None:
+                    return shared
+            if wanted.head:
+                size = await self._check(source)
+                return BlobFound(size, None, None, Provenance("remote", "fwd=miss; fwd-status=200"))
+            part = await self._part(source, wanted)
+            if part is not None:
+                return self._read(source.image, source.digest, part)
+        return await self._follow(source, wanted)
+
+    async def _share(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
+        """
+        The bytes are here for another image: they are this one's too if the upstream says so.
+
+        ``None`` if they are not here, or were lost.
+        """
+        if await self.remote.stored_size(source.digest) is None:
+            return None
+        await self._check(source)
+        size = await self.remote.link_blob(source.image, source.digest)
+        if size is None:
+            return None
+        how = Provenance("cache", "fwd=request; fwd-status=200; detail=shared")
+        return await self._here(source.image, source.digest, size, wanted, how)
+
+    async def _follow(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
+        """From a fill, which this begins if none is under way."""
+        digest = source.digest
+        while True:
+            fill = self.fills.find(digest)
+            joined = fill is not None
+            if fill is None:
+                # One may just have ended, and a second would fetch it all again.
+                shared = await self._share(source, wanted)
+                if shared is not None:
+                    return shared
+                if self.fills.find(digest) is not None:
+                    continue  # begun meanwhile, for some image
+                fill = self.fills.begin(source, self.counters, self.rules)
+            elif fill.stopped:
+                await self.fills.ended(digest)
+                continue
+            elif source.image not in fill.images:
+                await self._check(source)
+                if self.fills.find(digest) is not fill:
+                    continue  # it has ended meanwhile
+                fill.images.add(source.image)
+            (self.counters.coalesced if joined else self.counters.misses).inc()
+            try:
+                found = await self.fills.found(fill, wanted, _miss(fill, joined, wanted))
+            except (Stopped, UpstreamError) as error:
+                # What another image was told, perhaps by another upstream, says nothing of this.
+                ours = fill.source.image == source.image
+                if not joined or (ours and not isinstance(error, Stopped)):
+                    raise
+                await self.fills.ended(digest)
+            else:
+                return self._read(source.image, digest, found)
+
+    async def _check(self, source: BlobSource) -> int | None:
+        """
+        The size that the upstream tells of a blob under this image's name.
+
+        :raises UpstreamError: if it does not let us have it.
+        """
+        key = source.image, source.digest
+        known = self._admitted.get(key)
+        if known is not None and self.clock.seconds() < known[0]:
+            return known[1]
+        return await self._checks.join(key, lambda: self._ask(source))
+
+    async def _ask(self, source: BlobSource) -> int | None:
+        told = await source.check()
+        self._admitted[source.image, source.digest] = (
+            self.clock.seconds() + self.freshness,
+            told.size,
+        )
+        if len(self._admitted) > _ADMITTED:
+            self._admitted.popitem(last=False)
+        return told.size
+
+    async def _part(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
+        """A bounded range, before the whole blob is here; ``None`` if a fill has to bring it."""
+        size = await self._check(source)
+        fill = self.fills.find(source.digest)
+        if size is None:
+            return None
+        span = wanted.part(size)
+        if span is None or span.first == 0:
+            return None
+        if fill is not None and fill.progress.answered and fill.progress.written > span.last:
+            return BlobFound(
+                size, span, fill.follower(span, hold=False), _part_of("hit; detail=unverified")
+            )
+        body: OpenBlob | None = await self.parts.stored(source.digest, size, span)
+        if body is not None:
+            self.counters.hits.inc()
+            return BlobFound(size, span, body, _part_of("hit; detail=unverified"))
+        body = self.parts.under_way(source.digest, span)
+        if body is not None:
+            self.counters.coalesced.inc()
+            return BlobFound(
+                size, span, body, _part_of("fwd=partial; collapsed; detail=unverified")
+            )
+        self.counters.misses.inc()
+        info = await self.fills.store.info(source.digest) or FillInfo(size)
+        try:
+            body = await self.parts.fetch(source, info, span)
+        except NoRanges:
+            return None
+        how = Provenance("remote", "fwd=partial; fwd-status=206; stored; detail=unverified")
+        return BlobFound(size, span, body, how)
+
+
+def _miss(fill: Fill, joined: bool, wanted: BlobWanted) -> Provenance:
+    status = "fwd=miss; collapsed" if joined else "fwd=miss; fwd-status=200; stored"
+    if wanted.bounded and not fill.progress.verified:
+        status += "; detail=unverified"
+    return Provenance("remote", status)
+
+
+def _part_of(status: str) -> Provenance:
+    return Provenance("cache", status)

@@ -1,0 +1,221 @@
+"""Lists of a remote repository: tags and referrers, page by page as the upstream has them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import msgspec
+from attrs import define, evolve, field
+from twisted.logger import Logger
+
+from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.remote import CachedPage, RemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
+from artifactd.oci.manifest import INDEX_TYPES
+from artifactd.oci.name import ImageName, Tag
+from artifactd.registry.contents import Contents
+from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.flights import Flights
+from artifactd.registry.found import ListWanted, Provenance, ReferrersFound, TagsFound
+from artifactd.registry.referrers import index_of, referrers_page
+from artifactd.registry.refusals import Refusals
+from artifactd.registry.remote_manifests import RemoteManifests
+from artifactd.registry.source import translated
+from artifactd.upstream.errors import Missing, Unreachable, UpstreamError
+from artifactd.upstream.interfaces import Upstream, UpstreamPage
+
+_log = Logger()
+
+_HIT = Provenance("cache", "hit")
+_Fetch = Callable[[], Awaitable[UpstreamPage]]
+
+
+class _Tags(msgspec.Struct):
+    tags: list[str] | None = None
+
+
+class _Index(msgspec.Struct):
+    manifests: list[dict[str, Any]] | None = None
+
+
+@define(eq=False)
+class RemoteLists:
+    """
+    Pages as an upstream has sent them, fresh for as long as a tag is.
+
+    While the upstream can't answer, what it said last is merged with what is cached.
+    """
+
+    upstream: Upstream
+    catalog: Catalog
+    remote: RemoteCatalog
+    manifests: RemoteManifests
+    contents: Contents
+    counters: RepositoryCounters
+    refusals: Refusals
+    now: Callable[[], float] = time.time
+    _flights: Flights[tuple[ImageName, str], tuple[CachedPage, Provenance]] = field(
+        factory=Flights, init=False
+    )
+
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        """As ``RemoteRepository.tags``."""
+        query = dict(wanted.query)
+
+        async def fetch() -> UpstreamPage:
+            page = await self.upstream.tags(image.image, query)
+            _decode(_Tags, page.body, image)
+            return page
+
+        try:
+            page, how = await self._page(image, f"tags?{urlencode(query)}", fetch)
+        except UpstreamError as error:
+            cached = await self.catalog.tags(image, wanted.after, wanted.limit + 1)
+            if not cached or not self._stands_in:
+                raise translated(error, NameUnknown, name=str(image)) from error
+            shown = cached[: wanted.limit]
+            last = shown[-1] if shown and len(cached) > len(shown) else None
+            return TagsFound(shown, _behind(last, wanted), _stale(error.reason, error.status))
+        tags = _decode(_Tags, page.body, image).tags or []
+        if how.stale is not None:
+            cached = await self.catalog.tags(image, wanted.after, wanted.limit)
+            tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
+        return TagsFound(tags, page.next, how)
+
+    async def referrers(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
+        """As ``RemoteRepository.referrers``."""
+        query = dict(wanted.query)
+
+        async def fetch() -> UpstreamPage:
+            try:
+                page = await self.upstream.referrers(image.image, subject, query)
+            except Missing:
+                return await self._by_tag(image, subject)
+            _decode(_Index, page.body, image)
+            return page
+
+        key = f"referrers/{subject}?{urlencode(query)}"
+        try:
+            page, how = await self._page(image, key, fetch)
+        except UpstreamError as error:
+            records = await self.catalog.referrers(
+                image, subject, artifact_type, wanted.after, wanted.limit + 1
+            )
+            if not records or not self._stands_in:
+                raise translated(error, NameUnknown, name=str(image)) from error
+            index, last = referrers_page(records, wanted.limit)
+            how = _stale(error.reason, error.status)
+            return ReferrersFound(index, _behind(last, wanted), artifact_type is not None, how)
+        filtered = artifact_type is not None and "artifactType" in (page.filtered or "")
+        if how.stale is None:
+            return ReferrersFound(page.body, page.next, filtered, how)
+        index = await self._merged(image, subject, artifact_type if filtered else None, page.body)
+        return ReferrersFound(index, page.next, filtered, how)
+
+    @property
+    def _stands_in(self) -> bool:
+        """Whether what is cached, of whatever age, may be listed in the upstream's place."""
+        return self.manifests.rules.offline or not self.manifests.rules.max_stale
+
+    async def _page(
+        self, image: ImageName, key: str, fetch: _Fetch
+    ) -> tuple[CachedPage, Provenance]:
+        """:raises UpstreamError: if the upstream has not answered, now or before."""
+        cached = await self.remote.cached_page(image, key)
+        rules = self.manifests.rules
+        age = None if cached is None else self.now() - cached.fetched_at
+        fresh = age is not None and 0 <= age < rules.freshness * self.upstream.frugality()
+        if cached is not None and fresh:
+            self.counters.hits.inc()
+            return cached, _HIT
+        started = self.now()
+        try:
+            if rules.offline:
+                raise Missing("the upstream is not asked (offline)")
+            refused = self.refusals.of(image, key)
+            if refused is not None:
+                raise refused
+            joined = self._flights.under_way((image, key))
+            page, how = await self._flights.join(
+                (image, key), lambda: self._fetch(image, key, fetch)
+            )
+            if joined:
+                self.counters.coalesced.inc()
+                how = evolve(how, cache=f"{how.cache}; collapsed")
+            return page, evolve(how, waited=max(self.now() - started, 0.0))
+        except UpstreamError as error:
+            too_old = (
+                age is not None and rules.max_stale and age >= rules.freshness + rules.max_stale
+            )
+            if cached is None or too_old:
+                raise
+            self.counters.stale.inc()
+            return cached, _stale(error.reason, error.status)
+
+    async def _fetch(
+        self, image: ImageName, key: str, fetch: _Fetch
+    ) -> tuple[CachedPage, Provenance]:
+        self.counters.misses.inc()
+        try:
+            sent = await fetch()
+        except UpstreamError as error:
+            self.refusals.remember(image, key, error)
+            raise
+        page = CachedPage(sent.body, sent.next, sent.filtered, self.now())
+        await self.remote.cache_page(image, key, page)
+        return page, Provenance("remote", "fwd=miss; fwd-status=200; stored")
+
+    async def _by_tag(self, image: ImageName, subject: Digest) -> UpstreamPage:
+        """distribution-spec, "Referrers Tag Schema": for a registry without the endpoint."""
+        tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
+        try:
+            found = await self.manifests.get(image, tag)
+        except ManifestUnknown:
+            return UpstreamPage(index_of([]))
+        except RegistryError as error:
+            if isinstance(error.__cause__, UpstreamError):
+                raise error.__cause__ from None  # what is cached may stand in for it
+            raise
+        if found.record.media_type not in INDEX_TYPES:
+            return UpstreamPage(index_of([]))
+        content = await self.contents.of(found.record.digest)
+        return UpstreamPage(index_of(_decode(_Index, content, image).manifests or []))
+
+    async def _merged(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, body: bytes
+    ) -> bytes:
+        listed = _decode(_Index, body, image).manifests or []
+        records = await self.catalog.referrers(image, subject, artifact_type, None, 1000)
+        here, _ = referrers_page(records, 1000)
+        known = {descriptor.get("digest") for descriptor in listed}
+        cached = _decode(_Index, here, image).manifests or []
+        return index_of([*listed, *(d for d in cached if d.get("digest") not in known)])
+
+
+def _upto(cached: list[str], page: list[str]) -> list[str]:
+    """Of what is cached, what would be on a page that ends with the last of ``page``."""
+    last = max(page, default=None)
+    return [tag for tag in cached if last is None or tag <= last]
+
+
+def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
+    """The query of the page behind ``last``."""
+    return None if last is None else {**wanted.query, "last": last}
+
+
+def _stale(reason: str, status: int | None = None) -> Provenance:
+    told = f"; fwd-status={status}" if status else ""
+    return Provenance("cache", f"fwd=stale{told}; detail=stale", stale=reason)
+
+
+def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None

@@ -1,0 +1,291 @@
+"""Manifests and tags of a remote repository: by digest for ever, by tag as long as it is fresh."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from attrs import define, evolve, field
+from twisted.logger import Logger
+
+from artifactd.catalog.interfaces import Catalog, ManifestRecord
+from artifactd.catalog.remote import CachedTag, RemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
+from artifactd.oci.manifest import Manifest, parse_manifest
+from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.registry.accesses import Accesses
+from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.flights import Flights
+from artifactd.registry.found import ManifestFound, Provenance
+from artifactd.registry.patterns import matches
+from artifactd.registry.publication import publish
+from artifactd.registry.refusals import Refusals
+from artifactd.registry.source import translated
+from artifactd.storage.interfaces import BlobStore
+from artifactd.storage.threads import RunInThread
+from artifactd.upstream.errors import Unreachable, UpstreamError
+from artifactd.upstream.interfaces import Upstream
+
+_log = Logger()
+
+HIT = Provenance("cache", "hit")
+_OFFLINE = "the upstream is not asked (offline)"
+_PARSE_IN_THREAD = 64 << 10
+
+
+@define(frozen=True)
+class TagRules:
+    """
+    When a tag is asked for again; all in seconds.
+
+    :ivar freshness: for which the upstream's word counts, stretched as its budget falls.
+    :ivar max_stale: beyond its freshness, for which an old answer stands in for a missing one; 0:
+        without end.
+    :ivar cooldown: for which a changed digest has to be seen before it is served; 0: none.
+    :ivar cooldown_except: patterns of ``image`` or ``image:tag`` without a cooldown.
+    """
+
+    freshness: float = 60.0
+    max_stale: float = 0.0
+    cooldown: float = 0.0
+    cooldown_except: tuple[str, ...] = ()
+    offline: bool = False
+
+    def cooldown_of(self, image: ImageName, tag: Tag) -> float:
+        """Seconds for which a change of this tag is held back."""
+        names = (image.image, f"{image.image}:{tag}")
+        if any(matches(name, self.cooldown_except) for name in names):
+            return 0.0
+        return self.cooldown
+
+
+@define(eq=False)
+class RemoteManifests:
+    """
+    The manifests of one upstream's images.
+
+    :param refusals: what was not there lately.
+    :param now: seconds since the epoch.
+    """
+
+    upstream: Upstream
+    catalog: Catalog
+    remote: RemoteCatalog
+    blobs: BlobStore
+    accesses: Accesses
+    counters: RepositoryCounters
+    rules: TagRules
+    refusals: Refusals
+    run: RunInThread
+    now: Callable[[], float] = time.time
+    _flights: Flights[tuple[ImageName, Reference], ManifestFound] = field(
+        factory=Flights, init=False
+    )
+
+    async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
+        """As ``RemoteRepository.manifest``."""
+        found = await self._get(image, reference)
+        self.accesses.touch(image, found.record.digest)
+        return found
+
+    async def _get(self, image: ImageName, reference: Reference) -> ManifestFound:
+        here = await self._here(image, reference)
+        if isinstance(here, ManifestFound):
+            return here
+        if self.rules.offline:
+            return self._offline(image, reference, here)
+        key = image, reference
+        joined = self._flights.under_way(key)
+        started = self.now()
+        found = await self._flights.join(key, lambda: self._ask(image, reference))
+        if found.provenance is HIT:
+            return found
+        how = evolve(found.provenance, waited=max(self.now() - started, 0.0))
+        if joined:
+            self.counters.coalesced.inc()
+            how = evolve(how, cache=f"{how.cache}; collapsed")
+        if how.stale is not None:
+            self.counters.stale.inc()
+        return evolve(found, provenance=how)
+
+    async def _here(
+        self, image: ImageName, reference: Reference
+    ) -> ManifestFound | CachedTag | None:
+        """What counts still; or a tag as it was, which has to be asked for again."""
+        if isinstance(reference, Tag):
+            cached = await self.remote.cached_tag(image, reference)
+            if cached is None or not self._is_fresh(cached):
+                return cached
+            record: ManifestRecord | None = cached.record
+        else:
+            record = await self.catalog.manifest(image, reference)
+        if record is None:
+            return None
+        self.counters.hits.inc()
+        return ManifestFound(record, image, HIT)
+
+    def _is_fresh(self, cached: CachedTag) -> bool:
+        age = self.now() - cached.checked_at
+        return 0 <= age < self.rules.freshness * self.upstream.frugality()
+
+    def _offline(
+        self, image: ImageName, reference: Reference, cached: CachedTag | None
+    ) -> ManifestFound:
+        if cached is None:
+            raise ManifestUnknown(
+                "this manifest is not cached, and the upstream is not asked (offline)",
+                {"name": str(image), "reference": str(reference)},
+            )
+        return ManifestFound(cached.record, image, self._stale(_OFFLINE, None))
+
+    async def restore(self, image: ImageName, digest: Digest) -> None:
+        """
+        Get a manifest again whose bytes are not here: evicted in this moment, or lost.
+
+        :raises RegistryError: as :meth:`get`.
+        """
+        if self.rules.offline:
+            self._offline(image, digest, None)
+        try:
+            await self._fetch(image, digest, digest)
+        except UpstreamError as error:
+            raise translated(
+                error, ManifestUnknown, name=str(image), reference=str(digest)
+            ) from error
+
+    # -- the upstream is asked
+
+    async def _ask(self, image: ImageName, reference: Reference) -> ManifestFound:
+        # Looked up again: what was under way when it was may have ended meanwhile.
+        cached = await self._here(image, reference)
+        if isinstance(cached, ManifestFound):
+            return cached
+        refused = self.refusals.of(image, reference)
+        if refused is None:
+            try:
+                if cached is None or not isinstance(reference, Tag):
+                    self.counters.misses.inc()
+                    return await self._fetch(image, reference, reference)
+                self.counters.revalidated.inc()
+                return await self._revalidate(image, reference, cached)
+            except UpstreamError as error:
+                self.refusals.remember(image, reference, error)
+                refused = error
+        if cached is not None and self._may_be_stale(cached):
+            _log.info(
+                "{image}:{tag} is stale: {reason}",
+                image=image,
+                tag=reference,
+                reason=refused.reason,
+            )
+            return ManifestFound(cached.record, image, self._stale(refused.reason, refused.status))
+        told = translated(refused, ManifestUnknown, name=str(image), reference=str(reference))
+        raise told from refused
+
+    def _may_be_stale(self, cached: CachedTag) -> bool:
+        if not self.rules.max_stale:
+            return True
+        return self.now() - cached.checked_at < self.rules.freshness + self.rules.max_stale
+
+    def _stale(self, reason: str, status: int | None) -> Provenance:
+        told = f"; fwd-status={status}" if status else ""
+        return Provenance("cache", f"fwd=stale{told}; detail=stale", stale=reason)
+
+    async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
+        current = cached.record.digest
+        digest = await self.upstream.manifest_digest(image.image, tag, current)
+        if digest is None:
+            # It doesn't say: only the bytes tell.
+            fetched = await self._download(image, tag)
+            digest = fetched.digest
+            if digest != current and self._held_back(image, tag, cached, digest) is None:
+                return await self._keep(image, tag, fetched)
+        if digest == current:
+            await self.remote.keep_tag(image, tag, None)
+            return ManifestFound(
+                cached.record, image, Provenance("cache", "fwd=stale; fwd-status=304")
+            )
+        if self._held_back(image, tag, cached, digest) is not None:
+            await self.remote.keep_tag(image, tag, digest)
+            return ManifestFound(
+                cached.record,
+                image,
+                Provenance("cache", "fwd=stale; fwd-status=200; detail=cooldown"),
+            )
+        if await self.remote.point_tag(image, tag, digest):
+            record = await self.catalog.manifest(image, digest)
+            if record is not None:
+                return ManifestFound(
+                    record, image, Provenance("cache", "fwd=stale; fwd-status=200")
+                )
+        # By its digest, so that a tag that moves meanwhile can't mix two answers.
+        return await self._fetch(image, digest, tag)
+
+    def _held_back(
+        self, image: ImageName, tag: Tag, cached: CachedTag, digest: Digest
+    ) -> float | None:
+        """Seconds that ``digest`` still has to be seen before it is served; ``None``: served."""
+        cooldown = self.rules.cooldown_of(image, tag)
+        if not cooldown:
+            return None
+        since = self.now()
+        if cached.candidate == digest and cached.candidate_at is not None:
+            since = cached.candidate_at
+        left = since + cooldown - self.now()
+        return left if left > 0 else None
+
+    async def _fetch(
+        self, image: ImageName, reference: Reference, wanted: Reference
+    ) -> ManifestFound:
+        """Get a manifest, keep it, and let ``wanted``, if it is a tag, point at it."""
+        manifest = await self._download(image, reference)
+        return await self._keep(image, wanted if isinstance(wanted, Tag) else None, manifest)
+
+    async def _download(self, image: ImageName, reference: Reference) -> Manifest:
+        sent = await self.upstream.manifest(image.image, reference)
+        digest = reference if isinstance(reference, Digest) else sent.digest
+
+        def parse() -> Manifest:
+            return parse_manifest(sent.content, sent.content_type, digest, other_types=True)
+
+        try:
+            if len(sent.content) <= _PARSE_IN_THREAD:
+                return parse()
+            return await self.run(parse)
+        except DigestInvalid:
+            self.counters.corrupt.inc()
+            _log.error(
+                "{upstream} sent wrong bytes for {image}@{digest}: nothing was kept",
+                upstream=self.upstream.name,
+                image=image,
+                digest=digest,
+            )
+            problem = f"its bytes do not have the digest {digest}"
+        except ManifestInvalid as error:
+            problem = error.message.partition(":")[0]  # without advice to who pushes
+        # As good as no answer: what is cached stands in for it.
+        told = (sent.content_type or "nothing")[:100]
+        raise Unreachable(
+            f"what {self.upstream.name} sent as {told} is not this manifest: {problem}", 200
+        )
+
+    async def _keep(self, image: ImageName, tag: Tag | None, manifest: Manifest) -> ManifestFound:
+        staged = await self.blobs.stage(manifest.digest, manifest.content)
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.remote.cache_manifest(
+                image, manifest, tag, staged.confirm, staged.release
+            ),
+        )
+        record = ManifestRecord(
+            manifest.digest,
+            len(manifest.content),
+            manifest.media_type,
+            manifest.artifact_type,
+            manifest.subject,
+            manifest.annotations,
+        )
+        how = Provenance("remote", "fwd=miss; fwd-status=200; stored")
+        return ManifestFound(record, image, how)

@@ -1,0 +1,71 @@
+"""A blob under the name of an image of an upstream; and the upstream's errors as the spec's."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+from attrs import frozen
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import (
+    BadGateway,
+    GatewayTimeout,
+    RangeNotSatisfiable,
+    RegistryError,
+    TooManyRequests,
+)
+from artifactd.oci.name import ImageName
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled, TimedOut, UpstreamError
+from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
+
+
+class Unknown(Protocol):
+    """A class of error for what is not there: BlobUnknown and the like."""
+
+    def __call__(self, message: str, detail: object = None) -> RegistryError: ...
+
+
+def translated(error: UpstreamError, unknown: Unknown, **detail: object) -> RegistryError:
+    """
+    What a client is told where ``error`` leaves nothing to answer with.
+
+    :param unknown: for what is definitely not there.
+    :param detail: what was asked for.
+    """
+    told = {**detail, "reason": error.reason}
+    forwarded = f"artifactd; fwd=miss; fwd-status={error.status}"
+    headers = {"Cache-Status": forwarded if error.status else "artifactd; fwd=miss"}
+    answer: RegistryError
+    if isinstance(error, Missing):
+        answer = unknown("the upstream does not have it, or not for us", told)
+    elif isinstance(error, Throttled):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        answer = TooManyRequests("the upstream wants fewer requests: try again later", told)
+    elif isinstance(error, RangeRefused):
+        answer = RangeNotSatisfiable("the upstream has no byte of that range", told)
+    elif isinstance(error, TimedOut):
+        answer = GatewayTimeout("the upstream took too long: try again later", told)
+    else:
+        answer = BadGateway("the upstream can't be asked: try again later", told)
+    answer.headers.update(headers)
+    return answer
+
+
+@frozen
+class BlobSource:
+    """A blob as ``image`` of a remote repository has it upstream."""
+
+    upstream: Upstream
+    image: ImageName
+    digest: Digest
+
+    async def check(self) -> UpstreamBlob:
+        """Whether we may have it under this name, and what is told of it."""
+        return await self.upstream.blob(self.image.image, self.digest)
+
+    async def open(
+        self, first: int = 0, last: int | None = None, validator: str | None = None
+    ) -> BlobBody:
+        """As ``Upstream.open_blob``."""
+        return await self.upstream.open_blob(self.image.image, self.digest, first, last, validator)

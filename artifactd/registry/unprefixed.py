@@ -1,0 +1,183 @@
+"""
+Images named without a repository: pushed to the local one, pulled from the first that has them.
+
+A registry and a mirror share these names; the rules here keep them from hurting each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.remote import RemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from artifactd.oci.manifest import Manifest
+from artifactd.oci.name import ImageName, Reference
+from artifactd.registry.found import (
+    BlobFound,
+    BlobWanted,
+    ListWanted,
+    ManifestFound,
+    ReferrersFound,
+    TagsFound,
+)
+from artifactd.registry.local import LocalRepository
+from artifactd.registry.referrers import index_of
+from artifactd.registry.remote import RemoteRepository
+from artifactd.upstream.errors import Missing
+
+
+@frozen
+class PulledFrom:
+    """A remote repository that names without a prefix are pulled from."""
+
+    repository: RemoteRepository
+    library: str
+
+    def image(self, name: str) -> ImageName:
+        """The image that the unprefixed ``name`` is there."""
+        prefix = "" if "/" in name else self.library
+        return ImageName(self.repository.name, f"{prefix}{name}")
+
+    def lacks(self, error: RegistryError) -> bool:
+        """
+        Whether ``error`` says that it definitely does not have an image of that name.
+
+        401 and 403 may as well mean that it has one, but not for us; only of Docker Hub, which has
+        a library, it is known that it answers so for what does not exist.
+        """
+        cause = error.__cause__
+        if not isinstance(cause, Missing):
+            return False
+        return cause.status in (404, 410) or (bool(self.library) and cause.status is not None)
+
+
+@frozen
+class Unprefixed:
+    """
+    What ``[default]`` of the settings says (:class:`artifactd.registry.found.Readable`).
+
+    ``image`` is always the image of the local repository, whether it exists or not.
+
+    :ivar local: which takes the pushes, if any.
+    :ivar remotes: in the order in which they are asked.
+    """
+
+    local: LocalRepository | None
+    remotes: Sequence[PulledFrom]
+    catalog: Catalog
+    remote: RemoteCatalog
+
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+        """
+        end-3.  A name that is known here is answered from here.  Otherwise the upstream that has
+        answered for the name before is asked, or each in turn until one has it; only a definite
+        "not found" leads on to the next.
+        """
+        if self.local is not None:
+            record = await self.catalog.manifest(image, reference)
+            if record is not None:
+                return ManifestFound(record, image)
+            if await self.remote.is_known(image):
+                return await self.local.manifest(image, reference)  # raises what it raises
+        unknown: RegistryError = ManifestUnknown(
+            "no image of that name is here, and no upstream is asked for it",
+            {"name": image.image, "reference": str(reference)},
+        )
+        for upstream in await self._candidates(image.image):
+            try:
+                found = await upstream.repository.manifest(upstream.image(image.image), reference)
+            except (ManifestUnknown, NameUnknown) as error:
+                if not upstream.lacks(error):
+                    raise
+                unknown = error
+                continue
+            if await self._remember(image.image, upstream):
+                return found
+            return await self.manifest(image, reference)  # of the one that another was told by
+        raise unknown
+
+    async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """end-2.  An upstream is asked only if a manifest of that name has come from there."""
+        if self.local is not None:
+            size = await self.catalog.blob_size(image, digest)
+            if size is not None:
+                return await self.local.stored.blob(image, digest, size, wanted)
+        upstream = await self._opened(image)
+        if upstream is None:
+            raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
+        return await upstream.repository.blob(upstream.image(image.image), digest, wanted)
+
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        """end-8; upstream as for :meth:`blob`."""
+        upstream = await self._opened(image)
+        if upstream is not None:
+            return await upstream.repository.tags(upstream.image(image.image), wanted)
+        if self.local is None:
+            raise NameUnknown("no image of that name has been pulled", {"name": image.image})
+        return await self.local.tags(image, wanted)
+
+    async def referrers(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
+        """end-12; upstream as for :meth:`blob`."""
+        upstream = await self._opened(image)
+        if upstream is not None:
+            return await upstream.repository.referrers(
+                upstream.image(image.image), subject, artifact_type, wanted
+            )
+        if self.local is None:
+            return ReferrersFound(index_of([]))
+        return await self.local.referrers(image, subject, artifact_type, wanted)
+
+    async def adopt(self, image: ImageName, manifest: Manifest) -> None:
+        """
+        Before ``manifest`` is put into the local ``image``: link to it those of its blobs that it
+        lacks and that were answered for under the same name from upstream, so that a client that
+        was told they are here has not been told wrong.
+        """
+        upstream = await self._opened(image)
+        if upstream is None:
+            return
+        source = upstream.image(image.image)
+        for descriptor in manifest.blobs:
+            digest = descriptor.digest
+            if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
+                continue
+            try:
+                found = await upstream.repository.blobs.whole(source, digest)
+            except RegistryError:
+                continue  # the manifest is refused for what is missing, with the spec's error
+            if found:
+                await self.catalog.mount_blob(image, digest, source)
+
+    async def _opened(self, image: ImageName) -> PulledFrom | None:
+        """The upstream that this name is read from, if it is not a local one's."""
+        if self.local is not None and await self.remote.is_known(image):
+            return None
+        origin = await self.remote.origin(image.image)
+        if origin is None:
+            return None
+        return next((u for u in self._permitting(image.image) if u.repository.name == origin), None)
+
+    async def _candidates(self, name: str) -> Sequence[PulledFrom]:
+        permitting = self._permitting(name)
+        if not permitting:
+            return []
+        origin = await self.remote.origin(name)
+        return [u for u in permitting if u.repository.name == origin] or (
+            permitting if origin is None else []
+        )
+
+    def _permitting(self, name: str) -> list[PulledFrom]:
+        return [u for u in self.remotes if u.repository.rules.permit(u.image(name).image)]
+
+    async def _remember(self, name: str, upstream: PulledFrom) -> bool:
+        """Whether ``upstream`` is the one that answers for the name, now and from now on."""
+        origin = await self.remote.origin(name)
+        if origin is None:
+            origin = await self.remote.set_origin(name, upstream.repository.name)
+        return origin == upstream.repository.name

@@ -1,0 +1,135 @@
+"""Warming: whole images copied into the cache before anybody pulls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import msgspec
+from attrs import define, frozen
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
+from artifactd.oci.name import Reference, parse_reference
+from artifactd.registry.fills import Fills
+from artifactd.registry.found import BlobWanted
+from artifactd.registry.registry import Registry, Target
+from artifactd.storage.interfaces import OpenBlob
+
+
+class Bar(Protocol):
+    """Shows how far a blob has come."""
+
+    def update(self, n: float) -> object:
+        """``n`` more bytes are here."""
+
+    def close(self) -> object:
+        """It is done, or has failed."""
+
+
+class _Platform(msgspec.Struct):
+    os: str | None = None
+    architecture: str | None = None
+    variant: str | None = None
+
+
+class _Child(msgspec.Struct):
+    digest: str
+    platform: _Platform | None = None
+
+
+class _Index(msgspec.Struct):
+    manifests: list[_Child] = []
+
+
+@frozen
+class ImageReference:
+    """``name``, with a tag or a digest behind it; without either the tag ``latest``."""
+
+    name: str
+    reference: Reference
+
+    @classmethod
+    def parse(cls, text: str) -> ImageReference:
+        """:raises ManifestInvalid: if what stands behind the name is neither tag nor digest."""
+        name, at, digest = text.partition("@")
+        if at:
+            return cls(name.partition(":")[0], parse_reference(digest))
+        name, _, tag = text.partition(":")
+        return cls(name, parse_reference(tag or "latest"))
+
+
+@define(eq=False)
+class Warming:
+    """
+    Pulls images as a client does, so that what is here already is not fetched again and what was
+    broken off goes on.
+
+    :param platforms: ``os/architecture`` or ``os/architecture/variant``; empty: all.
+    :param bar: makes the bar of a blob from its digest and size.
+    """
+
+    registry: Registry
+    fills: Fills
+    platforms: Collection[str]
+    bar: Callable[[Digest, int | None], Bar]
+
+    async def warm(self, image: ImageReference) -> int:
+        """
+        Get one image, all that belongs to it; how many blobs that were.
+
+        :raises RegistryError: if the upstream does not have it all.
+        """
+        target = self.registry.target(image.name)
+        return await self._manifest(target, image.reference)
+
+    async def _manifest(self, target: Target, reference: Reference) -> int:
+        found = await target.readable.manifest(target.image, reference)
+        record = found.record
+        content = await self.registry.stored.contents.of(record.digest)
+        manifest = parse_manifest(content, record.media_type, record.digest, other_types=True)
+        if manifest.media_type in INDEX_TYPES:
+            return await self._children(target, manifest)
+        for descriptor in manifest.blobs:
+            if not descriptor.optional:
+                await self._blob(target, descriptor.digest)
+        return len(manifest.blobs)
+
+    async def _children(self, target: Target, manifest: Manifest) -> int:
+        index = msgspec.json.decode(manifest.content, type=_Index)
+        count = 0
+        for child in index.manifests:
+            if self._wanted(child.platform):
+                count += await self._manifest(target, Digest.parse(child.digest))
+        return count
+
+    def _wanted(self, platform: _Platform | None) -> bool:
+        if not self.platforms or platform is None:
+            return True
+        name = f"{platform.os}/{platform.architecture}"
+        return name in self.platforms or f"{name}/{platform.variant}" in self.platforms
+
+    async def _blob(self, target: Target, digest: Digest) -> None:
+        found = await target.readable.blob(target.image, digest, BlobWanted())
+        bar = self.bar(digest, found.size)
+        try:
+            if isinstance(found.body, bytes):
+                bar.update(len(found.body))
+            elif found.body is not None:
+                await self._follow(found.body, bar)
+        finally:
+            bar.close()
+        await self.fills.ended(digest)
+
+    async def _follow(self, body: OpenBlob, bar: Bar) -> None:
+        """Let the bar show what comes, to the end."""
+        shown = 0
+        try:
+            while body.size is None or shown < body.size:
+                await body.wait(shown)
+                bar.update(body.available - shown)
+                if body.available == shown:
+                    break  # nothing more will come
+                shown = body.available
+        finally:
+            body.close()

@@ -1,0 +1,1 @@
+"""Other registries: asked through treq, with their own credentials, never with a client's."""

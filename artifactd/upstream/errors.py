@@ -1,0 +1,52 @@
+"""What can go wrong with another registry, as far as a caller has to tell it apart."""
+
+from __future__ import annotations
+
+
+class UpstreamError(Exception):
+    """
+    An upstream has not given what was asked for.
+
+    :ivar reason: one sentence for the operator and the client; names the host, and no credential.
+    :ivar status: the status that the upstream answered with, if it answered.
+    """
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.status = status
+
+
+class Missing(UpstreamError):
+    """
+    It definitely does not have it, or does not let us have it: 404, 410, or 401 and 403 in spite of
+    a fresh token (Docker Hub answers so for names that do not exist).
+    """
+
+
+class Throttled(UpstreamError):
+    """
+    429, or it has answered so lately.
+
+    :ivar retry_after: seconds from now on in which it need not be asked again.
+    """
+
+    def __init__(self, reason: str, retry_after: float, status: int | None = 429) -> None:
+        super().__init__(reason, status)
+        self.retry_after = retry_after
+
+
+class LoginRefused(UpstreamError):
+    """No token can be had, or the credentials are refused."""
+
+
+class Unreachable(UpstreamError):
+    """It can't be connected to, broke off, answered 5xx or nonsense; or did so just before."""
+
+
+class TimedOut(Unreachable):
+    """It took longer than the settings allow."""
+
+
+class RangeRefused(UpstreamError):
+    """416: it has no byte of the range asked for."""

@@ -1,0 +1,118 @@
+"""URLs as they are put on the wire: a CDN's signature breaks if anything rewrites them."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv6Address, ip_address
+from typing import Self
+from urllib.parse import quote, urljoin
+
+from attrs import frozen
+
+_PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
+
+# RFC 3986, appendix B, for a URL with an authority.
+_ABSOLUTE = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#]*)"
+    r"(?P<path>[^?#]*)(?P<query>\?[^#]*)?"
+)
+_AUTHORITY = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[0-9]{0,5}))?")
+
+_PRINTABLE = "".join(map(chr, range(0x21, 0x7F)))
+
+
+@frozen
+class Target:
+    """
+    An ``http`` or ``https`` URL.
+
+    :ivar host: in lower case; an IPv6 address without brackets.
+    :ivar resource: path and query, exactly as written; begins with a slash (RFC 9112, 3.2.1).
+    """
+
+    scheme: str
+    host: str
+    port: int
+    resource: str
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """
+        Parse an absolute URL; its fragment is left out.
+
+        What may not be in a URL (spaces, characters beyond ASCII) is percent-encoded, nothing else
+        is changed.
+
+        :raises ValueError: if it is another kind of URL, malformed, or has a user name in it; the
+            message does not repeat it.
+        """
+        match = _ABSOLUTE.match(quote(url.strip(), safe=_PRINTABLE))
+        scheme = match["scheme"].lower() if match else ""
+        if match is None or scheme not in _PORTS:
+            raise ValueError("not an http or https URL")
+        host, port = _host_and_port(match["authority"])
+        resource = (match["path"] or "/") + (match["query"] or "")
+        return cls(scheme, host, _PORTS[scheme] if port is None else port, resource)
+
+    def join(self, reference: str) -> Self:
+        """
+        What a ``Location`` here means (RFC 9110, 10.2.2).
+
+        :raises ValueError: as :meth:`parse`.
+        """
+        if not _ABSOLUTE.match(reference.strip()):
+            reference = urljoin(self.url, quote(reference.strip(), safe=_PRINTABLE))
+        return self.parse(reference)
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """What has to be the same for a credential to go along (RFC 6454, 4)."""
+        return self.scheme, self.host, self.port
+
+    @property
+    def authority(self) -> str:
+        """``host[:port]``, the port only where it is not the scheme's."""
+        host = bracketed(self.host)
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """All of it: not for messages, since a query may be a signature."""
+        return f"{self.scheme}://{self.authority}{self.resource}"
+
+
+def bracketed(host: str) -> str:
+    """``host`` as it is written before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is an address of this machine's loopback, or ``localhost``."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.rstrip(".") == "localhost"
+
+
+def _host_and_port(authority: str) -> tuple[str, int | None]:
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None or "@" in authority:
+        raise ValueError("malformed host, or one with a user name")
+    host, port = match["host"].lower(), match["port"]
+    if host.startswith("["):
+        host = _ipv6(host[1:-1])
+    elif not _NAME.fullmatch(host):
+        raise ValueError("malformed host name")
+    if not port:
+        return host, None
+    if not 0 < int(port) < 65536:
+        raise ValueError("no such port")
+    return host, int(port)
+
+
+def _ipv6(text: str) -> str:
+    try:
+        return str(IPv6Address(text))
+    except AddressValueError:
+        raise ValueError("malformed IPv6 address") from None

@@ -1,0 +1,162 @@
+"""What the daemon and the commands that work on its data have in common: all parts but the web."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.threadpool import ThreadPool
+
+from artifactd.catalog.migrations import migrate
+from artifactd.catalog.repositories import configure_repositories
+from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.config import LocalSettings, Settings
+from artifactd.config_remote import RemoteSettings
+from artifactd.registry.accesses import Accesses
+from artifactd.registry.contents import Contents
+from artifactd.registry.counters import Counters
+from artifactd.registry.fills import Fills
+from artifactd.registry.local import LocalRepository, LocalRules
+from artifactd.registry.names import Names
+from artifactd.registry.registry import Registry
+from artifactd.registry.remote import RemoteRepository
+from artifactd.registry.stored import Stored
+from artifactd.registry.unprefixed import PulledFrom, Unprefixed
+from artifactd.registry.uploads import Uploads
+from artifactd.storage.budget import BufferBudget
+from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
+from artifactd.storage.fills import FilesystemFillStore
+from artifactd.storage.folder import DataFolder
+from artifactd.storage.threads import RunInThread
+from artifactd.wiring_remote import RemoteWiring
+
+
+@frozen
+class Assembly:
+    """Everything between the data folder and the registry."""
+
+    folder: DataFolder
+    pool: ThreadPool
+    run: RunInThread
+    budget: BufferBudget
+    catalog: SQLiteCatalog
+    remote: SQLiteRemoteCatalog
+    blobs: FilesystemBlobStore
+    uploads: FilesystemUploadStore
+    fills: Fills
+    accesses: Accesses
+    counters: Counters
+    remotes: RemoteWiring
+    registry: Registry
+
+    async def close(self) -> None:
+        """Leave all fills for later, write down what is not written yet, and close."""
+        await self.fills.stop()
+        await self.remotes.close()
+        try:
+            await self.accesses.write()
+        finally:
+            await self.catalog.close()
+            self.pool.stop()
+            self.blobs.close()
+            self.folder.close()
+
+
+def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
+    """
+    Open the data folder and put the parts together; the thread pool is not started yet.
+
+    :param opened: is given what has to be closed if the rest fails.
+    :raises StartError: if it can't be done as things are.
+    """
+    names = _names(settings)
+    folder = DataFolder.open(settings.data)
+    opened.callback(folder.close)
+    migrate(folder.catalog, folder.exclusive)
+    folder.settle()
+    configure_repositories(folder.catalog, names.repositories, names.default)
+
+    pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
+    run = partial(deferToThreadPool, reactor, pool)
+    budget = BufferBudget(settings.transfer_buffers)
+    catalog = SQLiteCatalog(folder.catalog, reactor)
+    remote = SQLiteRemoteCatalog(catalog.database)
+    blobs = FilesystemBlobStore(folder, run)
+    opened.callback(blobs.close)
+    uploads = FilesystemUploadStore(folder, run, blobs, budget)
+    stored = Stored(blobs, Contents(blobs))
+    counters = Counters()
+    accesses = Accesses(remote)
+    filling = FilesystemFillStore(folder, run, blobs, budget, clock=reactor)
+    fills = Fills(filling, catalog, remote, reactor)
+    remotes = RemoteWiring(
+        settings, reactor, run, catalog, remote, stored, fills, accesses, counters
+    )
+    repositories: dict[str, LocalRepository | RemoteRepository] = {}
+    for name, each in settings.repository.items():
+        if isinstance(each, RemoteSettings):
+            repositories[name] = remotes.repository(name, each)
+        else:
+            repositories[name] = LocalRepository(_local_rules(each), catalog, stored, run)
+    registry = Registry(
+        names=names,
+        repositories=repositories,
+        unprefixed=_unprefixed(settings, repositories, catalog, remote),
+        uploads=Uploads(catalog, uploads),
+        stored=stored,
+        catalog=catalog,
+    )
+    return Assembly(
+        folder=folder,
+        pool=pool,
+        run=run,
+        budget=budget,
+        catalog=catalog,
+        remote=remote,
+        blobs=blobs,
+        uploads=uploads,
+        fills=fills,
+        accesses=accesses,
+        counters=counters,
+        remotes=remotes,
+        registry=registry,
+    )
+
+
+def _names(settings: Settings) -> Names:
+    remotes = {n: r for n, r in settings.repository.items() if isinstance(r, RemoteSettings)}
+    return Names(
+        settings.repository,
+        settings.default.push or None,
+        {name: str(remote.library) for name, remote in remotes.items()},
+        {str(host).lower(): name for name, remote in remotes.items() for host in remote.hosts},
+    )
+
+
+def _unprefixed(
+    settings: Settings,
+    repositories: Mapping[str, LocalRepository | RemoteRepository],
+    catalog: SQLiteCatalog,
+    remote: SQLiteRemoteCatalog,
+) -> Unprefixed:
+    local = repositories.get(settings.default.push)
+    assert local is None or isinstance(local, LocalRepository)
+    pulled = []
+    for name in settings.default.pull:
+        repository, each = repositories[name], settings.repository[name]
+        if isinstance(repository, RemoteRepository) and isinstance(each, RemoteSettings):
+            pulled.append(PulledFrom(repository, str(each.library)))
+    return Unprefixed(local, pulled, catalog, remote)
+
+
+def _local_rules(settings: LocalSettings) -> LocalRules:
+    return LocalRules(
+        other_media_types=settings.other_media_types,
+        sparse_indexes=settings.sparse_indexes,
+        delete_held=settings.delete_held,
+    )

@@ -1,0 +1,162 @@
+"""Remote repositories, put together as the settings say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.config import Settings
+from artifactd.config_remote import RemoteSettings
+from artifactd.registry.accesses import Accesses
+from artifactd.registry.counters import Counters, RepositoryCounters
+from artifactd.registry.eviction import Eviction, EvictionRules
+from artifactd.registry.fill import FillRules
+from artifactd.registry.fills import Fills
+from artifactd.registry.parts import Parts
+from artifactd.registry.refusals import Refusals
+from artifactd.registry.remote import NameRules, RemoteRepository
+from artifactd.registry.remote_blobs import RemoteBlobs
+from artifactd.registry.remote_lists import RemoteLists
+from artifactd.registry.remote_manifests import RemoteManifests, TagRules
+from artifactd.registry.stored import Stored
+from artifactd.storage.threads import RunInThread
+from artifactd.upstream.client import RegistryUpstream
+from artifactd.upstream.credentials import Credentials
+from artifactd.upstream.transport import Transport, TransportSettings
+
+
+@define(eq=False)
+class RemoteWiring:
+    """
+    Makes the remote repositories, and keeps what of them has to be run and closed.
+
+    :ivar evictions: one for each; to be run now and then.
+    """
+
+    settings: Settings
+    reactor: Any
+    run: RunInThread
+    catalog: SQLiteCatalog
+    remote: SQLiteRemoteCatalog
+    stored: Stored
+    fills: Fills
+    accesses: Accesses
+    counters: Counters
+    evictions: list[Eviction] = field(factory=list, init=False)
+    _transports: list[Transport] = field(factory=list, init=False)
+    _parts: list[Parts] = field(factory=list, init=False)
+
+    def repository(self, name: str, settings: RemoteSettings) -> RemoteRepository:
+        """The repository ``name``.  :raises StartError: if its ca_file can't be used."""
+        counters = self.counters.of(name)
+        upstream = self._upstream(name, settings, counters)
+        refusals = Refusals(self.reactor, settings.negative_freshness)
+        manifests = RemoteManifests(
+            upstream,
+            self.catalog,
+            self.remote,
+            self.stored.blobs,
+            self.accesses,
+            counters,
+            _tag_rules(settings),
+            refusals,
+            self.run,
+        )
+        lists = RemoteLists(
+            upstream,
+            self.catalog,
+            self.remote,
+            manifests,
+            self.stored.contents,
+            counters,
+            refusals,
+        )
+        self.evictions.append(self._eviction(name, settings, counters))
+        names = self._names(name, settings)
+        blobs = self._blobs(upstream, settings, counters)
+        return RemoteRepository(name, names, blobs, manifests, lists)
+
+    async def close(self) -> None:
+        """Break off what is fetched, and close the connections."""
+        for parts in self._parts:
+            await parts.stop()
+        for transport in self._transports:
+            await transport.close()
+
+    def _upstream(
+        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> RegistryUpstream:
+        transport = Transport.make(
+            self.reactor,
+            TransportSettings(
+                connect_timeout=settings.connect_timeout,
+                first_byte_timeout=settings.first_byte_timeout,
+                idle_timeout=settings.idle_timeout,
+                ca_file=Path(settings.ca_file) if settings.ca_file else None,
+            ),
+            os.environ,
+        )
+        self._transports.append(transport)
+        return RegistryUpstream(
+            name=name,
+            url=str(settings.upstream),
+            transport=transport,
+            clock=self.reactor,
+            watch=counters,
+            credentials=lambda: _credentials(settings, os.environ),
+            auth_hosts=map(str, settings.auth_hosts),
+            max_manifest=int(self.settings.max_manifest),
+            retries=settings.retries,
+        )
+
+    def _blobs(
+        self, upstream: RegistryUpstream, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> RemoteBlobs:
+        parts = Parts(self.fills.store, settings.resumes, self.reactor)
+        self._parts.append(parts)
+        return RemoteBlobs(
+            upstream,
+            self.catalog,
+            self.remote,
+            self.stored,
+            self.fills,
+            parts,
+            self.accesses,
+            counters,
+            FillRules(settings.resumes, settings.finish_fills),
+            self.reactor,
+            settings.freshness,
+            settings.offline,
+        )
+
+    def _eviction(
+        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> Eviction:
+        rules = EvictionRules(int(settings.size_cap), settings.max_age, settings.pinned)
+        return Eviction(name, rules, self.catalog, self.remote, self.stored.blobs, counters)
+
+    def _names(self, name: str, settings: RemoteSettings) -> NameRules:
+        local_only = self.settings.default.local_only
+        return NameRules(settings.allow, settings.deny, local_only, str(settings.library))
+
+
+def _tag_rules(settings: RemoteSettings) -> TagRules:
+    return TagRules(
+        freshness=settings.freshness,
+        max_stale=settings.max_stale,
+        cooldown=settings.cooldown,
+        cooldown_except=settings.cooldown_except,
+        offline=settings.offline,
+    )
+
+
+def _credentials(settings: RemoteSettings, environ: Mapping[str, str]) -> Credentials | None:
+    if not settings.username:
+        return None
+    return Credentials(str(settings.username), str(settings.read_password(environ)))

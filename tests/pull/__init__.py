@@ -1,0 +1,1 @@
+"""The cache of an upstream, asked over HTTP as its clients do."""

@@ -1,0 +1,283 @@
+"""An upstream that sends other bytes than it should, or another number of them."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+from twisted.internet.defer import Deferred, gatherResults
+
+from artifactd.oci.digest import Digest
+from tests.pull.case import HELD, Later, PullCase, noise
+from tests.pull.download import Download
+from tests.upstreams.backing import Bytes
+from tests.upstreams.faulty import (
+    CDN,
+    Corrupt,
+    Fault,
+    Gzipped,
+    NoLength,
+    NoRanges,
+    OtherETag,
+    Truncate,
+    WrongLength,
+)
+from tests.upstreams.reply import Reply
+
+SIZE = 1_000_000
+BREAK = 600_000
+CONTENT = noise(SIZE)
+SMALL = noise(1000)
+
+
+@frozen
+class Other:
+    """Other content, by the entity tag of what it should be."""
+
+    content: bytes = field(repr=False)
+
+    def change(self, reply: Reply) -> None:
+        reply.content = Bytes(self.content)
+
+
+class WrongBytesCase(PullCase):
+    async def assert_refused(self, digest: Digest, content: bytes) -> None:
+        """Nothing of it is kept, the log and a counter say who sent it, and the next is right."""
+        self.assert_nothing_kept(digest)
+        told = self.logged("the fill of", f"docker.io/library/alpine@{digest}", "failed")
+        self.assertEqual(len(told), 1, self.logged())
+        self.assertIn(self.hub.cdn_host, told[0])
+        self.assertEqual(await self.counted("corrupt"), 1)
+        self.hub.faults.clear()
+        self.assert_whole(await self.pull(digest), content)
+        self.assert_kept(digest, content)
+        self.assertEqual(await self.counted("corrupt"), 1)
+
+    async def pull_many(self, digest: Digest) -> list[Download]:
+        """Several clients, which have all begun before the second half comes."""
+        held = self.hub.withhold(CDN, SIZE // 2)
+        clients = [await self.ask(digest) for _ in range(5)]
+        await gatherResults([Deferred.fromCoroutine(client.has(1)) for client in clients])
+        held.release()
+        await gatherResults([Deferred.fromCoroutine(client.end()) for client in clients])
+        await self.settled(digest)
+        return clients
+
+
+class CorruptTests(WrongBytesCase):
+    async def test_a_wrong_byte_cuts_all_clients_off_before_the_end(self) -> None:
+        for number, at in enumerate((0, BREAK, SIZE - HELD - 1)):
+            with self.subTest(at=at):
+                content = noise(SIZE, number)
+                digest = self.blob(content)
+                self.hub.faults.add(Corrupt(at), on=CDN)
+                for client in await self.pull_many(digest):
+                    self.assert_cut(client)
+                    self.assertLessEqual(client.count, SIZE - HELD)
+                self.assert_none_kept(digest)
+                self.assertEqual(await self.counted("corrupt"), number + 1)
+                self.hub.faults.clear()
+                self.assert_whole(await self.pull(digest), content)
+
+    def assert_none_kept(self, digest: Digest) -> None:
+        """Nothing of this one, whatever there is of others."""
+        mine = [name for name in self.files() if digest.encoded in name]
+        self.assertEqual((mine, self.holders(digest)), ([], []))
+
+    async def test_a_wrong_byte_in_the_held_piece_reaches_nobody(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Corrupt(SIZE - 1), on=CDN)
+        for client in await self.pull_many(digest):
+            self.assert_cut(client, CONTENT)
+        await self.assert_refused(digest, CONTENT)
+
+    async def test_a_small_blob_with_a_wrong_byte_is_an_error(self) -> None:
+        for number, at in enumerate((0, 999)):
+            content = noise(1000, number)
+            digest = self.blob(content)
+            self.hub.faults.add(Corrupt(at), on=CDN)
+            status, code, detail = (await self.pull(digest)).error
+            self.assertEqual((status, code), (502, "UNKNOWN"))
+            self.assertIn(self.hub.cdn_host, detail["reason"])
+            self.assert_none_kept(digest)
+            self.assert_whole(await self.pull(digest), content)
+
+    async def test_the_log_says_which_upstream_sent_it(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Corrupt(10), on=CDN)
+        self.assert_cut(await self.pull(digest))
+        await self.assert_refused(digest, CONTENT)
+
+    async def test_a_beginning_that_is_asked_for_alone_is_verified_too(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Corrupt(10), on=CDN)
+        download = await self.pull(digest, "0-99")
+        self.assertEqual(download.error[:2], (502, "UNKNOWN"))
+        await self.assert_refused(digest, CONTENT)
+
+
+class OtherBytesTests(WrongBytesCase):
+    """What comes again after a break is not what came before."""
+
+    async def test_where_no_ranges_are_served_all_are_cut_off_at_the_first_difference(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoRanges(), on=CDN, times=None)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(Later(Corrupt(BREAK - 1)), on=CDN, times=2)
+        for client in await self.pull_many(digest):
+            self.assert_cut(client, CONTENT)
+        await self.assert_refused(digest, CONTENT)
+
+    async def test_where_the_entity_tag_is_another_one_they_are_too(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(OtherETag(), on=CDN, times=None)
+        self.hub.faults.add(Later(Corrupt(0)), on=CDN, times=2)
+        for client in await self.pull_many(digest):
+            self.assert_cut(client, CONTENT)
+        await self.assert_refused(digest, CONTENT)
+
+    async def test_another_entity_tag_for_the_same_bytes_is_not_noticed(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(OtherETag(), on=CDN, times=None)
+        for client in await self.pull_many(digest):
+            self.assert_whole(client, CONTENT)
+        self.assertEqual(self.blob_bytes, BREAK + SIZE)
+        self.assert_kept(digest, CONTENT)
+
+    async def test_a_wrong_byte_behind_the_break_is_one_like_any_other(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(Later(Corrupt(BREAK)), on=CDN, times=2)
+        for client in await self.pull_many(digest):
+            self.assert_cut(client)
+            self.assertLessEqual(client.count, SIZE - HELD)
+        await self.assert_refused(digest, CONTENT)
+
+
+class WrongLengthTests(WrongBytesCase):
+    async def assert_contradicted(self, fault: Fault) -> None:
+        """Neither a large blob nor a small one of that length comes to an end."""
+        self.hub.faults.add(fault, on=CDN)
+        digest = self.blob(SMALL)
+        self.assertEqual((await self.pull(digest)).error[:2], (502, "UNKNOWN"))
+        self.assert_nothing_kept(digest)
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(fault, on=CDN)
+        download = await self.pull(digest)
+        self.assert_cut(download)
+        self.assertTrue(CONTENT.startswith(download.body))
+        self.assert_nothing_kept(digest)
+        self.hub.faults.clear()
+        self.assert_whole(await self.pull(digest), CONTENT)
+        self.assert_kept(digest, CONTENT)
+        self.assertEqual(await self.counted("corrupt"), 2)
+
+    async def test_a_blob_that_is_shorter_than_it_is_said_to_be_is_not_kept(self) -> None:
+        await self.assert_contradicted(WrongLength(100))
+
+    async def test_a_blob_that_is_longer_than_it_is_said_to_be_is_not_kept(self) -> None:
+        await self.assert_contradicted(WrongLength(-100))
+
+    async def test_a_blob_that_has_another_length_after_a_break_is_not_kept(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(Later(Other(CONTENT + SMALL)), on=CDN, times=2)
+        self.assert_cut(await self.pull(digest), CONTENT)
+        self.assertTrue(self.logged(f"it has {SIZE + 1000} bytes now, and had {SIZE} before"))
+        await self.assert_refused(digest, CONTENT)
+
+
+class NoLengthTests(WrongBytesCase):
+    async def test_a_blob_of_no_length_comes_in_chunks(self) -> None:
+        for content in (b"", SMALL, CONTENT):
+            digest = self.blob(content)
+            self.hub.faults.add(NoLength(), on=CDN)
+            download = await self.pull(digest)
+            self.assert_whole(download, content)
+            self.assertEqual(download.headers.get("transfer-encoding"), "chunked")
+            warm = await self.pull(digest)
+            self.assert_whole(warm, content)
+            self.assertEqual(warm.headers["content-length"], str(len(content)))
+
+    async def test_its_end_is_held_back_like_any_other(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN)
+        held = self.hub.withhold(CDN, SIZE - 1)
+        download = await (await self.ask(digest)).has(SIZE - 1 - HELD)
+        await self.filled(digest, SIZE - 1)
+        self.assertEqual(download.count, SIZE - 1 - HELD)
+        held.release()
+        self.assert_whole(await download.end(), CONTENT)
+
+    async def test_one_that_breaks_off_is_gone_on_with(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN, times=None)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.assert_whole(await self.pull(digest), CONTENT)
+        self.assertEqual(self.blob_bytes, SIZE)
+
+    async def test_one_that_breaks_off_and_serves_no_ranges_comes_again(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN, times=None)
+        self.hub.faults.add(NoRanges(), on=CDN, times=None)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.assert_whole(await self.pull(digest), CONTENT)
+        self.assertEqual(self.blob_bytes, BREAK + SIZE)
+
+    async def test_one_that_is_corrupt_never_gets_its_last_chunk(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN)
+        self.hub.faults.add(Corrupt(SIZE - 1), on=CDN)
+        self.assert_cut(await self.pull(digest), CONTENT)
+        await self.assert_refused(digest, CONTENT)
+
+    async def test_a_part_of_it_waits_until_its_length_is_known(self) -> None:
+        for wanted, first, last in (("-10", SIZE - 10, SIZE - 1), ("5-", 5, SIZE - 1)):
+            content = noise(SIZE, first)
+            digest = self.blob(content)
+            self.hub.faults.add(NoLength(), on=CDN, times=None, method="*")
+            self.assert_part(await self.pull(digest, wanted), content, first, last)
+
+    async def test_a_client_of_http_1_0_waits_until_all_is_verified(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN)
+        held = self.hub.withhold(CDN, SIZE - 1)
+        patient = await self.ask(digest, version="1.0")
+        await held.reached
+        other = await (await self.ask(digest)).has(SIZE - 1 - HELD)
+        await self.filled(digest, SIZE - 1)
+        self.assertEqual(patient.status, 0)
+        held.release()
+        self.assert_whole(await patient.end(), CONTENT)
+        self.assertEqual(patient.headers["content-length"], str(SIZE))
+        self.assertNotIn("transfer-encoding", patient.headers)
+        self.assert_whole(await other.end(), CONTENT)
+
+    async def test_a_client_of_http_1_0_gets_an_error_instead_of_wrong_bytes(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(NoLength(), on=CDN)
+        self.hub.faults.add(Corrupt(0), on=CDN)
+        download = await self.pull(digest, version="1.0")
+        self.assertEqual(download.error[:2], (502, "UNKNOWN"))
+        await self.assert_refused(digest, CONTENT)
+
+
+class GzipTests(PullCase):
+    async def test_what_nobody_wanted_compressed_is_refused(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Gzipped(), on=CDN)
+        status, code, detail = (await self.pull(digest)).error
+        self.assertEqual((status, code), (502, "UNKNOWN"))
+        self.assertIn("Content-Encoding", detail["reason"])
+        self.assert_nothing_kept(digest)
+        self.assert_whole(await self.pull(digest), CONTENT)
+        asked = {asked.headers["accept-encoding"] for asked in self.hub.requests}
+        self.assertEqual(asked, {"identity"})
+
+    async def test_it_is_refused_in_the_middle_too(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(Later(Gzipped()), on=CDN, times=2)
+        self.assert_cut(await self.pull(digest), CONTENT)
+        self.assert_begun(digest, BREAK)
+        self.assert_whole(await self.pull(digest), CONTENT)

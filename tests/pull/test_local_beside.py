@@ -1,0 +1,211 @@
+"""What is pushed here beside what is pulled: neither disturbs the other, whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from tests.api.case import ApiTestCase
+from tests.api.served import image_manifest
+from tests.pull.mirrors import HIT, MirrorCase, timings
+
+LAYER = b"layer"
+OTHER = Digest.of(b"nowhere")
+FROM_HERE = ("local", HIT)
+
+
+class UnreachableTests(ApiTestCase):
+    """The settings that are in force by default, and an upstream that can't be reached."""
+
+    async def statuses(self, name: str, *requests: tuple[str, str]) -> list[int]:
+        return [
+            (await self.registry.request(method, f"/v2/{name}/{path}")).status
+            for method, path in requests
+        ]
+
+    async def test_of_an_unknown_name_only_a_manifest_needs_it(self) -> None:
+        manifests = [("GET", "manifests/latest"), ("HEAD", f"manifests/{OTHER}")]
+        self.assertEqual(await self.statuses("unknown", *manifests), [502, 502])
+        answer = await self.registry.request("GET", "/v2/unknown/manifests/latest")
+        self.assertIn("reason", self.assert_error(answer, 502, "UNKNOWN"))
+        others = {
+            ("GET", f"blobs/{OTHER}"): 404,
+            ("HEAD", f"blobs/{OTHER}"): 404,
+            ("GET", "tags/list"): 404,
+            ("GET", f"referrers/{OTHER}"): 200,
+            ("POST", "blobs/uploads/"): 202,
+            ("POST", f"blobs/uploads/?mount={OTHER}&from=another"): 202,
+            ("POST", f"blobs/uploads/?mount={OTHER}&from=docker.io/another"): 202,
+            ("GET", "blobs/uploads/none"): 404,
+            ("DELETE", f"blobs/{OTHER}"): 404,
+            ("DELETE", f"manifests/{OTHER}"): 404,
+            ("DELETE", "manifests/latest"): 404,
+        }
+        self.assertEqual(await self.statuses("unknown", *others), list(others.values()))
+
+    async def test_of_a_known_name_nothing_does(self) -> None:
+        digest = await self.registry.push_image("hello", "latest", LAYER)
+        requests = {
+            ("GET", "manifests/latest"): 200,
+            ("HEAD", f"manifests/{digest}"): 200,
+            ("GET", "manifests/missing"): 404,
+            ("GET", f"manifests/{OTHER}"): 404,
+            ("GET", f"blobs/{Digest.of(LAYER)}"): 200,
+            ("HEAD", f"blobs/{OTHER}"): 404,
+            ("GET", "tags/list"): 200,
+            ("GET", f"referrers/{digest}"): 200,
+            ("POST", "blobs/uploads/"): 202,
+            ("DELETE", "manifests/latest"): 202,
+            ("DELETE", f"manifests/{digest}"): 202,
+        }
+        self.assertEqual(await self.statuses("hello", *requests), list(requests.values()))
+        # Emptied it is known still.
+        emptied = [("GET", "manifests/latest"), ("GET", f"manifests/{digest}")]
+        self.assertEqual(await self.statuses("hello", *emptied), [404, 404])
+        self.assertEqual(await self.statuses("hello", ("GET", "tags/list")), [200])
+
+    async def test_of_a_name_that_is_being_pushed_the_blobs_are_here(self) -> None:
+        await self.registry.push_blob("hello", LAYER)
+        present, absent = f"blobs/{Digest.of(LAYER)}", f"blobs/{OTHER}"
+        self.assertEqual(
+            await self.statuses("hello", ("HEAD", present), ("HEAD", absent), ("GET", absent)),
+            [200, 404, 404],
+        )
+
+    async def test_an_image_of_an_upstream_needs_it_for_all(self) -> None:
+        paths = ["manifests/latest", f"blobs/{OTHER}", "tags/list", f"referrers/{OTHER}"]
+        requests = [("GET", path) for path in paths]
+        self.assertEqual(await self.statuses("docker.io/alpine", *requests), [502] * 4)
+
+    async def test_the_daemon_is_as_healthy_as_without(self) -> None:
+        for path in ("/healthz", "/readyz", "/metrics", "/v2/", "/v2/_catalog"):
+            self.assertEqual((await self.registry.request("GET", path)).status, 200)
+
+
+class WriteTests(MirrorCase):
+    async def test_nothing_of_an_upstream_can_be_written_to(self) -> None:
+        digest = self.hub.images.add_image("library/alpine", "latest", LAYER)
+        blob = Digest.of(LAYER)
+        registry = self.mirror()
+        for path in ("manifests/latest", f"blobs/{blob}"):
+            await registry.request("GET", f"/v2/docker.io/alpine/{path}")
+        await self.filled(registry, blob)
+        started = await registry.request("POST", "/v2/mine/blobs/uploads/")
+        upload = (started.header("Location") or "").removeprefix("/v2/mine/")
+        await registry.push_blob("mine", b"config")
+        before = self.state(registry)
+        self.hub.forget_requests()
+        manifest = image_manifest(b"config", LAYER)
+        for method, path, body in (
+            ("POST", "blobs/uploads/", None),
+            ("POST", f"blobs/uploads/?digest={Digest.of(b'x')}", b"x"),
+            ("POST", f"blobs/uploads/?mount={blob}&from=mine", None),
+            ("POST", f"blobs/uploads/?mount={Digest.of(b'config')}", None),
+            ("PUT", f"blobs/uploads/?digest={Digest.of(b'x')}", b"x"),
+            ("PATCH", upload, b"x"),
+            ("PUT", f"{upload}?digest={Digest.of(b'x')}", b"x"),
+            ("GET", upload, None),
+            ("DELETE", upload, None),
+            ("DELETE", f"blobs/{blob}", None),
+            ("DELETE", f"blobs/{OTHER}", None),
+            ("PUT", "manifests/latest", manifest),
+            ("PUT", f"manifests/{Digest.of(manifest)}?tag=a", manifest),
+            ("PUT", "manifests/latest", b"no manifest"),
+            ("DELETE", "manifests/latest", None),
+            ("DELETE", f"manifests/{digest}", None),
+        ):
+            for name in ("docker.io/alpine", "docker.io/library/alpine", "docker.io/new"):
+                answer = await registry.request(
+                    method,
+                    f"/v2/{name}/{path}",
+                    body,
+                    {"Content-Type": OCI_MANIFEST} if "manifests" in path else None,
+                )
+                self.assert_refused(answer, 405, "UNSUPPORTED", "upstream")
+                self.assertEqual(answer.header("Allow"), "GET, HEAD")
+                self.assertEqual(self.state(registry), before, f"{method} {path}")
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_a_large_body_for_it_is_not_kept_either(self) -> None:
+        registry = self.mirror()
+        before = self.state(registry)
+        body = bytes(1 << 20)
+        for chunked in (False, True):
+            answer = await registry.request(
+                "POST",
+                f"/v2/docker.io/alpine/blobs/uploads/?digest={Digest.of(body)}",
+                body,
+                chunked=chunked,
+            )
+            self.assert_refused(answer, 405, "UNSUPPORTED")
+        self.assertEqual(self.state(registry), before)
+
+
+class SourceTests(MirrorCase):
+    """``X-Artifact-Source``, ``Cache-Status`` and ``Server-Timing`` on every kind of answer."""
+
+    async def test_every_answer_says_where_it_comes_from(self) -> None:
+        there = self.hub.images.add_image("library/alpine", "latest", LAYER)
+        registry = self.mirror()
+        here = await registry.push_image("hello", "latest", b"mine")
+        blob, mine = Digest.of(LAYER), Digest.of(b"mine")
+        cold = {
+            f"/v2/docker.io/alpine/{path}": (
+                "remote",
+                "artifactd; fwd=miss; fwd-status=200; stored",
+            )
+            for path in (
+                "manifests/latest",
+                f"blobs/{blob}",
+                "tags/list",
+                f"referrers/{there}",
+            )
+        }
+        local = {
+            f"/v2/hello/{path}": FROM_HERE
+            for path in ("manifests/latest", f"blobs/{mine}", "tags/list", f"referrers/{here}")
+        }
+        for path, expected in (cold | local).items():
+            answer = await registry.request("GET", path)
+            told = answer.header("X-Artifact-Source"), answer.header("Cache-Status")
+            self.assertEqual((answer.status, *told), (200, *expected), path)
+            self.assertEqual("upstream" in timings(answer), path in cold, path)
+            self.assertIn("total", timings(answer))
+        await self.filled(registry, blob)
+        for path in cold:
+            answer = await registry.request("GET", path)
+            told = answer.header("X-Artifact-Source"), answer.header("Cache-Status")
+            self.assertEqual((answer.status, *told), (200, "cache", HIT), path)
+            self.assertEqual(set(timings(answer)), {"total"}, path)
+
+    async def test_every_other_answer_has_a_cache_status_and_a_time(self) -> None:
+        registry = self.mirror()
+        for method, path, status in (
+            ("GET", "/v2/", 200),
+            ("GET", "/v2/_catalog", 200),
+            ("GET", "/v2/hello/manifests/x", 404),
+            ("GET", f"/v2/hello/blobs/{OTHER}", 404),
+            ("GET", "/v2/docker.io/hello/manifests/x", 404),
+            ("GET", f"/v2/docker.io/hello/blobs/{OTHER}", 404),
+            ("GET", "/v2/docker.io/hello/tags/list", 404),
+            ("POST", "/v2/hello/blobs/uploads/", 202),
+            ("POST", "/v2/docker.io/hello/blobs/uploads/", 405),
+            ("GET", "/v2/HELLO/manifests/x", 400),
+            ("GET", "/nowhere", 404),
+        ):
+            answer = await registry.request(method, path)
+            self.assertEqual(answer.status, status, path)
+            self.assertRegex(answer.header("Cache-Status") or "", r"^artifactd(;|$)", path)
+            self.assertIn("total", timings(answer), path)
+            self.assertIsNone(answer.header("WWW-Authenticate"))
+
+    async def test_images_of_both_are_listed_under_their_names(self) -> None:
+        self.hub.images.add_image("library/alpine", "latest", LAYER)
+        registry = self.mirror()
+        await registry.push_image("hello", "latest", b"mine")
+        await registry.request("GET", "/v2/alpine/manifests/latest")
+        answer = await registry.request("GET", "/v2/_catalog")
+        self.assertEqual(
+            json.loads(answer.body), {"repositories": ["docker.io/library/alpine", "hello"]}
+        )

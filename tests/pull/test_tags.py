@@ -1,0 +1,297 @@
+"""Tags through an upstream: from here while they are fresh, then one HEAD, whoever many ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from artifactd.catalog.remote import CachedTag
+from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.name import ImageName, Tag
+from tests.api.case import Connection
+from tests.api.served import Served
+from tests.daemon import Answer
+from tests.pull.mirrors import (
+    CONFIRMED,
+    HIT,
+    STORED,
+    Instead,
+    MirrorCase,
+    Without,
+    digest_of,
+    timings,
+)
+from tests.upstreams.faulty import MANIFESTS, Expired, Silence, Status
+
+NAME = "library/alpine"
+UPSTREAM = f"/v2/{NAME}/manifests"
+PATH = "/v2/docker.io/alpine/manifests"
+DAY = 86_400.0
+
+
+class TagCase(MirrorCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.old = self.hub.images.add_image(NAME, "latest", b"old")
+
+    def move(self) -> Digest:
+        """Let ``latest`` be another image upstream."""
+        return self.hub.images.add_image(NAME, "latest", b"new")
+
+    async def clients(self, registry: Served) -> list[Connection]:
+        """Twenty that have asked for ``latest``."""
+        clients = [Connection(self, registry.port) for _ in range(20)]
+        for client in clients:
+            await client.head(f"GET {PATH}/latest")
+        return clients
+
+    async def get(self, registry: Served, reference: str = "latest") -> Answer:
+        return await registry.request("GET", f"{PATH}/{reference}")
+
+    async def primed(self, **settings: Any) -> Served:
+        """A registry that has ``latest``, and an upstream that has forgotten it."""
+        registry = self.mirror(**settings)
+        self.assert_from(await self.get(registry), "remote", STORED)
+        self.hub.forget_requests()
+        return registry
+
+
+class FreshnessTests(TagCase):
+    async def test_a_fresh_one_is_answered_from_here(self) -> None:
+        registry = await self.primed()
+        self.move()
+        for method in ("GET", "HEAD", "GET"):
+            answer = await registry.request(method, f"{PATH}/latest")
+            self.assert_from(answer, "cache", HIT)
+            self.assertEqual(digest_of(answer), self.old)
+            self.assertEqual(answer.header("Cache-Control"), "no-cache")
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_after_that_one_head_makes_it_fresh_again(self) -> None:
+        registry = await self.primed()
+        self.age(registry, 2 * DAY)
+        answer = await self.get(registry)
+        self.assert_from(answer, "cache", CONFIRMED)
+        self.assertIn("upstream", timings(answer))
+        self.assert_from(await self.get(registry), "cache", HIT)
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)])
+        (asked,) = self.hub.requests
+        self.assertEqual(asked.headers["if-none-match"], f'"{self.old}"')
+
+    async def test_it_is_always_asked_for_where_the_settings_say_so(self) -> None:
+        registry = await self.primed(freshness="0s")
+        for _ in range(3):
+            self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)] * 3)
+
+    async def test_it_stays_fresh_over_a_restart(self) -> None:
+        registry = await self.primed()
+        await registry.service.stopService()
+        registry.service.startService()
+        self.assert_from(await self.get(registry), "cache", HIT)
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_a_clock_that_was_set_back_makes_nothing_fresh_for_ever(self) -> None:
+        registry = await self.primed()
+        self.age(registry, -10 * DAY)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_a_pull_by_digest_makes_no_tag_fresh(self) -> None:
+        registry = await self.primed()
+        self.age(registry, 2 * DAY)
+        await self.get(registry, str(self.old))
+        self.assertEqual(self.hub.requests, [])
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_another_tag_of_the_same_image_is_asked_for_by_itself(self) -> None:
+        registry = await self.primed()
+        self.hub.images.add_image(NAME, "3", b"old")
+        self.assert_from(await self.get(registry, "3"), "remote", STORED)
+
+
+class ManyTests(TagCase):
+    async def test_twenty_clients_at_once_cost_one_head(self) -> None:
+        registry = await self.primed()
+        self.age(registry, 2 * DAY)
+        held = Silence()
+        self.hub.faults.add(held, on=MANIFESTS, method="HEAD", times=None)
+        clients = await self.clients(registry)
+        await self.hub.coming("HEAD", MANIFESTS)
+        held.release()
+        for client in clients:
+            answer = await client.answer()
+            self.assertEqual(digest_of(answer), self.old)
+            self.assertRegex(
+                answer.header("Cache-Status") or "",
+                r"^artifactd; (hit|fwd=stale; fwd-status=304(; collapsed)?)$",
+            )
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)])
+
+    async def test_twenty_clients_at_once_cost_one_get(self) -> None:
+        registry = self.mirror()
+        held = Silence()
+        self.hub.faults.add(held, on=MANIFESTS, times=None)
+        clients = await self.clients(registry)
+        await self.hub.coming("GET", MANIFESTS, times=2)  # the first is answered with a challenge
+        held.release()
+        for client in clients:
+            self.assertEqual(digest_of(await client.answer()), self.old)
+        self.assertEqual([s for _, _, s in self.asked()], [401, 200])
+
+    async def test_who_leaves_takes_nothing_from_those_who_stay(self) -> None:
+        registry = self.mirror()
+        held = Silence()
+        self.hub.faults.add(held, on=MANIFESTS, times=None)
+        leaving, staying, *_ = await self.clients(registry)
+        await self.hub.coming("GET", MANIFESTS, times=2)
+        leaving.leave()
+        held.release()
+        self.assertEqual(digest_of(await staying.answer()), self.old)
+        self.assertEqual([s for _, _, s in self.asked()], [401, 200])
+
+    async def test_who_has_looked_just_before_another_was_told_asks_no_more(self) -> None:
+        registry = await self.primed()
+        self.age(registry, 2 * DAY)
+        original = SQLiteRemoteCatalog.cached_tag
+        looked: Deferred[None] = Deferred()
+        told: Deferred[None] = Deferred()
+
+        async def slowly(
+            catalog: SQLiteRemoteCatalog, image: ImageName, tag: Tag
+        ) -> CachedTag | None:
+            cached = await original(catalog, image, tag)
+            if not looked.called:
+                looked.callback(None)
+                await told
+            return cached
+
+        self.patch(SQLiteRemoteCatalog, "cached_tag", slowly)
+        first = Deferred.fromCoroutine(self.get(registry))
+        await looked
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        told.callback(None)
+        self.assert_from(await first, "cache", HIT)
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)])
+
+
+class MovedTests(TagCase):
+    async def test_one_that_has_moved_is_fetched_by_its_new_digest(self) -> None:
+        registry = await self.primed(freshness="0s")
+        new = self.move()
+        answer = await self.get(registry)
+        self.assert_from(answer, "remote", STORED)
+        self.assertEqual((digest_of(answer), Digest.of(answer.body)), (new, new))
+        self.assertEqual(
+            self.asked(),
+            [("HEAD", f"{UPSTREAM}/latest", 200), ("GET", f"{UPSTREAM}/{new}", 200)],
+        )
+        # What it was stays to be had by its digest.
+        self.hub.images.remove(NAME, "latest")
+        self.assert_from(await self.get(registry, str(self.old)), "cache", HIT)
+
+    async def test_one_that_has_moved_to_what_is_here_is_not_fetched(self) -> None:
+        registry = await self.primed(freshness="0s")
+        new = self.move()
+        await self.get(registry, str(new))
+        self.hub.forget_requests()
+        answer = await self.get(registry)
+        self.assert_from(answer, "cache", "artifactd; fwd=stale; fwd-status=200")
+        self.assertEqual(digest_of(answer), new)
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 200)])
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_one_that_moves_back_is_not_fetched_again(self) -> None:
+        registry = await self.primed(freshness="0s")
+        self.move()
+        await self.get(registry)
+        self.hub.images.add_image(NAME, "latest", b"old")
+        self.hub.forget_requests()
+        self.assertEqual(digest_of(await self.get(registry)), self.old)
+        self.assertEqual(self.hub.count("GET"), 0)
+
+    async def test_an_upstream_that_tells_no_digest_is_asked_for_the_bytes(self) -> None:
+        registry = await self.primed(freshness="0s")
+        told = Without("Docker-Content-Digest")
+        self.hub.faults.add(told, on=MANIFESTS, method="*", times=None)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        new = self.move()
+        answer = await self.get(registry)
+        self.assertEqual((digest_of(answer), Digest.of(answer.body)), (new, new))
+
+    async def test_an_upstream_without_head_is_asked_for_the_bytes(self) -> None:
+        registry = await self.primed(freshness="0s")
+        self.hub.faults.add(Status(405), on=MANIFESTS, method="HEAD", times=None)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        new = self.move()
+        self.assertEqual(digest_of(await self.get(registry)), new)
+
+    async def test_new_bytes_that_are_wrong_leave_the_old_ones(self) -> None:
+        registry = await self.primed(freshness="0s")
+        old = self.hub.images.manifest_of(NAME, "latest")
+        new = self.move()
+        other = Instead(old + b"\n", OCI_MANIFEST)
+        self.hub.faults.add(other, on=f"{UPSTREAM}/{new}")
+        self.assert_stale(await self.get(registry), old, "digest")
+        self.assertEqual(digest_of(await self.get(registry)), new)
+
+    async def test_a_token_that_has_expired_is_replaced_unnoticed(self) -> None:
+        registry = await self.primed(freshness="0s")
+        self.hub.faults.add(Expired(), on=MANIFESTS, method="HEAD")
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        self.assertEqual([s for _, _, s in self.asked()], [401, 304])
+        self.assertEqual(self.hub.count("GET", "/token"), 1)
+
+    async def test_one_that_is_gone_upstream_is_served_on(self) -> None:
+        registry = await self.primed(freshness="0s")
+        body = self.hub.images.manifest_of(NAME, "latest")
+        self.hub.images.remove(NAME, "latest")
+        self.assert_stale(await self.get(registry), body, "404")
+        self.assertEqual((await self.get(registry, str(self.old))).status, 200)
+
+
+class BudgetTests(TagCase):
+    """As docs/pull-through.md has it: freshness times a half, divided by the share left."""
+
+    async def spent(self, left: int) -> Served:
+        """A registry that has been told that ``left`` of 100 pulls are left."""
+        self.hub.answers.remaining = left + 1
+        return await self.primed(freshness="1d")
+
+    async def test_with_half_of_it_left_nothing_is_spared(self) -> None:
+        registry = await self.spent(50)
+        self.age(registry, 1.1 * DAY)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_a_quarter_left_lets_tags_be_fresh_twice_as_long(self) -> None:
+        registry = await self.spent(25)
+        self.age(registry, 1.9 * DAY)
+        self.assert_from(await self.get(registry), "cache", HIT)
+        self.age(registry, 0.2 * DAY)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_with_nothing_left_they_are_fresh_sixty_times_as_long(self) -> None:
+        registry = await self.spent(0)
+        self.age(registry, 59 * DAY)
+        self.assert_from(await self.get(registry), "cache", HIT)
+        self.age(registry, 2 * DAY)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_an_upstream_that_tells_of_none_is_not_spared(self) -> None:
+        self.hub.answers.limit = None
+        registry = await self.primed()
+        self.age(registry, 1.1 * DAY)
+        self.assert_from(await self.get(registry), "cache", CONFIRMED)
+
+    async def test_with_nothing_left_what_is_not_here_is_429(self) -> None:
+        registry = await self.spent(0)
+        self.move()
+        answer = await self.get(registry, str(self.hub.images.add_image(NAME, "new", b"x")))
+        self.assert_refused(answer, 429, "TOOMANYREQUESTS", "rate limit")
+        self.assertGreaterEqual(int(answer.header("Retry-After") or 0), 1)
+        self.hub.forget_requests()
+        again = await self.get(registry, "another")
+        self.assert_refused(again, 429, "TOOMANYREQUESTS", "rate limit")
+        self.assertEqual(self.hub.count("*", MANIFESTS), 0)

@@ -1,0 +1,113 @@
+"""The bytes of a manifest that was just found, and is gone when they are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import BadGateway, ManifestUnknown
+from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.name import ImageName, Tag
+from artifactd.registry.accesses import Accesses
+from artifactd.registry.contents import Contents
+from artifactd.registry.eviction import forget
+from artifactd.registry.found import ManifestFound
+from artifactd.registry.refusals import Refusals
+from artifactd.registry.registry import Registry
+from artifactd.registry.remote import NameRules, RemoteRepository
+from artifactd.registry.remote_manifests import RemoteManifests, TagRules
+from artifactd.registry.stored import Lost, Stored
+from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.interfaces import UpstreamManifest
+from tests.registry.fixture import ALPINE, Asked, RemoteTestCase
+
+CONTENT = b'{"schemaVersion":2,"manifests":[]}'
+DIGEST = Digest.of(CONTENT)
+LATEST = Tag.parse("latest")
+LOCAL = ImageName("local", "app")
+SENT = UpstreamManifest(CONTENT, OCI_INDEX)
+
+
+class ManifestBodyTests(RemoteTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.accesses = Accesses(self.remote, lambda: self.time)
+        self.use(offline=False)
+
+    def use(self, *, offline: bool) -> None:
+        """A registry whose memory is empty."""
+        blobs = self.stores.blobs
+        stored = Stored(blobs, Contents(blobs))
+        self.manifests = RemoteManifests(
+            self.upstream,
+            self.catalog,
+            self.remote,
+            blobs,
+            self.accesses,
+            self.counters,
+            TagRules(offline=offline),
+            Refusals(self.clock, 0.0),
+            self.run_in_thread,
+            lambda: self.time,
+        )
+        nothing: Any = None
+        remote = RemoteRepository("docker.io", NameRules(), nothing, self.manifests, nothing)
+        self.registry = Registry(
+            nothing, {"docker.io": remote}, nothing, nothing, stored, self.catalog
+        )
+
+    async def asked(self) -> Asked:
+        asked = await self.upstream.manifests.get()
+        # Once round, so that who asks has come to wait for the answer.
+        await self.remote.stored_size(DIGEST)
+        return asked
+
+    async def pulled(self) -> ManifestFound:
+        """A manifest that was found."""
+        finding = Deferred.fromCoroutine(self.manifests.get(ALPINE, LATEST))
+        (await self.asked()).answer.callback(SENT)
+        return await finding
+
+    def body(self, found: ManifestFound) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.registry.manifest_body(found))
+
+    async def test_what_is_evicted_in_this_moment_is_fetched_again(self) -> None:
+        found = await self.pulled()
+        held = await self.remote.least_used("docker.io", 1e12, 0, 10)
+        await forget(await self.remote.drop(held), self.catalog, self.stores.blobs)
+        body = self.body(found)
+        asked = await self.asked()
+        self.assertEqual(("library/alpine", DIGEST), (asked.image, asked.reference))
+        asked.answer.callback(SENT)
+        self.assertEqual(CONTENT, await body)
+        self.assertIsNotNone(await self.catalog.manifest(ALPINE, DIGEST))
+
+    async def test_what_the_store_has_lost_is_fetched_again(self) -> None:
+        found = await self.pulled()
+        self.stores.blobs.remove(DIGEST)
+        body = self.body(found)
+        (await self.asked()).answer.callback(SENT)
+        self.assertEqual(CONTENT, await body)
+        await self.assert_blob(CONTENT)
+
+    async def test_the_upstreams_error_is_the_clients(self) -> None:
+        found = await self.pulled()
+        self.stores.blobs.remove(DIGEST)
+        body = self.body(found)
+        (await self.asked()).fail(Unreachable("it is gone"))
+        await self.assert_raises(BadGateway, body)
+
+    async def test_offline_it_is_not_there(self) -> None:
+        found = await self.pulled()
+        self.stores.blobs.remove(DIGEST)
+        self.use(offline=True)
+        await self.assert_raises(ManifestUnknown, self.body(found))
+        self.assertEqual([], self.upstream.manifests.pending)
+
+    async def test_what_a_local_image_has_lost_is_lost(self) -> None:
+        found = await self.pulled()
+        self.stores.blobs.remove(DIGEST)
+        await self.assert_raises(Lost, self.body(evolve(found, image=LOCAL)))

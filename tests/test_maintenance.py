@@ -1,0 +1,131 @@
+"""``artifactd purge`` and ``artifactd release``."""
+
+from __future__ import annotations
+
+import os
+
+from artifactd.oci.digest import Digest
+from tests.crash.test_sweep import listed, stored
+from tests.maintaining import NAME, OTHER, MaintenanceTestCase
+from tests.upstreams.faulty import BLOBS, MANIFESTS
+
+LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
+
+
+class PurgeTests(MaintenanceTestCase):
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.one = self.hub.images.add_image(NAME, "1", LAYER, SHARED)
+        self.two = self.hub.images.add_image(NAME, "2", ARM_LAYER, SHARED)
+        for tag in ("1", "2"):
+            await self.pull(tag)
+        self.hub.forget_requests()
+
+    async def asks_anew(self, reference: str) -> bool:
+        """Whether a pull makes the daemon ask the upstream, for the manifest or for a blob."""
+        self.hub.forget_requests()
+        await self.pull(reference)
+        return bool(self.hub.asked("*", MANIFESTS) or self.hub.asked("*", BLOBS))
+
+    async def test_a_tag_goes_with_what_only_it_needs(self) -> None:
+        said = await self.do("purge", f"docker.io/{NAME}:1")
+        self.assertIn(f"purged docker.io/{NAME}:1: 2 ", said)  # the manifest and its layer
+        self.assertEqual((self.here(LAYER), self.here(SHARED)), (False, True))
+        self.assertFalse(await self.asks_anew("2"))
+        self.assertTrue(await self.asks_anew("1"))
+        self.assertTrue(self.here(LAYER))
+
+    async def test_a_digest_goes_and_so_do_its_tags(self) -> None:
+        await self.do("purge", f"docker.io/{NAME}@{self.one}")
+        self.assertFalse(self.here(LAYER))
+        self.assertFalse(await self.asks_anew("2"))
+        self.assertTrue(await self.asks_anew("1"))
+
+    async def test_a_blob_goes_by_its_digest(self) -> None:
+        await self.do("purge", f"docker.io/{NAME}@{Digest.of(LAYER)}")
+        self.assertFalse(self.here(LAYER))
+        self.assertFalse(await self.asks_anew("2"))
+        self.assertTrue(await self.asks_anew("1"))
+        self.assertEqual(self.hub.count("*", MANIFESTS), 0)
+
+    async def test_a_name_goes_with_all_that_it_has(self) -> None:
+        await self.do("purge", f"docker.io/{NAME}")
+        self.assertEqual(stored(self.daemon.data), {})
+        self.assertTrue(await self.asks_anew("1"))
+        self.assertTrue(await self.asks_anew("2"))
+        self.assertEqual(stored(self.daemon.data), listed(self.daemon.data))
+
+    async def test_a_bare_name_that_came_from_upstream_goes_as_well(self) -> None:
+        await self.pull("1", "app")
+        await self.do("purge", "app:1")
+        self.assertFalse(self.here(LAYER))
+
+    async def test_what_an_image_of_our_own_has_too_stays(self) -> None:
+        pushed = await self.push("mine", LAYER)
+        await self.do("purge", f"docker.io/{NAME}")
+        self.assertEqual((self.here(LAYER), self.here(SHARED)), (True, False))
+        self.hub.forget_requests()
+        self.assertEqual((await self.pull(str(pushed), "mine"))[str(Digest.of(LAYER))], LAYER)
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_what_another_image_of_the_upstream_has_too_stays_its_own(self) -> None:
+        self.hub.images.add_image(OTHER, "1", SHARED)
+        await self.pull("1", f"docker.io/{OTHER}")
+        await self.do("purge", f"docker.io/{NAME}")
+        self.assertTrue(self.here(SHARED))
+        self.hub.forget_requests()
+        await self.pull("1", f"docker.io/{OTHER}")
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_what_is_not_there_is_one_line(self) -> None:
+        for absent in (
+            f"docker.io/{NAME}:3",
+            f"docker.io/{NAME}@{Digest.of(b'absent')}",
+            "docker.io/library/absent",
+            "docker.io/library/absent:1",
+            "absent",
+        ):
+            await self.assert_refused("purge", absent)
+        for wrong in ("docker.io/UPPER", f"docker.io/{NAME}@short", ""):
+            await self.assert_refused("purge", wrong)
+        self.assertFalse(await self.asks_anew("1"))
+
+    async def test_an_image_of_our_own_is_not_purged(self) -> None:
+        digest = await self.push("mine", b"only here")
+        for name in ("mine", "mine:1", f"mine@{digest}", "local/mine:1"):
+            self.assertIn("not an image of an upstream", await self.assert_refused("purge", name))
+        self.assertTrue(self.here(b"only here"))
+
+
+class ReleaseTests(MaintenanceTestCase):
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.hub.images.add_image(NAME, "1", LAYER)
+        self.pushed = await self.push("app", b"ours")
+
+    async def empty(self) -> None:
+        answer = await self.daemon.request("DELETE", f"/v2/app/manifests/{self.pushed}")
+        self.assertEqual(answer.status, 202)
+
+    async def test_an_emptied_name_goes_upstream_again(self) -> None:
+        await self.empty()
+        self.assertEqual((await self.get("app/manifests/1")).status, 404)
+        self.assertEqual(self.hub.requests, [])
+        await self.do("release", "app")
+        self.assertEqual((await self.pull("1", "app"))[str(Digest.of(LAYER))], LAYER)
+
+    async def test_a_name_that_has_manifests_is_not_released(self) -> None:
+        await self.assert_refused("release", "app")
+        self.assertEqual((await self.pull("1", "app"))[str(Digest.of(b"ours"))], b"ours")
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_a_released_name_can_be_pushed_again_and_is_ours_then(self) -> None:
+        await self.empty()
+        await self.do("release", "app")
+        await self.push("app", b"ours again")
+        self.assertIn(str(Digest.of(b"ours again")), await self.pull("1", "app"))
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_a_name_that_is_not_here_is_one_line(self) -> None:
+        for name in ("absent", "docker.io/library/absent", "UPPER", ""):
+            await self.assert_refused("release", name)

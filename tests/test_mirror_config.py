@@ -1,0 +1,79 @@
+"""What clients are told to write into their configuration."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+from artifactd.config import Settings
+from artifactd.mirror_config import containerd, docker, own_url, podman
+
+URL = "http://127.0.0.1:5000"
+
+
+class MirrorConfigTests(TestCase):
+    def settings(self, toml: str = "", **environment: str) -> Settings:
+        file = Path(self.mktemp())
+        file.write_text(toml)
+        return Settings.load(file, {f"ARTIFACTD_{k.upper()}": v for k, v in environment.items()})
+
+    def two(self) -> Settings:
+        return self.settings(
+            '[repository."docker.io"]\nkind = "remote"\nupstream = "https://registry-1.docker.io"\n'
+            '[repository.github]\nkind = "remote"\nupstream = "https://ghcr.io"\n'
+            'hosts = ["ghcr.io"]\n'
+        )
+
+    def test_docker_is_given_one_mirror(self) -> None:
+        document = json.loads(docker(self.settings(), URL))
+        self.assertEqual(document, {"registry-mirrors": [URL]})
+
+    def test_docker_is_told_of_plain_http_where_it_does_not_expect_it(self) -> None:
+        document = json.loads(docker(self.settings(), "http://cache.example:5000"))
+        self.assertEqual(document["insecure-registries"], ["cache.example:5000"])
+        document = json.loads(docker(self.settings(), "https://cache.example"))
+        self.assertNotIn("insecure-registries", document)
+
+    def test_containerd_has_a_file_for_each_upstream(self) -> None:
+        text = containerd(self.two(), URL)
+        for host, upstream in (
+            ("docker.io", "https://registry-1.docker.io"),
+            ("ghcr.io", "https://ghcr.io"),
+        ):
+            _, _, file = text.partition(f"# /etc/containerd/certs.d/{host}/hosts.toml\n")
+            document = tomllib.loads(file.partition("# /etc/")[0])
+            self.assertEqual(document["server"], upstream)
+            self.assertEqual(document["host"][URL]["capabilities"], ["pull", "resolve"])
+
+    def test_podman_has_a_mirror_for_each_upstream_below_its_prefix_here(self) -> None:
+        document = tomllib.loads(podman(self.two(), URL))
+        mirrors = {registry["prefix"]: registry["mirror"][0] for registry in document["registry"]}
+        self.assertEqual(
+            mirrors,
+            {
+                "docker.io": {"location": "127.0.0.1:5000/docker.io", "insecure": True},
+                "ghcr.io": {"location": "127.0.0.1:5000/github", "insecure": True},
+            },
+        )
+
+    def test_podman_is_not_told_that_https_is_insecure(self) -> None:
+        document = tomllib.loads(podman(self.settings(), "https://cache.example"))
+        (registry,) = document["registry"]
+        self.assertEqual(registry["mirror"], [{"location": "cache.example/docker.io"}])
+
+    def test_the_daemon_is_where_it_listens(self) -> None:
+        for listen, url in (
+            ("tcp:5001:interface=127.0.0.2", "http://127.0.0.2:5001"),
+            (r"tcp:5001:interface=\:\:1", "http://[::1]:5001"),
+            ("unix:/run/a.sock tcp:port=5002:interface=10.0.0.1", "http://10.0.0.1:5002"),
+            ("ssl:443:interface=10.0.0.1:privateKey=k:certKey=c", "https://10.0.0.1:443"),
+        ):
+            self.assertEqual(own_url(self.settings(listen=listen)), url)
+
+    def test_without_an_interface_the_machines_name_stands_for_it(self) -> None:
+        url = own_url(self.settings(listen="tcp:5001"))
+        self.assertRegex(url, r"^http://[^:/]+:5001$")
+        self.assertNotIn("0.0.0.0", url)

@@ -1,0 +1,454 @@
+"""What the client asks an upstream, and what it makes of the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import CancelledError, Deferred
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.name import Tag
+from artifactd.upstream.client import RegistryUpstream
+from artifactd.upstream.errors import (
+    Missing,
+    RangeRefused,
+    Throttled,
+    TimedOut,
+    Unreachable,
+    UpstreamError,
+)
+from artifactd.upstream.interfaces import BlobBody, Upstream
+from tests.upstream.fake import (
+    DIGEST,
+    HUB,
+    IMAGE,
+    Answer,
+    Asked,
+    Reply,
+    Sink,
+    UpstreamTestCase,
+    in_turn,
+    json,
+)
+
+LATEST = Tag("latest")
+INDEX = "application/vnd.oci.image.index.v1+json"
+
+Operation = Callable[[RegistryUpstream], Coroutine[Any, Any, object]]
+OPERATIONS: dict[str, Operation] = {
+    "manifest": lambda upstream: upstream.manifest(IMAGE, LATEST),
+    "manifest_digest": lambda upstream: upstream.manifest_digest(IMAGE, LATEST, DIGEST),
+    "blob": lambda upstream: upstream.blob(IMAGE, DIGEST),
+    "open_blob": lambda upstream: upstream.open_blob(IMAGE, DIGEST, 5, 9),
+    "tags": lambda upstream: upstream.tags(IMAGE, {}),
+    "referrers": lambda upstream: upstream.referrers(IMAGE, DIGEST, {}),
+}
+
+
+class ManifestTests(UpstreamTestCase):
+    """end-3."""
+
+    def test_it_is_asked_for_with_all_types_that_we_know(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b"{}")))
+        self.successResultOf(upstream.manifest(IMAGE, LATEST))
+        (asked,) = self.http.asked
+        self.assertEqual(("GET", f"{HUB}/v2/{IMAGE}/manifests/latest"), (asked.method, asked.url))
+        self.assertEqual(
+            {
+                "Accept": f"{INDEX}, application/vnd.docker.distribution.manifest.list.v2+json,"
+                " application/vnd.oci.image.manifest.v1+json,"
+                " application/vnd.docker.distribution.manifest.v2+json"
+            },
+            asked.headers,
+        )
+
+    def test_its_bytes_and_type_are_as_sent(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b'{ "a":1}', {"content-type": INDEX})))
+        got = self.successResultOf(upstream.manifest(IMAGE, DIGEST))
+        self.assertEqual((b'{ "a":1}', INDEX), (got.content, got.content_type))
+        self.assertEqual(8, self.watch.bytes)
+        self.assertEqual(f"{HUB}/v2/{IMAGE}/manifests/{DIGEST}", self.http.asked[0].url)
+
+    def test_it_may_be_sent_without_a_type(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b"{}")))
+        self.assertIsNone(self.successResultOf(upstream.manifest(IMAGE, LATEST)).content_type)
+
+    def test_one_of_too_many_bytes_is_not_begun_with(self) -> None:
+        answer = Answer(200, b"x" * 11)
+        upstream = self.upstream(in_turn(answer), max_manifest=10)
+        failure = self.failureResultOf(upstream.manifest(IMAGE, LATEST), Unreachable)
+        self.assertIn("11 bytes, more than the 10", failure.value.reason)
+        self.assertEqual(["aborted"], answer.ended)
+
+    def test_one_of_too_many_bytes_that_does_not_say_so_is_refused_too(self) -> None:
+        answer = Answer(200, b"x" * 11, length=None)
+        upstream = self.upstream(in_turn(answer), max_manifest=10, retries=0)
+        self.failureResultOf(upstream.manifest(IMAGE, LATEST), Unreachable)
+
+    def test_one_that_breaks_off_is_asked_for_again(self) -> None:
+        broken = Answer(200, b"{", broken=Unreachable("broke off"))
+        upstream = self.upstream(in_turn(broken, Answer(200, b"{}")))
+        waiting = Deferred.fromCoroutine(upstream.manifest(IMAGE, LATEST))
+        self.clock.advance(1)
+        self.assertEqual(b"{}", self.successResultOf(waiting).content)
+
+    def test_names_are_quoted(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b"{}")), url="http://127.0.0.1:5000/base/")
+        self.successResultOf(upstream.manifest("a/b?c#d e", LATEST))
+        self.assertEqual(
+            "http://127.0.0.1:5000/base/v2/a/b%3Fc%23d%20e/manifests/latest",
+            self.http.asked[0].url,
+        )
+
+
+class ManifestDigestTests(UpstreamTestCase):
+    """end-3 by HEAD."""
+
+    def digest(self, answer: Answer, known: Digest | None = None) -> Digest | None:
+        upstream = self.upstream(in_turn(answer))
+        digest: Digest | None = self.successResultOf(upstream.manifest_digest(IMAGE, LATEST, known))
+        return digest
+
+    def test_it_is_what_the_upstream_says(self) -> None:
+        answer = Answer(200, fields={"Docker-Content-Digest": str(DIGEST)})
+        self.assertEqual(DIGEST, self.digest(answer))
+        (asked,) = self.http.asked
+        self.assertEqual("HEAD", asked.method)
+        self.assertNotIn("If-None-Match", asked.headers)
+        self.assertIn(INDEX, asked.headers["Accept"])
+
+    def test_the_known_one_is_told_and_confirmed(self) -> None:
+        self.assertEqual(DIGEST, self.digest(Answer(304), DIGEST))
+        self.assertEqual(f'"{DIGEST}"', self.http.asked[0].headers["If-None-Match"])
+
+    def test_another_one_replaces_it(self) -> None:
+        other = Digest.of(b"another manifest")
+        answer = Answer(200, fields={"Docker-Content-Digest": str(other)})
+        self.assertEqual(other, self.digest(answer, DIGEST))
+
+    def test_some_upstreams_do_not_say(self) -> None:
+        for answer in (Answer(200), Answer(405), Answer(501),
+                       Answer(200, fields={"Docker-Content-Digest": "sha256:nonsense"}),
+                       Answer(200, fields={"Docker-Content-Digest": "md5:abc"})):  # fmt: skip
+            self.assertIsNone(self.digest(answer, DIGEST))
+
+    def test_a_304_that_nothing_was_told_for_is_no_answer(self) -> None:
+        upstream = self.upstream(in_turn(Answer(304)))
+        self.failureResultOf(upstream.manifest_digest(IMAGE, LATEST, None), Unreachable)
+
+
+class BlobTests(UpstreamTestCase):
+    """end-2."""
+
+    def open(
+        self, answer: Answer, first: int = 0, last: int | None = None, validator: str | None = None
+    ) -> BlobBody:
+        upstream = self.upstream(in_turn(answer))
+        body: BlobBody = self.successResultOf(
+            upstream.open_blob(IMAGE, DIGEST, first, last, validator)
+        )
+        return body
+
+    def test_its_size_is_asked_for_by_head(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, fields={"Content-Length": "123"})))
+        self.assertEqual(123, self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
+        (asked,) = self.http.asked
+        self.assertEqual(("HEAD", f"{HUB}/v2/{IMAGE}/blobs/{DIGEST}"), (asked.method, asked.url))
+
+    def test_the_size_may_be_unknown(self) -> None:
+        for length in (None, "", "-1", "1e3", "²", "9" * 5000):
+            fields: dict[str, str | list[str]] = {"Content-Length": length} if length else {}
+            upstream = self.upstream(in_turn(Answer(200, fields=fields)))
+            self.assertIsNone(self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
+
+    def test_all_of_it_is_asked_for_without_a_range(self) -> None:
+        body = self.open(Answer(200, b"01234", {"ETag": '"x"'}), validator='"y"')
+        self.assertEqual({}, self.http.asked[0].headers)
+        self.assertEqual(
+            (0, 5, 5, '"x"', "registry-1.docker.io"),
+            (body.first, body.length, body.size, body.validator, body.host),
+        )
+        sink = Sink()
+        self.assertEqual(5, self.successResultOf(body.deliver_to(sink)))
+        self.assertEqual((b"01234", 5), (sink.content, self.watch.bytes))
+
+    def test_a_part_is_asked_for_with_range_and_validator(self) -> None:
+        for first, last, value in (5, None, "bytes=5-"), (5, 9, "bytes=5-9"), (0, 0, "bytes=0-0"):
+            self.open(Answer(200), first, last, '"y"').abort()
+            self.assertEqual({"Range": value, "If-Range": '"y"'}, self.http.asked[0].headers)
+
+    def test_a_part_says_what_comes(self) -> None:
+        answer = Answer(206, b"01234", {"Content-Range": "bytes 5-9/100"}, host="cdn.example")
+        body = self.open(answer, 5, 9)
+        self.assertEqual(
+            (5, 5, 100, "cdn.example"), (body.first, body.length, body.size, body.host)
+        )
+        body.abort()
+        self.assertEqual(["aborted"], answer.ended)
+
+    def test_less_than_was_asked_for_is_called_so(self) -> None:
+        body = self.open(Answer(206, b"012", {"Content-Range": "bytes 5-7/100"}), 5, 9)
+        self.assertEqual((5, 3, 100), (body.first, body.length, body.size))
+        body.abort()
+
+    def test_all_instead_of_a_part_begins_at_the_first_byte(self) -> None:
+        body = self.open(Answer(200, b"0123456789"), 5, 9)
+        self.assertEqual((0, 10, 10), (body.first, body.length, body.size))
+        body.abort()
+
+    def test_a_part_that_nobody_asked_for_is_no_answer(self) -> None:
+        answer = Answer(206, b"01234", {"Content-Range": "bytes 0-4/5"})
+        upstream = self.upstream(in_turn(answer))
+        self.failureResultOf(upstream.open_blob(IMAGE, DIGEST), Unreachable)
+
+    def test_a_part_that_does_not_say_which_is_no_answer(self) -> None:
+        upstream = self.upstream(in_turn(Answer(206, b"01234")))
+        self.failureResultOf(upstream.open_blob(IMAGE, DIGEST, 5), Unreachable)
+
+    def test_there_may_be_no_such_bytes(self) -> None:
+        upstream = self.upstream(in_turn(Answer(416)))
+        self.failureResultOf(upstream.open_blob(IMAGE, DIGEST, 5), RangeRefused)
+
+
+class ListTests(UpstreamTestCase):
+    """end-8 and end-12."""
+
+    def test_tags_are_asked_for_with_what_the_query_says(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b'{"tags":[]}')))
+        page = self.successResultOf(upstream.tags(IMAGE, {"n": "2", "last": "a&b"}))
+        self.assertEqual(f"{HUB}/v2/{IMAGE}/tags/list?n=2&last=a%26b", self.http.asked[0].url)
+        self.assertEqual((b'{"tags":[]}', None, None), (page.body, page.next, page.filtered))
+
+    def test_without_a_query_there_is_none(self) -> None:
+        upstream = self.upstream(in_turn(Answer(200, b"{}")))
+        self.successResultOf(upstream.tags(IMAGE, {}))
+        self.assertEqual(f"{HUB}/v2/{IMAGE}/tags/list", self.http.asked[0].url)
+
+    def test_the_next_page_is_found(self) -> None:
+        link = f'</v2/{IMAGE}/tags/list?last=b&n=2>; rel="next"'
+        upstream = self.upstream(in_turn(Answer(200, b"{}", {"Link": link})))
+        page = self.successResultOf(upstream.tags(IMAGE, {"n": "2"}))
+        self.assertEqual({"last": "b", "n": "2"}, page.next)
+
+    def test_a_page_has_8_mib_at_most(self) -> None:
+        for length in (-1, None):
+            answer = Answer(200, b"x" * (8 << 20) + b"x", length=length)
+            upstream = self.upstream(in_turn(answer), retries=0)
+            self.failureResultOf(upstream.tags(IMAGE, {}), Unreachable)
+
+    def test_referrers_are_asked_for_by_subject(self) -> None:
+        fields: dict[str, str | list[str]] = {
+            "Content-Type": f"{INDEX}; charset=utf-8",
+            "OCI-Filters-Applied": "artifactType",
+        }
+        upstream = self.upstream(in_turn(Answer(200, b"{}", fields)))
+        page = self.successResultOf(upstream.referrers(IMAGE, DIGEST, {"artifactType": "a/b"}))
+        self.assertEqual((b"{}", "artifactType"), (page.body, page.filtered))
+        (asked,) = self.http.asked
+        self.assertEqual(f"{HUB}/v2/{IMAGE}/referrers/{DIGEST}?artifactType=a%2Fb", asked.url)
+        self.assertIn(INDEX, asked.headers["Accept"])
+
+    def test_an_upstream_that_does_not_know_referrers_has_none(self) -> None:
+        login = Answer(200, b"<html>", {"Content-Type": "text/html"}, host="accounts.example")
+        for answer in (Answer(404), Answer(405), Answer(406), Answer(501), login):
+            upstream = self.upstream(in_turn(answer))
+            self.failureResultOf(upstream.referrers(IMAGE, DIGEST, {}), Missing)
+
+
+class StatusTests(UpstreamTestCase):
+    """Whatever is asked for."""
+
+    def outcome(self, operation: Operation, *replies: Reply, **settings: Any) -> UpstreamError:
+        """The error that an operation ends with."""
+        upstream = self.upstream(in_turn(*replies), **settings)
+        failing = Deferred.fromCoroutine(operation(upstream))
+        self.clock.pump([1] * 3)
+        error = self.failureResultOf(failing, UpstreamError).value
+        assert isinstance(error, UpstreamError)
+        return error
+
+    def test_what_is_not_there_is_missing(self) -> None:
+        for name, operation in OPERATIONS.items():
+            for status in (404, 410, 403):
+                error = self.outcome(operation, Answer(status))
+                self.assertEqual((Missing, status), (type(error), error.status), name)
+
+    def test_a_failure_is_tried_again_twice(self) -> None:
+        for name, operation in OPERATIONS.items():
+            error = self.outcome(operation, Answer(500), Unreachable("reset"), Answer(503))
+            self.assertEqual((Unreachable, 503), (type(error), error.status), name)
+            self.assertEqual(3, len(self.http.asked))
+
+    def test_a_failure_that_passes_is_not_seen(self) -> None:
+        upstream = self.upstream(in_turn(Answer(500), Unreachable("reset"), Answer(200, b"{}")))
+        waiting = Deferred.fromCoroutine(upstream.manifest(IMAGE, LATEST))
+        self.clock.pump([1, 1])
+        self.assertEqual(b"{}", self.successResultOf(waiting).content)
+        self.assertEqual([("GET", 500), ("GET", None), ("GET", 200)], self.watch.requests)
+
+    def test_a_timeout_is_one(self) -> None:
+        for operation in OPERATIONS.values():
+            self.assertIs(TimedOut, type(self.outcome(operation, TimedOut("slow"))))
+
+    def test_an_unexpected_status_is_called_so(self) -> None:
+        for name, operation in OPERATIONS.items():
+            for status in (201, 204, 302, 400, 418, 505):
+                error = self.outcome(operation, Answer(status))
+                self.assertEqual((Unreachable, status), (type(error), error.status), name)
+                self.assertIn("(unexpected status)" if status < 500 else "505", error.reason)
+
+    def test_the_upstreams_own_words_are_passed_on(self) -> None:
+        answer = json({"errors": [{"message": "manifest unknown"}]}, 404)
+        error = self.outcome(OPERATIONS["manifest"], answer)
+        self.assertEqual("registry-1.docker.io answers 404: manifest unknown", error.reason)
+
+    def test_cancelling_leaves_nothing_behind(self) -> None:
+        for operation in OPERATIONS.values():
+            ended: list[Deferred[Answer]] = []
+            coming: Deferred[Answer] = Deferred(ended.append)
+            waiting = Deferred.fromCoroutine(operation(self.upstream(in_turn(coming))))
+            waiting.cancel()
+            self.failureResultOf(waiting, CancelledError)
+            self.assertEqual(([coming], []), (ended, self.clock.getDelayedCalls()))
+
+    @given(st.data())
+    def test_hostile_answers_raise_errors_of_the_upstreams_and_nothing_else(
+        self, data: st.DataObject
+    ) -> None:
+        """Nothing that an upstream answers is a mistake of ours."""
+        self.setUp()
+        names = ("WWW-Authenticate", "Content-Range", "Link", "Retry-After", "RateLimit-Limit",
+                 "RateLimit-Remaining", "Docker-Content-Digest", "ETag", "Date",
+                 "Content-Length", "Content-Type")  # fmt: skip
+        value = st.text(max_size=20) | st.sampled_from(
+            ['Bearer realm="https://a.example/t"', "bytes 5-9/10", '<?n=1>; rel="next"', "1;w=2"]
+        )
+        fields = st.dictionaries(st.sampled_from(names), value | st.lists(value, max_size=2))
+        statuses = st.sampled_from((200, 206, 304, 401, 403, 404, 405, 416, 429, 500, 999))
+        body = st.binary(max_size=50) | st.sampled_from((b'{"token":"t"}', b'{"errors":[{}]}'))
+
+        def answer(asked: Asked) -> Reply:
+            return Answer(data.draw(statuses), data.draw(body), data.draw(fields))
+
+        upstream = self.upstream(answer)
+        operation = OPERATIONS[data.draw(st.sampled_from(sorted(OPERATIONS)))]
+        outcome = Deferred.fromCoroutine(operation(upstream))
+        self.clock.pump([5] * 10)
+        outcome.addErrback(lambda failure: failure.trap(UpstreamError))
+        result = self.successResultOf(outcome)
+        if hasattr(result, "abort"):
+            result.abort()
+        self.doCleanups()
+
+
+class PatienceTests(UpstreamTestCase):
+    """The circuit breaker, 429 and the budget."""
+
+    def manifest(self, upstream: RegistryUpstream) -> Deferred[object]:
+        return Deferred.fromCoroutine(upstream.manifest(IMAGE, LATEST))
+
+    def test_a_dead_upstream_costs_the_second_request_no_third_timeout(self) -> None:
+        upstream = self.upstream(lambda asked: Unreachable("connection refused"))
+        first, second = self.manifest(upstream), self.manifest(upstream)
+        self.clock.pump([1] * 4)
+        self.failureResultOf(first, Unreachable)
+        self.failureResultOf(second, Unreachable)
+        self.assertEqual(5, len(self.http.asked))
+        for operation in OPERATIONS.values():
+            failure = self.failureResultOf(operation(upstream), Unreachable)
+            self.assertIn("is not asked again for", failure.value.reason)
+            self.assertIn("connection refused", failure.value.reason)
+        self.assertEqual(5, len(self.http.asked))
+
+    def test_one_that_lives_again_is_asked_again(self) -> None:
+        upstream = self.upstream(in_turn(*[TimedOut("slow")] * 5, Answer(404), Answer(200, b"{}")))
+        for _ in range(6):
+            self.failureResultOf(self.manifest(upstream), Unreachable)
+        self.clock.advance(5)
+        self.failureResultOf(self.manifest(upstream), Missing)
+        self.successResultOf(self.manifest(upstream))
+
+    def test_every_answer_shows_that_it_lives(self) -> None:
+        for status in (400, 401, 403, 404, 416, 501):
+            upstream = self.upstream(
+                in_turn(*[TimedOut("slow")] * 4, Answer(status), TimedOut("slow"), Answer(404))
+            )
+            for _ in range(6):
+                self.failureResultOf(self.manifest(upstream), UpstreamError)
+            self.failureResultOf(self.manifest(upstream), Missing)
+
+    def test_429_counts_as_an_answer(self) -> None:
+        upstream = self.upstream(
+            in_turn(*[TimedOut("")] * 4, Answer(429), TimedOut(""), Answer(404))
+        )
+        for _ in range(5):
+            self.failureResultOf(self.manifest(upstream), UpstreamError)
+        self.clock.advance(60)
+        self.failureResultOf(self.manifest(upstream), TimedOut)
+        self.failureResultOf(self.manifest(upstream), Missing)
+
+    def test_a_trial_that_is_cancelled_leaves_it_to_the_next(self) -> None:
+        coming: Deferred[Answer] = Deferred()
+        upstream = self.upstream(in_turn(*[TimedOut("slow")] * 5, coming, Answer(200, b"{}")))
+        for _ in range(5):
+            self.failureResultOf(self.manifest(upstream), TimedOut)
+        self.clock.advance(5)
+        trial = self.manifest(upstream)
+        self.failureResultOf(self.manifest(upstream), Unreachable)
+        trial.cancel()
+        self.failureResultOf(trial, CancelledError)
+        self.successResultOf(self.manifest(upstream))
+
+    def test_after_429_manifests_are_not_asked_for_before_its_time(self) -> None:
+        limited = Answer(429, fields={"Retry-After": "30"})
+        upstream = self.upstream(in_turn(limited, Answer(404)))
+        for left in (30, 20):
+            for operation in ("manifest", "manifest_digest") if left == 20 else ("manifest",):
+                failure = self.failureResultOf(OPERATIONS[operation](upstream), Throttled)
+                self.assertEqual((left, 429), (failure.value.retry_after, failure.value.status))
+            self.clock.advance(10)
+        self.clock.advance(10)
+        self.failureResultOf(self.manifest(upstream), Missing)
+
+    def test_429_on_manifests_holds_no_blob_back(self) -> None:
+        upstream = self.upstream(in_turn(Answer(429), Answer(404), Answer(404), Answer(429)))
+        self.failureResultOf(self.manifest(upstream), Throttled)
+        self.failureResultOf(OPERATIONS["blob"](upstream), Missing)
+        self.failureResultOf(OPERATIONS["tags"](upstream), Missing)
+        self.failureResultOf(OPERATIONS["blob"](upstream), Throttled)
+        self.failureResultOf(OPERATIONS["open_blob"](upstream), Throttled)
+        self.assertEqual(4, len(self.http.asked))
+
+    def test_429_is_not_tried_again(self) -> None:
+        upstream = self.upstream(in_turn(Answer(429)))
+        self.failureResultOf(self.manifest(upstream), Throttled)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_manifests_tell_of_the_budget(self) -> None:
+        told: dict[str, str | list[str]] = {
+            "ratelimit-limit": "100;w=21600",
+            "ratelimit-remaining": "10;w=21600",
+        }
+        for operation, answer in (
+            ("manifest", Answer(200, b"{}", told)),
+            ("manifest_digest", Answer(304, fields=told)),
+            ("manifest", Answer(429, fields=told)),
+        ):
+            upstream = self.upstream(in_turn(answer))
+            self.assertEqual(1, upstream.frugality())
+            Deferred.fromCoroutine(OPERATIONS[operation](upstream)).addErrback(lambda _: None)
+            self.assertAlmostEqual(5, upstream.frugality())
+
+    def test_blobs_do_not(self) -> None:
+        told: dict[str, str | list[str]] = {"RateLimit-Limit": "100", "RateLimit-Remaining": "0"}
+        upstream = self.upstream(in_turn(Answer(200, fields=told)))
+        self.successResultOf(upstream.blob(IMAGE, DIGEST))
+        self.assertEqual(1, upstream.frugality())
+
+
+def _satisfies_the_protocol(upstream: RegistryUpstream) -> Upstream:
+    """For the type checker."""
+    return upstream

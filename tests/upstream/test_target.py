@@ -1,0 +1,79 @@
+"""URLs."""
+
+from __future__ import annotations
+
+from twisted.trial.unittest import TestCase
+
+from artifactd.upstream.target import Target, is_loopback
+
+
+class TargetTests(TestCase):
+    def test_path_and_query_stay_as_they_were_written(self) -> None:
+        for resource in (
+            "/a%2fb//c/../%7e?X-Sig=a%2Bb%2F=&&z",
+            "//docker/registry?",
+            "/x;?a=[1]|2",
+            "/?next=http://other.example/?q",
+        ):
+            target = Target.parse(f"https://cdn.example{resource}")
+            self.assertEqual(target.resource, resource)
+            self.assertEqual(target.url, f"https://cdn.example{resource}")
+
+    def test_a_url_has_a_path_and_no_fragment(self) -> None:
+        self.assertEqual(Target.parse("http://h").url, "http://h/")
+        self.assertEqual(Target.parse("http://h?q#f").url, "http://h/?q")
+        self.assertEqual(Target.parse("http://h/#?q").url, "http://h/")
+
+    def test_the_host_is_in_lower_case_and_the_schemes_port_left_out(self) -> None:
+        self.assertEqual(
+            Target.parse("HTTPS://Registry.Example:443/V2/").authority, "registry.example"
+        )
+        self.assertEqual(Target.parse("http://h:8080/").authority, "h:8080")
+        self.assertEqual(Target.parse("http://h:/").port, 80)
+        self.assertEqual(Target.parse("https://h:80/").authority, "h:80")
+
+    def test_an_ipv6_address_is_bracketed_where_a_port_may_follow(self) -> None:
+        target = Target.parse("http://[0:0::1]:5000/v2/")
+        self.assertEqual((target.host, target.port), ("::1", 5000))
+        self.assertEqual(target.url, "http://[::1]:5000/v2/")
+
+    def test_what_may_not_be_in_a_url_is_encoded(self) -> None:
+        self.assertEqual(Target.parse(" http://h/a b\r\nc/é ").resource, "/a%20b%0D%0Ac/%C3%A9")
+
+    def test_other_urls_are_refused_without_repeating_them(self) -> None:
+        for url in (
+            "",
+            "/path",
+            "ftp://secret/",
+            "http:secret",
+            "http:///secret",
+            "http://user:secret@host/",
+            "http://secret:0/",
+            "http://secret:65536/",
+            "http://secret:x/",
+            "http://[secret]/",
+            "http://[::1/secret",
+            "http://-secret/",
+            "http://sec\\ret@host/",
+            "http://secrét/",
+        ):
+            error = self.assertRaises(ValueError, Target.parse, url)
+            self.assertNotIn("secret", str(error))
+
+    def test_a_location_may_be_relative(self) -> None:
+        base = Target.parse("https://registry.example:5000/v2/blobs/1?token=x")
+        for reference, url in (
+            ("/other?q", "https://registry.example:5000/other?q"),
+            ("2", "https://registry.example:5000/v2/blobs/2"),
+            ("../x", "https://registry.example:5000/v2/x"),
+            ("//cdn.example/x", "https://cdn.example/x"),
+            ("http://cdn.example//x?", "http://cdn.example//x?"),
+            ("a b", "https://registry.example:5000/v2/blobs/a%20b"),
+        ):
+            self.assertEqual(base.join(reference).url, url)
+
+    def test_loopback_is_known_by_address_and_by_name(self) -> None:
+        for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "localhost."):
+            self.assertTrue(is_loopback(host), host)
+        for host in ("128.0.0.1", "::2", "localhost.example", "127.0.0.1.example"):
+            self.assertFalse(is_loopback(host), host)
