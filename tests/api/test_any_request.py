@@ -1,4 +1,7 @@
-"""Whatever is asked, over real sockets: no answer is a 500, and every error is the spec's JSON."""
+"""
+Whatever is asked, over real sockets: every error is the spec's JSON, and none is a 500; a manifest
+that is not here may be a 502, since the upstream of these tests can't be reached.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +46,11 @@ class Asked:
     path: str
     headers: Mapping[str, bytes] = field(factory=dict)
     body: bytes = b""
+
+    @property
+    def may_go_upstream(self) -> bool:
+        """Whether it asks for a manifest, which nothing but the upstream may know; it is down."""
+        return self.method in ("GET", "HEAD") and "/manifests/" in self.path
 
 
 def quoted(words: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -189,14 +197,15 @@ class AnyRequestTests(ApiTestCase):
         connection.endheaders(asked.body)
         response = connection.getresponse()
         body = response.read()
-        self.assertLess(response.status, 500, (asked, body))
+        if not (response.status == 502 and asked.may_go_upstream):
+            self.assertLess(response.status, 500, (asked, body))
         version = response.getheader("Docker-Distribution-Api-Version")
         self.assertEqual(version, "registry/2.0", asked)
         if asked.method == "HEAD":
             self.assertEqual(body, b"", asked)
         elif response.status >= 400:
             (error,) = json.loads(body)["errors"]
-            self.assertIn(error["code"], CODES, asked)
+            self.assertIn(error["code"], CODES if response.status < 500 else {"UNKNOWN"}, asked)
             self.assertTrue(error["message"], asked)
         return response.status
 
