@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
+from artifactd.storage.extents import map_name
 from tests.crash.pulling import MIB, NAME, Pull, blob_path, content, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.daemon import Daemon
@@ -182,11 +183,14 @@ class KillTests(FillTestCase):
 
     async def test_a_part_that_had_come_is_not_fetched_again(self) -> None:
         span, part = f"bytes={12 * MIB}-{14 * MIB - 1}", CONTENT[12 * MIB : 14 * MIB]
+        map_file = self.file.with_name(map_name(self.file.name))
         self.held.release()
         for number in range(2):
             answer = await self.daemon.request("GET", blob_path(DIGEST), headers={"Range": span})
             self.assertEqual(answer.status, 206)
             self.assertTrue(answer.body == part, f"other bytes at answer {number}")
+            # The client need not wait until it is recorded.
+            await wait_for(lambda: b"." in map_file.read_bytes())
             await self.crash()
         self.assertEqual(self.ranges(), [span])
         await self.assert_whole()
