@@ -22,10 +22,12 @@ UPLOAD = f"/v2/crash/blobs/uploads/?digest={Digest.of(HELLO)}"
 BLOB = f"/v2/crash/blobs/{Digest.of(HELLO)}"
 
 
-def set_version(data: Path, version: int) -> None:
-    """Let the catalog in ``data`` say that it has another schema than it has."""
+def set_version(data: Path, version: int) -> int:
+    """Let the catalog in ``data`` say that it has another schema than it has; which it said."""
     with closing(sqlite3.connect(data / "catalog.sqlite3")) as db:
+        (said,) = db.execute("PRAGMA user_version").fetchone()
         db.execute(f"PRAGMA user_version = {version}")
+        return int(said)
 
 
 def environment(data: Path) -> dict[str, str]:
@@ -70,9 +72,9 @@ class StartTests(TestCase):
         daemon = await Daemon.start(self)
         self.assertEqual((await daemon.request("POST", UPLOAD, body=HELLO)).status, 201)
         await daemon.kill(signal.SIGTERM)
-        set_version(daemon.data, 99)
+        version = set_version(daemon.data, 99)
         self.assertRegex(await self.refusal(daemon.data), "has schema 99, made by a newer release")
-        set_version(daemon.data, 1)
+        set_version(daemon.data, version)
         await daemon.restart()
         self.assertEqual((await daemon.request("GET", BLOB)).body, HELLO)
 
