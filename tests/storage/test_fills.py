@@ -8,11 +8,13 @@ from zope.interface.verify import verifyObject
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.flow import HIGH_WATER
+from artifactd.storage.fillsessions import FilesystemFillSession
 from artifactd.storage.growing import FillInfo
 from tests.contracts.storage_fills import DIGEST
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 from tests.storage.filling import CHUNK, SlowFillTestCase
+
+HIGH_WATER = FilesystemFillSession.high_water
 
 
 class HopTests(SlowFillTestCase):
