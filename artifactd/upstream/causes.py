@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from OpenSSL import SSL
+from service_identity import CertificateError
 from twisted.internet import error
 from twisted.internet.ssl import VerificationError
 from twisted.python.failure import Failure
@@ -16,6 +17,7 @@ _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (error.ConnectionRefusedError, "connection refused"),
     (error.NoRouteError, "no route to it"),
     (VerificationError, "its certificate is for another name"),
+    (CertificateError, "its certificate has no valid name in it (subjectAltName)"),
     (SSL.SysCallError, "it broke off the TLS handshake"),
     (error.ConnectionAborted, "the connection was given up"),
     (error.ConnectionDone, "it closed the connection"),

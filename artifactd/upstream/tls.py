@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
+from weakref import ref
 
 from attrs import define, field, frozen
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import Certificate, optionsForClientTLS
 from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.startup import StartError
@@ -27,10 +32,16 @@ _NAMES = 32
 
 @implementer(IOpenSSLClientConnectionCreator)
 @frozen
-class _AlsoTrusting:
-    """What ``options`` make, with ``authorities`` trusted besides."""
+class _Verifying:
+    """
+    What ``options`` make, with ``authorities`` trusted besides.
+
+    The name is looked at here once more: Twisted lets a certificate pass in which service-identity
+    finds no name at all, or none that it understands.
+    """
 
     options: IOpenSSLClientConnectionCreator
+    identity: DNS_ID | IPAddress_ID
     authorities: tuple[X509, ...]
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
@@ -39,6 +50,21 @@ class _AlsoTrusting:
         assert store is not None
         for authority in self.authorities:
             store.add_cert(authority)  # no harm if it is there
+        protocol = ref(tlsProtocol)  # which has the connection, which has the callback
+
+        def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+            if depth or not ok:
+                return bool(ok)
+            try:
+                verify_service_identity(extract_patterns(certificate), [self.identity], [])
+            except Exception:
+                # Whatever it is: raised any further, it would be lost in OpenSSL.
+                if (asking := protocol()) is not None:
+                    asking.failVerification(Failure())
+                return False
+            return True
+
+        connection.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, verify)
         return connection
 
 
@@ -71,7 +97,15 @@ class Trust:
 
     def _make(self, host: str) -> IOpenSSLClientConnectionCreator:
         options = optionsForClientTLS(host, acceptableProtocols=[b"http/1.1"])
-        return _AlsoTrusting(options, self._authorities)
+        return _Verifying(options, _identity(host), self._authorities)
+
+
+def _identity(host: str) -> DNS_ID | IPAddress_ID:
+    try:
+        ip_address(host)
+    except ValueError:
+        return DNS_ID(host)
+    return IPAddress_ID(host)
 
 
 def _authorities(path: Path) -> tuple[X509, ...]:

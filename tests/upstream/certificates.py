@@ -45,13 +45,17 @@ class Authority:
         """
         TLS for a server.
 
-        :param hosts: names and addresses that its certificate is for.
+        :param hosts: names and addresses that its certificate is for; without any it has only the
+            ``Common Name`` "registry.example", which is none (RFC 9525, 6.3).
         :param protocols: what it offers by ALPN.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(_name(hosts[0]), self.name, key, -2 * DAY if expired else DAY)
-        names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
-        signed = builder.add_extension(names, critical=False).sign(self.key, hashes.SHA256())
+        subject = _name(hosts[0] if hosts else "registry.example")
+        builder = _builder(subject, self.name, key, -2 * DAY if expired else DAY)
+        if hosts:
+            names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+            builder = builder.add_extension(names, critical=False)
+        signed = builder.sign(self.key, hashes.SHA256())
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         both = PrivateCertificate.loadPEM(signed.public_bytes(Encoding.PEM) + secret)
         return CertificateOptions(

@@ -70,6 +70,15 @@ class VerificationTests(TlsCase):
         self.served()
         await self.assert_unreachable("its certificate is for another name", "other.example")
 
+    async def test_a_certificate_without_a_name_that_counts_is_refused(self) -> None:
+        for hosts in ((), ("*.*.example",), ("registry.example", "*.example.*")):
+            # So that it is seen at once if one is accepted.
+            self.serve(AUTHORITY.options(*hosts)).asked.get().addCallback(lambda on: on[0].answer())
+            for host in ("other.example", "127.0.0.1"):
+                await self.assert_unreachable(
+                    "its certificate has no valid name in it (subjectAltName)", host
+                )
+
     async def test_a_certificate_of_another_authority_is_refused(self) -> None:
         self.serve(OTHER.options("registry.example"))
         await self.assert_unreachable("TLS failed: certificate verify failed")
