@@ -12,7 +12,7 @@ from weakref import ref
 
 from attrs import define, field, frozen
 from OpenSSL import SSL
-from OpenSSL.crypto import X509
+from OpenSSL.crypto import X509, X509StoreFlags
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
@@ -50,6 +50,9 @@ class _Verifying:
         assert store is not None
         for authority in self.authorities:
             store.add_cert(authority)  # no harm if it is there
+        if self.authorities:
+            # Also one that somebody else vouches for, as a company's department is given.
+            store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
         protocol = ref(tlsProtocol)  # which has the connection, which has the callback
 
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:

@@ -34,6 +34,15 @@ class Authority:
         )
         return cls(subject, key, builder.sign(key, hashes.SHA256()))
 
+    def appoint(self, name: str) -> Authority:
+        """Another one, whom this one vouches for."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _name(name)
+        builder = _builder(subject, self.name, key, DAY).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        return Authority(subject, key, builder.sign(self.key, hashes.SHA256()))
+
     @property
     def pem(self) -> bytes:
         """Its own certificate."""

@@ -87,6 +87,12 @@ class VerificationTests(TlsCase):
         self.serve(AUTHORITY.options("registry.example", expired=True))
         await self.assert_unreachable("TLS failed: certificate verify failed")
 
+    async def test_an_authority_in_the_file_needs_nobody_to_vouch_for_it(self) -> None:
+        appointed = OTHER.appoint("an authority of a department")
+        self.ca_file.write_bytes(appointed.pem)
+        self.serve(appointed.options("registry.example"))
+        await self.assert_answers(transport=self.make(TransportSettings(ca_file=self.ca_file)))
+
     async def test_without_the_file_its_authority_is_unknown(self) -> None:
         self.served()
         transport = self.make()
