@@ -131,10 +131,13 @@ class RegistryApi:
             return Missing(
                 f"{error.reason} (anonymously: it is not there, or not for us)", error.status
             )
+        withheld = self.login.withheld(request.image)
         self.login.reject(request.image, sent)
         if sent.token is None and error.status == 401:
             return LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
-        return Missing(f"{error.reason} ({sent.who}: it is not there, or not for us)", error.status)
+        why = f"{sent.who}: it is not there, or not for us"
+        why = f"{why}; {withheld}" if withheld else why
+        return Missing(f"{error.reason} ({why})", error.status)
 
 
 def _secrets(authorization: Authorization | None) -> tuple[str, ...]:

@@ -98,6 +98,19 @@ class Login:
             401,
         )
 
+    def withheld(self, image: str) -> str:
+        """
+        Where the token for ``image`` was asked for without the credentials that there are: a
+        sentence's end that says so, else nothing.
+        """
+        wanted = self._wanted.get(image)
+        if wanted is None or self.disclosure.shows(wanted.realm):
+            return ""
+        try:
+            return _withheld_from(wanted.realm) if self._credentials() else ""
+        except LoginRefused:
+            return ""
+
     def reject(self, image: str, refused: Authorization) -> None:
         """``refused`` does not do, fresh as it is: don't send it again."""
         wanted = self._wanted.pop(image, None)
@@ -151,9 +164,7 @@ class Login:
             return await self.tokens.fetch(wanted, None)
         except Missing as error:
             raise LoginRefused(
-                f"{error.reason} (the credentials are not shown to {wanted.realm.authority}:"
-                " list it in auth_hosts if it may have them)",
-                error.status,
+                f"{error.reason} ({_withheld_from(wanted.realm)})", error.status
             ) from error
 
     def _from_credentials(self, refused: Authorization | None) -> Authorization:
@@ -181,3 +192,10 @@ class Login:
             raise LoginRefused(
                 f"the credentials for {self._host} can't be read (the log says why)"
             ) from None
+
+
+def _withheld_from(realm: Target) -> str:
+    return (
+        f"the credentials are not shown to {realm.authority}:"
+        " list it in auth_hosts if it may have them"
+    )

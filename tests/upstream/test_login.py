@@ -330,6 +330,21 @@ class DisclosureTests(LoginTestCase):
         self.assertIsInstance(error, LoginRefused)
         self.assertIn("not shown to auth.example: list it in auth_hosts", error.reason)
 
+    def test_so_is_who_gives_one_without_that_is_of_no_use(self) -> None:
+        upstream = self.upstream(
+            in_turn(
+                challenged('Bearer realm="https://auth.example/token"'),
+                json({"token": "t"}),
+                Answer(403),
+            ),
+            "https://reg.example",
+            credentials=lambda: BOB,
+        )
+        error = self.error(upstream)
+        self.assertIs(Missing, type(error))
+        self.assertIn("anonymously", error.reason)
+        self.assertIn("not shown to auth.example: list it in auth_hosts", error.reason)
+
     def test_a_realm_that_is_not_to_be_trusted_is_not_asked(self) -> None:
         for realm in (
             "http://reg.example/token",
