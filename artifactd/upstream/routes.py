@@ -21,6 +21,19 @@ from artifactd.upstream.tls import Trust
 from artifactd.upstream.tunnel import TunnelEndpoint
 
 
+class _VerbatimEndpoint(HostnameEndpoint):
+    """
+    Takes a name as it is: by IDNA, to which Twisted holds it, none has an underscore, or hyphens in
+    the third and fourth place, and hosts do.
+    """
+
+    @staticmethod
+    def _hostAsBytesAndText(host: Any) -> tuple[bool, bytes, str]:
+        labels = host.rstrip(".").split(".")
+        invalid = len(host) > 253 or not all(0 < len(label) < 64 for label in labels)
+        return invalid, host.encode("ascii"), host
+
+
 @implementer(IStreamClientEndpoint)
 @frozen
 class _WatchedEndpoint:
@@ -79,7 +92,7 @@ class Routes:
     def agent(self, target: Target, proxy: Proxy | None, hop: Hop) -> IAgent:
         """An agent for ``hop``, a request of ``target``."""
         address = proxy.address if proxy else target
-        socket: IStreamClientEndpoint = HostnameEndpoint(
+        socket: IStreamClientEndpoint = _VerbatimEndpoint(
             self._reactor, address.host, address.port, timeout=self._connect_timeout
         )
         if target.scheme == "https":

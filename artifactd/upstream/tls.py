@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
@@ -16,7 +14,7 @@ from OpenSSL.crypto import X509, X509StoreFlags
 from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
 from service_identity.pyopenssl import extract_patterns
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
-from twisted.internet.ssl import Certificate, optionsForClientTLS
+from twisted.internet.ssl import Certificate, CertificateOptions, platformTrust
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -25,34 +23,26 @@ from artifactd.startup import StartError
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
-# Names whose options are kept: each has a context with the platform's certificates in it, which
-# takes several milliseconds to make.
-_NAMES = 32
-
 
 @implementer(IOpenSSLClientConnectionCreator)
 @frozen
 class _Verifying:
     """
-    What ``options`` make, with ``authorities`` trusted besides.
+    Speaks TLS with a host.
 
-    The name is looked at here once more: Twisted lets a certificate pass in which service-identity
-    finds no name at all, or none that it understands.
+    Not Twisted's ``optionsForClientTLS``: that lets a certificate pass in which service-identity
+    finds no name at all, or one that it does not understand, and takes no name with an underscore.
     """
 
-    options: IOpenSSLClientConnectionCreator
+    host: str
     identity: DNS_ID | IPAddress_ID
-    authorities: tuple[X509, ...]
+    context: SSL.Context
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        connection: SSL.Connection = self.options.clientConnectionForTLS(tlsProtocol)
-        store = connection.get_context().get_cert_store()
-        assert store is not None
-        for authority in self.authorities:
-            store.add_cert(authority)  # no harm if it is there
-        if self.authorities:
-            # Also one that somebody else vouches for, as a company's department is given.
-            store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+        connection = SSL.Connection(self.context)
+        connection.set_alpn_protos([b"http/1.1"])
+        if isinstance(self.identity, DNS_ID):  # RFC 6066, 3: no addresses
+            connection.set_tlsext_host_name(self.host.encode("ascii"))
         protocol = ref(tlsProtocol)  # which has the connection, which has the callback
 
         def verify(_: SSL.Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
@@ -81,10 +71,8 @@ class Trust:
     """
 
     _authorities: tuple[X509, ...] = ()
-    _cached: Callable[[str], IOpenSSLClientConnectionCreator] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._cached = lru_cache(_NAMES)(self._make)
+    # Made when it is first needed: reading the platform's certificates takes several milliseconds.
+    _context: SSL.Context | None = field(default=None, init=False)
 
     @classmethod
     def load(cls, ca_file: Path | None) -> Self:
@@ -95,12 +83,26 @@ class Trust:
         return cls() if ca_file is None else cls(_authorities(ca_file))
 
     def options(self, host: str) -> IOpenSSLClientConnectionCreator:
-        """How to speak TLS with ``host``, a name or an address."""
-        return self._cached(host)
+        """
+        How to speak TLS with ``host``, a name or an address.
 
-    def _make(self, host: str) -> IOpenSSLClientConnectionCreator:
-        options = optionsForClientTLS(host, acceptableProtocols=[b"http/1.1"])
-        return _Verifying(options, _identity(host), self._authorities)
+        :raises ValueError: if it can't be one.
+        """
+        if self._context is None:
+            self._context = self._make()
+        name = host.rstrip(".")
+        return _Verifying(name, _identity(name), self._context)
+
+    def _make(self) -> SSL.Context:
+        context: SSL.Context = CertificateOptions(trustRoot=platformTrust()).getContext()
+        store = context.get_cert_store()
+        assert store is not None
+        for authority in self._authorities:
+            store.add_cert(authority)  # no harm if it is there
+        if self._authorities:
+            # Also one that somebody else vouches for, as a company's department is given.
+            store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
+        return context
 
 
 def _identity(host: str) -> DNS_ID | IPAddress_ID:

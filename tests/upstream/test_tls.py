@@ -66,6 +66,21 @@ class VerificationTests(TlsCase):
         await self.assert_answers()
         await self.assert_answers("127.0.0.1")
 
+    async def test_its_name_may_be_one_that_idna_does_not_allow(self) -> None:
+        for host in ("my_bucket.cdn.example", "ab--cd.cdn.example"):
+            self.reactor.names[host] = "127.0.0.1"
+            self.serve(AUTHORITY.options(host))
+            await self.assert_answers(host)
+            self.serve(AUTHORITY.options("*.cdn.example"))
+            await self.assert_answers(host)
+
+    async def test_the_server_is_told_its_name_but_no_address(self) -> None:
+        for host, name in (("registry.example", b"registry.example"), ("127.0.0.1", None)):
+            self.served()
+            peer = await self.assert_answers(host)
+            transport: Any = peer.transport
+            self.assertEqual(name, transport._tlsConnection.get_servername())
+
     async def test_a_certificate_for_another_name_is_refused(self) -> None:
         self.served()
         await self.assert_unreachable("its certificate is for another name", "other.example")

@@ -82,6 +82,17 @@ class FailureTests(TransportCase):
             error = await self.error(asking)
             self.assertIn("not the name of a host", error.reason)
 
+    async def test_a_name_that_idna_does_not_allow_is_asked_for_none_the_less(self) -> None:
+        for host in ("my_registry", "ab--cd.example"):
+            self.reactor.names[host] = "127.0.0.1"
+            answer = start(self.transport.request("GET", self.server.url("/", host), {}))
+            answer.addErrback(lambda failure: self.fail(str(failure.value)))
+            if not answer.called:
+                peer, request = await self.server.asked.get()
+                self.assertEqual([f"{host}:{self.server.port}"], request.values("host"))
+                peer.answer()
+            await (await answer).read(0)
+
     async def test_a_port_where_nobody_listens_is_unreachable(self) -> None:
         # Twisted tries the next address of a name after a time, so that has to be real.
         transport = Transport.make(reactor, TransportSettings(), {})
