@@ -30,7 +30,8 @@ class _Rule:
         try:
             return cls(None, ip_network(host, strict=False), port)
         except ValueError:
-            return cls(host.removeprefix("*").strip("."), None, port)
+            domain = host.removeprefix("*").strip(".")
+            return cls(domain if domain or host == "*" else None, None, port)
 
     def covers(self, host: str, port: int) -> bool:
         if self.port not in (None, port):

@@ -114,6 +114,10 @@ class NoProxyTests(TestCase):
         self.assert_leaves("", "a.example", "10.0.0.1")
         self.assert_leaves(" , ", "a.example")
 
+    def test_what_cant_be_understood_covers_nothing(self) -> None:
+        for rule in (".", "*.", ":443", "http://a.example", "[fd00::1", "10.0.0.0/99"):
+            self.assert_leaves(rule, "a.example", "10.0.0.1", "fd00::1")
+
     def test_addresses_and_networks_cover_addresses(self) -> None:
         self.assert_covers("10.0.0.1", "10.0.0.1")
         self.assert_covers("10.1.2.3/8", "10.255.0.1")
