@@ -59,11 +59,13 @@ class Target:
         """
         What a ``Location`` here means (RFC 9110, 10.2.2).
 
+        :param reference: bytes beyond ASCII as in ISO 8859-1.
         :raises ValueError: as :meth:`parse`.
         """
-        if not _ABSOLUTE.match(reference.strip()):
-            reference = urljoin(self.url, quote(reference.strip(), safe=_PRINTABLE))
-        return self.parse(reference)
+        location = quote(reference.strip(), safe=_PRINTABLE, encoding="iso-8859-1")
+        return self.parse(
+            location if _ABSOLUTE.match(location) else urljoin(self.url, location),
+        )
 
     @property
     def origin(self) -> tuple[str, str, int]:

@@ -72,6 +72,11 @@ class TargetTests(TestCase):
         ):
             self.assertEqual(base.join(reference).url, url)
 
+    def test_a_location_beyond_ascii_keeps_its_bytes(self) -> None:
+        base = Target.parse("https://registry.example/v2/")
+        for text in ("/\xc3\xa9?\xff", "https://registry.example/\xc3\xa9?\xff"):  # ISO 8859-1
+            self.assertEqual(base.join(text).url, "https://registry.example/%C3%A9?%FF")
+
     def test_loopback_is_known_by_address_and_by_name(self) -> None:
         for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost", "localhost."):
             self.assertTrue(is_loopback(host), host)
