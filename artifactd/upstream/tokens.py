@@ -150,7 +150,7 @@ class Tokens:
         text = answer.token or answer.access_token or ""
         if not _PRINTABLE.fullmatch(text):
             raise LoginRefused(f"{response.host} answers without a token")
-        lifetime = min(max(answer.expires_in or 0.0, _LEAST), _MOST)
+        lifetime = min(max(_LEAST, answer.expires_in or 0.0), _MOST)  # in this order NaN is least
         left = lifetime - _age(answer.issued_at, response)
         margin = min(lifetime * _SHARE_LEFT, _SECONDS_LEFT)
         user = credentials.username if credentials else None

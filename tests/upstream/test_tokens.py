@@ -111,7 +111,7 @@ class TokensTests(SynchronousTestCase):
 
     def test_it_lives_for_a_minute_at_least(self) -> None:
         for token in ({}, {"expires_in": None}, {"expires_in": 1}, {"expires_in": -5},
-                      {"expires_in": 0}, {"expires_in": "60"}):  # fmt: skip
+                      {"expires_in": 0}, {"expires_in": "60"}, {"expires_in": "nan"}):  # fmt: skip
             self.assert_good_for(54, token)
 
     def test_it_is_used_for_a_day_at_most(self) -> None:
