@@ -87,7 +87,7 @@ class CircuitBreaker:
         :param trial: what :meth:`admit` said.
         """
         self._failures += 1
-        if trial:
+        if trial and self._until is not None:
             self._trying = False
         elif self._until is not None or self._failures < self.settings.failures:
             return  # begun before the pause: it tells nothing new

@@ -103,3 +103,15 @@ class CircuitBreakerTests(SynchronousTestCase):
         self.fail_in_a_row(5)
         self.breaker.answered()
         self.assertFalse(self.breaker.admit())
+
+    def test_a_trial_that_fails_after_a_late_answer_is_one_failure_of_five(self) -> None:
+        self.breaker.admit()
+        self.fail_in_a_row(5)
+        self.clock.advance(5)
+        trial = self.breaker.admit()
+        self.breaker.answered()
+        self.breaker.failed(trial, "timed out")
+        self.fail_in_a_row(3)
+        self.assertFalse(self.breaker.admit())
+        self.fail_in_a_row()
+        self.assertRaises(Interrupted, self.breaker.admit)
