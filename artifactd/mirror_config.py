@@ -45,14 +45,16 @@ def docker(settings: Settings, url: str) -> str:
 def containerd(settings: Settings, url: str) -> str:
     """
     For ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each remote repository;
-    containerd adds ``ns=<registry>`` to what it asks for.
+    that answers for a host: containerd adds ``ns=<registry>`` to what it asks for.
     """
     return "\n".join(_containerd(settings, url))
 
 
 def _containerd(settings: Settings, url: str) -> Iterator[str]:
-    for name, remote in _remotes(settings).items():
-        host = "docker.io" if "docker.io" in remote.hosts else next(iter(remote.hosts), name)
+    for remote in _remotes(settings).values():
+        if not remote.hosts:
+            continue
+        host = "docker.io" if "docker.io" in remote.hosts else remote.hosts[0]
         yield f"# /etc/containerd/certs.d/{host}/hosts.toml"
         yield f'server = "{remote.upstream}"'
         yield ""

@@ -48,6 +48,12 @@ class MirrorConfigTests(TestCase):
             self.assertEqual(document["server"], upstream)
             self.assertEqual(document["host"][URL]["capabilities"], ["pull", "resolve"])
 
+    def test_containerd_is_not_sent_where_its_ns_would_be_unknown(self) -> None:
+        settings = self.settings(
+            '[repository.mine]\nkind = "remote"\nupstream = "https://ghcr.io"\nhosts = []\n'
+        )
+        self.assertEqual("", containerd(settings, URL))
+
     def test_podman_has_a_mirror_for_each_upstream_below_its_prefix_here(self) -> None:
         document = tomllib.loads(podman(self.two(), URL))
         mirrors = {registry["prefix"]: registry["mirror"][0] for registry in document["registry"]}
