@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from OpenSSL.crypto import FILETYPE_PEM, dump_certificate
 from twisted.internet.ssl import CertificateOptions
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
@@ -107,6 +108,16 @@ class VerificationTests(TlsCase):
         self.ca_file.write_bytes(appointed.pem)
         self.serve(appointed.options("registry.example"))
         await self.assert_answers(transport=self.make(TransportSettings(ca_file=self.ca_file)))
+
+    async def test_a_servers_own_certificate_in_the_file_is_good_for_its_name_alone(self) -> None:
+        options = OTHER.options("registry.example")
+        assert options.certificate is not None
+        self.ca_file.write_bytes(dump_certificate(FILETYPE_PEM, options.certificate))
+        transport = self.make(TransportSettings(ca_file=self.ca_file))
+        self.serve(options)
+        await self.assert_answers(transport=transport)
+        error = await self.error(self.ask("other.example", transport))
+        self.assertIn("its certificate is for another name", error.reason)
 
     async def test_without_the_file_its_authority_is_unknown(self) -> None:
         self.served()
