@@ -9,7 +9,7 @@ once when nobody wants more, and not to take headers without end.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 from twisted.internet import tcp
@@ -83,7 +83,13 @@ class Connection(ProtocolWrapper):
         return transport
 
 
-class ConnectionFactory(WrappingFactory[Connection]):
+if TYPE_CHECKING:
+    _WrappingFactory = WrappingFactory[Connection]
+else:
+    _WrappingFactory = WrappingFactory  # not generic in all the versions of Twisted that do
+
+
+class ConnectionFactory(_WrappingFactory):
     """Puts a :class:`Connection` under each protocol of ``wrapped``."""
 
     noisy = False
