@@ -37,7 +37,7 @@ setup(
         "klein>=24.8",
         "msgspec>=0.19",
         "prometheus-client>=0.20",
-        "service-identity>=23.1",
+        "service-identity>=24.2",  # before, it fails with the pyOpenSSL of today
         "tqdm>=4.66",
         "treq>=24.9",
         "twisted[tls]>=25.5,<27",  # artifactd.web rests on names that Twisted may move
