@@ -34,11 +34,12 @@ class HttpResponse(Protocol):
     def headers(self, name: str) -> list[str]:
         """All values of a header field."""
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
         The whole body.
 
-        :raises Unreachable: if it has more than ``limit`` bytes, or breaks off.
+        :param seconds: in which all of it has to come; ``None``: as long as some of it comes.
+        :raises Unreachable: if it has more than ``limit`` bytes, or breaks off, or takes longer.
         """
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:

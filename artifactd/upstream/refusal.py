@@ -14,8 +14,10 @@ from artifactd.upstream.errors import (
 from artifactd.upstream.http import HttpResponse
 from artifactd.upstream.throttle import retry_after
 
-# Bytes of the body of an error that are read, and characters of its message that are passed on.
+# Bytes of the body of an error that are read, seconds that it may take, since nobody shall wait for
+# its words, and characters of its message that are passed on.
 _BODY = 64 << 10
+_SECONDS = 5.0
 _MESSAGE = 200
 
 
@@ -35,7 +37,7 @@ _decoder = msgspec.json.Decoder(_Body)
 
 async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     """
-    The error that ``response`` is, its body read to the end.
+    The error that ``response`` is, its body read to the end, if that comes soon.
 
     :param secrets: what was sent along: a message that repeats one of them is left out.
     """
@@ -63,7 +65,7 @@ def error_of(response: HttpResponse, what: str) -> UpstreamError:
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
     """``: `` and what the body says went wrong; or nothing."""
     try:
-        body = _decoder.decode(await response.read(_BODY))
+        body = _decoder.decode(await response.read(_BODY, _SECONDS))
     except (UpstreamError, msgspec.MsgspecError, ValueError, RecursionError):
         return ""
     message = (body.errors[0].message if body.errors else body.message) or ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from attrs import define, field
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 
 from artifactd.upstream.body import Delivery, Pieces, Refusal
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.errors import TimedOut, Unreachable
 
 DROPPED_BYTES = 64 * 1024
 DROPPED_SECONDS = 5.0
@@ -61,19 +61,26 @@ class Response:
         values = self._original.headers.getRawHeaders(name.encode("ascii"), [])
         return [value.decode("iso-8859-1") for value in values]
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
         The whole body.
 
+        :param seconds: in which all of it has to come; ``None``: as long as some of it comes.
         :raises Unreachable: if it has more than ``limit`` bytes, or breaks off.
-        :raises TimedOut: if it stands still.
+        :raises TimedOut: if it stands still, or does not come in time.
         """
         pieces = Pieces(limit)
         if self.length is not None and self.length > limit:
             pieces.exceeded = True
             self.abort()
         else:
-            await self.deliver_to(pieces)
+            delivered = self.deliver_to(pieces)
+            if seconds is not None:
+                delivered.addTimeout(seconds, self._clock)
+            try:
+                await delivered
+            except TimeoutError:
+                raise TimedOut(f"{self.host} did not end within {seconds:g} seconds") from None
         if pieces.exceeded:
             raise Unreachable(f"{self.host} sends more than the {limit} bytes that there may be")
         return pieces.content

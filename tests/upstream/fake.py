@@ -89,7 +89,7 @@ class Answer:
     def header(self, name: str) -> str | None:
         return next(iter(self.headers(name)), None)
 
-    async def read(self, limit: int) -> bytes:
+    async def read(self, limit: int, seconds: float | None = None) -> bytes:
         self.ended.append("read")
         if self.broken:
             raise self.broken

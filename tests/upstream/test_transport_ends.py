@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError
 
+from artifactd.upstream.refusal import refusal
 from tests.upstream.bodies import BodyCase
 from tests.upstream.sinks import Sink
 from tests.upstream.wire import start
@@ -72,6 +73,19 @@ class EndTests(BodyCase):
         body = start(response.read(10))
         peer.send(b"a\r\n0123456789\r\n0\r\n\r\n")
         self.assertEqual(await body, b"0123456789")
+
+    async def test_the_words_of_an_error_are_not_waited_for(self) -> None:
+        peer, response = await self.opened("Transfer-Encoding: chunked")
+        told = start(refusal(response))
+        for _ in range(4):
+            peer.send(b"1\r\n{\r\n")
+            await self.round_trip()
+            self.clock.advance(1)
+            self.assertFalse(told.called)
+        self.clock.advance(1)
+        self.assertTrue(told.called)
+        self.assertEqual("127.0.0.1", (await told).reason.partition(":")[0])
+        await peer.lost
 
 
 class GivingUpTests(BodyCase):
