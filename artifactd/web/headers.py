@@ -74,7 +74,7 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
         headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
     if provenance.stale is not None:
         reason = _UNQUOTED.sub("", provenance.stale)[:200]
-        headers["Warning"] = f'299 artifactd "stale: {reason}"'
+        headers["Warning"] = f'299 - "stale: {reason}"'
     return headers
 
 

@@ -146,7 +146,7 @@ class MirrorCase(TestCase):
             r"^artifactd; fwd=stale(; fwd-status=\d+)?; detail=stale$",
         )
         self.assertEqual(answer.header("X-Artifact-Source"), "cache")
-        self.assertRegex(answer.header("Warning") or "", f'^299 artifactd "stale: .*{reason}.*"$')
+        self.assertRegex(answer.header("Warning") or "", f'^299 - "stale: .*{reason}.*"$')
 
     def assert_refused(self, answer: Answer, status: int, code: str, reason: str = "") -> Any:
         """``answer`` is one error of the spec, and no challenge; its ``detail``."""
