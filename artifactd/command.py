@@ -16,6 +16,7 @@ from artifactd.mirror_config import CLIENTS, own_url
 from artifactd.options import SettingsOptions
 from artifactd.startup import StartError
 from artifactd.storage.folder import MARKER, DataFolder
+from artifactd.wiring_remote import check_ca_files
 
 _PROGRESS = 1000  # blobs between two lines
 
@@ -26,7 +27,9 @@ class CheckConfig(SettingsOptions):
     longdesc = "Check the settings and print those in force."
 
     def run(self) -> int:
-        print(f"ok\n\n{self.load()}")
+        settings = self.load()
+        check_ca_files(settings)
+        print(f"ok\n\n{settings}")
         return 0
 
 

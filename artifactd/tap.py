@@ -146,6 +146,8 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
         min_chunk=int(settings.min_chunk),
     )
     access_log = AccessLog(settings.access_log, settings.access_log_file)
+    _open(access_log)
+    opened.callback(access_log.close)
     site = RegistrySite(ApiResource(api.app), reactor, access_log, settings.idle_timeout)
     ports = []
     for description in settings.listen:
@@ -156,6 +158,14 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
     )
     return _Running(ports, site, access_log, sweep, parts)
+
+
+def _open(access_log: AccessLog) -> None:
+    """Before a listener does it, whose address would be named instead."""
+    try:
+        access_log.open()
+    except OSError as error:
+        raise StartError(f"access_log_file: {access_log.path}: {error.strerror}") from error
 
 
 def _listen(description: str, site: RegistrySite, reactor: Any) -> IListeningPort:

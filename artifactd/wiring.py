@@ -33,7 +33,7 @@ from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadSt
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.threads import RunInThread
-from artifactd.wiring_remote import RemoteWiring
+from artifactd.wiring_remote import RemoteWiring, check_ca_files
 
 
 @frozen
@@ -74,6 +74,7 @@ def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
     :param opened: is given what has to be closed if the rest fails.
     :raises StartError: if it can't be done as things are.
     """
+    check_ca_files(settings)
     names = _names(settings)
     folder = DataFolder.open(settings.data)
     opened.callback(folder.close)

@@ -13,6 +13,7 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
+from artifactd.config_tables import key
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import Counters, RepositoryCounters
 from artifactd.registry.eviction import Eviction, EvictionRules
@@ -25,9 +26,11 @@ from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests, TagRules
 from artifactd.registry.stored import Stored
+from artifactd.startup import StartError
 from artifactd.storage.threads import RunInThread
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
+from artifactd.upstream.tls import Trust
 from artifactd.upstream.transport import Transport, TransportSettings
 
 
@@ -53,7 +56,11 @@ class RemoteWiring:
     _parts: list[Parts] = field(factory=list, init=False)
 
     def repository(self, name: str, settings: RemoteSettings) -> RemoteRepository:
-        """The repository ``name``.  :raises StartError: if its ca_file can't be used."""
+        """
+        The repository ``name``.
+
+        :raises StartError: if the environment names a proxy that can't be used.
+        """
         counters = self.counters.of(name)
         upstream = self._upstream(name, settings, counters)
         refusals = Refusals(self.reactor, settings.negative_freshness)
@@ -144,6 +151,16 @@ class RemoteWiring:
     def _names(self, name: str, settings: RemoteSettings) -> NameRules:
         local_only = self.settings.default.local_only
         return NameRules(settings.allow, settings.deny, local_only, str(settings.library))
+
+
+def check_ca_files(settings: Settings) -> None:
+    """:raises StartError: naming the first ``ca_file`` that can't be used."""
+    for name, each in settings.repository.items():
+        if isinstance(each, RemoteSettings) and each.ca_file:
+            try:
+                Trust.load(Path(each.ca_file))
+            except StartError as error:
+                raise StartError(f"repository.{key(name)}.ca_file: {error}") from None
 
 
 def _tag_rules(settings: RemoteSettings) -> TagRules:

@@ -44,6 +44,21 @@ class CheckConfigTests(TestCase):
         )
 
 
+    async def test_an_authority_that_can_not_be_read_is_named_as_at_the_start(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text(
+            '[repository."ghcr.io"]\nkind = "remote"\nupstream = "https://ghcr.io"\n'
+            'ca_file = "/absent.pem"\n'
+        )
+        result = await artifactd(self, "check-config", "--config", str(path))
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertEqual(
+            result.err,
+            'artifactd: repository."ghcr.io".ca_file: the CA file /absent.pem can\'t be read:'
+            " No such file or directory\n",
+        )
+
+
 class CommandTests(TestCase):
     async def test_without_a_command_it_says_which_there_are(self) -> None:
         result = await artifactd(self)

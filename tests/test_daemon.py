@@ -43,6 +43,15 @@ class StartTests(TestCase):
         self.assertIn(f"the data folder {other} holds other things ('thesis.tex')", said)
         self.assertNotIn("Traceback", said)
 
+    async def test_an_access_log_that_can_not_be_written_is_named(self) -> None:
+        said = await self.start_in_vain(
+            ARTIFACTD_LISTEN="tcp:0:interface=127.0.0.1",
+            ARTIFACTD_DATA=str(Path(self.mktemp()).absolute()),
+            ARTIFACTD_ACCESS_LOG_FILE="/absent/log",
+        )
+        self.assertIn("artifactd: access_log_file: /absent/log: No such file", said)
+        self.assertNotIn("Traceback", said)
+
     async def test_an_address_in_use_is_named(self) -> None:
         daemon = await Daemon.start(self)
         address = f"tcp:{daemon.port}:interface=127.0.0.1"
