@@ -6,11 +6,14 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 from twisted.python import usage
 
 from artifactd import __version__
 from artifactd.backup import Backup
+from artifactd.config_tables import shown
+from artifactd.config_types import Url
 from artifactd.maintenance import Purge, Release, Warm
 from artifactd.mirror_config import CLIENTS, own_url
 from artifactd.options import SettingsOptions
@@ -84,8 +87,8 @@ class MirrorConfig(SettingsOptions):
 
     def run(self) -> int:
         settings = self.load()
-        url = self["url"] or own_url(settings)
-        print(CLIENTS[self.client](settings, url.rstrip("/")), end="")
+        url = own_url(settings) if self["url"] is None else _base_url(self["url"])
+        print(CLIENTS[self.client](settings, url), end="")
         return 0
 
 
@@ -127,6 +130,19 @@ def main() -> int:
     except (usage.UsageError, StartError, OSError) as error:
         print(f"artifactd: {error}", file=sys.stderr)
         return 1
+
+
+def _base_url(text: str) -> str:
+    """:raises UsageError: if ``text`` is no URL of a host alone."""
+    try:
+        url = Url.parse(text)
+        if urlsplit(url).path:
+            raise ValueError(text)
+    except ValueError:
+        raise usage.UsageError(
+            f'--url: expected one such as "http://cache.example:5000", got {shown(text)}'
+        ) from None
+    return url
 
 
 def _progress(backup: Backup) -> None:

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
+from artifactd.startup import StartError
 
+_HUB = "docker.io"
 _LISTENING = re.compile(r"(?P<kind>tcp|ssl):(?:port=)?(?P<port>\d+)(?P<rest>.*)")
 _INTERFACE = re.compile(r":interface=(?P<host>(?:\\:|[^:])+)")
 _LOOPBACK = re.compile(r"localhost|127\..*|\[::1\]")
@@ -35,7 +37,17 @@ def own_url(settings: Settings) -> str:
 
 
 def docker(settings: Settings, url: str) -> str:
-    """For ``/etc/docker/daemon.json``: Docker Engine asks mirrors for Docker Hub's images only."""
+    """
+    For ``/etc/docker/daemon.json``: Docker Engine asks mirrors for Docker Hub's images only.
+
+    :raises StartError: if those are not answered for here, by the names that it asks for.
+    """
+    pulled = [each for name, each in _remotes(settings).items() if name in settings.default.pull]
+    if not any(each.library or _HUB in each.hosts for each in pulled):
+        raise StartError(
+            "default.pull: expected a repository of Docker Hub: Docker asks for its images by their"
+            " bare names"
+        )
     document: dict[str, object] = {"registry-mirrors": [url]}
     if _is_insecure(url):
         document["insecure-registries"] = [urlsplit(url).netloc]
@@ -44,17 +56,14 @@ def docker(settings: Settings, url: str) -> str:
 
 def containerd(settings: Settings, url: str) -> str:
     """
-    For ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each remote repository;
-    that answers for a host: containerd adds ``ns=<registry>`` to what it asks for.
+    For ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each registry that a remote
+    repository answers for; containerd adds ``ns=<registry>`` to what it asks for.
     """
     return "\n".join(_containerd(settings, url))
 
 
 def _containerd(settings: Settings, url: str) -> Iterator[str]:
-    for remote in _remotes(settings).values():
-        if not remote.hosts:
-            continue
-        host = "docker.io" if "docker.io" in remote.hosts else remote.hosts[0]
+    for host, _, remote in _registries(settings):
         yield f"# /etc/containerd/certs.d/{host}/hosts.toml"
         yield f'server = "{remote.upstream}"'
         yield ""
@@ -70,8 +79,7 @@ def podman(settings: Settings, url: str) -> str:
 
 def _podman(settings: Settings, url: str) -> Iterator[str]:
     address = urlsplit(url).netloc
-    for name, remote in _remotes(settings).items():
-        host = "docker.io" if "docker.io" in remote.hosts else next(iter(remote.hosts), name)
+    for host, name, _ in _registries(settings):
         yield "[[registry]]"
         yield f'prefix = "{host}"'
         yield f'location = "{host}"'
@@ -92,6 +100,16 @@ CLIENTS: Mapping[str, Callable[[Settings, str], str]] = {
 
 def _remotes(settings: Settings) -> Mapping[str, RemoteSettings]:
     return {n: r for n, r in settings.repository.items() if isinstance(r, RemoteSettings)}
+
+
+def _registries(settings: Settings) -> Iterator[tuple[str, str, RemoteSettings]]:
+    """The hosts that clients name registries by, each with the repository that answers for it."""
+    for name, remote in _remotes(settings).items():
+        for host in remote.hosts:
+            # What a reference begins with is a host only if it looks like one; and whichever of
+            # Docker Hub's hosts it is, clients make "docker.io" of it.
+            if re.search("[.:]|^localhost$", host) and (host == _HUB or _HUB not in remote.hosts):
+                yield host, name, remote
 
 
 def _is_insecure(url: str) -> bool:

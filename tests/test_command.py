@@ -43,7 +43,6 @@ class CheckConfigTests(TestCase):
             f"artifactd: {path}: threads: expected a whole number from 1 to 64, got 65\n",
         )
 
-
     async def test_an_authority_that_can_not_be_read_is_named_as_at_the_start(self) -> None:
         path = Path(self.mktemp())
         path.write_text(
@@ -68,6 +67,19 @@ class CommandTests(TestCase):
             "artifactd: say what to do: check-config, backup, mirror-config, warm, purge, release;"
             " --help tells more\n",
         )
+
+
+class MirrorConfigTests(TestCase):
+    async def test_it_is_printed_for_the_address_that_is_given(self) -> None:
+        result = await artifactd(self, "mirror-config", "--url", "http://[::1]:5000/", "podman")
+        self.assertEqual((result.status, result.err), (0, ""))
+        self.assertIn('location = "[::1]:5000/docker.io"', result.out.splitlines())
+
+    async def test_an_address_that_is_none_is_one_line(self) -> None:
+        for wrong in ("cache.example:5000", "http://cache.example/v2/", "http://me@cache", ""):
+            result = await artifactd(self, "mirror-config", "--url", wrong, "docker")
+            self.assertEqual((result.status, result.out), (1, ""), wrong)
+            self.assertRegex(result.err, r"\Aartifactd: --url: expected [^\n]+\n\Z")
 
 
 class BackUpTests(TestCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.config import Settings
 from artifactd.mirror_config import containerd, docker, own_url, podman
+from artifactd.startup import StartError
 
 URL = "http://127.0.0.1:5000"
 
@@ -64,6 +66,36 @@ class MirrorConfigTests(TestCase):
                 "ghcr.io": {"location": "127.0.0.1:5000/github", "insecure": True},
             },
         )
+
+    def test_only_what_looks_like_a_host_is_told_as_a_registry(self) -> None:
+        settings = self.settings(
+            '[repository.hub]\nkind = "remote"\nupstream = "https://ghcr.io"\n'
+            '[repository.corp]\nkind = "remote"\nupstream = "https://a.example:5000"\n'
+            'hosts = ["localhost", "a.example:5000", "corp"]\n'
+        )
+        document = tomllib.loads(podman(settings, URL))
+        self.assertEqual(
+            {
+                registry["prefix"]: registry["mirror"][0]["location"]
+                for registry in document["registry"]
+            },
+            {
+                "ghcr.io": "127.0.0.1:5000/hub",
+                "localhost": "127.0.0.1:5000/corp",
+                "a.example:5000": "127.0.0.1:5000/corp",
+            },
+        )
+        files = re.findall(
+            "(?m)^# /etc/containerd/certs.d/(.*)/hosts.toml$", containerd(settings, URL)
+        )
+        self.assertEqual(files, ["ghcr.io", "localhost", "a.example:5000"])
+
+    def test_docker_is_not_sent_here_for_what_is_not_answered(self) -> None:
+        for toml in (
+            '[repository."ghcr.io"]\nkind = "remote"\nupstream = "https://ghcr.io"\n',
+            '[default]\npull = ["local"]\n',
+        ):
+            self.assertRaisesRegex(StartError, "^default.pull: ", docker, self.settings(toml), URL)
 
     def test_podman_is_not_told_that_https_is_insecure(self) -> None:
         document = tomllib.loads(podman(self.settings(), "https://cache.example"))
