@@ -34,7 +34,7 @@ ROOMS = {
     "config_remote": ("oci", "startup", "quantity", "config_tables", "config_types"),
     "config_tables": ("startup", "quantity", "config_types"),
     "config_types": ("oci", "quantity"),
-    "mirror_config": ("config", "config_remote"),
+    "mirror_config": ("config", "config_remote", "startup"),
     "options": ("config",),
     "quantity": (),
     "startup": (),

@@ -32,6 +32,7 @@ class Provenance:
 
 
 LOCAL = Provenance()
+HIT = Provenance("cache")
 
 
 @frozen

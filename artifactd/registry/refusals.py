@@ -24,14 +24,16 @@ class Refusals:
 
     clock: IReactorTime
     seconds: float
-    _missing: OrderedDict[tuple[ImageName, Hashable], tuple[float, UpstreamError]] = field(
+    _missing: OrderedDict[tuple[ImageName, Hashable], tuple[float, Missing]] = field(
         factory=OrderedDict, init=False
     )
 
-    def of(self, image: ImageName, asked: Hashable) -> UpstreamError | None:
+    def of(self, image: ImageName, asked: Hashable) -> Missing | None:
         """The answer that still counts, or ``None``."""
         until, error = self._missing.get((image, asked), (0.0, None))
-        return error if self.clock.seconds() < until else None
+        if error is None or self.clock.seconds() >= until:
+            return None
+        return Missing(error.reason, error.status, asked=False)
 
     def remember(self, image: ImageName, asked: Hashable, error: UpstreamError) -> None:
         """Keep ``error`` if it says that what was asked for isn't there."""

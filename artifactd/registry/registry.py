@@ -117,15 +117,17 @@ class Registry:
         :raises Lost: if they were lost, and can't be had again.
         """
         image, record = found.image, found.record
-        try:
+        repository = self.repositories.get(image.repository)
+        if not isinstance(repository, RemoteRepository):
             return await self.stored.body(image, record.digest, record.size)
+        try:
+            body = await self.stored.body(image, record.digest, record.size)
         except Lost as error:
-            repository = self.repositories.get(image.repository)
-            if not isinstance(repository, RemoteRepository):
-                raise
             _log.warn("fetched again: {error}", error=error)
-        await repository.manifests.restore(image, record.digest)
-        return await self.stored.body(image, record.digest, record.size)
+            await repository.manifests.restore(image, record.digest)
+            body = await self.stored.body(image, record.digest, record.size)
+        repository.manifests.counters.client_bytes.inc(record.size)
+        return body
 
     async def mount(self, image: ImageName, digest: Digest, source: str | None) -> bool:
         """

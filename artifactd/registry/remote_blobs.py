@@ -19,7 +19,7 @@ from artifactd.registry.fetching import Corrupt
 from artifactd.registry.fill import Fill, FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.flights import Flights
-from artifactd.registry.found import BlobFound, BlobWanted, Provenance
+from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.registry.interrupt import Stopped
 from artifactd.registry.parts import NoRanges, Parts
 from artifactd.registry.reading import Reading
@@ -32,7 +32,6 @@ from artifactd.upstream.interfaces import Upstream
 
 _log = Logger()
 
-HIT = Provenance("cache", "hit")
 _ADMITTED = 4096
 
 

@@ -20,17 +20,16 @@ from artifactd.oci.name import ImageName, Tag
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.flights import Flights
-from artifactd.registry.found import ListWanted, Provenance, ReferrersFound, TagsFound
+from artifactd.registry.found import HIT, ListWanted, Provenance, ReferrersFound, TagsFound
 from artifactd.registry.referrers import index_of, referrers_page
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.remote_manifests import RemoteManifests
-from artifactd.registry.source import translated
+from artifactd.registry.source import stale, translated
 from artifactd.upstream.errors import Missing, Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream, UpstreamPage
 
 _log = Logger()
 
-_HIT = Provenance("cache", "hit")
 _Fetch = Callable[[], Awaitable[UpstreamPage]]
 
 
@@ -79,7 +78,8 @@ class RemoteLists:
                 raise translated(error, NameUnknown, name=str(image)) from error
             shown = cached[: wanted.limit]
             last = shown[-1] if shown and len(cached) > len(shown) else None
-            return TagsFound(shown, _behind(last, wanted), _stale(error.reason, error.status))
+            self.counters.stale.inc()
+            return TagsFound(shown, _behind(last, wanted), stale(error.reason, error.status))
         tags = _decode(_Tags, page.body, image).tags or []
         if how.stale is not None:
             cached = await self.catalog.tags(image, wanted.after, wanted.limit)
@@ -110,7 +110,8 @@ class RemoteLists:
             if not records or not self._stands_in:
                 raise translated(error, NameUnknown, name=str(image)) from error
             index, last = referrers_page(records, wanted.limit)
-            how = _stale(error.reason, error.status)
+            self.counters.stale.inc()
+            how = stale(error.reason, error.status)
             return ReferrersFound(index, _behind(last, wanted), artifact_type is not None, how)
         filtered = artifact_type is not None and "artifactType" in (page.filtered or "")
         if how.stale is None:
@@ -133,11 +134,11 @@ class RemoteLists:
         fresh = age is not None and 0 <= age < rules.freshness * self.upstream.frugality()
         if cached is not None and fresh:
             self.counters.hits.inc()
-            return cached, _HIT
+            return cached, HIT
         started = self.now()
         try:
             if rules.offline:
-                raise Missing("the upstream is not asked (offline)")
+                raise Missing("the upstream is not asked (offline)", asked=False)
             refused = self.refusals.of(image, key)
             if refused is not None:
                 raise refused
@@ -156,7 +157,7 @@ class RemoteLists:
             if cached is None or too_old:
                 raise
             self.counters.stale.inc()
-            return cached, _stale(error.reason, error.status)
+            return cached, stale(error.reason, error.status)
 
     async def _fetch(
         self, image: ImageName, key: str, fetch: _Fetch
@@ -207,11 +208,6 @@ def _upto(cached: list[str], page: list[str]) -> list[str]:
 def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
     """The query of the page behind ``last``."""
     return None if last is None else {**wanted.query, "last": last}
-
-
-def _stale(reason: str, status: int | None = None) -> Provenance:
-    told = f"; fwd-status={status}" if status else ""
-    return Provenance("cache", f"fwd=stale{told}; detail=stale", stale=reason)
 
 
 def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:

@@ -17,11 +17,11 @@ from artifactd.oci.name import ImageName, Reference, Tag
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.flights import Flights
-from artifactd.registry.found import ManifestFound, Provenance
+from artifactd.registry.found import HIT, ManifestFound, Provenance
 from artifactd.registry.patterns import matches
 from artifactd.registry.publication import publish
 from artifactd.registry.refusals import Refusals
-from artifactd.registry.source import translated
+from artifactd.registry.source import stale, translated
 from artifactd.storage.interfaces import BlobStore
 from artifactd.storage.threads import RunInThread
 from artifactd.upstream.errors import Unreachable, UpstreamError
@@ -29,7 +29,6 @@ from artifactd.upstream.interfaces import Upstream
 
 _log = Logger()
 
-HIT = Provenance("cache", "hit")
 _OFFLINE = "the upstream is not asked (offline)"
 _PARSE_IN_THREAD = 64 << 10
 
@@ -137,7 +136,8 @@ class RemoteManifests:
                 "this manifest is not cached, and the upstream is not asked (offline)",
                 {"name": str(image), "reference": str(reference)},
             )
-        return ManifestFound(cached.record, image, self._stale(_OFFLINE, None))
+        self.counters.stale.inc()
+        return ManifestFound(cached.record, image, stale(_OFFLINE))
 
     async def restore(self, image: ImageName, digest: Digest) -> None:
         """
@@ -161,7 +161,7 @@ class RemoteManifests:
         cached = await self._here(image, reference)
         if isinstance(cached, ManifestFound):
             return cached
-        refused = self.refusals.of(image, reference)
+        refused: UpstreamError | None = self.refusals.of(image, reference)
         if refused is None:
             try:
                 if cached is None or not isinstance(reference, Tag):
@@ -179,7 +179,7 @@ class RemoteManifests:
                 tag=reference,
                 reason=refused.reason,
             )
-            return ManifestFound(cached.record, image, self._stale(refused.reason, refused.status))
+            return ManifestFound(cached.record, image, stale(refused.reason, refused.status))
         told = translated(refused, ManifestUnknown, name=str(image), reference=str(reference))
         raise told from refused
 
@@ -187,10 +187,6 @@ class RemoteManifests:
         if not self.rules.max_stale:
             return True
         return self.now() - cached.checked_at < self.rules.freshness + self.rules.max_stale
-
-    def _stale(self, reason: str, status: int | None) -> Provenance:
-        told = f"; fwd-status={status}" if status else ""
-        return Provenance("cache", f"fwd=stale{told}; detail=stale", stale=reason)
 
     async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
         current = cached.record.digest

@@ -16,6 +16,7 @@ from artifactd.oci.errors import (
     TooManyRequests,
 )
 from artifactd.oci.name import ImageName
+from artifactd.registry.found import Provenance
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled, TimedOut, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 
@@ -36,6 +37,8 @@ def translated(error: UpstreamError, unknown: Unknown, **detail: object) -> Regi
     told = {**detail, "reason": error.reason}
     forwarded = f"artifactd; fwd=miss; fwd-status={error.status}"
     headers = {"Cache-Status": forwarded if error.status else "artifactd; fwd=miss"}
+    if isinstance(error, Missing) and not error.asked:
+        headers["Cache-Status"] = "artifactd; hit; detail=negative"
     answer: RegistryError
     if isinstance(error, Missing):
         answer = unknown("the upstream does not have it, or not for us", told)
@@ -50,6 +53,16 @@ def translated(error: UpstreamError, unknown: Unknown, **detail: object) -> Regi
         answer = BadGateway("the upstream can't be asked: try again later", told)
     answer.headers.update(headers)
     return answer
+
+
+def stale(reason: str, status: int | None = None) -> Provenance:
+    """
+    Of what stands in for an answer that the upstream did not give.
+
+    :param status: what it answered instead, if it did.
+    """
+    told = f"; fwd-status={status}" if status else ""
+    return Provenance("cache", f"fwd=stale{told}; detail=stale", stale=reason)
 
 
 @frozen

@@ -21,7 +21,13 @@ class Missing(UpstreamError):
     """
     It definitely does not have it, or does not let us have it: 404, 410, or 401 and 403 in spite of
     a fresh token (Docker Hub answers so for names that do not exist).
+
+    :ivar asked: whether it was asked just now; else this is what is remembered of it.
     """
+
+    def __init__(self, reason: str, status: int | None = None, *, asked: bool = True) -> None:
+        super().__init__(reason, status)
+        self.asked = asked
 
 
 class Throttled(UpstreamError):

@@ -164,6 +164,8 @@ class StaleTagListTests(ListCase):
         answer = await self.get(registry)
         self.assertEqual(tags_of(answer), ALL)
         self.assert_stale(answer, answer.body, "503")
+        metrics = await registry.request("GET", "/metrics")
+        self.assertIn(b'artifactd_stale_total{repository="docker.io"} 1.0', metrics.body)
         for n in (1, 2, 5):
             expected = [ALL[first : first + n] for first in range(0, len(ALL), n)]
             self.assertEqual(await pages(registry, f"{LIST}?n={n}", "tags"), expected)

@@ -28,6 +28,9 @@ class DigestTests(MirrorCase):
             self.assertNotIn("upstream", timings(again))
             self.assertEqual((again.body, digest_of(again)), (body, digest))
         self.assertEqual(self.hub.requests, [])
+        metrics = (await registry.request("GET", "/metrics")).body.decode()
+        sent = 2.0 * len(first.body)  # HEAD has none
+        self.assertIn(f'artifactd_client_bytes_total{{repository="docker.io"}} {sent}', metrics)
 
     async def test_a_restarted_registry_has_it_still(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")

@@ -257,10 +257,12 @@ class NegativeTests(StaleCase):
         ):
             first = await registry.request("GET", f"/v2/docker.io/alpine/{path}")
             self.assert_refused(first, 404, code)
+            self.assertEqual(first.header("Cache-Status"), "artifactd; fwd=miss; fwd-status=404")
             self.hub.forget_requests()
             for method in ("GET", "HEAD"):
                 again = await registry.request(method, f"/v2/docker.io/alpine/{path}")
                 self.assertEqual(again.status, 404)
+                self.assertEqual(again.header("Cache-Status"), "artifactd; hit; detail=negative")
             self.assertEqual(self.hub.requests, [])
 
     async def test_neither_is_the_list_of_an_image_that_is_not_there(self) -> None:
@@ -320,6 +322,8 @@ class OfflineTests(StaleCase):
             self.assert_refused(answer, 404, code, "offline")
         bare = await registry.request("GET", "/v2/alpine/manifests/latest")
         self.assert_stale(bare, self.body, "offline")
+        metrics = await registry.request("GET", "/metrics")
+        self.assertIn(b'artifactd_stale_total{repository="docker.io"} 4.0', metrics.body)
         self.assertEqual(self.hub.requests, [])
 
 
