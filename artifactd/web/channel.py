@@ -118,6 +118,7 @@ class RegistryChannel(http.HTTPChannel):
         self.transport.write(
             b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
             b"Docker-Distribution-Api-Version: registry/2.0\r\n"
+            b"Cache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(_BAD_REQUEST), _BAD_REQUEST)
         )
         self.loseConnection()

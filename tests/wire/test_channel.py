@@ -121,6 +121,7 @@ class MalformedTests(WireCase):
         received = self.refused(b"GET / SPDY/9\r\n\r\n")
         self.assertEqual(statuses(received), [400])
         self.assertIn(b'{"errors":[{"code":"', received)
+        self.assertIn(b"\r\nCache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n", received)
 
     def test_a_line_without_end(self) -> None:
         self.assertEqual(statuses(self.refused(b"GET /" + b"a" * 20_000)), [400])
