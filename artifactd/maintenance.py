@@ -197,9 +197,14 @@ class Warm(SettingsOptions):
     def _listed(self) -> list[str]:
         if self["file"] is None:
             return []
-        with sys.stdin if self["file"] == "-" else open(self["file"]) as lines:
-            texts = (line.partition("#")[0].strip() for line in lines)
-            return [text for text in texts if text]
+        try:
+            with (
+                sys.stdin if self["file"] == "-" else open(self["file"], encoding="utf-8") as lines
+            ):
+                texts = [line.partition("#")[0].strip() for line in lines]
+        except UnicodeError:
+            raise StartError(f"--file: {self['file']}: not UTF-8") from None
+        return [text for text in texts if text]
 
     async def _warm(self, parts: Assembly) -> int:
         from tqdm import tqdm  # noqa: PLC0415 - the daemon has no use for it

@@ -49,6 +49,10 @@ class WarmTests(MaintenanceTestCase):
         asked = {each.path.rpartition("/")[2] for each in self.hub.asked("*", MANIFESTS)}
         self.assertEqual(asked, {"1", str(self.arm)})
 
+    async def test_a_platform_that_it_does_not_have_is_told(self) -> None:
+        said = await self.assert_refused("warm", "--platform", "linux/amd46", f"docker.io/{NAME}:1")
+        self.assertIn("it has nothing for linux/amd46", said)
+
     async def test_without_a_platform_all_of_them_come(self) -> None:
         await self.do("warm", f"docker.io/{NAME}:1")
         self.assertTrue(all(map(self.here, (LAYER, ARM_LAYER, SHARED))))
@@ -98,6 +102,9 @@ class WarmTests(MaintenanceTestCase):
             await self.assert_refused("warm", wrong)
         await self.assert_refused("warm")
         await self.assert_refused("warm", "--file", "absent")
+        file = Path(self.mktemp()).absolute()
+        file.write_bytes(b"app\xff\n")
+        self.assertIn("not UTF-8", await self.assert_refused("warm", "--file", str(file)))
         self.assertEqual(self.hub.requests, [])
 
     async def test_a_blob_that_fails_is_told_and_status_1(self) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from attrs import define, frozen
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
 from artifactd.oci.name import Reference, parse_reference
 from artifactd.registry.fills import Fills
@@ -78,7 +79,7 @@ class Warming:
         """
         Get one image, all that belongs to it; how many blobs that were.
 
-        :raises RegistryError: if the upstream does not have it all.
+        :raises RegistryError: if the upstream does not have it all, or nothing for the platforms.
         """
         target = self.registry.target(image.name)
         return await self._manifest(target, image.reference)
@@ -90,17 +91,19 @@ class Warming:
         manifest = parse_manifest(content, record.media_type, record.digest, other_types=True)
         if manifest.media_type in INDEX_TYPES:
             return await self._children(target, manifest)
-        for descriptor in manifest.blobs:
-            if not descriptor.optional:
-                await self._blob(target, descriptor.digest)
-        return len(manifest.blobs)
+        needed = [descriptor for descriptor in manifest.blobs if not descriptor.optional]
+        for descriptor in needed:
+            await self._blob(target, descriptor.digest)
+        return len(needed)
 
     async def _children(self, target: Target, manifest: Manifest) -> int:
         index = msgspec.json.decode(manifest.content, type=_Index)
+        wanted = [child for child in index.manifests if self._wanted(child.platform)]
+        if index.manifests and not wanted:
+            raise ManifestUnknown(f"it has nothing for {' or '.join(self.platforms)}")
         count = 0
-        for child in index.manifests:
-            if self._wanted(child.platform):
-                count += await self._manifest(target, Digest.parse(child.digest))
+        for child in wanted:
+            count += await self._manifest(target, Digest.parse(child.digest))
         return count
 
     def _wanted(self, platform: _Platform | None) -> bool:
