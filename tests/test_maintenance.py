@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from artifactd.oci.digest import Digest
+from tests.crash.pulling import MIB, Pull, content
 from tests.crash.test_sweep import listed, stored
 from tests.maintaining import NAME, OTHER, MaintenanceTestCase
-from tests.upstreams.faulty import BLOBS, MANIFESTS
+from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
 
@@ -95,6 +96,36 @@ class PurgeTests(MaintenanceTestCase):
         for name in ("mine", "mine:1", f"mine@{digest}", "local/mine:1"):
             self.assertIn("not an image of an upstream", await self.assert_refused("purge", name))
         self.assertTrue(self.here(b"only here"))
+
+
+class PurgeInUseTests(MaintenanceTestCase):
+    """What is purged while a client of the daemon gets it, the client gets to its end."""
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.layer = content(32 * MIB)  # more than the sockets take
+        self.digest = Digest.of(self.layer)
+        self.hub.images.add_image(NAME, "1", self.layer)
+
+    async def test_what_is_being_read(self) -> None:
+        await self.pull("1")
+        reader = await Pull.start(self, self.daemon, self.digest)
+        await reader.reached(1)
+        reader.transport.pauseProducing()  # type: ignore[attr-defined]
+        await self.do("purge", f"docker.io/{NAME}")
+        self.assertEqual(stored(self.daemon.data), {})
+        reader.transport.resumeProducing()  # type: ignore[attr-defined]
+        await reader.ended()
+        self.assertEqual((reader.whole, reader.digest), (True, self.digest))
+
+    async def test_what_is_coming(self) -> None:
+        held = self.hub.withhold(CDN, len(self.layer) // 2)
+        reader = await Pull.start(self, self.daemon, self.digest)
+        await reader.reached(1)
+        await self.assert_refused("purge", f"docker.io/{NAME}@{self.digest}")
+        held.release()
+        await reader.ended()
+        self.assertEqual((reader.whole, reader.digest), (True, self.digest))
 
 
 class ReleaseTests(MaintenanceTestCase):
