@@ -9,7 +9,7 @@ from attrs import frozen
 from artifactd.catalog.interfaces import Catalog, ManifestPut, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from artifactd.oci.manifest import Manifest, parse_manifest
+from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
 from artifactd.registry.found import (
     BlobFound,
@@ -19,13 +19,11 @@ from artifactd.registry.found import (
     ReferrersFound,
     TagsFound,
 )
+from artifactd.registry.parsing import parsed
 from artifactd.registry.publication import publish
 from artifactd.registry.referrers import referrers_page
 from artifactd.registry.stored import Stored
 from artifactd.storage.threads import RunInThread
-
-# Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
-_PARSE_IN_THREAD = 64 << 10
 
 
 @frozen
@@ -71,13 +69,9 @@ class LocalRepository:
     ) -> Manifest:
         """:raises DigestInvalid, ManifestInvalid: if it can't be pushed as ``reference``."""
         digest = reference if isinstance(reference, Digest) else None
-
-        def parse() -> Manifest:
-            return parse_manifest(
-                content, content_type, digest, other_types=self.rules.other_media_types
-            )
-
-        return parse() if len(content) <= _PARSE_IN_THREAD else await self.run(parse)
+        return await parsed(
+            self.run, content, content_type, digest, other_types=self.rules.other_media_types
+        )
 
     async def put_manifest(
         self,

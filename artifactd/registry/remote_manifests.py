@@ -12,12 +12,13 @@ from artifactd.catalog.interfaces import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
-from artifactd.oci.manifest import Manifest, parse_manifest
+from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, ManifestFound, Provenance
+from artifactd.registry.parsing import parsed
 from artifactd.registry.patterns import matches
 from artifactd.registry.publication import publish
 from artifactd.registry.refusals import Refusals
@@ -30,7 +31,6 @@ from artifactd.upstream.interfaces import Upstream
 _log = Logger()
 
 _OFFLINE = "the upstream is not asked (offline)"
-_PARSE_IN_THREAD = 64 << 10
 
 
 @define(frozen=True)
@@ -241,14 +241,8 @@ class RemoteManifests:
     async def _download(self, image: ImageName, reference: Reference) -> Manifest:
         sent = await self.upstream.manifest(image.image, reference)
         digest = reference if isinstance(reference, Digest) else sent.digest
-
-        def parse() -> Manifest:
-            return parse_manifest(sent.content, sent.content_type, digest, other_types=True)
-
         try:
-            if len(sent.content) <= _PARSE_IN_THREAD:
-                return parse()
-            return await self.run(parse)
+            return await parsed(self.run, sent.content, sent.content_type, digest, other_types=True)
         except DigestInvalid:
             self.counters.corrupt.inc()
             _log.error(

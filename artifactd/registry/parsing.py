@@ -1,0 +1,30 @@
+"""Manifests parsed without making anybody wait."""
+
+from __future__ import annotations
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import Manifest, parse_manifest
+from artifactd.storage.threads import RunInThread
+
+# Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
+_IN_THREAD = 64 << 10
+
+
+async def parsed(
+    run: RunInThread,
+    content: bytes,
+    content_type: str | None,
+    digest: Digest | None,
+    *,
+    other_types: bool,
+) -> Manifest:
+    """
+    As :func:`artifactd.oci.manifest.parse_manifest`, in a thread if it is large.
+
+    :raises DigestInvalid, ManifestInvalid: as that does.
+    """
+
+    def parse() -> Manifest:
+        return parse_manifest(content, content_type, digest, other_types=other_types)
+
+    return parse() if len(content) <= _IN_THREAD else await run(parse)
