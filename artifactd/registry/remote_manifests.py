@@ -200,7 +200,7 @@ class RemoteManifests:
         if digest == current:
             await self.remote.keep_tag(image, tag, None)
             return ManifestFound(
-                cached.record, image, Provenance("cache", "fwd=stale; fwd-status=304")
+                cached.record, image, Provenance("cache", "fwd=stale; detail=confirmed")
             )
         if self._held_back(image, tag, cached, digest) is not None:
             await self.remote.keep_tag(image, tag, digest)

@@ -26,7 +26,7 @@ from tests.upstreams.settings import settings_for
 FULL = {"Accept": ", ".join(sorted(MANIFEST_TYPES))}
 HIT = "artifactd; hit"
 STORED = "artifactd; fwd=miss; fwd-status=200; stored"
-CONFIRMED = "artifactd; fwd=stale; fwd-status=304"
+CONFIRMED = "artifactd; fwd=stale; detail=confirmed"
 
 
 @frozen

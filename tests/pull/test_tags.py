@@ -126,7 +126,7 @@ class ManyTests(TagCase):
             self.assertEqual(digest_of(answer), self.old)
             self.assertRegex(
                 answer.header("Cache-Status") or "",
-                r"^artifactd; (hit|fwd=stale; fwd-status=304(; collapsed)?)$",
+                r"^artifactd; (hit|fwd=stale; detail=confirmed(; collapsed)?)$",
             )
         self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)])
 
