@@ -19,6 +19,7 @@ from artifactd.registry.eviction import forget
 from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.startup import StartError
+from artifactd.storage.folder import MARKER
 from artifactd.wiring import Assembly, assemble
 
 _Work = Callable[[Assembly], Coroutine[Deferred[Any], Any, int]]
@@ -87,6 +88,17 @@ def _explained(error: RegistryError) -> str:
     return f"{error.message}: {reason}" if reason else error.message
 
 
+def _used(settings: Settings) -> Settings:
+    """
+    ``settings`` whose data folder a daemon has used: a new one would be made for nothing.
+
+    :raises StartError: if there is none.
+    """
+    if not (settings.data / MARKER).exists():
+        raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
+    return settings
+
+
 class Purge(SettingsOptions):
     """``artifactd purge``: forget what was cached."""
 
@@ -101,7 +113,7 @@ class Purge(SettingsOptions):
         self.image = image
 
     def run(self) -> int:
-        return with_parts(self.load(), self._purge)
+        return with_parts(_used(self.load()), self._purge)
 
     async def _purge(self, parts: Assembly) -> int:
         reference = None
@@ -150,7 +162,7 @@ class Release(SettingsOptions):
         self.image = image
 
     def run(self) -> int:
-        return with_parts(self.load(), self._release)
+        return with_parts(_used(self.load()), self._release)
 
     async def _release(self, parts: Assembly) -> int:
         await parts.remote.release_image(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from artifactd.oci.digest import Digest
 from tests.crash.pulling import MIB, Pull, content
 from tests.crash.test_sweep import listed, stored
 from tests.maintaining import NAME, OTHER, MaintenanceTestCase
+from tests.test_command import artifactd
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
@@ -90,6 +92,14 @@ class PurgeTests(MaintenanceTestCase):
         for wrong in ("docker.io/UPPER", f"docker.io/{NAME}@short", ""):
             await self.assert_refused("purge", wrong)
         self.assertFalse(await self.asks_anew("1"))
+
+    async def test_without_a_data_folder_none_is_made(self) -> None:
+        absent = Path(self.mktemp()).absolute()
+        for name in ("purge", "release"):
+            result = await artifactd(self, name, "app", ARTIFACTD_DATA=str(absent))
+            self.assertEqual((result.status, result.out), (1, ""))
+            self.assertRegex(result.err, rf"\Aartifactd: {absent}: there is no [^\n]+\n\Z")
+        self.assertFalse(absent.exists())
 
     async def test_an_image_of_our_own_is_not_purged(self) -> None:
         digest = await self.push("mine", b"only here")
