@@ -49,6 +49,14 @@ class WarmTests(MaintenanceTestCase):
         asked = {each.path.rpartition("/")[2] for each in self.hub.asked("*", MANIFESTS)}
         self.assertEqual(asked, {"1", str(self.arm)})
 
+    async def test_each_blob_has_a_bar_to_its_end_whether_it_is_here_or_comes(self) -> None:
+        for _ in range(2):
+            result = await self.command("warm", f"docker.io/{NAME}@{self.amd}")
+            self.assertEqual(result.status, 0, result.err)
+            for blob in (LAYER, SHARED):
+                bar = f"{Digest.of(blob).encoded[:12]}: 100%"
+                self.assertEqual(result.err.count(bar), 1, result.err)
+
     async def test_a_platform_that_it_does_not_have_is_told(self) -> None:
         said = await self.assert_refused("warm", "--platform", "linux/amd46", f"docker.io/{NAME}:1")
         self.assertIn("it has nothing for linux/amd46", said)
