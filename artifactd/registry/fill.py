@@ -86,6 +86,17 @@ class Fill:
         if self.progress.failure is not None:
             raise self.progress.failure
 
+    async def larger(self, size: int) -> None:
+        """
+        Wait until it is known to have more than ``size`` bytes, or all of it is here and verified.
+
+        :raises Exception: as :meth:`ready`.
+        """
+        while not (self.progress.ended or self.progress.written > size):
+            await self.progress.change()
+        if self.progress.failure is not None:
+            raise self.progress.failure
+
     async def verified(self) -> None:
         """Wait until all of it is here and verified.  :raises Exception: as :meth:`ready`."""
         while not self.progress.ended:

@@ -79,8 +79,11 @@ class Fills:
     async def _found(self, fill: Fill, wanted: BlobWanted, provenance: Provenance) -> BlobFound:
         await fill.ready()
         size = fill.progress.size
-        if size is None and (wanted.span is not None or wanted.patient):
-            await fill.verified()
+        if size is None:
+            if wanted.span is not None or wanted.patient:
+                await fill.verified()
+            else:
+                await fill.larger(HELD)  # or it may be a small one
             size = fill.progress.size
         span = None if size is None else wanted.part(size)
         length = size if span is None else span.length

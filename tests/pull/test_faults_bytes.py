@@ -188,16 +188,31 @@ class WrongLengthTests(WrongBytesCase):
 
 
 class NoLengthTests(WrongBytesCase):
+    async def assert_right(self, content: bytes, encoding: str | None) -> None:
+        """At first it comes so, and when it is here it has a length."""
+        digest = self.blob(content)
+        self.hub.faults.add(NoLength(), on=CDN)
+        download = await self.pull(digest)
+        self.assert_whole(download, content)
+        self.assertEqual(download.headers.get("transfer-encoding"), encoding)
+        warm = await self.pull(digest)
+        self.assert_whole(warm, content)
+        self.assertEqual(warm.headers["content-length"], str(len(content)))
+
     async def test_a_blob_of_no_length_comes_in_chunks(self) -> None:
-        for content in (b"", SMALL, CONTENT):
-            digest = self.blob(content)
-            self.hub.faults.add(NoLength(), on=CDN)
-            download = await self.pull(digest)
-            self.assert_whole(download, content)
-            self.assertEqual(download.headers.get("transfer-encoding"), "chunked")
-            warm = await self.pull(digest)
-            self.assert_whole(warm, content)
-            self.assertEqual(warm.headers["content-length"], str(len(content)))
+        for size in (HELD + 1, SIZE):
+            await self.assert_right(noise(size, size), "chunked")
+
+    async def test_a_small_one_waits_until_it_is_verified_and_has_one_then(self) -> None:
+        for size in (0, 1000, HELD):
+            await self.assert_right(noise(size, size), None)
+
+    async def test_a_small_one_that_is_corrupt_is_an_error(self) -> None:
+        digest = self.blob(SMALL)
+        self.hub.faults.add(NoLength(), on=CDN)
+        self.hub.faults.add(Corrupt(999), on=CDN)
+        self.assertEqual((await self.pull(digest)).error[:2], (502, "UNKNOWN"))
+        await self.assert_refused(digest, SMALL)
 
     async def test_its_end_is_held_back_like_any_other(self) -> None:
         digest = self.blob(CONTENT)

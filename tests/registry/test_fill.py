@@ -12,6 +12,7 @@ from artifactd.oci.name import ImageName
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.found import BlobFound, BlobWanted
 from artifactd.registry.interrupt import Stopped
+from artifactd.registry.progress import HELD
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,
@@ -92,6 +93,26 @@ class WaiterTests(RemoteTestCase):
         body.end()
         await self.assert_raises(Corrupt, waiting)
 
+    async def test_so_is_one_of_which_nobody_says_that_it_is_small(self) -> None:
+        fill = self.begin(digest=Digest.of(b"small"))
+        waiting = self.found(fill)
+        asked = await self.upstream.gets.get()
+        body = asked.body(Body(0, None)).send(b"wrong")
+        self.assertNoResult(waiting)
+        body.end()
+        await self.assert_raises(Corrupt, waiting)
+
+    async def test_once_it_can_not_be_small_any_more_it_begins(self) -> None:
+        fill = self.begin()
+        waiting = self.found(fill)
+        body = (await self.upstream.gets.get()).body(Body(0, None)).send(CONTENT[:HELD])
+        self.assertNoResult(waiting)
+        body.send(CONTENT[HELD : HELD + 1])
+        found = self.successResultOf(waiting)
+        self.assertEqual((None, CONTENT[:1]), (found.size, content_of(found.body)))
+        body.send(CONTENT[HELD + 1 :]).end()
+        self.assertEqual(CONTENT, content_of(found.body))
+
     async def test_a_client_that_takes_no_length_waits_for_the_end(self) -> None:
         fill = self.begin()
         waiting = self.found(fill, PATIENT)
@@ -129,10 +150,10 @@ class LeavingTests(RemoteTestCase):
     async def test_who_still_waits_for_its_answer_counts(self) -> None:
         fill = self.begin(finish=False)
         patient, follower = self.found(fill, PATIENT), self.found(fill)
-        body = (await self.upstream.gets.get()).body(Body(0, None)).send(CONTENT[:1000])
+        body = (await self.upstream.gets.get()).body(Body(0, None)).send(CONTENT[: SIZE - 1])
         close(await follower)
         self.assertNoResult(patient)
-        body.send(CONTENT[1000:]).end()
+        body.send(CONTENT[SIZE - 1 :]).end()
         self.assertEqual(CONTENT, content_of((await patient).body))
         await self.fills.ended(DIGEST)
         await self.assert_stored(ALPINE)
