@@ -19,7 +19,13 @@ from artifactd.registry.fetching import pause
 from artifactd.registry.interrupt import Interrupt, Stopped
 from artifactd.registry.progress import Follower, Progress, SharedFile
 from artifactd.registry.source import BlobSource
-from artifactd.storage.growing import ExtentSession, FillInfo, FillStore, GrowingFile
+from artifactd.storage.growing import (
+    ExtentSession,
+    FillInfo,
+    FillState,
+    FillStore,
+    GrowingFile,
+)
 from artifactd.storage.interfaces import OpenBlob
 from artifactd.upstream.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
@@ -69,11 +75,37 @@ class Parts:
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
-        """The bytes ``span`` of a blob of ``size`` bytes, if an earlier part had them."""
-        file = await self.store.find_extent(digest, span)
+        """
+        The bytes ``span`` of a blob of ``size`` bytes, if an earlier part had them, or another
+        process's fill has passed them.
+        """
+        file = await self.store.find_extent(digest, span) or await self._passed(digest, span)
         if file is None:
             return None
         return Follower(Progress(size, True, span.last + 1), SharedFile(file), span, hold=False)
+
+    async def _passed(self, digest: Digest, span: ByteRange) -> GrowingFile | None:
+        found = await self.store.view(digest)
+        if found is None:
+            return None
+        view, _ = found
+        try:
+            state, written = view.look()
+            passed = state is not FillState.FAILED and written > span.last
+            # What was left alone a power cut may have spoilt, and nobody is about to find that out.
+            if passed and not await self._is_left(digest):
+                return view
+        except BaseException:
+            view.close()
+            raise
+        view.close()
+        return None
+
+    async def _is_left(self, digest: Digest) -> bool:
+        session = await self.store.claim(digest, create=False)
+        if session is not None:
+            await session.close()
+        return session is not None
 
     def under_way(self, digest: Digest, span: ByteRange) -> OpenBlob | None:
         """A reader of a part that is coming and holds ``span``, or ``None``."""

@@ -107,6 +107,27 @@ class PartsTests(PartsTestCase):
             body.end()
         self.assertEqual([], self.upstream.gets.pending)
 
+    async def test_what_the_fill_of_another_process_has_passed_is_here(self) -> None:
+        with self.assert_no_descriptor_stays():
+            other = await self.other_process(CONTENT[:LAST])
+            await self.assert_not_kept()
+            other.write(CONTENT[LAST : LAST + 1])
+            await other.flush()
+            await self.assert_kept()
+            reader = await self.parts.stored(DIGEST, SIZE, SPAN)
+            assert reader is not None
+            await other.discard()
+            self.assertEqual(CONTENT[FIRST : LAST + 1], self.had(reader), "it may be read on")
+            reader.close()
+            await self.assert_not_kept()
+            await other.close()
+
+    async def test_what_was_left_is_not_for_nobody_is_going_to_verify_it(self) -> None:
+        with self.assert_no_descriptor_stays():
+            await (await self.other_process(CONTENT[: LAST + 1])).close()
+            await self.assert_not_kept()
+            await self.assert_free(LAST + 1)
+
     async def test_what_is_no_part_of_it_is_not_under_way(self) -> None:
         await self.begun()
         for span in (ByteRange(FIRST - 1, LAST), ByteRange(FIRST, LAST + 1)):
