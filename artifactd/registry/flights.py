@@ -23,8 +23,17 @@ class Flights(Generic[_K, _T]):
         """Whether :meth:`join` would begin nothing."""
         return key in self._waiting
 
-    def join(self, key: _K, work: Callable[[], Coroutine[Deferred[Any], Any, _T]]) -> Deferred[_T]:
-        """The outcome of ``work``, begun now unless it is under way for ``key``."""
+    def join(
+        self,
+        key: _K,
+        work: Callable[[], Coroutine[Deferred[Any], Any, _T]],
+        afterwards: Callable[[_T], object] = lambda result: None,
+    ) -> Deferred[_T]:
+        """
+        The outcome of ``work``, begun now unless it is under way for ``key``.
+
+        :param afterwards: is given what ``work`` returns once everybody has got it.
+        """
         outcome: Deferred[_T] = Deferred()
         if key in self._waiting:
             self._waiting[key].append(outcome)
@@ -35,6 +44,8 @@ class Flights(Generic[_K, _T]):
             for waiting in self._waiting.pop(key):
                 if not waiting.called:  # cancelled
                     waiting.callback(result)
+            if not isinstance(result, Failure):
+                afterwards(result)
 
         Deferred.fromCoroutine(work()).addBoth(ended)
         return outcome

@@ -16,6 +16,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.bounded import deliver
 from artifactd.registry.fetching import pause
+from artifactd.registry.flights import Flights
 from artifactd.registry.interrupt import Interrupt, Stopped
 from artifactd.registry.progress import Follower, Progress, SharedFile
 from artifactd.registry.source import BlobSource
@@ -50,14 +51,15 @@ class _Part:
 
 @frozen
 class _Work:
-    """How a part is fetched."""
+    """How a part is fetched; ``body`` is its first answer."""
 
     source: BlobSource
     info: FillInfo
     span: ByteRange
     session: ExtentSession
     part: _Part
-    interrupt: Interrupt
+    body: BlobBody
+    interrupt: Interrupt = field(factory=Interrupt)
 
 
 @define(eq=False)
@@ -73,6 +75,7 @@ class Parts:
     clock: IReactorTime
     _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
+    _beginning: Flights[tuple[BlobSource, ByteRange], _Work] = field(factory=Flights, init=False)
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
         """
@@ -114,13 +117,24 @@ class Parts:
                 return part.reader(span)
         return None
 
+    def is_asked_for(self, source: BlobSource, span: ByteRange) -> bool:
+        """Whether :meth:`fetch` would wait for an answer that somebody else waits for."""
+        return self._beginning.under_way((source, span))
+
     async def fetch(self, source: BlobSource, info: FillInfo, span: ByteRange) -> OpenBlob:
         """
-        Ask the upstream for ``span``: a reader of it, as soon as the answer begins.
+        Ask the upstream for ``span``: a reader of it, as soon as the answer begins.  Who asks for
+        the same meanwhile waits for the same answer.
 
         :raises NoRanges: if the upstream answers with all of the blob.
         :raises UpstreamError: if it doesn't answer.
         """
+        begun = await self._beginning.join(
+            (source, span), lambda: self._ask(source, info, span), self._start
+        )
+        return begun.part.reader(span)
+
+    async def _ask(self, source: BlobSource, info: FillInfo, span: ByteRange) -> _Work:
         body = await source.open(span.first, span.last, info.validator)
         if body.first != span.first or (body.size or info.size) != info.size:
             body.abort()
@@ -132,14 +146,14 @@ class Parts:
             raise
         part = _Part(Progress(info.size, True, span.first), SharedFile(file))
         session.watch(part.progress.grow)
-        reader = part.reader(span)
         self._parts.setdefault((source.digest, span), part)
-        interrupt = Interrupt()
-        work = _Work(source, info, span, session, part, interrupt)
-        running = Deferred.fromCoroutine(self._run(work, body))
-        self._running[running] = interrupt
+        return _Work(source, info, span, session, part, body)
+
+    def _start(self, work: _Work) -> None:
+        """Once all who have asked have their readers."""
+        running = Deferred.fromCoroutine(self._run(work))
+        self._running[running] = work.interrupt
         running.addBoth(lambda _: self._running.pop(running))
-        return reader
 
     async def stop(self) -> None:
         """Break off what is under way, and wait until it has ended."""
@@ -160,10 +174,10 @@ class Parts:
             await session.close()
             raise
 
-    async def _run(self, work: _Work, body: BlobBody) -> None:
+    async def _run(self, work: _Work) -> None:
         full = False
         try:
-            await self._fetch_all(work, body)
+            await self._fetch_all(work)
         except Exception as error:
             if not isinstance(error, UpstreamError | OSError | NoRanges | Stopped):
                 _log.failure("a part of {digest} failed", digest=work.source.digest)
@@ -179,8 +193,8 @@ class Parts:
             if full:
                 await self.store.discard(work.source.digest)  # a full disk must not be kept full
 
-    async def _fetch_all(self, work: _Work, body: BlobBody) -> None:
-        session, failures = work.session, 0
+    async def _fetch_all(self, work: _Work) -> None:
+        session, failures, body = work.session, 0, work.body
         coming: BlobBody | None = body
         while True:
             before = session.written

@@ -234,19 +234,19 @@ class RemoteBlobs:
         if body is not None:
             self.counters.hits.inc()
             return BlobFound(size, span, body, _part_of("hit; detail=unverified"))
-        body = self.parts.under_way(source.digest, span)
-        if body is not None:
-            self.counters.coalesced.inc()
-            return BlobFound(
-                size, span, body, _part_of("fwd=partial; collapsed; detail=unverified")
-            )
-        self.counters.misses.inc()
         info = await self.fills.store.info(source.digest) or FillInfo(size)
-        try:
-            body = await self.parts.fetch(source, info, span)
-        except NoRanges:
-            return None
-        how = Provenance("remote", "fwd=partial; fwd-status=206; stored; detail=unverified")
+        body = self.parts.under_way(source.digest, span)
+        joined = body is not None or self.parts.is_asked_for(source, span)
+        (self.counters.coalesced if joined else self.counters.misses).inc()
+        if body is None:
+            try:
+                body = await self.parts.fetch(source, info, span)
+            except NoRanges:
+                return None
+        if joined:
+            how = _part_of("fwd=partial; collapsed; detail=unverified")
+        else:
+            how = Provenance("remote", "fwd=partial; fwd-status=206; stored; detail=unverified")
         return BlobFound(size, span, body, how)
 
 

@@ -9,6 +9,7 @@ from tests.upstreams.faulty import (
     Corrupt,
     NoLength,
     NoRanges,
+    Silence,
     Status,
     Truncate,
 )
@@ -83,6 +84,22 @@ class BoundedTests(PullCase):
         self.assert_part(await first.end(), CONTENT, FIRST, LAST)
         self.assert_part(await second.end(), CONTENT, FIRST + 10, LAST - 10)
         self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, PART))
+
+    async def test_many_who_ask_for_the_same_part_at_once_have_it_fetched_once(self) -> None:
+        digest = self.blob(CONTENT)
+        silence = Silence()
+        self.hub.faults.add(silence, on=CDN)
+        coming = self.hub.coming("GET", CDN)
+        clients = [await self.ask(digest, MIDDLE) for _ in range(20)]
+        await coming
+        await self.registry.request("GET", "/healthz")  # answered after those have been read
+        silence.release()
+        for client in clients:
+            self.assert_part(await client.end(), CONTENT, FIRST, LAST)
+        self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, PART))
+        collapsed = ["collapsed" in client.headers["cache-status"] for client in clients]
+        kept = [client.headers["cache-status"] == KEPT for client in clients]
+        self.assertEqual(sum(collapsed) + sum(kept), 19)
 
     async def test_a_part_that_breaks_off_is_gone_on_with(self) -> None:
         digest = self.blob(CONTENT)

@@ -128,6 +128,24 @@ class PartsTests(PartsTestCase):
             await self.assert_not_kept()
             await self.assert_free(LAST + 1)
 
+    async def test_those_who_ask_at_the_same_time_get_one_answer(self) -> None:
+        with self.assert_no_descriptor_stays():
+            reading = [self.asking() for _ in range(3)]
+            (await self.upstream.gets.get()).all()
+            for one in reading:
+                reader = await one
+                self.assertEqual(CONTENT[FIRST : LAST + 1], self.had(reader))
+                reader.close()
+            self.assertEqual([], self.upstream.gets.pending)
+            await self.assert_kept()
+
+    async def test_those_who_ask_at_the_same_time_get_one_error(self) -> None:
+        reading = [self.asking() for _ in range(3)]
+        (await self.upstream.gets.get()).fail(CUT)
+        for one in reading:
+            self.assertIs(CUT, await self.assert_raises(Unreachable, one))
+        self.assertEqual([], self.upstream.gets.pending)
+
     async def test_what_is_no_part_of_it_is_not_under_way(self) -> None:
         await self.begun()
         for span in (ByteRange(FIRST - 1, LAST), ByteRange(FIRST, LAST + 1)):
