@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 
@@ -90,6 +90,8 @@ class Fills:
         hold = not (wanted.bounded and span is not None and span.first > 0)
         if hold and length is not None and length <= HELD:
             await fill.verified()
+        if not (hold or fill.progress.verified):
+            provenance = evolve(provenance, cache=f"{provenance.cache}; detail=unverified")
         return BlobFound(size, span, fill.follower(span, hold=hold), provenance)
 
     async def stop(self) -> None:

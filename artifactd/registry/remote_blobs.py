@@ -16,7 +16,7 @@ from artifactd.oci.name import ImageName
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt
-from artifactd.registry.fill import Fill, FillRules
+from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
@@ -185,7 +185,7 @@ class RemoteBlobs:
                 fill.images.add(source.image)
             (self.counters.coalesced if joined else self.counters.misses).inc()
             try:
-                found = await self.fills.found(fill, wanted, _miss(fill, joined, wanted))
+                found = await self.fills.found(fill, wanted, _miss(joined))
             except (Stopped, UpstreamError) as error:
                 # What another image was told, perhaps by another upstream, says nothing of this.
                 ours = fill.source.image == source.image
@@ -250,11 +250,10 @@ class RemoteBlobs:
         return BlobFound(size, span, body, how)
 
 
-def _miss(fill: Fill, joined: bool, wanted: BlobWanted) -> Provenance:
-    status = "fwd=miss; collapsed" if joined else "fwd=miss; fwd-status=200; stored"
-    if wanted.bounded and not fill.progress.verified:
-        status += "; detail=unverified"
-    return Provenance("remote", status)
+def _miss(joined: bool) -> Provenance:
+    return Provenance(
+        "remote", "fwd=miss; collapsed" if joined else "fwd=miss; fwd-status=200; stored"
+    )
 
 
 def _part_of(status: str) -> Provenance:

@@ -156,6 +156,13 @@ class PullCase(TestCase):
         holders = [f"docker.io/{name}" for name in names or [ALPINE]]
         self.assertEqual(self.holders(digest), sorted(holders))
 
+    async def assert_kept_for_the_next(self, digest: Digest, content: bytes) -> None:
+        """:meth:`assert_kept`, and the next client gets it without the upstream."""
+        self.assert_kept(digest, content)
+        self.hub.forget_requests()
+        self.assert_whole(await self.pull(digest), content)
+        self.assertEqual(self.hub.requests, [])
+
     def assert_nothing_kept(self, digest: Digest) -> None:
         """Neither bytes nor rows; not even of what had come."""
         self.assertEqual((self.files(), self.holders(digest)), ({}, []))

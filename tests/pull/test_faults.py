@@ -33,7 +33,7 @@ class BreakingOffCase(PullCase):
         self.assertEqual(again.headers["if-range"], f'"{digest.encoded[:32]}"')
         self.assertEqual(await self.counted("resumed"), 1)
         self.assertEqual(len(self.logged(str(digest), f"goes on at byte {BREAK}")), 1)
-        self.assert_kept(digest, CONTENT)
+        await self.assert_kept_for_the_next(digest, CONTENT)
 
     async def assert_given_up(self, digest: Digest) -> None:
         """
@@ -156,6 +156,8 @@ class SlowTests(PullCase):
         for client in clients:
             self.assert_whole(await client.end(), CONTENT)
         self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, SIZE))
+        await self.settled(digest)
+        await self.assert_kept_for_the_next(digest, CONTENT)
 
 
 class NoAnswerCase(PullCase):
@@ -226,6 +228,7 @@ class ExpiredTests(PullCase):
         self.hub.faults.add(Later(Expired()), on=BLOBS, times=2)
         self.assert_whole(await self.pull(digest), CONTENT)
         self.assertEqual((self.hub.count("GET", TOKEN), self.blob_bytes), (2, SIZE))
+        await self.assert_kept_for_the_next(digest, CONTENT)
 
     async def test_a_token_that_is_not_good_any_more_is_renewed(self) -> None:
         self.assert_whole(await self.pull(self.blob(CONTENT)), CONTENT)
@@ -252,6 +255,8 @@ class NoRangesTests(PullCase):
         for client in clients:
             self.assert_whole(await client.end(), CONTENT)
         self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (2, BREAK + SIZE))
+        await self.settled(digest)
+        await self.assert_kept_for_the_next(digest, CONTENT)
 
     async def test_one_that_breaks_off_earlier_the_second_time_is_given_up(self) -> None:
         digest = self.blob(CONTENT)
@@ -262,6 +267,7 @@ class NoRangesTests(PullCase):
         self.hub.faults.clear()
         self.assert_whole(await self.pull(digest), CONTENT)
         self.assertEqual(await self.counted("corrupt"), 0)
+        await self.assert_kept_for_the_next(digest, CONTENT)
 
     async def test_one_that_does_not_break_off_is_as_good_as_any(self) -> None:
         digest = self.blob(CONTENT)

@@ -89,6 +89,14 @@ class ColdTests(PullCase):
         held.release()
         self.assert_whole(await download.end(), CONTENT)
 
+    async def test_a_client_of_http_1_0_gets_one_with_a_length_as_it_comes(self) -> None:
+        digest = self.blob(CONTENT)
+        held = self.hub.withhold(CDN, 1000)
+        download = await (await self.ask(digest, version="1.0")).has(1000)
+        held.release()
+        self.assert_whole(await download.end(), CONTENT)
+        self.assertEqual(download.headers["content-length"], str(SIZE))
+
     async def test_a_sha512_digest_is_verified_as_such(self) -> None:
         digest = self.hub.images.add_blob(CONTENT, ALPINE, algorithm=Algorithm.SHA512)
         self.assert_whole(await self.pull(digest), CONTENT)
@@ -112,6 +120,18 @@ class AbsentTests(PullCase):
         answer = await self.registry.request("HEAD", path)
         self.assertEqual((answer.status, answer.header("Content-Length")), (200, str(SIZE)))
         self.assertEqual(self.hub.requests, [])
+
+    async def test_who_has_it_already_is_told_so_and_nothing_is_fetched(self) -> None:
+        digest = self.blob(CONTENT)
+        download = await self.pull(digest, if_none_match=f'"{digest}"')
+        self.assertEqual((download.status, download.count), (304, 0))
+        self.assertEqual(download.headers["etag"], f'"{digest}"')
+        self.assertEqual(self.hub.count("GET", BLOBS) + self.hub.count("GET", CDN), 0)
+        self.assert_nothing_kept(digest)
+        self.assert_whole(await self.pull(digest, if_none_match='"another"'), CONTENT)
+        absent = Digest.of(b"absent")
+        denied = await self.pull(absent, if_none_match=f'"{absent}"')
+        self.assertEqual(denied.error[:2], (404, "BLOB_UNKNOWN"))
 
     async def test_what_the_upstream_does_not_have_is_not_here(self) -> None:
         self.blob(b"another")

@@ -227,6 +227,25 @@ class VerifiedTests(PullCase):
         await self.settled(digest)
         self.assert_kept(digest, CONTENT)
 
+    async def test_more_of_the_end_than_there_is_is_all_of_it_and_verified(self) -> None:
+        digest = self.blob(CONTENT)
+        held = self.hub.withhold(CDN, SIZE - 1)
+        part = await (await self.ask(digest, f"-{SIZE + 1}")).has(SIZE - HELD)
+        await self.filled(digest, SIZE - 1)
+        self.assertEqual(part.count, SIZE - HELD)
+        held.release()
+        self.assert_part(await part.end(), CONTENT, 0, SIZE - 1)
+        self.assertNotIn("unverified", part.headers["cache-status"])
+        await self.settled(digest)
+        self.assert_kept(digest, CONTENT)
+
+    async def test_several_ranges_are_all_of_it_and_verified(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Corrupt(SIZE // 2), on=CDN)
+        part = await self.pull(digest, "5-9,20-29")
+        self.assertEqual((part.status, part.whole, part.ended), (200, False, True))
+        self.assert_whole(await self.pull(digest, "5-9,20-29"), CONTENT)
+
     async def test_wrong_bytes_in_another_part_of_the_blob_cut_them_off(self) -> None:
         for number, (wanted, at) in enumerate(
             (("5-", 0), ("0-", SIZE - 1), (f"0-{LAST}", SIZE - 1))
