@@ -6,8 +6,6 @@ It belongs to nobody.  architecture.md, "Pull-through: the fill", tells the whol
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
@@ -21,7 +19,7 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt, Fetching
 from artifactd.registry.interrupt import Interrupt, Stopped
-from artifactd.registry.progress import Follower, Progress, SharedFile
+from artifactd.registry.progress import Follower, Progress, Share, SharedFile
 from artifactd.registry.publication import publish
 from artifactd.registry.source import BlobSource
 from artifactd.storage.growing import Contradicted, FillSession, FillState, FillStore, FillView
@@ -35,6 +33,10 @@ _LOOKS_PER_CLAIM = 10
 _LOOKS_FOR_ROW = 1500
 
 _log = Logger()
+
+
+class AlreadyHere(Stopped):
+    """Another process has just finished it, or somebody has pushed it: it is in the store."""
 
 
 @frozen
@@ -53,6 +55,7 @@ class Fill:
     """
     One fill, as one process sees it: done here, or followed while another process does it.
 
+    :ivar lost: there is a row of it already, whose bytes are not here.
     :ivar images: those it is fetched for; each holds the blob afterwards.
     :ivar progress: what the followers see.
     """
@@ -64,6 +67,7 @@ class Fill:
     counters: RepositoryCounters
     rules: FillRules
     clock: IReactorTime
+    lost: bool = False
     images: set[ImageName] = field(init=False)
     progress: Progress = field(factory=Progress, init=False)
     _interrupt: Interrupt = field(factory=Interrupt, init=False)
@@ -108,7 +112,7 @@ class Fill:
         """A reader of what comes, as in :class:`Follower`; :meth:`ready` has been waited for."""
         assert self._file is not None
         self.join()
-        return Follower(self.progress, _Share(self._file.share(), self.leave), span, hold)
+        return Follower(self.progress, Share(self._file.share(), self.leave), span, hold)
 
     def join(self) -> None:
         """Somebody wants the blob, until :meth:`leave`; a follower does that by itself."""
@@ -171,6 +175,8 @@ class Fill:
             session.watch(self.progress.grow)
             self.progress.grow(session.written)
             try:
+                if not (session.written or self.lost):
+                    await self._await_row(session)
                 await fetching.run()
                 await self._verify(session)
             except (Corrupt, Contradicted, RangeRefused) as error:
@@ -188,6 +194,16 @@ class Fill:
                 raise
         finally:
             await session.close()
+
+    async def _await_row(self, session: FillSession) -> None:
+        """:raises AlreadyHere: if it was being published, and has a row now."""
+        digest, waited = self.source.digest, False
+        while await self.store.is_staged(digest):
+            waited = True
+            await self._interrupt.wait(deferLater(self.clock, _LOOK))
+        if waited and await self.remote.stored_size(digest) is not None:
+            await session.discard()
+            raise AlreadyHere("it is in the store")
 
     async def _verify(self, session: FillSession) -> None:
         computed = await session.computed()
@@ -281,15 +297,3 @@ class Fill:
         if self._file is not None:
             self._file.close()  # of the same file; those who have it keep it open
         self._file = file
-
-
-class _Share(SharedFile):
-    """One follower's share of the file; giving it up is told."""
-
-    def __init__(self, file: SharedFile, left: Callable[[], None]) -> None:
-        super().__init__(file)
-        self._left = left
-
-    def close(self) -> None:
-        super().close()
-        self._left()

@@ -38,13 +38,26 @@ class Fills:
         """The fill of ``digest`` that is under way in this process, or ``None``."""
         return self._fills.get(digest)
 
-    def begin(self, source: BlobSource, counters: RepositoryCounters, rules: FillRules) -> Fill:
-        """The fill of a blob; the one that is under way, if there is one."""
+    def begin(
+        self,
+        source: BlobSource,
+        counters: RepositoryCounters,
+        rules: FillRules,
+        *,
+        lost: bool = False,
+    ) -> Fill:
+        """
+        The fill of a blob; the one that is under way, if there is one.
+
+        :param lost: there is a row of it, whose bytes are not here.
+        """
         fill = self._fills.get(source.digest)
         if fill is None:
             if self._stopping:
                 raise Stopped("the daemon is shutting down")
-            fill = Fill(source, self.store, self.catalog, self.remote, counters, rules, self.clock)
+            fill = Fill(
+                source, self.store, self.catalog, self.remote, counters, rules, self.clock, lost
+            )
             self._fills[source.digest] = fill
             self._ended[source.digest] = ended = Deferred.fromCoroutine(fill.run())
             ended.addBoth(self._gone, source.digest)

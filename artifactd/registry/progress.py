@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
@@ -96,6 +97,18 @@ class SharedFile:
         self._readers -= 1
         if not self._readers:
             self._file.close()
+
+
+class Share(SharedFile):
+    """One follower's share of the file; giving it up is told."""
+
+    def __init__(self, file: SharedFile, left: Callable[[], None]) -> None:
+        super().__init__(file)
+        self._left = left
+
+    def close(self) -> None:
+        super().close()
+        self._left()
 
 
 @define(eq=False)

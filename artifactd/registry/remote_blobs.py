@@ -16,7 +16,7 @@ from artifactd.oci.name import ImageName
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt
-from artifactd.registry.fill import FillRules
+from artifactd.registry.fill import AlreadyHere, FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
@@ -169,12 +169,13 @@ class RemoteBlobs:
             joined = fill is not None
             if fill is None:
                 # One may just have ended, and a second would fetch it all again.
-                shared = await self._share(source, wanted)
+                listed = await self.remote.stored_size(digest) is not None
+                shared = await self._share(source, wanted) if listed else None
                 if shared is not None:
                     return shared
                 if self.fills.find(digest) is not None:
                     continue  # begun meanwhile, for some image
-                fill = self.fills.begin(source, self.counters, self.rules)
+                fill = self.fills.begin(source, self.counters, self.rules, lost=listed)
             elif fill.stopped:
                 await self.fills.ended(digest)
                 continue
@@ -186,6 +187,8 @@ class RemoteBlobs:
             (self.counters.coalesced if joined else self.counters.misses).inc()
             try:
                 found = await self.fills.found(fill, wanted, _miss(joined))
+            except AlreadyHere:
+                await self.fills.ended(digest)
             except (Stopped, UpstreamError) as error:
                 # What another image was told, perhaps by another upstream, says nothing of this.
                 ours = fill.source.image == source.image

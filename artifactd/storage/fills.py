@@ -95,6 +95,10 @@ class FilesystemFillStore:
         """What is known of a blob that is coming, or of which there are extents."""
         return await self._run(self._files.info, blob_name(digest))
 
+    async def is_staged(self, digest: Digest) -> bool:
+        """Whether somebody has verified ``digest`` and is publishing it, or gives that up."""
+        return await self._run(self._staging.is_held, digest)
+
     async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
         """A file that has the bytes ``span`` at their offsets, if the extents have all of them."""
         finding = self._run(self._files.extents.find, blob_name(digest), span)

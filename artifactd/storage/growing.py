@@ -181,6 +181,12 @@ class FillStore(Protocol):
     async def info(self, digest: Digest) -> FillInfo | None:
         """What is known of a blob that is coming, or of which there are extents."""
 
+    async def is_staged(self, digest: Digest) -> bool:
+        """
+        Whether some process, this one included, has staged ``digest``, be it from a fill or from an
+        upload, and has neither its row yet nor given that up.
+        """
+
     async def find_extent(self, digest: Digest, span: ByteRange) -> GrowingFile | None:
         """A file that has the bytes ``span`` at their offsets, if the extents have all of them."""
 

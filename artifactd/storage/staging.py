@@ -70,6 +70,24 @@ class Staging:
         """Of all that is there."""
         return self._directory.names()
 
+    def is_held(self, digest: Digest) -> bool:
+        """Whether somebody who lives has a staged file of ``digest``."""
+        mine = staged_name(digest, "")
+        return any(self._is_locked(name) for name in self.names() if name.startswith(mine))
+
+    def _is_locked(self, name: str) -> bool:
+        try:
+            fd, _ = self._directory.open_file(name)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
     def take_over(self, name: str) -> FilesystemStagedBlob | None:
         """
         What a dead process has left under ``name``; ``None`` if its process lives, or it is gone,

@@ -54,6 +54,27 @@ class FillStagingContract(FillTestCase):
         self.assertIsNone(await self.stores.fills.find_extent(DIGEST, SPAN))
         self.assertEqual(0, await self.stores.fills.sweep(0))
 
+    async def test_it_is_staged_until_it_is_published_or_given_up(self) -> None:
+        for publish in (True, False):
+            session = await self.filled(CONTENT)
+            await self.assert_staged(False)
+            staged = await session.stage()
+            await session.close()
+            await staged.publish()
+            await self.assert_staged(True)
+            if publish:
+                staged.confirm()
+                staged.release()
+            else:
+                await staged.withdraw(self.rows.forget)
+            await self.assert_staged(False)
+
+    async def assert_staged(self, expected: bool) -> None:
+        """As this process sees it, and another one; of no other blob."""
+        for stores in (self.stores, self.open_stores()):
+            self.assertEqual(expected, await stores.fills.is_staged(DIGEST))
+            self.assertFalse(await stores.fills.is_staged(Digest.of(b"another")))
+
     async def test_it_stays_protected_when_the_session_is_closed(self) -> None:
         session = await self.filled(CONTENT)
         staged = await session.stage()

@@ -15,6 +15,7 @@ from artifactd.registry.eviction import forget
 from artifactd.registry.fill import FillRules
 from artifactd.registry.found import BlobFound, BlobWanted
 from artifactd.registry.parts import Parts
+from artifactd.registry.publication import publish
 from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.stored import Stored
 from artifactd.upstream.errors import Missing, Unreachable
@@ -35,6 +36,7 @@ PART = ByteRange(1000, 1999)
 BOUNDED = BlobWanted(span=lambda _: PART, bounded=True)
 HEAD = BlobWanted(head=True)
 FRESHNESS = 60.0
+LOOK = 0.02  # seconds between two looks
 
 
 class RemoteBlobsTestCase(RemoteTestCase):
@@ -231,6 +233,59 @@ class SharedTests(RemoteBlobsTestCase):
         found = await part
         self.assertEqual((PART, CONTENT), (found.span, content_of(found.body)))
         self.assertEqual([], self.upstream.gets.pending)
+
+
+class FinishedElsewhereTests(RemoteBlobsTestCase):
+    """Another process has verified it, and it has no row yet."""
+
+    async def staged(self) -> Any:
+        return await (await self.other_process(CONTENT)).stage()
+
+    async def waiting(self) -> Deferred[BlobFound]:
+        """A client, once it has been seen that the blob is staged."""
+        getting = self.get()
+        self.assertEqual(LOOK, await self.clock.scheduled.get())
+        self.clock.advance(LOOK)
+        self.assertEqual(LOOK, await self.clock.scheduled.get())
+        self.assertNoResult(getting)
+        return getting
+
+    async def assert_shared(self, getting: Deferred[BlobFound]) -> None:
+        (await self.asked(self.upstream.heads)).size()
+        found = await getting
+        self.assertEqual(CONTENT, content_of(found.body))
+        self.assertIn("detail=shared", found.provenance.cache)
+        self.assertEqual([], self.upstream.gets.pending)
+        await self.assert_stored(ALPINE, BUSYBOX)
+
+    async def test_what_is_verified_there_is_waited_for(self) -> None:
+        staged = await self.staged()
+        getting = await self.waiting()
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.remote.add_blobs(
+                [BUSYBOX], DIGEST, staged.size, staged.confirm, staged.release
+            ),
+        )
+        self.clock.advance(LOOK)
+        await self.assert_shared(getting)
+
+    async def test_what_can_not_be_kept_there_is_fetched(self) -> None:
+        staged = await self.staged()
+        getting = await self.waiting()
+        await staged.withdraw(self.catalog.forget_blob)
+        self.clock.advance(LOOK)
+        (await self.asked(self.upstream.gets)).all()
+        self.assertEqual(CONTENT, content_of((await getting).body))
+        await self.fills.ended(DIGEST)
+        await self.assert_stored(ALPINE)
+
+    async def test_the_daemon_stops_while_it_is_waited_for(self) -> None:
+        await self.staged()
+        getting = await self.waiting()
+        await self.fills.stop()
+        await self.assert_raises(Unavailable, getting)
 
 
 class FillTests(RemoteBlobsTestCase):
