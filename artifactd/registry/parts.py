@@ -75,6 +75,7 @@ class Parts:
     clock: IReactorTime
     _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
+    _stopping: bool = field(default=False, init=False)
     _beginning: Flights[tuple[BlobSource, ByteRange], _Work] = field(factory=Flights, init=False)
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
@@ -127,6 +128,7 @@ class Parts:
         the same meanwhile waits for the same answer.
 
         :raises NoRanges: if the upstream answers with all of the blob.
+        :raises Stopped: after :meth:`stop`.
         :raises UpstreamError: if it doesn't answer.
         """
         begun = await self._beginning.join(
@@ -136,6 +138,9 @@ class Parts:
 
     async def _ask(self, source: BlobSource, info: FillInfo, span: ByteRange) -> _Work:
         body = await source.open(span.first, span.last, info.validator)
+        if self._stopping:
+            body.abort()
+            raise Stopped("the daemon is shutting down")
         if body.first != span.first or (body.size or info.size) != info.size:
             body.abort()
             raise NoRanges(body.host)
@@ -151,12 +156,15 @@ class Parts:
 
     def _start(self, work: _Work) -> None:
         """Once all who have asked have their readers."""
+        if self._stopping:
+            work.interrupt.stop()
         running = Deferred.fromCoroutine(self._run(work))
         self._running[running] = work.interrupt
         running.addBoth(lambda _: self._running.pop(running))
 
     async def stop(self) -> None:
-        """Break off what is under way, and wait until it has ended."""
+        """Break off what is under way, and wait until it has ended; nothing begins afterwards."""
+        self._stopping = True
         for interrupt in list(self._running.values()):
             interrupt.stop()
         await DeferredList(list(self._running), consumeErrors=True)

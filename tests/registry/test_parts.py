@@ -8,6 +8,7 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.interrupt import Stopped
 from artifactd.registry.parts import NoRanges, Parts
 from artifactd.storage.growing import FillInfo
 from artifactd.storage.interfaces import OpenBlob
@@ -239,6 +240,15 @@ class StopTests(PartsTestCase):
             await self.assert_raises(OSError, reader.wait(1500))
             await self.assert_not_kept()
             reader.close()
+
+    async def test_before_the_upstream_has_answered(self) -> None:
+        with self.assert_no_descriptor_stays():
+            reading = self.asking()
+            asked = await self.upstream.gets.get()
+            self.now(self.parts.stop())
+            self.assertEqual(["aborted"], asked.body().told)
+            await self.assert_raises(Stopped, reading)
+        self.assertEqual([], self.below("fills"))
 
     async def test_while_the_rest_is_asked_for(self) -> None:
         with self.assert_no_descriptor_stays():
