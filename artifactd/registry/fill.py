@@ -197,11 +197,11 @@ class Fill:
 
     async def _await_row(self, session: FillSession) -> None:
         """:raises AlreadyHere: if it was being published, and has a row now."""
-        digest, waited = self.source.digest, False
-        while await self.store.is_staged(digest):
-            waited = True
+        digest, looks = self.source.digest, 0
+        while looks < _LOOKS_FOR_ROW and await self.store.is_staged(digest):
+            looks += 1
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
-        if waited and await self.remote.stored_size(digest) is not None:
+        if looks and await self.remote.stored_size(digest) is not None:
             await session.discard()
             raise AlreadyHere("it is in the store")
 

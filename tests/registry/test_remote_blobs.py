@@ -37,6 +37,7 @@ BOUNDED = BlobWanted(span=lambda _: PART, bounded=True)
 HEAD = BlobWanted(head=True)
 FRESHNESS = 60.0
 LOOK = 0.02  # seconds between two looks
+LOOKS = 1500  # at what is verified and not listed
 
 
 class RemoteBlobsTestCase(RemoteTestCase):
@@ -280,6 +281,16 @@ class FinishedElsewhereTests(RemoteBlobsTestCase):
         self.assertEqual(CONTENT, content_of((await getting).body))
         await self.fills.ended(DIGEST)
         await self.assert_stored(ALPINE)
+
+    async def test_what_is_never_listed_is_not_waited_for_without_end(self) -> None:
+        await self.staged()
+        getting = await self.waiting()
+        for _ in range(LOOKS - 2):
+            self.clock.advance(LOOK)
+            await self.clock.scheduled.get()
+        self.clock.advance(LOOK)
+        (await self.asked(self.upstream.gets)).all()
+        self.assertEqual(CONTENT, content_of((await getting).body))
 
     async def test_the_daemon_stops_while_it_is_waited_for(self) -> None:
         await self.staged()
