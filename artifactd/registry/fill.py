@@ -18,7 +18,7 @@ from artifactd.oci.name import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt, Fetching
-from artifactd.registry.interrupt import Interrupt, Stopped
+from artifactd.registry.interrupt import AlreadyHere, Interrupt, Stopped
 from artifactd.registry.progress import Follower, Progress, Share, SharedFile
 from artifactd.registry.publication import publish
 from artifactd.registry.source import BlobSource
@@ -33,10 +33,6 @@ _LOOKS_PER_CLAIM = 10
 _LOOKS_FOR_ROW = 1500
 
 _log = Logger()
-
-
-class AlreadyHere(Stopped):
-    """Another process has just finished it, or somebody has pushed it: it is in the store."""
 
 
 @frozen
@@ -277,10 +273,14 @@ class Fill:
             if looks % _LOOKS_PER_CLAIM == 0:
                 session = await self.store.claim(self.source.digest, create=False)
                 if session is not None:
-                    if view.look()[0] is FillState.GROWING:
+                    mine = False
+                    try:
+                        mine = view.look()[0] is FillState.GROWING
+                    finally:
+                        if not mine:
+                            await session.close()  # of another file, which has taken its name
+                    if mine:
                         return session
-                    await session.close()  # of another file, which has taken its name
-                    continue
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
 
     async def _link_when_listed(self, view: FillView) -> None:

@@ -18,6 +18,10 @@ class Stopped(Exception):
     """It is left for later: nobody waits for it any more, or the daemon stops."""
 
 
+class AlreadyHere(Stopped):
+    """It need not be done: another process has done it, or somebody has pushed it."""
+
+
 @define(eq=False)
 class Interrupt:
     """What one piece of work waits for, one thing at a time."""

@@ -16,11 +16,11 @@ from artifactd.oci.name import ImageName
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt
-from artifactd.registry.fill import AlreadyHere, FillRules
+from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
-from artifactd.registry.interrupt import Stopped
+from artifactd.registry.interrupt import AlreadyHere, Stopped
 from artifactd.registry.parts import NoRanges, Parts
 from artifactd.registry.reading import Reading
 from artifactd.registry.source import BlobSource, translated

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
 from typing import Any
+
+from attrs import frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
@@ -10,7 +14,7 @@ from artifactd.registry.fill import Fill
 from artifactd.registry.found import BlobFound
 from artifactd.registry.interrupt import Stopped
 from artifactd.registry.publication import publish
-from artifactd.storage.growing import FillInfo
+from artifactd.storage.growing import FillInfo, FillView
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,
@@ -26,6 +30,20 @@ from tests.registry.fixture import (
 LOOK = 0.02  # seconds between two looks
 LOOKS = 10  # and how many of them between two attempts to claim it
 HALF = SIZE // 2
+
+
+@frozen
+class FailingView:
+    """The view of a fill, for which ``look`` stands in."""
+
+    view: FillView
+    look: Callable[[], Any]
+
+    def fileno(self) -> int:
+        return self.view.fileno()
+
+    def close(self) -> None:
+        self.view.close()
 
 
 class FollowingTestCase(RemoteTestCase):
@@ -220,6 +238,35 @@ class TakeOverTests(FollowingTestCase):
             self.look(LOOKS)
             (await self.upstream.gets.get()).all()
             await self.fills.ended(DIGEST)
+
+    async def test_the_claim_does_not_stay_if_the_disk_fails_in_that_moment(self) -> None:
+        view = self.fills.store.view
+        looks = [None] * LOOKS + [OSError(errno.EIO, "the disk is broken")]
+
+        async def viewed(digest: Digest) -> Any:
+            found = await view(digest)
+            assert found is not None
+            look = found[0].look
+
+            def looked() -> Any:
+                problem = looks.pop(0) if looks else None
+                if problem is not None:
+                    raise problem
+                return look()
+
+            return FailingView(found[0], looked), found[1]
+
+        self.patch(self.fills.store, "view", viewed)
+        with self.assert_no_descriptor_stays():
+            other = await self.other_process(CONTENT[:HALF])
+            self.begin()
+            (await self.upstream.heads.get()).size()
+            await self.clock.scheduled.get()
+            await other.close()
+            self.look(LOOKS)
+            await self.fills.ended(DIGEST)
+            self.assertEqual([], looks)
+            await self.assert_free(HALF)
 
     async def test_another_blob_is_none_of_its_business(self) -> None:
         fill, _ = await self.following(CONTENT[:HALF])
