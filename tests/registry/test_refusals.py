@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from gc import collect
+from traceback import extract_tb
+from weakref import ref
+
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -28,6 +32,42 @@ class RefusalsTests(SynchronousTestCase):
             self.clock.advance(9.9 / 2)
         self.clock.advance(0.2)
         self.assertIsNone(self.refusals.of(IMAGE, LATEST))
+
+    def test_nothing_of_where_it_was_raised_is_kept(self) -> None:
+        class Response:
+            """Something large that is at hand where the error is raised."""
+
+        def ask() -> None:
+            response = Response()
+            seen.append(ref(response))
+            raise Missing("not there", 404)
+
+        seen: list[ref[Response]] = []
+        try:
+            ask()
+        except Missing as error:
+            self.refusals.remember(IMAGE, LATEST, error)
+        collect()
+        self.assertIsNone(seen[0]())
+
+    def test_telling_it_again_and_again_keeps_no_more(self) -> None:
+        self.refusals.remember(IMAGE, LATEST, Missing("not there", 404))
+        depths = set()
+        for _ in range(3):
+            try:
+                told = self.refusals.of(IMAGE, LATEST)
+                assert told is not None
+                raise told
+            except Missing as error:
+                depths.add(len(extract_tb(error.__traceback__)))
+        self.assertEqual(len(depths), 1)
+
+    def test_so_many_are_remembered_and_the_oldest_go(self) -> None:
+        for number in range(8193):
+            self.refusals.remember(IMAGE, number, Missing("not there", 404))
+        self.assertIsNone(self.refusals.of(IMAGE, 0))
+        self.assertIsNotNone(self.refusals.of(IMAGE, 1))
+        self.assertIsNotNone(self.refusals.of(IMAGE, 8192))
 
     def test_nothing_else_is_said_to_be_missing(self) -> None:
         self.refusals.remember(IMAGE, LATEST, Missing("not there", 404))
