@@ -15,7 +15,7 @@ from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
-from artifactd.oci.errors import NameInvalid, RegistryError
+from artifactd.oci.errors import NameInvalid
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
 from artifactd.web.errors import registry_error
@@ -89,15 +89,10 @@ def route(app: Klein, path: str, *methods: str, pull: bool = False) -> Callable[
             if "name" in parts:
                 namespace = mirrored_registry(request) if pull else None
                 target = self.registry.target(parts.pop("name"), namespace)
-                try:
-                    answered = await handler(self, request, target, **parts)
-                except RegistryError as error:
-                    if namespace is not None:
-                        error.headers["OCI-Namespace"] = namespace
-                    raise
                 if namespace is not None:
-                    answered.headers = {**answered.headers, "OCI-Namespace": namespace}
-                return answered
+                    # Of this request alone: an error may be that of others too, who asked without.
+                    request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])
+                return await handler(self, request, target, **parts)
             return await handler(self, request, **parts)
 
         @app.route(path, methods=methods)

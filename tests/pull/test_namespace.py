@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+
+from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.registry.flights import Flights
 from tests.api.served import Served, image_manifest
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
+from tests.upstreams.faulty import MANIFESTS, Silence
 from tests.upstreams.hub import Hub
 
 LAYER = b"layer"
@@ -89,6 +94,32 @@ class NamespaceTests(NamespaceCase):
                 answer = await self.registry.request("GET", f"/v2/team/app/{path}?ns={ns}")
                 self.assert_refused(answer, 404, "NAME_UNKNOWN", "hosts")
         self.assertEqual([*self.hub.requests, *self.quay.requests], [])
+
+    async def test_an_error_says_it_to_those_alone_who_have_asked_with_it(self) -> None:
+        original = Flights.join
+        joined: list[Deferred[None]] = [Deferred(), Deferred()]
+        waiting = iter(joined)
+
+        def join(flights: Flights[Any, Any], key: Any, work: Any) -> Deferred[Any]:
+            outcome = original(flights, key, work)
+            next(waiting).callback(None)
+            return outcome
+
+        self.patch(Flights, "join", join)
+        held = Silence()
+        self.quay.faults.add(held, on=MANIFESTS, times=None)
+        self.quay.challenges = False
+        paths = "/v2/team/app/manifests/none?ns=quay.io", "/v2/quay.io/team/app/manifests/none"
+        answers = []
+        for path, has_joined in zip(paths, joined, strict=True):
+            answers.append(Deferred.fromCoroutine(self.registry.request("GET", path)))
+            await has_joined
+        held.release()
+        for asked, namespace in zip(answers, ("quay.io", None), strict=True):
+            answer = await asked
+            self.assert_refused(answer, 404, "MANIFEST_UNKNOWN")
+            self.assertEqual(answer.header("OCI-Namespace"), namespace)
+        self.assertEqual(self.quay.count("GET", MANIFESTS), 1)
 
     async def test_an_empty_one_is_none(self) -> None:
         answer = await self.registry.request("GET", "/v2/team/app/manifests/latest?ns=")
