@@ -34,6 +34,13 @@ class Provenance:
 LOCAL = Provenance()
 HIT = Provenance("cache")
 
+# What says which page of a list is wanted, here and at registries with ways of their own.  Nothing
+# else of a client's query goes upstream.
+PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page"})
+
+# What holds, as a query of its own, whatever else an upstream's Link to the next page has.
+PACKED = "next"
+
 
 @frozen
 class BlobWanted:
@@ -90,7 +97,8 @@ class ListWanted:
     """
     Which page of a list is wanted: at most ``limit`` entries behind ``after``.
 
-    :ivar query: all query parameters, for an upstream that has other ones for its pages.
+    :ivar query: those of :data:`PAGING` and :data:`PACKED` that were given, for an upstream that
+        has other ones for its pages.
     """
 
     limit: int

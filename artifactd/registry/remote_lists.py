@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import msgspec
 from attrs import define, evolve, field
@@ -20,7 +20,15 @@ from artifactd.oci.name import ImageName, Tag
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.flights import Flights
-from artifactd.registry.found import HIT, ListWanted, Provenance, ReferrersFound, TagsFound
+from artifactd.registry.found import (
+    HIT,
+    PACKED,
+    PAGING,
+    ListWanted,
+    Provenance,
+    ReferrersFound,
+    TagsFound,
+)
 from artifactd.registry.referrers import index_of, referrers_page
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.remote_manifests import RemoteManifests
@@ -63,7 +71,7 @@ class RemoteLists:
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """As ``RemoteRepository.tags``."""
-        query = dict(wanted.query)
+        query = _unpacked(wanted.query)
 
         async def fetch() -> UpstreamPage:
             page = await self.upstream.tags(image.image, query)
@@ -84,13 +92,13 @@ class RemoteLists:
         if how.stale is not None:
             cached = await self.catalog.tags(image, wanted.after, wanted.limit)
             tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
-        return TagsFound(tags, page.next, how)
+        return TagsFound(tags, _packed(page.next), how)
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
         """As ``RemoteRepository.referrers``."""
-        query = dict(wanted.query)
+        query = _unpacked(wanted.query)
 
         async def fetch() -> UpstreamPage:
             try:
@@ -115,9 +123,9 @@ class RemoteLists:
             return ReferrersFound(index, _behind(last, wanted), artifact_type is not None, how)
         filtered = artifact_type is not None and "artifactType" in (page.filtered or "")
         if how.stale is None:
-            return ReferrersFound(page.body, page.next, filtered, how)
+            return ReferrersFound(page.body, _packed(page.next), filtered, how)
         index = await self._merged(image, subject, artifact_type if filtered else None, page.body)
-        return ReferrersFound(index, page.next, filtered, how)
+        return ReferrersFound(index, _packed(page.next), filtered, how)
 
     @property
     def _stands_in(self) -> bool:
@@ -197,6 +205,21 @@ class RemoteLists:
         known = {descriptor.get("digest") for descriptor in listed}
         cached = _decode(_Index, here, image).manifests or []
         return index_of([*listed, *(d for d in cached if d.get("digest") not in known)])
+
+
+def _packed(query: Mapping[str, str] | None) -> Mapping[str, str] | None:
+    """An upstream's query of the next page, as one that a client brings back whole."""
+    if query is None or query.keys() <= PAGING:
+        return query
+    ours = {name: value for name, value in query.items() if name in PAGING}
+    theirs = {name: value for name, value in query.items() if name not in PAGING}
+    return {**ours, PACKED: urlencode(theirs)}
+
+
+def _unpacked(query: Mapping[str, str]) -> dict[str, str]:
+    """The query that an upstream is asked with."""
+    ours = {name: value for name, value in query.items() if name != PACKED}
+    return {**ours, **dict(parse_qsl(query.get(PACKED, ""), keep_blank_values=True))}
 
 
 def _upto(cached: list[str], page: list[str]) -> list[str]:

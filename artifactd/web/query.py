@@ -9,11 +9,7 @@ from twisted.web.server import Request
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
-from artifactd.registry.found import ListWanted
-
-# What says which page of a list is wanted, here and at registries with ways of their own.  Nothing
-# else of a client's query goes upstream.
-_PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page", "next"})
+from artifactd.registry.found import PACKED, PAGING, ListWanted
 
 # A list is answered in pages of at most this many entries, with a Link to the next.
 PAGE_LIMIT = 10_000
@@ -52,7 +48,7 @@ def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
     query = {
         name: values[0].decode("utf-8", "replace")
         for key, values in (request.args or {}).items()
-        if (name := key.decode("utf-8", "replace")) in _PAGING
+        if (name := key.decode("utf-8", "replace")) in PAGING or name == PACKED
     }
     return ListWanted(limit, parameter(request, "last"), query)
 

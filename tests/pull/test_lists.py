@@ -73,6 +73,20 @@ class TagListTests(ListCase):
         self.assertEqual(await pages(registry, LIST, "tags"), expected)
         self.assertEqual(await pages(registry, f"{LIST}?n=100", "tags"), expected)
 
+    async def test_an_upstream_may_have_any_words_for_its_pages(self) -> None:
+        registry = self.mirror()
+        for path, on in ((LIST, TAGS), (f"{PATH}/referrers/{self.digest}", REFERRERS)):
+            for more in ("cursor=a%3D%26b%20c&n=1", "next=2", "last=1&ns=x&nextToken=", "page=2"):
+                link = {"Link": f'<https://elsewhere.example/p?{more}>; rel="next"'}
+                self.hub.faults.add(Instead(b"{}", headers=link), on=on)
+                first = await self.get(registry, f"{path}?n=1")
+                following = next_page(first.header("Link")) or ""
+                self.assertEqual(urlsplit(following).path, path)
+                await self.get(registry, following)
+                asked = self.hub.asked("GET", on)[-1].query
+                self.assertEqual(asked, parse_qs(more, keep_blank_values=True))
+                self.age(registry, 2 * DAY)
+
     async def test_it_begins_behind_the_last_one(self) -> None:
         registry = self.mirror()
         self.assertEqual(tags_of(await self.get(registry, f"{LIST}?last=3")), ["edge", "latest"])
