@@ -38,7 +38,8 @@ from artifactd.upstream.interfaces import Upstream, UpstreamPage
 
 _log = Logger()
 
-_Fetch = Callable[[], Awaitable[UpstreamPage]]
+_STORED = Provenance("remote", "fwd=miss; fwd-status=200; stored")
+_Fetch = Callable[[], Awaitable[tuple[UpstreamPage, Provenance]]]
 
 
 class _Tags(msgspec.Struct):
@@ -73,10 +74,10 @@ class RemoteLists:
         """As ``RemoteRepository.tags``."""
         query = _unpacked(wanted.query)
 
-        async def fetch() -> UpstreamPage:
+        async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
             _decode(_Tags, page.body, image)
-            return page
+            return page, _STORED
 
         try:
             page, how = await self._page(image, f"tags?{urlencode(query)}", fetch)
@@ -100,13 +101,13 @@ class RemoteLists:
         """As ``RemoteRepository.referrers``."""
         query = _unpacked(wanted.query)
 
-        async def fetch() -> UpstreamPage:
+        async def fetch() -> tuple[UpstreamPage, Provenance]:
             try:
                 page = await self.upstream.referrers(image.image, subject, query)
-            except Missing:
-                return await self._by_tag(image, subject)
+            except Missing as error:
+                return await self._by_tag(image, subject, error)
             _decode(_Index, page.body, image)
-            return page
+            return page, _STORED
 
         key = f"referrers/{subject}?{urlencode(query)}"
         try:
@@ -116,6 +117,8 @@ class RemoteLists:
                 image, subject, artifact_type, wanted.after, wanted.limit + 1
             )
             if not records or not self._stands_in:
+                if isinstance(error, Missing) and not self.manifests.rules.offline:
+                    return ReferrersFound(index_of([]), provenance=_none(error))  # never a 404
                 raise translated(error, NameUnknown, name=str(image)) from error
             index, last = referrers_page(records, wanted.limit)
             self.counters.stale.inc()
@@ -172,29 +175,51 @@ class RemoteLists:
     ) -> tuple[CachedPage, Provenance]:
         self.counters.misses.inc()
         try:
-            sent = await fetch()
+            sent, how = await fetch()
         except UpstreamError as error:
             self.refusals.remember(image, key, error)
             raise
         page = CachedPage(sent.body, sent.next, sent.filtered, self.now())
-        await self.remote.cache_page(image, key, page)
-        return page, Provenance("remote", "fwd=miss; fwd-status=200; stored")
+        if how.stale is None:
+            await self.remote.cache_page(image, key, page)
+        return page, how
 
-    async def _by_tag(self, image: ImageName, subject: Digest) -> UpstreamPage:
-        """distribution-spec, "Referrers Tag Schema": for a registry without the endpoint."""
+    async def _by_tag(
+        self, image: ImageName, subject: Digest, refused: Missing
+    ) -> tuple[UpstreamPage, Provenance]:
+        """
+        distribution-spec, "Referrers Tag Schema": for a registry without the endpoint.
+
+        :raises Missing: ``refused``, the endpoint's answer, if nothing of that image is known.
+        """
         tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
+        descriptors: list[dict[str, Any]] = []
+        how = _STORED
         try:
             found = await self.manifests.get(image, tag)
+            if found.record.media_type in INDEX_TYPES:
+                content = await self._content(image, found.record.digest)
+                descriptors = _decode(_Index, content, image).manifests or []
+            if found.provenance.stale is not None:
+                how = found.provenance
         except ManifestUnknown:
-            return UpstreamPage(index_of([]))
+            # Whoever asks may ask for any name: only of images that there are a page is kept.
+            if not await self.remote.is_known(image):
+                raise refused from None
         except RegistryError as error:
             if isinstance(error.__cause__, UpstreamError):
                 raise error.__cause__ from None  # what is cached may stand in for it
             raise
-        if found.record.media_type not in INDEX_TYPES:
-            return UpstreamPage(index_of([]))
-        content = await self.contents.of(found.record.digest)
-        return UpstreamPage(index_of(_decode(_Index, content, image).manifests or []))
+        return UpstreamPage(index_of(descriptors)), how
+
+    async def _content(self, image: ImageName, digest: Digest) -> bytes:
+        """The bytes of a manifest, fetched again if they were lost."""
+        try:
+            return await self.contents.of(digest)
+        except (RuntimeError, OSError) as error:
+            _log.warn("fetched again: {image}: {error}", image=image, error=error)
+        await self.manifests.restore(image, digest)
+        return await self.contents.of(digest)
 
     async def _merged(
         self, image: ImageName, subject: Digest, artifact_type: str | None, body: bytes
@@ -231,6 +256,13 @@ def _upto(cached: list[str], page: list[str]) -> list[str]:
 def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
     """The query of the page behind ``last``."""
     return None if last is None else {**wanted.query, "last": last}
+
+
+def _none(error: Missing) -> Provenance:
+    if not error.asked:
+        return Provenance("cache", "hit; detail=negative")
+    told = f"; fwd-status={error.status}" if error.status else ""
+    return Provenance("remote", f"fwd=miss{told}")
 
 
 def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:

@@ -332,11 +332,42 @@ class TagSchemaTests(ListCase):
     async def test_that_there_were_none_stands_in_for_an_error_at_the_tag(self) -> None:
         self.hub.faults.add(Status(404), on=REFERRERS, times=None)
         registry = self.mirror(freshness="0s", negative_freshness="0s")
+        await self.get(registry, f"{PATH}/manifests/latest")
         await self.get(registry, self.path)
         self.hub.faults.add(Status(503), on=f"*/manifests/{self.tag}")
         answer = await self.get(registry, self.path)
         self.assertEqual(listed(answer), [])
         self.assert_stale(answer, answer.body, "503")
+
+    async def test_nothing_is_kept_of_a_name_of_which_there_is_nothing(self) -> None:
+        registry = self.mirror(negative_freshness="1d")
+        path = f"/v2/docker.io/none/referrers/{self.digest}"
+        for _ in range(2):
+            answer = await self.get(registry, path)
+            self.assertEqual((answer.status, listed(answer)), (200, []))
+            self.assertEqual(self.execute(registry, "SELECT name FROM image"), [])
+        self.assertEqual(self.hub.count("GET", "/v2/library/none/referrers/*"), 2)  # a challenge
+
+    async def test_an_old_tag_that_stands_in_is_an_old_list(self) -> None:
+        self.hub.images.add_index(NAME, self.tag, self.signature)
+        self.hub.faults.add(Status(404), on=REFERRERS, times=None)
+        registry = self.mirror(freshness="0s")
+        self.assert_from(await self.get(registry, self.path), "remote", STORED)
+        self.hub.faults.add(Status(503), on=f"*/manifests/{self.tag}", method="*")
+        answer = await self.get(registry, self.path)
+        self.assertEqual(listed(answer), [str(self.signature)])
+        self.assert_stale(answer, answer.body, "503")
+        self.assertIsNone((await self.get(registry, self.path)).header("Warning"))
+
+    async def test_a_tag_whose_bytes_were_lost_is_fetched_again(self) -> None:
+        index = self.hub.images.add_index(NAME, self.tag, self.signature)
+        self.hub.faults.add(Status(404), on=REFERRERS, times=None)
+        registry = self.mirror(freshness="0s")
+        await registry.request("HEAD", f"{PATH}/manifests/{self.tag}")
+        blobs = registry.data / "blobs" / index.algorithm
+        (blobs / index.encoded[:2] / index.encoded).unlink()
+        answer = await self.get(registry, self.path)
+        self.assertEqual(listed(answer), [str(self.signature)])
 
     async def test_a_tag_that_is_no_index_lists_none(self) -> None:
         self.hub.faults.add(Status(404), on=REFERRERS, times=None)
