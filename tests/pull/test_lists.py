@@ -92,6 +92,16 @@ class TagListTests(ListCase):
         self.assertEqual(tags_of(await self.get(registry, f"{LIST}?last=3")), ["edge", "latest"])
         self.assertEqual(tags_of(await self.get(registry, f"{LIST}?last=2&n=1")), ["3"])
 
+    async def test_the_pages_of_a_bare_name_stay_with_it(self) -> None:
+        registry = self.mirror()
+        await registry.request("GET", "/v2/alpine/manifests/latest")
+        bare = "/v2/alpine/tags/list"
+        first = await self.get(registry, f"{bare}?n=2")
+        self.assertEqual(urlsplit(next_page(first.header("Link")) or "").path, bare)
+        self.assertEqual(json.loads(first.body)["name"], "alpine")
+        expected = [["1", "2"], ["3", "edge"], ["latest"]]
+        self.assertEqual(await pages(registry, f"{bare}?n=2", "tags"), expected)
+
     async def test_a_mirrors_pages_stay_in_its_namespace(self) -> None:
         registry = self.mirror()
         bare = f"/v2/{NAME}/tags/list?ns=docker.io&n=2"

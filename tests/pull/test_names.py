@@ -42,6 +42,17 @@ class PrefixTests(MirrorCase):
             self.assertEqual(digest_of(answer), digest, name)
 
 
+    async def test_the_local_repository_under_its_name_asks_no_upstream(self) -> None:
+        digest = self.hub.images.add_image(NAME, "latest", b"layer")
+        registry = self.mirror()
+        await registry.request("GET", "/v2/hello/manifests/latest")
+        self.hub.forget_requests()
+        for path in ("manifests/latest", f"manifests/{digest}", "tags/list"):
+            answer = await registry.request("GET", f"/v2/local/hello/{path}")
+            self.assertEqual(answer.status, 404, path)
+        self.assertEqual(self.hub.requests, [])
+
+
 class NamesCase(MirrorCase):
     """``hello`` is in the upstream and, unless a test pushes it, not here."""
 

@@ -326,6 +326,29 @@ class OfflineTests(StaleCase):
         self.assertIn(b'artifactd_stale_total{repository="docker.io"} 4.0', metrics.body)
         self.assertEqual(self.hub.requests, [])
 
+    async def test_each_old_one_is_counted(self) -> None:
+        first = await self.primed()
+        registry = self.mirror(first.data, freshness="0s", offline=True)
+        for method in ("GET", "HEAD"):
+            await registry.request(method, f"{PATH}/latest")
+        metrics = await registry.request("GET", "/metrics")
+        self.assertIn(b'artifactd_stale_total{repository="docker.io"} 2.0', metrics.body)
+
+    async def test_of_a_name_that_was_never_pulled_nothing_is_asked_either(self) -> None:
+        first = await self.primed()
+        registry = self.mirror(first.data, offline=True)
+        self.hub.forget_requests()
+        path = f"referrers/{self.digest}"
+        for name, found in (("docker.io/none", 404), ("none", 200)):
+            statuses = {}
+            for below in ("manifests/latest", f"blobs/{self.digest}", "tags/list", path):
+                for method in ("GET", "HEAD"):
+                    answer = await registry.request(method, f"/v2/{name}/{below}")
+                    statuses[below] = answer.status
+            expected = dict.fromkeys(statuses, 404) | {path: found}
+            self.assertEqual(statuses, expected, name)
+        self.assertEqual(self.hub.requests, [])
+
 
 class BreakerTests(StaleCase):
     def setUp(self) -> None:
