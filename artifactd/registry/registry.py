@@ -132,7 +132,8 @@ class Registry:
     async def mount(self, image: ImageName, digest: Digest, source: str | None) -> bool:
         """
         end-11: let ``image`` hold a blob that the image named ``source`` holds; without a name,
-        that any image of the same repository holds.  Whether there was one to mount.
+        that any image of the same repository holds.  Whether there was one to mount; an image of an
+        upstream that may not be pulled lends nothing.
 
         :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
         """
@@ -140,6 +141,10 @@ class Registry:
             holder = self.names.resolve(RepositoryName.parse(source)) if source else None
         except NameUnknown:
             return False
+        if holder is not None:
+            lender = self.repositories[holder.repository]
+            if isinstance(lender, RemoteRepository) and not lender.rules.permit(holder.image):
+                return False
         return await self.catalog.mount_blob(image, digest, holder) is not None
 
     async def put_manifest(

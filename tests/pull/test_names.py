@@ -41,7 +41,6 @@ class PrefixTests(MirrorCase):
             answer = await registry.request("GET", f"/v2/{name}/manifests/latest")
             self.assertEqual(digest_of(answer), digest, name)
 
-
     async def test_the_local_repository_under_its_name_asks_no_upstream(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")
         registry = self.mirror()
@@ -319,6 +318,14 @@ class MountTests(NamesCase):
             self.assertEqual(await self.mount(registry, source), 202, source)
         self.assertEqual(await self.status(registry, self.reads()["blob"], name="mine"), 404)
 
+    async def test_an_image_that_is_denied_lends_it_no_longer(self) -> None:
+        first = self.mirror()
+        await self.pull(first)
+        for rules in ({"deny": [NAME]}, {"allow": ["team/*"]}):
+            registry = self.mirror(first.data, **rules)
+            self.assertEqual(await self.mount(registry, "docker.io/hello"), 202)
+        self.assertEqual(await self.mount(first, "docker.io/hello"), 201)
+
 
 class RulesTests(NamesCase):
     async def test_what_is_not_allowed_is_403_and_not_asked_for(self) -> None:
@@ -452,6 +459,14 @@ class SeveralTests(NamesCase):
         fresh = self.both()
         self.assertEqual(await self.status(fresh, "manifests/latest"), 502)
         self.assertEqual(self.second.requests, [])
+
+    async def test_one_that_is_not_asked_has_not_said_no(self) -> None:
+        hubs = {"docker.io": self.hub, "quay.io": self.second}
+        toml = side_by_side(hubs).replace("retries", "offline = true\nretries", 1)
+        registry = Served.start(self, toml)
+        answer = await registry.request("GET", "/v2/hello/manifests/latest")
+        self.assert_refused(answer, 404, "MANIFEST_UNKNOWN", "offline")
+        self.assertEqual([*self.hub.requests, *self.second.requests], [])
 
     async def test_nobody_takes_over_a_name_of_one_that_is_pulled_from_no_longer(self) -> None:
         first = self.both()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -80,6 +81,35 @@ class FreshnessTests(TagCase):
         self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", 304)])
         (asked,) = self.hub.requests
         self.assertEqual(asked.headers["if-none-match"], f'"{self.old}"')
+
+    async def test_a_whole_image_costs_nothing_while_it_is_fresh_and_then_one_head(self) -> None:
+        child = self.hub.images.add_image(NAME, None, b"layer", b"another")
+        index = self.hub.images.add_index(NAME, "multi", child)
+        registry = self.mirror()
+        for name in ("alpine", "docker.io/alpine"):
+            for asked in (None, 0, 1):
+                if asked == 1:
+                    self.age(registry, 2 * DAY)
+                self.assertEqual(await self.pull(registry, name), index)
+                if asked is not None:
+                    self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/multi", 304)] * asked)
+                self.hub.forget_requests()
+
+    async def pull(self, registry: Served, name: str) -> Digest:
+        """What a client does; the digest of the index."""
+
+        async def get(path: str, method: str = "GET") -> Answer:
+            answer = await registry.request(method, f"/v2/{name}/{path}")
+            self.assertEqual(answer.status, 200, path)
+            return answer
+
+        head = await get("manifests/multi", "HEAD")
+        index = json.loads((await get(f"manifests/{digest_of(head)}")).body)
+        image = json.loads((await get(f"manifests/{index['manifests'][0]['digest']}")).body)
+        for each in (image["config"], *image["layers"]):
+            await get(f"blobs/{each['digest']}")
+            await self.filled(registry, Digest.parse(each["digest"]))
+        return digest_of(head)
 
     async def test_it_is_always_asked_for_where_the_settings_say_so(self) -> None:
         registry = await self.primed(freshness="0s")
