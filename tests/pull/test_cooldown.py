@@ -7,8 +7,8 @@ from typing import Any
 from artifactd.oci.digest import Digest
 from tests.api.served import Served
 from tests.daemon import Answer
-from tests.pull.mirrors import CONFIRMED, STORED, MirrorCase, digest_of
-from tests.upstreams.faulty import Status
+from tests.pull.mirrors import CONFIRMED, STORED, MirrorCase, Without, digest_of
+from tests.upstreams.faulty import MANIFESTS, Status
 
 NAME = "library/alpine"
 PATH = "/v2/docker.io/alpine/manifests"
@@ -76,6 +76,18 @@ class CooldownTests(MirrorCase):
         answer = await self.get(registry)
         self.assert_from(answer, "cache", "artifactd; fwd=stale; fwd-status=200")
         self.assertEqual(digest_of(answer), new)
+
+    async def test_an_upstream_that_tells_no_digest_is_held_back_as_others_are(self) -> None:
+        registry = await self.started()
+        self.hub.faults.add(Without("Docker-Content-Digest"), on=MANIFESTS, method="*", times=None)
+        new = self.push(b"new")
+        await self.assert_held(registry)
+        self.age(registry, 6.9 * DAY)
+        await self.assert_held(registry)
+        self.age(registry, 0.2 * DAY)
+        answer = await self.get(registry)
+        self.assert_from(answer, "remote", STORED)
+        self.assertEqual((digest_of(answer), Digest.of(answer.body)), (new, new))
 
     async def test_moving_again_starts_the_time_anew(self) -> None:
         registry = await self.started()
