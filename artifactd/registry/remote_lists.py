@@ -93,6 +93,8 @@ class RemoteLists:
         if how.stale is not None:
             cached = await self.catalog.tags(image, wanted.after, wanted.limit)
             tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
+        if not wanted.limit:
+            return TagsFound([], None, how)  # some upstreams take 0 for no limit
         return TagsFound(tags, _packed(page.next), how)
 
     async def referrers(
@@ -117,8 +119,8 @@ class RemoteLists:
                 image, subject, artifact_type, wanted.after, wanted.limit + 1
             )
             if not records or not self._stands_in:
-                if isinstance(error, Missing) and not self.manifests.rules.offline:
-                    return ReferrersFound(index_of([]), provenance=_none(error))  # never a 404
+                if isinstance(error, Missing):
+                    return ReferrersFound(index_of([]), provenance=self._none(error))  # never 404
                 raise translated(error, NameUnknown, name=str(image)) from error
             index, last = referrers_page(records, wanted.limit)
             self.counters.stale.inc()
@@ -129,6 +131,15 @@ class RemoteLists:
             return ReferrersFound(page.body, _packed(page.next), filtered, how)
         index = await self._merged(image, subject, artifact_type if filtered else None, page.body)
         return ReferrersFound(index, _packed(page.next), filtered, how)
+
+    def _none(self, error: Missing) -> Provenance:
+        """Where it comes from that there is nothing."""
+        if self.manifests.rules.offline:
+            return stale(error.reason)
+        if not error.asked:
+            return Provenance("cache", "hit; detail=negative")
+        told = f"; fwd-status={error.status}" if error.status else ""
+        return Provenance("remote", f"fwd=miss{told}")
 
     @property
     def _stands_in(self) -> bool:
@@ -256,13 +267,6 @@ def _upto(cached: list[str], page: list[str]) -> list[str]:
 def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
     """The query of the page behind ``last``."""
     return None if last is None else {**wanted.query, "last": last}
-
-
-def _none(error: Missing) -> Provenance:
-    if not error.asked:
-        return Provenance("cache", "hit; detail=negative")
-    told = f"; fwd-status={error.status}" if error.status else ""
-    return Provenance("remote", f"fwd=miss{told}")
 
 
 def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:

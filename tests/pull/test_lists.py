@@ -87,6 +87,32 @@ class TagListTests(ListCase):
                 self.assertEqual(asked, parse_qs(more, keep_blank_values=True))
                 self.age(registry, 2 * DAY)
 
+    async def test_none_is_listed_where_none_is_wanted(self) -> None:
+        registry = self.mirror(freshness="0s")
+        everything = json.dumps({"tags": ALL}).encode()
+        link = {"Link": f'<{LIST}?last=1>; rel="next"'}
+        self.hub.faults.add(Instead(everything, headers=link), on=TAGS)
+        for fault in (None, Status(503)):
+            if fault is not None:
+                await registry.request("GET", f"{PATH}/manifests/latest")
+                self.break_down(fault)
+            answer = await self.get(registry, f"{LIST}?n=0")
+            self.assertEqual((answer.status, tags_of(answer)), (200, []))
+            self.assertIsNone(answer.header("Link"))
+
+    async def test_each_old_one_is_counted(self) -> None:
+        registry = self.mirror(freshness="0s")
+        await self.get(registry)
+        await registry.request("GET", f"{PATH}/manifests/latest")
+        signature = self.hub.images.add_image(NAME, None, b"sig", subject=self.digest)
+        await registry.request("GET", f"{PATH}/manifests/{signature}")
+        self.break_down(Status(503))
+        # One that was said, and two of what is cached.
+        for path in (LIST, f"{LIST}?n=3", f"{PATH}/referrers/{self.digest}"):
+            self.assertEqual((await self.get(registry, path)).status, 200)
+        metrics = await registry.request("GET", "/metrics")
+        self.assertIn(b'artifactd_stale_total{repository="docker.io"} 3.0', metrics.body)
+
     async def test_it_begins_behind_the_last_one(self) -> None:
         registry = self.mirror()
         self.assertEqual(tags_of(await self.get(registry, f"{LIST}?last=3")), ["edge", "latest"])

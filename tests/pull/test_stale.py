@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from artifactd.registry.referrers import index_of
 from artifactd.upstream import client
 from artifactd.upstream.breaker import BreakerSettings
 from tests.api.served import Served
@@ -339,14 +340,17 @@ class OfflineTests(StaleCase):
         registry = self.mirror(first.data, offline=True)
         self.hub.forget_requests()
         path = f"referrers/{self.digest}"
-        for name, found in (("docker.io/none", 404), ("none", 200)):
+        for name in ("docker.io/none", "none"):
             statuses = {}
             for below in ("manifests/latest", f"blobs/{self.digest}", "tags/list", path):
                 for method in ("GET", "HEAD"):
                     answer = await registry.request(method, f"/v2/{name}/{below}")
                     statuses[below] = answer.status
-            expected = dict.fromkeys(statuses, 404) | {path: found}
+            # distribution-spec, "Listing Referrers": never 404.
+            expected = dict.fromkeys(statuses, 404) | {path: 200}
             self.assertEqual(statuses, expected, name)
+        answer = await registry.request("GET", f"/v2/docker.io/alpine/{path}")
+        self.assert_stale(answer, index_of([]), "offline")
         self.assertEqual(self.hub.requests, [])
 
 
