@@ -73,7 +73,7 @@ class LocalRepository:
             self.run, content, content_type, digest, other_types=self.rules.other_media_types
         )
 
-    async def put_manifest(
+    def wanted(
         self,
         image: ImageName,
         reference: Reference,
@@ -81,14 +81,13 @@ class LocalRepository:
         manifest: Manifest,
         precondition: Precondition,
         actor: str,
-    ) -> None:
+    ) -> ManifestPut:
         """
-        end-7a, end-7b: store a manifest and let its tags point at it.
+        What :meth:`put_manifest` is to do.
 
         :param tags: further tags, for a ``reference`` that is a digest.
-        :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
         """
-        put = ManifestPut(
+        return ManifestPut(
             image=image,
             manifest=manifest,
             tags=(reference,) if isinstance(reference, Tag) else tuple(tags),
@@ -96,10 +95,17 @@ class LocalRepository:
             sparse=self.rules.sparse_indexes,
             actor=actor,
         )
+
+    async def put_manifest(self, put: ManifestPut) -> None:
+        """
+        end-7a, end-7b: store a manifest and let its tags point at it.
+
+        :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
+        """
         # Asked before a byte is stored, so that a refused manifest leaves nothing; and again in
         # the transaction, since the answer may have changed.
         await self.catalog.check_manifest(put)
-        staged = await self.stored.blobs.stage(manifest.digest, manifest.content)
+        staged = await self.stored.blobs.stage(put.manifest.digest, put.manifest.content)
         await publish(
             staged,
             self.catalog,

@@ -160,9 +160,10 @@ class Registry:
         """end-7; as :meth:`LocalRepository.put_manifest`."""
         local = target.local
         manifest = await local.parse(content, content_type, reference)
+        put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
         if target.readable is self.unprefixed:
-            await self.unprefixed.adopt(target.image, manifest)
-        await local.put_manifest(target.image, reference, tags, manifest, precondition, actor)
+            await self.unprefixed.adopt(put)
+        await local.put_manifest(put)
         return manifest
 
     async def images(self, after: str, limit: int) -> list[str]:

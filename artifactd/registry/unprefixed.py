@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.interfaces import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
-from artifactd.oci.manifest import Manifest
+from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.name import ImageName, Reference
 from artifactd.registry.found import (
     BlobFound,
@@ -133,15 +133,69 @@ class Unprefixed:
             return ReferrersFound(index_of([]))
         return await self.local.referrers(image, subject, artifact_type, wanted)
 
-    async def adopt(self, image: ImageName, manifest: Manifest) -> None:
+    async def adopt(self, put: ManifestPut) -> None:
         """
-        Before ``manifest`` is put into the local ``image``: link to it those of its blobs that it
-        lacks and that were answered for under the same name from upstream, so that a client that
-        was told they are here has not been told wrong.
+        Before ``put`` is done in the local repository: let its image have those of the manifests
+        and blobs listed that it lacks and that were answered for under the same name from upstream,
+        so that a client that was told they are here has not been told wrong.
+
+        :raises RegistryError: if manifests would have to be adopted, and ``put`` is refused even
+            with them.  None is, then: the first one makes the name a local one.
         """
-        upstream = await self._opened(image)
-        if upstream is None:
+        upstream = await self._opened(put.image)
+        if upstream is None or self.local is None:
             return
+        children: dict[Digest, Manifest] = {}
+        if not await self._gather(upstream, put.image, put.manifest, children):
+            children = {}  # refused for what is missing, with the spec's error
+        for manifest in (*children.values(), put.manifest):
+            await self._adopt_blobs(upstream, put.image, manifest)
+        puts = [ManifestPut(put.image, child, actor=put.actor) for child in children.values()]
+        if puts:
+            for each in (*puts, put):
+                await self.catalog.check_manifest(evolve(each, sparse=True))
+        for each in puts:
+            await self.local.put_manifest(each)
+
+    async def _gather(
+        self,
+        upstream: PulledFrom,
+        image: ImageName,
+        manifest: Manifest,
+        found: dict[Digest, Manifest],
+    ) -> bool:
+        """
+        Collect the manifests that an index lists and ``image`` lacks, each behind those that it
+        lists itself; whether all of them could be had.
+        """
+        for listed in manifest.children:
+            digest = listed.digest
+            if digest in found or await self.catalog.manifest(image, digest) is not None:
+                continue
+            child = await self._child(upstream, upstream.image(image.image), listed)
+            if child is None or not await self._gather(upstream, image, child, found):
+                return False
+            found[digest] = child
+        return True
+
+    async def _child(
+        self, upstream: PulledFrom, source: ImageName, listed: Descriptor
+    ) -> Manifest | None:
+        """A manifest as the upstream has it; ``None`` if it can't be had as it is described."""
+        assert self.local is not None
+        try:
+            record = (await upstream.repository.manifest(source, listed.digest)).record
+            content = await self.local.stored.contents.of(listed.digest)
+            child = await self.local.parse(content, record.media_type, listed.digest)
+        except (RegistryError, RuntimeError, OSError):
+            return None
+        fits = (child.media_type, len(child.content)) == (listed.media_type, listed.size)
+        return child if fits else None
+
+    async def _adopt_blobs(
+        self, upstream: PulledFrom, image: ImageName, manifest: Manifest
+    ) -> None:
+        """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
         source = upstream.image(image.image)
         for descriptor in manifest.blobs:
             digest = descriptor.digest

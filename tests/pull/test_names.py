@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
-from tests.api.served import Served, image_manifest
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.api.served import Served, descriptor, image_index, image_manifest
 from tests.daemon import Answer
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Status
@@ -284,6 +284,74 @@ class AdoptTests(NamesCase):
     async def test_nothing_is_adopted_for_a_name_that_was_never_pulled(self) -> None:
         registry = self.mirror()
         await registry.push_blob("hello", self.config)
+        self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
+        self.assertEqual(self.hub.requests, [])
+
+
+class AdoptChildrenTests(NamesCase):
+    """After a pull, a push of an index whose manifests its client was told are here."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.child = self.hub.images.manifest_of(NAME, "latest")
+        self.mine = image_index(self.child, annotations={"is": "mine"})
+
+    async def skipping(self, *there: bytes) -> Served:
+        """A registry that has said of ``there``, and of what ``latest`` is, that they are here."""
+        registry = self.mirror()
+        await self.status(registry, "manifests/latest", "HEAD")
+        for each in (self.child, *there):
+            self.assertEqual(await self.status(registry, f"manifests/{Digest.of(each)}"), 200)
+        return registry
+
+    async def put(self, registry: Served, **headers: str) -> Answer:
+        fields = {"Content-Type": OCI_INDEX, **{k.replace("_", "-"): v for k, v in headers.items()}}
+        return await registry.request("PUT", "/v2/hello/manifests/mine", self.mine, fields)
+
+    async def assert_upstreams(self, registry: Served) -> None:
+        """The name is still not one of here."""
+        answer = await registry.request("GET", "/v2/hello/manifests/latest")
+        self.assertEqual(digest_of(answer), self.upstream)
+        self.assertEqual(answer.header("X-Artifact-Source"), "cache")
+
+    async def test_it_succeeds_and_all_of_it_is_local_then(self) -> None:
+        registry = await self.skipping()
+        self.assertEqual((await self.put(registry)).status, 201)
+        await self.hub.stop()
+        for path in ("manifests/mine", f"manifests/{self.upstream}", self.reads()["blob"]):
+            answer = await registry.request("GET", f"/v2/hello/{path}")
+            self.assert_from(answer, "local", LOCAL)
+        tags = await registry.request("GET", "/v2/hello/tags/list")
+        self.assertEqual(tags.body, b'{"name":"hello","tags":["mine"]}')
+
+    async def test_an_index_in_an_index_comes_with_what_it_lists(self) -> None:
+        inner = self.hub.images.add_index(NAME, "inner", self.upstream)
+        content = self.hub.images.manifest_of(NAME, "inner")
+        self.mine = image_index(self.child, manifests=[descriptor(content, OCI_INDEX)])
+        registry = await self.skipping(content)
+        self.assertEqual((await self.put(registry)).status, 201)
+        await self.hub.stop()
+        for digest in (inner, self.upstream):
+            self.assertEqual(await self.status(registry, f"manifests/{digest}"), 200)
+
+    async def test_one_that_can_not_be_had_whole_leaves_the_name_to_the_upstream(self) -> None:
+        registry = await self.skipping()
+        whole = self.mine
+        self.mine = image_index(self.child, image_manifest(b"nowhere"))
+        self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
+        await self.assert_upstreams(registry)
+        self.mine = whole
+        self.hub.faults.add(Status(404), on=CDN, times=None)
+        self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
+        await self.assert_upstreams(registry)
+        self.hub.faults.clear()
+        refused = await self.put(registry, If_Match='"sha256:none"')
+        self.assert_refused(refused, 412, "DENIED")
+        await self.assert_upstreams(registry)
+        self.assertEqual((await self.put(registry)).status, 201)
+
+    async def test_nothing_is_adopted_for_a_name_that_was_never_pulled(self) -> None:
+        registry = self.mirror()
         self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
         self.assertEqual(self.hub.requests, [])
 
