@@ -153,8 +153,8 @@ class RemoteLists:
         cached = await self.remote.cached_page(image, key)
         rules = self.manifests.rules
         age = None if cached is None else self.now() - cached.fetched_at
-        fresh = age is not None and 0 <= age < rules.freshness * self.upstream.frugality()
-        if cached is not None and fresh:
+        freshness = rules.freshness * self.upstream.frugality()
+        if cached is not None and age is not None and 0 <= age < freshness:
             self.counters.hits.inc()
             return cached, HIT
         started = self.now()
@@ -173,9 +173,7 @@ class RemoteLists:
                 how = evolve(how, cache=f"{how.cache}; collapsed")
             return page, evolve(how, waited=max(self.now() - started, 0.0))
         except UpstreamError as error:
-            too_old = (
-                age is not None and rules.max_stale and age >= rules.freshness + rules.max_stale
-            )
+            too_old = age is not None and rules.max_stale and age >= freshness + rules.max_stale
             if cached is None or too_old:
                 raise
             self.counters.stale.inc()

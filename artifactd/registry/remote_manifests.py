@@ -126,7 +126,7 @@ class RemoteManifests:
 
     def _is_fresh(self, cached: CachedTag) -> bool:
         age = self.now() - cached.checked_at
-        return 0 <= age < self.rules.freshness * self.upstream.frugality()
+        return 0 <= age < self._freshness
 
     def _offline(
         self, image: ImageName, reference: Reference, cached: CachedTag | None
@@ -186,7 +186,11 @@ class RemoteManifests:
     def _may_be_stale(self, cached: CachedTag) -> bool:
         if not self.rules.max_stale:
             return True
-        return self.now() - cached.checked_at < self.rules.freshness + self.rules.max_stale
+        return self.now() - cached.checked_at < self._freshness + self.rules.max_stale
+
+    @property
+    def _freshness(self) -> float:
+        return self.rules.freshness * self.upstream.frugality()
 
     async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
         current = cached.record.digest

@@ -309,6 +309,16 @@ class BudgetTests(TagCase):
         self.age(registry, 2 * DAY)
         self.assert_from(await self.get(registry), "cache", CONFIRMED)
 
+    async def test_what_was_fresh_for_longer_may_be_stale_for_no_less(self) -> None:
+        self.hub.answers.remaining = 1
+        registry = await self.primed(freshness="1d", max_stale="2d")
+        await registry.request("GET", "/v2/docker.io/alpine/tags/list")
+        self.hub.faults.add(Status(503), method="*", times=None)
+        for days, expected in ((61, 200), (2, 502)):
+            self.age(registry, days * DAY)
+            for path in (f"{PATH}/latest", "/v2/docker.io/alpine/tags/list"):
+                self.assertEqual((await registry.request("GET", path)).status, expected, path)
+
     async def test_an_upstream_that_tells_of_none_is_not_spared(self) -> None:
         self.hub.answers.limit = None
         registry = await self.primed()
