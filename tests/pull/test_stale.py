@@ -124,6 +124,17 @@ class CachedTests(StaleCase):
         self.assert_from(answer, "cache", HIT)
         self.assertIsNone(answer.header("Warning"))
 
+    async def test_who_has_it_already_is_told_so_and_that_it_is_old(self) -> None:
+        registry = await self.primed()
+        await self.hub.stop()
+        for method in ("GET", "HEAD"):
+            answer = await registry.request(
+                method, f"{PATH}/latest", headers={"If-None-Match": f'"{self.digest}"'}
+            )
+            self.assertEqual((answer.status, answer.body), (304, b""))
+            self.assertIn("stale", answer.header("Warning") or "")
+            self.assertIn("detail=stale", answer.header("Cache-Status") or "")
+
     async def test_it_is_counted(self) -> None:
         registry = await self.primed()
         await self.hub.stop()
