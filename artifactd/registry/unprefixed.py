@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from artifactd.catalog.interfaces import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
@@ -25,6 +25,7 @@ from artifactd.registry.found import (
     TagsFound,
 )
 from artifactd.registry.local import LocalRepository
+from artifactd.registry.promises import Promises
 from artifactd.registry.referrers import index_of
 from artifactd.registry.remote import RemoteRepository
 from artifactd.upstream.errors import Missing
@@ -70,6 +71,7 @@ class Unprefixed:
     remotes: Sequence[PulledFrom]
     catalog: Catalog
     remote: RemoteCatalog
+    promises: Promises = field(factory=Promises)
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """
@@ -96,6 +98,7 @@ class Unprefixed:
                 unknown = error
                 continue
             if await self._remember(image.image, upstream):
+                self.promises.give(image, found.record.digest)
                 return found
             return await self.manifest(image, reference)  # of the one that another was told by
         raise unknown
@@ -109,7 +112,10 @@ class Unprefixed:
         upstream = await self._opened(image)
         if upstream is None:
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
-        return await upstream.repository.blob(upstream.image(image.image), digest, wanted)
+        found = await upstream.repository.blob(upstream.image(image.image), digest, wanted)
+        if wanted.head:
+            self.promises.give(image, digest)
+        return found
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """end-8; upstream as for :meth:`blob`."""
@@ -142,20 +148,36 @@ class Unprefixed:
         :raises RegistryError: if manifests would have to be adopted, and ``put`` is refused even
             with them.  None is, then: the first one makes the name a local one.
         """
-        upstream = await self._opened(put.image)
+        upstream = await self._origin(put.image.image)
         if upstream is None or self.local is None:
             return
         children: dict[Digest, Manifest] = {}
-        if not await self._gather(upstream, put.image, put.manifest, children):
+        manifest = await self._promised(put)
+        if not await self._gather(upstream, put.image, manifest, children):
             children = {}  # refused for what is missing, with the spec's error
-        for manifest in (*children.values(), put.manifest):
-            await self._adopt_blobs(upstream, put.image, manifest)
+        for each in (*children.values(), manifest):
+            await self._adopt_blobs(upstream, put.image, each)
         puts = [ManifestPut(put.image, child, actor=put.actor) for child in children.values()]
-        if puts:
-            for each in (*puts, put):
-                await self.catalog.check_manifest(evolve(each, sparse=True))
-        for each in puts:
-            await self.local.put_manifest(each)
+        for wanted in (*puts, put) if puts else ():
+            await self.catalog.check_manifest(evolve(wanted, sparse=True))
+        for wanted in puts:
+            await self.local.put_manifest(wanted)
+
+    async def _promised(self, put: ManifestPut) -> Manifest:
+        """
+        The manifest with those entries that may be adopted: all as long as the name is an
+        upstream's, and what was promised then once it is a local one.
+        """
+        if not await self.remote.is_known(put.image):
+            return put.manifest
+        return evolve(
+            put.manifest,
+            blobs=tuple(b for b in put.manifest.blobs if self._holds(put, b)),
+            children=tuple(c for c in put.manifest.children if self._holds(put, c)),
+        )
+
+    def _holds(self, put: ManifestPut, listed: Descriptor) -> bool:
+        return self.promises.holds(put.image, listed.digest)
 
     async def _gather(
         self,
@@ -212,10 +234,14 @@ class Unprefixed:
         """The upstream that this name is read from, if it is not a local one's."""
         if self.local is not None and await self.remote.is_known(image):
             return None
-        origin = await self.remote.origin(image.image)
+        return await self._origin(image.image)
+
+    async def _origin(self, name: str) -> PulledFrom | None:
+        """The upstream that has answered for ``name``, if it may still be asked for it."""
+        origin = await self.remote.origin(name)
         if origin is None:
             return None
-        return next((u for u in self._permitting(image.image) if u.repository.name == origin), None)
+        return next((u for u in self._permitting(name) if u.repository.name == origin), None)
 
     async def _candidates(self, name: str) -> Sequence[PulledFrom]:
         permitting = self._permitting(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import time
 from typing import Any
 
 from artifactd.oci.digest import Digest
@@ -353,6 +354,66 @@ class AdoptChildrenTests(NamesCase):
     async def test_nothing_is_adopted_for_a_name_that_was_never_pulled(self) -> None:
         registry = self.mirror()
         self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
+        self.assertEqual(self.hub.requests, [])
+
+
+class PromisedTests(NamesCase):
+    """A client that pushes several manifests asks for everything before it pushes the first."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.config = b'{"mine": true}'
+        self.first = image_manifest(self.config, b"mine")
+        self.second = image_manifest(self.config, self.layer)
+        self.child = self.hub.images.manifest_of(NAME, "latest")
+
+    async def pushed(self, *told: str) -> Served:
+        """A registry to which the first was pushed, when ``told`` had been said to be here."""
+        registry = self.mirror()
+        self.assertEqual(await self.status(registry, "manifests/latest"), 200)
+        for path in told:
+            self.assertEqual(await self.status(registry, path, "HEAD"), 200)
+        for blob in (self.config, b"mine"):
+            await registry.push_blob("hello", blob)
+        await registry.push_manifest("hello", str(Digest.of(self.first)), self.first)
+        return registry
+
+    async def put(self, registry: Served, content: bytes, kind: str = OCI_MANIFEST) -> Answer:
+        path = f"/v2/hello/manifests/{Digest.of(content)}"
+        return await registry.request("PUT", path, content, {"Content-Type": kind})
+
+    async def test_blobs_that_were_said_to_be_here_before_are_adopted_still(self) -> None:
+        registry = await self.pushed(self.reads()["blob"])
+        self.assertEqual((await self.put(registry, self.second)).status, 201)
+        self.assertEqual(await self.status(registry, self.reads()["blob"]), 200)
+
+    async def test_so_are_manifests_with_what_they_list(self) -> None:
+        registry = await self.pushed(f"manifests/{self.upstream}")
+        index = image_index(self.first, self.child)
+        self.assertEqual((await self.put(registry, index, OCI_INDEX)).status, 201)
+        await self.hub.stop()
+        self.assertEqual(await self.status(registry, self.reads()["blob"]), 200)
+
+    async def test_nothing_else_is_asked_for_upstream_any_more(self) -> None:
+        registry = await self.pushed()
+        self.hub.forget_requests()
+        refused = await self.put(registry, self.second)
+        self.assert_refused(refused, 400, "MANIFEST_BLOB_UNKNOWN")
+        other = self.hub.images.add_image(NAME, "other", b"other")
+        index = image_index(self.first, self.hub.images.manifest_of(NAME, str(other)))
+        refused = await self.put(registry, index, OCI_INDEX)
+        self.assert_refused(refused, 400, "MANIFEST_BLOB_UNKNOWN")
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_not_even_that_once_an_hour_has_passed(self) -> None:
+        registry = await self.pushed(self.reads()["blob"])
+        running = registry.service._running
+        assert running is not None
+        later = time() + 3601
+        self.patch(running.parts.registry.unprefixed.promises, "now", lambda: later)
+        self.hub.forget_requests()
+        refused = await self.put(registry, self.second)
+        self.assert_refused(refused, 400, "MANIFEST_BLOB_UNKNOWN")
         self.assertEqual(self.hub.requests, [])
 
 
