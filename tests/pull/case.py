@@ -14,9 +14,11 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
+from artifactd.storage.extents import map_name
 from artifactd.wiring import Assembly
 from tests.api.case import LogLines
 from tests.api.served import Served
+from tests.programs import wait_for
 from tests.pull.download import Download
 from tests.upstreams.faulty import CDN, Fault
 from tests.upstreams.hub import Hub
@@ -174,6 +176,12 @@ class PullCase(TestCase):
         fill = f"fills/{digest.algorithm}-{digest.encoded}"
         self.assertEqual(files.pop(fill, None), count)
         self.assertLessEqual(files.keys(), {f"{fill}.info"})
+
+    async def recorded(self, digest: Digest, parts: int) -> None:
+        """Wait until ``parts`` of a blob are kept: who asked for them need not wait for that."""
+        fill = self.registry.data / "fills" / f"{digest.algorithm}-{digest.encoded}"
+        map_file = fill.with_name(map_name(fill.name))
+        await wait_for(lambda: map_file.read_bytes().count(b".") == parts)
 
     def files(self) -> dict[str, int]:
         """Every file of the store, relative to the data folder, and its size."""

@@ -48,6 +48,7 @@ class BoundedTests(PullCase):
         digest = self.blob(CONTENT)
         await self.pull(digest, "1000-1999")
         await self.pull(digest, "2000-2999")
+        await self.recorded(digest, 2)
         self.hub.forget_requests()
         self.assert_part(await self.pull(digest, "1500-2500"), CONTENT, 1500, 2500)
         self.assertEqual(self.hub.requests, [])
@@ -67,6 +68,7 @@ class BoundedTests(PullCase):
     async def test_a_part_survives_the_daemon(self) -> None:
         digest = self.blob(CONTENT)
         await self.pull(digest, MIDDLE)
+        await self.recorded(digest, 1)
         await self.restart()
         self.hub.forget_requests()
         self.assert_part(await self.pull(digest, MIDDLE), CONTENT, FIRST, LAST)
@@ -277,6 +279,7 @@ class ExtentTests(PullCase):
     async def test_the_fill_asks_only_for_what_is_missing(self) -> None:
         digest = self.blob(CONTENT)
         await self.pull(digest, MIDDLE)
+        await self.recorded(digest, 1)
         self.hub.forget_requests()
         self.assert_whole(await self.pull(digest), CONTENT)
         ranges = [asked.headers.get("range") for asked in self.hub.asked("GET", CDN)]
@@ -288,6 +291,7 @@ class ExtentTests(PullCase):
         digest = self.blob(CONTENT)
         await self.pull(digest, "1-1999999")
         await self.pull(digest, f"2000000-{SIZE - 1}")
+        await self.recorded(digest, 2)
         self.hub.forget_requests()
         self.assert_whole(await self.pull(digest), CONTENT)
         self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, 1))
@@ -303,6 +307,7 @@ class ExtentTests(PullCase):
                 # It is said that nobody has verified this.
                 self.assertEqual((part.status, part.whole), (206, True))
                 self.assertIn("unverified", part.headers["cache-status"])
+                await self.recorded(digest, 1)
                 whole = await self.pull(digest)
                 self.assertEqual((whole.status, whole.whole, whole.ended), (200, False, True))
                 self.assertLessEqual(whole.count, SIZE - HELD)
@@ -324,6 +329,7 @@ class ExtentTests(PullCase):
     async def test_what_the_upstream_will_not_give_does_not_cost_the_parts(self) -> None:
         digest = self.blob(CONTENT)
         await self.pull(digest, MIDDLE)
+        await self.recorded(digest, 1)
         self.hub.faults.add(Status(503), on=BLOBS)
         self.assertEqual((await self.pull(digest)).error[:2], (502, "UNKNOWN"))
         self.hub.forget_requests()
