@@ -34,9 +34,12 @@ setup(
     package_data={"artifactd": ["py.typed"], "artifactd.catalog": ["schema/*.sql"]},
     install_requires=[
         "attrs>=23.2",
+        "bcrypt>=4.1,<6",
         "klein>=24.8",
         "msgspec>=0.19",
         "prometheus-client>=0.20",
+        # JSON Web Tokens, by Jose Padilla and contributors: what Python projects verify them with.
+        "PyJWT[crypto]>=2.10,<3",
         "service-identity>=24.2",  # before, it fails with the pyOpenSSL of today
         "tqdm>=4.66",
         "treq>=24.9",

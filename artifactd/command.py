@@ -11,14 +11,18 @@ from urllib.parse import urlsplit
 from twisted.python import usage
 
 from artifactd import __version__
+from artifactd.auth.htpasswd import Users
 from artifactd.backup import Backup
 from artifactd.config_tables import shown
 from artifactd.config_types import Url
 from artifactd.maintenance import Purge, Release, Warm
 from artifactd.mirror_config import CLIENTS, own_url
+from artifactd.new_robot import NewRobot
 from artifactd.options import SettingsOptions
+from artifactd.rotate_keys import RotateKeys
 from artifactd.startup import StartError
 from artifactd.storage.folder import MARKER, DataFolder
+from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.wiring_remote import check_ca_files
 
 _PROGRESS = 1000  # blobs between two lines
@@ -31,6 +35,8 @@ class CheckConfig(SettingsOptions):
 
     def run(self) -> int:
         settings = self.load()
+        if settings.auth.htpasswd:
+            Users.read(Path(settings.auth.htpasswd))
         check_ca_files(settings)
         print(f"ok\n\n{settings}")
         return 0
@@ -67,6 +73,38 @@ class BackUp(SettingsOptions):
         return 1 if backup.damaged else 0
 
 
+class ReadOnly(SettingsOptions):
+    """``artifactd read-only``: let nobody change anything, while the daemon goes on serving."""
+
+    longdesc = (
+        "Refuse every push and delete from now on (on), or no longer (off).  All daemons on the"
+        " data folder obey with the next request, also after a restart.  Without on or off: tell"
+        " which it is."
+    )
+    synopsis = "[options] [on|off]"
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, mode: str = "") -> None:
+        if mode not in ("", "on", "off"):
+            raise usage.UsageError(f"read-only: expected on or off, got {mode}")
+        self.mode = mode
+
+    def run(self) -> int:
+        settings = self.load()
+        if not (settings.data / MARKER).exists():
+            raise StartError(f"{settings.data}: there is no data folder")
+        mode = ReadOnlyMode(settings.data)
+        if self.mode == "on":
+            mode.turn_on()
+        elif self.mode == "off":
+            mode.turn_off()
+        print(f"read-only is {'on' if mode.on() else 'off'}")
+        if settings.read_only and not mode.on():
+            print("artifactd: the setting read_only keeps it on all the same", file=sys.stderr)
+            return 1
+        return 0
+
+
 class MirrorConfig(SettingsOptions):
     """``artifactd mirror-config``: what to write where, so that a client uses the cache."""
 
@@ -99,9 +137,12 @@ class Command(usage.Options):
     subCommands: ClassVar = [
         ("check-config", None, CheckConfig, "Check the settings and print those in force."),
         ("backup", None, BackUp, "Copy the data folder, while the daemon runs or not."),
+        ("read-only", None, ReadOnly, "Refuse every push and delete, or no longer."),
         ("mirror-config", None, MirrorConfig, "Print a client's configuration for the cache."),
+        ("robot", None, NewRobot, "Make a secret for a robot, and the settings to go with it."),
         ("warm", None, Warm, "Copy images into the cache."),
         ("purge", None, Purge, "Drop a name, a tag or a digest from the cache."),
+        ("rotate-keys", None, RotateKeys, "Sign tokens with a new key from now on."),
         ("release", None, Release, "Let an emptied local name be pulled from upstream again."),
     ]
 

@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import fields
 
+from artifactd.config_auth import AccessSettings, Accounts, AuthSettings, RobotSettings
 from artifactd.config_remote import RemoteSettings, check_hosts, docker_hub
 from artifactd.config_tables import as_table, key, read_values, shown, write_lines
+from artifactd.config_tokens import (
+    IssuerSettings,
+    TokenServiceSettings,
+    read_issuers,
+)
 from artifactd.config_types import (
     Buffers,
     Bytes,
+    ExternalUrl,
     Flag,
     Folder,
     Length,
@@ -27,7 +35,9 @@ from artifactd.config_types import (
     Listen,
     Logging,
     Names,
+    Origin,
     Patterns,
+    Proxies,
     Text,
     Threads,
     Timeout,
@@ -82,6 +92,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     data: Folder = Path("./var")
     access_log: Logging = "text"
     access_log_file: Text = ""
+    audit_log: Text = ""
+    external_url: ExternalUrl = Origin("")
+    trusted_proxies: Proxies = ()
+    read_only: Flag = False
     shutdown_timeout: Length = Duration(30)
     idle_timeout: Timeout = Duration(60)
     stall_timeout: Timeout = Duration(60)
@@ -95,6 +109,19 @@ class Settings(Struct, frozen=True, kw_only=True):
         default_factory=lambda: {_LOCAL: LocalSettings(), _HUB: docker_hub()}
     )
     default: DefaultSettings = DefaultSettings()
+    auth: AuthSettings = AuthSettings()
+    token_service: TokenServiceSettings = TokenServiceSettings()
+    access: tuple[AccessSettings, ...] = ()
+    robot: Mapping[str, RobotSettings] = field(default_factory=dict)
+    issuer: Mapping[str, IssuerSettings] = field(default_factory=dict)
+
+    @property
+    def authentication(self) -> bool:
+        """
+        Whether any authentication is configured: then nothing is allowed but what a rule of
+        ``access`` allows.
+        """
+        return bool(self.auth.htpasswd or self.access or self.robot or self.issuer)
 
     @classmethod
     def load(cls, path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -108,9 +135,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         where = f"{path}: repository"
         repositories = _repositories(tables.pop("repository", None), where, environ)
         default = _default(tables.pop("default", {}), f"{path}: default", repositories)
+        accounts = Accounts.read(tables, str(path))
+        tokens = TokenServiceSettings.read(
+            tables.pop("token_service", {}), f"{path}: token_service"
+        )
+        issuers = read_issuers(tables.pop("issuer", {}), f"{path}: issuer")
+        accounts.check(str(path), repositories, issuers)
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
         values |= _from_environment(environ, repositories)
-        return cls(**values, repository=repositories, default=default)
+        values |= {"repository": repositories, "default": default}
+        values |= {"auth": accounts.auth, "access": accounts.access, "robot": accounts.robot}
+        return cls(**values, token_service=tokens, issuer=issuers)
 
     def __str__(self) -> str:
         """
@@ -208,12 +243,14 @@ def _from_environment(
     }
     table: dict[str, object] = {}
     defaults = Settings()
+    # What has a description is written as one value.
+    tables = {each.name for each in fields(Settings) if not hasattr(each.type, "__metadata__")}
     for variable in sorted(environ.keys() - passwords):
         name = variable.removeprefix(_PREFIX)
         if name == variable or _NOT_SETTINGS.fullmatch(name):
             continue
         default = getattr(defaults, name.lower(), None)
-        if name != name.upper() or isinstance(default, Mapping | Struct):
+        if name != name.upper() or name.lower() in tables:
             raise StartError(f"{variable}: no such setting; tables are set in the file")
         value = environ[variable]
         table[name.lower()] = value.split() if isinstance(default, tuple) else value

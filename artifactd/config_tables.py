@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from artifactd.config_types import Secret
+from artifactd.config_types import Expiry, Secret
 from artifactd.quantity import Duration, Size
 from artifactd.startup import StartError
 
@@ -75,6 +76,8 @@ def _parse(kind: Any, value: object) -> object:
         return kind.parse(str(value))
     elif isinstance(value, str):
         return kind.parse(value)
+    elif isinstance(value, datetime) and kind is Expiry:
+        return kind.parse(value.isoformat())
     raise ValueError(value)
 
 
@@ -99,21 +102,42 @@ def write_lines(settings: Struct, table: str = "") -> Iterator[str]:
     ``settings`` in TOML, a line at a time: first what has no table of its own, then the tables.
 
     A password is not among them: another text stands in its place, with a comment that says so.
+
+    :param table: the name of the table that they are, if they are not the whole document.
     """
-    inner: dict[str, Struct] = {}
-    if table:
-        yield ""
-        yield f"[{table}]"
-    for name in settings.__struct_fields__:
-        value = getattr(settings, name)
-        if isinstance(value, Struct):
-            inner[name] = value
-        elif isinstance(value, Mapping):
-            inner |= {f"{name}.{key(each)}": struct for each, struct in value.items()}
+    values = {name: getattr(settings, name) for name in settings.__struct_fields__}
+    return _write_table(values, table)
+
+
+def _write_table(values: Mapping[str, Any], table: str) -> Iterator[str]:
+    inner = {}
+    prefix = f"{table}." if table else ""
+    for name, value in values.items():
+        if _is_table(value):
+            inner[prefix + key(name)] = value
         elif isinstance(value, Secret) and value:
-            yield f"{name} = {_written(_NOT_SHOWN)}  # there is one; this is not it"
+            yield f"{key(name)} = {_written(_NOT_SHOWN)}  # there is one; this is not it"
         else:
             plain = str(value) if isinstance(value, Duration | Size) else value
-            yield f"{name} = {_written(plain)}"
-    for name, struct in inner.items():
-        yield from write_lines(struct, name)
+            yield f"{key(name)} = {_written(plain)}"
+    for name, value in inner.items():
+        if isinstance(value, Mapping) and all(map(_is_table, value.values())):
+            for each, struct in value.items():
+                yield from ("", f"[{name}.{key(each)}]")
+                yield from write_lines(struct, f"{name}.{key(each)}")
+        elif isinstance(value, tuple):
+            for struct in value:
+                yield from ("", f"[[{name}]]")
+                yield from write_lines(struct, name)
+        else:
+            yield from ("", f"[{name}]")
+            yield from (
+                write_lines(value, name) if isinstance(value, Struct) else _write_table(value, name)
+            )
+
+
+def _is_table(value: object) -> bool:
+    """Whether it has a table of its own, or several."""
+    if isinstance(value, tuple):
+        return bool(value) and isinstance(value[0], Struct)
+    return isinstance(value, Struct | Mapping)

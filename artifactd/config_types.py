@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -55,6 +57,31 @@ class Url(str):
     def host(self) -> Host:
         """Its host, with the port if it names one."""
         return Host(self.split("/")[2])
+
+
+class Origin(str):
+    """By what clients know the daemon: ``http`` or ``https`` and a host; or nothing."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is neither."""
+        url = Url.parse(text) if text else ""
+        if url.count("/") > 2:
+            raise ValueError(text)
+        return cls(url)
+
+
+class Proxy(str):
+    """Whose word counts: an address, a network, or ``unix`` for all on a Unix socket."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is none of these."""
+        return cls(text if text == "unix" else ip_network(text).compressed)
 
 
 class Prefix(str):
@@ -120,6 +147,29 @@ class Secret(str):
         return cls(text)
 
 
+class Expiry(str):
+    """A moment as RFC 3339 writes it, with its offset from UTC; or empty: never."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if it is no moment: a date alone, or a time without offset."""
+        expiry = cls(text)
+        try:
+            if text and datetime.fromisoformat(text).tzinfo is None:
+                raise ValueError(text)
+            expiry.moment  # noqa: B018 - raises
+        except OverflowError:
+            raise ValueError(text) from None
+        return expiry
+
+    @property
+    def moment(self) -> datetime | None:
+        """In UTC."""
+        return datetime.fromisoformat(self).astimezone(UTC) if self else None
+
+
 # The description completes "expected …" in an error.
 Text = Annotated[str, Meta(description="a text")]
 Flag = Annotated[bool, Meta(description="true or false")]
@@ -147,8 +197,19 @@ Location = Annotated[
         description='a URL such as "https://registry-1.docker.io", without user, query and /v2/',
     ),
 ]
+ExternalUrl = Annotated[
+    Origin, Meta(description='"" or a URL such as "https://registry.example:5000", without a path')
+]
+Proxies = Annotated[
+    tuple[Proxy, ...],
+    Meta(description='addresses and networks such as "127.0.0.1", "10.0.0.0/8", or "unix"'),
+]
 NamePrefix = Annotated[Prefix, Meta(description='"" or a text such as "library/"')]
 Patterns = Annotated[
     tuple[Pattern, ...], Meta(description='patterns such as "*", "library/*", "team/*/app"')
 ]
 Names = Annotated[tuple[str, ...], Meta(description="names of configured repositories")]
+Moment = Annotated[
+    Expiry,
+    Meta(description='a date-time with offset such as 2027-01-31T00:00:00Z, or ""'),
+]

@@ -24,10 +24,13 @@ from artifactd.registry.sweep import Sweep
 from artifactd.startup import StartError
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api
+from artifactd.web.audit import AuditLog
+from artifactd.web.forwarded import TrustedProxies
 from artifactd.web.routing import ApiResource
 from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
 from artifactd.wiring import Assembly, assemble
+from artifactd.wiring_gate import GateWiring, wire_gate
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
 _EVICT_EVERY = 60.0
@@ -83,7 +86,7 @@ class RegistryService(MultiService):
         with ExitStack() as opened:
             self._running = running = _start(self._settings, self._reactor, opened)
             opened.pop_all()
-        self._repeat(self._settings.sweep_interval, running.sweep.run)
+        self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
         for port in self.ports:
             _log.info("listening on {address}", address=_shown(port.getHost()))
@@ -106,7 +109,9 @@ class RegistryService(MultiService):
         await super().stopService()  # waits for what is under way
         for service in list(self):
             service.disownServiceParent()
+        await running.gate.close()
         await running.parts.close()
+        running.audit.close()  # last: what a client has not waited for is written too
 
 
 @frozen
@@ -116,6 +121,8 @@ class _Running:
     ports: list[IListeningPort]
     site: RegistrySite
     access_log: AccessLog
+    audit: AuditLog
+    gate: GateWiring
     sweep: Sweep
     parts: Assembly
 
@@ -124,6 +131,11 @@ class _Running:
         await DeferredList(closing, consumeErrors=True)  # whatever one of them says, go on
         await self.site.drain(seconds)
         self.access_log.close()
+
+    async def swept(self) -> None:
+        """Remove what is left over; but where nothing may change, nothing of a client's goes."""
+        if not self.parts.read_only.on():
+            await self.sweep.run()
 
     async def evict(self) -> None:
         """Write down what was pulled, and let go what nobody pulls."""
@@ -134,8 +146,13 @@ class _Running:
 
 def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
     parts = assemble(settings, reactor, opened)
+    audit = _audit_log(settings, opened)
+    proxies = TrustedProxies.parse(settings.trusted_proxies)
+    gate = wire_gate(settings, reactor, parts, proxies, os.environ)
     api = Api(
         registry=parts.registry,
+        gate=gate.gate,
+        audit=audit,
         sender=FileSender(
             reactor, parts.run, parts.budget, settings.stall_timeout, parts.folder.in_memory
         ),
@@ -144,11 +161,19 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
         # As plain numbers: a Size writes itself as in the settings, and not in JSON at all.
         max_manifest=int(settings.max_manifest),
         min_chunk=int(settings.min_chunk),
+        service=gate.service,
     )
     access_log = AccessLog(settings.access_log, settings.access_log_file)
     _open(access_log)
     opened.callback(access_log.close)
-    site = RegistrySite(ApiResource(api.app), reactor, access_log, settings.idle_timeout)
+    site = RegistrySite(
+        ApiResource(api.app),
+        reactor,
+        access_log,
+        settings.idle_timeout,
+        proxies,
+        guarded=settings.authentication,
+    )
     ports = []
     for description in settings.listen:
         ports.append(_listen(description, site, reactor))
@@ -157,7 +182,17 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
     sweep = Sweep(
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
     )
-    return _Running(ports, site, access_log, sweep, parts)
+    return _Running(ports, site, access_log, audit, gate, sweep, parts)
+
+
+def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:
+    audit = AuditLog(settings.audit_log)
+    try:
+        audit.open()
+    except OSError as error:
+        raise StartError(f"audit_log: {settings.audit_log}: {error.strerror}") from error
+    opened.callback(audit.close)
+    return audit
 
 
 def _open(access_log: AccessLog) -> None:

@@ -32,6 +32,7 @@ from artifactd.storage.budget import BufferBudget
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
+from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.storage.threads import RunInThread
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 
@@ -53,6 +54,7 @@ class Assembly:
     counters: Counters
     remotes: RemoteWiring
     registry: Registry
+    read_only: ReadOnlyMode
 
     async def close(self) -> None:
         """Leave all fills for later, write down what is not written yet, and close."""
@@ -126,6 +128,7 @@ def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
         counters=counters,
         remotes=remotes,
         registry=registry,
+        read_only=ReadOnlyMode(folder.path, settings.read_only),
     )
 
 

@@ -18,8 +18,8 @@ ROOMS = {
     "storage": ("oci", "startup"),
     "catalog": ("oci", "startup"),
     "upstream": ("oci", "startup"),
-    "auth": ("oci", "startup"),
-    "registry": ("oci", "startup", "storage", "catalog", "upstream"),
+    "auth": ("oci", "startup", "flights", "storage.threads"),
+    "registry": ("oci", "startup", "flights", "storage", "catalog", "upstream"),
     # Of the stores only what passes through the registry: open blobs, records, preconditions.
     "web": (
         "oci",
@@ -30,10 +30,37 @@ ROOMS = {
         "catalog.interfaces",
     ),
     "backup": ("oci", "startup", "storage", "catalog"),
-    "config": ("oci", "startup", "quantity", "config_remote", "config_tables", "config_types"),
+    "config": (
+        "oci",
+        "startup",
+        "quantity",
+        "config_auth",
+        "config_remote",
+        "config_tables",
+        "config_tokens",
+        "config_types",
+    ),
+    "config_auth": (
+        "oci",
+        "startup",
+        "quantity",
+        "config_tables",
+        "config_types",
+        "auth.access",
+        "auth.subjects",
+    ),
     "config_remote": ("oci", "startup", "quantity", "config_tables", "config_types"),
     "config_tables": ("startup", "quantity", "config_types"),
+    "config_tokens": (
+        "startup",
+        "quantity",
+        "auth.origins",
+        "config_auth",
+        "config_tables",
+        "config_types",
+    ),
     "config_types": ("oci", "quantity"),
+    "flights": (),
     "mirror_config": ("config", "config_remote", "startup"),
     "options": ("config",),
     "quantity": (),
@@ -42,7 +69,18 @@ ROOMS = {
     "__main__": (),
 }
 # They wire the rooms together, so they may import every one.
-WIRING = ("tap", "wiring", "wiring_remote", "command", "maintenance")
+WIRING = (
+    "tap",
+    "wiring",
+    "wiring_accounts",
+    "wiring_gate",
+    "wiring_remote",
+    "wiring_tokens",
+    "command",
+    "maintenance",
+    "new_robot",
+    "rotate_keys",
+)
 
 SQL = re.compile(r"\b(SELECT\s.+\sFROM|INSERT INTO|UPDATE\s.+\sSET|DELETE FROM|PRAGMA)\b", re.S)
 

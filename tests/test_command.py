@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import tomllib
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from errno import ENOSPC
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
+from artifactd.auth.keys import thumbprint
+from artifactd.auth.robots import hash_secret
 from artifactd.backup import Backup
+from artifactd.config import Settings
 from artifactd.oci.digest import Digest
 from artifactd.storage.folder import DataFolder
 from tests.daemon import Daemon
@@ -43,6 +49,21 @@ class CheckConfigTests(TestCase):
             f"artifactd: {path}: threads: expected a whole number from 1 to 64, got 65\n",
         )
 
+    async def test_a_wrong_file_of_users_is_told_too(self) -> None:
+        users, path = Path(self.mktemp()), Path(self.mktemp())
+        users.write_text("bob:{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=\n")
+        path.write_text(
+            f'[auth]\nhtpasswd = "{users}"\n'
+            '[[access]]\nwho = ["user:bob"]\nmay = ["pull"]\nimages = ["*"]\n'
+        )
+        result = await artifactd(self, "check-config", "--config", str(path))
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertEqual(
+            result.err,
+            f"artifactd: auth.htpasswd: {users}: line 1: bob: expected a bcrypt hash ($2a$, $2b$"
+            " or $2y$) of a cost from 4 to 17, as htpasswd -B makes it\n",
+        )
+
     async def test_an_authority_that_can_not_be_read_is_named_as_at_the_start(self) -> None:
         path = Path(self.mktemp())
         path.write_text(
@@ -58,15 +79,134 @@ class CheckConfigTests(TestCase):
         )
 
 
+class RobotTests(TestCase):
+    async def test_the_table_is_printed_apart_from_the_secret_that_fits_it(self) -> None:
+        result = await artifactd(self, "robot", "--may", "pull", "--images", "docker.io/*", "ci")
+        self.assertEqual(result.status, 0)
+        user, secret = (line.partition(":")[2].strip() for line in result.err.splitlines())
+        path = Path(self.mktemp())
+        rule = '[[access]]\nwho = ["robot:ci"]\nmay = ["pull"]\nimages = ["*"]\n'
+        path.write_text(rule + result.out)
+        robot = Settings.load(path, {}).robot["ci"]
+        self.assertEqual(user, "robot+ci")
+        self.assertEqual(robot.secret_hash, hash_secret(secret))
+        self.assertEqual(
+            (robot.may, robot.images, robot.expires), (("pull",), ("docker.io/*",), "")
+        )
+
+    async def test_each_time_there_is_another_secret(self) -> None:
+        results = [await artifactd(self, "robot", "ci") for _ in range(2)]
+        self.assertNotEqual(results[0].err, results[1].err)
+        self.assertNotEqual(results[0].out, results[1].out)
+
+    async def test_it_may_expire(self) -> None:
+        before = datetime.now(UTC)
+        result = await artifactd(self, "robot", "--expires", "90d", "ci")
+        moment = datetime.fromisoformat(tomllib.loads(result.out)["robot"]["ci"]["expires"])
+        self.assertLess(abs(moment - before - timedelta(days=90)), timedelta(hours=1))
+
+    async def test_what_it_cannot_be_is_told(self) -> None:
+        for argv, problem in (
+            (["a b"], "robot: expected a name of letters, digits, '.', '_' and '-', got \"a b\""),
+            (["--expires", "soon", "ci"], "--expires: expected a time such as 90d, got soon"),
+            (["--may", "fly", "ci"], "--may: expected pull, push, delete, administer, got fly"),
+            (["--images", "a b", "ci"], "--images: expected a pattern, got 'a b'"),
+        ):
+            result = await artifactd(self, "robot", *argv)
+            self.assertEqual((result.status, result.out), (1, ""))
+            self.assertEqual(result.err, f"artifactd: {problem}\n")
+
+
 class CommandTests(TestCase):
     async def test_without_a_command_it_says_which_there_are(self) -> None:
         result = await artifactd(self)
         self.assertEqual(result.status, 1)
         self.assertEqual(
             result.err,
-            "artifactd: say what to do: check-config, backup, mirror-config, warm, purge, release;"
-            " --help tells more\n",
+            "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
+            " warm, purge, rotate-keys, release; --help tells more\n",
         )
+
+
+class ReadOnlyTests(TestCase):
+    async def test_a_running_daemon_obeys(self) -> None:
+        daemon = await Daemon.start(self)
+        push = f"/v2/hello/blobs/uploads/?digest={HELLO_DIGEST}"
+        for argument, says, status in (
+            (["on"], "on", 405),
+            ([], "on", 405),
+            (["off"], "off", 201),
+            ([], "off", 201),
+        ):
+            result = await artifactd(self, "read-only", *argument, ARTIFACTD_DATA=str(daemon.data))
+            self.assertEqual(
+                (result.status, result.out, result.err), (0, f"read-only is {says}\n", "")
+            )
+            answer = await daemon.request("POST", push, body=HELLO)
+            self.assertEqual(answer.status, status)
+
+    async def test_where_there_is_no_data_folder_it_makes_none(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        result = await artifactd(self, "read-only", "on", ARTIFACTD_DATA=str(folder))
+        self.assertEqual(
+            (result.status, result.err), (1, f"artifactd: {folder}: there is no data folder\n")
+        )
+        self.assertFalse(folder.exists())
+
+    async def test_a_setting_that_keeps_it_on_is_told(self) -> None:
+        daemon = await Daemon.start(self)
+        environ = {"ARTIFACTD_DATA": str(daemon.data), "ARTIFACTD_READ_ONLY": "true"}
+        result = await artifactd(self, "read-only", "off", **environ)
+        self.assertEqual((result.status, result.out), (1, "read-only is off\n"))
+        self.assertIn("the setting read_only keeps it on", result.err)
+
+    async def test_it_is_on_or_off(self) -> None:
+        result = await artifactd(self, "read-only", "maybe")
+        self.assertEqual(
+            (result.status, result.err),
+            (1, "artifactd: read-only: expected on or off, got maybe\n"),
+        )
+
+
+class RotateKeysTests(TestCase):
+    async def rotate(self, data: Path, *argv: str) -> Result:
+        return await artifactd(self, "rotate-keys", *argv, ARTIFACTD_DATA=str(data))
+
+    def kids(self, data: Path) -> list[str]:
+        keys = json.loads((data / "keys" / "tokens.json").read_bytes())["keys"]
+        return [thumbprint(key["x"], key["y"]) for key in keys]
+
+    async def test_a_new_key_signs_and_the_old_ones_stay_unless_they_are_to_be_forgotten(
+        self,
+    ) -> None:
+        data = Path(self.mktemp())
+        DataFolder.open(data).close()
+        first = await self.rotate(data)
+        self.assertEqual((first.status, first.err), (0, ""))
+        (kid,) = self.kids(data)
+        self.assertEqual(first.out, f"tokens are signed with the key {kid} from now on\n")
+        await self.rotate(data)
+        self.assertEqual(self.kids(data)[1], kid)
+        await self.rotate(data, "--forget")
+        self.assertEqual(len(self.kids(data)), 1)
+        self.assertNotIn(kid, self.kids(data))
+
+    async def test_without_a_data_folder_none_is_made(self) -> None:
+        data = Path(self.mktemp())
+        result = await self.rotate(data)
+        self.assertEqual(result.status, 1)
+        self.assertIn("there is no data folder", result.err)
+        self.assertFalse(data.exists())
+
+    async def test_a_damaged_file_is_told_and_stays(self) -> None:
+        data = Path(self.mktemp())
+        DataFolder.open(data).close()
+        await self.rotate(data)
+        (data / "keys" / "tokens.json").write_text("{")
+        result = await self.rotate(data)
+        self.assertEqual(result.status, 1)
+        self.assertIn("the file is damaged", result.err)
+        self.assertEqual((data / "keys" / "tokens.json").read_text(), "{")
 
 
 class MirrorConfigTests(TestCase):

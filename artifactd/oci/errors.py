@@ -21,6 +21,7 @@ class RegistryError(Exception):
     :param message: one sentence that says what is the matter and what to do about it.
     :param detail: JSON-serialisable facts about the case (digests, names, figures), or ``None``.
     :param headers: response headers that belong to this answer.
+    :ivar beside: members that the document has besides the spec's.
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -33,6 +34,7 @@ class RegistryError(Exception):
         self.message = message
         self.detail = detail
         self.headers = dict(headers or {})
+        self.beside: dict[str, object] = {}
 
     def body(self) -> bytes:
         """The JSON document of the spec, as bytes."""
@@ -40,7 +42,7 @@ class RegistryError(Exception):
         if self.detail is not None:
             error["detail"] = self.detail
         # Whatever a detail may hold, the client gets JSON.
-        return msgspec.json.encode({"errors": [error]}, enc_hook=str)
+        return msgspec.json.encode({**self.beside, "errors": [error]}, enc_hook=str)
 
 
 class BlobUnknown(RegistryError):

@@ -12,8 +12,8 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
+from artifactd.oci.patterns import matches
 from artifactd.registry.counters import RepositoryCounters
-from artifactd.registry.patterns import matches
 from artifactd.storage.interfaces import BlobStore
 
 _log = Logger()

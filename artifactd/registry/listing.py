@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog
+from artifactd.oci.name import ImageName, RepositoryName
 from artifactd.registry.names import Names
+
+# Names looked at in one go, where not all are shown.
+_BATCH = 1000
 
 _BEHIND_ALL = "\x7f"  # sorts behind every character a name may have
 
@@ -50,3 +56,17 @@ async def listed_images(catalog: Catalog, names: Names, after: str, limit: int) 
                 break
             found.append(segment.prefix + image)
     return sorted(found)[:limit]
+
+
+async def listed_where(
+    catalog: Catalog, names: Names, after: str, limit: int, shown: Callable[[ImageName], bool]
+) -> list[str]:
+    """As :func:`listed_images`, of those that are ``shown``; goes on until there are enough."""
+    found: list[str] = []
+    while len(found) < limit:
+        batch = await listed_images(catalog, names, after, _BATCH)
+        found += [name for name in batch if shown(names.resolve(RepositoryName(name)))]
+        if len(batch) < _BATCH:
+            break
+        after = batch[-1]
+    return found[:limit]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog, Precondition
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import NameUnknown, Unsupported
+from artifactd.oci.errors import NameUnknown, RegistryError, Unsupported
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.found import ManifestFound, Readable
-from artifactd.registry.listing import listed_images
+from artifactd.registry.listing import listed_images, listed_where
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.names import Names
 from artifactd.registry.remote import RemoteRepository
@@ -50,6 +50,22 @@ class Target:
         if query is None or self.namespace is None:
             return query
         return {**query, "ns": self.namespace}
+
+    @property
+    def candidates(self) -> Sequence[ImageName]:
+        """
+        The images that a pull of it may be answered from; at least one.  Nothing is looked up, so
+        none of them need exist.
+        """
+        if isinstance(self.readable, Unprefixed):
+            return self.readable.candidates(self.image) or [self.image]
+        return [self.image]
+
+    def limited_to(self, images: Collection[ImageName]) -> Target:
+        """It for somebody who may pull none of :attr:`candidates` but ``images``."""
+        if isinstance(self.readable, Unprefixed):
+            return evolve(self, readable=self.readable.limited_to(self.image, images))
+        return self
 
     @property
     def local(self) -> LocalRepository:
@@ -109,6 +125,13 @@ class Registry:
             return Target(parsed, ImageName("", parsed.text), self.unprefixed)
         return Target(parsed, self.names.resolve(parsed), self.unprefixed)
 
+    def named(self, name: str, namespace: str | None = None) -> str:
+        """The canonical name of what ``name`` stands for, for logs; itself if it is for nothing."""
+        try:
+            return str(self.target(name, namespace).image)
+        except RegistryError:
+            return name
+
     async def manifest_body(self, found: ManifestFound) -> OpenBlob | bytes:
         """
         The bytes of a manifest, to be closed.  Those of a remote image that were evicted since it
@@ -129,17 +152,27 @@ class Registry:
         repository.manifests.counters.client_bytes.inc(record.size)
         return body
 
-    async def mount(self, image: ImageName, digest: Digest, source: str | None) -> bool:
+    async def mount(
+        self,
+        image: ImageName,
+        digest: Digest,
+        source: str | None,
+        permitted: Callable[[ImageName], bool] | None = None,
+    ) -> bool:
         """
         end-11: let ``image`` hold a blob that the image named ``source`` holds; without a name,
         that any image of the same repository holds.  Whether there was one to mount; an image of an
         upstream that may not be pulled lends nothing.
 
+        :param permitted: which images the blob may come from; then only from one that is named.
+            ``None``: from each.
         :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
         """
         try:
             holder = self.names.resolve(RepositoryName.parse(source)) if source else None
         except NameUnknown:
+            return False
+        if permitted is not None and (holder is None or not permitted(holder)):
             return False
         if holder is not None:
             lender = self.repositories[holder.repository]
@@ -161,11 +194,19 @@ class Registry:
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
-        if target.readable is self.unprefixed:
-            await self.unprefixed.adopt(put)
+        if isinstance(target.readable, Unprefixed):
+            await target.readable.adopt(put)
         await local.put_manifest(put)
         return manifest
 
-    async def images(self, after: str, limit: int) -> list[str]:
-        """At most ``limit`` images' listed names behind ``after``, in ASCII order, each once."""
-        return await listed_images(self.catalog, self.names, after, limit)
+    async def images(
+        self, after: str, limit: int, shown: Callable[[ImageName], bool] | None = None
+    ) -> list[str]:
+        """
+        At most ``limit`` images' listed names behind ``after``, in ASCII order, each once.
+
+        :param shown: which images are; ``None``: all.
+        """
+        if shown is None:
+            return await listed_images(self.catalog, self.names, after, limit)
+        return await listed_where(self.catalog, self.names, after, limit, shown)

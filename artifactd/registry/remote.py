@@ -7,6 +7,7 @@ from attrs import frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Denied
 from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.patterns import matches
 from artifactd.registry.found import (
     BlobFound,
     BlobWanted,
@@ -15,7 +16,6 @@ from artifactd.registry.found import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.patterns import matches
 from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import RemoteCatalog
+from artifactd.flights import Flights
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.name import ImageName
@@ -18,7 +19,6 @@ from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
-from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.registry.interrupt import AlreadyHere, Stopped
 from artifactd.registry.parts import NoRanges, Parts

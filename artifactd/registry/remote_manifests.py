@@ -10,16 +10,16 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
+from artifactd.flights import Flights
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.patterns import matches
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
-from artifactd.registry.flights import Flights
 from artifactd.registry.found import HIT, ManifestFound, Provenance
 from artifactd.registry.parsing import parsed
-from artifactd.registry.patterns import matches
 from artifactd.registry.publication import publish
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.source import stale, translated

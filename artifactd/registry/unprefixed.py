@@ -6,7 +6,7 @@ A registry and a mirror share these names; the rules here keep them from hurting
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from attrs import evolve, field, frozen
 
@@ -65,6 +65,8 @@ class Unprefixed:
 
     :ivar local: which takes the pushes, if any.
     :ivar remotes: in the order in which they are asked.
+    :ivar hidden: whether the local image is kept from the caller: if there is one, the name is one
+        that nobody has, and no upstream is asked for it either.
     """
 
     local: LocalRepository | None
@@ -72,6 +74,20 @@ class Unprefixed:
     catalog: Catalog
     remote: RemoteCatalog
     promises: Promises = field(factory=Promises)
+    hidden: bool = False
+
+    def candidates(self, image: ImageName) -> list[ImageName]:
+        """The images that the name of ``image`` may be read from; they need not exist."""
+        local = [] if self.local is None else [image]
+        return local + [u.image(image.image) for u in self._permitting(image.image)]
+
+    def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Unprefixed:
+        """It for somebody who may pull of the :meth:`candidates` only those ``permitted``."""
+        return evolve(
+            self,
+            remotes=[u for u in self.remotes if u.image(image.image) in permitted],
+            hidden=self.local is not None and image not in permitted,
+        )
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """
@@ -79,21 +95,25 @@ class Unprefixed:
         answered for the name before is asked, or each in turn until one has it; only a definite
         "not found" leads on to the next.
         """
-        if self.local is not None:
-            record = await self.catalog.manifest(image, reference)
-            if record is not None:
-                return ManifestFound(record, image)
-            if await self.remote.is_known(image):
-                return await self.local.manifest(image, reference)  # raises what it raises
         unknown: RegistryError = ManifestUnknown(
             "no image of that name is here, and no upstream is asked for it",
             {"name": image.image, "reference": str(reference)},
         )
+        if self.local is not None:
+            record = None if self.hidden else await self.catalog.manifest(image, reference)
+            if record is not None:
+                return ManifestFound(record, image)
+            if await self.remote.is_known(image):
+                if self.hidden:
+                    raise _nowhere(image, reference)
+                return await self.local.manifest(image, reference)  # raises what it raises
         for upstream in await self._candidates(image.image):
             try:
                 found = await upstream.repository.manifest(upstream.image(image.image), reference)
             except (ManifestUnknown, NameUnknown) as error:
                 if not upstream.lacks(error):
+                    if self.hidden:
+                        break
                     raise
                 unknown = error
                 continue
@@ -101,11 +121,11 @@ class Unprefixed:
                 self.promises.give(image, found.record.digest)
                 return found
             return await self.manifest(image, reference)  # of the one that another was told by
-        raise unknown
+        raise _nowhere(image, reference) if self.hidden else unknown
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """end-2.  An upstream is asked only if a manifest of that name has come from there."""
-        if self.local is not None:
+        if self.local is not None and not self.hidden:
             size = await self.catalog.blob_size(image, digest)
             if size is not None:
                 return await self.local.stored.blob(image, digest, size, wanted)
@@ -122,7 +142,7 @@ class Unprefixed:
         upstream = await self._opened(image)
         if upstream is not None:
             return await upstream.repository.tags(upstream.image(image.image), wanted)
-        if self.local is None:
+        if self.local is None or self.hidden:
             raise NameUnknown("no image of that name has been pulled", {"name": image.image})
         return await self.local.tags(image, wanted)
 
@@ -135,7 +155,7 @@ class Unprefixed:
             return await upstream.repository.referrers(
                 upstream.image(image.image), subject, artifact_type, wanted
             )
-        if self.local is None:
+        if self.local is None or self.hidden:
             return ReferrersFound(index_of([]))
         return await self.local.referrers(image, subject, artifact_type, wanted)
 
@@ -261,3 +281,14 @@ class Unprefixed:
         if origin is None:
             origin = await self.remote.set_origin(name, upstream.repository.name)
         return origin == upstream.repository.name
+
+
+def _nowhere(image: ImageName, reference: Reference) -> ManifestUnknown:
+    """
+    The answer where the local image of a name is hidden, whether there is one or no upstream has
+    the name: without what an upstream said, since for the former none was asked.
+    """
+    return ManifestUnknown(
+        "the upstream does not have it, or not for us",
+        {"name": image.image, "reference": str(reference)},
+    )

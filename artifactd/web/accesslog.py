@@ -6,12 +6,13 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from io import FileIO
 from typing import Literal
 
 import msgspec
 from attrs import define, field
 from twisted.logger import Logger
+
+from artifactd.web.linefile import LineFile
 
 Style = Literal["text", "json", "off"]
 
@@ -54,8 +55,10 @@ class AccessLog:
     style: Style = "text"
     path: str = ""
     now: Callable[[], float] = time.time
-    _file: FileIO | None = field(default=None, init=False)
-    _failing: bool = field(default=False, init=False)
+    _file: LineFile = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = LineFile(self.path, "access log")
 
     def open(self) -> None:
         """
@@ -65,34 +68,25 @@ class AccessLog:
         """
         self.close()
         if self.style != "off" and self.path:
-            # Unbuffered: a line is one write, and what a full disk refuses is not kept.
-            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until close()
+            self._file.open()
 
     def close(self) -> None:
         """Close the file; lines are dropped until it is opened again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()
 
     @property
     def wanted(self) -> bool:
         """Whether a line would go anywhere."""
-        return self.style != "off" and (not self.path or self._file is not None)
+        return self.style != "off" and (not self.path or self._file.is_open)
 
     def write(self, access: Access) -> None:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
         at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
         line = (_json if self.style == "json" else _text)(access, at.replace("+00:00", "Z"))
-        if not self.path:
+        if self.path:
+            self._file.write(line)
+        else:
             _log.info("{line}", line=line)
-        elif self._file is not None:
-            try:
-                self._file.write(f"{line}\n".encode())
-                self._failing = False
-            except OSError:
-                if not self._failing:
-                    self._failing = True
-                    _log.failure("can't write to the access log {path}", path=self.path)
 
 
 def _json(access: Access, at: str) -> str:

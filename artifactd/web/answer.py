@@ -84,7 +84,10 @@ class Answer:
         headers = request.responseHeaders
         headers.setRawHeaders(b"Server", [_SERVER])
         headers.setRawHeaders(b"Docker-Distribution-Api-Version", [b"registry/2.0"])
-        headers.setRawHeaders(b"Cache-Status", [b"artifactd"])
+        if request.sees_cache:
+            headers.setRawHeaders(b"Cache-Status", [b"artifactd"])
         for name, value in self.headers.items():
             headers.setRawHeaders(name, [value])
-        headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))
+        if request.sees_cache:
+            # What it took tells what was looked up.
+            headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import ClassVar
 
 from attrs import define
-from klein import Klein
 
+from artifactd.auth.access import Action
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.name import Tag, parse_reference
-from artifactd.registry.counters import CONTENT_TYPE, Counters
-from artifactd.registry.health import Health
-from artifactd.registry.registry import Registry, Target
+from artifactd.registry.registry import Target
 from artifactd.web.answer import Answer
 from artifactd.web.conditional import blob_wanted, not_modified, precondition
 from artifactd.web.contents import blob_answer, body_answer
+from artifactd.web.gate import Need
 from artifactd.web.headers import (
     blob_headers,
     content_headers,
@@ -29,17 +27,20 @@ from artifactd.web.headers import (
     upload_headers,
 )
 from artifactd.web.lists import list_answer
+from artifactd.web.own import OwnApi
 from artifactd.web.query import link_to_next, list_wanted, parameter, parameters, required_digest
 from artifactd.web.request import RegistryRequest
-from artifactd.web.routing import new_app, route
-from artifactd.web.sendfile import FileSender
+from artifactd.web.routing import route
 
 # Bytes that the transfer buffers have at least, so that acquiring them can't fail.
 _LEAST_BUDGET = 4 << 20
 
+# One app for the routes of both classes.
+app = OwnApi.app
 
-@define(slots=False)  # Klein hangs the bound app onto the instance
-class Api:
+
+@define(slots=False)  # as its base
+class Api(OwnApi):
     """
     Every endpoint of the spec.
 
@@ -47,45 +48,20 @@ class Api:
     :param min_chunk: bytes, told as ``OCI-Chunk-Min-Length``; 0: not told.
     """
 
-    registry: Registry
-    sender: FileSender
-    health: Health
-    counters: Counters
     max_manifest: int
     min_chunk: int
 
-    app: ClassVar[Klein] = new_app()
+    # -- the list of images
 
-    # -- the daemon itself
-
-    @route(app, "/healthz", "GET")
-    async def healthz(self, request: RegistryRequest) -> Answer:
-        """200 while the process answers at all."""
-        return Answer.json({"status": "ok"})
-
-    @route(app, "/readyz", "GET")
-    async def readyz(self, request: RegistryRequest) -> Answer:
-        """200 while the store takes bytes and the catalog answers, otherwise 503."""
-        await self.health.check()
-        return Answer.json({"status": "ok"})
-
-    @route(app, "/metrics", "GET")
-    async def metrics(self, request: RegistryRequest) -> Answer:
-        """The counters, in Prometheus' text format."""
-        return Answer(headers={"Content-Type": CONTENT_TYPE}, body=self.counters.exposition())
-
-    # -- end-1 and the list of images
-
-    @route(app, "/v2/", "GET")
-    async def version(self, request: RegistryRequest) -> Answer:
-        """end-1: says that the spec is implemented here."""
-        return Answer.json({})
-
-    @route(app, "/v2/_catalog", "GET")
+    @route(app, "/v2/_catalog", "GET", needs=Need.CATALOG)
     async def images(self, request: RegistryRequest) -> Answer:
         """The images there are, in pages; not in the OCI spec, but in Docker's."""
         wanted = list_wanted(request)
-        names = await self.registry.images(wanted.after or "", wanted.limit + 1)
+        names = await self.registry.images(
+            wanted.after or "", wanted.limit + 1, self.gate.may_pull(request)
+        )
+        if not names:
+            self.gate.nothing_listed(request)
         shown, following = names[: wanted.limit], None
         if shown and len(names) > len(shown):
             following = {"n": str(wanted.limit), "last": shown[-1]}
@@ -93,7 +69,7 @@ class Api:
 
     # -- blobs
 
-    @route(app, "/v2/<name:name>/blobs/<digest>", "GET", pull=True)
+    @route(app, "/v2/<name:name>/blobs/<digest>", "GET", needs=Action.PULL)
     async def get_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-2, GET and HEAD, ranges included."""
         parsed = Digest.parse(digest)
@@ -109,7 +85,7 @@ class Api:
         }
         return Answer(304, headers) if unchanged else blob_answer(found, headers)
 
-    @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE")
+    @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE", needs=Action.DELETE)
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-10."""
         await target.local.delete_blob(target.image, Digest.parse(digest))
@@ -117,13 +93,15 @@ class Api:
 
     # -- uploads
 
-    @route(app, "/v2/<name:name>/blobs/uploads/", "POST")
+    @route(app, "/v2/<name:name>/blobs/uploads/", "POST", needs=Action.PUSH)
     async def start_upload(self, request: RegistryRequest, target: Target) -> Answer:
         """end-4a to end-4c, end-11."""
         mount = parameter(request, "mount")
         if mount is not None:
             digest = Digest.parse(mount)
-            if await self.registry.mount(target.pushed, digest, parameter(request, "from")):
+            source = parameter(request, "from")
+            permitted = self.gate.may_pull(request, source or "")
+            if await self.registry.mount(target.pushed, digest, source, permitted):
                 return Answer(201, blob_headers(target, digest))
         elif parameter(request, "digest") is not None:
             return await self._push(request, target)
@@ -134,7 +112,7 @@ class Api:
             headers["OCI-Chunk-Min-Length"] = str(self.min_chunk)
         return Answer(202, headers)
 
-    @route(app, "/v2/<name:name>/blobs/uploads/", "PUT")
+    @route(app, "/v2/<name:name>/blobs/uploads/", "PUT", needs=Action.PUSH)
     async def put_blob(self, request: RegistryRequest, target: Target) -> Answer:
         """A whole blob without a session, as end-4b by another method."""
         return await self._push(request, target)
@@ -144,7 +122,7 @@ class Api:
         await self.registry.uploads.push(target.pushed, parsed, request.body)
         return Answer(201, blob_headers(target, parsed))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH")
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH", needs=Action.PUSH)
     async def append(self, request: RegistryRequest, target: Target, upload_id: str) -> Answer:
         """end-5."""
         try:
@@ -156,7 +134,7 @@ class Api:
             raise
         return Answer(202, upload_headers(target, upload_id, offset))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PUT")
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PUT", needs=Action.PUSH)
     async def close_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -171,7 +149,7 @@ class Api:
             raise
         return Answer(201, blob_headers(target, digest))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "GET")
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "GET", needs=Action.PUSH)
     async def upload_status(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -179,7 +157,7 @@ class Api:
         offset = await self.registry.uploads.offset(target.pushed, upload_id)
         return Answer(204, upload_headers(target, upload_id, offset))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "DELETE")
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "DELETE", needs=Action.PUSH)
     async def cancel_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -189,7 +167,7 @@ class Api:
 
     # -- manifests
 
-    @route(app, "/v2/<name:name>/manifests/<reference>", "GET", pull=True)
+    @route(app, "/v2/<name:name>/manifests/<reference>", "GET", needs=Action.PULL)
     async def get_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
@@ -208,7 +186,7 @@ class Api:
         body = await self.registry.manifest_body(found)
         return body_answer(body, record.size, headers)
 
-    @route(app, "/v2/<name:name>/manifests/<reference>", "PUT")
+    @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.PUSH)
     async def put_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
@@ -248,7 +226,7 @@ class Api:
         finally:
             self.sender.budget.release(size)
 
-    @route(app, "/v2/<name:name>/manifests/<reference>", "DELETE")
+    @route(app, "/v2/<name:name>/manifests/<reference>", "DELETE", needs=Action.DELETE)
     async def delete_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
@@ -260,7 +238,7 @@ class Api:
 
     # -- lists
 
-    @route(app, "/v2/<name:name>/tags/list", "GET", pull=True)
+    @route(app, "/v2/<name:name>/tags/list", "GET", needs=Action.PULL)
     async def tags(self, request: RegistryRequest, target: Target) -> Answer:
         """end-8a, end-8b."""
         found = await target.readable.tags(target.image, list_wanted(request))
@@ -271,7 +249,7 @@ class Api:
             provenance_headers(found.provenance),
         )
 
-    @route(app, "/v2/<name:name>/referrers/<digest>", "GET", pull=True)
+    @route(app, "/v2/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-12a, end-12b."""
         subject = Digest.parse(digest)
@@ -290,4 +268,4 @@ class Api:
 
 def _actor(request: RegistryRequest) -> str:
     """Who is asking, for the journal: a name once there is one, and the address."""
-    return f"{request.actor}@{getattr(request.client, 'host', 'unix')}"
+    return f"{request.actor}@{request.address}"

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
+from artifactd.auth.identity import Caller
 from artifactd.oci.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class RegistryChannel(http.HTTPChannel):
 
     site: RegistrySite
     transport: tcp.Connection
+    # What the certificate that the client has shown says, once it has been looked at.
+    certified: Caller | None = None
+    identified = False
 
     @property
     def busy(self) -> bool:
@@ -84,6 +88,7 @@ class RegistryChannel(http.HTTPChannel):
             self.paused = True
             self._networkProducer.pauseProducing()
         super().requestDone(request)
+        self.site.settle()
 
     def resumeProducing(self) -> None:
         super().resumeProducing()

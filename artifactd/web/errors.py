@@ -21,27 +21,31 @@ def registry_error(request: RegistryRequest, failure: Failure) -> RegistryError:
     The error to answer with.  Logs it in one line, an unexpected one with its traceback and the
     request id that the client is told.
     """
-    error = failure.value
+    error = expected_error(failure.value)
+    if type(error) is RegistryError:
+        return _unexpected(request, failure)
+    if error.status >= 500:
+        _log.error("{method} {path}: {error}", **_described(request, error))
+    elif not _is_ordinary(request, error):
+        _log.info("refused {method} {path}: {code} {error} {detail}", **_described(request, error))
+    return error
+
+
+def expected_error(error: BaseException | None) -> RegistryError:
+    """``error`` as a client reads it; a bare :class:`RegistryError` where nobody expected it."""
+    if isinstance(error, RegistryError):
+        return error
     if isinstance(error, MethodNotAllowed):
-        error = Unsupported(
+        return Unsupported(
             "this method is not supported here",
             None,
             {"Allow": ", ".join(error.valid_methods or ())},
         )
-    elif isinstance(error, HTTPException):
-        error = NameUnknown("no such endpoint: expected /v2/<name>/… as the distribution spec says")
-    elif isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
-        error = Unavailable(
-            "the registry is out of disk space: nothing was stored; try again later"
-        )
-    if not isinstance(error, RegistryError):
-        return _unexpected(request, failure)
-    if error.status >= 500:
-        _log.error("{method} {path}: {error}", **_described(request, error))
-    elif error.status != 404 or request.method not in (b"GET", b"HEAD"):
-        # A 404 to a read is an answer like any other: clients ask before they push.
-        _log.info("refused {method} {path}: {code} {error} {detail}", **_described(request, error))
-    return error
+    if isinstance(error, HTTPException):
+        return NameUnknown("no such endpoint: expected /v2/<name>/… as the distribution spec says")
+    if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
+        return Unavailable("the registry is out of disk space: nothing was stored; try again later")
+    return RegistryError("the registry failed")
 
 
 def _unexpected(request: RegistryRequest, failure: Failure) -> RegistryError:
@@ -56,6 +60,16 @@ def _unexpected(request: RegistryRequest, failure: Failure) -> RegistryError:
         "the registry failed; its log has the cause under this request id",
         {"requestId": request.request_id},
     )
+
+
+def _is_ordinary(request: RegistryRequest, error: RegistryError) -> bool:
+    """
+    Whether it is an answer like any other: a 404 to a read, since clients ask before they push, and
+    a 401 to who has not said who he is, since with that every login begins.
+    """
+    if error.status == 401:
+        return not request.requestHeaders.hasHeader(b"Authorization")
+    return error.status == 404 and request.method in (b"GET", b"HEAD")
 
 
 def _described(request: RegistryRequest, error: RegistryError) -> dict[str, object]:

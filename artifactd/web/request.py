@@ -13,16 +13,21 @@ from __future__ import annotations
 import secrets
 from functools import cached_property
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 from twisted.web import server
 
+from artifactd.auth.identity import Caller
 from artifactd.storage.budget import RECEIVE_SIZE
 from artifactd.web.body import RequestBody
 from artifactd.web.channel import RegistryChannel
 from artifactd.web.paths import origin_form
+
+if TYPE_CHECKING:
+    from artifactd.web.site import RegistrySite
 
 # Bytes and seconds for which the rest of a body is read and dropped after an early answer, so that
 # the client gets to read the answer before the connection is closed.
@@ -92,14 +97,21 @@ class RegistryRequest(server.Request):
 
     :ivar body: what the client sends, or ``None`` where it declared nothing.
     :ivar started: the clock's seconds when the headers were complete, or ``None`` before.
-    :ivar actor: who is asking, for the access log.
+    :ivar caller: who is asking, once the gate knows.
+    :ivar actor: the same for the logs; ``-`` as long as nobody can be anybody.
+    :ivar claimed: the name of the login that is being checked, or has failed.
+    :ivar sees_cache: whether the answer may tell how it was come by.
     """
 
     defaultContentType = None
     channel: RegistryChannel
+    site: RegistrySite
     body: RequestBody | None = None
     started: float | None = None
+    caller: Caller = Caller()
     actor: str = "-"
+    claimed: str = ""
+    sees_cache = False
     _answered = False
     _clock: IReactorTime
     _peer: _Peer
@@ -110,6 +122,11 @@ class RegistryRequest(server.Request):
     def request_id(self) -> str:
         """16 hexadecimal digits that a client's report and the logs have in common."""
         return secrets.token_hex(8)
+
+    @cached_property
+    def address(self) -> str:
+        """Of the client, as far as it is known: ``unix`` for a Unix socket."""
+        return self.site.proxies.client(self)
 
     @property
     def elapsed(self) -> float:
@@ -164,6 +181,7 @@ class RegistryRequest(server.Request):
     def process(self) -> None:
         self._clock = self.channel.site.reactor
         self.started = self._clock.seconds()
+        self.sees_cache = not self.channel.site.guarded
         super().process()
 
     def finish(self) -> None:

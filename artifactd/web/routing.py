@@ -15,10 +15,13 @@ from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
+from artifactd.auth.access import Action
 from artifactd.oci.errors import NameInvalid
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
+from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error
+from artifactd.web.gate import Gate, Need
 from artifactd.web.namespace import mirrored_registry
 from artifactd.web.paths import path_problem
 from artifactd.web.request import RegistryRequest
@@ -43,6 +46,12 @@ class Routed(Protocol):
 
     @property
     def registry(self) -> Registry: ...
+
+    @property
+    def gate(self) -> Gate: ...
+
+    @property
+    def audit(self) -> AuditLog: ...
 
     @property
     def sender(self) -> FileSender: ...
@@ -74,26 +83,45 @@ def new_app() -> Klein:
     return app
 
 
-def route(app: Klein, path: str, *methods: str, pull: bool = False) -> Callable[[_H], _H]:
+def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callable[[_H], _H]:
     """
     Register a method of a :class:`Routed` that returns an :class:`Answer`.
 
     ``<name:name>`` in ``path`` reaches it as ``target``.  What it has begun goes on to its end
     when the client leaves; nothing is sent then.
 
-    :param pull: it reads images, so that ``ns=`` may say of which registry.
+    :param needs: what its caller must be permitted: decided before the handler is called, and
+        before anything is looked up.  Where that is to pull, ``ns=`` may say of which registry.
     """
 
     def register(handler: _H) -> _H:
+        async def decided(self: Routed, request: RegistryRequest, asked: Asked) -> Answer:
+            if needs is not Need.NOTHING:
+                await self.gate.identify(request, needs)
+            if not isinstance(needs, Action):
+                self.gate.admit(request, needs)
+                # Whether a token is for him, the handler decides.
+                asked.admitted = needs is not Need.TOKEN
+                return await handler(self, request, **asked.parts)
+            target = self.gate.target(request, needs, self.registry, asked.name, asked.namespace)
+            asked.admitted, asked.image = True, str(target.image)
+            if asked.namespace is not None:
+                # Of this request alone: an error may be that of others too, who asked without.
+                request.responseHeaders.setRawHeaders("OCI-Namespace", [asked.namespace])
+            return await handler(self, request, target, **asked.parts)
+
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
-            if "name" in parts:
-                namespace = mirrored_registry(request) if pull else None
-                target = self.registry.target(parts.pop("name"), namespace)
-                if namespace is not None:
-                    # Of this request alone: an error may be that of others too, who asked without.
-                    request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])
-                return await handler(self, request, target, **parts)
-            return await handler(self, request, **parts)
+            namespace = mirrored_registry(request) if needs is Action.PULL else None
+            asked = Asked(needs, parts.pop("name", ""), namespace, parts)
+            try:
+                answered = await decided(self, request, asked)
+            except Exception as error:
+                if not asked.admitted:
+                    asked.image = self.registry.named(asked.name, namespace)
+                self.audit.failed(request, asked, error)
+                raise
+            self.audit.answered(request, asked, answered.status)
+            return answered
 
         @app.route(path, methods=methods)
         @wraps(handler)

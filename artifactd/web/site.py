@@ -6,12 +6,38 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
-from twisted.web import http, server
+from twisted.web import http, resource, server
 from twisted.web.resource import IResource
 
+from artifactd.oci.errors import Unavailable
 from artifactd.web.accesslog import Access, AccessLog
+from artifactd.web.answer import Answer
 from artifactd.web.channel import RegistryChannel
+from artifactd.web.forwarded import TrustedProxies
 from artifactd.web.request import RegistryRequest
+
+# Seconds after which it is worth asking whether the service is back.
+_RETRY_AFTER = "10"
+
+
+class _Stopping(resource.Resource):
+    """What is there for a request that comes too late."""
+
+    isLeaf = True
+
+    def render(self, request: server.Request) -> int:
+        assert isinstance(request, RegistryRequest)
+        error = Unavailable(
+            "the registry is being stopped: try again in a moment",
+            None,
+            {"Retry-After": _RETRY_AFTER},
+        )
+        Answer.error(error).write(request)
+        request.finish()
+        return server.NOT_DONE_YET
+
+
+_STOPPING = _Stopping()
 
 
 class RegistrySite(server.Site):
@@ -21,6 +47,8 @@ class RegistrySite(server.Site):
     :param reactor: the clock of every timeout of the connections.
     :param idle_timeout: seconds after which a connection is closed on which something is awaited
         from the client and nothing comes.
+    :ivar proxies: whose word counts on whom they speak for.
+    :ivar guarded: whether answers tell how they were come by only where a gate lets them.
     :ivar channels: the open connections.
     :ivar draining: whether every answer closes its connection.
     """
@@ -35,12 +63,17 @@ class RegistrySite(server.Site):
         reactor: IReactorTime,
         access_log: AccessLog,
         idle_timeout: float = 60.0,
+        proxies: TrustedProxies | None = None,
+        *,
+        guarded: bool = False,
     ) -> None:
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
         )
         self.channels: set[RegistryChannel] = set()
         self.draining = False
+        self.guarded = guarded
+        self.proxies = proxies or TrustedProxies()
         self._access_log = access_log
         self._emptied: Deferred[None] | None = None
 
@@ -53,12 +86,12 @@ class RegistrySite(server.Site):
         """
         Let the requests in flight end, for at most ``seconds``; then drop what is left.
 
-        The listeners have to be closed by then.  Connections without a request are closed at once,
-        the others after the answer that is due, when the client has taken it.
+        The listeners have to be closed by then.  A connection is closed after the answer that is
+        due, when the client has taken it; a new request on another one is answered 503.  When no
+        request is in flight any more, all are closed.
         """
         self.draining = True
-        for channel in [channel for channel in self.channels if not channel.busy]:
-            channel.loseConnection()
+        self.settle()
         if not self.channels:
             return
         self._emptied = Deferred()
@@ -68,6 +101,17 @@ class RegistrySite(server.Site):
             for channel in list(self.channels):
                 channel.transport.abortConnection()
 
+    def settle(self) -> None:
+        """While draining, whenever a request has ended: close the rest if it was the last."""
+        if self.draining and not any(channel.busy for channel in self.channels):
+            for channel in list(self.channels):
+                if not channel.transport.disconnecting:
+                    channel.loseConnection()
+
+    def getResourceFor(self, request: server.Request) -> IResource:
+        # Every request comes by here.
+        return _STOPPING if self.draining else super().getResourceFor(request)
+
     def channel_opened(self, channel: RegistryChannel) -> None:
         """``channel`` has been connected."""
         self.channels.add(channel)
@@ -75,6 +119,8 @@ class RegistrySite(server.Site):
     def channel_lost(self, channel: RegistryChannel) -> None:
         """``channel`` is closed."""
         self.channels.discard(channel)
+        if channel.busy:
+            self.settle()
         if not self.channels and self._emptied is not None:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
@@ -88,7 +134,7 @@ class RegistrySite(server.Site):
     def _access(self, request: RegistryRequest) -> Access:
         agent = request.requestHeaders.getRawHeaders(b"User-Agent")
         return Access(
-            client=str(getattr(request.client, "host", "-")),
+            client=request.address,
             user=request.actor,
             method=_text(request.method),
             path=_text(request.uri),

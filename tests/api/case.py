@@ -21,13 +21,13 @@ from tests.daemon import Answer
 
 @implementer(ILogObserver)
 class LogLines:
-    """What has been logged, but for the access log."""
+    """What has been logged, but for the access log and the audit log."""
 
     def __init__(self) -> None:
         self.events: list[LogEvent] = []
 
     def __call__(self, event: LogEvent) -> None:
-        if event.get("log_namespace") != "artifactd.access":
+        if event.get("log_namespace") not in ("artifactd.access", "artifactd.audit"):
             self.events.append(event)
 
 
@@ -42,10 +42,14 @@ class ApiTestCase(TestCase):
     registry: Served
 
     def setUp(self) -> None:
-        self.registry = Served.start(self, self.toml)
+        self.registry = self.start()
         self.log = LogLines()
         globalLogPublisher.addObserver(self.log)
         self.addCleanup(globalLogPublisher.removeObserver, self.log)
+
+    def start(self) -> Served:
+        """Start the registry of the test."""
+        return Served.start(self, self.toml)
 
     def state(self) -> tuple[list[str], list[str]]:
         """Every file of the store and every row of the catalog."""

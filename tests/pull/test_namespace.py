@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from artifactd.flights import Flights
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.registry.flights import Flights
 from tests.api.served import Served, image_manifest
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
 from tests.upstreams.faulty import MANIFESTS, Silence

@@ -173,7 +173,7 @@ class RecordedFiles(FileOperations):
 
 def _name(fd: int, name: str = "") -> str:
     path = os.path.join(os.readlink(f"/proc/self/fd/{fd}"), name).rstrip("/")
-    inside = re.search(r"/((?:blobs|uploads|staging|fills)(?:/.*)?)$", path)
+    inside = re.search(r"/((?:blobs|uploads|staging|fills|keys)(?:/.*)?)$", path)
     return re.sub(r"[0-9a-f]{8}[0-9a-f-]{24,}", "…", inside[1] if inside else "data folder")
 
 

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.web.accesslog import Access, AccessLog
+from artifactd.web.forwarded import TrustedProxies
 from artifactd.web.request import RegistryRequest
 from artifactd.web.site import RegistrySite
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
@@ -87,6 +88,37 @@ class DrainTests(WireCase):
         self.drain()
         self.open_gate()
         self.assertEqual(self.gates, [])
+
+    def test_a_new_request_meanwhile_is_answered_503_and_its_connection_closed(self) -> None:
+        idle, busy = self.connect(), self.busy()
+        self.drain()
+        self.assertTrue(idle.open)
+        idle.send(request("GET", "/slow"))
+        received = idle.received()
+        self.assertEqual(statuses(received), [503])
+        self.assertIn(b"Retry-After: 10\r\n", received)
+        self.assertIn(b"Connection: close\r\n", received)
+        self.assertIn(b'"code":"UNKNOWN"', received)
+        self.assertFalse(idle.open)
+        self.assertTrue(busy.open)
+        self.open_gate()
+        self.assertEqual(statuses(busy.received()), [200])
+
+    def test_so_is_one_with_a_body_that_it_then_need_not_send(self) -> None:
+        idle, _ = self.connect(), self.busy()
+        self.drain()
+        idle.send(request("PUT", "/slow", "Content-Length: 9", "Expect: 100-continue"))
+        self.assertEqual(statuses(idle.received()), [503])
+        self.assertFalse(idle.open)
+
+    def test_idle_connections_are_closed_when_nothing_is_in_flight_any_more(self) -> None:
+        idle, first, second = self.connect(), self.busy(), self.busy()
+        self.drain()
+        self.open_gate()
+        self.assertTrue(idle.open)
+        second.close()  # its client leaves
+        self.assertFalse(idle.open)
+        self.assertFalse(first.open)
 
     def test_what_is_left_at_the_end_of_the_time_is_dropped(self) -> None:
         wire = self.busy()
@@ -193,6 +225,12 @@ class SiteLogTests(WireCase):
         wire.send(b"GET /v2/ HTTP/1.1\r\nHo")
         wire.close()
         self.assertEqual(self.lines(), [])
+
+    def test_behind_a_trusted_proxy_the_client_is_whom_it_speaks_for(self) -> None:
+        for networks, client in (([], "192.168.1.1"), (["192.168.0.0/16"], "198.51.100.9")):
+            self.site.proxies = TrustedProxies.parse(networks)
+            self.connect().send(request("GET", "/v2/", "X-Forwarded-For: 198.51.100.9"))
+            self.assertEqual(self.lines()[-1]["client"], client)
 
     def test_an_agent_that_is_not_utf8_is_still_json(self) -> None:
         wire = self.connect()

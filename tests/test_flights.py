@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.registry.flights import Flights
+from artifactd.flights import Flights
 
 
 class FlightsTests(SynchronousTestCase):

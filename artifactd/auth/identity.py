@@ -1,0 +1,60 @@
+"""Who is asking."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+from attrs import field, frozen
+
+from artifactd.auth.access import Action
+
+
+class Kind(StrEnum):
+    """By what somebody is known."""
+
+    ANONYMOUS = "anonymous"
+    USER = "user"  # of the htpasswd file
+    ROBOT = "robot"  # of the settings
+    CERTIFICATE = "certificate"  # a client certificate
+    ISSUER = "issuer"  # a token of another issuer, such as a CI system's
+
+
+@frozen
+class Identity:
+    """
+    Somebody who asks; :data:`ANONYMOUS` where nothing tells who.
+
+    :ivar name: of the user or robot; of a certificate its subject's common name; of another
+        issuer's token ``<issuer>/<subject>``, the issuer by its name in the settings.
+    :ivar groups: the groups of the settings that it is in.
+    :ivar claims: what another issuer's token says of it, as text.
+    """
+
+    kind: Kind
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+    claims: Mapping[str, str] = field(factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        """For logs and journals: ``alice``, ``robot:ci``, ``anonymous``."""
+        if self.kind is Kind.ANONYMOUS:
+            return self.kind
+        return self.name if self.kind is Kind.USER else f"{self.kind}:{self.name}"
+
+
+ANONYMOUS = Identity(Kind.ANONYMOUS)
+
+
+@frozen
+class Caller:
+    """
+    Who makes a request, and what its token limits it to.
+
+    :ivar scopes: by the names of images, as the token has them, the actions that the token is for;
+        ``None`` where there is no such limit: then only the access rules count.  The name ``*`` is
+        the catalog (``registry:catalog:*``).
+    """
+
+    identity: Identity = ANONYMOUS
+    scopes: Mapping[str, frozenset[Action]] | None = field(default=None, hash=False)

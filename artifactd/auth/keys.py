@@ -1,0 +1,264 @@
+"""The keys that tokens are signed with: ES256, made at the first start, replaced now and then."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol, Self
+
+import msgspec
+from attrs import define, field, frozen
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    EllipticCurvePublicNumbers,
+    derive_private_key,
+    generate_private_key,
+)
+from twisted.logger import Logger
+
+from artifactd.startup import StartError
+
+# Seconds for which another process may go on signing with a key that has just been replaced.
+_HAND_OVER = 60.0
+# Seconds between two looks at whether another process has changed the keys.
+_LOOK_EVERY = 1.0
+
+
+class KeyFile(Protocol):
+    """Where keys are kept: :class:`artifactd.storage.private.PrivateFile`."""
+
+    def version(self) -> object | None:
+        """Which content it has; ``None``: there is none.  Takes microseconds."""
+
+    def read(self) -> tuple[bytes, Any] | None:
+        """The content and its version.  Blocks."""
+
+    def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Any]:
+        """Change it, one process at a time; durable when it returns.  Blocks."""
+
+
+class Run(Protocol):
+    """Calls what may block in a thread."""
+
+    def __call__(self, function: Callable[[], Any], /) -> Awaitable[Any]: ...
+
+
+class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """
+    A key as it stands in the file.
+
+    :ivar x, y, d: as RFC 7518, 6.2, has them; ``d`` is gone from a key that signs no more.
+    :ivar made: when it was, in seconds since 1970.
+    :ivar until: when the last token that it signed will have expired; 0: it still signs.
+    """
+
+    x: str
+    y: str
+    made: float
+    d: str = ""
+    until: float = 0.0
+
+
+class _Content(msgspec.Struct, frozen=True):
+    """The file: the newest key is the first, and the one that signs."""
+
+    keys: list[_Kept]
+
+
+@frozen
+class SigningKey:
+    """
+    :ivar kid: the key's id, its thumbprint: RFC 7638.
+    :ivar made: when it was, in seconds since 1970.
+    """
+
+    kid: str
+    private: EllipticCurvePrivateKey = field(repr=False)
+    made: float
+
+
+@frozen
+class _Ring:
+    """What was in the file when it had a certain version."""
+
+    version: object
+    signing: SigningKey
+    verifying: Mapping[str, EllipticCurvePublicKey]
+    until: Mapping[str, float]
+
+    @classmethod
+    def read(cls, content: bytes, version: object) -> Self:
+        """:raises ValueError: if ``content`` is not what was written here."""
+        keys = _decode(content)
+        verifying = {thumbprint(each.x, each.y): _public(each) for each in keys}
+        first = keys[0] if keys else None
+        if first is None or not first.d:
+            raise ValueError("the file has no key that signs: remove it")
+        private = derive_private_key(_integer(first.d), SECP256R1())
+        if private.public_key() != _public(first):
+            raise ValueError("the file has a private key that is not the public one's: remove it")
+        until = {thumbprint(each.x, each.y): each.until for each in keys}
+        return cls(
+            version, SigningKey(thumbprint(first.x, first.y), private, first.made), verifying, until
+        )
+
+
+@define(eq=False)
+class Keys:
+    """
+    The keys of all processes on a data folder.
+
+    :param now: seconds since 1970.
+    :param rotation: seconds after which another key is made; 0: never.
+    :param lifetime: seconds for which any token is good, at most; so long, a key that was replaced
+        still verifies.
+    """
+
+    file: KeyFile
+    run: Run
+    now: Callable[[], float]
+    rotation: float
+    lifetime: float
+    _ring: _Ring | None = field(default=None, init=False)
+    _looked: float = field(default=float("-inf"), init=False)
+    _log = Logger()
+
+    def start(self) -> None:
+        """
+        Read them, or make the first.  Blocks.
+
+        :raises StartError: if they can't be read or made.
+        """
+        try:
+            self._ring = self._load()
+        except (OSError, ValueError) as error:
+            raise StartError(
+                f"the keys that tokens are signed with can't be used: {error}"
+            ) from None
+
+    def rotate(self, *, forget: bool = False) -> str:
+        """
+        Sign with a new key from now on, and return its id.  Blocks.
+
+        :param forget: accept no token that was given before.
+        :raises OSError, ValueError: if it can't be done; then nothing has changed.
+        """
+        self._ring = self._renew(lambda keys: [] if forget else keys)
+        return self._ring.signing.kid
+
+    async def signing(self) -> SigningKey:
+        """The key to sign with; another one when this one's time is over."""
+        ring = await self._current(look=True)
+        if self._is_due(ring.signing.made):
+            try:
+                ring = self._ring = await self.run(lambda: self._renew(self._unless_renewed))
+            except (OSError, ValueError) as error:
+                self._log.error(
+                    "no new key can be made; the old one signs on: {error}", error=error
+                )
+        return ring.signing
+
+    async def verifying(self, kid: str, *, look: bool = False) -> EllipticCurvePublicKey | None:
+        """
+        The key of that id, if tokens that it signed may still be good.
+
+        :param look: whether another process has dropped it this very second.
+        """
+        ring = await self._current(look=look)
+        if kid not in ring.verifying:
+            ring = await self._current(look=True)  # it may be a second old, and another process's
+        if kid not in ring.verifying or 0 < ring.until[kid] <= self.now():
+            return None
+        return ring.verifying[kid]
+
+    async def _current(self, *, look: bool = False) -> _Ring:
+        """The keys, read again if another process has changed them."""
+        assert self._ring is not None, "not started"
+        now = self.now()
+        if look or not 0 <= now - self._looked < _LOOK_EVERY:
+            self._looked = now
+            try:
+                if self.file.version() != self._ring.version:
+                    self._ring = await self.run(self._load)
+            except (OSError, ValueError) as error:
+                self._log.error("the keys of tokens stay as they were: {error}", error=error)
+        return self._ring
+
+    def _load(self) -> _Ring:
+        found = self.file.read()
+        if found is not None:
+            return _Ring.read(*found)
+        return self._renew(lambda keys: None if keys else keys)
+
+    def _is_due(self, made: float) -> bool:
+        return bool(self.rotation) and self.now() - made >= self.rotation
+
+    def _unless_renewed(self, keys: list[_Kept]) -> list[_Kept] | None:
+        # Another process may have been here first.
+        return keys if not keys or self._is_due(keys[0].made) else None
+
+    def _renew(self, keep: Callable[[list[_Kept]], list[_Kept] | None]) -> _Ring:
+        """
+        Make a new key, before those that ``keep`` leaves of the ones in the file; ``None``: there
+        is no need to.
+        """
+
+        def renewed(content: bytes | None) -> bytes | None:
+            old = keep([] if content is None else _decode(content))
+            if old is None:
+                return None
+            now = self.now()
+            last = now + self.lifetime + _HAND_OVER
+            retired = [_retired(each, last) for each in old]
+            keys = [_new_key(now), *(each for each in retired if each.until > now)]
+            return msgspec.json.encode(_Content(keys))
+
+        return _Ring.read(*self.file.update(renewed))
+
+
+def thumbprint(x: str, y: str) -> str:
+    """The id of the P-256 key with these coordinates: RFC 7638, 3, without padding."""
+    canonical = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
+    return _text(hashlib.sha256(canonical.encode()).digest())
+
+
+def _decode(content: bytes) -> list[_Kept]:
+    try:
+        return msgspec.json.decode(content, type=_Content).keys
+    except msgspec.MsgspecError as error:
+        raise ValueError(
+            f"the file is damaged ({error}): remove it, and everybody logs in again"
+        ) from None
+
+
+def _new_key(now: float) -> _Kept:
+    key = generate_private_key(SECP256R1()).private_numbers()
+    public = key.public_numbers
+    return _Kept(
+        x=_coordinate(public.x), y=_coordinate(public.y), d=_coordinate(key.private_value), made=now
+    )
+
+
+def _retired(key: _Kept, until: float) -> _Kept:
+    """What is left of a key when another one signs."""
+    return key if key.until else _Kept(x=key.x, y=key.y, made=key.made, until=until)
+
+
+def _public(key: _Kept) -> EllipticCurvePublicKey:
+    """:raises ValueError: if it is no point of the curve."""
+    return EllipticCurvePublicNumbers(_integer(key.x), _integer(key.y), SECP256R1()).public_key()
+
+
+def _coordinate(number: int) -> str:
+    return _text(number.to_bytes(32, "big"))
+
+
+def _integer(text: str) -> int:
+    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+
+
+def _text(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")

@@ -1,0 +1,210 @@
+"""Logging in with a name and a password, whatever kind of account it is."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from functools import partial
+from hmac import digest
+
+from attrs import define, field, frozen
+from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from artifactd.auth.failures import Failures, network
+from artifactd.auth.identity import Identity
+from artifactd.auth.interfaces import PasswordCheck
+from artifactd.flights import Flights
+from artifactd.oci.errors import TooManyRequests, Unauthorized
+
+_AT_ONCE = 4  # logins of one address that are checked; its others wait for their turn
+_WAITING = 64  # logins of one address
+_ALL = 256  # logins of all addresses
+_KNOWN = 1024
+_NAME_LENGTH = 255
+
+
+@frozen
+class Slowing:
+    """
+    How guessing is slowed down; ``[auth]`` in the settings tells what each means.
+
+    :ivar failure_period: in seconds.
+    """
+
+    name_failures: int = 5
+    address_failures: int = 20
+    failure_period: float = 300.0
+
+
+Recall = Callable[[str, str], Identity | None]
+"""See :meth:`artifactd.auth.interfaces.Accounts.recall`."""
+
+
+@define
+class _Queue:
+    """Logins of one address."""
+
+    turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
+    pending: int = 0
+
+
+class PasswordLogins:
+    """
+    Asks all kinds of accounts in turn.
+
+    Failures are counted by address and name, and by address.  One who may log in here can't wipe
+    away the failures that come of guessing others' passwords, and one who uses an old password
+    again and again doesn't lock out the others behind the same address.  Of each address few
+    logins are checked at a time, so that a flood from one delays no other's.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        checks: Sequence[PasswordCheck],
+        clock: IReactorTime,
+        slowing: Slowing = Slowing(),
+        recall: Sequence[Recall] = (),
+    ) -> None:
+        """
+        :param checks: which are asked in this order.
+        :param recall: which are asked before: what they know takes microseconds.
+        """
+        self._checks = list(checks)
+        self._recall = list(recall)
+        self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
+        self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+        self._key = secrets.token_bytes(32)
+        self._flights: Flights[bytes, Identity | None] = Flights()
+        self._known: dict[bytes, None] = {}  # what was right last time; what it is now is asked
+        self._queues: dict[str, _Queue] = {}
+        self._pending = 0
+
+    async def log_in(self, name: str, password: str, address: str) -> Identity:
+        """
+        :param address: of the client.
+        :raises Unauthorized: if no account is of that name and password.
+        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``, or
+            while too many logins are being checked.
+        """
+        source = network(address)
+        # Nobody has a longer name, and what is counted by it takes memory.
+        if len(name) > _NAME_LENGTH:
+            raise _wrong()
+        self._refuse_early(name, source)
+        flight = self._flight_key(name, password, source)
+        identity = self._recalled(flight, name, password, source)
+        if identity is None:
+            # Many layers of one pull come with the same password.
+            identity = await self._flights.join(
+                flight, partial(self._check, flight, name, password, source)
+            )
+        if identity is None:
+            raise _wrong()
+        return identity
+
+    def _is_crowded(self, flight: bytes, source: str) -> bool:
+        """
+        Whether a login is turned away.
+
+        Wrong ones are turned away uncounted, so right ones have to be, too, or else guessing would
+        be fast.  When all addresses together are too many, that does not hold for who has logged
+        in from the same address before: a flood from everywhere locks none of these out.
+        """
+        queue = self._queues.get(source)
+        if queue is not None and queue.pending >= _WAITING:
+            return True
+        return self._pending >= _ALL and flight not in self._known
+
+    def _recalled(self, flight: bytes, name: str, password: str, source: str) -> Identity | None:
+        if self._is_crowded(flight, source):
+            return None
+        for recall in self._recall:
+            identity = recall(name, password)
+            if identity is not None:
+                self._know(flight, True)
+                self._count(name, source, True)
+                return identity
+        return None
+
+    def _flight_key(self, *parts: str) -> bytes:
+        hashed = b"".join(
+            hashlib.sha256(part.encode(errors="surrogatepass")).digest() for part in parts
+        )
+        return digest(self._key, hashed, "sha256")
+
+    async def _check(self, flight: bytes, name: str, password: str, source: str) -> Identity | None:
+        if self._is_crowded(flight, source):
+            raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
+        queue = self._queues.setdefault(source, _Queue())
+        queue.pending += 1
+        self._pending += 1
+        try:
+            await queue.turns.acquire()
+            try:
+                self._refuse_early(name, source)
+                identity = await self._ask(name, password)
+                # Before the next one's turn, whom it may concern.
+                self._count(name, source, identity is not None)
+            finally:
+                queue.turns.release()
+        finally:
+            queue.pending -= 1
+            self._pending -= 1
+            if not queue.pending:
+                del self._queues[source]
+        self._know(flight, identity is not None)
+        return identity
+
+    async def _ask(self, name: str, password: str) -> Identity | None:
+        for check in self._checks:
+            identity = await check.check(name, password)
+            if identity is not None:
+                return identity
+        return None
+
+    def _refuse_early(self, name: str, source: str) -> None:
+        """:raises TooManyRequests: while nothing is checked for them, not even the password."""
+        wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
+        if wait > 0:
+            seconds = math.ceil(wait)
+            raise TooManyRequests(
+                f"too many failed logins from {source}: try again in {seconds} s",
+                None,
+                {"Retry-After": str(seconds)},
+            )
+
+    def _know(self, flight: bytes, succeeded: bool) -> None:
+        self._known.pop(flight, None)
+        if succeeded:
+            if len(self._known) >= _KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[flight] = None
+
+    def _count(self, name: str, source: str, succeeded: bool) -> None:
+        if succeeded:
+            self._by_address.subtract(source, self._by_name.forget((source, name)))
+            return
+        self._by_name.add((source, name))
+        self._by_address.add(source)
+        if self._by_address.wait(source):
+            self._log.warn(
+                "too many failed logins from {source}, the last as {name!r}: they are slowed down",
+                source=source,
+                name=name,
+            )
+        elif self._by_name.wait((source, name)):
+            self._log.warn(
+                "too many failed logins from {source} as {name!r}: they are slowed down",
+                source=source,
+                name=name,
+            )
+
+
+def _wrong() -> Unauthorized:
+    return Unauthorized("wrong name or password: log in again")

@@ -1,0 +1,119 @@
+"""The access rules of the settings, decided on every request's path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+
+from attrs import frozen
+
+from artifactd.auth.access import Action
+from artifactd.auth.identity import Identity, Kind
+from artifactd.auth.subjects import Subject
+from artifactd.oci.name import ImageName
+from artifactd.oci.patterns import Patterns
+
+_NOTHING: frozenset[Action] = frozenset()
+_REMEMBERED = 1024  # identities
+
+
+@frozen
+class Rule:
+    """One ``[[access]]``: ``who`` may do what ``may`` says to images of names like ``images``."""
+
+    who: tuple[Subject, ...]
+    may: frozenset[Action]
+    images: tuple[str, ...]
+
+
+@frozen
+class Limit:
+    """
+    What a robot can't exceed, whatever the rules allow it.
+
+    :ivar expires: in UTC; from then on it may do nothing; ``None``: never.
+    """
+
+    may: frozenset[Action]
+    images: tuple[str, ...]
+    expires: datetime | None = None
+
+
+@frozen
+class _Grant:
+    may: frozenset[Action]
+    images: Patterns
+    everything: bool  # whether it is for all images there could be
+
+
+class AccessRules:
+    """
+    Rules that allow: what none of them allows is denied.
+
+    :param robots: by their names, what limits them; any other robot may do nothing.
+    :param now: seconds since the epoch (:func:`time.time`), by which robots expire.
+    """
+
+    def __init__(
+        self, rules: Iterable[Rule], robots: Mapping[str, Limit], now: Callable[[], float]
+    ) -> None:
+        self._rules = [
+            (tuple(each.matcher() for each in rule.who), _grant(rule.may, rule.images))
+            for rule in rules
+        ]
+        self._limits = {
+            name: (_grant(limit.may, limit.images), _timestamp(limit.expires))
+            for name, limit in robots.items()
+        }
+        self._now = now
+        self._grants: dict[Identity, tuple[_Grant, ...]] = {}
+
+    def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
+        """
+        What ``identity`` may do to ``image``, in microseconds; nothing is looked up, so the image
+        needn't exist.
+        """
+        name = str(image)
+        return self._allowed(identity, lambda grant: grant.images.match(name))
+
+    def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
+        """
+        What ``identity`` may do to every image there could be: what a rule for ``*`` allows it.
+        Whoever may administer everywhere may administer the registry itself.
+        """
+        return self._allowed(identity, lambda grant: grant.everything)
+
+    def _allowed(self, identity: Identity, covers: Callable[[_Grant], bool]) -> frozenset[Action]:
+        limit = None
+        if identity.kind is Kind.ROBOT:
+            limit, expires = self._limits.get(identity.name, (None, 0.0))
+            if limit is None or self._now() >= expires or not covers(limit):
+                return _NOTHING
+        allowed = _NOTHING
+        for grant in self._grants_of(identity):
+            if not grant.may <= allowed and covers(grant):
+                allowed |= grant.may
+        return allowed if limit is None else allowed & limit.may
+
+    def _grants_of(self, identity: Identity) -> tuple[_Grant, ...]:
+        """Those of the rules that are for ``identity``: whoever asks, asks often."""
+        if identity.claims:  # those of each token differ, and are not in the hash
+            return self._find_grants(identity)
+        grants = self._grants.get(identity)
+        if grants is None:
+            grants = self._find_grants(identity)
+            if len(self._grants) >= _REMEMBERED:
+                del self._grants[next(iter(self._grants))]
+            self._grants[identity] = grants
+        return grants
+
+    def _find_grants(self, identity: Identity) -> tuple[_Grant, ...]:
+        return tuple(grant for who, grant in self._rules if any(meant(identity) for meant in who))
+
+
+def _grant(may: frozenset[Action], images: tuple[str, ...]) -> _Grant:
+    return _Grant(may, Patterns(images), "*" in images)
+
+
+def _timestamp(moment: datetime | None) -> float:
+    return float("inf") if moment is None else moment.timestamp()

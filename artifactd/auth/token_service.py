@@ -1,0 +1,167 @@
+"""The token service: registry-auth-token, "Requesting a Token"; registry-auth-oauth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from attrs import evolve, field, frozen
+
+from artifactd.auth.access import Action
+from artifactd.auth.accounts import Account, Directory
+from artifactd.auth.identity import Caller, Identity
+from artifactd.auth.interfaces import Logins, Rules
+from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope, parse_scopes
+from artifactd.auth.signed import invalid
+from artifactd.auth.tokens import Tokens
+from artifactd.oci.errors import NameInvalid, QueryInvalid, Unauthorized
+from artifactd.oci.name import ImageName, RepositoryName
+
+MOST_SCOPES = 100
+"""Scopes that one token may be asked for."""
+
+Resolve = Callable[[str], Sequence[ImageName]]
+"""
+The images that a name in a scope may mean, written as clients write it: ``hello`` may be
+``local/hello`` when it is pushed and ``docker.io/library/hello`` when it is pulled.  Empty where it
+means none; never fails.
+"""
+
+
+@frozen
+class Asked:
+    """
+    What a token is asked for.
+
+    :ivar scopes: resource scopes, each text one or several divided by spaces.
+    :ivar service: for which service; empty where the client doesn't say.
+    :ivar offline: with a refresh token.
+    """
+
+    scopes: Sequence[str] = ()
+    service: str = ""
+    offline: bool = False
+
+
+@frozen
+class Granted:
+    """
+    What a client is given: registry-auth-token, "Token Response Fields".
+
+    :ivar expires_in: seconds from ``issued_at``.
+    :ivar issued_at: seconds since 1970.
+    :ivar scope: what was granted of what was asked, divided by spaces.
+    :ivar refresh_token: ``None`` where none was asked for, or the caller can't have one.
+    """
+
+    token: str = field(repr=False)
+    expires_in: int
+    issued_at: int
+    scope: str
+    refresh_token: str | None = field(default=None, repr=False)
+
+
+@frozen
+class TokenService:
+    """
+    Gives tokens to whoever can log in, and to anybody for what anonymous may.
+
+    A token is for what was asked of it and the rules grant; if that is nothing, it is a token none
+    the less, "as it is not the responsibility of the token server to indicate authorization errors"
+    (registry-auth-token, "Requesting a Token").  ``docker login`` asks for such a one.
+
+    :param resolve: what names in scopes mean.
+    """
+
+    logins: Logins
+    accounts: Directory
+    rules: Rules
+    resolve: Resolve
+    tokens: Tokens
+
+    async def for_login(self, name: str, password: str, address: str, asked: Asked) -> Granted:
+        """
+        :param address: of the client.
+        :raises Unauthorized: if no account is of that name and password.
+        :raises TooManyRequests: after too many failures from ``address``.
+        :raises QueryInvalid: if ``asked`` is for another service, or for too much.
+        """
+        self._check(asked)
+        return await self.for_caller(
+            Caller(await self.logins.log_in(name, password, address)), asked
+        )
+
+    async def for_caller(self, caller: Caller, asked: Asked) -> Granted:
+        """
+        For somebody who is known already, or for anybody.
+
+        :raises Unauthorized: if it is by a token of this service, which is not for getting others.
+        :raises QueryInvalid: as :meth:`for_login`.
+        """
+        self._check(asked)
+        if caller.scopes is not None:
+            raise Unauthorized("a token of this registry gets no other one: log in")
+        account = await self.accounts.current(caller.identity)
+        if account is None:
+            raise Unauthorized("the account has gone this very moment: log in again")
+        granted = await self._grant(account, asked)
+        if asked.offline and account.fingerprint:
+            # Others come with something that ends, and a refresh token would outlive it.
+            refresh_token = await self.tokens.issue_refresh(account)
+            granted = evolve(granted, refresh_token=refresh_token)
+        return granted
+
+    async def for_refresh_token(self, text: str, asked: Asked) -> Granted:
+        """
+        The refresh token stays the same: registry-auth-oauth, "access_type".
+
+        :raises Unauthorized: if it isn't valid any more; it dies with the password.
+        :raises QueryInvalid: as :meth:`for_login`.
+        """
+        self._check(asked)
+        opened = await self.tokens.open_refresh(text)
+        account = await self.accounts.current(opened.identity)
+        if account is None or account.fingerprint != opened.fingerprint:
+            raise invalid("the password has changed since it was given, or the account has gone")
+        return evolve(await self._grant(account, asked), refresh_token=text)
+
+    def _check(self, asked: Asked) -> None:
+        service = self.tokens.service
+        if asked.service and asked.service != service:
+            raise QueryInvalid(
+                f"tokens are given for the service {service!r} alone",
+                {"service": asked.service[:255]},
+            )
+        if sum(len(text.split()) for text in asked.scopes) > MOST_SCOPES:
+            raise QueryInvalid(f"ask for at most {MOST_SCOPES} scopes at once")
+
+    async def _grant(self, account: Account, asked: Asked) -> Granted:
+        granted = list(self._granted(account.identity, asked.scopes))
+        issued = await self.tokens.issue(account, granted)
+        scope = " ".join(map(str, granted))
+        return Granted(issued.text, issued.expires_in, issued.issued_at, scope)
+
+    def _granted(self, identity: Identity, texts: Sequence[str]) -> Iterator[Scope]:
+        """The intersection of what is asked and what is allowed, without what is empty."""
+        for scope in parse_scopes(texts):
+            if scope.type == REPOSITORY:
+                granted = scope.wanted & self._allowed(identity, scope.name)
+                actions = tuple(action.value for action in Action if action in granted)
+            elif (scope.type, scope.name) == (REGISTRY, CATALOG) and EVERYTHING in scope.actions:
+                # The list of images shows to each what he may pull, so anybody may ask for it.
+                actions = (EVERYTHING,)
+            else:
+                actions = ()
+            if actions:
+                yield evolve(scope, actions=actions)
+
+    def _allowed(self, identity: Identity, name: str) -> frozenset[Action]:
+        """
+        What may be done to some image that ``name`` may mean.  Which of them a request is about,
+        the gate decides then, and asks the rules again.
+        """
+        try:
+            RepositoryName.parse(name)
+        except NameInvalid:
+            return frozenset()  # of another registry: "registry.example:5000/team/app"
+        granted = [self.rules.granted(identity, image) for image in self.resolve(name)]
+        return frozenset[Action]().union(*granted)

@@ -1,0 +1,186 @@
+"""
+artifactd's own tokens: registry-auth-jwt.
+
+Access tokens are what registries verify by themselves; refresh tokens, which only the token
+service takes, are made in the same way, so that any process on the data folder serves any step.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+from attrs import define, field, frozen
+
+from artifactd.auth.access import Action
+from artifactd.auth.accounts import Account
+from artifactd.auth.bearer import Opened
+from artifactd.auth.identity import Identity, Kind
+from artifactd.auth.keys import Keys
+from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope
+from artifactd.auth.signed import LIMIT, check_times, invalid, read_header, sign, verify
+from artifactd.oci.errors import QueryInvalid
+
+ISSUER = "artifactd"
+"""The ``iss`` of its own tokens; other issuers' are URLs, or whatever the settings call them."""
+
+_ALGORITHM = "ES256"
+_ACCESS, _REFRESH = "JWT", "refresh+jwt"
+
+
+class _Access(msgspec.Struct, frozen=True):
+    """registry-auth-jwt: "access"."""
+
+    type: str
+    name: str
+    actions: list[str]
+
+
+class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    registry-auth-jwt, "Claim Set", and what it takes to know the subject again.
+
+    :ivar kind: of the subject.
+    :ivar pwd: the fingerprint of the account.
+    :ivar claims: of another issuer's token that this one was given for.
+    """
+
+    iss: str
+    sub: str
+    aud: str
+    exp: int
+    nbf: int
+    iat: int
+    jti: str
+    kind: Kind
+    access: list[_Access] | msgspec.UnsetType = msgspec.UNSET
+    pwd: str = ""
+    claims: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+@frozen
+class Issued:
+    """
+    A token that was given.
+
+    :ivar issued_at: seconds since 1970.
+    :ivar expires_in: seconds.
+    """
+
+    text: str = field(repr=False)
+    issued_at: int
+    expires_in: int
+
+
+@define(eq=False)
+class Tokens:
+    """
+    Gives tokens, and takes them.
+
+    :param service: whom they are for, the ``aud``.
+    :param lifetime: seconds of an access token; at least 60.
+    :param refresh_lifetime: seconds of a refresh token.
+    :param leeway: seconds by which clocks may differ.
+    :param now: seconds since 1970.
+    :param sessions: seconds of an access token that is given for one of another issuer, by the
+        names of these in the settings.
+    """
+
+    keys: Keys
+    service: str
+    lifetime: float
+    refresh_lifetime: float
+    leeway: float
+    now: Callable[[], float]
+    sessions: Mapping[str, float] = field(factory=dict)
+
+    async def issue(self, account: Account, granted: Sequence[Scope]) -> Issued:
+        """
+        An access token for ``granted``, which may be nothing.
+
+        :raises QueryInvalid: if it is more than a token can hold.
+        """
+        access = [_Access(each.type, each.name, list(each.actions)) for each in granted]
+        claims = self._claims(account, self._lifetime(account), access)
+        text = await self._sign(claims, _ACCESS)
+        if len(text) > LIMIT:
+            raise QueryInvalid("the token would be too large: ask for fewer scopes at once")
+        return Issued(text, claims.iat, claims.exp - claims.iat)
+
+    async def issue_refresh(self, account: Account) -> str:
+        """A refresh token, which is good for getting access tokens and for nothing else."""
+        return await self._sign(self._claims(account, self.refresh_lifetime), _REFRESH)
+
+    async def open(self, token: str) -> Opened:
+        """As :class:`artifactd.auth.bearer.TokenSource` says."""
+        return await self._open(token, _ACCESS)
+
+    async def open_refresh(self, token: str) -> Opened:
+        """The same for a refresh token; it has no scopes."""
+        return await self._open(token, _REFRESH)
+
+    async def stands(self, opened: Opened) -> bool:
+        """As :class:`artifactd.auth.bearer.TokenSource` says."""
+        return await self.keys.verifying(opened.kid) is not None
+
+    def _lifetime(self, account: Account) -> float:
+        """Of an access token.  What a job logs in with may end before its push does."""
+        identity = account.identity
+        if identity.kind is not Kind.ISSUER:
+            return self.lifetime
+        return self.sessions.get(identity.name.partition("/")[0], self.lifetime)
+
+    def _claims(
+        self, account: Account, lifetime: float, access: list[_Access] | None = None
+    ) -> _Claims:
+        identity, issued = account.identity, int(self.now())
+        return _Claims(
+            iss=ISSUER,
+            sub=identity.name,
+            aud=self.service,
+            exp=issued + int(lifetime),
+            nbf=issued,
+            iat=issued,
+            jti=secrets.token_urlsafe(16),
+            kind=identity.kind,
+            access=msgspec.UNSET if access is None else access,
+            pwd=account.fingerprint,
+            claims=dict(identity.claims),
+        )
+
+    async def _sign(self, claims: _Claims, typ: str) -> str:
+        key = await self.keys.signing()
+        return sign(claims, key.private, _ALGORITHM, key.kid, typ)
+
+    async def _open(self, token: str, typ: str) -> Opened:
+        header = read_header(token)
+        key = await self.keys.verifying(header.kid, look=typ == _REFRESH)
+        if key is None:
+            raise invalid("it is signed with a key that is not, or no longer, one of this registry")
+        if header.typ != typ:
+            raise invalid("it is not for this purpose")
+        claims = verify(token, key, _ALGORITHM, _Claims)
+        if claims.iss != ISSUER or claims.aud != self.service:
+            raise invalid("it is for another service")
+        check_times(self.now(), self.leeway, claims.exp, claims.nbf, claims.iat)
+        return Opened(
+            identity=Identity(claims.kind, claims.sub, claims=claims.claims),
+            scopes=_scopes(claims.access or []),
+            fingerprint=claims.pwd,
+            until=claims.exp + self.leeway,
+            kid=header.kid,
+        )
+
+
+def _scopes(access: Sequence[_Access]) -> Mapping[str, frozenset[Action]]:
+    """As ``Caller.scopes`` has them."""
+    scopes: dict[str, frozenset[Action]] = {}
+    for each in access:
+        scope = Scope(each.type, each.name, tuple(each.actions))
+        name = each.name if each.type == REPOSITORY else ""
+        if each.type == REGISTRY and each.name == CATALOG:
+            name = EVERYTHING
+        if name:
+            scopes[name] = scopes.get(name, frozenset()) | scope.wanted
+    return scopes

@@ -1,0 +1,86 @@
+"""``artifactd robot``: a new secret for a robot, and what the settings have to say of it."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+
+from twisted.python import usage
+
+from artifactd.auth.access import Action
+from artifactd.auth.robots import LOGIN_PREFIX, hash_secret, make_secret
+from artifactd.config_auth import RobotSettings, SecretHash, check_name
+from artifactd.config_tables import key, write_lines
+from artifactd.config_types import Expiry, Pattern
+from artifactd.options import SettingsOptions
+from artifactd.quantity import Duration
+from artifactd.startup import StartError
+
+
+class NewRobot(SettingsOptions):
+    """``artifactd robot``: make a secret."""
+
+    longdesc = (
+        "Print a new secret for the robot NAME to standard error, where it is seen once and kept"
+        " nowhere, and the table to add to the settings to standard output."
+    )
+    synopsis = "[options] NAME"
+    optParameters: ClassVar = [
+        ["expires", "e", None, "How long from now it is valid, such as 90d (default: for ever)."],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may: list[Action] = []
+        self.images: list[Pattern] = []
+
+    def opt_may(self, action: str) -> None:
+        """Limit it to pull, push, delete or administer; may be given more than once."""
+        if action not in tuple(Action):
+            raise usage.UsageError(f"--may: expected {', '.join(Action)}, got {action}")
+        self.may.append(Action(action))
+
+    opt_m = opt_may
+
+    def opt_images(self, pattern: str) -> None:
+        """Limit it to images of such names, as local/mycorp/*; may be given more than once."""
+        try:
+            self.images.append(Pattern.parse(pattern))
+        except ValueError:
+            raise usage.UsageError(f"--images: expected a pattern, got {pattern!r}") from None
+
+    opt_i = opt_images
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, name: str) -> None:  # type: ignore[override]
+        self.name = name
+
+    def run(self) -> int:
+        try:
+            check_name(self.name, "robot")
+        except StartError as error:
+            raise usage.UsageError(str(error)) from None
+        secret = make_secret()
+        every = RobotSettings(secret_hash=SecretHash(hash_secret(secret)))
+        settings = RobotSettings(
+            secret_hash=every.secret_hash,
+            expires=self._expires(),
+            may=tuple(self.may) or every.may,
+            images=tuple(self.images) or every.images,
+        )
+        print(f"user name: {LOGIN_PREFIX}{self.name}\nsecret:    {secret}", file=sys.stderr)
+        table = f"robot.{key(self.name)}"
+        print("\n".join(["", f"[{table}]", *write_lines(settings, table)]))
+        return 0
+
+    def _expires(self) -> Expiry:
+        if self["expires"] is None:
+            return Expiry("")
+        try:
+            moment = datetime.now(UTC) + timedelta(seconds=Duration.parse(self["expires"]))
+        except (ValueError, OverflowError):
+            raise usage.UsageError(
+                f"--expires: expected a time such as 90d, got {self['expires']}"
+            ) from None
+        return Expiry(moment.isoformat(timespec="seconds"))

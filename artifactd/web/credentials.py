@@ -1,0 +1,84 @@
+"""What a request brings to say who makes it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+
+from attrs import frozen
+
+from artifactd.auth.identity import Caller
+from artifactd.auth.interfaces import Logins, TokenCheck
+from artifactd.oci.errors import Unauthorized, Unsupported
+from artifactd.web.certificate import certified
+from artifactd.web.request import RegistryRequest
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class AmbiguousCredentials(Unsupported):
+    """More than one ``Authorization``; the spec has no code for it."""
+
+    status = 400
+
+
+@frozen
+class Credentials:
+    """
+    Turns them into a :class:`Caller`.
+
+    :ivar tokens: ``None``: Bearer tokens count for nothing here.
+    """
+
+    logins: Logins
+    tokens: TokenCheck | None = None
+
+    async def caller(self, request: RegistryRequest) -> Caller:
+        """
+        Who makes ``request``: as ``Authorization`` says, else as the client's certificate does,
+        else nobody knows.
+
+        :raises AmbiguousCredentials: if it says so twice.
+        :raises Unauthorized: if what it says is malformed, or not so.
+        :raises TooManyRequests: as ``Logins.log_in``.
+        """
+        values = request.requestHeaders.getRawHeaders(b"Authorization")
+        if not values:
+            return certified(request) or Caller()
+        if len(values) > 1:
+            raise AmbiguousCredentials("more than one Authorization header: send one")
+        scheme, _, rest = values[0].strip().partition(b" ")
+        given = rest.strip()
+        if scheme.lower() == b"basic":
+            name, password = user_and_password(given)
+            request.claimed = name
+            identity = await self.logins.log_in(name, password, request.address)
+            request.claimed = ""
+            return Caller(identity)
+        if scheme.lower() == b"bearer" and self.tokens is not None:
+            return await self.tokens.verify(_token(given))
+        raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")
+
+
+def user_and_password(given: bytes) -> tuple[str, str]:
+    """
+    What Basic has behind its name: RFC 7617, 2.
+
+    :raises Unauthorized: if it is malformed.
+    """
+    try:
+        text = base64.b64decode(given, validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        raise Unauthorized("malformed Basic credentials: expected Base64 of UTF-8") from None
+    name, colon, password = text.partition(":")
+    if not colon or _CONTROL.search(text):
+        raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
+    return name, password
+
+
+def _token(given: bytes) -> str:
+    try:
+        return given.decode("ascii")
+    except UnicodeDecodeError:
+        raise Unauthorized("malformed Bearer token: expected ASCII") from None

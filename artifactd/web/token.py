@@ -1,0 +1,156 @@
+"""``/token``: registry-auth-token (GET) and registry-auth-oauth (POST)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import copy
+from datetime import UTC, datetime
+from typing import Final
+from urllib.parse import parse_qsl
+
+from artifactd.auth.identity import Caller
+from artifactd.auth.token_service import Asked, Granted, TokenService
+from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
+from artifactd.web.answer import Answer
+from artifactd.web.query import parameter, parameters
+from artifactd.web.request import RegistryRequest
+
+FORM_LIMIT = 64 << 10
+"""Bytes of a form; 413 beyond.  The largest thing in one is a CI system's token as a password."""
+
+_FIELDS = 50
+_FORM = "application/x-www-form-urlencoded"
+# RFC 6749, 5.1; both, as it says.
+_HEADERS: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+# RFC 9110, 15.5.2: a 401 has a challenge, and this is what a login for a token is by.
+_CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="artifactd", charset="UTF-8"'}
+_CLIENT = re.compile(r"[ -~]+")  # RFC 6749, A.1
+
+
+class FormInvalid(QueryInvalid):
+    """
+    A form that is not one of registry-auth-oauth.
+
+    :ivar error: how RFC 6749, 5.2, calls it.
+    """
+
+    def __init__(self, message: str, error: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.error = error
+
+
+async def answer_get(service: TokenService, request: RegistryRequest, caller: Caller) -> Answer:
+    """
+    A token for ``caller``: registry-auth-token, "Requesting a Token".
+
+    :param caller: as Basic says, or another issuer's token, or nobody.
+    :raises Unauthorized, QueryInvalid: as :meth:`TokenService.for_caller`.
+    """
+    asked = Asked(
+        scopes=parameters(request, "scope"),
+        service=parameter(request, "service") or "",
+        offline=parameter(request, "offline_token") in ("true", "1"),
+    )
+    try:
+        return _answer(await service.for_caller(caller, asked))
+    except RegistryError as error:
+        raise _marked(error) from None
+
+
+async def answer_post(service: TokenService, request: RegistryRequest, address: str) -> Answer:
+    """
+    A token for a form: registry-auth-oauth, "Getting a token".
+
+    Its errors have the members of RFC 6749, 5.2, beside those of the spec.  A login that fails is
+    401, for Docker as for :func:`answer_get`.
+
+    :param address: of the client.
+    :raises Unauthorized, TooManyRequests, QueryInvalid: as :class:`TokenService`.
+    :raises ContentTooLarge: if the form has more than :data:`FORM_LIMIT` bytes.
+    """
+    try:
+        form = await _read_form(request)
+        return _answer(await _by_form(service, form, address))
+    except RegistryError as error:
+        marked = _marked(error)
+        marked.beside |= {"error": _oauth_error(error), "error_description": error.message}
+        raise marked from None
+
+
+async def _by_form(service: TokenService, form: Mapping[str, str], address: str) -> Granted:
+    asked = Asked(
+        scopes=[form.get("scope", "")],
+        service=_required(form, "service"),
+        offline=form.get("access_type") == "offline",
+    )
+    grant = _required(form, "grant_type")
+    if not _CLIENT.fullmatch(_required(form, "client_id")):
+        raise FormInvalid("client_id: expected printable ASCII characters")
+    if grant == "password":
+        name, password = _required(form, "username"), _required(form, "password")
+        return await service.for_login(name, password, address, asked)
+    if grant == "refresh_token":
+        return await service.for_refresh_token(_required(form, "refresh_token"), asked)
+    raise FormInvalid(
+        'grant_type: expected "password" or "refresh_token"', "unsupported_grant_type"
+    )
+
+
+async def _read_form(request: RegistryRequest) -> Mapping[str, str]:
+    """:raises FormInvalid: if it is no form, or has a field twice (RFC 6749, 3.2)."""
+    kind = (request.getHeader("Content-Type") or "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        raise FormInvalid(f"expected a form: Content-Type: {_FORM}")
+    content = b"" if request.body is None else await request.body.read(FORM_LIMIT)
+    try:
+        pairs = parse_qsl(
+            content.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS
+        )
+    except ValueError:
+        raise FormInvalid("the form is not encoded as a form is, or has too many fields") from None
+    form = dict(pairs)
+    if len(form) < len(pairs):
+        raise FormInvalid("the form has a field twice")
+    return form
+
+
+def _required(form: Mapping[str, str], name: str) -> str:
+    value = form.get(name)
+    if not value:
+        raise FormInvalid(f"{name} is missing in the form")
+    return value
+
+
+def _answer(granted: Granted) -> Answer:
+    issued = datetime.fromtimestamp(granted.issued_at, UTC)
+    document = {
+        "token": granted.token,
+        "access_token": granted.token,
+        "token_type": "Bearer",  # RFC 6749, 5.1
+        "expires_in": granted.expires_in,
+        "issued_at": issued.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "scope": granted.scope,
+    }
+    if granted.refresh_token is not None:
+        document["refresh_token"] = granted.refresh_token
+    return Answer.json(document, _HEADERS)
+
+
+def _marked(error: RegistryError) -> RegistryError:
+    """One of our own: ``error`` may be that of others too, who logged in for something else."""
+    marked = copy(error)
+    marked.headers = {**error.headers, **_HEADERS}
+    if isinstance(error, Unauthorized):
+        marked.headers |= _CHALLENGE
+    marked.beside = dict(error.beside)
+    return marked
+
+
+def _oauth_error(error: RegistryError) -> str:
+    """RFC 6749, 5.2; it has none for too many requests, RFC 8628, 3.5, does."""
+    if isinstance(error, FormInvalid):
+        return error.error
+    if isinstance(error, Unauthorized):
+        return "invalid_grant"
+    return "slow_down" if isinstance(error, TooManyRequests) else "invalid_request"

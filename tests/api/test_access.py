@@ -1,0 +1,261 @@
+"""Who may do what, as clients with a password see it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from tests.api.case import Connection
+from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, basic, shape
+from tests.api.served import image_manifest
+from tests.daemon import Answer
+
+# Each endpoint that is about an image, asked for what the team's image has.
+READS = (
+    "GET /v2/{name}/manifests/v1",
+    "HEAD /v2/{name}/manifests/v1",
+    f"GET /v2/{{name}}/blobs/{Digest.of(BLOB)}",
+    f"HEAD /v2/{{name}}/blobs/{Digest.of(BLOB)}",
+    "GET /v2/{name}/tags/list",
+    f"GET /v2/{{name}}/referrers/{Digest.of(BLOB)}",
+)
+WRITES = (
+    "POST /v2/{name}/blobs/uploads/",
+    f"POST /v2/{{name}}/blobs/uploads/?mount={Digest.of(BLOB)}&from=team/app",
+    f"PUT /v2/{{name}}/blobs/uploads/?digest={Digest.of(BLOB)}",
+    "PATCH /v2/{name}/blobs/uploads/00000000-0000-0000-0000-000000000000",
+    f"PUT /v2/{{name}}/blobs/uploads/0?digest={Digest.of(BLOB)}",
+    "GET /v2/{name}/blobs/uploads/0",
+    "DELETE /v2/{name}/blobs/uploads/0",
+    "PUT /v2/{name}/manifests/v1",
+)
+DELETES = (
+    "DELETE /v2/{name}/manifests/v1",
+    f"DELETE /v2/{{name}}/blobs/{Digest.of(BLOB)}",
+)
+
+
+class VersionTests(GuardedCase):
+    """Where clients find out how to log in."""
+
+    async def test_a_stranger_is_asked_for_basic(self) -> None:
+        answer = await self.refused(401, "UNAUTHORIZED", "GET", "/v2/")
+        self.assertEqual(
+            answer.headers.get_all("WWW-Authenticate"), ['Basic realm="artifactd", charset="UTF-8"']
+        )
+
+    async def refused(self, status: int, code: str, *asked: str, **headers: str) -> Answer:  # type: ignore[override]
+        method, path = asked
+        answer = await self.registry.request(method, path, None, headers)
+        self.assert_error(answer, status, code)
+        return answer
+
+    async def test_whoever_logs_in_is_let_in(self) -> None:
+        for name in ("alice", "bob", "nobody"):
+            self.assertEqual(await self.status("GET", "/v2/", name), 200)
+
+    async def test_a_wrong_password_is_as_good_as_an_unknown_name(self) -> None:
+        wrong = await self.refused(401, "UNAUTHORIZED", "GET", "/v2/", **basic("alice", "wrong"))
+        unknown = await self.refused(401, "UNAUTHORIZED", "GET", "/v2/", **basic("who", "wrong"))
+        self.assertEqual(shape(wrong, "alice"), shape(unknown, "who"))
+        self.assertIn("Basic", wrong.header("WWW-Authenticate") or "")
+
+    async def test_a_wrong_password_is_no_way_to_what_anybody_may_have(self) -> None:
+        await self.have("public/app")
+        path = "/v2/public/app/manifests/v1"
+        self.assertEqual(await self.status("GET", path), 200)
+        await self.refused(401, "UNAUTHORIZED", "GET", path, **basic("bob", "wrong"))
+
+    async def test_malformed_credentials_are_unauthorized(self) -> None:
+        for given in ("Basic", "Basic !", "Basic YQ==", "Basic /w==", "Digest x", "Bearer x", ""):
+            answer = await self.refused(401, "UNAUTHORIZED", "GET", "/v2/", Authorization=given)
+            self.assertIn("Basic", answer.header("WWW-Authenticate") or "")
+
+    async def test_two_sets_of_credentials_are_a_bad_request(self) -> None:
+        connection = Connection(self, self.registry.port)
+        login = basic("alice")["Authorization"]
+        twice = [f"Authorization: {login}"] * 2
+        await connection.head("GET /v2/", *twice)
+        self.assert_error(await connection.answer(), 400, "UNSUPPORTED")
+
+    async def test_the_schemes_name_has_no_case(self) -> None:
+        login = basic("alice")["Authorization"].replace("Basic", "bAsIc")
+        self.assertEqual(
+            (await self.ask("GET", "/v2/", headers={"Authorization": login})).status, 200
+        )
+
+    async def test_health_is_told_to_anybody_whatever_he_brings(self) -> None:
+        for path in ("/healthz", "/readyz"):
+            self.assertEqual(await self.status("GET", path, headers=basic("who", "x")), 200)
+
+
+class RefusalTests(GuardedCase):
+    """What is refused is refused alike, whether it exists or not."""
+
+    async def alike(self, asked: str, status: int, code: str, who: str | None) -> None:
+        method, path = asked.split()
+        shapes = []
+        for name in ("secret/app", "absent/app"):
+            answer = await self.ask(method, path.format(name=name), who)
+            self.assertEqual(answer.status, status, asked)
+            if method != "HEAD":
+                self.assert_error(answer, status, code)
+            for told in ("Cache-Status", "Server-Timing", "Docker-Content-Digest"):
+                self.assertIsNone(answer.header(told), asked)
+            self.assertEqual(answer.header("WWW-Authenticate") is not None, status == 401, asked)
+            shapes.append(shape(answer, name))
+        self.assertEqual(*shapes)
+
+    async def test_anonymous_is_asked_to_log_in(self) -> None:
+        await self.have("secret/app")
+        for asked in (*READS, *WRITES, *DELETES):
+            await self.alike(asked, 401, "UNAUTHORIZED", None)
+
+    async def test_whoever_is_known_is_denied(self) -> None:
+        await self.have("secret/app")
+        for asked in (*READS, *WRITES, *DELETES):
+            await self.alike(asked, 403, "DENIED", "nobody")
+
+    async def test_nothing_refused_is_done(self) -> None:
+        await self.have("secret/app")
+        before = self.state()
+        for who in (None, "bob"):
+            for asked in (*WRITES, *DELETES):
+                method, path = asked.split()
+                await self.ask(method, path.format(name="secret/app"), who, b"bytes")
+        self.assertEqual(self.state(), before)
+
+    async def test_a_name_of_no_repository_is_refused_alike(self) -> None:
+        path = "/v2/app/manifests/v1?ns=elsewhere.example"
+        self.assert_error(await self.ask("GET", path), 401, "UNAUTHORIZED")
+        self.assert_error(await self.ask("GET", path, "bob"), 403, "DENIED")
+        self.assert_error(await self.ask("GET", path, "alice"), 404, "NAME_UNKNOWN")
+
+
+class GrantTests(GuardedCase):
+    """What a rule grants, and no more."""
+
+    async def test_who_may_pull_sees_what_is_there_and_what_is_not(self) -> None:
+        await self.have("team/app")
+        found = await self.ask("GET", "/v2/team/app/manifests/v1", "bob")
+        self.assertEqual(found.status, 200)
+        self.assertEqual(found.header("Cache-Status"), "artifactd; hit")
+        self.assertIsNotNone(found.header("Server-Timing"))
+        missing = await self.ask("GET", f"/v2/team/app/blobs/{ABSENT}", "bob")
+        self.assert_error(missing, 404, "BLOB_UNKNOWN")
+        self.assertIsNotNone(missing.header("Server-Timing"))
+
+    async def test_who_may_pull_may_not_push(self) -> None:
+        await self.have("team/app")
+        for asked in (*WRITES, *DELETES):
+            method, path = asked.split()
+            self.assertEqual(await self.status(method, path.format(name="team/app"), "bob"), 403)
+
+    async def test_who_may_push_may_neither_pull_nor_delete(self) -> None:
+        path = f"/v2/team/app/blobs/uploads/?digest={Digest.of(BLOB)}"
+        pushed = await self.ask("POST", path, "writer", BLOB)
+        self.assertEqual(pushed.status, 201)
+        self.assertIsNone(pushed.header("Cache-Status"))
+        for asked in (*READS, *DELETES):
+            method, path = asked.split()
+            status = await self.status(method, path.format(name="team/app"), "writer")
+            self.assertEqual(status, 403, asked)
+
+    async def test_anybody_may_do_what_anonymous_may(self) -> None:
+        await self.have("public/app")
+        for who in (None, "nobody", "bob"):
+            path = "/v2/public/app/manifests/v1"
+            self.assertEqual(await self.status("GET", path, who), 200, who)
+
+    async def test_the_journal_has_who_it_was(self) -> None:
+        await self.have("team/app")
+        with closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
+            tables = [t for (t,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+            rows = [row for table in tables for row in db.execute(f"SELECT * FROM {table}")]
+        self.assertTrue(any("alice@127.0.0.1" in row for row in rows))
+
+
+class MountTests(GuardedCase):
+    """A blob of another image is had only by who may pull it there."""
+
+    async def mount(self, who: str, query: str) -> int:
+        path = f"/v2/team/copy/blobs/uploads/?mount={Digest.of(BLOB)}{query}"
+        return await self.status("POST", path, who)
+
+    async def test_who_may_pull_the_source_mounts(self) -> None:
+        await self.have("secret/app")
+        self.assertEqual(await self.mount("alice", "&from=secret/app"), 201)
+
+    async def test_to_who_may_not_the_source_has_nothing(self) -> None:
+        await self.have("secret/app")
+        for query in ("&from=secret/app", "&from=absent/app", "&from=team/absent", ""):
+            self.assertEqual(await self.mount("writer", query), 202, query)
+        self.assertEqual(
+            await self.status("HEAD", f"/v2/team/copy/blobs/{Digest.of(BLOB)}", "bob"), 404
+        )
+
+
+class CatalogTests(GuardedCase):
+    """The list of images shows to each what he may pull."""
+
+    async def listed(self, who: str | None, query: str = "") -> list[str]:
+        answer = await self.ask("GET", f"/v2/_catalog{query}", who)
+        self.assertEqual(answer.status, 200)
+        names: list[str] = json.loads(answer.body)["repositories"]
+        return names
+
+    async def test_each_sees_his_own(self) -> None:
+        await self.have("public/a", "secret/a", "team/a", "team/b")
+        self.assertEqual(await self.listed("alice"), ["public/a", "secret/a", "team/a", "team/b"])
+        self.assertEqual(await self.listed("bob"), ["public/a", "team/a", "team/b"])
+        self.assertEqual(await self.listed("writer"), ["public/a"])
+        self.assertEqual(await self.listed(None), ["public/a"])
+
+    async def test_every_page_but_the_last_is_full(self) -> None:
+        await self.have("public/z", "secret/a", "secret/b", "team/a", "team/b", "team/c")
+        seen: list[list[str]] = []
+        path: str | None = "/v2/_catalog?n=2"
+        while path is not None:
+            answer = await self.ask("GET", path, "bob")
+            seen.append(json.loads(answer.body)["repositories"])
+            link = answer.header("Link")
+            path = None if link is None else link.partition(">")[0].removeprefix("<")
+        self.assertEqual(seen, [["public/z", "team/a"], ["team/b", "team/c"]])
+
+    async def test_a_stranger_who_would_see_nothing_is_asked_who_he_is(self) -> None:
+        await self.have("team/a")
+        answer = await self.ask("GET", "/v2/_catalog")
+        self.assert_error(answer, 401, "UNAUTHORIZED")
+        self.assertIn("Basic", answer.header("WWW-Authenticate") or "")
+
+    async def test_how_long_it_took_is_not_told(self) -> None:
+        await self.have("team/a")
+        answer = await self.ask("GET", "/v2/_catalog", "bob")
+        self.assertIsNone(answer.header("Server-Timing"))
+
+
+class MetricsTests(GuardedCase):
+    """Figures are for this machine and for administrators."""
+
+    async def test_this_machine_reads_them(self) -> None:
+        self.assertEqual(await self.status("GET", "/metrics"), 200)
+
+    async def test_from_afar_only_an_administrator_of_everything_does(self) -> None:
+        afar = {"X-Forwarded-For": "192.0.2.1"}
+        for who, status in ((None, 401), ("bob", 403), ("alice", 200)):
+            self.assertEqual(await self.status("GET", "/metrics", who, headers=afar), status)
+
+
+class ManifestTests(GuardedCase):
+    async def test_pushing_a_manifest_needs_push(self) -> None:
+        await self.have("team/app")
+        manifest = image_manifest(CONFIG, BLOB)
+        path = "/v2/team/app/manifests/v2"
+        for who, status in ((None, 401), ("bob", 403), ("writer", 201)):
+            headers = {"Content-Type": OCI_MANIFEST}
+            self.assertEqual(
+                await self.status("PUT", path, who, body=manifest, headers=headers), status
+            )

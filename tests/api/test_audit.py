@@ -1,0 +1,197 @@
+"""The audit log: a line for every change, every attempt at one, and every refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import DeferredQueue
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from artifactd.oci.digest import Digest
+from artifactd.storage.readonly import ReadOnlyMode
+from artifactd.web.linefile import LineFile
+from tests.api.case import ApiTestCase, Connection
+from tests.api.guarded import ABSENT, BLOB, GuardedCase, basic
+from tests.api.served import Served
+
+MANIFEST = "/v2/team/app/manifests/v1"
+
+
+class AuditCase(GuardedCase):
+    def start(self) -> Served:
+        self.path = Path(self.mktemp()).absolute()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.top = f"{type(self).top}\naudit_log = {json.dumps(str(self.path))}"
+        return super().start()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What has been written since the last time."""
+        text = self.path.read_text()
+        self.path.write_text("")
+        return [json.loads(line) for line in text.splitlines()]
+
+    async def line(self, method: str, path: str, who: str | None = None, **more: Any) -> Any:
+        """The one line of a request, without what differs each time."""
+        self.lines()
+        await self.ask(method, path, who, **more)
+        (line,) = self.lines()
+        self.assertRegex(line.pop("time"), r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\Z")
+        self.assertRegex(line.pop("request"), r"\A[0-9a-f]{16}\Z")
+        return line
+
+
+class AuditTests(AuditCase):
+    async def test_a_push_is_a_line_for_each_request(self) -> None:
+        await self.have("team/app")
+        lines = self.lines()
+        self.assertEqual(len(lines), 3)
+        self.assertEqual({line["who"] for line in lines}, {"alice"})
+        line = {k: v for k, v in lines[2].items() if k not in ("time", "request")}
+        self.assertEqual(
+            line,
+            {
+                "who": "alice",
+                "address": "127.0.0.1",
+                "action": "push",
+                "method": "PUT",
+                "outcome": "done",
+                "status": 201,
+                "image": "local/team/app",
+                "reference": "v1",
+            },
+        )
+        self.assertEqual(lines[1]["reference"], str(Digest.of(BLOB)))
+
+    async def test_a_delete_is_one(self) -> None:
+        await self.have("team/app")
+        line = await self.line("DELETE", MANIFEST, "alice")
+        self.assertEqual((line["action"], line["outcome"]), ("delete", "done"))
+
+    async def test_what_could_not_be_done_says_why(self) -> None:
+        line = await self.line("DELETE", f"/v2/team/app/blobs/{ABSENT}", "alice")
+        self.assertEqual(
+            (line["outcome"], line["status"], line["code"]), ("failed", 404, "BLOB_UNKNOWN")
+        )
+        line = await self.line("PUT", "/v2/Not-A-Name/manifests/v1", "alice")
+        self.assertEqual((line["outcome"], line["image"]), ("failed", "Not-A-Name"))
+
+    async def test_every_refusal_is_one_whether_of_a_read_or_of_a_write(self) -> None:
+        for method, who, status, code in (
+            ("GET", None, 401, "UNAUTHORIZED"),
+            ("GET", "nobody", 403, "DENIED"),
+            ("DELETE", None, 401, "UNAUTHORIZED"),
+            ("DELETE", "bob", 403, "DENIED"),
+        ):
+            line = await self.line(method, "/v2/secret/app/manifests/v1", who)
+            self.assertEqual((line["outcome"], line["status"]), ("refused", status))
+            self.assertEqual((line["code"], line["image"]), (code, "local/secret/app"))
+            self.assertEqual(line["who"], who or "anonymous")
+
+    async def test_a_failed_login_says_as_whom(self) -> None:
+        line = await self.line("GET", "/v2/", headers=basic("alice", "wrong"))
+        self.assertEqual((line["outcome"], line["who"], line["claimed"]), ("refused", "-", "alice"))
+        self.assertNotIn("wrong", json.dumps(line))
+
+    async def test_too_many_failed_logins_are_refused_too(self) -> None:
+        for _ in range(6):
+            line = await self.line("GET", "/v2/", headers=basic("alice", "wrong"))
+        self.assertEqual((line["status"], line["code"]), (429, "TOOMANYREQUESTS"))
+
+    async def test_what_the_read_only_mode_keeps_from_happening_is_refused(self) -> None:
+        ReadOnlyMode(self.registry.data).turn_on()
+        line = await self.line("DELETE", MANIFEST, "alice")
+        self.assertEqual((line["outcome"], line["status"]), ("refused", 405))
+
+    async def test_reading_is_none_and_neither_is_asking_how_to_log_in(self) -> None:
+        await self.have("team/app")
+        self.lines()
+        await self.ask("GET", "/v2/")
+        for method, path in (
+            ("GET", "/v2/"),
+            ("GET", MANIFEST),
+            ("GET", f"/v2/team/app/blobs/{ABSENT}"),
+            ("GET", "/v2/_catalog"),
+            ("GET", "/v2/team/app/blobs/uploads/0"),
+        ):
+            await self.ask(method, path, "alice")
+        self.assertEqual(self.lines(), [])
+
+    async def test_a_name_can_forge_no_line(self) -> None:
+        line = await self.line("GET", "/v2/", headers=basic('a\u2028{x}"\\', "wrong"))
+        self.assertEqual(line["claimed"], 'a\u2028{x}"\\')
+
+
+class ProxiedAuditTests(AuditCase):
+    top = 'trusted_proxies = ["127.0.0.1"]'
+
+    async def test_the_address_is_the_clients(self) -> None:
+        headers = {"X-Forwarded-For": "198.51.100.9"}
+        line = await self.line("DELETE", MANIFEST, "alice", headers=headers)
+        self.assertEqual(line["address"], "198.51.100.9")
+
+    async def test_guessing_from_one_address_does_not_lock_out_another(self) -> None:
+        for _ in range(7):
+            headers = {**basic("alice", "wrong"), "X-Forwarded-For": "198.51.100.9"}
+            status = await self.status("GET", "/v2/", headers=headers)
+        self.assertEqual(status, 429)
+        headers = {"X-Forwarded-For": "203.0.113.1"}
+        self.assertEqual(await self.status("GET", "/v2/", "alice", headers=headers), 200)
+
+
+class OpenAuditTests(ApiTestCase):
+    """Without any authentication, and without a file: lines go to the daemon's log."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.lines: DeferredQueue[dict[str, Any]] = DeferredQueue()
+
+        @implementer(ILogObserver)
+        def observer(event: LogEvent) -> None:
+            if event.get("log_namespace") == "artifactd.audit":
+                self.lines.put(json.loads(formatEvent(event)))
+
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+
+    async def test_a_body_that_broke_off_is_a_line_without_a_status(self) -> None:
+        location = await self.start_upload("hello")
+        await self.lines.get()
+        connection = await Connection.begin_body(self, self.registry.port, "PATCH", location, 100)
+        await connection.send(b"some")
+        connection.leave()
+        line = await self.lines.get()
+        self.assertEqual((line["outcome"], line["status"]), ("failed", 0))
+
+    async def test_what_is_done_and_what_is_refused_are_lines(self) -> None:
+        await self.registry.push_blob("hello", BLOB)
+        headers = {"Via": "1.1 proxy"}
+        await self.registry.request("DELETE", "/v2/hello/manifests/v1", headers=headers)
+        done, refused = await self.lines.get(), await self.lines.get()
+        self.assertEqual((done["who"], done["outcome"]), ("-", "done"))
+        self.assertEqual((refused["outcome"], refused["image"]), ("refused", "local/hello"))
+
+    async def test_a_disk_that_fails_is_logged_and_stops_nothing(self) -> None:
+        registry = Served.start(self, audit_log="/dev/full")
+        await registry.push_blob("hello", BLOB)
+        await registry.push_blob("hello", b"other")
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1, "told once")
+
+    def test_a_file_that_can_not_be_opened_stops_the_start(self) -> None:
+        with self.assertRaises(SystemExit) as caught:
+            Served.start(self, audit_log="/nowhere/audit")
+        self.assertIn("audit_log: /nowhere/audit", str(caught.exception))
+
+
+class LineFileTests(SynchronousTestCase):
+    def test_what_can_be_written_again_after_a_failure_is_told_of_again(self) -> None:
+        file = LineFile("/dev/full", "test log")
+        file.write("dropped: it is not open")
+        for _ in range(2):
+            file.open()
+            file.write("lost")
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        file.close()

@@ -1,0 +1,314 @@
+"""Logging in, and how guessing is slowed down."""
+
+from __future__ import annotations
+
+from attrs import define, field
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.auth.identity import Identity, Kind
+from artifactd.auth.logins import PasswordLogins, Slowing
+from artifactd.oci.errors import TooManyRequests, Unauthorized
+
+HOME, AWAY = "192.0.2.1", "198.51.100.7"
+
+
+@define
+class Known:
+    """Accounts of one kind, each with its own name as a password."""
+
+    kind: Kind
+    names: set[str]
+    held: bool = False
+    asked: list[tuple[str, str]] = field(factory=list)
+    waiting: list[Deferred[None]] = field(factory=list)
+
+    async def check(self, name: str, password: str) -> Identity | None:
+        self.asked.append((name, password))
+        if self.held:
+            self.waiting.append(Deferred())
+            await self.waiting[-1]
+        right = name in self.names and password == name
+        return Identity(self.kind, name) if right else None
+
+    def finish(self) -> None:
+        self.waiting.pop(0).callback(None)
+
+
+class LoginsCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.users = Known(Kind.USER, {"alice", "bob"})
+        self.robots = Known(Kind.ROBOT, {"robot+ci"})
+        self.logins = PasswordLogins([self.robots, self.users], self.clock, Slowing())
+
+    def begin(self, name: str, password: str, address: str = HOME) -> Deferred[Identity]:
+        return Deferred.fromCoroutine(self.logins.log_in(name, password, address))
+
+    def assert_in(self, name: str, address: str = HOME) -> None:
+        self.assertEqual(self.successResultOf(self.begin(name, name, address)).name, name)
+
+    def assert_wrong(self, name: str, password: str = "guess", address: str = HOME) -> None:
+        self.failureResultOf(self.begin(name, password, address), Unauthorized)
+
+    def assert_slowed(self, name: str, password: str = "guess", address: str = HOME) -> int:
+        """How long it has to wait, in seconds."""
+        outcome = self.failureResultOf(self.begin(name, password, address), TooManyRequests)
+        assert isinstance(outcome.value, TooManyRequests)
+        return int(outcome.value.headers["Retry-After"])
+
+
+class LoginTests(LoginsCase):
+    def test_all_kinds_of_accounts_are_asked_in_turn(self) -> None:
+        self.assertEqual(
+            self.successResultOf(self.begin("alice", "alice")), Identity(Kind.USER, "alice")
+        )
+        self.assertEqual(
+            self.successResultOf(self.begin("robot+ci", "robot+ci")),
+            Identity(Kind.ROBOT, "robot+ci"),
+        )
+        self.assertEqual(self.robots.asked, [("alice", "alice"), ("robot+ci", "robot+ci")])
+        self.assertEqual(self.users.asked, [("alice", "alice")])
+
+    def test_an_unknown_name_and_a_wrong_password_read_the_same(self) -> None:
+        outcomes = [
+            self.failureResultOf(self.begin(name, "x"), Unauthorized).value
+            for name in ("alice", "nobody", "n" * 1000)
+        ]
+        bodies = {each.body() for each in outcomes if isinstance(each, Unauthorized)}
+        self.assertEqual(len(bodies), 1)
+
+    def test_a_name_that_nobody_can_have_is_not_asked_for(self) -> None:
+        self.assert_wrong("n" * 256)
+        self.assertEqual(self.users.asked, [])
+
+    def test_the_same_at_the_same_time_is_asked_once(self) -> None:
+        self.users.held = True
+        layers = [self.begin("alice", "alice") for _ in range(50)]
+        self.assertEqual(len(self.users.asked), 1)
+        self.users.finish()
+        for each in layers:
+            self.assertEqual(self.successResultOf(each).name, "alice")
+
+    def test_names_and_passwords_are_not_mixed_up(self) -> None:
+        self.users.held = True
+        one, other = self.begin("alic", "ealice"), self.begin("alice", "alice")
+        self.users.finish()
+        self.users.finish()
+        self.failureResultOf(one, Unauthorized)
+        self.assertEqual(self.successResultOf(other).name, "alice")
+
+    def test_a_client_that_leaves_takes_nothing_from_the_others(self) -> None:
+        self.users.held = True
+        gone, stays = self.begin("alice", "alice"), self.begin("alice", "alice")
+        gone.addErrback(lambda failure: None)
+        gone.cancel()
+        self.users.finish()
+        self.assertEqual(self.successResultOf(stays).name, "alice")
+
+
+class SlowingTests(LoginsCase):
+    def test_after_some_failures_nothing_is_checked_for_a_while(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+        asked = len(self.users.asked)
+        self.assertEqual(self.assert_slowed("alice"), 60)
+        self.assertEqual(self.assert_slowed("alice", "alice"), 60)
+        self.assertEqual(len(self.users.asked), asked)
+
+    def test_then_one_attempt_is_free_at_a_time(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+        self.clock.advance(60.001)
+        self.assert_wrong("alice")
+        self.assertEqual(self.assert_slowed("alice"), 60)
+
+    def test_trying_while_slowed_down_makes_it_no_longer(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+        for _ in range(100):
+            self.assert_slowed("alice")
+        self.clock.advance(60.001)
+        self.assert_in("alice")
+
+    def test_a_success_resets(self) -> None:
+        for _ in range(10):
+            for _ in range(4):
+                self.assert_wrong("alice")
+            self.assert_in("alice")
+
+    def test_ones_own_success_does_not_reset_what_guessing_anothers_costs(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+            self.assert_in("bob")
+        self.assert_slowed("alice")
+
+    def test_nor_does_it_when_many_names_are_guessed(self) -> None:
+        for number in range(20):
+            self.assert_wrong(f"name {number}")
+            if number < 19:
+                self.assert_in("bob")
+        self.assertEqual(self.assert_slowed("bob", "bob"), 15)
+
+    def test_one_with_an_old_password_does_not_lock_out_the_others_behind_its_address(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("robot+ci", "old")
+        for _ in range(100):
+            self.assert_slowed("robot+ci", "old")
+        self.assert_in("alice")
+
+    def test_other_addresses_are_not_slowed_down(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+        self.assert_slowed("alice")
+        self.assert_in("alice", AWAY)
+
+    def test_an_ipv6_network_counts_as_one_address(self) -> None:
+        for number in range(5):
+            self.assert_wrong("alice", address=f"2001:db8::{number}")
+        self.assert_slowed("alice", address="2001:db8::ffff")
+        self.assert_in("alice", "2001:db8:0:1::1")
+
+    def test_memory_is_bounded_however_many_addresses_guess(self) -> None:
+        for number in range(10_050):
+            self.assert_wrong("alice", address=f"10.1.{number // 256}.{number % 256}")
+        self.assertEqual(len(self.logins._by_name), 10_000)
+        self.assertEqual(len(self.logins._by_address), 10_000)
+        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))
+
+    def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:
+        class Broken:
+            async def check(self, name: str, password: str) -> Identity | None:
+                raise OSError
+
+        self.logins = PasswordLogins([Broken()], self.clock)
+        for _ in range(30):
+            self.failureResultOf(self.begin("alice", "alice"), OSError)
+        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))
+
+    def test_the_log_tells_when_it_begins(self) -> None:
+        with capturedLogs() as events:
+            for _ in range(5):
+                self.assert_wrong("ali\nce")
+            self.assert_slowed("ali\nce")
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            [f"too many failed logins from {HOME} as 'ali\\nce': they are slowed down"],
+        )
+
+    def test_the_log_tells_when_it_begins_for_all_names(self) -> None:
+        with capturedLogs() as events:
+            for number in range(20):
+                self.assert_wrong(f"a\n{number}")
+        self.assertEqual(
+            [formatEvent(event) for event in events],
+            [
+                f"too many failed logins from {HOME}, the last as 'a\\n19': they are slowed down",
+            ],
+        )
+
+
+class RecallTests(LoginsCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.logins = PasswordLogins(
+            [self.robots, self.users], self.clock, recall=[self.recall_none, self.recall]
+        )
+
+    def recall_none(self, name: str, password: str) -> Identity | None:
+        return None
+
+    def recall(self, name: str, password: str) -> Identity | None:
+        return Identity(Kind.USER, name) if name == password == "alice" else None
+
+    def test_who_is_recalled_is_not_checked(self) -> None:
+        self.assert_in("alice")
+        self.assertEqual(self.users.asked, [])
+        self.assert_in("bob")
+        self.assertEqual(self.users.asked, [("bob", "bob")])
+
+    def test_who_has_failed_too_often_is_not_recalled(self) -> None:
+        for _ in range(5):
+            self.assert_wrong("alice")
+        self.assert_slowed("alice", "alice")
+
+    def test_being_recalled_resets_as_any_success(self) -> None:
+        for _ in range(10):
+            for _ in range(4):
+                self.assert_wrong("alice")
+            self.assert_in("alice")
+
+    def test_where_guesses_are_turned_away_uncounted_nobody_is_recalled(self) -> None:
+        self.users.held = True
+        for number in range(64):
+            self.begin("alice", f"guess {number}").addErrback(lambda failure: None)
+        self.assert_slowed("alice")
+        self.assert_slowed("alice", "alice")
+        self.assert_in("alice", AWAY)
+
+    def test_in_a_flood_from_everywhere_who_was_here_is_recalled_and_no_guess_is(self) -> None:
+        self.assert_in("alice")
+        self.users.held = True
+        for number in range(256):
+            self.begin("bob", "guess", f"10.0.0.{number}").addErrback(lambda failure: None)
+        self.assert_in("alice")
+        self.assert_slowed("alice")
+        self.assert_slowed("alice", "alice", AWAY)
+
+
+class FloodTests(LoginsCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.users.held = True
+
+    def test_few_logins_of_one_address_are_checked_at_a_time(self) -> None:
+        for number in range(50):
+            self.begin("alice", f"guess {number}").addErrback(lambda failure: None)
+        self.assertEqual(len(self.users.waiting), 4)
+
+    def test_the_others_wait_for_the_next_address_no_longer_than_for_these(self) -> None:
+        for number in range(50):
+            self.begin("alice", f"guess {number}").addErrback(lambda failure: None)
+        there = self.begin("bob", "bob", AWAY)
+        self.assertEqual(self.users.asked[-1], ("bob", "bob"))
+        self.users.waiting.pop().callback(None)
+        self.assertEqual(self.successResultOf(there).name, "bob")
+
+    def test_guesses_made_at_once_count_as_if_made_one_after_the_other(self) -> None:
+        made = [self.begin("alice", f"guess {number}") for number in range(60)]
+        while self.users.waiting:
+            self.users.finish()
+        wrong = 0
+        for each in made:
+            wrong += self.failureResultOf(each).check(Unauthorized) is not None
+        self.assertIn(wrong, range(5, 9))
+        self.assertEqual(len(self.users.asked), wrong)
+
+    def test_more_than_can_wait_are_turned_away(self) -> None:
+        for number in range(64):
+            self.begin("alice", f"guess {number}").addErrback(lambda failure: None)
+        self.assertEqual(self.assert_slowed("bob", "bob"), 1)
+        there = self.begin("bob", "bob", AWAY)
+        self.assertNoResult(there)
+
+    def test_a_flood_from_everywhere_does_not_lock_out_who_was_here_already(self) -> None:
+        self.users.held = False
+        self.assert_in("bob", AWAY)
+        self.users.held = True
+        for number in range(256):
+            self.begin("alice", "guess", f"10.0.0.{number}").addErrback(lambda failure: None)
+        self.assertEqual(self.assert_slowed("alice", "alice", AWAY), 1)
+        again = self.begin("bob", "bob", AWAY)
+        self.users.waiting.pop().callback(None)
+        self.assertEqual(self.successResultOf(again).name, "bob")
+
+    def test_when_it_is_over_everybody_is_let_in_again(self) -> None:
+        for number in range(256):
+            self.begin("alice", "guess", f"10.0.0.{number}").addErrback(lambda failure: None)
+        while self.users.waiting:
+            self.users.finish()
+        self.users.held = False
+        self.assert_in("alice", AWAY)
+        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))

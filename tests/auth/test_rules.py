@@ -1,0 +1,144 @@
+"""What the access rules allow."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.auth.access import Action
+from artifactd.auth.identity import ANONYMOUS, Identity, Kind
+from artifactd.auth.interfaces import Rules
+from artifactd.auth.rules import AccessRules, Limit, Rule
+from artifactd.auth.subjects import Subject
+from artifactd.oci.name import ImageName
+
+PULL, PUSH, DELETE, ADMINISTER = Action
+APP = ImageName("local", "mycorp/app")
+HUB = ImageName("docker.io", "library/alpine")
+ALICE = Identity(Kind.USER, "alice", frozenset({"dev"}))
+BOB = Identity(Kind.USER, "bob")
+CI = Identity(Kind.ROBOT, "ci")
+
+
+def rule(who: str, may: tuple[Action, ...], *images: str) -> Rule:
+    return Rule((Subject.parse(who),), frozenset(may), images)
+
+
+def rules(*given: Rule, now: float = 0.0, **robots: Limit) -> Rules:
+    return AccessRules(given, robots, lambda: now)
+
+
+class RulesTests(SynchronousTestCase):
+    def assert_granted(
+        self, rules: Rules, identity: Identity, image: ImageName, *actions: Action
+    ) -> None:
+        self.assertEqual(rules.granted(identity, image), set(actions))
+
+    def test_without_a_rule_nobody_may_do_anything(self) -> None:
+        for identity in (ANONYMOUS, ALICE, CI):
+            self.assert_granted(rules(), identity, APP)
+            self.assertEqual(rules().granted_everywhere(identity), set())
+
+    def test_a_rule_is_for_whom_it_names_and_for_images_like_its_patterns(self) -> None:
+        access = rules(rule("user:alice", (PULL, PUSH), "local/mycorp/*"))
+        self.assert_granted(access, ALICE, APP, PULL, PUSH)
+        self.assert_granted(access, ALICE, HUB)
+        self.assert_granted(access, ALICE, ImageName("local", "mycorporation"))
+        self.assert_granted(access, BOB, APP)
+        self.assert_granted(access, ANONYMOUS, APP)
+
+    def test_what_several_rules_allow_adds_up_in_any_order(self) -> None:
+        some = (
+            rule("anonymous", (PULL,), "docker.io/*"),
+            rule("group:dev", (PULL, PUSH), "local/*"),
+            rule("user:alice", (DELETE,), "*/mycorp/*"),
+        )
+        for order in (some, some[::-1]):
+            access = rules(*order)
+            self.assert_granted(access, ALICE, APP, PULL, PUSH, DELETE)
+            self.assert_granted(access, ALICE, HUB, PULL)
+            self.assert_granted(access, BOB, APP)
+            self.assert_granted(access, BOB, HUB, PULL)
+            self.assert_granted(access, ANONYMOUS, HUB, PULL)
+
+    def test_no_action_implies_another(self) -> None:
+        for action in Action:
+            self.assert_granted(rules(rule("anonymous", (action,), "*")), BOB, APP, action)
+
+    def test_everywhere_is_what_a_rule_for_all_images_says(self) -> None:
+        access = rules(
+            rule("user:alice", (ADMINISTER,), "x", "*"), rule("user:bob", (ADMINISTER,), "local/*")
+        )
+        self.assertEqual(access.granted_everywhere(ALICE), {ADMINISTER})
+        self.assertEqual(access.granted_everywhere(BOB), set())
+
+    def test_groups_tell_identities_of_one_name_apart(self) -> None:
+        access = rules(rule("group:dev", (PULL,), "*"))
+        self.assert_granted(access, ALICE, APP, PULL)
+        self.assert_granted(access, Identity(Kind.USER, "alice"), APP)
+
+    def test_claims_tell_tokens_of_one_subject_apart(self) -> None:
+        access = rules(rule("claim:gitlab:ref=main", (PUSH,), "*"))
+        for ref, actions in (("main", (PUSH,)), ("topic", ()), ("main", (PUSH,))):
+            job = Identity(Kind.ISSUER, "gitlab/1", claims={"ref": ref})
+            self.assert_granted(access, job, APP, *actions)
+
+    def test_tokens_of_one_subject_are_not_remembered_since_they_would_all_collide(self) -> None:
+        access = AccessRules([rule("issuer:gitlab", (PULL,), "*")], {}, lambda: 0.0)
+        job = Identity(Kind.ISSUER, "gitlab/1", claims={"job": "7"})
+        self.assert_granted(access, job, APP, PULL)
+        self.assertEqual(access._grants, {})
+
+    def test_whoever_asks_it_remembers_few(self) -> None:
+        access = AccessRules([rule("user:*", (PULL,), "*")], {}, lambda: 0.0)
+        for number in range(3000):
+            self.assert_granted(access, Identity(Kind.USER, f"u{number}"), APP, PULL)
+        self.assertLessEqual(len(access._grants), 1024)
+        self.assert_granted(access, Identity(Kind.USER, "u0"), APP, PULL)
+
+    @given(st.sampled_from([ALICE, BOB, CI, ANONYMOUS]), st.permutations(list(Action)))
+    def test_more_rules_never_allow_less(self, who: Identity, actions: list[Action]) -> None:
+        some = [rule("anonymous", (action,), "local/*") for action in actions]
+        limit = Limit(frozenset({PULL, PUSH}), ("*",))
+        before: frozenset[Action] = frozenset()
+        for count in range(len(some) + 1):
+            now = rules(*some[:count], ci=limit).granted(who, APP)
+            self.assertLessEqual(before, now)
+            before = now
+
+
+class RobotLimitTests(SynchronousTestCase):
+    ALL = rule("anonymous", tuple(Action), "*")
+
+    def granted(self, limit: Limit, image: ImageName = APP, now: float = 0.0) -> set[Action]:
+        return set(rules(self.ALL, now=now, ci=limit).granted(CI, image))
+
+    def test_a_robot_may_do_what_rules_and_its_limits_allow(self) -> None:
+        limit = Limit(frozenset({PULL, PUSH}), ("local/*",))
+        self.assertEqual(self.granted(limit), {PULL, PUSH})
+        self.assertEqual(self.granted(limit, HUB), set())
+
+    def test_limits_alone_allow_nothing(self) -> None:
+        limit = Limit(frozenset(Action), ("*",))
+        self.assertEqual(rules(ci=limit).granted(CI, APP), set())
+
+    def test_everywhere_is_limited_too(self) -> None:
+        for images, actions in ((("*",), {PULL}), (("local/*",), set[Action]())):
+            access = rules(self.ALL, ci=Limit(frozenset({PULL}), images))
+            self.assertEqual(access.granted_everywhere(CI), actions)
+
+    def test_an_expired_robot_may_do_nothing_whatever_token_it_has(self) -> None:
+        expires = datetime(2027, 1, 31, tzinfo=UTC)
+        limit = Limit(frozenset(Action), ("*",), expires)
+        self.assertEqual(self.granted(limit, now=expires.timestamp() - 0.001), set(Action))
+        self.assertEqual(self.granted(limit, now=expires.timestamp()), set())
+
+    def test_a_robot_that_is_in_the_settings_no_more_may_do_nothing(self) -> None:
+        self.assertEqual(rules(self.ALL).granted(CI, APP), set())
+
+    def test_a_users_name_is_not_limited_as_the_robots(self) -> None:
+        access = rules(self.ALL, ci=Limit(frozenset(), ()))
+        self.assertEqual(access.granted(Identity(Kind.USER, "ci"), APP), set(Action))
