@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _INIT = Path(__file__).with_name("artifactd") / "__init__.py"
-_TEST = ["cryptography>=42", "hypothesis>=6.100", "oras>=0.2.30"]
+_TEST = ["hypothesis>=6.100", "oras>=0.2.30"]
 
 setup(
     name="artifactd",
@@ -29,12 +29,13 @@ setup(
     package_dir={"": "."},  # makes an editable install one path, which finds the plugin too
     python_requires=">=3.11",
     packages=find_packages(include=["artifactd", "artifactd.*"]),
-    # One module added to Twisted's own package: twisted/plugins has no __init__.py, here or there.
-    py_modules=["twisted.plugins.artifactd_plugin"],
+    # Added to Twisted's own package: twisted/plugins has no __init__.py, here or there.
+    py_modules=["twisted.plugins.artifactd_plugin", "twisted.plugins.artifactd_endpoints"],
     package_data={"artifactd": ["py.typed"], "artifactd.catalog": ["schema/*.sql"]},
     install_requires=[
         "attrs>=23.2",
         "bcrypt>=4.1,<6",
+        "cryptography>=42",
         "klein>=24.8",
         "msgspec>=0.19",
         "prometheus-client>=0.20",

@@ -175,7 +175,7 @@ Text = Annotated[str, Meta(description="a text")]
 Flag = Annotated[bool, Meta(description="true or false")]
 Folder = Annotated[Path, Meta(description="the path of a folder")]
 Listen = Annotated[
-    tuple[Annotated[str, Meta(pattern="^[a-z0-9]+:.")], ...],
+    tuple[Annotated[str, Meta(pattern="^[a-z0-9-]+:.")], ...],
     Meta(min_length=1, description='Twisted endpoint strings such as "tcp:5000"'),
 ]
 Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]

@@ -12,11 +12,9 @@ from attrs import frozen
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
-from twisted.python.failure import Failure
 
 from artifactd.config import Settings
 from artifactd.registry.health import Health
@@ -31,6 +29,7 @@ from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
 from artifactd.wiring import Assembly, assemble
 from artifactd.wiring_gate import GateWiring, wire_gate
+from artifactd.wiring_listen import listen
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
 _EVICT_EVERY = 60.0
@@ -174,10 +173,7 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
         proxies,
         guarded=settings.authentication,
     )
-    ports = []
-    for description in settings.listen:
-        ports.append(_listen(description, site, reactor))
-        opened.callback(ports[-1].stopListening)
+    ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.pool.start()
     sweep = Sweep(
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
@@ -201,19 +197,6 @@ def _open(access_log: AccessLog) -> None:
         access_log.open()
     except OSError as error:
         raise StartError(f"access_log_file: {access_log.path}: {error.strerror}") from error
-
-
-def _listen(description: str, site: RegistrySite, reactor: Any) -> IListeningPort:
-    outcome: list[IListeningPort | Failure] = []
-    try:
-        serverFromString(reactor, description).listen(site).addBoth(outcome.append)
-        if isinstance(outcome[0], Failure):
-            outcome[0].raiseException()
-    except Exception as error:
-        # Whatever a plugin for endpoints finds wrong with its own string.
-        raise StartError(f"listen: {description}: {error}") from error
-    assert not isinstance(outcome[0], Failure)
-    return outcome[0]
 
 
 def _shown(address: Any) -> str:

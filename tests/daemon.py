@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPMessage
+from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
 from pathlib import Path
+from ssl import SSLContext
 from typing import Self
 
 from attrs import frozen
@@ -44,6 +45,7 @@ async def request(
     headers: Mapping[str, str] | None = None,
     chunked: bool = False,
     seconds: float = 60,
+    tls: SSLContext | None = None,
 ) -> Answer:
     """
     Ask what listens on ``port`` of 127.0.0.1, on a connection of its own; nothing is followed.
@@ -51,10 +53,15 @@ async def request(
     Blocking code in a thread: it sends what it is told to, and hides no header.
 
     :param body: sent with its length, or ``chunked``.
+    :param tls: speak TLS so.
     """
 
     def ask() -> Answer:
-        connection = HTTPConnection("127.0.0.1", port, timeout=seconds)
+        connection = (
+            HTTPConnection("127.0.0.1", port, timeout=seconds)
+            if tls is None
+            else HTTPSConnection("127.0.0.1", port, timeout=seconds, context=tls)
+        )
         try:
             sent = iter([body]) if chunked and body is not None else body
             connection.request(

@@ -19,6 +19,8 @@ ROOMS = {
     "catalog": ("oci", "startup"),
     "upstream": ("oci", "startup"),
     "auth": ("oci", "startup", "flights", "storage.threads"),
+    # Endpoints know nothing of what is served through them: whatever Twisted listens for could.
+    "tls": ("oci", "startup"),
     "registry": ("oci", "startup", "flights", "storage", "catalog", "upstream"),
     # Of the stores only what passes through the registry: open blobs, records, preconditions.
     "web": (
@@ -74,6 +76,7 @@ WIRING = (
     "wiring",
     "wiring_accounts",
     "wiring_gate",
+    "wiring_listen",
     "wiring_remote",
     "wiring_tokens",
     "command",

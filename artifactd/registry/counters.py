@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
+from attrs import frozen
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -19,6 +24,25 @@ _NAMES = {
     "client_bytes": "Bytes of blobs and manifests answered to clients",
 }
 _REQUESTS = "Requests to the upstream by what it answered"
+
+
+Measured = Mapping[str, float]
+
+
+@frozen
+class _Measure(Collector):
+    """A gauge that is read when it is asked for."""
+
+    name: str
+    text: str
+    label: str
+    read: Callable[[], Measured]
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(self.name, self.text, labels=[self.label])
+        for label, value in self.read().items():
+            family.add_metric([label], value)
+        yield family
 
 
 class Counters:
@@ -46,6 +70,15 @@ class Counters:
         return RepositoryCounters(
             repository, {n: c.labels(repository) for n, c in self._counters.items()}, self._requests
         )
+
+    def measure(self, gauge: str, text: str, label: str, read: Callable[[], Measured]) -> None:
+        """
+        Tell, too, what ``read`` tells whenever it is asked.
+
+        :param gauge: its name, with the unit.
+        :param label: what distinguishes the values that ``read`` returns.
+        """
+        self._registry.register(_Measure(f"artifactd_{gauge}", text, label, read))
 
     def exposition(self) -> bytes:
         """All of them in Prometheus' text format."""

@@ -1,0 +1,78 @@
+"""What the daemon listens on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
+from twisted.python.failure import Failure
+
+from artifactd.registry.counters import Counters
+from artifactd.startup import StartError
+from artifactd.tls.certificates import Certificates
+from artifactd.tls.endpoint import TlsEndpoint
+
+
+def listen(
+    descriptions: Sequence[str],
+    site: IProtocolFactory,
+    reactor: Any,
+    counters: Counters,
+    opened: ExitStack,
+) -> list[IListeningPort]:
+    """
+    Listen on all of ``descriptions``, Twisted's endpoint strings.
+
+    :param counters: tell when certificates expire.
+    :param opened: is given what has to be closed if the rest fails.
+    :raises StartError: naming the one that can't be listened on.
+    """
+    ports = []
+    certificates = []
+    for description in descriptions:
+        endpoint, port = _listen(description, site, reactor)
+        opened.callback(port.stopListening)
+        ports.append(port)
+        if isinstance(endpoint, TlsEndpoint):
+            certificates.append(endpoint.certificates)
+    if certificates:
+        _measure(counters, certificates)
+    return ports
+
+
+def _listen(
+    description: str, site: IProtocolFactory, reactor: Any
+) -> tuple[IStreamServerEndpoint, IListeningPort]:
+    outcome: list[IListeningPort | Failure] = []
+    try:
+        endpoint = serverFromString(reactor, description)
+        endpoint.listen(site).addBoth(outcome.append)
+        if isinstance(outcome[0], Failure):
+            outcome[0].raiseException()
+    except Exception as error:
+        # Whatever a plugin for endpoints finds wrong with its own string.
+        raise StartError(f"listen: {description}: {error}") from error
+    assert not isinstance(outcome[0], Failure)
+    return endpoint, outcome[0]
+
+
+def _measure(counters: Counters, certificates: Sequence[Certificates]) -> None:
+    counters.measure(
+        "tls_certificate_expiry_timestamp_seconds",
+        "When the certificate in use expires",
+        "listener",
+        lambda: {each.listener: each.not_after for each in certificates},
+    )
+    counters.measure(
+        "tls_reload_failing",
+        "1 while a listener's files have changed and can't be used",
+        "listener",
+        lambda: {each.listener: float(each.failing) for each in certificates},
+    )

@@ -1,0 +1,122 @@
+"""Authorities, and what they sign: certificates of servers, clients and other authorities."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Self
+
+from attrs import frozen
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+DAY = timedelta(days=1)
+CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
+
+
+@frozen
+class Signed:
+    """A certificate with its key."""
+
+    certificate: x509.Certificate
+    key: Any
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def key_pem(self) -> bytes:
+        """The key."""
+        return self.secret()
+
+    def secret(self, passphrase: bytes = b"") -> bytes:
+        """The key in PEM."""
+        how = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+        secret: bytes = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how)
+        return secret
+
+    def sign(
+        self,
+        name: str,
+        *,
+        usage: x509.ObjectIdentifier = SERVER,
+        begin: datetime | None = None,
+        life: timedelta = 90 * DAY,
+        authority: bool = False,
+        key: Any = None,
+    ) -> Signed:
+        """A certificate for 127.0.0.1, if it is a server's, called ``name``."""
+        key = key or ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(_name(name), self.certificate.subject, key, begin, life)
+        constraints = x509.BasicConstraints(ca=authority, path_length=None)
+        builder = builder.add_extension(constraints, critical=True)
+        if not authority:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        names: list[x509.GeneralName] = [x509.DNSName("node.example")]
+        if usage == SERVER:
+            names.append(x509.IPAddress(ip_address("127.0.0.1")))
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return Signed(builder.sign(self.key, hashes.SHA256()), key)
+
+    def trusting(self, client: Signed | None = None, *chain: Signed, folder: str = "") -> Any:
+        """
+        TLS for a client that trusts this authority.
+
+        :param client: what it shows, with ``chain`` behind it.
+        :param folder: of the test, to write that to.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=self.pem.decode())
+        if client is not None:
+            path = Path(folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(client.key_pem + client.pem + b"".join(each.pem for each in chain))
+            context.load_cert_chain(path)
+        return context
+
+
+class Authority(Signed):
+    """Somebody whom others trust."""
+
+    @classmethod
+    def make(cls, name: str) -> Self:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(_name(name), _name(name), key, None, 365 * DAY).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        return cls(builder.sign(key, hashes.SHA256()), key)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: Any, begin: datetime | None, life: timedelta
+) -> x509.CertificateBuilder:
+    begin = begin or datetime.now(UTC) - DAY
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + life)
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+ROOT = Authority.make("the authority of the tests")
+OTHER = Authority.make("another authority")
