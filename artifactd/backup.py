@@ -12,6 +12,7 @@ from attrs import define, field
 from artifactd.catalog.backup import copy_catalog, replace_catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
+from artifactd.storage.collecting import collection_held
 from artifactd.storage.files import DIRECTORY, PUBLISHED, Directory
 from artifactd.storage.folder import DataFolder
 
@@ -25,7 +26,8 @@ class Backup:
 
     The catalog is copied first and put in its place last: by then all that it points at is there,
     and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
-    not copied again.  Unfinished uploads and fills are left out.
+    not copied again.  Unfinished uploads and fills are left out.  No garbage is collected while
+    it runs.
 
     :param target: held exclusively by the caller.
     :param progress: called after each blob copied.
@@ -48,6 +50,10 @@ class Backup:
         :raises StartError: if the catalog of ``source`` can't be read.
         :raises OSError: if a file can't be read or written.
         """
+        with collection_held(self.source.path):
+            self._run()
+
+    def _run(self) -> None:
         catalog = Path(self.target.staging.path, "backup.catalog")
         copy_catalog(self.source.catalog, catalog)
         root = Path(self.target.blobs.path)

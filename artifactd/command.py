@@ -15,6 +15,7 @@ from artifactd.auth.htpasswd import Users
 from artifactd.backup import Backup
 from artifactd.config_tables import shown
 from artifactd.config_types import Url
+from artifactd.garbage import CollectGarbage, Undelete
 from artifactd.maintenance import Purge, Release, Warm
 from artifactd.mirror_config import CLIENTS, own_url
 from artifactd.new_robot import NewRobot
@@ -142,6 +143,8 @@ class Command(usage.Options):
         ("robot", None, NewRobot, "Make a secret for a robot, and the settings to go with it."),
         ("warm", None, Warm, "Copy images into the cache."),
         ("purge", None, Purge, "Drop a name, a tag or a digest from the cache."),
+        ("gc", None, CollectGarbage, "Collect garbage now, or list what would go."),
+        ("undelete", None, Undelete, "Bring back a deleted image, tag, manifest or blob."),
         ("rotate-keys", None, RotateKeys, "Sign tokens with a new key from now on."),
         ("release", None, Release, "Let an emptied local name be pulled from upstream again."),
     ]

@@ -38,9 +38,12 @@ from artifactd.config_types import (
     Origin,
     Patterns,
     Proxies,
+    Rate,
+    Retention,
     Text,
     Threads,
     Timeout,
+    Untagged,
 )
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.name import RepositoryName
@@ -62,6 +65,7 @@ class LocalSettings(Struct, frozen=True):
     other_media_types: Flag = False
     sparse_indexes: Flag = False
     delete_held: Flag = False
+    untagged: Retention = Untagged("keep")
 
 
 RepositorySettings = LocalSettings | RemoteSettings
@@ -101,6 +105,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     stall_timeout: Timeout = Duration(60)
     upload_timeout: Timeout = Duration(24 * 3600)
     sweep_interval: Timeout = Duration(3600)
+    lease: Timeout = Duration(24 * 3600)
+    grace: Length = Duration(7 * 24 * 3600)
+    gc_interval: Timeout = Duration(3600)
+    gc_rate: Rate = 1000
     transfer_buffers: Buffers = Size(64 << 20)
     max_manifest: Limit = Size(4 << 20)
     min_chunk: Bytes = Size(0)

@@ -115,6 +115,22 @@ class Pattern(str):
         return cls(text)
 
 
+class Untagged(str):
+    """``keep``, or a duration after which untagged manifests go."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is neither."""
+        return cls(text if text == "keep" else Duration.parse(text))
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the duration; ``None``: they stay."""
+        return None if self == "keep" else Duration.parse(self)
+
+
 class User(str):
     """The name of a login; RFC 7617, 2: without a colon and control characters."""
 
@@ -183,6 +199,8 @@ Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to
 Attempts = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
 Length = Annotated[Duration, Meta(description='a number with unit such as "60s", "15m", "24h"')]
 Timeout = Annotated[Length, Meta(extra={"least": Duration(0.001)})]
+Retention = Annotated[Untagged, Meta(description='"keep" or a number with unit such as "30d"')]
+Rate = Annotated[int, Meta(ge=0, le=1_000_000, description="a whole number from 0 to 1000000")]
 Bytes = Annotated[Size, Meta(description='a number with unit such as "64KiB", "4MiB", "1GiB"')]
 Buffers = Annotated[Bytes, Meta(extra={"least": Size(4 << 20)})]
 Limit = Annotated[Bytes, Meta(extra={"least": Size(1)})]

@@ -88,7 +88,7 @@ def _explained(error: RegistryError) -> str:
     return f"{error.message}: {reason}" if reason else error.message
 
 
-def _used(settings: Settings) -> Settings:
+def used(settings: Settings) -> Settings:
     """
     ``settings`` whose data folder a daemon has used: a new one would be made for nothing.
 
@@ -113,7 +113,7 @@ class Purge(SettingsOptions):
         self.image = image
 
     def run(self) -> int:
-        return with_parts(_used(self.load()), self._purge)
+        return with_parts(used(self.load()), self._purge)
 
     async def _purge(self, parts: Assembly) -> int:
         reference = None
@@ -162,7 +162,7 @@ class Release(SettingsOptions):
         self.image = image
 
     def run(self) -> int:
-        return with_parts(_used(self.load()), self._release)
+        return with_parts(used(self.load()), self._release)
 
     async def _release(self, parts: Assembly) -> int:
         await parts.remote.release_image(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from random import randrange
 from typing import Any
 
 from attrs import frozen
@@ -17,9 +19,11 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from artifactd.config import Settings
+from artifactd.registry.collection import NotNow
 from artifactd.registry.health import Health
 from artifactd.registry.sweep import Sweep
 from artifactd.startup import StartError
+from artifactd.storage.interfaces import SHELVES
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api
 from artifactd.web.audit import AuditLog
@@ -33,6 +37,8 @@ from artifactd.wiring_listen import listen
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
 _EVICT_EVERY = 60.0
+# Shelves of the store whose files are compared with the catalog when garbage is collected.
+_SHELVES_EACH = 16
 
 _log = Logger()
 
@@ -87,6 +93,7 @@ class RegistryService(MultiService):
             opened.pop_all()
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
+        self._repeat(self._settings.gc_interval, running.collect)
         for port in self.ports:
             _log.info("listening on {address}", address=_shown(port.getHost()))
 
@@ -104,6 +111,7 @@ class RegistryService(MultiService):
         return Deferred.fromCoroutine(self._stop(running))
 
     async def _stop(self, running: _Running) -> None:
+        running.parts.collector.stop()
         await running.drain(self._settings.shutdown_timeout)
         await super().stopService()  # waits for what is under way
         for service in list(self):
@@ -124,12 +132,23 @@ class _Running:
     gate: GateWiring
     sweep: Sweep
     parts: Assembly
+    shelves: Iterator[int]
 
     async def drain(self, seconds: float) -> None:
         closing = [maybeDeferred(port.stopListening) for port in self.ports]
         await DeferredList(closing, consumeErrors=True)  # whatever one of them says, go on
         await self.site.drain(seconds)
         self.access_log.close()
+
+    async def collect(self) -> None:
+        """Collect garbage, comparing a part of the store with the catalog: another each time."""
+        if self.parts.read_only.on():
+            return
+        first = next(self.shelves)
+        try:
+            await self.parts.collector.run((first + n) % SHELVES for n in range(_SHELVES_EACH))
+        except NotNow as error:
+            _log.info("garbage is collected later: {reason}", reason=str(error))
 
     async def swept(self) -> None:
         """Remove what is left over; but where nothing may change, nothing of a client's goes."""
@@ -178,7 +197,9 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
     sweep = Sweep(
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
     )
-    return _Running(ports, site, access_log, audit, gate, sweep, parts)
+    # Whoever starts often begins somewhere else each time.
+    shelves = count(randrange(SHELVES), _SHELVES_EACH)
+    return _Running(ports, site, access_log, audit, gate, sweep, parts, shelves)
 
 
 def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:

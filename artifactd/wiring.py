@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -14,10 +15,12 @@ from twisted.python.threadpool import ThreadPool
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.repositories import configure_repositories
 from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.config import LocalSettings, Settings
 from artifactd.config_remote import RemoteSettings
 from artifactd.registry.accesses import Accesses
+from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import Counters
 from artifactd.registry.fills import Fills
@@ -29,6 +32,7 @@ from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
 from artifactd.storage.budget import BufferBudget
+from artifactd.storage.collecting import FolderCollectionLock
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
@@ -41,17 +45,20 @@ from artifactd.wiring_remote import RemoteWiring, check_ca_files
 class Assembly:
     """Everything between the data folder and the registry."""
 
+    reactor: Any
     folder: DataFolder
     pool: ThreadPool
     run: RunInThread
     budget: BufferBudget
     catalog: SQLiteCatalog
     remote: SQLiteRemoteCatalog
+    garbage: SQLiteGarbageCatalog
     blobs: FilesystemBlobStore
     uploads: FilesystemUploadStore
     fills: Fills
     accesses: Accesses
     counters: Counters
+    collector: Collector
     remotes: RemoteWiring
     registry: Registry
     read_only: ReadOnlyMode
@@ -69,11 +76,14 @@ class Assembly:
             self.folder.close()
 
 
-def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
+def assemble(
+    settings: Settings, reactor: Any, opened: ExitStack, now: Callable[[], float] = time.time
+) -> Assembly:
     """
     Open the data folder and put the parts together; the thread pool is not started yet.
 
     :param opened: is given what has to be closed if the rest fails.
+    :param now: seconds since the epoch.
     :raises StartError: if it can't be done as things are.
     """
     check_ca_files(settings)
@@ -87,14 +97,26 @@ def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
     budget = BufferBudget(settings.transfer_buffers)
-    catalog = SQLiteCatalog(folder.catalog, reactor)
+    catalog = SQLiteCatalog(folder.catalog, reactor, lease=settings.lease, now=now)
     remote = SQLiteRemoteCatalog(catalog.database)
+    garbage = SQLiteGarbageCatalog(catalog.database)
     blobs = FilesystemBlobStore(folder, run)
     opened.callback(blobs.close)
     uploads = FilesystemUploadStore(folder, run, blobs, budget)
     stored = Stored(blobs, Contents(blobs))
     counters = Counters()
-    accesses = Accesses(remote)
+    collector = Collector(
+        catalog,
+        garbage,
+        blobs,
+        FolderCollectionLock(folder.path),
+        collection_rules(settings),
+        run,
+        reactor,
+        counters.collection,
+        now,
+    )
+    accesses = Accesses(remote, now)
     filling = FilesystemFillStore(folder, run, blobs, budget, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
@@ -110,22 +132,25 @@ def assemble(settings: Settings, reactor: Any, opened: ExitStack) -> Assembly:
         names=names,
         repositories=repositories,
         unprefixed=_unprefixed(settings, repositories, catalog, remote),
-        uploads=Uploads(catalog, uploads),
+        uploads=Uploads(catalog, uploads, now),
         stored=stored,
         catalog=catalog,
     )
     return Assembly(
+        reactor=reactor,
         folder=folder,
         pool=pool,
         run=run,
         budget=budget,
         catalog=catalog,
         remote=remote,
+        garbage=garbage,
         blobs=blobs,
         uploads=uploads,
         fills=fills,
         accesses=accesses,
         counters=counters,
+        collector=collector,
         remotes=remotes,
         registry=registry,
         read_only=ReadOnlyMode(folder.path, settings.read_only),
@@ -163,4 +188,15 @@ def _local_rules(settings: LocalSettings) -> LocalRules:
         other_media_types=settings.other_media_types,
         sparse_indexes=settings.sparse_indexes,
         delete_held=settings.delete_held,
+        untagged=settings.untagged.seconds,
     )
+
+
+def collection_rules(settings: Settings) -> CollectionRules:
+    """What ``settings`` say of garbage collection."""
+    untagged = {
+        name: each.untagged.seconds
+        for name, each in settings.repository.items()
+        if isinstance(each, LocalSettings) and each.untagged.seconds is not None
+    }
+    return CollectionRules(settings.grace, settings.lease, untagged, settings.gc_rate)

@@ -115,6 +115,23 @@ class DefaultRepositoryTests(SettingsCase):
         self.assertEqual(settings.default.local_only, ("mycompany/*",))
 
 
+class UntaggedTests(SettingsCase):
+    def untagged(self, text: str) -> float | None:
+        repository = self.load(f'{TEAM}untagged = "{text}"').repository["team"]
+        assert isinstance(repository, LocalSettings)
+        return repository.untagged.seconds
+
+    def test_untagged_manifests_stay_or_have_their_time(self) -> None:
+        self.assertEqual(
+            [self.untagged(text) for text in ("keep", "30d", "0")], [None, 30 * 86400.0, 0.0]
+        )
+
+    def test_it_is_shown_as_it_is_written(self) -> None:
+        settings = self.load(f'{TEAM}untagged = "30d"')
+        self.assertIn('untagged = "30d"', str(settings).splitlines())
+        self.assertEqual(self.load(str(settings)), settings)
+
+
 class RefusalTests(SettingsCase):
     def assert_refused(self, toml: str, expected: str) -> None:
         path = Path(self.mktemp())
@@ -125,6 +142,16 @@ class RefusalTests(SettingsCase):
 
     def test_an_unknown_setting_is_named_with_the_likely_one(self) -> None:
         self.assert_refused("thread = 8", "thread: no such setting; did you mean threads?")
+
+    def test_what_untagged_may_be_is_told(self) -> None:
+        self.assert_refused(
+            f'{TEAM}untagged = "soon"',
+            'repository.team.untagged: expected "keep" or a number with unit such as "30d",'
+            ' got "soon"',
+        )
+
+    def test_a_lease_of_nothing_is_refused(self) -> None:
+        self.assert_refused('lease = "0"', 'lease: expected at least 1ms, got "0"')
 
     def test_an_unknown_setting_of_a_repository_is_named(self) -> None:
         self.assert_refused(

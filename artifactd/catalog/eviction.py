@@ -105,5 +105,5 @@ def remove_manifest(
         (image_id, str(digest), until),
     ).fetchone()
     if row is not None:
-        manifests.remove(db, int(row[0]), digest, actor=actor, at=at)
+        manifests.remove(db, image_id, int(row[0]), digest, actor=actor, at=at)
     return row is not None

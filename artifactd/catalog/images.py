@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlite3 import Connection
 
+from artifactd.catalog.leases import loosen
 from artifactd.oci.errors import NameUnknown, Unsupported
 from artifactd.oci.name import ImageName
 
@@ -51,7 +52,7 @@ def make_known(db: Connection, image: ImageName, at: float) -> int:
     return image_id
 
 
-def release(db: Connection, image: ImageName) -> None:
+def release(db: Connection, image: ImageName, at: float) -> None:
     """``RemoteCatalog.release_image``."""
     image_id = known(db, image)
     if db.execute("SELECT 1 FROM manifest WHERE image_id = ? LIMIT 1", (image_id,)).fetchone():
@@ -60,7 +61,13 @@ def release(db: Connection, image: ImageName) -> None:
         )
     db.execute("UPDATE image SET known_at = NULL WHERE id = ?", (image_id,))
     # An unknown image that held blobs would go on answering for them.
+    rows = db.execute(
+        "SELECT digest FROM blob_link JOIN blob ON blob.id = blob_id WHERE image_id = ?",
+        (image_id,),
+    )
+    held = [digest for (digest,) in rows.fetchall()]
     db.execute("DELETE FROM blob_link WHERE image_id = ?", (image_id,))
+    loosen(db, held, at)
 
 
 def names(db: Connection, repository: str, after: str, limit: int) -> list[str]:

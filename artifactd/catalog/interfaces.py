@@ -16,6 +16,9 @@ from artifactd.oci.name import ImageName, Reference, Tag
 class ManifestRecord:
     """
     What the catalog knows of a manifest in an image.  ``size`` is in bytes.
+
+    :ivar free_since: since when neither a tag nor an index nor a subject that is there keeps it,
+        in seconds since the epoch; ``None`` where one does.  No part of what it is.
     """
 
     digest: Digest
@@ -24,6 +27,7 @@ class ManifestRecord:
     artifact_type: str | None = None
     subject: Digest | None = None
     annotations: Mapping[str, str] = field(factory=dict)
+    free_since: float | None = field(default=None, eq=False)
 
 
 @frozen
@@ -118,6 +122,12 @@ class Catalog(Protocol):
     async def blob_size(self, image: ImageName, digest: Digest) -> int | None:
         """The size in bytes of a blob that ``image`` holds, or ``None`` if it holds none such."""
 
+    async def promise_blob(self, image: ImageName, digest: Digest) -> int | None:
+        """
+        As :meth:`blob_size`, for a client that may rely on it: where no manifest of ``image`` holds
+        the blob its lease is renewed first, if a quarter of it has passed.
+        """
+
     async def add_blob(
         self,
         image: ImageName,
@@ -139,13 +149,16 @@ class Catalog(Protocol):
         """
         Let ``image`` hold a blob that ``source`` (``None``: any image of the same repository)
         holds.  Not of any other: whoever knows a digest need not have access to every repository.
+        Its lease is renewed as by :meth:`promise_blob`.
 
         Its size in bytes, or ``None`` if ``source`` does not hold it.
         """
 
-    async def delete_blob(self, image: ImageName, digest: Digest, *, allow_held: bool) -> None:
+    async def delete_blob(
+        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""
+    ) -> None:
         """
-        Take a blob out of ``image``; its bytes stay.
+        Take a blob out of ``image``; it can be brought back (``GarbageCatalog.undelete``).
 
         :raises BlobUnknown: if ``image`` does not hold it.
         :raises Unsupported: if a manifest of ``image`` holds it, unless ``allow_held``; ``detail``
@@ -169,6 +182,14 @@ class Catalog(Protocol):
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
         """The manifest that ``reference`` names in ``image``, or ``None``."""
+
+    async def promise_manifest(
+        self, image: ImageName, reference: Reference
+    ) -> ManifestRecord | None:
+        """
+        As :meth:`manifest`, for a client that may rely on it: where nothing keeps it in ``image``
+        that counts as pushed anew, if a quarter of a lease has passed.
+        """
 
     async def check_manifest(self, put: ManifestPut) -> None:
         """
@@ -195,7 +216,8 @@ class Catalog(Protocol):
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
     ) -> None:
         """
-        Take a manifest and all its tags out of ``image``; its bytes stay.
+        Take a manifest and all its tags out of ``image``.  They can be brought back
+        (``GarbageCatalog.undelete``); the lease of what nothing else holds runs from now.
 
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have it.
@@ -205,7 +227,7 @@ class Catalog(Protocol):
 
     async def delete_tag(self, image: ImageName, tag: Tag, *, actor: str) -> None:
         """
-        Take a tag off.
+        Take a tag off; it can be brought back (``GarbageCatalog.undelete``).
 
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if there is no such tag.

@@ -7,18 +7,20 @@ from sqlite3 import Connection
 
 import msgspec
 
-from artifactd.catalog import blobs, images, tags
+from artifactd.catalog import blobs, images, tags, tombstones
 from artifactd.catalog.interfaces import ManifestPut, ManifestRecord
+from artifactd.catalog.leases import renew_manifest, settle
 from artifactd.catalog.requirements import check_entries, check_precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
 
-_Row = tuple[str, int, str, str | None, str | None, str]
+_Row = tuple[str, int, str, str | None, str | None, str, float | None]
 
 _SELECT = (
-    "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations FROM image"
+    "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations, free_since"
+    " FROM image"
 )
 _BLOB = " JOIN blob ON blob.digest = manifest.digest WHERE image.repository = ? AND image.name = ?"
 _BY_DIGEST = (
@@ -46,6 +48,14 @@ def find(db: Connection, image: ImageName, reference: Reference) -> ManifestReco
     return None if row is None else _record(row)
 
 
+def promise(
+    db: Connection, image: ImageName, digest: Digest, at: float, due: float
+) -> ManifestRecord | None:
+    """``Catalog.promise_manifest``: renew the lease if it runs from ``due`` or before."""
+    renew_manifest(db, image, digest, at, due)
+    return find(db, image, digest)
+
+
 def referrers(
     db: Connection,
     image: ImageName,
@@ -71,7 +81,7 @@ def referrers(
 
 
 def _record(row: _Row) -> ManifestRecord:
-    digest, size, media_type, artifact_type, subject, annotations = row
+    digest, size, media_type, artifact_type, subject, annotations, free_since = row
     return ManifestRecord(
         digest=Digest.parse(digest),
         size=size,
@@ -79,6 +89,7 @@ def _record(row: _Row) -> ManifestRecord:
         artifact_type=artifact_type,
         subject=None if subject is None else Digest.parse(subject),
         annotations=_annotations.decode(annotations),
+        free_since=free_since,
     )
 
 
@@ -112,10 +123,20 @@ def store(
     manifest = put.manifest
     blobs.record(db, manifest.digest, len(manifest.content), at)
     image_id = images.make_known(db, put.image, at)
+    is_new = row_of(db, image_id, manifest.digest) is None
     manifest_id = _upsert(db, image_id, manifest, at, used_at)
+    touched = _entries(db, manifest_id) if not is_new else []
     _replace_entries(db, image_id, manifest_id, manifest)
+    touched += _entries(db, manifest_id)
+    if is_new:
+        touched += referrers_of(db, image_id, str(manifest.digest))
+        tombstones.forget_manifest(db, image_id, str(manifest.digest))
     for tag in put.tags:
         tags.move(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+    settle(db, image_id, [str(manifest.digest), *touched], at)
+    db.execute(
+        "UPDATE manifest SET free_since = ? WHERE id = ? AND free_since < ?", (at, manifest_id, at)
+    )
 
 
 def _upsert(
@@ -169,7 +190,8 @@ def delete(
         raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
     if not allow_held:
         blobs.refuse_if_held(db, image_id, digest, "manifest")
-    remove(db, manifest_id, digest, actor=actor, at=at)
+    tombstones.bury_manifest(db, manifest_id, actor=actor, at=at)
+    remove(db, image_id, manifest_id, digest, actor=actor, at=at)
 
 
 def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
@@ -180,7 +202,26 @@ def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
     return None if row is None else int(row[0])
 
 
-def remove(db: Connection, manifest_id: int, digest: Digest, *, actor: str, at: float) -> None:
-    """Take out a manifest and its tags, and journal those."""
+def remove(
+    db: Connection, image_id: int, manifest_id: int, digest: Digest, *, actor: str, at: float
+) -> None:
+    """
+    Take out a manifest and its tags, and journal those; leases of what only it held run from now.
+    """
+    touched = _entries(db, manifest_id) + referrers_of(db, image_id, str(digest))
     tags.delete_all_of(db, manifest_id, digest, actor=actor, at=at)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
+    settle(db, image_id, touched, at)
+
+
+def _entries(db: Connection, manifest_id: int) -> list[str]:
+    rows = db.execute("SELECT digest FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
+    return [digest for (digest,) in rows]
+
+
+def referrers_of(db: Connection, image_id: int, subject: str) -> list[str]:
+    """The digests of the manifests of an image whose subject is ``subject``."""
+    rows = db.execute(
+        "SELECT digest FROM manifest WHERE image_id = ? AND subject = ?", (image_id, subject)
+    )
+    return [digest for (digest,) in rows]

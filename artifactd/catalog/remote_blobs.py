@@ -14,7 +14,7 @@ def link(db: Connection, image: ImageName, digest: Digest, at: float) -> int | N
     """``RemoteCatalog.link_blob``."""
     size = blobs.size_anywhere(db, digest)
     if size is not None:
-        blobs.link(db, image, digest, used_at=at)
+        blobs.link(db, image, digest, used_at=at, at=at, due=at)
     return size
 
 
@@ -30,4 +30,4 @@ def add(
     confirm()
     blobs.record(db, digest, size, at)
     for image in images:
-        blobs.link(db, image, digest, used_at=at)
+        blobs.link(db, image, digest, used_at=at, at=at, due=at)

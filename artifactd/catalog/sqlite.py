@@ -23,6 +23,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.name import ImageName, Reference, Tag
 
 CACHED = 8192  # results of each kind
+LEASE = 24 * 3600.0  # seconds
 _CACHED_ANNOTATIONS = 512  # characters of one manifest's
 
 
@@ -35,6 +36,8 @@ class SQLiteCatalog:
 
     :param readers: how many reads go on at the same time, each in a thread.
     :param busy_timeout: seconds to wait for another process that is writing.
+    :param lease: seconds for which what a client was told of stays although nothing holds it; they
+        are renewed when a quarter has passed.
     :param now: seconds since the epoch.
     :ivar database: the connections to the file; :meth:`close` closes them.
     """
@@ -46,20 +49,41 @@ class SQLiteCatalog:
         *,
         readers: int = 4,
         busy_timeout: float = 5.0,
+        lease: float = LEASE,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.database = Database(path, reactor, readers=readers, busy_timeout=busy_timeout, now=now)
         version = self.database.version
-        self._sizes: ReadCache[tuple[ImageName, Digest], int | None] = ReadCache(version, CACHED)
+        self._renewed_after = lease / 4
+        self._links: ReadCache[tuple[ImageName, Digest], blobs.Link | None]
+        self._links = ReadCache(version, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None] = ReadCache(
             version, CACHED, is_light
         )
 
     async def blob_size(self, image: ImageName, digest: Digest) -> int | None:
-        def query(db: Connection) -> int | None:
-            return blobs.size(db, image, digest)
+        link = await self._link(image, digest)
+        return None if link is None else link.size
 
-        return await self._sizes.get((image, digest), lambda: self.database.read(query))
+    async def promise_blob(self, image: ImageName, digest: Digest) -> int | None:
+        link = await self._link(image, digest)
+        if link is None:
+            return None
+        at = self.database.now()
+        if not self._is_due(link.unheld_since, at):
+            return link.size
+        due = at - self._renewed_after
+        return await self.database.write(lambda db: blobs.promise(db, image, digest, at, due))
+
+    async def _link(self, image: ImageName, digest: Digest) -> blobs.Link | None:
+        def query(db: Connection) -> blobs.Link | None:
+            return blobs.link_of(db, image, digest)
+
+        return await self._links.get((image, digest), lambda: self.database.read(query))
+
+    def _is_due(self, since: float | None, at: float) -> bool:
+        """Whether a lease that runs from ``since`` has to be renewed."""
+        return since is not None and since <= at - self._renewed_after
 
     async def add_blob(
         self,
@@ -78,10 +102,17 @@ class SQLiteCatalog:
     async def mount_blob(
         self, image: ImageName, digest: Digest, source: ImageName | None
     ) -> int | None:
-        return await self.database.write(lambda db: blobs.mount(db, image, digest, source))
+        at = self.database.now()
+        due = at - self._renewed_after
+        return await self.database.write(lambda db: blobs.mount(db, image, digest, source, at, due))
 
-    async def delete_blob(self, image: ImageName, digest: Digest, *, allow_held: bool) -> None:
-        await self.database.write(lambda db: blobs.delete(db, image, digest, allow_held=allow_held))
+    async def delete_blob(
+        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""
+    ) -> None:
+        at = self.database.now()
+        await self.database.write(
+            lambda db: blobs.delete(db, image, digest, allow_held=allow_held, actor=actor, at=at)
+        )
 
     async def forget_blob(self, digest: Digest, unlink: Callable[[], None]) -> bool:
         return await self.database.write(lambda db: blobs.forget(db, digest, unlink))
@@ -94,6 +125,16 @@ class SQLiteCatalog:
             return manifests.find(db, image, reference)
 
         return await self._manifests.get((image, reference), lambda: self.database.read(query))
+
+    async def promise_manifest(
+        self, image: ImageName, reference: Reference
+    ) -> ManifestRecord | None:
+        record = await self.manifest(image, reference)
+        at = self.database.now()
+        if record is None or not self._is_due(record.free_since, at):
+            return record
+        digest, due = record.digest, at - self._renewed_after
+        return await self.database.write(lambda db: manifests.promise(db, image, digest, at, due))
 
     async def check_manifest(self, put: ManifestPut) -> None:
         await self.database.read(lambda db: manifests.check(db, put))

@@ -48,7 +48,8 @@ class SQLiteRemoteCatalog:
         return await self._known.get(image, lambda: self._database.read(query))
 
     async def release_image(self, image: ImageName) -> None:
-        await self._database.write(lambda db: images.release(db, image))
+        at = self._database.now()
+        await self._database.write(lambda db: images.release(db, image, at))
 
     async def origin(self, name: str) -> str | None:
         def query(db: Connection) -> str | None:

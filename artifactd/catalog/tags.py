@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from sqlite3 import Connection
 
-from artifactd.catalog import images
+from artifactd.catalog import images, tombstones
 from artifactd.catalog.interfaces import TagMovement
+from artifactd.catalog.leases import settle
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.name import ImageName, Tag
@@ -40,6 +41,7 @@ def move(
         " VALUES (?, ?, ?, ?, ?, ?)",
         (image_id, tag.text, actor, at, None if before is None else str(before), str(digest)),
     )
+    settle(db, image_id, [str(each) for each in (before, digest) if each is not None], at)
 
 
 def delete(db: Connection, image: ImageName, tag: Tag, *, actor: str, at: float) -> None:
@@ -48,6 +50,7 @@ def delete(db: Connection, image: ImageName, tag: Tag, *, actor: str, at: float)
     before = target(db, image_id, tag)
     if before is None:
         raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+    tombstones.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
     take_off(db, image_id, tag, before, actor=actor, at=at)
 
 
@@ -60,6 +63,7 @@ def take_off(
         "INSERT INTO tag_movement (image_id, tag, actor, at, before) VALUES (?, ?, ?, ?, ?)",
         (image_id, tag.text, actor, at, str(before)),
     )
+    settle(db, image_id, [str(before)], at)
 
 
 def delete_all_of(

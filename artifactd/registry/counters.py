@@ -23,6 +23,10 @@ _NAMES = {
     "upstream_bytes": "Bytes of blobs and manifests received from the upstream",
     "client_bytes": "Bytes of blobs and manifests answered to clients",
 }
+_COLLECTED = "Things that garbage collection took away, by why they went"
+_COLLECTED_BYTES = "Bytes that garbage collection took out of the store"
+_COLLECTIONS = "Runs of garbage collection that came to their end"
+_COLLECTION_SECONDS = "Seconds that garbage collection ran, its pauses included"
 _REQUESTS = "Requests to the upstream by what it answered"
 
 
@@ -65,6 +69,13 @@ class Counters:
             registry=self._registry,
         )
 
+        self.collection = CollectionCounters(
+            Counter("artifactd_gc_collected", _COLLECTED, ["why"], registry=self._registry),
+            Counter("artifactd_gc_bytes", _COLLECTED_BYTES, registry=self._registry),
+            Counter("artifactd_gc_runs", _COLLECTIONS, registry=self._registry),
+            Counter("artifactd_gc_seconds", _COLLECTION_SECONDS, registry=self._registry),
+        )
+
     def of(self, repository: str) -> RepositoryCounters:
         """Those of one remote repository."""
         return RepositoryCounters(
@@ -83,6 +94,16 @@ class Counters:
     def exposition(self) -> bytes:
         """All of them in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+@frozen
+class CollectionCounters:
+    """What garbage collection has done."""
+
+    collected: Counter
+    bytes: Counter
+    runs: Counter
+    seconds: Counter
 
 
 class RepositoryCounters:

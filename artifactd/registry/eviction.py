@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
@@ -122,10 +123,14 @@ class Eviction:
 
 async def forget(digests: Sequence[Digest], catalog: Catalog, blobs: BlobStore) -> None:
     """Remove the bytes of ``digests``, whose rows are gone and committed, unless they are back."""
-    for digest in digests:
+
+    async def each(digest: Digest) -> None:
         try:
             await catalog.forget_blob(digest, partial(blobs.remove, digest))
         except OSError as error:
             _log.error(
                 "{digest} stays in the store until it is swept: {error}", digest=digest, error=error
             )
+
+    # At once, so that they share a transaction.
+    await gatherResults([Deferred.fromCoroutine(each(digest)) for digest in digests])

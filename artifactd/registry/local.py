@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from artifactd.catalog.interfaces import Catalog, ManifestPut, Precondition
+from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import Manifest
@@ -22,7 +22,7 @@ from artifactd.registry.found import (
 from artifactd.registry.parsing import parsed
 from artifactd.registry.publication import publish
 from artifactd.registry.referrers import referrers_page
-from artifactd.registry.stored import Stored
+from artifactd.registry.stored import Lost, Stored
 from artifactd.storage.threads import RunInThread
 
 
@@ -33,6 +33,7 @@ class LocalRules:
     other_media_types: bool = False
     sparse_indexes: bool = False
     delete_held: bool = False
+    untagged: float | None = None  # seconds; None: they stay
 
 
 @frozen
@@ -46,23 +47,42 @@ class LocalRepository:
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """end-2.  :raises BlobUnknown: if ``image`` does not hold it."""
-        size = await self.catalog.blob_size(image, digest)
+        size = await self.catalog.promise_blob(image, digest)
         if size is None:
-            raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
-        return await self.stored.blob(image, digest, size, wanted)
+            raise _unknown(digest)
+        return await self.promised(image, digest, size, wanted)
 
-    async def delete_blob(self, image: ImageName, digest: Digest) -> None:
+    async def promised(
+        self, image: ImageName, digest: Digest, size: int, wanted: BlobWanted
+    ) -> BlobFound:
+        """A blob whose size ``Catalog.promise_blob`` has told.  Errors as of :meth:`blob`."""
+        try:
+            return await self.stored.blob(image, digest, size, wanted)
+        except Lost:
+            if await self.catalog.blob_size(image, digest) is None:
+                raise _unknown(digest) from None  # taken away in this moment
+            raise
+
+    async def delete_blob(self, image: ImageName, digest: Digest, actor: str) -> None:
         """end-10.  :raises BlobUnknown, Unsupported: as ``Catalog.delete_blob``."""
-        await self.catalog.delete_blob(image, digest, allow_held=self.rules.delete_held)
+        await self.catalog.delete_blob(
+            image, digest, allow_held=self.rules.delete_held, actor=actor
+        )
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """end-3.  :raises ManifestUnknown: if ``image`` has none under ``reference``."""
-        record = await self.catalog.manifest(image, reference)
+        record = await self.find(image, reference)
         if record is None:
             raise ManifestUnknown(
                 "this image has no such manifest", {"name": str(image), "reference": str(reference)}
             )
         return ManifestFound(record, image)
+
+    async def find(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
+        """The manifest that ``reference`` names in ``image``, which a client is told of."""
+        if self.rules.untagged is None:
+            return await self.catalog.manifest(image, reference)
+        return await self.catalog.promise_manifest(image, reference)
 
     async def parse(
         self, content: bytes, content_type: str | None, reference: Reference
@@ -147,3 +167,7 @@ class LocalRepository:
             if artifact_type is not None:
                 following["artifactType"] = artifact_type
         return ReferrersFound(index, following, filtered=artifact_type is not None)
+
+
+def _unknown(digest: Digest) -> BlobUnknown:
+    return BlobUnknown("this image has no such blob", {"digest": str(digest)})

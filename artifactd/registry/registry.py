@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog, Precondition
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import NameUnknown, RegistryError, Unsupported
+from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError, Unsupported
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.found import ManifestFound, Readable
@@ -142,7 +142,7 @@ class Registry:
         image, record = found.image, found.record
         repository = self.repositories.get(image.repository)
         if not isinstance(repository, RemoteRepository):
-            return await self.stored.body(image, record.digest, record.size)
+            return await self._local_body(found)
         try:
             body = await self.stored.body(image, record.digest, record.size)
         except Lost as error:
@@ -151,6 +151,17 @@ class Registry:
             body = await self.stored.body(image, record.digest, record.size)
         repository.manifests.counters.client_bytes.inc(record.size)
         return body
+
+    async def _local_body(self, found: ManifestFound) -> OpenBlob | bytes:
+        image, record = found.image, found.record
+        try:
+            return await self.stored.body(image, record.digest, record.size)
+        except Lost:
+            if await self.catalog.manifest(image, record.digest) is None:
+                raise ManifestUnknown(  # taken away in this moment
+                    "this image has no such manifest any more", {"digest": str(record.digest)}
+                ) from None
+            raise
 
     async def mount(
         self,

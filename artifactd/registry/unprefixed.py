@@ -100,7 +100,7 @@ class Unprefixed:
             {"name": image.image, "reference": str(reference)},
         )
         if self.local is not None:
-            record = None if self.hidden else await self.catalog.manifest(image, reference)
+            record = None if self.hidden else await self.local.find(image, reference)
             if record is not None:
                 return ManifestFound(record, image)
             if await self.remote.is_known(image):
@@ -126,9 +126,9 @@ class Unprefixed:
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """end-2.  An upstream is asked only if a manifest of that name has come from there."""
         if self.local is not None and not self.hidden:
-            size = await self.catalog.blob_size(image, digest)
+            size = await self.catalog.promise_blob(image, digest)
             if size is not None:
-                return await self.local.stored.blob(image, digest, size, wanted)
+                return await self.local.promised(image, digest, size, wanted)
         upstream = await self._opened(image)
         if upstream is None:
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from inspect import isawaitable
 
@@ -12,6 +12,7 @@ from attrs import define
 from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import DigestInvalid
 from artifactd.storage.files import Directory, FileOperations
 from artifactd.storage.threads import Serial
 
@@ -115,6 +116,14 @@ class BlobTree:
         with suppress(FileNotFoundError), self._fan_out(digest) as directory:
             self._files.unlink(directory.fd, digest.encoded)
 
+    def published(self, shelf: int, before: float) -> list[tuple[Digest, int]]:
+        """As ``BlobStore.published``: by when a name of the file was last made or taken away."""
+        found: list[tuple[Digest, int]] = []
+        for algorithm, directory in self._algorithms.items():
+            with suppress(FileNotFoundError), directory.subdirectory(f"{shelf:02x}") as names:
+                found += _published(algorithm, names, before)
+        return found
+
     def close(self) -> None:
         """Close the directories."""
         for directory in self._algorithms.values():
@@ -130,6 +139,17 @@ class BlobTree:
         directory = self._algorithms[algorithm].ensure(name, self._files)
         self._durable.add((algorithm, name))
         return directory
+
+
+def _published(
+    algorithm: Algorithm, directory: Directory, before: float
+) -> Iterator[tuple[Digest, int]]:
+    for name in directory.names():
+        # What somebody else has put there is not for us to judge.
+        with suppress(DigestInvalid, OSError):
+            digest, status = Digest.parse(f"{algorithm}:{name}"), directory.status(name)
+            if status.st_ctime < before:
+                yield digest, status.st_size
 
 
 @define(eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from twisted.logger import Logger
@@ -76,6 +76,10 @@ class FilesystemBlobStore:
             except OSError as error:
                 self._log.warn("staged file {name} left alone: {error}", name=name, error=error)
         return swept
+
+    async def published(self, shelf: int, before: float) -> Sequence[tuple[Digest, int]]:
+        """What is published on one shelf, and was before ``before``."""
+        return await self._run(self._blobs.published, shelf, before)
 
     async def check_writable(self) -> None:
         """:raises OSError: if nothing can be written."""

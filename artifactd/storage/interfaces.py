@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 
 from artifactd.oci.digest import Algorithm, Digest
+
+SHELVES = 256
+"""By the first two digits of the encoded digest."""
 
 
 class UploadMissing(Exception):
@@ -124,8 +128,35 @@ class BlobStore(Protocol):
         ``forget`` is :meth:`artifactd.catalog.interfaces.Catalog.forget_blob`.
         """
 
+    async def published(self, shelf: int, before: float) -> Sequence[tuple[Digest, int]]:
+        """
+        What is published on one of the :data:`SHELVES`, and was before ``before``, in seconds since
+        the epoch, with its size in bytes; whether the catalog lists it or not.
+        """
+
     async def check_writable(self) -> None:
         """:raises OSError: if nothing can be written."""
+
+
+class CollectionLock(Protocol):
+    """Who of all the processes that use a store collects what is of no use in it."""
+
+    def claim(self) -> bool:
+        """
+        Be the one who collects, until :meth:`release` or the end of the process; whether nobody
+        does already.  Blocks.
+
+        :raises OSError: if it can't be told.
+        """
+
+    def release(self) -> None:
+        """Let others collect."""
+
+    def step(self) -> AbstractContextManager[bool]:
+        """
+        Whether collection may go on by one step, during which nobody can hold it off; not while
+        somebody does.  To be called by who has claimed it; does not block.
+        """
 
 
 class UploadSession(Protocol):

@@ -88,7 +88,7 @@ class Api(OwnApi):
     @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE", needs=Action.DELETE)
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """end-10."""
-        await target.local.delete_blob(target.image, Digest.parse(digest))
+        await target.local.delete_blob(target.image, Digest.parse(digest), _actor(request))
         return Answer(202)
 
     # -- uploads

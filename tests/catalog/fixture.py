@@ -15,8 +15,10 @@ from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.repositories import configure_repositories
 from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from tests.contracts.catalog import CatalogTestCase
+from tests.contracts.catalog_garbage import GarbageCatalogTestCase
 from tests.contracts.catalog_remote import RemoteCatalogTestCase
 
 REACTOR = cast(IReactorFromThreads, reactor)
@@ -52,3 +54,9 @@ class SQLiteRemoteTestCase(SQLiteCatalogTestCase, RemoteCatalogTestCase):
     def open_remote(self, catalog: Catalog) -> SQLiteRemoteCatalog:
         assert isinstance(catalog, SQLiteCatalog)
         return SQLiteRemoteCatalog(catalog.database)
+
+
+class SQLiteGarbageTestCase(SQLiteRemoteTestCase, GarbageCatalogTestCase):
+    def open_garbage(self, catalog: Catalog) -> SQLiteGarbageCatalog:
+        assert isinstance(catalog, SQLiteCatalog)
+        return SQLiteGarbageCatalog(catalog.database)

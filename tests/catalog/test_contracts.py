@@ -6,6 +6,7 @@ from tests.catalog import fixture
 from tests.contracts import (
     catalog,
     catalog_blobs,
+    catalog_garbage,
     catalog_listings,
     catalog_manifests,
     catalog_remote,
@@ -14,6 +15,7 @@ from tests.contracts import (
     catalog_remote_purge,
     catalog_remote_tags,
     catalog_tags,
+    catalog_undelete,
 )
 
 
@@ -96,4 +98,20 @@ class DropTests(fixture.SQLiteRemoteTestCase, catalog_remote_eviction.DropContra
 
 
 class PurgeTests(fixture.SQLiteRemoteTestCase, catalog_remote_purge.PurgeContract):
+    pass
+
+
+class LeaseTests(fixture.SQLiteGarbageTestCase, catalog_garbage.LeaseContract):
+    pass
+
+
+class UntaggedTests(fixture.SQLiteGarbageTestCase, catalog_garbage.UntaggedContract):
+    pass
+
+
+class BytesTests(fixture.SQLiteGarbageTestCase, catalog_garbage.BytesContract):
+    pass
+
+
+class UndeleteTests(fixture.SQLiteGarbageTestCase, catalog_undelete.UndeleteContract):
     pass

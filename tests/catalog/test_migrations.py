@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from importlib import resources
@@ -10,16 +11,17 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.catalog.interfaces import ManifestRecord, TagMovement
+from artifactd.catalog.interfaces import ManifestPut, ManifestRecord, TagMovement
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.name import ImageName, Tag
 from artifactd.startup import StartError
 from tests.catalog.fixture import REACTOR
-from tests.contracts.catalog import APP, confirmed, manifest
+from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
 
 FIRST = "PRAGMA application_id = 0x61727464;\nCREATE TABLE number (n); -- of version 1\n"
 SECOND = """
@@ -220,3 +222,73 @@ class Version1Tests(TestCase):
         self.assertEqual(2, len(held))
         self.assertEqual([], await self.remote.drop(held))
         self.assertIsNotNone(await self.catalog.manifest(APP, V1))
+
+
+LOOSE, HELD, ORPHAN = (descriptor(content) for content in (b"loose", b"held", b"orphan"))
+CHILD, UNTAGGED = manifest(b"child"), manifest(b"untagged", subject=Digest.of(b"gone"))
+REFERRER = manifest(b"referrer", subject=Digest.of(b"child"))
+INDEX = index(b"[]", [descriptor(b"child")])
+TAGGED = manifest(b"tagged", blobs=[HELD])
+ROWS = f"""
+INSERT INTO image VALUES (1, 'local', 'app', 10.0), (2, 'docker.io', 'library/alpine', 10.0);
+INSERT INTO blob VALUES (1, '{LOOSE.digest}', 5, 9.0), (2, '{HELD.digest}', 4, 9.0),
+ (3, '{ORPHAN.digest}', 6, 9.0), (4, '{CHILD.digest}', 5, 9.0), (5, '{UNTAGGED.digest}', 8, 9.0),
+ (6, '{REFERRER.digest}', 8, 9.0), (7, '{INDEX.digest}', 2, 9.0), (8, '{TAGGED.digest}', 6, 9.0);
+INSERT INTO blob_link (image_id, blob_id, used_at) VALUES (1, 1, NULL), (1, 2, NULL), (2, 2, 9.0);
+INSERT INTO manifest VALUES (1, 1, '{CHILD.digest}', 'x', NULL, NULL, '{{}}', 10.0, NULL),
+ (2, 1, '{UNTAGGED.digest}', 'x', NULL, '{UNTAGGED.subject}', '{{}}', 10.0, NULL),
+ (3, 1, '{REFERRER.digest}', 'x', NULL, '{REFERRER.subject}', '{{}}', 10.0, NULL),
+ (4, 1, '{INDEX.digest}', 'x', NULL, NULL, '{{}}', 10.0, NULL),
+ (5, 1, '{TAGGED.digest}', 'x', NULL, NULL, '{{}}', 10.0, NULL),
+ (6, 2, '{TAGGED.digest}', 'x', NULL, NULL, '{{}}', 10.0, 10.0);
+INSERT INTO manifest_entry VALUES (1, '{CHILD.digest}', 'manifest', 4),
+ (1, '{HELD.digest}', 'blob', 5);
+INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (1, 'v1', 5, 10.0),
+ (1, 'v2', 4, 10.0);
+"""
+
+
+class Version2Tests(TestCase):
+    """A catalog of version 2, whose deletions left everything where it was."""
+
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp()) / "catalog.sqlite"
+        self.path.parent.mkdir()
+        schema = resources.files("artifactd.catalog") / "schema"
+        steps = [(schema / f"000{n}.sql").read_text("utf-8") for n in (1, 2)]
+        migrate(self.path, nullcontext, steps)
+        with closing(sqlite3.connect(self.path)) as db:
+            db.executescript(ROWS)
+        self.before = time.time()
+        migrate(self.path, nullcontext)
+        self.catalog = SQLiteCatalog(self.path, REACTOR)
+        self.addCleanup(self.catalog.close)
+        self.garbage = SQLiteGarbageCatalog(self.catalog.database)
+
+    async def collected(self, before: float) -> set[str]:
+        """What goes that is of no use since ``before``."""
+        return {
+            each.name
+            for collecting in (
+                self.garbage.collect_untagged("local", before, 10),
+                self.garbage.collect_links(before, 10),
+                self.garbage.collect_bytes(before, 10),
+            )
+            for each in await collecting
+        }
+
+    async def test_the_time_of_what_nothing_holds_begins_with_the_migration(self) -> None:
+        self.assertEqual(set(), await self.collected(self.before - 1))
+        self.assertEqual(
+            {str(UNTAGGED.digest), str(LOOSE.digest), str(ORPHAN.digest)},
+            await self.collected(time.time() + 1),
+        )
+
+    async def test_all_else_is_pulled_and_pushed_as_before(self) -> None:
+        await self.collected(time.time() + 1)
+        for pushed in (CHILD, REFERRER, INDEX, TAGGED):
+            self.assertIsNotNone(await self.catalog.manifest(APP, pushed.digest))
+        await self.catalog.mount_blob(OTHER, HELD.digest, APP)
+        put = ManifestPut(OTHER, TAGGED, (V1,))
+        await self.catalog.put_manifest(put, confirmed)
+        self.assertEqual(["v1"], await self.catalog.tags(OTHER, None, None))

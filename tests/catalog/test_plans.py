@@ -8,6 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog import (
     blobs,
+    collection,
     eviction,
     images,
     manifests,
@@ -17,6 +18,7 @@ from artifactd.catalog import (
     remote_pages,
     remote_tags,
     tags,
+    undelete,
     uploads,
 )
 from artifactd.catalog.interfaces import ManifestPut, Precondition, UploadRecord, nothing
@@ -35,6 +37,7 @@ class PlanTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.db = sqlite3.connect(new_catalog(self), isolation_level=None)
         self.addCleanup(self.db.close)
+        self.db.execute("PRAGMA foreign_keys = ON")
         self.statements: list[str] = []
         self.db.set_trace_callback(self.statements.append)
 
@@ -66,8 +69,8 @@ class PlanTests(SynchronousTestCase):
 
     def test_pushing_scans_nothing(self) -> None:
         self.put("v1", "v2")
-        blobs.mount(self.db, OTHER, DIGEST, APP)
-        blobs.mount(self.db, OTHER, DIGEST, None)
+        blobs.mount(self.db, OTHER, DIGEST, APP, 1.0, 0.0)
+        blobs.mount(self.db, OTHER, DIGEST, None, 1.0, 0.0)
         blobs.forget(self.db, DIGEST, lambda: None)
         self.assertEqual([], self.scans())
 
@@ -90,7 +93,7 @@ class PlanTests(SynchronousTestCase):
         for content in (b"[]", b"child"):
             digest = Digest.of(content)
             manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=1.0)
-        blobs.delete(self.db, APP, DIGEST, allow_held=False)
+        blobs.delete(self.db, APP, DIGEST, allow_held=False, actor="anne", at=1.0)
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:
@@ -141,8 +144,55 @@ class PlanTests(SynchronousTestCase):
             self.fill()
             purge.purge(self.db, ALPINE, reference, 1.0)
         images.make_known(self.db, APP, 1.0)
-        images.release(self.db, APP)
+        images.release(self.db, APP, 1.0)
         self.assertEqual([], self.scans())
+
+    def collect(self, at: float) -> None:
+        """What is of no use since ``at``, to its end."""
+        for _ in range(2):
+            collection.collect_untagged(self.db, "local", at, 10, at)
+            collection.collect_links(self.db, at, 10)
+            collection.collect_deleted(self.db, at, 10)
+            collection.collect_bytes(self.db, at, 10)
+        collection.unlisted(self.db, [DIGEST])
+
+    def test_collecting_scans_nothing(self) -> None:
+        self.put("v1", "v2")
+        manifests.delete(self.db, APP, Digest.of(b"[]"), allow_held=False, actor="anne", at=2.0)
+        self.collect(3.0)
+        self.assertEqual([], self.scans())
+        self.assertEqual([], self.db.execute("SELECT digest FROM blob").fetchall())
+
+    def test_bringing_back_scans_nothing(self) -> None:
+        self.put("v1", "v2")
+        other = Digest.of(b"other")
+        blobs.add(self.db, APP, other, 5, confirmed, None, 1.0)
+        blobs.delete(self.db, APP, other, allow_held=False, actor="anne", at=2.0)
+        for content in (b"[]", b"child"):
+            digest = Digest.of(content)
+            manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=2.0)
+        for reference in (V1, other, None):
+            undelete.undelete(self.db, APP, reference, "anne", 3.0)
+        self.assertEqual([], self.scans())
+
+    def test_renewing_a_lease_scans_nothing(self) -> None:
+        blobs.add(self.db, APP, DIGEST, 4, confirmed, None, 1.0)
+        self.assertEqual(4, blobs.promise(self.db, APP, DIGEST, 2.0, 1.0))
+        manifests.promise(self.db, APP, DIGEST, 2.0, 1.0)
+        self.assertEqual([], self.scans())
+
+    def test_what_is_collected_comes_out_of_an_index_in_its_order(self) -> None:
+        for query, values in (
+            (collection.UNTAGGED, (1.0, "local", 10)),
+            (collection.LINKS, (1.0, 10)),
+            (collection.DELETED_MANIFESTS, (1.0, 10)),
+            (collection.DELETED_TAGS, (1.0, 10)),
+            (collection.DELETED_BLOBS, (1.0, 10)),
+            (collection.LOOSE, (1.0, 10)),
+        ):
+            plan = self.db.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+            steps = [step for *_, step in plan]
+            self.assertFalse([s for s in steps if s.startswith("SCAN") or "B-TREE" in s], steps)
 
     def steps(self) -> list[str]:
         """Of all that has been executed."""

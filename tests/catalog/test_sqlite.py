@@ -12,8 +12,10 @@ from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessValue
 
 from artifactd.catalog.backup import copy_catalog
+from artifactd.catalog.cache import DataVersion
 from artifactd.catalog.interfaces import Catalog
-from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite import LEASE, SQLiteCatalog
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.name import Tag
 from tests.catalog.fixture import REACTOR, SQLiteCatalogTestCase
@@ -36,6 +38,33 @@ class SQLiteTests(SQLiteCatalogTestCase):
         self.assertEqual(4, self.successResultOf(size))
         found = Deferred.fromCoroutine(self.catalog.manifest(APP, V1))
         self.assertEqual(record, self.successResultOf(found))
+
+    async def test_a_head_writes_only_where_a_lease_has_to_be_renewed(self) -> None:
+        held, unheld = await self.blob(b"held"), await self.blob(b"unheld")
+        await self.put(manifest(b"{}", blobs=[held]))
+        version = DataVersion(self.path)
+        self.addCleanup(version.close)
+        before = version()
+        self.time += LEASE / 4 - 1
+        for blob in (held, unheld):
+            await self.catalog.promise_blob(APP, blob.digest)
+            await self.catalog.mount_blob(APP, blob.digest, APP)
+        self.assertEqual(before, version())
+        self.time += 1
+        await self.catalog.promise_blob(APP, held.digest)
+        self.assertEqual(before, version())
+        await self.catalog.promise_blob(APP, unheld.digest)
+        self.assertNotEqual(before, version())
+
+    async def test_what_was_promised_before_is_promised_without_a_thread(self) -> None:
+        blob = await self.blob(b"blob")
+        await self.put(b"{}")
+        await self.catalog.promise_blob(APP, blob.digest)
+        await self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        size = Deferred.fromCoroutine(self.catalog.promise_blob(APP, blob.digest))
+        self.assertEqual(4, self.successResultOf(size))
+        promised = self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        self.assertIsNotNone(self.successResultOf(Deferred.fromCoroutine(promised)))
 
     async def test_a_commit_of_another_process_is_seen_at_once(self) -> None:
         await self.put(b"{}", "v1")

@@ -8,6 +8,7 @@ A backend's tests subclass the contracts and say how to open its stores.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -16,9 +17,13 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.storage.growing import FillStore
-from artifactd.storage.interfaces import BlobStore, OpenBlob, StagedBlob, UploadStore
+from artifactd.storage.interfaces import SHELVES, BlobStore, OpenBlob, StagedBlob, UploadStore
 
 _E = TypeVar("_E", bound=BaseException)
+
+
+EVER = 1e12
+"""Seconds since the epoch."""
 
 
 @frozen
@@ -141,6 +146,29 @@ class BlobReadingContract(StorageTestCase):
     async def test_a_store_that_works_is_writable(self) -> None:
         await self.stores.blobs.check_writable()
         self.assertEqual(0, await self.stores.blobs.sweep(self.rows.forget), "it left something")
+
+
+class ShelfContract(StorageTestCase):
+    async def on_shelf(self, digest: Digest, before: float) -> list[tuple[Digest, int]]:
+        return list(await self.stores.blobs.published(int(digest.encoded[:2], 16), before))
+
+    async def test_what_was_published_is_on_one_shelf_with_its_size(self) -> None:
+        staged = await self.published(b"blob")
+        staged.release()
+        self.assertEqual([(staged.digest, 4)], await self.on_shelf(staged.digest, EVER))
+        others = [
+            await self.stores.blobs.published(shelf, EVER)
+            for shelf in range(SHELVES)
+            if shelf != int(staged.digest.encoded[:2], 16)
+        ]
+        self.assertEqual([], [found for found in others if found])
+
+    async def test_what_was_published_later_is_not_told(self) -> None:
+        before = time.time() - 60
+        staged = await self.published(b"blob")
+        self.assertEqual([], await self.on_shelf(staged.digest, before))
+        staged.release()
+        self.assertEqual([], await self.on_shelf(staged.digest, before))
 
 
 class PublicationContract(StorageTestCase):

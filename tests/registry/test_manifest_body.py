@@ -7,9 +7,10 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred
 
+from artifactd.catalog.interfaces import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
-from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.manifest import OCI_INDEX, parse_manifest
 from artifactd.oci.name import ImageName, Tag
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.contents import Contents
@@ -109,5 +110,12 @@ class ManifestBodyTests(RemoteTestCase):
 
     async def test_what_a_local_image_has_lost_is_lost(self) -> None:
         found = await self.pulled()
+        parsed = parse_manifest(CONTENT, OCI_INDEX, other_types=False)
+        await self.catalog.put_manifest(ManifestPut(LOCAL, parsed), lambda: None)
         self.stores.blobs.remove(DIGEST)
         await self.assert_raises(Lost, self.body(evolve(found, image=LOCAL)))
+
+    async def test_what_was_just_taken_out_of_a_local_image_is_unknown(self) -> None:
+        found = await self.pulled()
+        self.stores.blobs.remove(DIGEST)
+        await self.assert_raises(ManifestUnknown, self.body(evolve(found, image=LOCAL)))

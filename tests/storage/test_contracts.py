@@ -18,6 +18,10 @@ class BlobReadingTests(fixture.ThreadedTestCase, storage.BlobReadingContract):
     pass
 
 
+class ShelfTests(fixture.ThreadedTestCase, storage.ShelfContract):
+    pass
+
+
 class PublicationTests(fixture.ThreadedTestCase, storage.PublicationContract):
     pass
 

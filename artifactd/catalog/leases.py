@@ -1,0 +1,93 @@
+"""
+What holds a blob or keeps a manifest in its image; and since when nothing does, which is kept in
+the row, so that collecting finds it by an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from sqlite3 import Connection
+
+import msgspec
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.name import ImageName
+
+HELD = (
+    "EXISTS (SELECT 1 FROM manifest_entry WHERE manifest_entry.image_id = blob_link.image_id"
+    " AND manifest_entry.digest = (SELECT digest FROM blob WHERE id = blob_link.blob_id))"
+)
+"""Whether a manifest of its image holds what a row of ``blob_link`` links."""
+
+KEPT = (
+    "(EXISTS (SELECT 1 FROM tag WHERE tag.manifest_id = manifest.id)"
+    " OR EXISTS (SELECT 1 FROM manifest_entry WHERE manifest_entry.image_id = manifest.image_id"
+    " AND manifest_entry.digest = manifest.digest)"
+    " OR EXISTS (SELECT 1 FROM manifest AS subject WHERE subject.image_id = manifest.image_id"
+    " AND subject.digest = manifest.subject))"
+)
+"""Whether a tag, an index or a subject keeps a row of ``manifest`` in its image."""
+
+# What has not changed is not written.
+_SETTLE_BLOBS = (
+    "UPDATE blob_link SET unheld_since = CASE WHEN unheld_since IS NULL THEN :at END"
+    " WHERE image_id = :image AND blob_id IN ("
+    "SELECT blob.id FROM json_each(:digests) AS touched"
+    " CROSS JOIN blob ON blob.digest = touched.value)"
+    f" AND used_at IS NULL AND (unheld_since IS NULL) <> {HELD}"
+)
+_SETTLE_MANIFESTS = (
+    "UPDATE manifest SET free_since = CASE WHEN free_since IS NULL THEN :at END"
+    " WHERE image_id = :image AND digest IN (SELECT value FROM json_each(:digests))"
+    f" AND used_at IS NULL AND (free_since IS NULL) <> {KEPT}"
+)
+_RENEW_BLOB = (
+    "UPDATE blob_link SET unheld_since = :at"
+    " WHERE image_id = (SELECT id FROM image WHERE repository = :repository AND name = :name)"
+    " AND blob_id = (SELECT id FROM blob WHERE digest = :digest) AND unheld_since <= :due"
+)
+_RENEW_MANIFEST = (
+    "UPDATE manifest SET free_since = :at"
+    " WHERE image_id = (SELECT id FROM image WHERE repository = :repository AND name = :name)"
+    " AND digest = :digest AND free_since <= :due"
+)
+
+
+def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> None:
+    """
+    What holds ``digests``, blobs or manifests, in an image may have changed: note which of them
+    nothing holds from ``at`` on, and which are held again.
+    """
+    touched = msgspec.json.encode(list(dict.fromkeys(digests))).decode()
+    values = {"image": image_id, "digests": touched, "at": at}
+    db.execute(_SETTLE_BLOBS, values)
+    db.execute(_SETTLE_MANIFESTS, values)
+
+
+def renew_blob(db: Connection, image: ImageName, digest: Digest, at: float, due: float) -> None:
+    """Let the lease of a blob that nothing holds run from ``at``, if it runs from ``due`` or so."""
+    db.execute(_RENEW_BLOB, _renewed(image, digest, at, due))
+
+
+def renew_manifest(db: Connection, image: ImageName, digest: Digest, at: float, due: float) -> None:
+    """As :func:`renew_blob`, of a manifest that nothing keeps."""
+    db.execute(_RENEW_MANIFEST, _renewed(image, digest, at, due))
+
+
+def _renewed(image: ImageName, digest: Digest, at: float, due: float) -> dict[str, object]:
+    return {
+        "repository": image.repository,
+        "name": image.image,
+        "digest": str(digest),
+        "at": at,
+        "due": due,
+    }
+
+
+def loosen(db: Connection, digests: Iterable[str], since: float) -> None:
+    """Something that needed the bytes of ``digests`` until ``since`` does no longer."""
+    db.executemany(
+        "INSERT INTO loose_blob (blob_id, since) SELECT id, ? FROM blob WHERE digest = ?"
+        " ON CONFLICT DO UPDATE SET since = max(since, excluded.since)",
+        [(since, digest) for digest in digests],
+    )

@@ -1,0 +1,1 @@
+"""Garbage collection against everything else that goes on."""

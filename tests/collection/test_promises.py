@@ -1,0 +1,92 @@
+"""What a client was told is there: for how long it can rely on that, by whatever name it asks."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown
+from artifactd.oci.name import ImageName
+from artifactd.registry.found import BlobWanted
+from artifactd.registry.local import LocalRepository
+from artifactd.registry.stored import Lost
+from tests.collection.clock import SharedClock
+from tests.collection.registry import (
+    KEEPING,
+    LEASE,
+    SHORT,
+    UNTAGGED,
+    Client,
+    image,
+    opened,
+)
+from tests.programs import reactor
+
+# More than is answered from memory.
+BLOB = b"blob" * (64 << 10)
+DIGEST = Digest.of(BLOB)
+
+
+class PromiseTests(TestCase):
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        self.clock = SharedClock.set(Path(self.mktemp()), time.time())
+        with opened(Path(self.mktemp()).absolute(), self.clock, reactor) as self.parts:
+            self.addCleanup(self.close)
+        await self.client(f"{KEEPING}/app").upload(BLOB)
+
+    async def close(self) -> None:
+        await self.parts.close()
+
+    def client(self, name: str) -> Client:
+        return Client(self.parts, name)
+
+    async def collect(self, after: float) -> None:
+        self.clock.advance(after)
+        await self.parts.collector.run([])
+
+    async def test_who_is_told_that_a_blob_is_there_finds_it_for_most_of_a_lease(self) -> None:
+        for name in ("app", f"{KEEPING}/app"):
+            for ask in (Client.has_blob, Client.blob):
+                self.clock.advance(0.9 * LEASE)
+                await ask(self.client(name), DIGEST)
+        await self.collect(0.7 * LEASE)
+        client = self.client("app")
+        await client.put(image(BLOB, [], 1), Digest.of(image(BLOB, [], 1)))
+        await self.collect(10 * LEASE)
+        self.assertEqual(await client.blob(DIGEST), BLOB)
+
+    async def test_nobody_is_told_of_what_has_gone(self) -> None:
+        await self.collect(LEASE)
+        for name in ("app", f"{KEEPING}/app"):
+            with self.assertRaises(BlobUnknown):
+                await self.client(name).has_blob(DIGEST)
+
+    async def test_who_is_told_of_an_untagged_manifest_finds_it_for_most_of_a_lease(self) -> None:
+        client = self.client(f"{SHORT}/app")
+        await client.upload(BLOB)
+        pushed = image(BLOB, [], 1)
+        digest = Digest.of(pushed)
+        await client.put(pushed, digest)
+        for _ in range(3):
+            self.clock.advance(0.9 * UNTAGGED)
+            self.assertEqual(await client.manifest(digest), pushed)
+            await self.collect(0)
+        await self.collect(UNTAGGED)
+        with self.assertRaises(ManifestUnknown):
+            await client.manifest(digest)
+
+    async def test_a_blob_that_goes_when_it_is_opened_is_unknown_and_one_lost_is_lost(
+        self,
+    ) -> None:
+        local = self.parts.registry.repositories[KEEPING]
+        assert isinstance(local, LocalRepository)
+        app = ImageName(KEEPING, "app")
+        self.parts.blobs.remove(DIGEST)
+        with self.assertRaises(Lost):
+            await local.promised(app, DIGEST, len(BLOB), BlobWanted())
+        await self.collect(LEASE)
+        with self.assertRaises(BlobUnknown):
+            await local.promised(app, DIGEST, len(BLOB), BlobWanted())

@@ -1,0 +1,252 @@
+"""What the collector takes away, how fast, and when it does not; on a real catalog and store."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from artifactd.catalog.garbage import Collected, Garbage
+from artifactd.catalog.interfaces import ManifestPut
+from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import Manifest
+from artifactd.oci.name import ImageName, Tag
+from artifactd.registry.collection import CollectionRules, Collector, NotNow
+from artifactd.registry.counters import Counters
+from artifactd.registry.publication import publish
+from artifactd.registry.sweep import Sweep
+from artifactd.storage.collecting import FolderCollectionLock, collection_held
+from artifactd.storage.interfaces import StagedBlob
+from tests.catalog.fixture import new_catalog
+from tests.contracts.catalog import descriptor, manifest
+from tests.programs import reactor
+from tests.storage.fixture import FilesystemTestCase
+
+APP = ImageName("local", "app")
+LEASE, GRACE, UNTAGGED = 100.0, 1000.0, 150.0
+RULES = CollectionRules(GRACE, LEASE, {"local": UNTAGGED})
+
+
+class CollectorTests(FilesystemTestCase):
+    """
+    :ivar time: of the catalog and the collector, in seconds since the epoch.
+    :ivar collected: what has gone.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.time = time.time()
+        self.catalog = SQLiteCatalog(new_catalog(self), reactor, lease=LEASE, now=lambda: self.time)
+        self.addCleanup(self.catalog.close)
+        self.garbage = SQLiteGarbageCatalog(self.catalog.database)
+        self.clock = Clock()
+        self.counters = Counters()
+        self.collected: list[Collected] = []
+        self.locks = Path(self.mktemp())
+        self.locks.mkdir()
+        self.collector = self.new_collector()
+
+    def new_collector(self, rules: CollectionRules = RULES, *, removes: bool = True) -> Collector:
+        """That of another process."""
+        return Collector(
+            self.catalog,
+            self.garbage,
+            self.stores.blobs,
+            FolderCollectionLock(self.locks),
+            rules,
+            self.run_in_thread,
+            self.clock,
+            self.counters.collection,
+            lambda: self.time,
+            removes,
+            self.collected.append,
+        )
+
+    async def collect(self, after: float = 0.0) -> list[Garbage]:
+        """Why what goes ``after`` so many seconds does."""
+        self.time += after
+        self.collected.clear()
+        await self.collector.run()
+        return [each.why for each in self.collected]
+
+    async def stage(self, content: bytes) -> StagedBlob:
+        return await self.stores.blobs.stage(Digest.of(content), content)
+
+    async def push(self, content: bytes) -> Digest:
+        """A blob, into APP."""
+        staged = await self.stage(content)
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.catalog.add_blob(
+                APP, staged.digest, staged.size, staged.confirm, staged.release
+            ),
+        )
+        return staged.digest
+
+    async def put(self, pushed: Manifest, *tags: str) -> Digest:
+        staged = await self.stage(pushed.content)
+        put = ManifestPut(APP, pushed, tuple(map(Tag.parse, tags)))
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.catalog.put_manifest(put, staged.confirm, staged.release),
+        )
+        return pushed.digest
+
+    async def image(self, *tags: str) -> Digest:
+        """A manifest, and the blob that it holds."""
+        await self.push(b"blob")
+        return await self.put(manifest(b"{}", blobs=[descriptor(b"blob")]), *tags)
+
+    def counted(self, name: str) -> float:
+        lines = self.counters.exposition().decode().splitlines()
+        return sum(
+            float(line.split()[-1]) for line in lines if line.startswith(f"artifactd_{name}")
+        )
+
+    async def test_a_tagged_image_stays_whole(self) -> None:
+        await self.image("v1")
+        self.assertEqual([], await self.collect(1e9))
+        await self.assert_blob(b"blob")
+        await self.assert_blob(b"{}")
+
+    async def test_a_deleted_image_goes_step_by_step(self) -> None:
+        digest = await self.image("v1")
+        await self.catalog.delete_manifest(APP, digest, allow_held=False, actor="bob")
+        self.assertEqual([], await self.collect(LEASE - 1))
+        self.assertEqual([Garbage.LEASE], await self.collect(1))
+        await self.assert_blob(b"blob")
+        self.assertEqual([], await self.collect(GRACE - LEASE - 1))
+        self.assertEqual(
+            [Garbage.DELETED, Garbage.DELETED, Garbage.BYTES, Garbage.BYTES], await self.collect(1)
+        )
+        await self.assert_no_blob(digest)
+        await self.assert_no_blob(Digest.of(b"blob"))
+        self.assertEqual([], self.below("blobs"))
+
+    async def test_what_was_never_held_goes_after_lease_and_grace(self) -> None:
+        digest = await self.push(b"blob")
+        self.assertEqual([Garbage.LEASE], await self.collect(GRACE - 1))
+        await self.assert_blob(b"blob")
+        self.assertEqual([Garbage.BYTES], await self.collect(1))
+        await self.assert_no_blob(digest)
+
+    async def test_untagged_manifests_go_where_the_rules_say_so(self) -> None:
+        await self.image()
+        self.collector.rules = evolve(RULES, untagged={})
+        self.assertEqual([], await self.collect(1e9))
+        self.collector.rules = RULES
+        self.assertEqual([Garbage.UNTAGGED], await self.collect())
+
+    async def test_an_untagged_manifest_stays_for_a_lease_at_least(self) -> None:
+        self.collector.rules = evolve(RULES, untagged={"local": 1.0})
+        await self.image()
+        self.assertEqual([], await self.collect(LEASE - 1))
+        self.assertEqual([Garbage.UNTAGGED], await self.collect(1))
+
+    async def test_files_that_no_row_lists_go_after_the_grace_period(self) -> None:
+        staged = await self.published(b"stray")
+        staged.release()
+        await self.image("v1")
+        self.assertEqual([], await self.collect(GRACE - 60))
+        self.assertEqual([Garbage.STRAY], await self.collect(120))
+        await self.assert_no_blob(staged.digest)
+        await self.assert_blob(b"blob")
+        self.assertEqual(1, self.counted('gc_collected_total{why="stray"}'))
+
+    async def test_what_others_have_put_into_the_store_stays(self) -> None:
+        await self.push(b"blob")
+        [folder] = (self.path / "blobs" / "sha256").iterdir()
+        (folder / "notes.txt").write_text("mine")
+        self.assertNotIn(Garbage.STRAY, await self.collect(1e9))
+        self.assertTrue((folder / "notes.txt").exists())
+
+    async def test_a_push_of_what_is_just_taken_away_as_a_stray_is_whole(self) -> None:
+        staged = await self.published(b"late")
+        self.assertEqual([Garbage.STRAY], await self.collect(1e9))
+        await self.catalog.add_blob(APP, staged.digest, 4, staged.confirm, staged.release)
+        await self.assert_blob(b"late")
+
+    async def test_a_process_that_dies_between_row_and_file_leaves_it_to_the_sweep(self) -> None:
+        digest = await self.push(b"blob")
+        self.time += 1e9
+        dying = self.new_collector(removes=False)
+        await dying.run()
+        await self.assert_blob(b"blob")
+        stores = self.stores
+        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.fills, 60.0)
+        self.assertEqual(1, await sweep.run())
+        await self.assert_no_blob(digest)
+
+    async def test_what_goes_is_counted(self) -> None:
+        await self.push(b"blob")
+        await self.push(b"other")
+        await self.collect(1e9)
+        self.assertEqual(2, self.counted('gc_collected_total{why="lease"}'))
+        self.assertEqual(2, self.counted('gc_collected_total{why="bytes"}'))
+        self.assertEqual((9, 1), (self.counted("gc_bytes_total"), self.counted("gc_runs_total")))
+
+    # -- how fast, and whether at all
+
+    async def test_it_pauses_between_its_steps_to_keep_its_rate(self) -> None:
+        for n in range(3):
+            await self.push(b"%d" % n)
+        self.collector.rules = evolve(RULES, rate=2)
+        self.time += 1e9
+        # Three files are looked at, three links go, and three blobs.
+        running = Deferred.fromCoroutine(self.collector.run())
+        paused = 0.0
+        while not running.called:
+            await self.catalog.check()  # once round, so that a step under way ends
+            for call in self.clock.getDelayedCalls():
+                paused += call.getTime() - self.clock.seconds()
+                self.clock.advance(call.getTime() - self.clock.seconds())
+        await running
+        self.assertEqual(4.5, paused)
+        self.assertEqual(4.5, self.counted("gc_seconds_total"))
+
+    async def test_stopped_in_a_pause_it_ends_and_another_goes_on(self) -> None:
+        await self.push(b"blob")
+        self.collector.rules = evolve(RULES, rate=1)
+        self.time += 1e9
+        running = Deferred.fromCoroutine(self.collector.run([]))
+        while not self.clock.getDelayedCalls():
+            await self.catalog.check()
+        self.collector.stop()
+        await self.assert_raises(NotNow, running)
+        self.assertEqual([], self.clock.getDelayedCalls())
+        await self.new_collector().run()
+        self.assertEqual([Garbage.LEASE, Garbage.BYTES], [each.why for each in self.collected])
+
+    async def test_one_process_collects_at_a_time(self) -> None:
+        other = FolderCollectionLock(self.locks)
+        other.claim()
+        error = await self.assert_raises(NotNow, self.collector.run())
+        self.assertIn("another process", str(error))
+        other.release()
+        await self.collector.run()
+
+    async def test_while_a_backup_is_made_nothing_goes(self) -> None:
+        await self.push(b"blob")
+        with collection_held(self.locks):
+            error = await self.assert_raises(NotNow, self.collect(1e9))
+        self.assertIn("backup", str(error))
+        self.assertEqual([], self.collected)
+        self.assertEqual([Garbage.LEASE, Garbage.BYTES], await self.collect())
+
+    async def test_where_a_file_cannot_be_removed_the_rest_goes(self) -> None:
+        await self.push(b"blob")
+        other = await self.push(b"other")
+        [file] = self.path.rglob(Digest.of(b"blob").encoded)
+        file.unlink()
+        file.mkdir()
+        await self.collect(1e9)
+        await self.assert_no_blob(other)
+        self.assertEqual([Digest.of(b"blob")], await self.catalog.dropped_blobs("", 10))
+        file.rmdir()
