@@ -9,7 +9,12 @@ from pathlib import Path
 
 from attrs import define, field
 
-from artifactd.catalog.backup import copy_catalog, replace_catalog
+from artifactd.catalog.backup import (
+    copy_catalog,
+    forget_absent,
+    listed_blobs,
+    replace_catalog,
+)
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.storage.collecting import collection_held
@@ -26,8 +31,8 @@ class Backup:
 
     The catalog is copied first and put in its place last: by then all that it points at is there,
     and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
-    not copied again.  Unfinished uploads and fills are left out.  No garbage is collected while
-    it runs.
+    not copied again.  Unfinished uploads and fills are left out.  Nothing is removed from
+    ``source`` while it runs; what was damaged is not in the copy, which says so.
 
     :param target: held exclusively by the caller.
     :param progress: called after each blob copied.
@@ -58,13 +63,19 @@ class Backup:
         copy_catalog(self.source.catalog, catalog)
         root = Path(self.target.blobs.path)
         for digest, blob in _blobs(Path(self.source.blobs.path)):
-            copy = root / digest.algorithm / digest.encoded[:2] / digest.encoded
-            if self._copy(digest, blob, copy):
+            if self._copy(digest, blob, _place(root, digest)):
                 self.progress(self)
         # All of them: the files in some may come from a backup that broke off before this.
         for path in root.glob("**/"):
             with Directory.open(path) as folder:
                 os.fsync(folder.fd)
+        # What turned out damaged, or was quarantined since the catalog was copied.
+        absent = [
+            digest for digest, size in listed_blobs(catalog) if not _is_there(root, digest, size)
+        ]
+        if absent:
+            lost = forget_absent(catalog, absent)
+            self.damaged += [digest for digest in lost if digest not in self.damaged]
         replace_catalog(catalog, self.target.catalog)
 
     def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
@@ -97,6 +108,17 @@ class Backup:
         self.files += 1
         self.size += size
         return True
+
+
+def _place(root: Path, digest: Digest) -> Path:
+    return root / digest.algorithm / digest.encoded[:2] / digest.encoded
+
+
+def _is_there(root: Path, digest: Digest, size: int) -> bool:
+    try:
+        return _place(root, digest).stat().st_size == size
+    except FileNotFoundError:
+        return False
 
 
 def _blobs(root: Path) -> Iterator[tuple[Digest, Path]]:

@@ -15,6 +15,7 @@ from artifactd.auth.htpasswd import Users
 from artifactd.backup import Backup
 from artifactd.config_tables import shown
 from artifactd.config_types import Url
+from artifactd.fsck import CheckData
 from artifactd.garbage import CollectGarbage, Undelete
 from artifactd.maintenance import Purge, Release, Warm
 from artifactd.mirror_config import CLIENTS, own_url
@@ -144,6 +145,7 @@ class Command(usage.Options):
         ("warm", None, Warm, "Copy images into the cache."),
         ("purge", None, Purge, "Drop a name, a tag or a digest from the cache."),
         ("gc", None, CollectGarbage, "Collect garbage now, or list what would go."),
+        ("fsck", None, CheckData, "Check the catalog against the store, and repair."),
         ("undelete", None, Undelete, "Bring back a deleted image, tag, manifest or blob."),
         ("rotate-keys", None, RotateKeys, "Sign tokens with a new key from now on."),
         ("release", None, Release, "Let an emptied local name be pulled from upstream again."),

@@ -109,6 +109,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     grace: Length = Duration(7 * 24 * 3600)
     gc_interval: Timeout = Duration(3600)
     gc_rate: Rate = 1000
+    scrub_rate: Bytes = Size(8 << 20)
+    scrub_pause: Timeout = Duration(7 * 24 * 3600)
+    quarantine_keep: Length = Duration(90 * 24 * 3600)
     transfer_buffers: Buffers = Size(64 << 20)
     max_manifest: Limit = Size(4 << 20)
     min_chunk: Bytes = Size(0)

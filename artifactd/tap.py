@@ -37,6 +37,8 @@ from artifactd.wiring_listen import listen
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
 _EVICT_EVERY = 60.0
+# Seconds between two looks whether it is time to scrub, and whether nobody else does.
+_SCRUB_EVERY = 60.0
 # Shelves of the store whose files are compared with the catalog when garbage is collected.
 _SHELVES_EACH = 16
 
@@ -94,6 +96,8 @@ class RegistryService(MultiService):
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
         self._repeat(self._settings.gc_interval, running.collect)
+        if self._settings.scrub_rate:
+            self._repeat(_SCRUB_EVERY, running.scrub)
         for port in self.ports:
             _log.info("listening on {address}", address=_shown(port.getHost()))
 
@@ -112,6 +116,7 @@ class RegistryService(MultiService):
 
     async def _stop(self, running: _Running) -> None:
         running.parts.collector.stop()
+        running.parts.scrubber.stop()
         await running.drain(self._settings.shutdown_timeout)
         await super().stopService()  # waits for what is under way
         for service in list(self):
@@ -133,6 +138,7 @@ class _Running:
     sweep: Sweep
     parts: Assembly
     shelves: Iterator[int]
+    started: float
 
     async def drain(self, seconds: float) -> None:
         closing = [maybeDeferred(port.stopListening) for port in self.ports]
@@ -149,6 +155,11 @@ class _Running:
             await self.parts.collector.run((first + n) % SHELVES for n in range(_SHELVES_EACH))
         except NotNow as error:
             _log.info("garbage is collected later: {reason}", reason=str(error))
+
+    async def scrub(self) -> None:
+        """Read on in the store; not at once: who has just started has other things to do."""
+        if self.parts.reactor.seconds() - self.started >= _SCRUB_EVERY / 2:
+            await self.parts.scrubber.run()
 
     async def swept(self) -> None:
         """Remove what is left over; but where nothing may change, nothing of a client's goes."""
@@ -199,7 +210,7 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
     )
     # Whoever starts often begins somewhere else each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
-    return _Running(ports, site, access_log, audit, gate, sweep, parts, shelves)
+    return _Running(ports, site, access_log, audit, gate, sweep, parts, shelves, reactor.seconds())
 
 
 def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:

@@ -17,17 +17,20 @@ from artifactd.catalog.repositories import configure_repositories
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
 from artifactd.config import LocalSettings, Settings
 from artifactd.config_remote import RemoteSettings
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import Counters
+from artifactd.registry.damage import Damage
 from artifactd.registry.fills import Fills
 from artifactd.registry.local import LocalRepository, LocalRules
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
 from artifactd.registry.remote import RemoteRepository
+from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
@@ -37,6 +40,7 @@ from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadSt
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
+from artifactd.storage.scrubbing import FolderScrubLock
 from artifactd.storage.threads import RunInThread
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 
@@ -53,12 +57,15 @@ class Assembly:
     catalog: SQLiteCatalog
     remote: SQLiteRemoteCatalog
     garbage: SQLiteGarbageCatalog
+    repairs: SQLiteRepairCatalog
     blobs: FilesystemBlobStore
     uploads: FilesystemUploadStore
     fills: Fills
     accesses: Accesses
     counters: Counters
     collector: Collector
+    damage: Damage
+    scrubber: Scrubber
     remotes: RemoteWiring
     registry: Registry
     read_only: ReadOnlyMode
@@ -67,6 +74,7 @@ class Assembly:
         """Leave all fills for later, write down what is not written yet, and close."""
         await self.fills.stop()
         await self.remotes.close()
+        await self.damage.stop()
         try:
             await self.accesses.write()
         finally:
@@ -100,11 +108,25 @@ def assemble(
     catalog = SQLiteCatalog(folder.catalog, reactor, lease=settings.lease, now=now)
     remote = SQLiteRemoteCatalog(catalog.database)
     garbage = SQLiteGarbageCatalog(catalog.database)
+    repairs = SQLiteRepairCatalog(catalog.database)
     blobs = FilesystemBlobStore(folder, run)
     opened.callback(blobs.close)
     uploads = FilesystemUploadStore(folder, run, blobs, budget)
-    stored = Stored(blobs, Contents(blobs))
     counters = Counters()
+    contents = Contents(blobs)
+    damage = Damage(repairs, catalog, blobs, contents, counters.damage)
+    stored = Stored(blobs, contents, damage)
+    scrubber = Scrubber(
+        blobs,
+        repairs,
+        damage,
+        FolderScrubLock(folder.path),
+        ScrubRules(int(settings.scrub_rate), settings.scrub_pause, settings.quarantine_keep),
+        run,
+        reactor,
+        counters.damage,
+        now,
+    )
     collector = Collector(
         catalog,
         garbage,
@@ -128,6 +150,7 @@ def assemble(
             repositories[name] = remotes.repository(name, each)
         else:
             repositories[name] = LocalRepository(_local_rules(each), catalog, stored, run)
+    damage.refetch = remotes.refetch
     registry = Registry(
         names=names,
         repositories=repositories,
@@ -145,12 +168,15 @@ def assemble(
         catalog=catalog,
         remote=remote,
         garbage=garbage,
+        repairs=repairs,
         blobs=blobs,
         uploads=uploads,
         fills=fills,
         accesses=accesses,
         counters=counters,
         collector=collector,
+        damage=damage,
+        scrubber=scrubber,
         remotes=remotes,
         registry=registry,
         read_only=ReadOnlyMode(folder.path, settings.read_only),

@@ -9,11 +9,14 @@ from typing import Any
 
 from attrs import define, field
 
+from artifactd.catalog.repair import Holder
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
 from artifactd.config_tables import key
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import NameUnknown
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import Counters, RepositoryCounters
 from artifactd.registry.eviction import Eviction, EvictionRules
@@ -52,6 +55,7 @@ class RemoteWiring:
     accesses: Accesses
     counters: Counters
     evictions: list[Eviction] = field(factory=list, init=False)
+    _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
 
@@ -87,7 +91,19 @@ class RemoteWiring:
         self.evictions.append(self._eviction(name, settings, counters))
         names = self._names(name, settings)
         blobs = self._blobs(upstream, settings, counters)
-        return RemoteRepository(name, names, blobs, manifests, lists)
+        self._repositories[name] = RemoteRepository(name, names, blobs, manifests, lists)
+        return self._repositories[name]
+
+    async def refetch(self, holder: Holder, digest: Digest) -> None:
+        """
+        Get what was lost again (:data:`artifactd.registry.damage.Refetch`).
+
+        :raises RegistryError: if it can't be had.
+        """
+        repository = self._repositories.get(holder.image.repository)
+        if repository is None:
+            raise NameUnknown("the settings have no such repository", {"name": str(holder.image)})
+        await repository.refetch(holder.image, digest, manifest=holder.is_manifest)
 
     async def close(self) -> None:
         """Break off what is fetched, and close the connections."""

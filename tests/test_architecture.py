@@ -81,6 +81,7 @@ WIRING = (
     "wiring_tokens",
     "command",
     "maintenance",
+    "fsck",
     "garbage",
     "new_robot",
     "rotate_keys",

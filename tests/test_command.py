@@ -124,7 +124,7 @@ class CommandTests(TestCase):
         self.assertEqual(
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
-            " warm, purge, gc, undelete, rotate-keys, release; --help tells more\n",
+            " warm, purge, gc, fsck, undelete, rotate-keys, release; --help tells more\n",
         )
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import time
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from artifactd.catalog import damage
 from artifactd.catalog.copies import copy, sync
+from artifactd.oci.digest import Digest
 from artifactd.startup import StartError
 
 
@@ -27,6 +31,34 @@ def copy_catalog(catalog: Path, target: Path) -> None:
             copy(db, target)
     except sqlite3.Error as error:
         raise StartError(f"can't copy the catalog {catalog}: {error}") from error
+
+
+def listed_blobs(catalog: Path) -> Sequence[tuple[Digest, int]]:
+    """What ``catalog`` lists as being there, with its size in bytes.  Blocks."""
+    with closing(sqlite3.connect(catalog)) as db:
+        rows = db.execute("SELECT digest, size FROM blob WHERE lost_at IS NULL").fetchall()
+    return [(Digest.parse(digest), size) for digest, size in rows]
+
+
+def forget_absent(catalog: Path, digests: Iterable[Digest]) -> list[Digest]:
+    """
+    Let a copy of a catalog, which nobody else has open, say that ``digests`` are not there: images
+    of upstreams go on without, for others it is noted.  Durable after.  Blocks.
+
+    Those of them that images have which were pushed.
+    """
+    lost: list[Digest] = []
+    with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("BEGIN IMMEDIATE")
+        at = time.time()
+        for digest in digests:
+            damage.lose(db, digest, lambda: True, at)
+            damage.drop_lost(db, digest, at)
+            lost += [digest] if damage.holders(db, digest, 1) else []
+        db.execute("COMMIT")
+    sync(catalog)
+    return lost
 
 
 def replace_catalog(copied: Path, catalog: Path) -> None:

@@ -38,7 +38,7 @@ def link_of(db: Connection, image: ImageName, digest: Digest) -> Link | None:
     """How ``image`` holds a blob, if it does."""
     row = db.execute(
         "SELECT blob.size, unheld_since FROM image"
-        " JOIN blob ON blob.digest = ?"
+        " JOIN blob ON blob.digest = ? AND lost_at IS NULL"
         " JOIN blob_link ON blob_link.image_id = image.id AND blob_link.blob_id = blob.id"
         " WHERE image.repository = ? AND image.name = ?",
         (str(digest), image.repository, image.image),
@@ -70,9 +70,11 @@ def add(
 
 
 def record(db: Connection, digest: Digest, size: int, at: float) -> None:
-    """List published bytes, of a blob or a manifest."""
+    """List published bytes, of a blob or a manifest; what was lost is here again."""
     db.execute(
-        "INSERT INTO blob (digest, size, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO blob (digest, size, created_at) VALUES (?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET size = excluded.size, lost_at = NULL"
+        " WHERE lost_at IS NOT NULL",
         (str(digest), size, at),
     )
 
@@ -97,7 +99,7 @@ def mount(
 
 def _size_in_repository(db: Connection, repository: str, digest: Digest) -> int | None:
     row = db.execute(
-        "SELECT size FROM blob WHERE digest = ? AND EXISTS ("
+        "SELECT size FROM blob WHERE digest = ? AND lost_at IS NULL AND EXISTS ("
         "SELECT 1 FROM blob_link JOIN image ON image.id = blob_link.image_id"
         " WHERE blob_link.blob_id = blob.id AND image.repository = ?)",
         (str(digest), repository),
@@ -108,8 +110,8 @@ def _size_in_repository(db: Connection, repository: str, digest: Digest) -> int 
 def size_anywhere(db: Connection, digest: Digest) -> int | None:
     """``RemoteCatalog.stored_size``."""
     row = db.execute(
-        "SELECT size FROM blob"
-        " WHERE digest = ? AND EXISTS (SELECT 1 FROM blob_link WHERE blob_id = blob.id)",
+        "SELECT size FROM blob WHERE digest = ? AND lost_at IS NULL"
+        " AND EXISTS (SELECT 1 FROM blob_link WHERE blob_id = blob.id)",
         (str(digest),),
     ).fetchone()
     return None if row is None else int(row[0])
@@ -156,7 +158,7 @@ def delete(
 ) -> None:
     """``Catalog.delete_blob``."""
     image_id = images.find(db, image)
-    if image_id is None or size(db, image, digest) is None:
+    if image_id is None or not _is_linked(db, image_id, digest):
         raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
     if not allow_held:
         refuse_if_held(db, image_id, digest, "blob")
@@ -166,6 +168,16 @@ def delete(
         " WHERE image_id = ? AND blob_id = (SELECT id FROM blob WHERE digest = ?)",
         (image_id, str(digest)),
     )
+
+
+def _is_linked(db: Connection, image_id: int, digest: Digest) -> bool:
+    """Whether an image holds a blob, be it lost or not."""
+    row = db.execute(
+        "SELECT 1 FROM blob_link"
+        " WHERE image_id = ? AND blob_id = (SELECT id FROM blob WHERE digest = ?)",
+        (image_id, str(digest)),
+    ).fetchone()
+    return row is not None
 
 
 def refuse_if_held(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from sqlite3 import Connection
+from typing import Any
 
 import msgspec
 
@@ -16,13 +17,14 @@ from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
 
-_Row = tuple[str, int, str, str | None, str | None, str, float | None]
-
 _SELECT = (
     "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations, free_since"
     " FROM image"
 )
-_BLOB = " JOIN blob ON blob.digest = manifest.digest WHERE image.repository = ? AND image.name = ?"
+_BLOB = (
+    " JOIN blob ON blob.digest = manifest.digest AND lost_at IS NULL"
+    " WHERE image.repository = ? AND image.name = ?"
+)
 _BY_DIGEST = (
     f"{_SELECT} JOIN manifest ON manifest.image_id = image.id AND manifest.digest = ?{_BLOB}"
 )
@@ -45,7 +47,7 @@ def find(db: Connection, image: ImageName, reference: Reference) -> ManifestReco
     """``Catalog.manifest``."""
     query = _BY_TAG if isinstance(reference, Tag) else _BY_DIGEST
     row = db.execute(query, (str(reference), image.repository, image.image)).fetchone()
-    return None if row is None else _record(row)
+    return None if row is None else record_of(row)
 
 
 def promise(
@@ -73,14 +75,17 @@ def referrers(
     records: list[ManifestRecord] = []
     size = 0
     for row in db.execute(f"{query} ORDER BY manifest.digest LIMIT ?", (*wanted, limit)):
-        records.append(_record(row))
+        records.append(record_of(row))
         if size > _ANNOTATIONS:
             break  # one more than fits, which tells that there are more
         size += len(row[5])
     return records
 
 
-def _record(row: _Row) -> ManifestRecord:
+def record_of(row: Sequence[Any]) -> ManifestRecord:
+    """
+    A row of digest, size, media type, artifact type, subject, annotations and ``free_since``.
+    """
     digest, size, media_type, artifact_type, subject, annotations, free_since = row
     return ManifestRecord(
         digest=Digest.parse(digest),
@@ -139,6 +144,32 @@ def store(
     )
 
 
+def rebuild(db: Connection, image: ImageName, manifest: Manifest, at: float) -> bool:
+    """``RepairCatalog.rebuild_manifest``."""
+    image_id = images.find(db, image)
+    manifest_id = None if image_id is None else row_of(db, image_id, manifest.digest)
+    if image_id is None or manifest_id is None:
+        return False
+    touched = _entries(db, manifest_id)
+    db.execute(
+        "UPDATE manifest SET media_type = ?, artifact_type = ?, subject = ?, annotations = ?"
+        " WHERE id = ?",
+        (*_described(manifest), manifest_id),
+    )
+    _replace_entries(db, image_id, manifest_id, manifest)
+    settle(db, image_id, [str(manifest.digest), *touched, *_entries(db, manifest_id)], at)
+    return True
+
+
+def _described(manifest: Manifest) -> tuple[str, str | None, str | None, str]:
+    return (
+        manifest.media_type,
+        manifest.artifact_type,
+        None if manifest.subject is None else str(manifest.subject),
+        msgspec.json.encode(manifest.annotations).decode(),
+    )
+
+
 def _upsert(
     db: Connection, image_id: int, manifest: Manifest, at: float, used_at: float | None
 ) -> int:
@@ -154,10 +185,7 @@ def _upsert(
         (
             image_id,
             str(manifest.digest),
-            manifest.media_type,
-            manifest.artifact_type,
-            None if manifest.subject is None else str(manifest.subject),
-            msgspec.json.encode(manifest.annotations).decode(),
+            *_described(manifest),
             at,
             used_at,
         ),

@@ -16,13 +16,13 @@ from artifactd.oci.manifest import INDEX_TYPES, Descriptor
 # One parameter however many digests; CROSS JOIN keeps SQLite from reading the image's rows instead.
 _BLOB_SIZES = (
     "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
-    " CROSS JOIN blob ON blob.digest = wanted.value"
+    " CROSS JOIN blob ON blob.digest = wanted.value AND lost_at IS NULL"
     " CROSS JOIN blob_link ON blob_link.image_id = ? AND blob_link.blob_id = blob.id"
 )
 _MANIFEST_SIZES = (
     "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
     " CROSS JOIN manifest ON manifest.digest = wanted.value AND manifest.image_id = ?"
-    " CROSS JOIN blob ON blob.digest = manifest.digest"
+    " CROSS JOIN blob ON blob.digest = manifest.digest AND lost_at IS NULL"
 )
 
 

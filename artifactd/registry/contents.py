@@ -41,6 +41,10 @@ class Contents:
         self._keep(digest, content)
         return content
 
+    def kept(self, digest: Digest) -> bytes | None:
+        """The bytes, if they are in memory: they were verified then."""
+        return self._kept.get(digest)
+
     def _keep(self, digest: Digest, content: bytes) -> None:
         if digest in self._kept or len(content) > self._limit // 8:
             return

@@ -27,6 +27,10 @@ _COLLECTED = "Things that garbage collection took away, by why they went"
 _COLLECTED_BYTES = "Bytes that garbage collection took out of the store"
 _COLLECTIONS = "Runs of garbage collection that came to their end"
 _COLLECTION_SECONDS = "Seconds that garbage collection ran, its pauses included"
+_SCRUBBED = "Bytes of the store that scrubbing read again"
+_SCRUBS = "Rounds of scrubbing that came to their end"
+_DAMAGED = "Blobs and manifests that were found gone or with other bytes than theirs"
+_HEALED = "Damaged blobs and manifests that were had again without a push, by where from"
 _REQUESTS = "Requests to the upstream by what it answered"
 
 
@@ -69,6 +73,12 @@ class Counters:
             registry=self._registry,
         )
 
+        self.damage = DamageCounters(
+            Counter("artifactd_scrubbed_bytes", _SCRUBBED, registry=self._registry),
+            Counter("artifactd_scrub_rounds", _SCRUBS, registry=self._registry),
+            Counter("artifactd_damaged", _DAMAGED, registry=self._registry),
+            Counter("artifactd_healed", _HEALED, ["source"], registry=self._registry),
+        )
         self.collection = CollectionCounters(
             Counter("artifactd_gc_collected", _COLLECTED, ["why"], registry=self._registry),
             Counter("artifactd_gc_bytes", _COLLECTED_BYTES, registry=self._registry),
@@ -104,6 +114,16 @@ class CollectionCounters:
     bytes: Counter
     runs: Counter
     seconds: Counter
+
+
+@frozen
+class DamageCounters:
+    """What scrubbing and reading have found wrong, and what became of it."""
+
+    scrubbed: Counter
+    rounds: Counter
+    damaged: Counter
+    healed: Counter
 
 
 class RepositoryCounters:

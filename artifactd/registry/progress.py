@@ -159,6 +159,9 @@ class Follower:
     def fileno(self) -> int:
         return self._file.fileno()
 
+    def failed(self, error: OSError) -> None:
+        """What the store has published is not what is read here."""
+
     def close(self) -> None:
         """Follow no longer; further calls do nothing."""
         if not self._closed:

@@ -32,6 +32,9 @@ class Reading:
     def fileno(self) -> int:
         return self.blob.fileno()
 
+    def failed(self, error: OSError) -> None:
+        self.blob.failed(error)
+
     def close(self) -> None:
         self.blob.close()
         if not self._closed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import Denied
+from artifactd.oci.errors import BlobUnknown, Denied
 from artifactd.oci.name import ImageName, Reference
 from artifactd.oci.patterns import matches
 from artifactd.registry.found import (
@@ -86,6 +86,18 @@ class RemoteRepository:
         """end-12.  :raises Denied: as :meth:`manifest`."""
         self._check(image)
         return await self.lists.referrers(image, subject, artifact_type, wanted)
+
+    async def refetch(self, image: ImageName, digest: Digest, *, manifest: bool) -> None:
+        """
+        Get what was lost of an image again.
+
+        :raises RegistryError: if it can't be had, or the settings don't allow that image.
+        """
+        self._check(image)
+        if manifest:
+            await self.manifests.restore(image, digest)
+        elif not await self.blobs.whole(image, digest):
+            raise BlobUnknown("the upstream's bytes were not kept", {"digest": str(digest)})
 
     def _check(self, image: ImageName) -> None:
         if not self.rules.permit(image.image):

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.errors import RegistryError
 from artifactd.oci.name import ImageName
 from artifactd.registry.contents import Contents
 from artifactd.registry.found import LOCAL, BlobFound, BlobWanted, Provenance
@@ -14,16 +21,72 @@ from artifactd.storage.interfaces import BlobStore, OpenBlob
 SMALL = 64 << 10
 
 
+_log = Logger()
+
+
 class Lost(RuntimeError):
     """The catalog lists something of which the store has not, or not all, bytes."""
 
 
+class Inspector(Protocol):
+    """Who sees to what can't be read (:class:`artifactd.registry.damage.Damage`)."""
+
+    async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
+        """Look at it, and see to it."""
+
+    def suspect(self, digest: Digest) -> None:
+        """:meth:`inspect` it some time."""
+
+
+class Nobody:
+    """An :class:`Inspector` who does nothing."""
+
+    async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
+        return None
+
+    def suspect(self, digest: Digest) -> None:
+        pass
+
+
+@define(eq=False)
+class Watched:
+    """An open blob; where reading it fails, ``suspect`` is told."""
+
+    blob: OpenBlob
+    _suspect: Callable[[], None]
+
+    @property
+    def size(self) -> int | None:
+        return self.blob.size
+
+    @property
+    def available(self) -> int:
+        return self.blob.available
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        return self.blob.wait(beyond)
+
+    def fileno(self) -> int:
+        return self.blob.fileno()
+
+    def failed(self, error: OSError) -> None:
+        self._suspect()
+
+    def close(self) -> None:
+        self.blob.close()
+
+
 @frozen
 class Stored:
-    """Everything that is stored, of all repositories; who may have it is not asked here."""
+    """
+    Everything that is stored, of all repositories; who may have it is not asked here.
+
+    :ivar inspector: sees to what can't be read; what it finds lost is listed no more to readers.
+    """
 
     blobs: BlobStore
     contents: Contents
+    inspector: Inspector = field(factory=Nobody)
 
     async def body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob | bytes:
         """
@@ -31,18 +94,31 @@ class Stored:
 
         :raises Lost: if the store has lost it, or some of it.
         """
+        try:
+            return await self._body(image, digest, size)
+        except Lost:
+            try:
+                await self.inspector.inspect(digest, size)
+            except (OSError, RegistryError) as error:
+                _log.error("{digest} can't be looked at: {error}", digest=digest, error=error)
+            raise
+
+    async def _body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob | bytes:
         if size <= SMALL:
             try:
                 return await self.contents.of(digest)
             except (RuntimeError, OSError) as error:
                 raise Lost(f"{image}: {error}") from None
-        blob = await self.blobs.open(digest)
+        try:
+            blob = await self.blobs.open(digest)
+        except OSError as error:
+            raise Lost(f"blob {digest} of {image} can't be opened: {error}") from None
         if blob is None:
             raise Lost(f"the store has lost blob {digest} of {image}")
         if blob.size != size:
             blob.close()
             raise Lost(f"blob {digest} of {image} has {blob.size} bytes, not {size}")
-        return blob
+        return Watched(blob, partial(self.inspector.suspect, digest))
 
     async def blob(
         self,

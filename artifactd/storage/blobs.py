@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from inspect import isawaitable
@@ -13,7 +15,9 @@ from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
-from artifactd.storage.files import Directory, FileOperations
+from artifactd.storage.files import QUARANTINED, Directory, FileOperations
+from artifactd.storage.interfaces import Damaged
+from artifactd.storage.quarantine import Quarantine
 from artifactd.storage.threads import Serial
 
 Forget = Callable[[Digest, Callable[[], None]], object]
@@ -37,8 +41,17 @@ class FilesystemBlob:
         return succeed(None)
 
     def fileno(self) -> int:
-        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
+        """
+        A descriptor to read with ``os.pread`` and ``os.sendfile``, to be asked for before each.
+
+        :raises OSError: if the blob was found damaged since, by whatever process.
+        """
+        if self._fd >= 0 and stat.S_IMODE(os.fstat(self._fd).st_mode) == QUARANTINED:
+            raise OSError(errno.EIO, "the blob was found damaged while it was read")
         return self._fd
+
+    def failed(self, error: OSError) -> None:
+        """Who has opened it sees to that."""
 
     def close(self) -> None:
         """Close the descriptor; further calls do nothing."""
@@ -50,8 +63,9 @@ class FilesystemBlob:
 class BlobTree:
     """The published blobs.  All methods block and raise OSError."""
 
-    def __init__(self, blobs: Directory, files: FileOperations) -> None:
+    def __init__(self, blobs: Directory, quarantine: Quarantine, files: FileOperations) -> None:
         self._files = files
+        self._quarantine = quarantine
         self._algorithms = {name: blobs.ensure(name, files) for name in Algorithm}
         # Fan-out directories whose own entries this process knows to be on disk.
         self._durable: set[tuple[Algorithm, str]] = set()
@@ -66,36 +80,73 @@ class BlobTree:
         return FilesystemBlob(status.st_size, fd)
 
     def read(self, digest: Digest) -> bytes | None:
-        """All bytes of a small blob, or ``None`` if there is none.  :raises OSError: if damaged."""
+        """All bytes of a small blob, or ``None``.  :raises Damaged: if they have another digest."""
         blob = self.open(digest)
         if blob is None:
             return None
         with open(blob.fileno(), "rb", buffering=0) as file:
             content = file.readall()
         if Digest.of(content, digest.algorithm) != digest:
-            raise OSError(errno.EIO, "its bytes do not have its digest", str(digest))
+            raise Damaged(errno.EIO, "its bytes do not have its digest", str(digest))
         return content
 
-    def publish(self, staging: Directory, name: str, digest: Digest, size: int) -> None:
-        """Give the file ``name`` its place, unless there is one of that digest; durable after."""
+    def publish(self, staging: Directory, name: str, digest: Digest, file: os.stat_result) -> None:
+        """
+        Give ``file``, which is staged as ``name``, the place of its digest; durable after.
+
+        It takes the place of another file: that was right once, and this one was hashed just now.
+        """
         with self._durable_fan_out(digest) as directory:
             while True:
                 with suppress(FileExistsError):
                     self._files.link(staging.fd, name, directory.fd, digest.encoded)
                 try:
                     published = directory.status(digest.encoded)
-                    break
                 except FileNotFoundError:
                     continue  # there was one, and it was withdrawn in this very moment
-            if published.st_size != size:
-                raise OSError(
-                    errno.EIO,
-                    f"has {published.st_size} bytes instead of {size}: it was damaged; remove it"
-                    " and push the blob again",
-                    f"{directory.path}/{digest.encoded}",
-                )
+                if os.path.samestat(published, file):
+                    break
+                if published.st_size != file.st_size:
+                    # Provably damaged.  Who comes between has replaced it already.
+                    with suppress(FileNotFoundError):
+                        flaw = f"it has {published.st_size} bytes instead of {file.st_size}"
+                        self._quarantine.keep(directory, digest, flaw, time.time())
+                self._replace(staging, name, directory, digest)
+                break
             # Also where somebody else has linked it: it need not have come to syncing it.
             self._files.sync(directory.fd)
+
+    def _replace(self, staging: Directory, name: str, directory: Directory, digest: Digest) -> None:
+        # A second name to be renamed: the first one stays until there is a row.
+        second = f"{name}-0"
+        with suppress(FileExistsError):  # from an attempt that failed: it is the same file
+            self._files.link(staging.fd, name, staging.fd, second)
+        try:
+            self._files.rename(staging.fd, second, directory.fd, digest.encoded)
+        except OSError:
+            self._files.unlink(staging.fd, second)
+            raise
+
+    def quarantine(self, digest: Digest, flaw: str) -> bool:
+        """Take what is published under ``digest`` out of the store; whether there was anything."""
+        try:
+            with self._fan_out(digest, os.O_RDONLY) as directory:
+                file = self._quarantine.keep(directory, digest, flaw, time.time())
+                if directory.holds(digest.encoded, file):
+                    self._files.unlink(directory.fd, digest.encoded)
+                    self._files.sync(directory.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_there(self, digest: Digest) -> bool:
+        """Whether anything is published under ``digest``."""
+        try:
+            with self._fan_out(digest) as directory:
+                directory.status(digest.encoded)
+        except FileNotFoundError:
+            return False
+        return True
 
     def holds(self, digest: Digest, file: os.stat_result) -> bool:
         """Whether ``file`` is what is published under ``digest``."""
@@ -129,8 +180,8 @@ class BlobTree:
         for directory in self._algorithms.values():
             directory.close()
 
-    def _fan_out(self, digest: Digest) -> Directory:
-        return self._algorithms[digest.algorithm].subdirectory(digest.encoded[:2], os.O_PATH)
+    def _fan_out(self, digest: Digest, flags: int = os.O_PATH) -> Directory:
+        return self._algorithms[digest.algorithm].subdirectory(digest.encoded[:2], flags)
 
     def _durable_fan_out(self, digest: Digest) -> Directory:
         algorithm, name = digest.algorithm, digest.encoded[:2]
@@ -211,7 +262,7 @@ class FilesystemStagedBlob:
             os.close(fd)
 
     def _publish(self) -> None:
-        self._blobs.publish(self._staging, self._name, self.digest, self.size)
+        self._blobs.publish(self._staging, self._name, self.digest, self._file)
 
     def _unlink_published(self) -> None:
         self._blobs.unlink(self.digest, self._file)

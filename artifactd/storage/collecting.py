@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from artifactd.storage.files import PRIVATE
 
 _COLLECTOR = "collector.lock"
 _HOLD = "hold.lock"
+_COPY = "copy.lock"
 
 
 class FolderCollectionLock:
@@ -60,17 +62,51 @@ class FolderCollectionLock:
 @contextmanager
 def collection_held(path: Path) -> Iterator[None]:
     """
-    Hold off all collection in the data folder at ``path``.  Blocks until a step that is under way
-    has ended.
+    Hold off all collection in the data folder at ``path``, and whatever else removes bytes from
+    it.  Blocks until a step that is under way has ended.
 
     :raises OSError: if it can't be done.
     """
-    fd = _open(path / _HOLD)
+    held: list[int] = []
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH)
+        for name in (_HOLD, _COPY):
+            held.append(_open(path / name))
+            fcntl.flock(held[-1], fcntl.LOCK_SH)
         yield
     finally:
-        os.close(fd)
+        for fd in held:
+            os.close(fd)
+
+
+class CopyLock:
+    """Keeps bytes from being removed from the data folder at ``path`` while it is copied."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path / _COPY
+        self._fd = -1
+
+    @contextmanager
+    def kept_out(self) -> Iterator[None]:
+        """
+        Keep whoever would begin to copy waiting.  Blocks; only in the catalog's thread, inside its
+        write transaction: two who remove would keep each other out.
+
+        :raises OSError: (EBUSY) if a copy is being made.
+        """
+        if self._fd < 0:
+            self._fd = _open(self._path)
+        if not _lock(self._fd, fcntl.LOCK_EX):
+            raise OSError(errno.EBUSY, "the store is being copied")
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _open(path: Path) -> int:

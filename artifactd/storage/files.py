@@ -14,6 +14,8 @@ from attrs import define, frozen
 
 PRIVATE = 0o600
 PUBLISHED = 0o444
+QUARANTINED = 0o000
+"""Of a file that was found damaged: whoever has it open passes on no more of it."""
 DIRECTORY = 0o700
 
 _DIRECTORY_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW
@@ -21,11 +23,12 @@ _DIRECTORY_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
 # The most buffers that one writev(2) takes on any Linux.
 _IOV_MAX = 1024
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 
 class FileOperations:
     """
-    Every system call that changes the store, and the one that reads bytes back.
+    Every system call that changes the store, and those that read bytes back.
 
     One small class, so that a test can record them, make one fail, or replay them up to a crash.
     Directories are given by descriptor, files in them by name.  All block, and raise OSError.
@@ -51,6 +54,26 @@ class FileOperations:
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """pread(2)."""
         return os.pread(fd, size, offset)
+
+    def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
+        """The bytes that memory has from ``offset`` on; ``None`` if that can't be told."""
+        if not _NOWAIT:
+            return None
+        buffer = bytearray(size)
+        try:
+            return bytes(buffer[: os.preadv(fd, [buffer], offset, _NOWAIT)])
+        except OSError:  # none; or the filesystem does not tell
+            return None
+
+    def expect_no_reading_on(self, fd: int) -> None:
+        """posix_fadvise(2): what is read is all that is wanted of the file for now."""
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def drop_cached(self, fd: int, offset: int, size: int) -> None:
+        """posix_fadvise(2): memory need not keep these bytes."""
+        with suppress(OSError):
+            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, fd: int, size: int) -> None:
         """ftruncate(2)."""

@@ -17,10 +17,13 @@ from artifactd.storage.blobs import (
     Forget,
 )
 from artifactd.storage.budget import BufferBudget
+from artifactd.storage.collecting import CopyLock
+from artifactd.storage.examination import FilesystemExamination
 from artifactd.storage.files import FileOperations
 from artifactd.storage.flow import BATCH
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.hashing import RunningDigests
+from artifactd.storage.quarantine import Quarantine
 from artifactd.storage.session import FilesystemUploadSession
 from artifactd.storage.staging import Staging
 from artifactd.storage.threads import RunInThread, Serial, outlive
@@ -43,8 +46,11 @@ class FilesystemBlobStore:
     ) -> None:
         files = files or FileOperations()
         self._run = run
-        self._blobs = BlobTree(folder.blobs, files)
+        self._files = files
+        self.quarantine = Quarantine(folder.quarantine, files)
+        self._blobs = BlobTree(folder.blobs, self.quarantine, files)
         self.staging = Staging(folder.staging, self._blobs, files, run)
+        self._copying = CopyLock(folder.path)
 
     async def open(self, digest: Digest) -> FilesystemBlob | None:
         """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
@@ -61,7 +67,31 @@ class FilesystemBlobStore:
 
     def remove(self, digest: Digest) -> None:
         """Remove a blob's bytes, if they are here.  Blocks."""
-        self._blobs.remove(digest)
+        with self._copying.kept_out():
+            self._blobs.remove(digest)
+
+    def is_there(self, digest: Digest) -> bool:
+        """Whether anything is published under ``digest``.  Blocks."""
+        return self._blobs.is_there(digest)
+
+    async def examine(
+        self, digest: Digest, size: int | None = None
+    ) -> FilesystemExamination | None:
+        """Begin to read a blob to see whether its bytes are right; ``None`` if there is none."""
+        beginning = self._run(
+            FilesystemExamination.begin,
+            digest,
+            size,
+            self._blobs,
+            self._files,
+            Serial(self._run),
+            self.staging.is_held,
+        )
+        return await outlive(beginning, _close_examined)
+
+    async def expire_quarantine(self, before: float) -> int:
+        """Remove what was quarantined before ``before``; how many blobs."""
+        return await self._run(self.quarantine.expire, before)
 
     async def sweep(self, forget: Forget) -> int:
         """Remove what dead processes left staged; how many files went."""
@@ -86,8 +116,9 @@ class FilesystemBlobStore:
         await self._run(self.staging.check_writable)
 
     def close(self) -> None:
-        """Close the directories that are held open."""
+        """Close what is held open."""
         self._blobs.close()
+        self._copying.close()
 
 
 class FilesystemUploadStore:
@@ -169,6 +200,11 @@ class FilesystemUploadStore:
 def _close(blob: FilesystemBlob | None) -> None:
     if blob is not None:
         blob.close()
+
+
+def _close_examined(examination: FilesystemExamination | None) -> None:
+    if examination is not None:
+        examination.close()
 
 
 def _abandon(staged: FilesystemStagedBlob | None) -> None:

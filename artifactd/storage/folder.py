@@ -34,7 +34,7 @@ class DataFolder:
 
     :ivar path: absolute.
     :ivar catalog: the catalog's file; may not exist yet.
-    :ivar blobs, uploads, staging, fills: the store's directories, open.
+    :ivar blobs, uploads, staging, fills, quarantine: the store's directories, open.
     :ivar in_memory: whether its files are never on a disk, so that reading waits for nothing.
     """
 
@@ -43,6 +43,7 @@ class DataFolder:
     uploads: Directory
     staging: Directory
     fills: Directory
+    quarantine: Directory
     in_memory: bool
     _marker: int
     _locks: Path
@@ -88,13 +89,16 @@ class DataFolder:
                     uploads = folder.ensure("uploads", files)
                     staging = folder.ensure("staging", files)
                     fills = folder.ensure("fills", files)
+                    quarantine = folder.ensure("quarantine", files)
                 except BaseException:
                     os.close(marker)
                     raise
         except OSError as error:
             raise StartError(f"the data folder {path} can't be used: {error}") from error
         in_memory = _filesystem(path, mountinfo) in procfs.MEMORY_FILESYSTEMS
-        return cls(path, blobs, uploads, staging, fills, in_memory, marker, locks, exclusive)
+        return cls(
+            path, blobs, uploads, staging, fills, quarantine, in_memory, marker, locks, exclusive
+        )
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -132,7 +136,13 @@ class DataFolder:
         """Let go of the folder.  Further calls do nothing."""
         if not self._closed:
             self._closed = True
-            for directory in (self.blobs, self.uploads, self.staging, self.fills):
+            for directory in (
+                self.blobs,
+                self.uploads,
+                self.staging,
+                self.fills,
+                self.quarantine,
+            ):
                 directory.close()
             os.close(self._marker)
 

@@ -10,6 +10,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPullProducer, IPushProducer
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.storage.examining import Examination
+
+SHELVES = 256
+"""By the first two digits of the encoded digest."""
+
+
+class Damaged(OSError):
+    """What is published under a digest has other bytes."""
+
 
 SHELVES = 256
 """By the first two digits of the encoded digest."""
@@ -56,7 +65,14 @@ class OpenBlob(Protocol):
         """
 
     def fileno(self) -> int:
-        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
+        """
+        A descriptor to read with ``os.pread`` and ``os.sendfile``, to be asked for before each.
+
+        :raises OSError: if its bytes were found to be wrong since it was opened.
+        """
+
+    def failed(self, error: OSError) -> None:
+        """Reading with :meth:`fileno` has failed: whoever answers for the bytes may look why."""
 
     def close(self) -> None:
         """Close the descriptor; further calls do nothing."""
@@ -109,7 +125,8 @@ class BlobStore(Protocol):
         """
         All bytes of a small blob (a manifest), or ``None``.
 
-        :raises OSError: if it can't be read, or its bytes do not have ``digest`` any more.
+        :raises Damaged: if its bytes do not have ``digest`` any more.
+        :raises OSError: if it can't be read.
         """
 
     async def stage(self, digest: Digest, content: bytes) -> StagedBlob:
@@ -119,6 +136,24 @@ class BlobStore(Protocol):
         """
         Remove a blob's bytes, if they are here; who has it open may go on reading.  Blocks; called
         in the catalog's thread, by :meth:`artifactd.catalog.interfaces.Catalog.forget_blob`.
+
+        :raises OSError: if it can't be done now, for one while a copy of the store is made.
+        """
+
+    def is_there(self, digest: Digest) -> bool:
+        """Whether anything is published under ``digest``.  Blocks, as :meth:`remove`."""
+
+    async def examine(self, digest: Digest, size: int | None = None) -> Examination | None:
+        """
+        Begin to read a blob to see whether its bytes are right; ``None`` if there is none.
+
+        :param size: what it should have, in bytes: of another one nothing is read.
+        :raises OSError: if it can't be opened.
+        """
+
+    async def expire_quarantine(self, before: float) -> int:
+        """
+        Remove what was quarantined before ``before``, in seconds since the epoch; how many blobs.
         """
 
     async def sweep(self, forget: Callable[[Digest, Callable[[], None]], object]) -> int:

@@ -153,6 +153,7 @@ class _Sendfile(Transfer):
             self.transport.startWriting()
             return
         except OSError as error:
+            self.reader.failed(error)
             self.cut(str(error))
             return
         if not sent:

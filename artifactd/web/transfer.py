@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
 
 from attrs import define
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -84,13 +85,24 @@ class BlobReader:
     def _run(self, read: Callable[[int, int, int], Any], length: int, first: int) -> Deferred[Any]:
         # Cancelling what is returned leaves the thread alone, and us waiting for it.
         waiting: Deferred[Any] = Deferred()
+        try:
+            fd = self._blob.fileno()
+        except OSError:
+            return fail()
         self._reading += 1
-        reading = self._in_thread(read, self._blob.fileno(), length, first)
+        reading = self._in_thread(read, fd, length, first)
         reading.addBoth(self._returned).chainDeferred(waiting)
         return waiting
 
+    def failed(self, error: OSError) -> None:
+        """Reading has failed; sending, too, where the kernel does both: then it may be no fault."""
+        if error.errno == errno.EIO:
+            self._blob.failed(error)
+
     def _returned(self, result: object) -> object:
         self._reading -= 1
+        if isinstance(result, Failure) and isinstance(result.value, OSError):
+            self.failed(result.value)
         if self._closing:
             self.close()
         return result

@@ -78,8 +78,21 @@ class OrderTests(FilesystemTestCase):
         again = await self.staged()
         self.recorded.calls.clear()
         await again.publish()
+        self.assertNotIn("sync blobs/sha256", self.recorded.calls)
+
+    async def test_what_is_pushed_again_takes_its_place_without_a_gap(self) -> None:
+        await (await self.staged()).publish()
+        again = await self.staged()
+        self.recorded.calls.clear()
+        await again.publish()
         self.assertEqual(
-            [f"link staging/sha256-….… {FAN_OUT}/…", f"sync {FAN_OUT}"], self.recorded.calls
+            [
+                f"link staging/sha256-….… {FAN_OUT}/…",
+                "link staging/sha256-….… staging/sha256-….…",
+                f"rename staging/sha256-….… {FAN_OUT}/…",
+                f"sync {FAN_OUT}",
+            ],
+            self.recorded.calls,
         )
 
     async def test_a_name_that_another_process_has_linked_is_synced_too(self) -> None:
@@ -158,18 +171,52 @@ class FileTests(FilesystemTestCase):
 
     async def test_a_withdrawn_push_leaves_the_file_of_another(self) -> None:
         first, second = await self.published(b"blob"), await self.published(b"blob")
-        await second.withdraw(self.rows.forget)
-        self.assertEqual(1, len(self.below("blobs")))
         await first.withdraw(self.rows.forget)
+        self.assertEqual(1, len(self.below("blobs")))
+        await second.withdraw(self.rows.forget)
         self.assertEqual([], self.below("blobs"))
 
-    async def test_a_damaged_blob_is_not_taken_for_the_one_pushed(self) -> None:
+    async def test_what_took_the_place_of_another_and_was_withdrawn_is_put_back(self) -> None:
+        first, second = await self.published(b"blob"), await self.published(b"blob")
+        await second.withdraw(self.rows.forget)
+        first.confirm()
+        await self.assert_blob(b"blob")
+
+    async def test_a_damaged_blob_gives_way_to_the_one_pushed(self) -> None:
+        # Until issue 4 this was refused: nobody but an operator could mend a blob.
+        for damaged in (b"blo", b"blobs", b"", b"bl0b"):
+            (await self.published(b"blob")).release()
+            file = self.path / "blobs" / self.below("blobs")[0]
+            file.chmod(0o600)
+            file.write_bytes(damaged)
+            (await self.published(b"blob")).release()
+            await self.assert_blob(b"blob")
+            self.assertEqual((0o100444, 1), (file.stat().st_mode, file.stat().st_nlink))
+        self.assertEqual([], self.below("staging"))
+
+    async def test_what_is_provably_damaged_is_kept_in_quarantine_with_a_record(self) -> None:
         (await self.published(b"blob")).release()
         file = self.path / "blobs" / self.below("blobs")[0]
         file.chmod(0o600)
         os.truncate(file, 3)
-        error = await self.assert_raises(OSError, self.published(b"blob"))
-        self.assertIn("has 3 bytes instead of 4", str(error))
+        (await self.published(b"blob")).release()
+        kept, record = self.below("quarantine")
+        self.assertTrue(kept.startswith(f"sha256-{DIGEST.encoded}."))
+        self.assertEqual(0o100000, (self.path / "quarantine" / kept).stat().st_mode)
+        self.assertEqual(3, (self.path / "quarantine" / kept).stat().st_size)
+        self.assertIn("3 bytes instead of 4", (self.path / "quarantine" / record).read_text())
+
+    async def test_who_reads_what_turns_out_damaged_gets_no_more_of_it(self) -> None:
+        (await self.published(b"blob")).release()
+        other = await self.open_stores().blobs.open(DIGEST)
+        assert other is not None
+        self.addCleanup(other.close)
+        file = self.path / "blobs" / self.below("blobs")[0]
+        file.chmod(0o600)
+        file.write_bytes(b"blo")
+        other.fileno()
+        (await self.published(b"blob")).release()
+        self.assertRaises(OSError, other.fileno)
 
     async def test_an_old_name_of_published_bytes_is_no_upload(self) -> None:
         # What a power cut can leave: the rename undone, the link there.

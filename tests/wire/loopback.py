@@ -94,11 +94,16 @@ class OpenFile:
     A file open for reading.
 
     :ivar closings: how often it has been closed.
+    :ivar errors: what reading it has failed with.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY)
         self.closings = 0
+        self.errors: list[OSError] = []
+
+    def failed(self, error: OSError) -> None:
+        self.errors.append(error)
 
     def fileno(self) -> int:
         assert not self.closings, "used after it was closed"

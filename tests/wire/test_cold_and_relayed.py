@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
@@ -161,6 +162,16 @@ class RelayTests(RelayCase):
         blob = FileBlob(self.path)
         sender = FileSender(self.clock, lambda *_: Deferred(), self.budget, STALL)
         return blob, Deferred.fromCoroutine(sender.send(request, blob, 0, 1_000_000))
+
+    def test_a_blob_that_can_not_be_read_is_told_and_the_connection_dropped(self) -> None:
+        wire, held = self.hold()
+        blob, error = FileBlob(self.path), OSError(errno.EIO, "Input/output error")
+        sender = FileSender(self.clock, lambda *_: fail(error), self.budget, STALL)
+        sending = Deferred.fromCoroutine(sender.send(held, blob, 0, 1_000_000))
+        self.assertEqual(blob.errors, [error])
+        self.assertTrue(wire.disconnected)
+        wire.close()
+        self.assertIs(self.successResultOf(sending), False)
 
     def test_a_client_gone_before_the_answer_costs_nothing(self) -> None:
         wire, held = self.hold()

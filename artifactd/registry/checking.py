@@ -1,0 +1,300 @@
+"""Whether the catalog and the store agree, both ways; docs/operating.md, "fsck"."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+
+from attrs import define, field, frozen
+
+from artifactd.catalog.garbage import GarbageCatalog
+from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import ManifestInvalid
+from artifactd.oci.manifest import Manifest
+from artifactd.registry.damage import GONE, HOLDERS, Damage
+from artifactd.registry.local import LocalRules
+from artifactd.registry.parsing import parsed
+from artifactd.storage.growing import FillStore
+from artifactd.storage.interfaces import SHELVES, BlobStore, UploadMissing, UploadStore
+from artifactd.storage.threads import RunInThread
+
+_PAGE = 64
+_SLIPS = 1000  # of each kind
+# An upload's bytes come into being just before its row; younger ones are left alone.
+_NEWBORN = 60.0
+
+
+class State(StrEnum):
+    """What is to be said of a finding."""
+
+    LEFT = "problem"
+    MENDED = "repaired"
+    NOTE = "note"
+
+
+@frozen
+class Finding:
+    """
+    :ivar kind: a word, for who filters the output.
+    :ivar name: the digest, image or row concerned.
+    :ivar text: what is the matter, and what to do about it.
+    """
+
+    state: State
+    kind: str
+    name: str
+    text: str
+
+
+@define(eq=False)
+class Check:
+    """
+    Looks at everything once, beside whatever else uses the data.
+
+    :param rules: of the local repositories, by name.
+    :param repair: whether to mend what can be proven; a local manifest is never dropped.
+    :param hashes: whether all bytes are read; else files only have to be there, in their size.
+    :param report: told of each finding.
+    :ivar blobs_checked, manifests_checked: how many were looked at.
+    """
+
+    catalog: Catalog
+    repairs: RepairCatalog
+    garbage: GarbageCatalog
+    blobs: BlobStore
+    uploads: UploadStore
+    fills: FillStore
+    damage: Damage
+    rules: Mapping[str, LocalRules]
+    run_in_thread: RunInThread
+    report: Callable[[Finding], None]
+    repair: bool = False
+    hashes: bool = True
+    now: Callable[[], float] = time.time
+    blobs_checked: int = field(default=0, init=False)
+    manifests_checked: int = field(default=0, init=False)
+    _lost: set[Digest] = field(factory=set, init=False)
+
+    async def run(self) -> None:
+        """:raises OSError, Unavailable: if it can't be done."""
+        for wrong in await self.repairs.integrity():
+            self._tell(State.LEFT, "database", "catalog", f"{wrong}: restore a backup")
+        await self._blobs()
+        for shelf in range(SHELVES):
+            await self._strays(shelf)
+        await self._manifests()
+        await self._slips()
+        await self._uploads()
+
+    def _tell(self, state: State, kind: str, name: object, text: str) -> None:
+        self.report(Finding(state, kind, str(name), text))
+
+    # -- rows and their bytes
+
+    async def _blobs(self) -> None:
+        after = ""
+        while rows := await self.repairs.listed_blobs(after, _PAGE):
+            after = str(rows[-1].digest)
+            self.blobs_checked += len(rows)
+            for row in rows:
+                try:
+                    await self._blob(row)
+                except OSError as error:
+                    self._tell(State.LEFT, "file", row.digest, f"can't be looked at: {error}")
+
+    async def _blob(self, row: ListedBlob) -> None:
+        known = row.lost_at is not None
+        flaw = "it was found damaged or gone before" if known else await self._examine(row)
+        if flaw is not None:
+            self._lost.add(row.digest)
+            await self._report_lost(row.digest, flaw)
+
+    async def _examine(self, row: ListedBlob) -> str | None:
+        """What is wrong with a blob that is listed as being here."""
+        examination = await self.blobs.examine(row.digest, None if self.hashes else row.size)
+        if examination is None:
+            return GONE if await self._is_absent(row.digest) else None
+        try:
+            while self.hashes and await examination.step():
+                pass
+            if examination.flaw is not None:
+                # Perhaps it has been pushed again meanwhile.
+                if not await self.run_in_thread(examination.is_published):
+                    return None
+                if self.repair:
+                    await self.damage.quarantine(examination)
+            elif examination.size != row.size:
+                await self._wrong_size(row, examination.size)
+            return examination.flaw
+        finally:
+            examination.close()
+
+    async def _is_absent(self, digest: Digest) -> bool:
+        if self.repair:
+            return await self.damage.missing(digest)
+        return await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest))
+
+    async def _wrong_size(self, row: ListedBlob, size: int) -> None:
+        if self.repair:
+            await self.repairs.correct_size(row.digest, size)
+        self._tell(
+            self._mended(),
+            "size",
+            row.digest,
+            f"its row says {row.size} bytes, its right file has {size}{self._how()}",
+        )
+
+    async def _report_lost(self, digest: Digest, flaw: str) -> None:
+        holders = await self.repairs.holders(digest, HOLDERS)
+        pushed = sorted({str(holder.image) for holder in holders if not holder.is_remote})
+        if pushed:
+            again = ", ".join(pushed)
+            self._tell(State.LEFT, "lost", digest, f"{flaw}: push it again: {again}")
+        elif holders:
+            images = ", ".join(sorted({str(holder.image) for holder in holders}))
+            if self.repair:
+                await self.repairs.drop_lost(digest)
+            text = f"{flaw}: it is fetched again when it is wanted: {images}"
+            self._tell(self._mended(), "lost", digest, f"{text}{self._how()}")
+        else:
+            self._tell(State.NOTE, "lost", digest, f"{flaw}: no image has it; it is collected")
+
+    def _mended(self) -> State:
+        return State.MENDED if self.repair else State.LEFT
+
+    def _how(self) -> str:
+        return "" if self.repair else "; fsck --repair sees to it"
+
+    # -- files without rows
+
+    async def _strays(self, shelf: int) -> None:
+        found = await self.blobs.published(shelf, math.inf)
+        for start in range(0, len(found), _PAGE):
+            sizes = dict(found[start : start + _PAGE])
+            for digest in await self.garbage.unlisted(list(sizes)):
+                if not await self.fills.is_staged(digest):
+                    await self._stray(digest, sizes[digest])
+
+    async def _stray(self, digest: Digest, size: int) -> None:
+        text = f"a file of {size} bytes that the catalog does not list"
+        if self.repair:
+            try:
+                if await self.catalog.forget_blob(digest, lambda: self.blobs.remove(digest)):
+                    self._tell(State.MENDED, "stray", digest, f"{text}: removed")
+                return
+            except OSError as error:
+                text += f", and that can't be removed now: {error}"
+        self._tell(State.NOTE, "stray", digest, f"{text}: it goes with garbage collection")
+
+    # -- manifests
+
+    async def _manifests(self) -> None:
+        position = 0
+        while page := await self.repairs.listed_manifests(position, _PAGE):
+            position = page[-1].position
+            self.manifests_checked += len(page)
+            for listed in page:
+                if not listed.is_lost and listed.record.digest not in self._lost:
+                    await self._manifest(listed)
+
+    async def _manifest(self, listed: ListedManifest) -> None:
+        name = f"{listed.image}@{listed.record.digest}"
+        try:
+            content = await self.blobs.read(listed.record.digest)
+        except OSError as error:
+            return self._tell(State.LEFT, "file", name, f"can't be read: {error}")
+        if content is None:  # deleted meanwhile
+            return None
+        try:
+            manifest = await self._parse(content, listed)
+        except ManifestInvalid as error:
+            text = f"its bytes are no manifest ({error.message}): delete it"
+            return self._tell(State.LEFT, "manifest", name, text)
+        differing = _differing(listed, manifest)
+        if differing:
+            if self.repair:
+                await self.repairs.rebuild_manifest(listed.image, manifest)
+            text = f"its rows do not agree with its bytes: {', '.join(differing)}{self._how()}"
+            self._tell(self._mended(), "manifest", name, text)
+            # What is absent was told by the rows that were wrong.
+            again = await self.repairs.listed_manifests(listed.position - 1, 1)
+            if not self.repair or not again or again[0].position != listed.position:
+                return None
+            listed = again[0]
+        if not listed.is_remote:
+            self._incomplete(listed, manifest, name)
+        return None
+
+    async def _parse(self, content: bytes, listed: ListedManifest) -> Manifest:
+        digest, media_type = listed.record.digest, listed.record.media_type
+        try:
+            return await parsed(self.run_in_thread, content, media_type, digest, other_types=True)
+        except ManifestInvalid:
+            # Its row may be wrong; the document itself may say what it is.
+            return await parsed(self.run_in_thread, content, None, digest, other_types=True)
+
+    def _incomplete(self, listed: ListedManifest, manifest: Manifest, name: str) -> None:
+        rules = self.rules.get(listed.image.repository, LocalRules())
+        may_lack = {d.digest for d in manifest.blobs if d.optional}
+        if rules.sparse_indexes:
+            may_lack |= {d.digest for d in manifest.children}
+        # What is lost has been told with all who have it.
+        if lacking := sorted(str(d) for d in listed.absent - may_lack - self._lost):
+            state = State.NOTE if rules.delete_held else State.LEFT
+            text = f"the image lacks what it refers to: push it again, with {', '.join(lacking)}"
+            self._tell(state, "incomplete", name, text)
+
+    # -- rows and rows, uploads, fills
+
+    async def _slips(self) -> None:
+        slips = await self.repairs.slips(_SLIPS)
+        if self.repair and any(slip.repairable for slip in slips):
+            await self.repairs.mend()
+        for slip in slips:
+            state, how = (self._mended(), self._how()) if slip.repairable else (State.LEFT, "")
+            self._tell(state, slip.kind, slip.name, f"{slip.text}{how}")
+
+    async def _uploads(self) -> None:
+        after, known = "", set()
+        while records := await self.catalog.uploads(after, _PAGE):
+            after = records[-1].id
+            for record in records:
+                known.add(record.id)
+                if record.started < self.now() - _NEWBORN:
+                    await self._upload(record.id)
+        for upload_id in await self.uploads.idle(_NEWBORN):
+            if upload_id not in known and await self.catalog.upload(upload_id) is None:
+                if self.repair:
+                    await self.uploads.discard(upload_id)
+                self._swept("upload", upload_id, "bytes of a session that there is not")
+
+    async def _upload(self, upload_id: str) -> None:
+        try:
+            await self.uploads.offset(upload_id)
+        except UploadMissing:
+            if self.repair:
+                await self.catalog.delete_upload(upload_id)
+            self._swept("upload", upload_id, "a session without bytes")
+
+    def _swept(self, kind: str, name: str, text: str) -> None:
+        state, how = (State.MENDED, "removed") if self.repair else (State.NOTE, "it is swept")
+        self._tell(state, kind, name, f"{text}: {how}")
+
+
+def _differing(listed: ListedManifest, manifest: Manifest) -> Sequence[str]:
+    record = listed.record
+    entries = {(d.digest, False) for d in manifest.blobs}
+    entries |= {(d.digest, True) for d in manifest.children}
+    agreeing = {
+        "media type": record.media_type == manifest.media_type,
+        "artifact type": record.artifact_type == manifest.artifact_type,
+        "subject": record.subject == manifest.subject,
+        "annotations": dict(record.annotations) == dict(manifest.annotations),
+        "size": record.size == len(manifest.content),
+        "what it holds": listed.entries == entries,
+    }
+    return [name for name, agrees in agreeing.items() if not agrees]

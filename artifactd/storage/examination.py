@@ -1,0 +1,123 @@
+"""A published file, hashed piece by piece."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any, Self
+
+from attrs import define, field
+
+from artifactd.oci.digest import Digest
+from artifactd.storage.blobs import BlobTree
+from artifactd.storage.files import FileOperations
+from artifactd.storage.threads import Serial
+
+_PIECE = 1 << 20  # bytes read in one turn of a thread
+
+
+@define(eq=False)
+class FilesystemExamination:
+    """An :class:`artifactd.storage.examining.Examination`."""
+
+    digest: Digest
+    size: int
+    _fd: int
+    _file: os.stat_result
+    _blobs: BlobTree
+    _files: FileOperations
+    _threads: Serial
+    _is_held: Callable[[Digest], bool]
+    _hash: Any = field(init=False)
+    _offset: int = field(default=0, init=False)
+    flaw: str | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._hash = hashlib.new(self.digest.algorithm)
+
+    @classmethod
+    def begin(
+        cls,
+        digest: Digest,
+        size: int | None,
+        blobs: BlobTree,
+        files: FileOperations,
+        threads: Serial,
+        is_held: Callable[[Digest], bool],
+    ) -> Self | None:
+        """
+        Open what is published under ``digest``; ``None`` if nothing is.  Blocks.
+
+        :param size: what it should have, in bytes.
+        """
+        blob = blobs.open(digest)
+        if blob is None:
+            return None
+        fd = blob.fileno()
+        status = os.fstat(fd)
+        # Else the kernel would have read what lies behind a piece, and it would look as if others
+        # had; tmpfs for one knows no such advice.
+        files.expect_no_reading_on(fd)
+        self = cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
+        if size is not None and status.st_size != size:
+            self.flaw = f"it has {status.st_size} bytes instead of {size}"
+        return self
+
+    async def step(self) -> int:
+        """Read and hash the next piece; how many bytes that was, 0 at the end."""
+        return await self._threads.run(self._step)
+
+    def is_published(self) -> bool:
+        """Whether what was read is still what is published.  Blocks."""
+        return self._blobs.holds(self.digest, self._file)
+
+    def quarantine(self) -> bool:
+        """Take what was read out of the store, if it is still published.  Blocks."""
+        if not self.is_published():
+            return False
+        if os.fstat(self._fd).st_nlink > 1 and self._is_held(self.digest):
+            return False  # just being published
+        assert self.flaw is not None, "nothing is wrong with it"
+        return self._blobs.quarantine(self.digest, self.flaw)
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        # After the thread that may still read: its end comes before what is queued here.
+        self._threads.run(self._close)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _step(self) -> int:
+        if self.flaw is not None:
+            return 0
+        try:
+            piece = self._read()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.flaw = f"byte {self._offset} and those behind it can't be read: {error.strerror}"
+            return 0
+        if piece:
+            self._offset += len(piece)
+            self._hash.update(piece)
+        elif self._hash.hexdigest() != self.digest.encoded:
+            self.flaw = f"its {self._offset} bytes do not have its digest"
+        return len(piece)
+
+    def _read(self) -> bytes:
+        cached = self._files.read_cached(self._fd, _PIECE, self._offset)
+        if cached:
+            return cached
+        try:
+            piece = self._files.read(self._fd, _PIECE, self._offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            piece = self._files.read(self._fd, _PIECE, self._offset)  # a cable may be loose
+        self._files.drop_cached(self._fd, self._offset, len(piece))
+        return piece

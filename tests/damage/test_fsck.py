@@ -1,0 +1,218 @@
+"""``artifactd fsck``, beside a daemon; and that a backup passes it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from tests.api.served import image_manifest
+from tests.crash.pulling import content
+from tests.damage.rot import WAYS, file_of, rot
+from tests.maintaining import NAME, MaintenanceTestCase
+from tests.test_command import artifactd
+
+LAYER = b"layer"
+
+
+class FsckTests(MaintenanceTestCase):
+    def execute(self, statement: str, *values: object) -> None:
+        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
+            db.execute(statement, values)
+            db.commit()
+
+    async def fsck(self, *argv: str) -> tuple[int, list[str]]:
+        """Its exit status, and its lines."""
+        result = await self.command("fsck", *argv)
+        self.assertNotIn("Traceback", result.err)
+        return result.status, result.out.splitlines()
+
+    async def assert_clean(self) -> None:
+        status, lines = await self.fsck()
+        self.assertEqual((status, len(lines)), (0, 1), lines)
+        self.assertIn("0 problems left, 0 repaired, 0 notes", lines[-1])
+
+    async def test_right_data_is_a_line(self) -> None:
+        await self.push("app", LAYER)
+        self.hub.images.add_image(NAME, "1", content(1))
+        await self.pull("1")
+        await self.assert_clean()
+
+    async def test_pushed_bytes_that_rot_are_a_problem_until_they_are_pushed_again(self) -> None:
+        for number, way in enumerate(WAYS):
+            await self.push(f"app{number}", way.encode())
+            rot(self.daemon.data, Digest.of(way.encode()), way)
+        for options in ((), ("--repair",), ("--repair",)):
+            status, lines = await self.fsck(*options)
+            self.assertEqual((status, len(lines)), (1, len(WAYS) + 1), lines)
+            for number, way in enumerate(WAYS):
+                (line,) = [text for text in lines if str(Digest.of(way.encode())) in text]
+                self.assertTrue(line.startswith("problem: lost: "), line)
+                self.assertIn(f"push it again: local/app{number}", line)
+        for number, way in enumerate(WAYS):
+            await self.push(f"app{number}", way.encode())
+        await self.assert_clean()
+
+    async def test_without_reading_it_finds_what_has_another_size(self) -> None:
+        for way in ("a bit flips", "it grows", "it is gone"):
+            await self.push("app", way.encode())
+            rot(self.daemon.data, Digest.of(way.encode()), way)
+        status, lines = await self.fsck("--no-hash")
+        self.assertEqual((status, len(lines)), (1, 3), lines)
+
+    async def test_what_came_from_an_upstream_is_fetched_again_after_a_repair(self) -> None:
+        self.hub.images.add_image(NAME, "1", content(1))
+        manifest = Digest.of((await self.get(f"docker.io/{NAME}/manifests/1")).body)
+        blobs = await self.pull("1")
+        for digest in (*map(Digest.parse, blobs), manifest):
+            rot(self.daemon.data, digest, "a bit flips")
+        status, lines = await self.fsck()
+        self.assertEqual((status, len(lines)), (1, len(blobs) + 2), lines)
+        status, lines = await self.fsck("--repair")
+        self.assertEqual(status, 0, lines)
+        self.assertIn(f"0 problems left, {len(blobs) + 1} repaired", lines[-1])
+        await self.assert_clean()
+        self.assertEqual((await self.pull("1")).keys(), blobs.keys())
+        await self.assert_clean()
+
+    async def test_rows_of_a_manifest_are_made_anew_from_its_bytes(self) -> None:
+        await self.push("app", LAYER)
+        before = (await self.get("app/manifests/1")).header("Content-Type")
+        for statement in (
+            "UPDATE manifest SET media_type = 'application/vnd.oci.image.index.v1+json'",
+            "UPDATE manifest SET artifact_type = 'other', annotations = '{\"a\": \"b\"}'",
+            f"UPDATE manifest SET subject = '{Digest.of(LAYER)}'",
+            "DELETE FROM manifest_entry",
+            "UPDATE manifest_entry SET kind = 'manifest'",
+            "UPDATE blob SET size = size + 1",
+        ):
+            self.execute(statement)
+            status, lines = await self.fsck()
+            self.assertEqual(status, 1, (statement, lines))
+            status, lines = await self.fsck("--repair")
+            self.assertEqual(status, 0, (statement, lines))
+            await self.assert_clean()
+        self.assertEqual((await self.get("app/manifests/1")).header("Content-Type"), before)
+
+    async def test_an_image_that_lacks_what_it_refers_to_is_named(self) -> None:
+        manifest = await self.push("app", LAYER)
+        self.execute(
+            "DELETE FROM blob_link WHERE blob_id = (SELECT id FROM blob WHERE digest = ?)",
+            str(Digest.of(LAYER)),
+        )
+        status, lines = await self.fsck("--repair")
+        self.assertEqual(status, 1, lines)
+        (line,) = [text for text in lines if text.startswith("problem")]
+        self.assertIn(f"incomplete: local/app@{manifest}", line)
+        self.assertIn(str(Digest.of(LAYER)), line)
+        await self.push("app", LAYER)
+        await self.assert_clean()
+
+    async def test_files_and_rows_that_nobody_needs(self) -> None:
+        await self.push("app", LAYER)
+        stray = Digest.of(b"stray")
+        file = file_of(self.daemon.data, stray)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"stray")
+        self.execute(
+            "INSERT INTO upload VALUES (?, 'local', 'app', 'sha256', 1.0)",
+            "01234567-0123-4567-89ab-0123456789ab",
+        )
+        self.execute("UPDATE blob_link SET unheld_since = 1.0")
+        status, lines = await self.fsck()
+        kinds = [" ".join(line.split()[:2]) for line in lines[:-1]]
+        self.assertIn("note: stray:", kinds)
+        self.assertIn("note: upload:", kinds)
+        self.assertIn("problem: lease:", kinds)
+        self.assertEqual(status, 1)
+        status, lines = await self.fsck("--repair")
+        self.assertEqual(status, 0, lines)
+        self.assertFalse(file.exists())
+        await self.assert_clean()
+
+    async def test_a_row_that_refers_to_none_is_told(self) -> None:
+        await self.push("app", LAYER)
+        self.execute("PRAGMA foreign_keys = OFF")
+        self.execute("INSERT INTO tag VALUES (1, 'dangling', 4711, 1.0, NULL, NULL, NULL)")
+        status, lines = await self.fsck("--repair")
+        self.assertEqual(status, 1)
+        self.assertTrue(any(line.startswith("problem: database: ") for line in lines), lines)
+
+
+class BackupTests(MaintenanceTestCase):
+    timeout = 600  # several processes start one after the other
+
+    async def test_a_copy_made_under_load_passes_and_has_all_that_was_told(self) -> None:
+        target = Path(self.mktemp()).absolute()
+        told = {f"app{n}": await self.push(f"app{n}", content(n)) for n in range(4)}
+        self.hub.images.add_image(NAME, "1", content(99))
+        await self.pull("1")
+        ended: list[object] = []
+
+        async def push(worker: int) -> None:
+            number = 0
+            while not ended:
+                number += 1
+                name, layer = f"load{worker}", f"{worker} {number}".encode()
+                await self.pushed(name, layer)
+                if number % 2:
+                    digest = Digest.of(image_manifest(b"{}", layer))
+                    path = f"/v2/{name}/manifests/{digest}"
+                    answer = await self.daemon.request("DELETE", path)
+                    self.assertEqual(answer.status, 202)
+
+        async def take_away() -> None:
+            while not ended:
+                await self.command("gc")
+                await self.command("purge", f"docker.io/{NAME}")
+
+        async def back_up() -> None:
+            try:
+                await self.do("backup", str(target))
+            finally:
+                ended.append(True)
+
+        work = [push(0), push(1), take_away(), back_up()]
+        await gatherResults([Deferred.fromCoroutine(each) for each in work])
+        options = ("--config", str(self.config))
+        result = await artifactd(self, "fsck", *options, ARTIFACTD_DATA=str(target))
+        self.assertEqual(result.status, 0, result.out + result.err)
+        await self.daemon.kill(signal.SIGTERM)
+        self.daemon = await type(self.daemon).start(self, toml=self.config.read_text(), data=target)
+        for number, (name, digest) in enumerate(told.items()):
+            layer = await self.get(f"{name}/blobs/{Digest.of(content(number))}")
+            self.assertTrue(layer.body == content(number))
+            answer = await self.get(f"{name}/manifests/1")
+            self.assertEqual(Digest.of(answer.body), digest)
+
+    async def pushed(self, name: str, layer: bytes) -> None:
+        for blob in (b"{}", layer):
+            path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
+            self.assertEqual((await self.daemon.request("POST", path, body=blob)).status, 201)
+        headers = {"Content-Type": OCI_MANIFEST}
+        path, body = f"/v2/{name}/manifests/1", image_manifest(b"{}", layer)
+        put = await self.daemon.request("PUT", path, body=body, headers=headers)
+        self.assertEqual(put.status, 201, json.dumps(str(put.body)))
+
+    async def test_a_copy_says_what_it_lacks(self) -> None:
+        target = Path(self.mktemp()).absolute()
+        await self.push("app", LAYER)
+        self.hub.images.add_image(NAME, "1", content(1))
+        cached = await self.pull("1")
+        for digest in (Digest.of(LAYER), *map(Digest.parse, cached)):
+            rot(self.daemon.data, digest, "a bit flips")
+        result = await self.command("backup", str(target))
+        self.assertEqual(result.status, 1)
+        self.assertIn(str(Digest.of(LAYER)), result.err)
+        options = ("--config", str(self.config))
+        result = await artifactd(self, "fsck", *options, ARTIFACTD_DATA=str(target))
+        self.assertEqual(result.status, 1)
+        problems = [line for line in result.out.splitlines() if line.startswith("problem")]
+        self.assertEqual(len(problems), 1, problems)
+        self.assertIn("push it again: local/app", problems[0])

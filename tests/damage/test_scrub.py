@@ -1,0 +1,86 @@
+"""When the store is scrubbed, and by whom."""
+
+from __future__ import annotations
+
+from attrs import evolve
+from twisted.internet.defer import Deferred
+
+from artifactd.oci.digest import Digest
+from artifactd.storage.examining import ScrubPosition
+from artifactd.storage.interfaces import SHELVES
+from artifactd.storage.scrubbing import FolderScrubLock
+from tests.damage.case import FAST, SMALL, DamageCase
+
+
+class RoundTests(DamageCase):
+    def position(self) -> ScrubPosition:
+        """What a scrubber that comes now would read."""
+        lock = FolderScrubLock(self.registry.data)
+        self.assertTrue(lock.claim())
+        try:
+            return lock.read()
+        finally:
+            lock.release()
+
+    async def test_nothing_is_read_again_before_the_pause_is_over(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        await self.scrub()
+        self.parts.scrubber.rules = evolve(FAST, pause=3600.0)
+        self.rot(digest, "a bit flips")
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [])
+        self.parts.scrubber.rules = FAST
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [str(digest)])
+        self.assertEqual(await self.damaged("scrub_rounds_total"), 2)
+        self.assertEqual(await self.damaged("scrubbed_bytes_total"), 2 * len(SMALL))
+
+    async def test_a_round_that_was_begun_goes_on_where_it_was(self) -> None:
+        before, behind = sorted(
+            [await self.registry.push_blob("app", bytes([n])) for n in range(2)],
+            key=lambda digest: digest.encoded,
+        )
+        lock = FolderScrubLock(self.registry.data)
+        self.assertTrue(lock.claim())
+        lock.write(ScrubPosition(int(before.encoded[:2], 16), str(before), 0.0))
+        lock.release()
+        for digest in (before, behind):
+            self.rot(digest, "a bit flips")
+        self.parts.scrubber.rules = evolve(FAST, pause=3600.0)
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [str(behind)])
+        self.assertEqual(self.position().shelf, 0)
+
+    async def test_a_scrubber_that_is_stopped_says_where(self) -> None:
+        await self.registry.push_blob("app", SMALL)
+        self.parts.scrubber.rules = evolve(FAST, rate=1)
+        running = self.parts.scrubber.run()
+        waiting = Deferred.fromCoroutine(running)
+        while self.parts.scrubber._pausing is None:
+            await self.registry.request("GET", "/healthz")
+        self.parts.scrubber.stop()
+        await waiting
+        self.assertEqual(self.position().shelf, int(Digest.of(SMALL).encoded[:2], 16))
+        self.assertLess(self.position().shelf, SHELVES)
+
+    async def test_one_process_scrubs_at_a_time(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        self.rot(digest, "a bit flips")
+        other = FolderScrubLock(self.registry.data)
+        self.assertTrue(other.claim())
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [])
+        other.release()
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [str(digest)])
+
+    async def test_what_was_quarantined_long_ago_goes(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        self.rot(digest, "a bit flips")
+        await self.scrub()
+        self.parts.scrubber.rules = evolve(FAST, keep=60.0)
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [str(digest)])
+        self.parts.scrubber.now = lambda: 1e12
+        await self.scrub()
+        self.assertEqual(list((self.registry.data / "quarantine").iterdir()), [])

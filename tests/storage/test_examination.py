@@ -1,0 +1,111 @@
+"""Reading a blob only to see whether it is right."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from attrs import define, field
+
+from artifactd.oci.digest import Digest
+from artifactd.storage.collecting import collection_held
+from artifactd.storage.examining import Examination
+from artifactd.storage.files import FileOperations
+from tests.contracts.storage import Stores
+from tests.storage.fixture import FilesystemTestCase
+
+CONTENT = b"blob" * 400_000
+DIGEST = Digest.of(CONTENT)
+
+
+@define(eq=False)
+class BadDisk(FileOperations):
+    """:ivar errors: how many reads fail from now on."""
+
+    errors: int = 0
+    cold: bool = True
+    dropped: list[tuple[int, int]] = field(factory=list)
+
+    def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
+        return None if self.cold else os.pread(fd, size, offset)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        if self.errors:
+            self.errors -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(fd, size, offset)
+
+    def drop_cached(self, fd: int, offset: int, size: int) -> None:
+        self.dropped.append((offset, size))
+
+
+class ExaminationTests(FilesystemTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = BadDisk()
+        self.stores: Stores = self.open_stores(self.disk)
+
+    async def examined(self, size: int | None = None) -> Examination:
+        (await self.published(CONTENT)).release()
+        examination = await self.stores.blobs.examine(DIGEST, size)
+        assert examination is not None
+        self.addCleanup(examination.close)
+        while await examination.step():
+            pass
+        return examination
+
+    async def test_what_is_right_has_no_flaw(self) -> None:
+        self.assertIsNone((await self.examined()).flaw)
+
+    async def test_what_is_not_there_is_nothing_to_examine(self) -> None:
+        self.assertIsNone(await self.stores.blobs.examine(DIGEST))
+
+    async def test_what_was_not_in_memory_is_not_left_there(self) -> None:
+        await self.examined()
+        self.assertEqual([(0, 1 << 20), (1 << 20, len(CONTENT) - (1 << 20))], self.disk.dropped[:2])
+
+    async def test_what_others_have_in_memory_stays(self) -> None:
+        self.disk.cold = False
+        await self.examined()
+        self.assertNotIn((0, 1 << 20), self.disk.dropped)
+
+    async def test_a_read_that_fails_once_is_made_again(self) -> None:
+        self.disk.errors = 1
+        self.assertIsNone((await self.examined()).flaw)
+
+    async def test_what_can_not_be_read_is_damaged(self) -> None:
+        self.disk.errors = 2
+        self.assertIn("can't be read", (await self.examined()).flaw or "")
+
+    async def test_one_of_another_size_need_not_be_read(self) -> None:
+        examination = await self.examined(size=3)
+        self.assertIn("instead of 3", examination.flaw or "")
+        self.assertEqual([], self.disk.dropped)
+
+    async def test_what_was_pushed_again_meanwhile_is_not_quarantined(self) -> None:
+        self.disk.errors = 2
+        examination = await self.examined()
+        (await self.published(CONTENT)).release()
+        self.assertFalse(examination.is_published())
+        self.assertFalse(examination.quarantine())
+        await self.assert_blob(CONTENT)
+
+    async def test_what_is_quarantined_is_there_no_more_and_nobody_reads_on(self) -> None:
+        self.disk.errors = 2
+        examination = await self.examined()
+        reader = await self.open_stores().blobs.open(DIGEST)
+        assert reader is not None
+        self.addCleanup(reader.close)
+        reader.fileno()
+        self.assertTrue(examination.quarantine())
+        self.assertFalse(self.stores.blobs.is_there(DIGEST))
+        self.assertRaises(OSError, reader.fileno)
+        self.assertEqual(2, len(self.below("quarantine")))
+
+    async def test_nothing_is_removed_while_a_copy_is_made(self) -> None:
+        await self.examined()
+        with collection_held(self.path):
+            error = self.assertRaises(OSError, self.stores.blobs.remove, DIGEST)
+            self.assertEqual(errno.EBUSY, error.errno)
+        self.stores.blobs.remove(DIGEST)
+        self.assertFalse(self.stores.blobs.is_there(DIGEST))
