@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import fields
 
 from artifactd.config_auth import AccessSettings, Accounts, AuthSettings, RobotSettings
+from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings, check_hosts, docker_hub
 from artifactd.config_tables import as_table, key, read_values, shown, write_lines
 from artifactd.config_tokens import (
@@ -66,6 +67,7 @@ class LocalSettings(Struct, frozen=True):
     sparse_indexes: Flag = False
     delete_held: Flag = False
     untagged: Retention = Untagged("keep")
+    quota: Bytes = Size(0)
 
 
 RepositorySettings = LocalSettings | RemoteSettings
@@ -116,6 +118,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_manifest: Limit = Size(4 << 20)
     min_chunk: Bytes = Size(0)
     threads: Threads = 8
+    limits: LimitsSettings = LimitsSettings()
     repository: Mapping[str, RepositorySettings] = field(
         default_factory=lambda: {_LOCAL: LocalSettings(), _HUB: docker_hub()}
     )
@@ -146,6 +149,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         where = f"{path}: repository"
         repositories = _repositories(tables.pop("repository", None), where, environ)
         default = _default(tables.pop("default", {}), f"{path}: default", repositories)
+        limits = LimitsSettings.read(tables.pop("limits", {}), f"{path}: limits")
         accounts = Accounts.read(tables, str(path))
         tokens = TokenServiceSettings.read(
             tables.pop("token_service", {}), f"{path}: token_service"
@@ -156,7 +160,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         values |= _from_environment(environ, repositories)
         values |= {"repository": repositories, "default": default}
         values |= {"auth": accounts.auth, "access": accounts.access, "robot": accounts.robot}
-        return cls(**values, token_service=tokens, issuer=issuers)
+        return cls(**values, limits=limits, token_service=tokens, issuer=issuers)
 
     def __str__(self) -> str:
         """

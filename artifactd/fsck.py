@@ -9,7 +9,8 @@ from attrs import define, field
 
 from artifactd.maintenance import used, with_parts
 from artifactd.options import SettingsOptions
-from artifactd.registry.checking import Check, Finding, State
+from artifactd.registry.checking import Check
+from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.sweep import Sweep
 from artifactd.wiring import Assembly

@@ -33,6 +33,7 @@ from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
 from artifactd.wiring import Assembly, assemble
 from artifactd.wiring_gate import GateWiring, wire_gate
+from artifactd.wiring_limits import connection_limits, rates
 from artifactd.wiring_listen import listen
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
@@ -201,6 +202,8 @@ def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
         access_log,
         settings.idle_timeout,
         proxies,
+        connection_limits(settings.limits),
+        rates(settings.limits, reactor),
         guarded=settings.authentication,
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)

@@ -19,6 +19,7 @@ from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
 from artifactd.config import LocalSettings, Settings
+from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.collection import CollectionRules, Collector
@@ -42,6 +43,7 @@ from artifactd.storage.folder import DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.storage.scrubbing import FolderScrubLock
 from artifactd.storage.threads import RunInThread
+from artifactd.wiring_limits import manifest_bounds, upload_limits
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 
 
@@ -149,13 +151,15 @@ def assemble(
         if isinstance(each, RemoteSettings):
             repositories[name] = remotes.repository(name, each)
         else:
-            repositories[name] = LocalRepository(_local_rules(each), catalog, stored, run)
+            repositories[name] = LocalRepository(
+                _local_rules(settings.limits, each), catalog, stored, run
+            )
     damage.refetch = remotes.refetch
     registry = Registry(
         names=names,
         repositories=repositories,
         unprefixed=_unprefixed(settings, repositories, catalog, remote),
-        uploads=Uploads(catalog, uploads, now),
+        uploads=Uploads(catalog, uploads, now, upload_limits(settings)),
         stored=stored,
         catalog=catalog,
     )
@@ -209,11 +213,14 @@ def _unprefixed(
     return Unprefixed(local, pulled, catalog, remote)
 
 
-def _local_rules(settings: LocalSettings) -> LocalRules:
+def _local_rules(limits: LimitsSettings, settings: LocalSettings) -> LocalRules:
     return LocalRules(
         other_media_types=settings.other_media_types,
         sparse_indexes=settings.sparse_indexes,
         delete_held=settings.delete_held,
+        bounds=manifest_bounds(limits),
+        index_depth=limits.index_depth,
+        quota=int(settings.quota),
         untagged=settings.untagged.seconds,
     )
 

@@ -35,6 +35,7 @@ from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.tls import Trust
 from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.wiring_limits import manifest_bounds
 
 
 @define(eq=False)
@@ -78,6 +79,7 @@ class RemoteWiring:
             _tag_rules(settings),
             refusals,
             self.run,
+            bounds=manifest_bounds(self.settings.limits),
         )
         lists = RemoteLists(
             upstream,

@@ -37,6 +37,7 @@ ROOMS = {
         "startup",
         "quantity",
         "config_auth",
+        "config_limits",
         "config_remote",
         "config_tables",
         "config_tokens",
@@ -51,6 +52,7 @@ ROOMS = {
         "auth.access",
         "auth.subjects",
     ),
+    "config_limits": ("startup", "quantity", "config_tables", "config_types"),
     "config_remote": ("oci", "startup", "quantity", "config_tables", "config_types"),
     "config_tables": ("startup", "quantity", "config_types"),
     "config_tokens": (
@@ -76,6 +78,7 @@ WIRING = (
     "wiring",
     "wiring_accounts",
     "wiring_gate",
+    "wiring_limits",
     "wiring_listen",
     "wiring_remote",
     "wiring_tokens",

@@ -14,6 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.config import DefaultSettings, LocalSettings, Settings
 from artifactd.config_auth import AccessSettings, AuthSettings, RobotSettings
+from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings
 from artifactd.config_tokens import IssuerSettings, TokenServiceSettings
 from artifactd.quantity import Duration, Size
@@ -49,6 +50,7 @@ class DefaultsTests(SettingsCase):
             (Settings, shipped),
             (LocalSettings, shipped["repository"]["local"]),
             (RemoteSettings, shipped["repository"]["docker.io"]),
+            (LimitsSettings, shipped["limits"]),
             (DefaultSettings, shipped["default"]),
             (AuthSettings, shipped["auth"]),
             (TokenServiceSettings, shipped["token_service"]),
@@ -152,6 +154,27 @@ class RefusalTests(SettingsCase):
 
     def test_a_lease_of_nothing_is_refused(self) -> None:
         self.assert_refused('lease = "0"', 'lease: expected at least 1ms, got "0"')
+
+    def test_limits_are_numbers_that_make_sense(self) -> None:
+        for setting, expected in (
+            (
+                "connections = -1",
+                "connections: expected a whole number from 0 to 1000000000, got -1",
+            ),
+            (
+                'connections = "1"',
+                'connections: expected a whole number from 0 to 1000000000, got "1"',
+            ),
+            ("user_burst = 0", "user_burst: expected a whole number from 1 to 1000000000, got 0"),
+            ("header_count = 9", "header_count: expected a whole number from 10 to 10000, got 9"),
+            ('header_size = "1000B"', 'header_size: expected at least 1KiB, got "1000B"'),
+            ('header_timeout = "0"', 'header_timeout: expected at least 1ms, got "0"'),
+            ("index_depth = 0", "index_depth: expected a whole number from 1 to 100, got 0"),
+            ("json_depth = 501", "json_depth: expected a whole number from 8 to 500, got 501"),
+            ("uploads = 1", "uploads: no such setting; did you mean user_uploads?"),
+        ):
+            self.assert_refused(f"[limits]\n{setting}\n", f"limits.{expected}")
+        self.assert_refused("limits = 1", "limits: expected a table, got 1")
 
     def test_an_unknown_setting_of_a_repository_is_named(self) -> None:
         self.assert_refused(

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from attrs import field, frozen
 
+from artifactd.catalog.preconditions import ANYHOW
+from artifactd.catalog.preconditions import Precondition as Precondition  # noqa: PLC0414 - part of it
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.name import ImageName, Reference, Tag
@@ -32,12 +34,18 @@ class ManifestRecord:
 
 @frozen
 class UploadRecord:
-    """An upload session.  ``started`` is in seconds since the epoch."""
+    """
+    An upload session.
+
+    :ivar started: in seconds since the epoch.
+    :ivar owner: who has begun it, a user or an address; ``None`` where nobody counts.
+    """
 
     id: str
     image: ImageName
     algorithm: Algorithm
     started: float
+    owner: str | None = None
 
 
 @frozen
@@ -55,37 +63,6 @@ class TagMovement:
 
 
 @frozen
-class Precondition:
-    """
-    RFC 9110, 13.1.1 and 13.1.2, on what a reference points at now.
-
-    ``if_match``: strong comparison, ``("*",)`` for "anything"; ``None`` where the header is absent.
-    Values are entity tags without weakness, e.g. ``"sha256:…"`` with its quotes; a weak one
-    (``W/"…"``) stands here with its prefix, so that it never matches strongly.
-    """
-
-    if_match: tuple[str, ...] | None = None
-    if_none_match: tuple[str, ...] | None = None
-
-    def holds(self, current: Digest | None) -> bool:
-        """Whether it holds where the reference now points at ``current``."""
-        etag = f'"{current}"'
-        if self.if_match is not None and (
-            current is None or not ("*" in self.if_match or etag in self.if_match)
-        ):
-            return False
-        return not (
-            self.if_none_match is not None
-            and current is not None
-            and ("*" in self.if_none_match or etag in (_strong(t) for t in self.if_none_match))
-        )
-
-
-def _strong(etag: str) -> str:
-    return etag.removeprefix("W/")
-
-
-@frozen
 class ManifestPut:
     """
     A manifest to be put into an image.
@@ -94,14 +71,18 @@ class ManifestPut:
     :ivar precondition: must hold for every one of ``tags``, or without tags for the manifest.
     :ivar sparse: children of an index may be absent.
     :ivar actor: who does it, for the journal.
+    :ivar index_depth: how deep indexes may be nested.
+    :ivar quota: as for ``Catalog.add_blob``.
     """
 
     image: ImageName
     manifest: Manifest
     tags: tuple[Tag, ...] = ()
-    precondition: Precondition = Precondition()
+    precondition: Precondition = ANYHOW
     sparse: bool = False
     actor: str = ""
+    index_depth: int = 100
+    quota: int = 0
 
 
 def nothing() -> None:
@@ -136,15 +117,20 @@ class Catalog(Protocol):
         confirm: Callable[[], None],
         release: Callable[[], None] = nothing,
         upload: str | None = None,
+        quota: int = 0,
     ) -> None:
         """
         Let ``image`` hold a blob whose bytes are published, and end the upload session they came
         by.  ``confirm`` is called inside the transaction, ``release`` after it, in the same thread
         (``StagedBlob``); if ``release`` fails that is logged and changes nothing.
+
+        :param quota: bytes that the image's repository may hold; 0: any number.
+        :raises QuotaExceeded: if it holds more with it than that, and than before; ``detail`` is
+            ``{"repository", "quota", "used", "requested"}``.
         """
 
     async def mount_blob(
-        self, image: ImageName, digest: Digest, source: ImageName | None
+        self, image: ImageName, digest: Digest, source: ImageName | None, quota: int = 0
     ) -> int | None:
         """
         Let ``image`` hold a blob that ``source`` (``None``: any image of the same repository)
@@ -152,6 +138,16 @@ class Catalog(Protocol):
         Its lease is renewed as by :meth:`promise_blob`.
 
         Its size in bytes, or ``None`` if ``source`` does not hold it.
+
+        :raises QuotaExceeded: as :meth:`add_blob`.
+        """
+
+    async def repository_size(
+        self, repository: str, digest: Digest | None = None, more: int = 0
+    ) -> int:
+        """
+        Bytes of all that the images of ``repository`` hold, blobs and manifests, each once; with
+        ``more`` bytes of a blob that is to come, unless it is ``digest`` and is held already.
         """
 
     async def delete_blob(
@@ -197,7 +193,8 @@ class Catalog(Protocol):
 
         :raises ManifestBlobUnknown: if blobs or children are absent from the image, unless
             optional; ``detail`` is ``{"digests": […]}``.
-        :raises ManifestInvalid: if a descriptor's size is not that of the stored content.
+        :raises ManifestInvalid: if a descriptor's size is not that of the stored content, or
+            indexes would be nested deeper than they may.
         :raises PreconditionFailed: if the precondition does not hold.
         """
 
@@ -206,7 +203,8 @@ class Catalog(Protocol):
     ) -> None:
         """
         Put a manifest whose bytes are published into an image and move its tags to it, journalling
-        each movement; all in one transaction.  Raises as :meth:`check_manifest`.
+        each movement; all in one transaction.  Raises as :meth:`check_manifest` and, for the
+        quota, as :meth:`add_blob`.
 
         A tag that points at the manifest already does not move.  The media type of a manifest
         pushed again is the newer one.
@@ -268,10 +266,15 @@ class Catalog(Protocol):
 
     # -- upload sessions
 
-    async def add_upload(self, upload: UploadRecord, create: Callable[[], None] = nothing) -> None:
+    async def add_upload(
+        self, upload: UploadRecord, create: Callable[[], None] = nothing, most: int = 0
+    ) -> None:
         """
         Remember an upload session.  ``create`` is called inside the transaction before the row is
         written (``UploadStore.create``).
+
+        :param most: how many sessions of its owner there may be; 0: any number.
+        :raises TooManyRequests: if there are so many already; then ``create`` is not called.
         """
 
     async def upload(self, upload_id: str) -> UploadRecord | None:

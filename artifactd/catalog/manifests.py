@@ -11,7 +11,7 @@ import msgspec
 from artifactd.catalog import blobs, images, tags, tombstones
 from artifactd.catalog.interfaces import ManifestPut, ManifestRecord
 from artifactd.catalog.leases import renew_manifest, settle
-from artifactd.catalog.requirements import check_entries, check_precondition
+from artifactd.catalog.requirements import check_depth, check_entries, check_precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import Descriptor, Manifest
@@ -102,6 +102,7 @@ def check(db: Connection, put: ManifestPut) -> None:
     """``Catalog.check_manifest``."""
     image_id = images.find(db, put.image)
     check_entries(db, image_id, put)
+    check_depth(db, image_id, put)
     check_precondition(db, image_id, put)  # last: RFC 9110, 13.2.1
 
 

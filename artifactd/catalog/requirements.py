@@ -51,6 +51,57 @@ def check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> Non
     _check_sizes((*manifest.blobs, *manifest.children), sizes)
 
 
+_DEPTH_BELOW = """
+    WITH RECURSIVE below (digest, depth) AS (
+        SELECT value, 1 FROM json_each(:children)
+        UNION
+        SELECT entry.digest, below.depth + 1 FROM below
+            CROSS JOIN manifest ON manifest.image_id = :image AND manifest.digest = below.digest
+            CROSS JOIN manifest_entry AS entry
+                ON entry.manifest_id = manifest.id AND entry.kind = 'manifest'
+            WHERE below.depth <= :most
+    ) SELECT max(depth) FROM below
+"""
+_DEPTH_ABOVE = """
+    WITH RECURSIVE above (digest, depth) AS (
+        SELECT :digest, 0
+        UNION
+        SELECT manifest.digest, above.depth + 1 FROM above
+            CROSS JOIN manifest_entry AS entry ON entry.image_id = :image
+                AND entry.digest = above.digest AND entry.kind = 'manifest'
+            CROSS JOIN manifest ON manifest.id = entry.manifest_id
+            WHERE above.depth <= :most
+    ) SELECT max(depth) FROM above
+"""
+
+
+def check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """
+    An index of images has the depth 1.
+
+    :raises ManifestInvalid: if the manifest, with what it holds and what holds it already in the
+        image, is a nest of indexes that is too deep.
+    """
+    manifest = put.manifest
+    if not manifest.children or image_id is None:
+        return
+    named: dict[str, object] = {
+        "children": msgspec.json.encode({str(c.digest) for c in manifest.children}).decode(),
+        "digest": str(manifest.digest),
+        "image": image_id,
+        "most": put.index_depth,
+    }
+    (depth,) = db.execute(_DEPTH_BELOW, named).fetchone()
+    if put.sparse:  # else what it holds came before it
+        depth += db.execute(_DEPTH_ABOVE, named).fetchone()[0]
+    if depth > put.index_depth:
+        raise ManifestInvalid(
+            f"indexes are nested deeper than {put.index_depth}, which is the most that is accepted"
+            " here",
+            {"digest": str(manifest.digest), "limit": put.index_depth},
+        )
+
+
 def _sizes(
     db: Connection, query: str, image_id: int | None, entries: Iterable[Descriptor]
 ) -> dict[str, int]:

@@ -9,7 +9,7 @@ from sqlite3 import Connection
 
 from twisted.internet.interfaces import IReactorFromThreads
 
-from artifactd.catalog import blobs, images, manifests, tags, uploads
+from artifactd.catalog import blobs, images, manifests, tags, uploads, usage
 from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.database import Database
 from artifactd.catalog.interfaces import (
@@ -93,18 +93,32 @@ class SQLiteCatalog:
         confirm: Callable[[], None],
         release: Callable[[], None] = nothing,
         upload: str | None = None,
+        quota: int = 0,
     ) -> None:
         at = self.database.now()
-        await self.database.write(
-            lambda db: blobs.add(db, image, digest, size, confirm, upload, at), release
-        )
+
+        def add(db: Connection) -> None:
+            with usage.within(db, image.repository, quota):
+                blobs.add(db, image, digest, size, confirm, upload, at)
+
+        await self.database.write(add, release)
 
     async def mount_blob(
-        self, image: ImageName, digest: Digest, source: ImageName | None
+        self, image: ImageName, digest: Digest, source: ImageName | None, quota: int = 0
     ) -> int | None:
         at = self.database.now()
         due = at - self._renewed_after
-        return await self.database.write(lambda db: blobs.mount(db, image, digest, source, at, due))
+
+        def mount(db: Connection) -> int | None:
+            with usage.within(db, image.repository, quota):
+                return blobs.mount(db, image, digest, source, at, due)
+
+        return await self.database.write(mount)
+
+    async def repository_size(
+        self, repository: str, digest: Digest | None = None, more: int = 0
+    ) -> int:
+        return await self.database.read(lambda db: usage.size_with(db, repository, digest, more))
 
     async def delete_blob(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""
@@ -143,7 +157,12 @@ class SQLiteCatalog:
         self, put: ManifestPut, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:
         at = self.database.now()
-        await self.database.write(lambda db: manifests.put(db, put, confirm, at), release)
+
+        def store(db: Connection) -> None:
+            with usage.within(db, put.image.repository, put.quota):
+                manifests.put(db, put, confirm, at)
+
+        await self.database.write(store, release)
 
     async def delete_manifest(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
@@ -182,8 +201,10 @@ class SQLiteCatalog:
             lambda db: manifests.referrers(db, image, subject, artifact_type, after, limit)
         )
 
-    async def add_upload(self, upload: UploadRecord, create: Callable[[], None] = nothing) -> None:
-        await self.database.write(lambda db: uploads.add(db, upload, create))
+    async def add_upload(
+        self, upload: UploadRecord, create: Callable[[], None] = nothing, most: int = 0
+    ) -> None:
+        await self.database.write(lambda db: uploads.add(db, upload, create, most))
 
     async def upload(self, upload_id: str) -> UploadRecord | None:
         return await self.database.read(lambda db: uploads.find(db, upload_id))

@@ -167,6 +167,22 @@ class PreconditionFailed(Denied):
     status = 412
 
 
+class QuotaExceeded(Denied):
+    """
+    A push does not fit into what its repository may hold; the spec has no code of its own.
+
+    :param used: bytes that it holds.
+    :param requested: bytes that were to come to them.
+    """
+
+    def __init__(self, repository: str, quota: int, used: int, requested: int) -> None:
+        super().__init__(
+            f"the quota of {repository} is exceeded: delete images there, or ask its administrator"
+            " for more",
+            {"repository": repository, "quota": quota, "used": used, "requested": requested},
+        )
+
+
 class Unavailable(RegistryError):
     """The registry can't do this now (disk full, catalog locked); the spec has no code for it."""
 

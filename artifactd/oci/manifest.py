@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 import msgspec
 from attrs import field, frozen
 
+from artifactd.oci.bounds import BOUNDS, ManifestBounds, doubled_name
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 
@@ -116,7 +117,12 @@ _other = msgspec.json.Decoder(_OtherDocument)
 
 
 def parse_manifest(
-    content: bytes, content_type: str | None, digest: Digest | None = None, *, other_types: bool
+    content: bytes,
+    content_type: str | None,
+    digest: Digest | None = None,
+    *,
+    other_types: bool,
+    bounds: ManifestBounds = BOUNDS,
 ) -> Manifest:
     """
     Read and check a pushed manifest.
@@ -125,7 +131,9 @@ def parse_manifest(
         document's own ``mediaType`` counts.
     :param digest: the digest it was pushed under, or ``None`` for a push by tag (then sha256).
     :param other_types: keep any other ``application/*+json`` too, its structure unchecked.
-    :raises ManifestInvalid: if type or structure are wrong.
+    :param bounds: what it may ask of its readers.
+    :raises ManifestInvalid: if type or structure are wrong, or it exceeds ``bounds``, or two
+        readers could read it differently.
     :raises DigestInvalid: if ``digest`` is not that of ``content``.
     """
     actual = Digest.of(content, digest.algorithm) if digest else Digest.of(content)
@@ -136,11 +144,11 @@ def parse_manifest(
         )
     declared = (content_type or "").split(";", 1)[0].strip().lower() or None
     if declared is not None and declared not in MANIFEST_TYPES:
-        return _parse_other(content, declared, actual, allowed=other_types)
-    document = _decode(_document, content)
+        return _parse_other(content, declared, actual, bounds, allowed=other_types)
+    document = _decode(_document, content, bounds)
     media_type = _agreed_type(declared, document.media_type)
     if media_type not in MANIFEST_TYPES:
-        return _parse_other(content, media_type, actual, allowed=other_types)
+        return _parse_other(content, media_type, actual, bounds, allowed=other_types)
     if document.schema_version != 2:
         raise ManifestInvalid("schemaVersion must be 2", {"schemaVersion": document.schema_version})
     artifact_type = document.artifact_type or None
@@ -165,14 +173,16 @@ def parse_manifest(
     )
 
 
-def _parse_other(content: bytes, media_type: str, digest: Digest, *, allowed: bool) -> Manifest:
+def _parse_other(
+    content: bytes, media_type: str, digest: Digest, bounds: ManifestBounds, *, allowed: bool
+) -> Manifest:
     if not (allowed and _OTHER_TYPE.fullmatch(media_type)) or media_type == _SCHEMA_1:
         raise ManifestInvalid(
             "media type not accepted: push an OCI manifest or index, or a Docker schema 2 manifest"
             " or list; for others an administrator sets other_media_types on the repository",
             {"mediaType": media_type[:200]},
         )
-    document = _decode(_other, content)
+    document = _decode(_other, content, bounds)
     _agreed_type(media_type, document.media_type)
     return Manifest(
         content=content,
@@ -184,11 +194,36 @@ def _parse_other(content: bytes, media_type: str, digest: Digest, *, allowed: bo
     )
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], content: bytes) -> _T:
-    try:
-        return decoder.decode(content)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise ManifestInvalid(f"not a manifest: {error}") from None
+def _decode(decoder: msgspec.json.Decoder[_T], content: bytes, bounds: ManifestBounds) -> _T:
+    problem = bounds.document_problem(content)
+    if problem is None:
+        try:
+            document = decoder.decode(content)
+            doubled = doubled_name(content)
+        except (msgspec.DecodeError, RecursionError, ValueError) as error:
+            raise ManifestInvalid(f"not a manifest: {error}") from None
+        if doubled is not None:
+            problem = f"{doubled[:100]!r} stands twice in one object"
+        else:
+            problem = _excess(document, bounds)
+    if problem is not None:
+        raise ManifestInvalid(f"not a manifest that is accepted: {problem}")
+    return document
+
+
+def _excess(document: object, bounds: ManifestBounds) -> str | None:
+    """Of what ``document`` has too much."""
+    entries: list[_Descriptor] = []
+    if isinstance(document, _Document):
+        entries = [*(document.layers or ()), *(document.manifests or ())]
+        entries += [document.config] if document.config is not None else []
+    problem = bounds.entries_problem(len(entries))
+    if problem is None and isinstance(document, _Document | _OtherDocument):
+        given = [document.annotations, *(entry.annotations for entry in entries)]
+        if document.subject is not None:
+            given.append(document.subject.annotations)
+        problem = bounds.annotations_problem(given)
+    return problem
 
 
 def _agreed_type(declared: str | None, embedded: str | None) -> str:

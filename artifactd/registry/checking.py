@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
+from functools import partial
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.interfaces import Catalog
@@ -16,8 +16,9 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest
 from artifactd.registry.damage import GONE, HOLDERS, Damage
+from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRules
-from artifactd.registry.parsing import parsed
+from artifactd.registry.parsing import KEPT, parsed
 from artifactd.storage.growing import FillStore
 from artifactd.storage.interfaces import SHELVES, BlobStore, UploadMissing, UploadStore
 from artifactd.storage.threads import RunInThread
@@ -26,28 +27,6 @@ _PAGE = 64
 _SLIPS = 1000  # of each kind
 # An upload's bytes come into being just before its row; younger ones are left alone.
 _NEWBORN = 60.0
-
-
-class State(StrEnum):
-    """What is to be said of a finding."""
-
-    LEFT = "problem"
-    MENDED = "repaired"
-    NOTE = "note"
-
-
-@frozen
-class Finding:
-    """
-    :ivar kind: a word, for who filters the output.
-    :ivar name: the digest, image or row concerned.
-    :ivar text: what is the matter, and what to do about it.
-    """
-
-    state: State
-    kind: str
-    name: str
-    text: str
 
 
 @define(eq=False)
@@ -230,12 +209,12 @@ class Check:
         return None
 
     async def _parse(self, content: bytes, listed: ListedManifest) -> Manifest:
-        digest, media_type = listed.record.digest, listed.record.media_type
+        parse = partial(parsed, self.run_in_thread, content, other_types=True, bounds=KEPT)
         try:
-            return await parsed(self.run_in_thread, content, media_type, digest, other_types=True)
+            return await parse(listed.record.media_type, listed.record.digest)
         except ManifestInvalid:
             # Its row may be wrong; the document itself may say what it is.
-            return await parsed(self.run_in_thread, content, None, digest, other_types=True)
+            return await parse(None, listed.record.digest)
 
     def _incomplete(self, listed: ListedManifest, manifest: Manifest, name: str) -> None:
         rules = self.rules.get(listed.image.repository, LocalRules())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
+from artifactd.oci.bounds import BOUNDS, ManifestBounds
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import Manifest
@@ -33,6 +34,9 @@ class LocalRules:
     other_media_types: bool = False
     sparse_indexes: bool = False
     delete_held: bool = False
+    bounds: ManifestBounds = BOUNDS
+    index_depth: int = 4
+    quota: int = 0
     untagged: float | None = None  # seconds; None: they stay
 
 
@@ -90,7 +94,12 @@ class LocalRepository:
         """:raises DigestInvalid, ManifestInvalid: if it can't be pushed as ``reference``."""
         digest = reference if isinstance(reference, Digest) else None
         return await parsed(
-            self.run, content, content_type, digest, other_types=self.rules.other_media_types
+            self.run,
+            content,
+            content_type,
+            digest,
+            other_types=self.rules.other_media_types,
+            bounds=self.rules.bounds,
         )
 
     def wanted(
@@ -114,6 +123,8 @@ class LocalRepository:
             precondition=precondition,
             sparse=self.rules.sparse_indexes,
             actor=actor,
+            index_depth=self.rules.index_depth,
+            quota=self.rules.quota,
         )
 
     async def put_manifest(self, put: ManifestPut) -> None:

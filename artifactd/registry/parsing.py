@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from artifactd.oci.bounds import ManifestBounds
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest, parse_manifest
 from artifactd.storage.threads import RunInThread
 
 # Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
-_IN_THREAD = 64 << 10
+_IN_THREAD = 16 << 10
+
+KEPT = ManifestBounds(nesting=500, entries=0, annotations=0)
+"""Of what is here: it was accepted once."""
 
 
 async def parsed(
@@ -17,6 +21,7 @@ async def parsed(
     digest: Digest | None,
     *,
     other_types: bool,
+    bounds: ManifestBounds,
 ) -> Manifest:
     """
     As :func:`artifactd.oci.manifest.parse_manifest`, in a thread if it is large.
@@ -25,6 +30,6 @@ async def parsed(
     """
 
     def parse() -> Manifest:
-        return parse_manifest(content, content_type, digest, other_types=other_types)
+        return parse_manifest(content, content_type, digest, other_types=other_types, bounds=bounds)
 
     return parse() if len(content) <= _IN_THREAD else await run(parse)

@@ -189,7 +189,8 @@ class Registry:
             lender = self.repositories[holder.repository]
             if isinstance(lender, RemoteRepository) and not lender.rules.permit(holder.image):
                 return False
-        return await self.catalog.mount_blob(image, digest, holder) is not None
+        quota = self.uploads.limits.quotas.get(image.repository, 0)
+        return await self.catalog.mount_blob(image, digest, holder, quota) is not None
 
     async def put_manifest(
         self,

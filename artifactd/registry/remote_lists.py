@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.flights import Flights
+from artifactd.oci.bounds import nests_deeper
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
 from artifactd.oci.manifest import INDEX_TYPES
@@ -38,6 +39,7 @@ from artifactd.upstream.interfaces import Upstream, UpstreamPage
 
 _log = Logger()
 
+_NESTING = 100  # of the JSON that an upstream sends as a list
 _STORED = Provenance("remote", "fwd=miss; fwd-status=200; stored")
 _Fetch = Callable[[], Awaitable[tuple[UpstreamPage, Provenance]]]
 
@@ -269,6 +271,8 @@ def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
 
 def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:
     try:
+        if nests_deeper(body, _NESTING):
+            raise ValueError(f"JSON nested deeper than {_NESTING}")
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.flights import Flights
+from artifactd.oci.bounds import BOUNDS, ManifestBounds
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import Manifest
@@ -78,6 +79,7 @@ class RemoteManifests:
     refusals: Refusals
     run: RunInThread
     now: Callable[[], float] = time.time
+    bounds: ManifestBounds = BOUNDS
     _flights: Flights[tuple[ImageName, Reference], ManifestFound] = field(
         factory=Flights, init=False
     )
@@ -246,7 +248,14 @@ class RemoteManifests:
         sent = await self.upstream.manifest(image.image, reference)
         digest = reference if isinstance(reference, Digest) else sent.digest
         try:
-            return await parsed(self.run, sent.content, sent.content_type, digest, other_types=True)
+            return await parsed(
+                self.run,
+                sent.content,
+                sent.content_type,
+                digest,
+                other_types=True,
+                bounds=self.bounds,
+            )
         except DigestInvalid:
             self.counters.corrupt.inc()
             _log.error(

@@ -239,6 +239,7 @@ class Unprefixed:
     ) -> None:
         """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
         source = upstream.image(image.image)
+        quota = 0 if self.local is None else self.local.rules.quota
         for descriptor in manifest.blobs:
             digest = descriptor.digest
             if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
@@ -248,7 +249,7 @@ class Unprefixed:
             except RegistryError:
                 continue  # the manifest is refused for what is missing, with the spec's error
             if found:
-                await self.catalog.mount_blob(image, digest, source)
+                await self.catalog.mount_blob(image, digest, source, quota)
 
     async def _opened(self, image: ImageName) -> PulledFrom | None:
         """The upstream that this name is read from, if it is not a local one's."""

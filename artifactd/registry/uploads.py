@@ -19,11 +19,13 @@ from artifactd.oci.errors import (
     BlobUploadUnknown,
     ChunkOutOfOrder,
     DigestInvalid,
+    QuotaExceeded,
     SizeInvalid,
 )
 from artifactd.oci.name import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.publication import publish
+from artifactd.registry.upload_limits import UNLIMITED, Bounded, Room, UploadLimits
 from artifactd.storage.interfaces import UploadBusy, UploadMissing, UploadSession, UploadStore
 
 _REMEMBERED = 1024  # sessions
@@ -53,15 +55,28 @@ class Uploads:
     catalog: Catalog
     store: UploadStore
     now: Callable[[], float] = time.time
+    limits: UploadLimits = UNLIMITED
     # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
     # has no bytes in the store, which every step asks.
     _begun: OrderedDict[str, UploadRecord] = field(factory=OrderedDict, init=False)
 
-    async def start(self, image: ImageName, algorithm: Algorithm = Algorithm.SHA256) -> str:
-        """end-4a, end-4c: open a session; its id, a UUID."""
+    async def start(
+        self,
+        image: ImageName,
+        algorithm: Algorithm = Algorithm.SHA256,
+        owner: str | None = None,
+    ) -> str:
+        """
+        end-4a, end-4c: open a session; its id, a UUID.
+
+        :param owner: whose sessions are counted; ``None``: they are not.
+        :raises TooManyRequests: if he has too many.
+        """
         upload_id = str(uuid4())
-        record = UploadRecord(upload_id, image, algorithm, self.now())
-        await self.catalog.add_upload(record, lambda: self.store.create(upload_id))
+        record = UploadRecord(upload_id, image, algorithm, self.now(), owner)
+        await self.catalog.add_upload(
+            record, lambda: self.store.create(upload_id), self.limits.sessions
+        )
         self._begun[upload_id] = record
         if len(self._begun) > _REMEMBERED:
             self._begun.popitem(last=False)
@@ -72,10 +87,13 @@ class Uploads:
         end-4b: a blob in one request.
 
         :raises DigestInvalid: if the body does not have ``digest``; nothing is left of it.
+        :raises ContentTooLarge, QuotaExceeded: if it is larger than a blob may be, or than the
+            quota has room for; also by :meth:`append` and :meth:`close`.
         """
+        room = await self.limits.room(self.catalog, image, 0, _declared(body), digest)
         session = await self.store.begin(str(uuid4()), digest.algorithm)
         try:
-            await _receive(session, None, body)
+            await _receive(session, None, body, room)
             await self._close(session, image, digest)
         except BaseException:
             await session.discard()
@@ -99,7 +117,8 @@ class Uploads:
         """
         record = await self._record(image, upload_id)
         async with self._claimed(upload_id, record.algorithm) as session:
-            await _receive(session, chunk, body)
+            room = await self.limits.room(self.catalog, image, session.offset, _declared(body))
+            await _receive(session, chunk, body, room)
             if not await session.still_there():
                 raise _unknown(upload_id)
             return session.offset
@@ -115,15 +134,19 @@ class Uploads:
         """
         end-6: append the last chunk, if any, and turn what is staged into a blob of ``image``.
 
-        :raises DigestInvalid: if the bytes do not have ``digest``; ends the session.
+        :raises DigestInvalid, QuotaExceeded: if the bytes do not have ``digest``, or exceed the
+            quota once they are here; ends the session.
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
         """
         record = await self._record(image, upload_id)
         async with self._claimed(upload_id, record.algorithm) as session:
-            await _receive(session, chunk, body)
+            room = await self.limits.room(
+                self.catalog, image, session.offset, _declared(body), digest
+            )
+            await _receive(session, chunk, body, room)
             try:
                 await self._close(session, image, digest, upload_id)
-            except DigestInvalid:
+            except (DigestInvalid, QuotaExceeded):
                 await self.catalog.delete_upload(upload_id)
                 await session.discard()
                 raise
@@ -182,14 +205,26 @@ class Uploads:
             staged,
             self.catalog,
             lambda: self.catalog.add_blob(
-                image, digest, staged.size, staged.confirm, staged.release, upload_id
+                image,
+                digest,
+                staged.size,
+                staged.confirm,
+                staged.release,
+                upload_id,
+                self.limits.quotas.get(image.repository, 0),
             ),
         )
 
 
-async def _receive(session: UploadSession, chunk: ByteRange | None, body: Body | None) -> None:
+def _declared(body: Body | None) -> int | None:
+    return 0 if body is None else body.length
+
+
+async def _receive(
+    session: UploadSession, chunk: ByteRange | None, body: Body | None, room: Room | None
+) -> None:
     start = session.offset
-    declared = body.length if body is not None else 0
+    declared = _declared(body)
     if chunk is not None:
         if chunk.first != start:
             raise ChunkOutOfOrder(
@@ -198,10 +233,14 @@ async def _receive(session: UploadSession, chunk: ByteRange | None, body: Body |
         if declared is not None and declared != chunk.length:
             raise _wrong_size(chunk, declared)
     if body is not None:
+        bounded = None if room is None else Bounded(IConsumer(session), room.size)
         try:
-            await body.deliver_to(IConsumer(session))
+            await body.deliver_to(bounded or IConsumer(session))
         finally:
             await session.flush()
+        if room is not None and bounded is not None and bounded.exceeded:
+            await session.rollback(start)
+            raise room.error
     received = session.offset - start
     if chunk is not None and received != chunk.length:
         await session.rollback(start)

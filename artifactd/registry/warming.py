@@ -14,6 +14,7 @@ from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
 from artifactd.oci.name import Reference, parse_reference
 from artifactd.registry.fills import Fills
 from artifactd.registry.found import BlobWanted
+from artifactd.registry.parsing import KEPT
 from artifactd.registry.registry import Registry, Target
 from artifactd.storage.interfaces import OpenBlob
 
@@ -88,7 +89,9 @@ class Warming:
         found = await target.readable.manifest(target.image, reference)
         record = found.record
         content = await self.registry.stored.contents.of(record.digest)
-        manifest = parse_manifest(content, record.media_type, record.digest, other_types=True)
+        manifest = parse_manifest(
+            content, record.media_type, record.digest, other_types=True, bounds=KEPT
+        )
         if manifest.media_type in INDEX_TYPES:
             return await self._children(target, manifest)
         needed = [descriptor for descriptor in manifest.blobs if not descriptor.optional]

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from attrs import define
 
 from artifactd.auth.access import Action
+from artifactd.auth.identity import Kind
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
@@ -29,6 +30,7 @@ from artifactd.web.headers import (
 from artifactd.web.lists import list_answer
 from artifactd.web.own import OwnApi
 from artifactd.web.query import link_to_next, list_wanted, parameter, parameters, required_digest
+from artifactd.web.rates import address_of
 from artifactd.web.request import RegistryRequest
 from artifactd.web.routing import route
 
@@ -106,7 +108,7 @@ class Api(OwnApi):
         elif parameter(request, "digest") is not None:
             return await self._push(request, target)
         algorithm = Algorithm.parse(parameter(request, "digest-algorithm") or Algorithm.SHA256)
-        upload_id = await self.registry.uploads.start(target.pushed, algorithm)
+        upload_id = await self.registry.uploads.start(target.pushed, algorithm, _owner(request))
         headers = upload_headers(target, upload_id, 0)
         if self.min_chunk:
             headers["OCI-Chunk-Min-Length"] = str(self.min_chunk)
@@ -264,6 +266,18 @@ class Api(OwnApi):
         if following is not None:
             headers["Link"] = link_to_next(f"{target.path}/referrers/{subject}", following)
         return Answer(200, headers, found.index)
+
+
+def _owner(request: RegistryRequest) -> str | None:
+    """
+    Whose upload sessions count together: a user's, or those of an address.  No user's name has a
+    colon.
+    """
+    identity = request.caller.identity
+    if identity.kind is not Kind.ANONYMOUS:
+        return str(identity)
+    address = address_of(request)
+    return None if address is None else f"address:{address}"
 
 
 def _actor(request: RegistryRequest) -> str:

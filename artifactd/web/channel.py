@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from twisted.internet import tcp
 from twisted.internet.error import ConnectionAborted
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web import http
 from twisted.web.http_headers import Headers
 
 from artifactd.auth.identity import Caller
-from artifactd.oci.errors import Unsupported
+from artifactd.oci.errors import RegistryError, Unavailable, Unsupported
+from artifactd.web.connections import Counted
+from artifactd.web.framing import MOST_BYTES, closes, field_problem, request_problem
 
 if TYPE_CHECKING:
     from artifactd.web.site import RegistrySite
@@ -30,7 +33,12 @@ CLOSE_SECONDS = 60.0
 # The content type of the first TLS record of a connection: RFC 8446, 5.1.
 _TLS_HANDSHAKE = b"\x16"
 
-_BAD_REQUEST = Unsupported("malformed HTTP request").body()
+_MALFORMED = "malformed HTTP"
+_BAD_REQUEST = b"400 Bad Request"
+_TIMEOUT = b"408 Request Timeout"
+_TOO_LARGE = b"431 Request Header Fields Too Large"  # RFC 6585, 5
+
+_BUSY = Unavailable("too many connections: close some, or try again later")
 
 
 class RegistryChannel(http.HTTPChannel):
@@ -47,6 +55,9 @@ class RegistryChannel(http.HTTPChannel):
     # What the certificate that the client has shown says, once it has been looked at.
     certified: Caller | None = None
     identified = False
+    # As what it counts among those there are, unless it is one too many.
+    counted: Counted | None = None
+    _headers_due: IDelayedCall | None = None
 
     @property
     def busy(self) -> bool:
@@ -55,11 +66,25 @@ class RegistryChannel(http.HTTPChannel):
 
     def connectionMade(self) -> None:
         super().connectionMade()
-        self.site.channel_opened(self)
+        limits = self.site.limits
+        self.MAX_LENGTH = self.totalHeadersSize = limits.header_size
+        self.maxHeaders = limits.header_count
+        if not self.site.channel_opened(self):
+            self._busy()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._await_headers(False)
         super().connectionLost(reason)
-        self.site.channel_lost(self)
+        if self.counted is not None:
+            self.site.channel_lost(self)
+
+    def _busy(self) -> None:
+        """There are too many connections.  It is said in plain, for TLS would cost more."""
+        if not self.isSecure():
+            self.transport.write(_answer(b"503 Service Unavailable", _BUSY))
+            self.loseConnection()
+        else:
+            self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
         # A TLS transport goes on delivering after loseConnection.
@@ -71,10 +96,67 @@ class RegistryChannel(http.HTTPChannel):
             self._respondToBadRequestAndDisconnect()
             return
         super().dataReceived(data)
+        self._await_headers(self._in_headers)
+
+    @property
+    def _in_headers(self) -> bool:
+        """Whether some of a request has come, but not yet all of its headers."""
+        if not self.line_mode or self.paused or self.transport.disconnecting:
+            return False
+        # The base keeps the request line in an attribute as long as its headers are being read.
+        return bool(self._buffer) or hasattr(self, "_command")
+
+    def _await_headers(self, awaited: bool) -> None:
+        """However many bytes come: all headers of a request are here in time, or it is refused."""
+        if awaited:
+            if self._headers_due is None:
+                self._headers_due = self.callLater(self.site.limits.header_timeout, self._overdue)
+        elif self._headers_due is not None:
+            due, self._headers_due = self._headers_due, None
+            if due.active():
+                due.cancel()
+
+    def _overdue(self) -> None:
+        self._refuse(
+            f"its headers take longer than {self.site.limits.header_timeout:g} s", _TIMEOUT
+        )
+
+    def lineReceived(self, line: bytes) -> None:
+        if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
+            self.lineLengthExceeded(line)
+            return
+        if line and hasattr(self, "_command"):
+            problem = field_problem(line)
+            if problem is not None:
+                self._refuse(problem)
+                return
+            if self._receivedHeaderCount + 2 > self.maxHeaders:  # the base is one behind
+                self._refuse(f"more than {self.maxHeaders} headers", _TOO_LARGE)
+                return
+        super().lineReceived(line)
+
+    def allHeadersReceived(self) -> None:
+        problem = request_problem(self._path, self._version, self.requests[-1].requestHeaders)
+        if problem is not None:
+            self._refuse(problem)
+            # What follows it is nobody's any more: not a request, and no body of this one.
+            self.length = None
+            return
+        super().allHeadersReceived()
+
+    def checkPersistence(self, request: http.Request, version: bytes) -> bool:
+        closing = closes(version, request.requestHeaders)
+        if closing and version == b"HTTP/1.1":
+            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return not closing
 
     def rawDataReceived(self, data: bytes) -> None:
+        if self.transport.disconnecting:
+            return
         if not self._handlingRequest:
             super().rawDataReceived(data)
+            if getattr(self._transferDecoder, "length", 0) > MOST_BYTES:
+                self._refuse("the size of a chunk is too large")
             return
         self._dataBuffer.append(data)
         if sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
@@ -112,24 +194,38 @@ class RegistryChannel(http.HTTPChannel):
         super().loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
-        self._respondToBadRequestAndDisconnect()
+        self._refuse(f"its headers are larger than {self.totalHeadersSize} bytes", _TOO_LARGE)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
+        self._refuse(_MALFORMED)
+
+    def _refuse(self, problem: str, status: bytes = _BAD_REQUEST) -> None:
+        """Answer what is no request, or not one to be handled, and close."""
         if self.requests and self.requests[0].startedWriting:
             # Never in the middle of an answer.
             self.transport.abortConnection()
             return
-        self._log.info("refused malformed HTTP from {peer}", peer=self.transport.getPeer())
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            b"Docker-Distribution-Api-Version: registry/2.0\r\n"
-            b"Cache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(_BAD_REQUEST), _BAD_REQUEST)
+        self._log.info(
+            "refused malformed HTTP from {peer}: {problem}",
+            peer=self.transport.getPeer(),
+            problem=problem,
         )
+        self.transport.write(_answer(status, Unsupported(f"bad request: {problem}")))
         self.loseConnection()
         if self.busy:
             # The framing of its body is wrong: its handler must not add an answer of its own.
             request = self.requests.pop()
-            request.setResponseCode(400)
+            request.setResponseCode(int(status[:3]))
             request.startedWriting = 1
             request.connectionLost(Failure(ConnectionAborted()))
+
+
+def _answer(status: bytes, error: RegistryError) -> bytes:
+    """A whole response, for where there is no request."""
+    body = error.body()
+    return (
+        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        b"Docker-Distribution-Api-Version: registry/2.0\r\n"
+        b"Cache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (status, len(body), body)
+    )

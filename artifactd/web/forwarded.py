@@ -37,16 +37,21 @@ def is_local(request: Request) -> bool:
     Whether it was made on this machine: over loopback or a Unix socket, and nothing in it tells of
     somebody else whom it was made for.
     """
-    if not _from_here(request.client):
+    if not from_here(request.client):
         return False
     names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
     return not any(name in _PASSED_ON or name.startswith(b"x-forwarded-") for name in names)
 
 
-def _from_here(peer: object) -> bool:
+def from_here(peer: object) -> bool:
+    """Whether ``peer``, an address of Twisted's, is loopback or a Unix socket."""
     if isinstance(peer, UNIXAddress):
         return True
-    host = getattr(peer, "host", "")
+    return is_loopback(getattr(peer, "host", ""))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is one of this machine's loopback."""
     if host in _LOCAL_HOSTS:
         return True
     address = _address(host)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import server
 
@@ -24,6 +25,7 @@ from artifactd.auth.identity import Caller
 from artifactd.storage.budget import RECEIVE_SIZE
 from artifactd.web.body import RequestBody
 from artifactd.web.channel import RegistryChannel
+from artifactd.web.connections import BodyPace
 from artifactd.web.paths import origin_form
 
 if TYPE_CHECKING:
@@ -45,12 +47,40 @@ class _Peer:
     The idle timeout runs while something is awaited from the peer and at no other time.
     """
 
-    def __init__(self, channel: RegistryChannel, *, awaits_continue: bool) -> None:
+    _log = Logger()
+
+    def __init__(self, request: RegistryRequest, *, awaits_continue: bool) -> None:
         self.awaits_continue = awaits_continue
-        self._channel = channel
+        self._request = request
+        self._channel = channel = request.channel
         plain = isinstance(channel.transport, tcp.Connection)
         self._buffer_size = channel.transport.bufferSize if plain else None
         self._idle_timeout = channel.setTimeout(None)
+        limits = channel.site.limits
+        self.pace = BodyPace(
+            channel.site.reactor,
+            limits.body_rate,
+            limits.body_window,
+            self._received,
+            self._too_slow,
+        )
+
+    def _received(self) -> int:
+        body = self._request.body
+        return 0 if body is None else body.received
+
+    def _too_slow(self) -> None:
+        limits = self._channel.site.limits
+        self._log.info(
+            "{method} {path} of {address} dropped: its body comes slower than {rate} bytes a"
+            " second over {window:g} s",
+            method=self._request.method.decode("latin-1"),
+            path=self._request.path.decode("latin-1"),
+            address=self._request.address,
+            rate=limits.body_rate,
+            window=limits.body_window,
+        )
+        self._request.abort()
 
     def invite(self) -> None:
         if self._buffer_size is not None:
@@ -62,17 +92,20 @@ class _Peer:
             self._channel._send100Continue()
 
     def pause(self) -> None:
+        self.pace.pause()
         self._channel.setTimeout(None)
         if not self._channel.transport.disconnecting:
             self._channel.transport.pauseProducing()
 
     def resume(self) -> None:
         if not self._channel.transport.disconnecting:
+            self.pace.wait()
             self._channel.setTimeout(self._idle_timeout)
             self._channel.transport.resumeProducing()
 
     def drain(self) -> None:
         """Read the rest, for as long as our own deadline allows."""
+        self.pace.stop()
         self._channel.setTimeout(None)
         self._channel.transport.resumeProducing()
 
@@ -81,6 +114,7 @@ class _Peer:
         The body is over.  We may have paused the peer; the channel reads on, to notice if it
         leaves, and has its own limit to what may follow.
         """
+        self.pace.stop()
         if self._buffer_size is not None:
             self._channel.transport.bufferSize = self._buffer_size
         self._channel._savedTimeOut = self._idle_timeout
@@ -149,14 +183,14 @@ class RegistryRequest(server.Request):
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
-        if length == 0:
-            return
-        channel = self.channel
         expect = self.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower()
         # Else the channel would answer it by itself, before the handler wants the body.
         self.requestHeaders.removeHeader(b"Expect")
+        if length == 0:
+            return
+        channel = self.channel
         self._peer = _Peer(
-            channel,
+            self,
             awaits_continue=expect == b"100-continue" and channel._version == b"HTTP/1.1",
         )
         self.body = RequestBody(self._peer, length)
@@ -218,6 +252,7 @@ class RegistryRequest(server.Request):
         super().connectionLost(reason)
         self._unbind()
         if self.body is not None:
+            self._peer.pace.stop()
             self.body.failed(reason)
         if site is not None:
             site.log(self)

@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
 from artifactd.auth.access import Action
-from artifactd.oci.errors import NameInvalid
+from artifactd.oci.errors import NameInvalid, Unsupported
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
@@ -97,7 +97,9 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     def register(handler: _H) -> _H:
         async def decided(self: Routed, request: RegistryRequest, asked: Asked) -> Answer:
             if needs is not Need.NOTHING:
+                request.site.rates.charge_address(request)
                 await self.gate.identify(request, needs)
+                request.site.rates.charge_user(request)
             if not isinstance(needs, Action):
                 self.gate.admit(request, needs)
                 # Whether a token is for him, the handler decides.
@@ -157,9 +159,12 @@ class ApiResource(KleinResource):
         assert isinstance(request, RegistryRequest)
         try:
             problem = path_problem(request.path)
-            if problem is None:
-                return super().render(request)
-            raise NameInvalid(f"bad request path: {problem}")
+            if problem is not None:
+                raise NameInvalid(f"bad request path: {problem}")
+            if request.method.upper() != request.method:
+                # RFC 9110, 9.1: a method's case counts; for Werkzeug it does not.
+                raise Unsupported("no such method here: methods are written in capitals")
+            return super().render(request)
         except Exception:
             # Klein catches what goes wrong in a route, but not what goes wrong before it.
             error = registry_error(request, Failure())

@@ -9,35 +9,40 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web import http, resource, server
 from twisted.web.resource import IResource
 
-from artifactd.oci.errors import Unavailable
+from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.web.accesslog import Access, AccessLog
 from artifactd.web.answer import Answer
 from artifactd.web.channel import RegistryChannel
-from artifactd.web.forwarded import TrustedProxies
+from artifactd.web.connections import ConnectionLimits, Connections
+from artifactd.web.forwarded import TrustedProxies, from_here
+from artifactd.web.rates import Rates, TokenBuckets
 from artifactd.web.request import RegistryRequest
 
 # Seconds after which it is worth asking whether the service is back.
 _RETRY_AFTER = "10"
 
 
-class _Stopping(resource.Resource):
-    """What is there for a request that comes too late."""
+class _Refusal(resource.Resource):
+    """What is there for a request that is refused whatever it is about."""
 
     isLeaf = True
 
+    def __init__(self, error: RegistryError) -> None:
+        super().__init__()
+        self._error = error
+
     def render(self, request: server.Request) -> int:
         assert isinstance(request, RegistryRequest)
-        error = Unavailable(
-            "the registry is being stopped: try again in a moment",
-            None,
-            {"Retry-After": _RETRY_AFTER},
-        )
-        Answer.error(error).write(request)
+        Answer.error(self._error).write(request)
         request.finish()
         return server.NOT_DONE_YET
 
 
-_STOPPING = _Stopping()
+_STOPPING = _Refusal(
+    Unavailable(
+        "the registry is being stopped: try again in a moment", None, {"Retry-After": _RETRY_AFTER}
+    )
+)
 
 
 class RegistrySite(server.Site):
@@ -47,6 +52,8 @@ class RegistrySite(server.Site):
     :param reactor: the clock of every timeout of the connections.
     :param idle_timeout: seconds after which a connection is closed on which something is awaited
         from the client and nothing comes.
+    :param limits: of connections, and of what each may take.
+    :param rates: how often one address and one user may ask.
     :ivar proxies: whose word counts on whom they speak for.
     :ivar guarded: whether answers tell how they were come by only where a gate lets them.
     :ivar channels: the open connections.
@@ -64,6 +71,8 @@ class RegistrySite(server.Site):
         access_log: AccessLog,
         idle_timeout: float = 60.0,
         proxies: TrustedProxies | None = None,
+        limits: ConnectionLimits | None = None,
+        rates: Rates | None = None,
         *,
         guarded: bool = False,
     ) -> None:
@@ -74,6 +83,11 @@ class RegistrySite(server.Site):
         self.draining = False
         self.guarded = guarded
         self.proxies = proxies or TrustedProxies()
+        self.limits = limits or ConnectionLimits()
+        self.rates = rates or Rates(TokenBuckets(0, 1, reactor), TokenBuckets(0, 1, reactor))
+        self._connections = Connections(
+            self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)
+        )
         self._access_log = access_log
         self._emptied: Deferred[None] | None = None
 
@@ -110,15 +124,25 @@ class RegistrySite(server.Site):
 
     def getResourceFor(self, request: server.Request) -> IResource:
         # Every request comes by here.
-        return _STOPPING if self.draining else super().getResourceFor(request)
+        if self.draining:
+            return _STOPPING
+        found: IResource = super().getResourceFor(request)
+        return found
 
-    def channel_opened(self, channel: RegistryChannel) -> None:
-        """``channel`` has been connected."""
+    def channel_opened(self, channel: RegistryChannel) -> bool:
+        """``channel`` has been connected; whether there is room for it."""
+        transport = channel.transport
+        channel.counted = self._connections.add(transport.getHost(), transport.getPeer())
+        if channel.counted is None:
+            return False
         self.channels.add(channel)
+        return True
 
     def channel_lost(self, channel: RegistryChannel) -> None:
         """``channel`` is closed."""
         self.channels.discard(channel)
+        if channel.counted is not None:
+            self._connections.remove(channel.counted)
         if channel.busy:
             self.settle()
         if not self.channels and self._emptied is not None:

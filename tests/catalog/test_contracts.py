@@ -16,6 +16,7 @@ from tests.contracts import (
     catalog_remote_tags,
     catalog_tags,
     catalog_undelete,
+    catalog_usage,
 )
 
 
@@ -98,6 +99,10 @@ class DropTests(fixture.SQLiteRemoteTestCase, catalog_remote_eviction.DropContra
 
 
 class PurgeTests(fixture.SQLiteRemoteTestCase, catalog_remote_purge.PurgeContract):
+    pass
+
+
+class UsageTests(fixture.SQLiteCatalogTestCase, catalog_usage.UsageContract):
     pass
 
 

@@ -20,6 +20,7 @@ from artifactd.catalog import (
     tags,
     undelete,
     uploads,
+    usage,
 )
 from artifactd.catalog.interfaces import ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held
@@ -96,9 +97,16 @@ class PlanTests(SynchronousTestCase):
         blobs.delete(self.db, APP, DIGEST, allow_held=False, actor="anne", at=1.0)
         self.assertEqual([], self.scans())
 
+    def test_what_a_repository_holds_is_never_looked_at_whole(self) -> None:
+        with usage.within(self.db, "local", 1):
+            usage.size_with(self.db, "local", DIGEST, 1)
+        self.assertEqual([], self.scans())
+
     def test_upload_sessions_are_found_by_id(self) -> None:
         record = UploadRecord("u1", ImageName("local", "app"), Algorithm.SHA256, 1.0)
-        uploads.add(self.db, record, nothing)
+        uploads.add(self.db, record, nothing, 0)
+        owned = UploadRecord("u2", ImageName("local", "app"), Algorithm.SHA256, 1.0, "anne")
+        uploads.add(self.db, owned, nothing, 5)
         uploads.find(self.db, "u1")
         uploads.page(self.db, "", 10)
         uploads.delete(self.db, "u1")

@@ -157,7 +157,8 @@ class TagListTests(ListCase):
 
     async def test_pages_that_make_no_sense_are_502(self) -> None:
         registry = self.mirror()
-        for page in (b"<html>", b"[]", b'{"tags": [1]}', b'{"tags": "1"}', b"[" * 100_000):
+        bomb = b'{"tags": [], "x": ' + b"[" * 101 + b"]" * 101 + b"}"
+        for page in (b"<html>", b"[]", b'{"tags": [1]}', b'{"tags": "1"}', b"[" * 100_000, bomb):
             self.hub.faults.add(Garbage(page), on=TAGS)
             self.assert_refused(await self.get(registry), 502, "UNKNOWN", "not this list")
         self.assert_from(await self.get(registry), "remote", STORED)

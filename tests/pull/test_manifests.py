@@ -54,6 +54,25 @@ class DigestTests(MirrorCase):
         self.assertEqual((digest_of(answer), answer.body), (digest, content))
         self.assert_from(await registry.request("GET", f"{PATH}/{digest}"), "cache", HIT)
 
+    async def test_what_two_could_read_differently_or_is_a_bomb_is_502_and_not_kept(self) -> None:
+        self.hub.images.add_image(NAME, "latest", b"layer")
+        registry = self.mirror(negative_freshness="0s")
+        content = self.hub.images.manifest_of(NAME, "latest").rstrip()
+        for field in (
+            b'"layers":[]',
+            b'"Layers":[]',
+            b'"x":' + b"[" * 101 + b"]" * 101,
+            b'"x":' + b"[" * 1_000_000,
+            b'"annotations":{"a":"\\ud800"}',
+            b'"annotations":{"a":1e999999}',
+        ):
+            sent = content[:-1] + b"," + field + b"}"
+            headers = {"Docker-Content-Digest": str(Digest.of(sent))}
+            self.hub.faults.add(Instead(sent, OCI_MANIFEST, headers), on=MANIFESTS)
+            answer = await registry.request("GET", f"{PATH}/latest")
+            self.assertEqual(answer.status, 502, field)
+        self.assertEqual(registry.files(), [])
+
     async def test_wrong_bytes_are_answered_502_and_not_kept(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")
         registry = self.mirror()

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.channel import RegistryChannel
+from artifactd.web.connections import ConnectionLimits
 from artifactd.web.site import RegistrySite
 
 IDLE = 60.0
@@ -68,8 +69,8 @@ class Wire(StringTransport):
     asked for it or the peer has gone.
     """
 
-    def __init__(self, site: RegistrySite) -> None:
-        super().__init__()
+    def __init__(self, site: RegistrySite, peer: object = None, host: object = None) -> None:
+        super().__init__(hostAddress=host, peerAddress=peer)
         self.channel = site.buildProtocol(None)
         assert isinstance(self.channel, RegistryChannel)
         self.channel.makeConnection(self)
@@ -108,7 +109,13 @@ class WireCase(TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.app = Klein()
-        self.site = RegistrySite(self.app.resource(), self.clock, AccessLog("off"), IDLE)
+        self.site = RegistrySite(
+            self.app.resource(),
+            self.clock,
+            AccessLog("off"),
+            IDLE,
+            limits=ConnectionLimits(body_rate=0),
+        )
         self.gates: list[Deferred[None]] = []
 
     def connect(self) -> Wire:

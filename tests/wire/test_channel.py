@@ -124,7 +124,7 @@ class MalformedTests(WireCase):
         self.assertIn(b"\r\nCache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n", received)
 
     def test_a_line_without_end(self) -> None:
-        self.assertEqual(statuses(self.refused(b"GET /" + b"a" * 20_000)), [400])
+        self.assertEqual(statuses(self.refused(b"GET /" + b"a" * 20_000)), [431])
 
     def test_a_client_that_begins_with_tls_is_told_at_once(self) -> None:
         # As Docker does before it tries plain HTTP; no end of line in sight.
@@ -134,7 +134,7 @@ class MalformedTests(WireCase):
 
     def test_too_many_headers(self) -> None:
         headers = [f"X-{n}: 1" for n in range(600)]
-        self.assertEqual(statuses(self.refused(request("GET", "/", *headers))), [400])
+        self.assertEqual(statuses(self.refused(request("GET", "/", *headers))), [431])
 
     def test_a_length_that_is_no_number(self) -> None:
         self.assertEqual(statuses(self.refused(request("PUT", "/", "Content-Length: -1"))), [400])

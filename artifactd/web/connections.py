@@ -1,0 +1,173 @@
+"""How many connections there may be, and how slow their clients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from attrs import frozen
+from twisted.internet.address import UNIXAddress
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from artifactd.auth.failures import network
+
+_log = Logger()
+
+
+@frozen
+class ConnectionLimits:
+    """
+    What one connection may take; ``[limits]`` in the settings tells what each means.
+
+    :ivar connections: of one listener; 0: any number, as for ``address_connections``.
+    :ivar header_size: bytes of the request line and the header lines, without their ends.
+    :ivar header_timeout: seconds.
+    :ivar body_rate: bytes a second; 0: any.
+    :ivar body_window: seconds.
+    """
+
+    connections: int = 4096
+    address_connections: int = 512
+    header_size: int = 16 << 10
+    header_count: int = 100
+    header_timeout: float = 20.0
+    body_rate: int = 512
+    body_window: float = 60.0
+
+
+@frozen
+class Counted:
+    """As what a connection counts."""
+
+    listener: str
+    address: str | None
+
+
+class Connections:
+    """
+    Those there are, counted by listener and by address.
+
+    A limit that is reached is logged once, until there is room again.
+    """
+
+    def __init__(self, limits: ConnectionLimits, exempt: Callable[[object], bool]) -> None:
+        """:param exempt: peers whose addresses are not counted: proxies, and this machine."""
+        self._limits = limits
+        self._exempt = exempt
+        self._listeners: Counter[str] = Counter()
+        self._addresses: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    def __len__(self) -> int:
+        return self._listeners.total()
+
+    def add(self, host: object, peer: object) -> Counted | None:
+        """
+        One more, to ``host`` from ``peer``, which are addresses of Twisted's; ``None``: there is no
+        room for it, and it does not count.
+        """
+        listener, address = _listener(host), self._counted(peer)
+        if self._full(self._listeners, listener, self._limits.connections):
+            return None
+        if address is not None:
+            if self._full(self._addresses, address, self._limits.address_connections):
+                return None
+            self._addresses[address] += 1
+        self._listeners[listener] += 1
+        return Counted(listener, address)
+
+    def remove(self, counted: Counted) -> None:
+        """One that was added is closed."""
+        _less(self._listeners, counted.listener, self._told)
+        if counted.address is not None:
+            _less(self._addresses, counted.address, self._told)
+
+    def _counted(self, peer: object) -> str | None:
+        if not self._limits.address_connections or self._exempt(peer):
+            return None
+        return network(str(getattr(peer, "host", "")))
+
+    def _full(self, counts: Counter[str], key: str, limit: int) -> bool:
+        if not limit or counts[key] < limit:
+            return False
+        if key not in self._told:
+            self._told.add(key)
+            _log.warn(
+                "too many connections of {of}: more than {limit} are refused", of=key, limit=limit
+            )
+        return True
+
+
+def _less(counts: Counter[str], key: str, told: set[str]) -> None:
+    counts[key] -= 1
+    told.discard(key)
+    if not counts[key]:
+        del counts[key]
+
+
+def _listener(host: object) -> str:
+    if isinstance(host, UNIXAddress):
+        return f"the socket {host.name!r}"
+    return f"port {getattr(host, 'port', '?')}"
+
+
+class BodyPace:
+    """
+    Whether a body comes fast enough while it is awaited: ``rate`` bytes a second at least, on the
+    average over each ``window`` seconds in which somebody was waiting for it.
+
+    :param rate: 0: any.
+    :param received: how many bytes have come.
+    :param too_slow: is called once they have not.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        rate: int,
+        window: float,
+        received: Callable[[], int],
+        too_slow: Callable[[], None],
+    ) -> None:
+        self._clock = clock
+        self._least = rate * window
+        self._window = self._left = window
+        self._received = received
+        self._too_slow = too_slow
+        self._before = 0
+        self._since: float | None = None
+        self._call: IDelayedCall | None = None
+
+    def wait(self) -> None:
+        """From now on it is awaited."""
+        if self._least and self._since is None:
+            self._since = self._clock.seconds()
+            if self._call is None:
+                self._call = self._clock.callLater(self._left, self._look)
+
+    def pause(self) -> None:
+        """It is awaited no longer."""
+        if self._since is not None:
+            self._left -= self._clock.seconds() - self._since
+            self._since = None
+
+    def stop(self) -> None:
+        """It is over, or unwanted."""
+        self._least, self._since = 0, None
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _look(self) -> None:
+        self._call = None
+        if self._since is None:
+            return
+        self.pause()
+        if self._left <= 1e-3:
+            received = self._received()
+            if received - self._before < self._least:
+                self._too_slow()
+                return
+            self._before, self._left = received, self._window
+        self.wait()

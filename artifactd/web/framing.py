@@ -1,0 +1,78 @@
+"""
+What a request has to look like before anything is done about it: RFC 9112, read strictly.
+
+Whatever two readers could take for two different things is refused: a proxy before us may be the
+other one, and then somebody's bytes become somebody else's request.
+"""
+
+from __future__ import annotations
+
+import re
+
+from twisted.web.http_headers import Headers
+
+# RFC 9112, 5: no white space before the colon.  RFC 9110, 5.5: of the control characters only tabs.
+_FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
+_LENGTH = re.compile(rb"content-length:[ \t]*([0-9]*)", re.IGNORECASE)
+
+# No body is so large; more digits only cost time, and others read them modulo something.
+MOST_BYTES = 10**18 - 1
+_DIGITS = len(str(MOST_BYTES))
+
+# RFC 9110, 7.2: uri-host [ ":" port ], or nothing.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]{0,5})?")
+
+# RFC 9112, 3.2: origin-form, absolute-form, asterisk-form.  CONNECT's is for proxies.
+_TARGET = re.compile(rb"(?:/|https?://[^/?#@]+(?:[/?]|$))[^#]*|\*", re.IGNORECASE)
+
+
+def field_problem(line: bytes) -> str | None:
+    """
+    Why ``line`` can't be one of a request's header section (RFC 9112, 5), for the client; ``None``
+    if it can.
+    """
+    if _FIELD.fullmatch(line) is None:
+        if line[:1] in (b" ", b"\t"):
+            return "a header line begins with white space"
+        return "a header line is malformed"
+    if len(line) > _DIGITS:
+        length = _LENGTH.match(line)
+        if length is not None and len(length[1]) > _DIGITS:
+            return "Content-Length is too large"
+    return None
+
+
+def request_problem(target: bytes, version: bytes, headers: Headers) -> str | None:
+    """
+    Why a request with this request line and these headers is refused, for the client; ``None`` if
+    it is not.
+
+    The rules of RFC 9112, 3.2 (target, ``Host``) and 6.1 (``Transfer-Encoding``) that the base of
+    the channel does not know.
+    """
+    if _TARGET.fullmatch(target) is None:
+        return "the request target is neither a path nor an http URL"
+    hosts = headers.getRawHeaders(b"Host", ())
+    if len(hosts) > 1 or (not hosts and version == b"HTTP/1.1"):
+        return "a request has exactly one Host header"
+    if hosts and _HOST.fullmatch(hosts[0]) is None:
+        return "the Host header is malformed"
+    codings = headers.getRawHeaders(b"Transfer-Encoding")
+    if codings is not None:
+        if version != b"HTTP/1.1":
+            return "Transfer-Encoding in a request of HTTP/1.0"
+        if [coding.lower() for coding in codings] != [b"chunked"]:
+            return "Transfer-Encoding may be chunked alone"
+        if headers.hasHeader(b"Content-Length"):
+            return "Content-Length beside Transfer-Encoding"
+    return None
+
+
+def closes(version: bytes, headers: Headers) -> bool:
+    """Whether the connection ends with the request: RFC 9112, 9.3."""
+    if version != b"HTTP/1.1":
+        return True
+    values = headers.getRawHeaders(b"Connection")
+    if values is None:
+        return False
+    return any(token.strip().lower() == b"close" for v in values for token in v.split(b","))

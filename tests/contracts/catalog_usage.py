@@ -1,0 +1,137 @@
+"""What repositories hold together, counted while it changes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+from artifactd.catalog.interfaces import ManifestPut, UploadRecord
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
+from artifactd.oci.name import ImageName, Tag
+from tests.contracts.catalog import APP, OTHER, CatalogTestCase, confirmed, manifest
+
+ELSEWHERE = ImageName("elsewhere", "app")
+
+
+class UsageContract(CatalogTestCase):
+    """A catalog that counts."""
+
+    async def size(self, repository: str = "local") -> int:
+        return await self.catalog.repository_size(repository)
+
+    async def test_a_repository_without_anything_holds_nothing(self) -> None:
+        self.assertEqual(await self.size(), 0)
+
+    async def test_bytes_count_once_in_each_repository_whatever_holds_them(self) -> None:
+        digest = Digest.of(b"12345")
+        for image in (APP, OTHER, APP):
+            await self.catalog.add_blob(image, digest, 5, confirmed)
+        await self.catalog.mount_blob(ELSEWHERE, digest, APP)
+        self.assertEqual([await self.size(), await self.size("elsewhere")], [5, 5])
+        await self.catalog.delete_blob(APP, digest, allow_held=False)
+        self.assertEqual(await self.size(), 5)
+        await self.catalog.delete_blob(OTHER, digest, allow_held=False)
+        self.assertEqual([await self.size(), await self.size("elsewhere")], [0, 5])
+
+    async def test_manifests_count_also_beside_a_blob_of_the_same_bytes(self) -> None:
+        content = b'{"a": 1}'
+        digest = Digest.of(content)
+        await self.catalog.put_manifest(
+            ManifestPut(APP, manifest(content), (Tag.parse("a"),)), confirmed
+        )
+        self.assertEqual(await self.size(), len(content))
+        await self.catalog.add_blob(APP, digest, len(content), confirmed)
+        self.assertEqual(await self.size(), len(content))
+        await self.catalog.delete_manifest(APP, digest, allow_held=False, actor="anne")
+        self.assertEqual(await self.size(), len(content))
+        await self.catalog.delete_blob(APP, digest, allow_held=False)
+        self.assertEqual(await self.size(), 0)
+
+    async def test_what_is_to_come_is_added_unless_it_is_here(self) -> None:
+        digest = Digest.of(b"12345")
+        await self.catalog.add_blob(APP, digest, 5, confirmed)
+        sizes = [
+            await self.catalog.repository_size("local", None, 3),
+            await self.catalog.repository_size("local", Digest.of(b"new"), 3),
+            await self.catalog.repository_size("local", digest, 5),
+            await self.catalog.repository_size("elsewhere", digest, 5),
+        ]
+        self.assertEqual(sizes, [8, 8, 5, 5])
+
+    async def test_what_exceeds_the_quota_changes_nothing(self) -> None:
+        await self.catalog.add_blob(APP, Digest.of(b"1"), 60, confirmed, quota=100)
+        digest = Digest.of(b"2")
+        await self.catalog.add_blob(ELSEWHERE, digest, 50, confirmed)
+        for attempt in (
+            self.catalog.add_blob(APP, digest, 50, confirmed, quota=100),
+            self.catalog.mount_blob(APP, digest, ELSEWHERE, 100),
+            self.catalog.put_manifest(
+                ManifestPut(APP, manifest(b"{%s}" % (b" " * 50)), quota=100), confirmed
+            ),
+        ):
+            error = await self.assert_raises(QuotaExceeded, attempt)
+            self.assertIn("'used': 60", str(error.detail))
+            self.assertEqual(await self.size(), 60)
+        self.assertIsNone(await self.catalog.blob_size(APP, digest))
+        await self.catalog.add_blob(APP, Digest.of(b"3"), 40, confirmed, quota=100)
+
+    async def test_a_quota_that_was_lowered_lets_everything_be_that_adds_nothing(self) -> None:
+        digest = Digest.of(b"1")
+        await self.catalog.add_blob(APP, digest, 60, confirmed)
+        await self.catalog.add_blob(APP, digest, 60, confirmed, quota=10)
+        await self.catalog.mount_blob(OTHER, digest, APP, 10)
+
+    async def test_after_any_history_the_count_is_what_a_look_at_it_all_gives(self) -> None:
+        chance = random.Random(4)
+        images = [APP, OTHER, ELSEWHERE]
+        contents = [b"{%s}" % (b" " * n) for n in range(6)]
+        for _ in range(150):
+            image, content = chance.choice(images), chance.choice(contents)
+            digest = Digest.of(content)
+            attempt = chance.choice(
+                [
+                    lambda i, c, d: self.catalog.add_blob(i, d, len(c), confirmed),
+                    lambda i, c, d: self.catalog.delete_blob(i, d, allow_held=True),
+                    lambda i, c, d: self.catalog.mount_blob(i, d, APP),
+                    lambda i, c, d: self.catalog.put_manifest(
+                        ManifestPut(i, manifest(c)), confirmed
+                    ),
+                    lambda i, c, d: self.catalog.delete_manifest(i, d, allow_held=True, actor=""),
+                ]
+            )
+            with contextlib.suppress(RegistryError):
+                await attempt(image, content, digest)
+            for repository in ("local", "elsewhere"):
+                held = 0
+                for each in contents:
+                    here = [
+                        await self.catalog.blob_size(i, Digest.of(each)) is not None
+                        or await self.catalog.manifest(i, Digest.of(each)) is not None
+                        for i in images
+                        if i.repository == repository
+                    ]
+                    held += len(each) if any(here) else 0
+                self.assertEqual(await self.size(repository), held)
+
+    async def test_sessions_are_counted_by_owner(self) -> None:
+        def session(number: int, owner: str | None) -> UploadRecord:
+            return UploadRecord(f"u{number}", APP, Algorithm.SHA256, 1.0, owner)
+
+        created: list[str] = []
+        for number in range(2):
+            await self.catalog.add_upload(session(number, "anne"), most=2)
+        await self.assert_raises(
+            TooManyRequests,
+            self.catalog.add_upload(session(2, "anne"), lambda: created.append("u2"), 2),
+        )
+        self.assertEqual(created, [])
+        self.assertIsNone(await self.catalog.upload("u2"))
+        await self.catalog.add_upload(session(3, "bob"), most=2)
+        for number in range(4, 8):
+            await self.catalog.add_upload(session(number, None), most=2)
+        await self.catalog.delete_upload("u0")
+        await self.catalog.add_upload(session(2, "anne"), most=2)
+        found = await self.catalog.upload("u2")
+        assert found is not None
+        self.assertEqual(found.owner, "anne")

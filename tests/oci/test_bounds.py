@@ -1,0 +1,158 @@
+"""Documents that ask too much of their readers, or that two readers could read differently."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.oci.bounds import ManifestBounds, doubled_name, nests_deeper
+from artifactd.oci.errors import ManifestInvalid
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
+from tests.api.served import image_index, image_manifest
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(_depth, value.values()), default=0)
+    if isinstance(value, list):
+        return 1 + max(map(_depth, value), default=0)
+    return 0
+
+
+_JSON = st.recursive(
+    st.none() | st.integers() | st.text(st.sampled_from('[]{}"\\a\u00e9')),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.sampled_from('[]{}"\\a'), max_size=3), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+class NestingTests(SynchronousTestCase):
+    """How deep."""
+
+    @given(_JSON, st.integers(0, 6))
+    def test_it_is_counted_without_what_stands_in_strings(self, value: object, most: int) -> None:
+        content = json.dumps(value, ensure_ascii=False).encode()
+        self.assertEqual(nests_deeper(content, most), _depth(value) > most)
+
+    def test_what_is_no_json_is_counted_too_however_large(self) -> None:
+        for content in (b"[" * 1_000_000, b'{"a":' * 1_000_000, b'"' + b"[" * 1_000_000):
+            self.assertTrue(nests_deeper(content, 100))
+        self.assertFalse(nests_deeper(b"[]" * 1_000_000, 100))
+        self.assertFalse(nests_deeper(b"]" * 1_000_000, 100))
+
+
+class NameTests(SynchronousTestCase):
+    """Names that stand twice."""
+
+    def test_in_one_object(self) -> None:
+        for content, name in (
+            (b'{"a":1,"a":2}', "a"),
+            (b'{"a":1,"\\u0061":2}', "a"),
+            (b'[{"b":{"a":1,"c":2,"a":1}}]', "a"),
+        ):
+            self.assertEqual(doubled_name(content), name, content)
+
+    def test_of_the_spec_in_another_case_as_go_reads_them(self) -> None:
+        for other in ("Layers", "LAYERS", "layer\u017f"):
+            content = json.dumps({"layers": [], other: []}).encode()
+            self.assertEqual(doubled_name(content), "layers", other)
+
+    def test_others_may_differ_in_case_and_stand_in_several_objects(self) -> None:
+        for content in (b'{"a":1,"A":2}', b'[{"a":1},{"a":2}]', b'{"a":{"a":1}}', b'{"Layers":1}'):
+            self.assertIsNone(doubled_name(content), content)
+
+    def test_numbers_cost_nothing(self) -> None:
+        self.assertIsNone(doubled_name(b'{"a":1e999999999,"b":' + b"9" * 1_000_000 + b"}"))
+
+
+class ManifestTests(SynchronousTestCase):
+    """Manifests that are refused, each with a sentence."""
+
+    def refused(self, content: bytes, media_type: str = OCI_MANIFEST, **bounds: int) -> str:
+        error = self.assertRaises(
+            ManifestInvalid,
+            parse_manifest,
+            content,
+            media_type,
+            other_types=True,
+            bounds=ManifestBounds(**bounds),
+        )
+        return str(error.message)
+
+    def with_field(self, field: bytes) -> bytes:
+        return image_manifest(b"config")[:-1] + b"," + field + b"}"
+
+    def test_nesting(self) -> None:
+        deep = self.with_field(b'"x":' + b"[" * 100_000 + b"]" * 100_000)
+        self.assertIn("nested deeper than 100", self.refused(deep))
+        self.assertIn("nested deeper", self.refused(deep, "application/vnd.other+json"))
+        seven = self.with_field(b'"x":' + b"[" * 7 + b"]" * 7)
+        parse_manifest(seven, OCI_MANIFEST, other_types=False, bounds=ManifestBounds(nesting=8))
+        self.assertIn("deeper", self.refused(seven, nesting=7))
+
+    def test_numbers(self) -> None:
+        for number in (b"1e999999", b"9" * 5000, b"9223372036854775808", b"-1", b"1.5", b"NaN"):
+            content = image_manifest(b"config").replace(b'"size": 6', b'"size": ' + number)
+            self.assertIn("not a manifest", self.refused(content), number)
+
+    def test_numbers_of_fields_that_nobody_reads_cost_nothing(self) -> None:
+        for number in (b"1e999999999999", b"9" * 1_000_000, b"0." + b"9" * 1_000_000):
+            parse_manifest(self.with_field(b'"x":' + number), OCI_MANIFEST, other_types=False)
+
+    def test_names_that_stand_twice(self) -> None:
+        self.assertIn("'layers' stands twice", self.refused(self.with_field(b'"layers":[]')))
+        self.assertIn("'layers' stands twice", self.refused(self.with_field(b'"Layers":[]')))
+
+    def test_texts_that_are_none(self) -> None:
+        for text in (b"\\ud800", b"\\udc00\\ud800", b"\x00", b"\xed\xa0\x80", b"\xff", b"\\x"):
+            for field in (b'"annotations":{"a":"%b"}', b'"x":"%b"', b'"%b":1'):
+                content = self.with_field(field % text)
+                if b"\\ud" in text and not field.startswith(b'"ann'):
+                    continue  # of a field that nobody reads
+                self.assertIn("not a manifest", self.refused(content), content)
+
+    def test_entries(self) -> None:
+        layers = [b"%d" % n for n in range(5)]
+        self.assertIn("6 entries", self.refused(image_manifest(b"config", *layers), entries=5))
+        parse_manifest(
+            image_manifest(b"config", *layers),
+            OCI_MANIFEST,
+            other_types=False,
+            bounds=ManifestBounds(entries=6),
+        )
+        index = image_index(*layers)
+        self.assertIn("5 entries", self.refused(index, OCI_INDEX, entries=4))
+
+    def test_annotations_of_the_document_and_of_each_descriptor(self) -> None:
+        three = {str(n): "" for n in range(3)}
+        of_layer = json.loads(image_manifest(b"config", b"layer"))
+        of_layer["layers"][0]["annotations"] = three
+        for content in (
+            image_manifest(b"config", annotations=three),
+            json.dumps(of_layer).encode(),
+        ):
+            self.assertIn("3 annotations", self.refused(content, annotations=2))
+            parse_manifest(
+                content, OCI_MANIFEST, other_types=False, bounds=ManifestBounds(annotations=3)
+            )
+
+    def test_0_is_no_limit(self) -> None:
+        parse_manifest(
+            image_manifest(b"config", *(b"%d" % n for n in range(11_000))),
+            OCI_MANIFEST,
+            other_types=False,
+            bounds=ManifestBounds(entries=0, annotations=0),
+        )
+
+    @given(st.binary(max_size=60), st.integers(0, 300))
+    def test_any_bytes_in_it_are_refused_or_read(self, junk: bytes, at: int) -> None:
+        content = image_manifest(b"config", b"layer")
+        with contextlib.suppress(ManifestInvalid):
+            parse_manifest(content[:at] + junk + content[at:], OCI_MANIFEST, other_types=True)
