@@ -18,7 +18,7 @@ from msgspec.structs import fields
 
 from artifactd.config_auth import AccessSettings, Accounts, AuthSettings, RobotSettings
 from artifactd.config_limits import LimitsSettings
-from artifactd.config_remote import RemoteSettings, check_hosts, docker_hub
+from artifactd.config_remote import RemoteSettings, check_hosts, docker_hub, proving
 from artifactd.config_tables import as_table, key, read_values, shown, write_lines
 from artifactd.config_tokens import (
     IssuerSettings,
@@ -135,7 +135,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         Whether any authentication is configured: then nothing is allowed but what a rule of
         ``access`` allows.
         """
-        return bool(self.auth.htpasswd or self.access or self.robot or self.issuer)
+        return bool(self.auth.htpasswd or self.access or self.robot or self.issuer or self.proving)
+
+    @property
+    def proving(self) -> Sequence[str]:
+        """The remote repositories whose images are for those whom the upstream lets have them."""
+        return proving(self.repository)
 
     @classmethod
     def load(cls, path: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -155,7 +160,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             tables.pop("token_service", {}), f"{path}: token_service"
         )
         issuers = read_issuers(tables.pop("issuer", {}), f"{path}: issuer")
-        accounts.check(str(path), repositories, issuers)
+        accounts.check(str(path), repositories, issuers, proving(repositories))
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
         values |= _from_environment(environ, repositories)
         values |= {"repository": repositories, "default": default}

@@ -44,7 +44,7 @@ Subjects = Annotated[
     Meta(
         min_length=1,
         description='a list of "anonymous", "authenticated", "user:<name>", "group:<name>",'
-        ' "robot:<name>", "certificate:<name>", "issuer:<name>",'
+        ' "robot:<name>", "certificate:<name>", "issuer:<name>", "upstream:<repository>/<user>",'
         ' "claim:<issuer>:<claim>=<pattern>"',
     ),
 ]
@@ -123,11 +123,16 @@ class Accounts:
         )
 
     def check(
-        self, where: str, repositories: Collection[str], issuers: Collection[str] | None = None
+        self,
+        where: str,
+        repositories: Collection[str],
+        issuers: Collection[str] | None = None,
+        proving: Collection[str] = (),
     ) -> None:
         """
         :param repositories: the configured ones, which canonical names begin with.
         :param issuers: the configured ones; ``None`` lets every name pass.
+        :param proving: the repositories that want proof of access.
         :raises StartError: if a rule, a group or a robot means what there is not.
         """
         for name, members in self.auth.groups.items():
@@ -137,18 +142,24 @@ class Accounts:
                     raise _unknown(f"{where}: auth.groups.{key(name)}", "robots", robot, self.robot)
         for number, rule in enumerate(self.access):
             for subject in rule.who:
-                self._check_subject(subject, f"{where}: access[{number}].who", issuers)
+                self._check_subject(subject, f"{where}: access[{number}].who", issuers, proving)
             _check_images(rule.images, f"{where}: access[{number}].images", repositories)
         for name, robot_settings in self.robot.items():
             place = f"{where}: robot.{key(name)}.images"
             _check_images(robot_settings.images, place, repositories)
-        if not self.access and (self.auth.htpasswd or self.robot or issuers):
+        if not self.access and (self.auth.htpasswd or self.robot or issuers or proving):
             raise StartError(
                 f"{where}: access: expected at least one [[access]]: without any nobody may do"
                 " anything"
             )
 
-    def _check_subject(self, subject: Subject, where: str, issuers: Collection[str] | None) -> None:
+    def _check_subject(
+        self,
+        subject: Subject,
+        where: str,
+        issuers: Collection[str] | None,
+        proving: Collection[str],
+    ) -> None:
         name = subject.name
         match subject.kind:
             case "user" if not self.auth.htpasswd:
@@ -157,6 +168,11 @@ class Accounts:
                 raise _unknown(where, "groups", name, self.auth.groups)
             case "robot" if not any(map(Compiled((name,)).match, self.robot)):
                 raise _unknown(where, "robots", name, self.robot)
+            case "upstream":
+                repository, _, user = name.partition("/")
+                if repository not in proving or not user:
+                    what = "repositories with proof_of_access, as <repository>/<user>"
+                    raise _unknown(where, what, name, proving)
             case "issuer" | "claim" if issuers is not None and name not in issuers:
                 raise _unknown(where, "issuers", name, issuers)
 

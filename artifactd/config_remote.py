@@ -55,6 +55,8 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     password_file: Text = ""
     password_env: Text = ""
     auth_hosts: Hosts = ()
+    proof_of_access: Flag = False
+    proof_lifetime: Timeout = Duration(3600)
     ca_file: Text = ""
     allow: Patterns = (Pattern("*"),)
     deny: Patterns = ()
@@ -126,6 +128,15 @@ def docker_hub() -> RemoteSettings:
     )
 
 
+def proving(repositories: Mapping[str, object]) -> list[str]:
+    """The names of those that want proof of access."""
+    return [
+        name
+        for name, each in repositories.items()
+        if isinstance(each, RemoteSettings) and each.proof_of_access
+    ]
+
+
 def check_hosts(repositories: Mapping[str, object], where: str) -> None:
     """:raises StartError: if two remote repositories answer for one host."""
     answering: dict[str, str] = {}
@@ -148,6 +159,11 @@ def _check_login(values: Mapping[str, Any], where: str) -> None:
     if values.get("username") and not given:
         raise StartError(
             f"{where}.username: expected password, password_file or password_env with it"
+        )
+    if values.get("proof_of_access") and not given:
+        raise StartError(
+            f"{where}.proof_of_access: expected username and a password with it: what others have"
+            " shown that they may have is fetched with them"
         )
     if given and not values.get("username"):
         raise StartError(f"{where}.{given[0]}: expected username with it")

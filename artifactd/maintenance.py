@@ -226,7 +226,7 @@ class Warm(SettingsOptions):
                 total=size, desc=digest.encoded[:12], unit="B", unit_scale=True, unit_divisor=1024
             )
 
-        warming = Warming(parts.registry, parts.fills, self.platforms, bar)
+        warming = Warming(parts.registry.for_operator(), parts.fills, self.platforms, bar)
         failed = 0
         for image in self.images:
             try:

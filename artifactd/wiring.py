@@ -144,7 +144,16 @@ def assemble(
     filling = FilesystemFillStore(folder, run, blobs, budget, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
-        settings, reactor, run, catalog, remote, stored, fills, accesses, counters
+        settings,
+        reactor,
+        run,
+        catalog,
+        remote,
+        stored,
+        fills,
+        accesses,
+        counters,
+        folder.path,
     )
     repositories: dict[str, LocalRepository | RemoteRepository] = {}
     for name, each in settings.repository.items():

@@ -33,14 +33,14 @@ class AccountsWiring:
     rules: AccessRules
     accounts: Sequence[Accounts]
     _clock: IReactorTime
-    _slowing: Slowing
+    slowing: Slowing
 
     def logins(self, *more: PasswordCheck) -> PasswordLogins:
         """:param more: what else a password may be, asked before the accounts here."""
         return PasswordLogins(
             [*more, *self.accounts],
             self._clock,
-            self._slowing,
+            self.slowing,
             [each.recall for each in self.accounts],
         )
 

@@ -9,11 +9,14 @@ from attrs import frozen
 
 from artifactd.auth.groups import Groups
 from artifactd.auth.identity import Identity, Kind
+from artifactd.auth.logins import Slowing
 from artifactd.auth.token_service import TokenService
+from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.name import ImageName
 from artifactd.registry.registry import Registry
+from artifactd.registry.remote import RemoteRepository
 from artifactd.web.access_gate import AccessGate
 from artifactd.web.challenge import Challenge
 from artifactd.web.credentials import Credentials
@@ -66,11 +69,12 @@ def wire_gate(
         environ,
     )
     logins = accounts.logins(tokens.bearer)
+    visitors = _visitors(settings, reactor, parts.registry, accounts.slowing)
     service = tokens.service(
-        logins, accounts.rules, lambda name: images_named(parts.registry, name)
+        logins, accounts.rules, lambda name: images_named(parts.registry, name), visitors
     )
     gate = AccessGate(
-        Credentials(logins, tokens.bearer),
+        Credentials(logins, tokens.bearer, visitors),
         accounts.rules,
         Challenge(
             proxies,
@@ -80,6 +84,21 @@ def wire_gate(
         read_only,
     )
     return GateWiring(gate, service, tokens)
+
+
+def _visitors(
+    settings: Settings, reactor: Any, registry: Registry, slowing: Slowing
+) -> Visitors | None:
+    proving = {
+        name: each.proofs
+        for name, each in registry.repositories.items()
+        if isinstance(each, RemoteRepository) and each.proofs is not None
+    }
+    if not proving:
+        return None
+    # Nobody's password here, mistyped, may go upstream, nor one upstream's to another.
+    others = settings.auth.htpasswd or settings.robot or settings.issuer or len(proving) > 1
+    return Visitors(proving, "" if others else next(iter(proving)), reactor, slowing)
 
 
 def images_named(registry: Registry, name: str) -> Sequence[ImageName]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 from attrs import define, field
 
+from artifactd.catalog.proofs import SQLiteProofs
 from artifactd.catalog.repair import Holder
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
@@ -22,7 +24,10 @@ from artifactd.registry.counters import Counters, RepositoryCounters
 from artifactd.registry.eviction import Eviction, EvictionRules
 from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
+from artifactd.registry.marks import Marks
 from artifactd.registry.parts import Parts
+from artifactd.registry.proof_memory import ProofMemory, ProofRules
+from artifactd.registry.proofs import AccessProofs
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.remote import NameRules, RemoteRepository
 from artifactd.registry.remote_blobs import RemoteBlobs
@@ -30,12 +35,16 @@ from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests, TagRules
 from artifactd.registry.stored import Stored
 from artifactd.startup import StartError
+from artifactd.storage.private import PrivateFile
 from artifactd.storage.threads import RunInThread
+from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.tls import Trust
 from artifactd.upstream.transport import Transport, TransportSettings
 from artifactd.wiring_limits import manifest_bounds
+
+_KEY = 32  # bytes
 
 
 @define(eq=False)
@@ -55,16 +64,19 @@ class RemoteWiring:
     fills: Fills
     accesses: Accesses
     counters: Counters
+    folder: Path
     evictions: list[Eviction] = field(factory=list, init=False)
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
+    _proof_key: bytes = field(default=b"", init=False, repr=False)
 
     def repository(self, name: str, settings: RemoteSettings) -> RemoteRepository:
         """
         The repository ``name``.
 
-        :raises StartError: if the environment names a proxy that can't be used.
+        :raises StartError: if the environment names a proxy that can't be used, or the key of
+            proofs can't be.
         """
         counters = self.counters.of(name)
         upstream = self._upstream(name, settings, counters)
@@ -93,7 +105,8 @@ class RemoteWiring:
         self.evictions.append(self._eviction(name, settings, counters))
         names = self._names(name, settings)
         blobs = self._blobs(upstream, settings, counters)
-        self._repositories[name] = RemoteRepository(name, names, blobs, manifests, lists)
+        proofs = self._proofs(name, settings, counters) if settings.proof_of_access else None
+        self._repositories[name] = RemoteRepository(name, names, blobs, manifests, lists, proofs)
         return self._repositories[name]
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
@@ -114,9 +127,7 @@ class RemoteWiring:
         for transport in self._transports:
             await transport.close()
 
-    def _upstream(
-        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
-    ) -> RegistryUpstream:
+    def _transport(self, settings: RemoteSettings) -> Transport:
         transport = Transport.make(
             self.reactor,
             TransportSettings(
@@ -128,10 +139,37 @@ class RemoteWiring:
             os.environ,
         )
         self._transports.append(transport)
+        return transport
+
+    def _proofs(
+        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> AccessProofs:
+        if not self._proof_key:
+            self._proof_key = proof_key(self.folder)
+        access = RegistryAccess(
+            name,
+            str(settings.upstream),
+            self._transport(settings),
+            self.reactor,
+            counters,
+            auth_hosts=map(str, settings.auth_hosts),
+            retries=settings.retries,
+        )
+        rules = ProofRules(settings.proof_lifetime, settings.negative_freshness, settings.offline)
+        return AccessProofs(
+            Marks(self._proof_key, name, str(settings.upstream)),
+            access,
+            ProofMemory(SQLiteProofs(self.catalog.database), rules, self.reactor),
+            self.catalog,
+        )
+
+    def _upstream(
+        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> RegistryUpstream:
         return RegistryUpstream(
             name=name,
             url=str(settings.upstream),
-            transport=transport,
+            transport=self._transport(settings),
             clock=self.reactor,
             watch=counters,
             credentials=lambda: _credentials(settings, os.environ),
@@ -169,6 +207,24 @@ class RemoteWiring:
     def _names(self, name: str, settings: RemoteSettings) -> NameRules:
         local_only = self.settings.default.local_only
         return NameRules(settings.allow, settings.deny, local_only, str(settings.library))
+
+
+def proof_key(folder: Path) -> bytes:
+    """
+    The key of the data folder's proofs of access, made where there is none.  Blocks.
+
+    :raises StartError: if it can't be read or made.
+    """
+    file = PrivateFile(folder, "proofs.key")
+    try:
+        found, _ = file.update(lambda before: token_bytes(_KEY) if before is None else None)
+    except OSError as error:
+        raise StartError(f"the key of proofs of access, {file.path}, can't be used: {error}") from (
+            error
+        )
+    if len(found) != _KEY:
+        raise StartError(f"{file.path} is damaged: remove it, and everybody proves again")
+    return found
 
 
 def check_ca_files(settings: Settings) -> None:

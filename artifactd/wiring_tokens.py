@@ -27,6 +27,7 @@ from artifactd.auth.jwks import LIMIT
 from artifactd.auth.keys import Keys, Run
 from artifactd.auth.token_service import Resolve, TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
+from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings
 from artifactd.config_tokens import IssuerSettings
 from artifactd.oci.patterns import Patterns
@@ -61,11 +62,13 @@ class TokensWiring:
     _directory: AccountDirectory
     _transports: list[Transport] = field(factory=list)
 
-    def service(self, logins: Logins, rules: Rules, resolve: Resolve) -> TokenService | None:
+    def service(
+        self, logins: Logins, rules: Rules, resolve: Resolve, visitors: Visitors | None = None
+    ) -> TokenService | None:
         """The token service, unless it is off."""
         if self.tokens is None:
             return None
-        return TokenService(logins, self._directory, rules, resolve, self.tokens)
+        return TokenService(logins, self._directory, rules, resolve, self.tokens, visitors)
 
     async def close(self) -> None:
         """Break off what is fetched, and close the connections."""

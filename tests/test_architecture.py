@@ -18,10 +18,10 @@ ROOMS = {
     "storage": ("oci", "startup"),
     "catalog": ("oci", "startup"),
     "upstream": ("oci", "startup"),
-    "auth": ("oci", "startup", "flights", "storage.threads"),
+    "auth": ("oci", "startup", "flights", "presented", "storage.threads"),
     # Endpoints know nothing of what is served through them: whatever Twisted listens for could.
     "tls": ("oci", "startup"),
-    "registry": ("oci", "startup", "flights", "storage", "catalog", "upstream"),
+    "registry": ("oci", "startup", "flights", "presented", "storage", "catalog", "upstream"),
     # Of the stores only what passes through the registry: open blobs, records, preconditions.
     "web": (
         "oci",
@@ -67,6 +67,7 @@ ROOMS = {
     "flights": (),
     "mirror_config": ("config", "config_remote", "startup"),
     "options": ("config",),
+    "presented": (),
     "quantity": (),
     "startup": (),
     "__init__": (),

@@ -15,6 +15,7 @@ from artifactd.auth.accounts import Directory
 from artifactd.auth.identity import Caller, Identity
 from artifactd.auth.signed import invalid, is_token, read_header, read_source
 from artifactd.oci.errors import Unauthorized
+from artifactd.presented import Presented
 
 CACHED = 4096
 """Tokens whose signatures are not verified again."""
@@ -30,6 +31,7 @@ class Opened:
     :ivar fingerprint: of the account then; empty: it had none.
     :ivar until: when it ends, in seconds since 1970.
     :ivar kid: of the key that it is signed with.
+    :ivar presented: the upstream's credential that it was given for, without the password.
     """
 
     identity: Identity
@@ -37,6 +39,7 @@ class Opened:
     fingerprint: str = field(repr=False)
     until: float
     kid: str
+    presented: Presented | None = None
 
 
 class TokenSource(Protocol):
@@ -117,7 +120,7 @@ class BearerTokens:
             raise invalid("the account that it was given to is no more")
         if account.fingerprint != opened.fingerprint:
             raise invalid("the password has changed since it was given")
-        return Caller(account.identity, opened.scopes)
+        return Caller(account.identity, opened.scopes, opened.presented)
 
     async def _check_again(self, digest: bytes, source: TokenSource, opened: Opened) -> None:
         if self.now() >= opened.until:

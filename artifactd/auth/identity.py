@@ -8,6 +8,7 @@ from enum import StrEnum
 from attrs import field, frozen
 
 from artifactd.auth.access import Action
+from artifactd.presented import Presented
 
 
 class Kind(StrEnum):
@@ -18,6 +19,7 @@ class Kind(StrEnum):
     ROBOT = "robot"  # of the settings
     CERTIFICATE = "certificate"  # a client certificate
     ISSUER = "issuer"  # a token of another issuer, such as a CI system's
+    UPSTREAM = "upstream"  # a login that an upstream knows
 
 
 @frozen
@@ -26,7 +28,8 @@ class Identity:
     Somebody who asks; :data:`ANONYMOUS` where nothing tells who.
 
     :ivar name: of the user or robot; of a certificate its subject's common name; of another
-        issuer's token ``<issuer>/<subject>``, the issuer by its name in the settings.
+        issuer's token ``<issuer>/<subject>``, the issuer by its name in the settings; of an
+        upstream's user ``<repository>/<user>``.
     :ivar groups: the groups of the settings that it is in.
     :ivar claims: what another issuer's token says of it, as text.
     """
@@ -54,7 +57,9 @@ class Caller:
     :ivar scopes: by the names of images, as the token has them, the actions that the token is for;
         ``None`` where there is no such limit: then only the access rules count.  The name ``*`` is
         the catalog (``registry:catalog:*``).
+    :ivar presented: the upstream's credential that it was logged in with, if it was one.
     """
 
     identity: Identity = ANONYMOUS
     scopes: Mapping[str, frozenset[Action]] | None = field(default=None, hash=False)
+    presented: Presented | None = None

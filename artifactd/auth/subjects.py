@@ -13,7 +13,7 @@ from artifactd.oci.patterns import Patterns
 
 Matcher = Callable[[Identity], bool]
 
-_NAMED = ("user", "group", "robot", "certificate", "issuer")
+_NAMED = ("user", "group", "robot", "certificate", "issuer", "upstream")
 _CLAIM = re.compile(r"(?P<name>[^\s=&]+)=(?P<pattern>[^\s&]+)")
 
 
@@ -35,10 +35,11 @@ class Subject(str):
     One of these; where it has a pattern, ``*`` stands for any characters, slashes too:
 
     * ``anonymous``: anybody, logged in or not, for whoever is logged in could as well not be;
-    * ``authenticated``: anybody who is logged in;
+    * ``authenticated``: anybody who is logged in, but for those whom an upstream knows;
     * ``user:<pattern>``: users of the htpasswd file;
     * ``group:<name>``, ``robot:<pattern>``: of the settings;
     * ``certificate:<pattern>``: client certificates by their common name;
+    * ``upstream:<repository>/<pattern>``: users of the upstream of a repository;
     * ``issuer:<name>``: whoever has a token of that issuer;
     * ``claim:<issuer>:<claim>=<pattern>``, perhaps with more ``&<claim>=<pattern>``: whoever has a
       token of that issuer with all these claims.
@@ -86,7 +87,8 @@ class Subject(str):
             case "anonymous":
                 return lambda identity: True
             case "authenticated":
-                return lambda identity: identity.kind is not Kind.ANONYMOUS
+                # Anybody may have an account at an upstream.
+                return lambda identity: identity.kind not in (Kind.ANONYMOUS, Kind.UPSTREAM)
             case "group":
                 group = self.name
                 return lambda identity: group in identity.groups

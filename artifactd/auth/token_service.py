@@ -13,8 +13,10 @@ from artifactd.auth.interfaces import Logins, Rules
 from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope, parse_scopes
 from artifactd.auth.signed import invalid
 from artifactd.auth.tokens import Tokens
-from artifactd.oci.errors import NameInvalid, QueryInvalid, Unauthorized
+from artifactd.auth.visitors import Visitors, caller_of
+from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
 from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.presented import Presented
 
 MOST_SCOPES = 100
 """Scopes that one token may be asked for."""
@@ -70,6 +72,7 @@ class TokenService:
     (registry-auth-token, "Requesting a Token").  ``docker login`` asks for such a one.
 
     :param resolve: what names in scopes mean.
+    :param visitors: who logs in with an upstream's credential; ``None``: nobody does.
     """
 
     logins: Logins
@@ -77,6 +80,7 @@ class TokenService:
     rules: Rules
     resolve: Resolve
     tokens: Tokens
+    visitors: Visitors | None = None
 
     async def for_login(self, name: str, password: str, address: str, asked: Asked) -> Granted:
         """
@@ -86,9 +90,8 @@ class TokenService:
         :raises QueryInvalid: if ``asked`` is for another service, or for too much.
         """
         self._check(asked)
-        return await self.for_caller(
-            Caller(await self.logins.log_in(name, password, address)), asked
-        )
+        caller = await caller_of(self.logins, self.visitors, name, password, address)
+        return await self.for_caller(caller, asked)
 
     async def for_caller(self, caller: Caller, asked: Asked) -> Granted:
         """
@@ -96,6 +99,8 @@ class TokenService:
 
         :raises Unauthorized: if it is by a token of this service, which is not for getting others.
         :raises QueryInvalid: as :meth:`for_login`.
+        :raises BadGateway: if it is by an upstream's credential, and the upstream can be asked for
+            nothing of what is wanted.
         """
         self._check(asked)
         if caller.scopes is not None:
@@ -103,7 +108,9 @@ class TokenService:
         account = await self.accounts.current(caller.identity)
         if account is None:
             raise Unauthorized("the account has gone this very moment: log in again")
-        granted = await self._grant(account, asked)
+        if caller.presented is not None and self.visitors is not None:
+            await self._prove(self.visitors, account.identity, caller.presented, asked)
+        granted = await self._grant(account, asked, caller.presented)
         if asked.offline and account.fingerprint:
             # Others come with something that ends, and a refresh token would outlive it.
             refresh_token = await self.tokens.issue_refresh(account)
@@ -134,9 +141,37 @@ class TokenService:
         if sum(len(text.split()) for text in asked.scopes) > MOST_SCOPES:
             raise QueryInvalid(f"ask for at most {MOST_SCOPES} scopes at once")
 
-    async def _grant(self, account: Account, asked: Asked) -> Granted:
+    async def _prove(
+        self, visitors: Visitors, identity: Identity, presented: Presented, asked: Asked
+    ) -> None:
+        """
+        Let the upstream say now what may be had with the credential: the token that comes of it
+        tells no password that the upstream could be asked with later.  What it refuses, whoever
+        brings the token is told.
+        """
+        upstream = visitors.upstreams[presented.repository]
+        proved, unasked = False, None
+        for scope in parse_scopes(asked.scopes):
+            if scope.type != REPOSITORY or Action.PULL not in scope.wanted:
+                continue
+            for image in self._meant(scope.name):
+                if image.repository != presented.repository:
+                    continue
+                if Action.PULL not in self.rules.granted(identity, image):
+                    continue
+                try:
+                    await upstream.prove(image, presented)
+                    proved = True
+                except BadGateway as error:
+                    unasked = error
+        if unasked is not None and not proved:
+            raise unasked
+
+    async def _grant(
+        self, account: Account, asked: Asked, presented: Presented | None = None
+    ) -> Granted:
         granted = list(self._granted(account.identity, asked.scopes))
-        issued = await self.tokens.issue(account, granted)
+        issued = await self.tokens.issue(account, granted, presented)
         scope = " ".join(map(str, granted))
         return Granted(issued.text, issued.expires_in, issued.issued_at, scope)
 
@@ -159,9 +194,12 @@ class TokenService:
         What may be done to some image that ``name`` may mean.  Which of them a request is about,
         the gate decides then, and asks the rules again.
         """
+        granted = [self.rules.granted(identity, image) for image in self._meant(name)]
+        return frozenset[Action]().union(*granted)
+
+    def _meant(self, name: str) -> Sequence[ImageName]:
         try:
             RepositoryName.parse(name)
         except NameInvalid:
-            return frozenset()  # of another registry: "registry.example:5000/team/app"
-        granted = [self.rules.granted(identity, image) for image in self.resolve(name)]
-        return frozenset[Action]().union(*granted)
+            return ()  # of another registry: "registry.example:5000/team/app"
+        return self.resolve(name)

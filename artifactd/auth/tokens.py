@@ -21,6 +21,7 @@ from artifactd.auth.keys import Keys
 from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope
 from artifactd.auth.signed import LIMIT, check_times, invalid, read_header, sign, verify
 from artifactd.oci.errors import QueryInvalid
+from artifactd.presented import Presented
 
 ISSUER = "artifactd"
 """The ``iss`` of its own tokens; other issuers' are URLs, or whatever the settings call them."""
@@ -37,6 +38,18 @@ class _Access(msgspec.Struct, frozen=True):
     actions: list[str]
 
 
+class _Shown(msgspec.Struct, frozen=True):
+    """
+    An upstream's credential that a token was given for, without the password.
+
+    :ivar mark: in hexadecimal digits; as of :class:`Presented`.
+    """
+
+    repository: str
+    user: str
+    mark: str
+
+
 class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
     registry-auth-jwt, "Claim Set", and what it takes to know the subject again.
@@ -44,6 +57,7 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     :ivar kind: of the subject.
     :ivar pwd: the fingerprint of the account.
     :ivar claims: of another issuer's token that this one was given for.
+    :ivar shown: of a login with an upstream's credential.
     """
 
     iss: str
@@ -57,6 +71,7 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     access: list[_Access] | msgspec.UnsetType = msgspec.UNSET
     pwd: str = ""
     claims: dict[str, str] = msgspec.field(default_factory=dict)
+    shown: _Shown | None = None
 
 
 @frozen
@@ -95,14 +110,17 @@ class Tokens:
     now: Callable[[], float]
     sessions: Mapping[str, float] = field(factory=dict)
 
-    async def issue(self, account: Account, granted: Sequence[Scope]) -> Issued:
+    async def issue(
+        self, account: Account, granted: Sequence[Scope], presented: Presented | None = None
+    ) -> Issued:
         """
         An access token for ``granted``, which may be nothing.
 
+        :param presented: the upstream's credential that was logged in with; the token has its mark.
         :raises QueryInvalid: if it is more than a token can hold.
         """
         access = [_Access(each.type, each.name, list(each.actions)) for each in granted]
-        claims = self._claims(account, self._lifetime(account), access)
+        claims = self._claims(account, self._lifetime(account), access, presented)
         text = await self._sign(claims, _ACCESS)
         if len(text) > LIMIT:
             raise QueryInvalid("the token would be too large: ask for fewer scopes at once")
@@ -132,7 +150,11 @@ class Tokens:
         return self.sessions.get(identity.name.partition("/")[0], self.lifetime)
 
     def _claims(
-        self, account: Account, lifetime: float, access: list[_Access] | None = None
+        self,
+        account: Account,
+        lifetime: float,
+        access: list[_Access] | None = None,
+        presented: Presented | None = None,
     ) -> _Claims:
         identity, issued = account.identity, int(self.now())
         return _Claims(
@@ -147,6 +169,9 @@ class Tokens:
             access=msgspec.UNSET if access is None else access,
             pwd=account.fingerprint,
             claims=dict(identity.claims),
+            shown=None
+            if presented is None
+            else _Shown(presented.repository, presented.user, presented.mark.hex()),
         )
 
     async def _sign(self, claims: _Claims, typ: str) -> str:
@@ -170,7 +195,14 @@ class Tokens:
             fingerprint=claims.pwd,
             until=claims.exp + self.leeway,
             kid=header.kid,
+            presented=_presented(claims.shown),
         )
+
+
+def _presented(shown: _Shown | None) -> Presented | None:
+    if shown is None:
+        return None
+    return Presented(shown.repository, shown.user, bytes.fromhex(shown.mark))
 
 
 def _scopes(access: Sequence[_Access]) -> Mapping[str, frozenset[Action]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from attrs import frozen
 
@@ -59,13 +59,22 @@ async def listed_images(catalog: Catalog, names: Names, after: str, limit: int) 
 
 
 async def listed_where(
-    catalog: Catalog, names: Names, after: str, limit: int, shown: Callable[[ImageName], bool]
+    catalog: Catalog,
+    names: Names,
+    after: str,
+    limit: int,
+    choose: Callable[[Sequence[ImageName]], Awaitable[Collection[ImageName]]],
 ) -> list[str]:
-    """As :func:`listed_images`, of those that are ``shown``; goes on until there are enough."""
+    """
+    As :func:`listed_images`, of those only that ``choose`` leaves of any images; goes on until
+    there are enough.
+    """
     found: list[str] = []
     while len(found) < limit:
         batch = await listed_images(catalog, names, after, _BATCH)
-        found += [name for name in batch if shown(names.resolve(RepositoryName(name)))]
+        images = [names.resolve(RepositoryName(name)) for name in batch]
+        chosen = await choose(images)
+        found += [name for name, image in zip(batch, images, strict=True) if image in chosen]
         if len(batch) < _BATCH:
             break
         after = batch[-1]

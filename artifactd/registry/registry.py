@@ -16,6 +16,7 @@ from artifactd.registry.found import ManifestFound, Readable
 from artifactd.registry.listing import listed_images, listed_where
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.names import Names
+from artifactd.registry.proofs import NOBODY, Asker
 from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.stored import Lost, Stored
 from artifactd.registry.unprefixed import Unprefixed
@@ -65,6 +66,12 @@ class Target:
         """It for somebody who may pull none of :attr:`candidates` but ``images``."""
         if isinstance(self.readable, Unprefixed):
             return evolve(self, readable=self.readable.limited_to(self.image, images))
+        return self
+
+    def asked_by(self, asker: Asker) -> Target:
+        """It for ``asker``, of whom some upstreams' images want a proof."""
+        if isinstance(self.readable, Unprefixed | RemoteRepository):
+            return evolve(self, readable=self.readable.asked_by(asker))
         return self
 
     @property
@@ -169,6 +176,7 @@ class Registry:
         digest: Digest,
         source: str | None,
         permitted: Callable[[ImageName], bool] | None = None,
+        asker: Asker = NOBODY,
     ) -> bool:
         """
         end-11: let ``image`` hold a blob that the image named ``source`` holds; without a name,
@@ -177,6 +185,7 @@ class Registry:
 
         :param permitted: which images the blob may come from; then only from one that is named.
             ``None``: from each.
+        :param asker: who wants it: an image of which a proof is wanted lends nothing without.
         :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
         """
         try:
@@ -187,7 +196,7 @@ class Registry:
             return False
         if holder is not None:
             lender = self.repositories[holder.repository]
-            if isinstance(lender, RemoteRepository) and not lender.rules.permit(holder.image):
+            if isinstance(lender, RemoteRepository) and not await lender.lends(holder, asker):
                 return False
         quota = self.uploads.limits.quotas.get(image.repository, 0)
         return await self.catalog.mount_blob(image, digest, holder, quota) is not None
@@ -212,13 +221,39 @@ class Registry:
         return manifest
 
     async def images(
-        self, after: str, limit: int, shown: Callable[[ImageName], bool] | None = None
+        self,
+        after: str,
+        limit: int,
+        shown: Callable[[ImageName], bool] | None = None,
+        asker: Asker = NOBODY,
     ) -> list[str]:
         """
         At most ``limit`` images' listed names behind ``after``, in ASCII order, each once.
 
         :param shown: which images are; ``None``: all.
+        :param asker: who reads it: images of which a proof is wanted are shown with it only.
         """
         if shown is None:
             return await listed_images(self.catalog, self.names, after, limit)
-        return await listed_where(self.catalog, self.names, after, limit, shown)
+
+        async def choose(images: Sequence[ImageName]) -> set[ImageName]:
+            return await self._proved(list(filter(shown, images)), asker)
+
+        return await listed_where(self.catalog, self.names, after, limit, choose)
+
+    async def _proved(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
+        proved = set(images)
+        for name, repository in self.repositories.items():
+            if isinstance(repository, RemoteRepository) and repository.proofs is not None:
+                its = {image for image in images if image.repository == name}
+                if its:
+                    proved -= its - await repository.proofs.proved(its, asker)
+        return proved
+
+    def for_operator(self) -> Registry:
+        """It for whoever has the data folder and the upstreams' credentials himself."""
+        repositories = {
+            name: evolve(each, proofs=None) if isinstance(each, RemoteRepository) else each
+            for name, each in self.repositories.items()
+        }
+        return evolve(self, repositories=repositories, unprefixed=self.unprefixed.for_operator())

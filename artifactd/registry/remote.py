@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied
@@ -16,6 +16,7 @@ from artifactd.registry.found import (
     ReferrersFound,
     TagsFound,
 )
+from artifactd.registry.proofs import NOBODY, AccessProofs, Asker
 from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests
@@ -57,6 +58,8 @@ class RemoteRepository:
     (:class:`artifactd.registry.found.Readable`).
 
     :ivar name: as configured.
+    :ivar proofs: where nobody is served whom the upstream itself would not serve.
+    :ivar asker: who is served.
     """
 
     name: str
@@ -64,27 +67,54 @@ class RemoteRepository:
     blobs: RemoteBlobs
     manifests: RemoteManifests
     lists: RemoteLists
+    proofs: AccessProofs | None = None
+    asker: Asker = NOBODY
+
+    def asked_by(self, asker: Asker) -> RemoteRepository:
+        """It for ``asker``."""
+        return self if self.proofs is None else evolve(self, asker=asker)
+
+    async def lends(self, image: ImageName, asker: Asker) -> bool:
+        """Whether ``asker`` may mount blobs of ``image`` elsewhere."""
+        if not self.rules.permit(image.image):
+            return False
+        return self.proofs is None or await self.proofs.allows(image, asker)
+
+    async def require_proof(self, image: ImageName) -> None:
+        """:raises NoProof: as :meth:`AccessProofs.require`, where proofs are wanted."""
+        if self.proofs is not None:
+            await self.proofs.require(image, self.asker)
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """end-3.  :raises Denied: if the settings don't allow that image."""
+        """
+        end-3.
+
+        :raises Denied: if the settings don't allow that image.
+        :raises NoProof: if the upstream does not let the asker have it.
+        """
         self._check(image)
+        if self.proofs is not None:
+            await self.proofs.require(image, self.asker, reference)
         return await self.manifests.get(image, reference)
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """end-2.  :raises Denied: as :meth:`manifest`."""
+        """end-2.  :raises Denied, NoProof: as :meth:`manifest`."""
         self._check(image)
+        await self.require_proof(image)
         return await self.blobs.get(image, digest, wanted)
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """end-8.  :raises Denied: as :meth:`manifest`."""
+        """end-8.  :raises Denied, NoProof: as :meth:`manifest`."""
         self._check(image)
+        await self.require_proof(image)
         return await self.lists.tags(image, wanted)
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """end-12.  :raises Denied: as :meth:`manifest`."""
+        """end-12.  :raises Denied, NoProof: as :meth:`manifest`."""
         self._check(image)
+        await self.require_proof(image)
         return await self.lists.referrers(image, subject, artifact_type, wanted)
 
     async def refetch(self, image: ImageName, digest: Digest, *, manifest: bool) -> None:

@@ -6,7 +6,7 @@ A registry and a mirror share these names; the rules here keep them from hurting
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from attrs import evolve, field, frozen
 
@@ -14,8 +14,8 @@ from artifactd.catalog.interfaces import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
-from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.name import ImageName, Reference
+from artifactd.registry.adoption import Adoption
 from artifactd.registry.found import (
     BlobFound,
     BlobWanted,
@@ -26,6 +26,7 @@ from artifactd.registry.found import (
 )
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.promises import Promises
+from artifactd.registry.proofs import Asker
 from artifactd.registry.referrers import index_of
 from artifactd.registry.remote import RemoteRepository
 from artifactd.upstream.errors import Missing
@@ -89,6 +90,20 @@ class Unprefixed:
             hidden=self.local is not None and image not in permitted,
         )
 
+    def asked_by(self, asker: Asker) -> Unprefixed:
+        """It for ``asker``."""
+        if all(upstream.repository.proofs is None for upstream in self.remotes):
+            return self
+        return self._with(lambda repository: repository.asked_by(asker))
+
+    def for_operator(self) -> Unprefixed:
+        """It without any proof."""
+        return self._with(lambda repository: evolve(repository, proofs=None))
+
+    def _with(self, change: Callable[[RemoteRepository], RemoteRepository]) -> Unprefixed:
+        remotes = [evolve(each, repository=change(each.repository)) for each in self.remotes]
+        return evolve(self, remotes=remotes)
+
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """
         end-3.  A name that is known here is answered from here.  Otherwise the upstream that has
@@ -105,6 +120,7 @@ class Unprefixed:
                 return ManifestFound(record, image)
             if await self.remote.is_known(image):
                 if self.hidden:
+                    await self._require_proofs(image)
                     raise _nowhere(image, reference)
                 return await self.local.manifest(image, reference)  # raises what it raises
         for upstream in await self._candidates(image.image):
@@ -121,6 +137,7 @@ class Unprefixed:
                 self.promises.give(image, found.record.digest)
                 return found
             return await self.manifest(image, reference)  # of the one that another was told by
+        await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
@@ -131,6 +148,7 @@ class Unprefixed:
                 return await self.local.promised(image, digest, size, wanted)
         upstream = await self._opened(image)
         if upstream is None:
+            await self._require_proofs(image)
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
         found = await upstream.repository.blob(upstream.image(image.image), digest, wanted)
         if wanted.head:
@@ -142,6 +160,7 @@ class Unprefixed:
         upstream = await self._opened(image)
         if upstream is not None:
             return await upstream.repository.tags(upstream.image(image.image), wanted)
+        await self._require_proofs(image)
         if self.local is None or self.hidden:
             raise NameUnknown("no image of that name has been pulled", {"name": image.image})
         return await self.local.tags(image, wanted)
@@ -155,6 +174,7 @@ class Unprefixed:
             return await upstream.repository.referrers(
                 upstream.image(image.image), subject, artifact_type, wanted
             )
+        await self._require_proofs(image)
         if self.local is None or self.hidden:
             return ReferrersFound(index_of([]))
         return await self.local.referrers(image, subject, artifact_type, wanted)
@@ -171,85 +191,28 @@ class Unprefixed:
         upstream = await self._origin(put.image.image)
         if upstream is None or self.local is None:
             return
-        children: dict[Digest, Manifest] = {}
-        manifest = await self._promised(put)
-        if not await self._gather(upstream, put.image, manifest, children):
-            children = {}  # refused for what is missing, with the spec's error
-        for each in (*children.values(), manifest):
-            await self._adopt_blobs(upstream, put.image, each)
-        puts = [ManifestPut(put.image, child, actor=put.actor) for child in children.values()]
-        for wanted in (*puts, put) if puts else ():
-            await self.catalog.check_manifest(evolve(wanted, sparse=True))
-        for wanted in puts:
-            await self.local.put_manifest(wanted)
+        source, repository = upstream.image(put.image.image), upstream.repository
+        if await repository.lends(source, repository.asker):
+            adoption = Adoption(
+                source, repository, self.local, self.catalog, self.remote, self.promises
+            )
+            await adoption.prepare(put)
 
-    async def _promised(self, put: ManifestPut) -> Manifest:
+    async def _require_proofs(self, image: ImageName) -> None:
         """
-        The manifest with those entries that may be adopted: all as long as the name is an
-        upstream's, and what was promised then once it is a local one.
+        Before it is said that nothing of that name is here, unless it is a local one's: whoever
+        would need a proof if it were is told the same in both cases.
+
+        :raises NoProof: if a proof is wanted and there is none.
         """
-        if not await self.remote.is_known(put.image):
-            return put.manifest
-        return evolve(
-            put.manifest,
-            blobs=tuple(b for b in put.manifest.blobs if self._holds(put, b)),
-            children=tuple(c for c in put.manifest.children if self._holds(put, c)),
-        )
-
-    def _holds(self, put: ManifestPut, listed: Descriptor) -> bool:
-        return self.promises.holds(put.image, listed.digest)
-
-    async def _gather(
-        self,
-        upstream: PulledFrom,
-        image: ImageName,
-        manifest: Manifest,
-        found: dict[Digest, Manifest],
-    ) -> bool:
-        """
-        Collect the manifests that an index lists and ``image`` lacks, each behind those that it
-        lists itself; whether all of them could be had.
-        """
-        for listed in manifest.children:
-            digest = listed.digest
-            if digest in found or await self.catalog.manifest(image, digest) is not None:
-                continue
-            child = await self._child(upstream, upstream.image(image.image), listed)
-            if child is None or not await self._gather(upstream, image, child, found):
-                return False
-            found[digest] = child
-        return True
-
-    async def _child(
-        self, upstream: PulledFrom, source: ImageName, listed: Descriptor
-    ) -> Manifest | None:
-        """A manifest as the upstream has it; ``None`` if it can't be had as it is described."""
-        assert self.local is not None
-        try:
-            record = (await upstream.repository.manifest(source, listed.digest)).record
-            content = await self.local.stored.contents.of(listed.digest)
-            child = await self.local.parse(content, record.media_type, listed.digest)
-        except (RegistryError, RuntimeError, OSError):
-            return None
-        fits = (child.media_type, len(child.content)) == (listed.media_type, listed.size)
-        return child if fits else None
-
-    async def _adopt_blobs(
-        self, upstream: PulledFrom, image: ImageName, manifest: Manifest
-    ) -> None:
-        """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
-        source = upstream.image(image.image)
-        quota = 0 if self.local is None else self.local.rules.quota
-        for descriptor in manifest.blobs:
-            digest = descriptor.digest
-            if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
-                continue
-            try:
-                found = await upstream.repository.blobs.whole(source, digest)
-            except RegistryError:
-                continue  # the manifest is refused for what is missing, with the spec's error
-            if found:
-                await self.catalog.mount_blob(image, digest, source, quota)
+        wanting = [u for u in self._permitting(image.image) if u.repository.proofs is not None]
+        if not wanting:
+            return
+        visible = self.local is not None and not self.hidden
+        if visible and await self.remote.is_known(image):
+            return
+        for upstream in wanting:
+            await upstream.repository.require_proof(upstream.image(image.image))
 
     async def _opened(self, image: ImageName) -> PulledFrom | None:
         """The upstream that this name is read from, if it is not a local one's."""

@@ -72,17 +72,26 @@ class RegistryApi:
         :raises UpstreamError: if there is no answer of those expected.
         """
 
-        async def attempt() -> _T:
-            return await take(await self._answer(request))
+        outcome, _ = await self.ask_as(request, take)
+        return outcome
+
+    async def ask_as(
+        self, request: ApiRequest, take: Callable[[HttpResponse], Awaitable[_T]]
+    ) -> tuple[_T, Authorization | None]:
+        """As :meth:`ask`, with what was shown for it."""
+
+        async def attempt() -> tuple[_T, Authorization | None]:
+            sent, response = await self._answer(request)
+            return await take(response), sent
 
         return await self.retries.run(attempt)
 
-    async def _answer(self, request: ApiRequest) -> HttpResponse:
+    async def _answer(self, request: ApiRequest) -> tuple[Authorization | None, HttpResponse]:
         throttle = self._throttles[request.kind]
         throttle.check()
         sent, response = await self._logged_in(request)
         if response.status in request.expected:
-            return response
+            return sent, response
         error = await refusal(response, *_secrets(sent))
         if isinstance(error, Throttled):
             throttle.tell(error)

@@ -34,8 +34,8 @@ from artifactd.upstream.retries import Retries
 from artifactd.upstream.target import Target
 from artifactd.upstream.tokens import Tokens
 
-# No "*/*": some registries convert what they have for whoever would take anything.
-_ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
+# Of manifests.  No "*/*": some registries convert what they have for whoever would take anything.
+ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _LISTS = f"{OCI_INDEX}, application/json"
 _PAGE = 8 << 20  # bytes of a page of a list
 _LENGTH = re.compile(r"[0-9]{1,19}")
@@ -130,7 +130,7 @@ class RegistryUpstream:
     ) -> ApiRequest:
         url = self._at(image, "manifests", str(reference))
         return ApiRequest(
-            Kind.MANIFEST, method, url, image, {"Accept": _ACCEPT, **(headers or {})}, expected
+            Kind.MANIFEST, method, url, image, {"Accept": ACCEPT, **(headers or {})}, expected
         )
 
     # -- blobs

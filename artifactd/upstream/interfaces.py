@@ -11,6 +11,7 @@ from twisted.internet.interfaces import IConsumer
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.name import Reference
+from artifactd.upstream.credentials import Credentials
 
 
 @frozen
@@ -150,6 +151,31 @@ class Upstream(Protocol):
         """
         By how much the freshness of tags is to be stretched, at least 1, as the budget of requests
         that the upstream tells of (``RateLimit-Remaining``) falls (docs/pull-through.md).
+        """
+
+
+class UpstreamAccess(Protocol):
+    """
+    What an upstream lets others have.  Raises as :class:`Upstream`; ``LoginRefused`` with the
+    status 401 or 403 where the credentials are wrong, ``Missing`` where they don't do.
+    """
+
+    async def may_pull(
+        self, image: str, credentials: Credentials | None, known: Reference | None
+    ) -> bool:
+        """
+        Ask for ``image`` with ``credentials`` (``None``: anonymously).
+
+        :param known: what the image is known to have, or is asked for.
+        :returns: whether the credentials were needed for that; else anybody may have it.
+        :raises Missing: if it may not be had so.
+        """
+
+    async def logs_in(self, credentials: Credentials) -> bool:
+        """
+        Show ``credentials`` for no image.
+
+        :returns: whether they were wanted; else nothing is known of them.
         """
 
 

@@ -24,23 +24,26 @@ class Authorization:
     :ivar secrets: the parts of it that nobody else may read.
     :ivar who: as whom that asks, for reasons: ``as user alice``, ``anonymously``.
     :ivar token: the token that it is, if it is one.
+    :ivar user: whose credentials it is, or was given for; ``None``: nobody's.
     """
 
     value: str = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
     who: str
     token: Token | None = None
+    user: str | None = None
 
     @classmethod
     def of_token(cls, token: Token) -> Authorization:
         """RFC 6750, 2.1."""
         who = f"as user {token.user}" if token.user else "anonymously"
-        return cls(f"Bearer {token.text}", (token.text,), who, token)
+        return cls(f"Bearer {token.text}", (token.text,), who, token, token.user)
 
     @classmethod
     def of_credentials(cls, credentials: Credentials) -> Authorization:
         """RFC 7617."""
-        return cls(credentials.basic(), credentials.secrets, f"as user {credentials.username}")
+        user = credentials.username
+        return cls(credentials.basic(), credentials.secrets, f"as user {user}", user=user)
 
 
 @define(eq=False)
@@ -125,7 +128,8 @@ class Login:
         for challenge in challenges:
             realm = challenge.parameters.get("realm")
             if challenge.scheme == "bearer" and realm:
-                scope = challenge.parameters.get("scope") or f"repository:{image}:pull"
+                pull = f"repository:{image}:pull" if image else ""
+                scope = challenge.parameters.get("scope") or pull
                 return TokenRequest(self._realm(realm), challenge.parameters.get("service"), scope)
         # Some say 401 without a challenge when a token has expired.
         return None if challenges else self._wanted.get(image)

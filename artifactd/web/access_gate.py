@@ -12,6 +12,8 @@ from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized
 from artifactd.oci.name import ImageName
+from artifactd.registry.proof_errors import NoProof, ProofWanted
+from artifactd.registry.proofs import Asker
 from artifactd.registry.registry import Registry, Target
 from artifactd.web.challenge import BASIC, Challenge
 from artifactd.web.credentials import Credentials
@@ -58,7 +60,7 @@ class AccessGate:
         if need is Need.IDENTITY:
             # Docker chooses its scheme here, even where it may pull without.  A token of nobody
             # is one.
-            if _nobody(caller) and caller.scopes is None:
+            if _nobody(caller) and caller.scopes is None and caller.presented is None:
                 self._unauthorized(request)
         elif need is Need.CATALOG:
             if caller.scopes is not None and not caller.scopes.get(_CATALOG):
@@ -95,13 +97,13 @@ class AccessGate:
         if action is Action.PULL:
             permitted = self._permitted(request, action, target.candidates, name, scope)
             request.sees_cache = True
-            return target.limited_to(permitted)
+            return target.limited_to(permitted).asked_by(self.asker(request))
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)
         pulled = list(filter(self.may_pull(request, scope), target.candidates))
         request.sees_cache = bool(pulled)
-        return target.limited_to(pulled)
+        return target.limited_to(pulled).asked_by(self.asker(request))
 
     def may_pull(
         self, request: RegistryRequest, name: str | None = None
@@ -114,6 +116,22 @@ class AccessGate:
             return granted and (name is None or _in_scope(caller, Action.PULL, image, name))
 
         return may
+
+    def asker(self, request: RegistryRequest) -> Asker:
+        """As in :class:`Gate`."""
+        return Asker(not _nobody(request.caller), request.caller.presented)
+
+    def unproved(
+        self, request: RegistryRequest, error: NoProof, target: Target, action: Action
+    ) -> NoProof:
+        """As in :class:`Gate`."""
+        request.sees_cache = False
+        if isinstance(error, ProofWanted):
+            scope = str(target.name) if target.namespace is None else str(target.image)
+            error.headers["WWW-Authenticate"] = self.challenge.value(
+                request, (f"repository:{scope}:{_SCOPES[action]}",), error.token_error
+            )
+        return error
 
     def nothing_listed(self, request: RegistryRequest) -> None:
         """As in :class:`Gate`."""

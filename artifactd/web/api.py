@@ -60,7 +60,10 @@ class Api(OwnApi):
         """The images there are, in pages; not in the OCI spec, but in Docker's."""
         wanted = list_wanted(request)
         names = await self.registry.images(
-            wanted.after or "", wanted.limit + 1, self.gate.may_pull(request)
+            wanted.after or "",
+            wanted.limit + 1,
+            self.gate.may_pull(request),
+            self.gate.asker(request),
         )
         if not names:
             self.gate.nothing_listed(request)
@@ -103,7 +106,8 @@ class Api(OwnApi):
             digest = Digest.parse(mount)
             source = parameter(request, "from")
             permitted = self.gate.may_pull(request, source or "")
-            if await self.registry.mount(target.pushed, digest, source, permitted):
+            asker = self.gate.asker(request)
+            if await self.registry.mount(target.pushed, digest, source, permitted, asker):
                 return Answer(201, blob_headers(target, digest))
         elif parameter(request, "digest") is not None:
             return await self._push(request, target)

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from artifactd.auth.identity import Caller
 from artifactd.auth.interfaces import Logins, TokenCheck
+from artifactd.auth.visitors import Visitors, caller_of
 from artifactd.oci.errors import Unauthorized, Unsupported
 from artifactd.web.certificate import certified
 from artifactd.web.request import RegistryRequest
@@ -29,10 +30,12 @@ class Credentials:
     Turns them into a :class:`Caller`.
 
     :ivar tokens: ``None``: Bearer tokens count for nothing here.
+    :ivar visitors: who logs in with an upstream's credential; ``None``: nobody does.
     """
 
     logins: Logins
     tokens: TokenCheck | None = None
+    visitors: Visitors | None = None
 
     async def caller(self, request: RegistryRequest) -> Caller:
         """
@@ -42,6 +45,7 @@ class Credentials:
         :raises AmbiguousCredentials: if it says so twice.
         :raises Unauthorized: if what it says is malformed, or not so.
         :raises TooManyRequests: as ``Logins.log_in``.
+        :raises BadGateway: as ``Visitors.log_in``.
         """
         values = request.requestHeaders.getRawHeaders(b"Authorization")
         if not values:
@@ -53,9 +57,9 @@ class Credentials:
         if scheme.lower() == b"basic":
             name, password = user_and_password(given)
             request.claimed = name
-            identity = await self.logins.log_in(name, password, request.address)
+            caller = await caller_of(self.logins, self.visitors, name, password, request.address)
             request.claimed = ""
-            return Caller(identity)
+            return caller
         if scheme.lower() == b"bearer" and self.tokens is not None:
             return await self.tokens.verify(_token(given))
         raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")

@@ -16,6 +16,8 @@ from attrs import frozen
 from artifactd.auth.access import Action
 from artifactd.oci.errors import Denied, Unsupported
 from artifactd.oci.name import ImageName
+from artifactd.registry.proof_errors import NoProof
+from artifactd.registry.proofs import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target
 from artifactd.web.forwarded import is_local
 from artifactd.web.request import RegistryRequest
@@ -79,6 +81,14 @@ class Gate(Protocol):
             token; ``None``: the scopes don't count, since a list is of images nobody has named.
         """
 
+    def asker(self, request: RegistryRequest) -> Asker:
+        """Whom the proofs of access that some images want are asked of."""
+
+    def unproved(
+        self, request: RegistryRequest, error: NoProof, target: Target, action: Action
+    ) -> NoProof:
+        """``error`` as the caller reads it who has no proof of access, with the challenge."""
+
     def nothing_listed(self, request: RegistryRequest) -> None:
         """
         An empty list is due.
@@ -132,6 +142,16 @@ class LoopbackGate:
 
     def may_pull(self, request: RegistryRequest, name: str | None = None) -> None:
         """Everything."""
+
+    def asker(self, request: RegistryRequest) -> Asker:
+        """Nobody is known."""
+        return NOBODY
+
+    def unproved(
+        self, request: RegistryRequest, error: NoProof, target: Target, action: Action
+    ) -> NoProof:
+        """Not where there is no authentication: proofs are some."""
+        return error
 
     def nothing_listed(self, request: RegistryRequest) -> None:
         """There is nobody to become."""

@@ -17,6 +17,7 @@ from werkzeug.routing import BaseConverter
 
 from artifactd.auth.access import Action
 from artifactd.oci.errors import NameInvalid, Unsupported
+from artifactd.registry.proof_errors import NoProof
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
@@ -110,7 +111,11 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
             if asked.namespace is not None:
                 # Of this request alone: an error may be that of others too, who asked without.
                 request.responseHeaders.setRawHeaders("OCI-Namespace", [asked.namespace])
-            return await handler(self, request, target, **asked.parts)
+            try:
+                return await handler(self, request, target, **asked.parts)
+            except NoProof as error:
+                asked.admitted = False
+                raise self.gate.unproved(request, error, target, needs) from None
 
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
             namespace = mirrored_registry(request) if needs is Action.PULL else None
@@ -118,7 +123,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
             try:
                 answered = await decided(self, request, asked)
             except Exception as error:
-                if not asked.admitted:
+                if not asked.image:
                     asked.image = self.registry.named(asked.name, namespace)
                 self.audit.failed(request, asked, error)
                 raise

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.proofs import SQLiteProofs
+from artifactd.catalog.sqlite import SQLiteCatalog
 from tests.catalog import fixture
 from tests.contracts import (
     catalog,
@@ -9,6 +12,7 @@ from tests.contracts import (
     catalog_garbage,
     catalog_listings,
     catalog_manifests,
+    catalog_proofs,
     catalog_remote,
     catalog_remote_blobs,
     catalog_remote_eviction,
@@ -104,6 +108,12 @@ class PurgeTests(fixture.SQLiteRemoteTestCase, catalog_remote_purge.PurgeContrac
 
 class UsageTests(fixture.SQLiteCatalogTestCase, catalog_usage.UsageContract):
     pass
+
+
+class ProofTests(fixture.SQLiteCatalogTestCase, catalog_proofs.ProofContract):
+    def open_proofs(self, catalog: Catalog) -> SQLiteProofs:
+        assert isinstance(catalog, SQLiteCatalog)
+        return SQLiteProofs(catalog.database)
 
 
 class LeaseTests(fixture.SQLiteGarbageTestCase, catalog_garbage.LeaseContract):

@@ -48,11 +48,11 @@ class Upstream:
         registry = await DockerRegistry.start(test)
         manifests, configs = {}, {}
         for architecture in _ARCHITECTURES:
-            layer = _layer("hello", program(architecture, SAYS))
-            config = _config(architecture, layer)
+            layer = layer_bytes("hello", program(architecture, SAYS))
+            config = config_bytes(architecture, layer)
             for blob in (config, layer):
                 await registry.push_blob(NAME, blob)
-            manifests[architecture] = _manifest(config, layer)
+            manifests[architecture] = manifest_bytes(config, layer)
             configs[architecture] = Digest.of(config)
         native = native_architecture()
         for architecture in (*_ARCHITECTURES, native):  # the last one keeps the tag
@@ -64,12 +64,12 @@ class Upstream:
 
     async def add_layer(self, tag: str, size: int) -> Digest:
         """Let ``tag`` be an image with ``size`` bytes more in a second layer; its digest."""
-        first = _layer("hello", program(native_architecture(), SAYS))
-        large = _layer("large", os.urandom(size))
-        config = _config(native_architecture(), first, large)
+        first = layer_bytes("hello", program(native_architecture(), SAYS))
+        large = layer_bytes("large", os.urandom(size))
+        config = config_bytes(native_architecture(), first, large)
         for blob in (config, large):
             await self.registry.push_blob(NAME, blob)
-        manifest = _manifest(config, first, large)
+        manifest = manifest_bytes(config, first, large)
         await self.registry.push_manifest(NAME, tag, manifest, OCI_MANIFEST)
         return Digest.of(large)
 
@@ -90,7 +90,7 @@ class Upstream:
         test.assertEqual([asked for asked in data if "authorization" in asked.headers], [])
 
 
-def _layer(name: str, content: bytes) -> bytes:
+def layer_bytes(name: str, content: bytes) -> bytes:
     """A layer of one file, which may be run."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
@@ -100,7 +100,8 @@ def _layer(name: str, content: bytes) -> bytes:
     return packed.getvalue()
 
 
-def _config(architecture: str, *layers: bytes) -> bytes:
+def config_bytes(architecture: str, *layers: bytes) -> bytes:
+    """The config of an image that runs ``/hello``; its layers are not compressed."""
     digests = [str(Digest.of(layer)) for layer in layers]  # of what is not compressed
     document = {
         "architecture": architecture,
@@ -111,7 +112,8 @@ def _config(architecture: str, *layers: bytes) -> bytes:
     return json.dumps(document).encode()
 
 
-def _manifest(config: bytes, *layers: bytes) -> bytes:
+def manifest_bytes(config: bytes, *layers: bytes) -> bytes:
+    """The manifest of an image with such layers."""
     document = {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,

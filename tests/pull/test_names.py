@@ -188,7 +188,9 @@ class OpenedTests(NamesCase):
             self.assertEqual(answer.header("X-Artifact-Source"), "remote", what)
         tags = await registry.request("GET", "/v2/hello/tags/list")
         self.assertEqual(tags.body, b'{"name":"hello","tags":["latest"]}')
-        blob = await registry.request("GET", f"/v2/hello/{self.reads()['blob']}")
+        path = self.reads()["blob"]
+        await self.filled(registry, Digest.parse(path.rpartition("/")[2]))
+        blob = await registry.request("GET", f"/v2/hello/{path}")
         self.assert_from(blob, "cache", HIT)
 
     async def test_it_opens_no_other_name(self) -> None:

@@ -39,6 +39,7 @@ class Hub:
     :ivar tokens: those given out, and who may log in.
     :ivar realm: where it says that tokens are to be had; ``elsewhere`` is on a host of its own.
     :ivar private: the names for which one has to log in.
+    :ivar readers: of private names, the users that may have them; all, where a name is not in it.
     :ivar challenges: whether it wants tokens at all.
     :ivar answers: how it answers: pages, pulls left, redirects.
     """
@@ -48,6 +49,7 @@ class Hub:
         self.faults = Faults()
         self.tokens = Tokens(clock)
         self.private: set[str] = set()
+        self.readers: dict[str, set[str]] = {}
         self.challenges = True
         self._asked = Requests()
         self._registry = Server(reactor, "127.0.0.1", self._handler("registry"))
@@ -192,6 +194,8 @@ class Hub:
         return False
 
     async def _granted(self, token: Token, name: str) -> bool:
+        if token.user is not None and token.user not in self.readers.get(name, {token.user}):
+            return False
         return granted(token, name, self.private) and await self.backing.knows(name)
 
     def _give_token(self, asked: Asked, reply: Reply) -> None:

@@ -1,0 +1,124 @@
+"""Logging in with an upstream's credential: docs/access.md, "Proof of access"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Protocol
+
+from attrs import evolve
+from twisted.internet.interfaces import IReactorTime
+
+from artifactd.auth.failures import Failures, network
+from artifactd.auth.identity import Caller, Identity, Kind
+from artifactd.auth.interfaces import Logins
+from artifactd.auth.logins import Slowing
+from artifactd.oci.errors import TooManyRequests
+from artifactd.oci.name import ImageName
+from artifactd.presented import Presented
+
+_NAME_LENGTH = 255
+
+
+class AccessProver(Protocol):
+    """One upstream, asked with others' credentials."""
+
+    def present(self, user: str, password: str) -> Presented:
+        """What is shown by who says that he is ``user`` there."""
+
+    async def log_in(self, presented: Presented) -> bool:
+        """
+        Whether the upstream knows it; ``False``: it doesn't say.
+
+        :raises Unauthorized: if it is wrong.
+        :raises BadGateway: if it can't be asked.
+        """
+
+    async def prove(self, image: ImageName, presented: Presented) -> bool:
+        """
+        Whether ``image`` may be had with it; that is remembered.
+
+        :raises Unauthorized, BadGateway: as :meth:`log_in`.
+        """
+
+
+class Visitors:
+    """
+    Those who are no account here, but one of an upstream.
+
+    They log in as ``<repository>/<user>``, so that no password of another upstream, or of an
+    account here, is ever shown to the upstream of ``<repository>``.
+
+    :param upstreams: by the names of their repositories.
+    :param alone: the one that a name without a repository is of; empty: none, since there are
+        several, or other accounts that the name could be of.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, AccessProver],
+        alone: str,
+        clock: IReactorTime,
+        slowing: Slowing,
+    ) -> None:
+        self.upstreams = upstreams
+        self._alone = alone
+        self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
+        self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+
+    def present(self, name: str, password: str, address: str) -> Presented | None:
+        """
+        What a login by Basic shows; ``None`` if it is not one of an upstream's.
+
+        :param address: of the client.
+        """
+        repository, slash, user = name.partition("/")
+        if not slash or repository not in self.upstreams:
+            repository, user = self._alone, name
+        if not repository or not user or not password or len(name) > _NAME_LENGTH:
+            return None
+        presented = self.upstreams[repository].present(user, password)
+        source = network(address)
+        return evolve(presented, failed=partial(self._failed, source, str(presented)))
+
+    async def log_in(self, presented: Presented, address: str) -> Caller:
+        """
+        Who shows that.  Where the upstream doesn't say whether it is right, nobody, who shows it.
+
+        :raises Unauthorized: if it is wrong.
+        :raises BadGateway: if the upstream can't be asked.
+        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``.
+        """
+        source, name = network(address), str(presented)
+        wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
+        if wait > 0:
+            seconds = math.ceil(wait)
+            raise TooManyRequests(
+                f"too many failed logins from {source}: try again in {seconds} s",
+                None,
+                {"Retry-After": str(seconds)},
+            )
+        if not await self.upstreams[presented.repository].log_in(presented):
+            return Caller(presented=presented)
+        self._by_address.subtract(source, self._by_name.forget((source, name)))
+        return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
+
+    def _failed(self, source: str, name: str) -> None:
+        self._by_name.add((source, name))
+        self._by_address.add(source)
+
+
+async def caller_of(
+    logins: Logins, visitors: Visitors | None, name: str, password: str, address: str
+) -> Caller:
+    """
+    Who logs in: an account here, or somebody of an upstream.
+
+    :param address: of the client.
+    :raises Unauthorized, TooManyRequests, BadGateway: as :class:`Logins` and :class:`Visitors`.
+    """
+    presented = None if visitors is None else visitors.present(name, password, address)
+    if visitors is None or presented is None:
+        return Caller(await logins.log_in(name, password, address))
+    return await visitors.log_in(presented, address)

@@ -1,0 +1,182 @@
+"""Proof of access: upstreams that are not as Docker Hub, several, and settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred, gatherResults
+
+from artifactd.config import Settings
+from artifactd.startup import StartError
+from tests.api.served import Served
+from tests.pull.mirrors import side_by_side
+from tests.pull.proving import ABSENT, ANYBODY, APP, PASSWORDS, PUBLIC, ProofCase, as_user
+from tests.upstreams.faulty import Garbage, RedirectTo, Status
+from tests.upstreams.hub import Hub
+
+ALICE, BOB = as_user("docker.io/alice"), as_user("docker.io/bob")
+NAME = f"docker.io/{APP}"
+OURS: dict[str, Any] = {"username": "builder", "password": PASSWORDS["builder"]}
+
+
+class UpstreamTests(ProofCase):
+    async def test_many_layers_at_once_ask_once(self) -> None:
+        registry = self.proving()
+        await self.cached(registry)
+        self.outlive(registry)
+        await registry.service.stopService()
+        registry.service.startService()
+        self.hub.forget_requests()
+        path = f"/v2/{NAME}/blobs/{self.blob}"
+        pulls = [registry.request("GET", path, headers=ALICE) for _ in range(8)]
+        answers = await gatherResults([Deferred.fromCoroutine(pull) for pull in pulls])
+        self.assertEqual({answer.status for answer in answers}, {200})
+        self.assertEqual(self.hub.count("HEAD", "/v2/*/manifests/*"), 2)  # 401, and with the token
+
+    async def test_a_page_that_anybody_gets_is_no_proof(self) -> None:
+        registry = self.proving()
+        await self.cached(registry)
+        self.hub.challenges = False
+        self.hub.images.add_image(ABSENT, "1", b"secret")
+        self.hub.faults.add(Garbage(), on=f"/v2/{ABSENT}/tags/list", times=None)
+        answer = await registry.request("GET", f"/v2/docker.io/{ABSENT}/tags/list")
+        self.assertEqual(answer.status, 401, answer.body)
+
+    async def test_neither_is_where_the_upstream_leads_to(self) -> None:
+        elsewhere = Hub.start(self, self.hub.backing)
+        elsewhere.challenges = False
+        registry = self.proving()
+        await self.cached(registry)
+        self.hub.challenges = False
+        for tail in ("manifests/1", "tags/list"):
+            leads = RedirectTo(f"{elsewhere.url}/v2/{APP}/{tail}")
+            self.hub.faults.add(leads, on=f"/v2/{APP}/{tail}", method="*", times=None)
+        for who, status in (({}, 401), (BOB, 403)):
+            answer = await self.manifest(registry, who)
+            self.assertEqual(answer.status, status, answer.body)
+        self.assertTrue(elsewhere.requests)
+
+    async def test_who_may_pull_and_not_list_has_proved_it_by_pulling(self) -> None:
+        self.hub.faults.add(Status(403), on="/v2/*/tags/list", times=None)
+        self.hub.images.add_image(APP, "latest", b"layer")
+        registry = self.proving()
+        # Of a blob no manifest is known yet.
+        path = f"/v2/{NAME}/blobs/{self.blob}"
+        self.assertEqual((await registry.request("GET", path, headers=ALICE)).status, 200)
+        self.assertEqual((await registry.request("GET", path, headers=BOB)).status, 403)
+
+    async def test_a_tag_that_is_gone_there_is_not_taken_for_a_refusal(self) -> None:
+        registry = self.proving()
+        answer = await self.manifest(registry, ALICE, f"{NAME}:absent")
+        self.assertEqual(answer.status, 404, answer.body)
+        self.assertEqual((await self.manifest(registry, ALICE)).status, 200)
+
+    async def test_an_upstream_that_asks_nobody_who_he_is_says_nothing_of_a_login(self) -> None:
+        self.hub.challenges = False
+        self.rules = '[[access]]\nwho = ["upstream:docker.io/*"]\nmay = ["pull"]\nimages = ["*"]\n'
+        registry = self.proving()
+        answer = await self.manifest(registry, as_user("docker.io/alice", "anything"))
+        self.assertEqual(answer.status, 401)  # no rule is for those whom it does not know
+
+    async def test_what_it_lets_everybody_have_all_the_same_is_had(self) -> None:
+        self.hub.challenges = False
+        registry = self.proving()
+        for who in ({}, as_user("docker.io/alice", "anything")):
+            answer = await self.manifest(registry, who, f"docker.io/{PUBLIC}:3")
+            self.assertEqual(answer.status, 200, answer.body)
+
+    async def test_a_token_service_that_fails_is_no_wrong_password(self) -> None:
+        registry = self.proving()
+        await self.cached(registry)
+        self.outlive(registry)
+        await registry.service.stopService()
+        registry.service.startService()
+        self.hub.faults.add(Status(500), on="/token", times=None)
+        answer = await self.manifest(registry, ALICE)
+        self.assertEqual(answer.status, 502, answer.body)
+        self.hub.faults.clear()
+        self.assertEqual((await self.manifest(registry, ALICE)).status, 200)
+
+    async def test_what_others_make_fail_there_does_not_keep_us_from_asking(self) -> None:
+        registry = self.proving()
+        self.hub.faults.add(Status(500), on="/token", times=None)
+        for number in range(6):
+            who = as_user(f"docker.io/bob{number}", "x")
+            self.assertEqual((await self.manifest(registry, who)).status, 502)
+        self.hub.faults.clear()
+        running = registry.service._running
+        assert running is not None
+        target = running.parts.registry.for_operator().target(NAME)
+        found = await target.readable.manifest(target.image, self.digest)
+        self.assertEqual(found.record.digest, self.digest)
+
+
+class SeveralTests(ProofCase):
+    """Two upstreams that want proof, and one that doesn't."""
+
+    async def test_each_is_shown_its_own_credentials_alone(self) -> None:
+        other, third = Hub.start(self), Hub.start(self)
+        for hub in (other, third):
+            hub.tokens.users.update(PASSWORDS)
+            hub.images.add_image(APP, "1", b"other")
+            hub.private.add(APP)
+        hubs = {"docker.io": self.hub, "ghcr.io": other}
+        text = side_by_side(hubs, None, proof_of_access=True, negative_freshness="0s", **OURS)
+        text = text.replace("[default]", f"{_open(third)}\n[default]")
+        rules = ANYBODY.replace("docker.io/*", "*")
+        registry = Served.start(self, f"{rules}\n{text}")
+        for name, status in (("docker.io", 200), ("ghcr.io", 403), ("quay.io", 200)):
+            answer = await self.manifest(registry, ALICE, f"{name}/{APP}:1")
+            self.assertEqual(answer.status, status, (name, answer.body))
+        shown = as_user("alice")["Authorization"]
+        for hub, times in ((self.hub, True), (other, False), (third, False)):
+            asked = [each for each in hub.requests if each.headers.get("authorization") == shown]
+            self.assertEqual(bool(asked), times)
+
+    async def test_which_is_meant_has_to_be_said(self) -> None:
+        other = Hub.start(self)
+        hubs = {"docker.io": self.hub, "ghcr.io": other}
+        text = side_by_side(hubs, None, proof_of_access=True, **OURS)
+        registry = Served.start(self, f"{ANYBODY}\n{text}")
+        self.assertEqual((await self.manifest(registry, as_user("alice"))).status, 401)
+        self.assertEqual([*self.hub.requests, *other.requests], [])
+
+
+def _open(hub: Hub) -> str:
+    """An upstream whose images are for whom the rules let have them."""
+    settings = {"kind": "remote", "upstream": hub.url, "retries": 0, **OURS}
+    lines = (f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+    return f'[repository."quay.io"]\n{"".join(lines)}'
+
+
+class SettingsTests(ProofCase):
+    def refusal(self, text: str) -> str:
+        path = Path(self.mktemp())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        with self.assertRaises(StartError) as caught:
+            Settings.load(path, {})
+        return str(caught.exception).removeprefix(f"{path}: ")
+
+    def test_it_wants_a_login_of_ours(self) -> None:
+        told = self.refusal(self.settings(username="", password=""))
+        self.assertEqual(
+            told,
+            'repository."docker.io".proof_of_access: expected username and a password with it:'
+            " what others have shown that they may have is fetched with them",
+        )
+
+    def test_it_wants_rules(self) -> None:
+        self.rules = ""
+        self.assertIn("access: expected at least one [[access]]", self.refusal(self.settings()))
+
+    def test_a_rule_for_those_of_an_upstream_names_one_that_wants_proof(self) -> None:
+        for who in ("upstream:ghcr.io/*", "upstream:docker.io", "upstream:*"):
+            self.rules = ANYBODY.replace("anonymous", who)
+            self.assertEqual(
+                self.refusal(self.settings()),
+                "access[0].who: expected configured repositories with proof_of_access, as"
+                f' <repository>/<user> ("docker.io"), got "{who.partition(":")[2]}"',
+            )
