@@ -13,7 +13,7 @@ from artifactd.config_remote import RemoteSettings
 from artifactd.startup import StartError
 
 _HUB = "docker.io"
-_LISTENING = re.compile(r"(?P<kind>tcp|ssl):(?:port=)?(?P<port>\d+)(?P<rest>.*)")
+_LISTENING = re.compile(r"(?P<kind>tcp|ssl|artifactd-tls):(?:port=)?(?P<port>\d+)(?P<rest>.*)")
 _INTERFACE = re.compile(r":interface=(?P<host>(?:\\:|[^:])+)")
 _LOOPBACK = re.compile(r"localhost|127\..*|\[::1\]")
 
@@ -31,7 +31,7 @@ def own_url(settings: Settings) -> str:
         host = interface["host"].replace("\\:", ":") if interface else ""
         if host in ("", "0.0.0.0", "::"):
             host = socket.getfqdn()
-        scheme = "https" if match["kind"] == "ssl" else "http"
+        scheme = "http" if match["kind"] == "tcp" else "https"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{match['port']}"
     return "http://127.0.0.1:5000"
 

@@ -108,6 +108,7 @@ class MirrorConfigTests(TestCase):
             (r"tcp:5001:interface=\:\:1", "http://[::1]:5001"),
             ("unix:/run/a.sock tcp:port=5002:interface=10.0.0.1", "http://10.0.0.1:5002"),
             ("ssl:443:interface=10.0.0.1:privateKey=k:certKey=c", "https://10.0.0.1:443"),
+            ("artifactd-tls:443:interface=10.0.0.1:cert=c", "https://10.0.0.1:443"),
         ):
             self.assertEqual(own_url(self.settings(listen=listen)), url)
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+from twisted.logger import formatEvent
 
 from artifactd.oci.digest import Digest
 from tests.api.case import ApiTestCase, Connection
+from tests.daemon import Answer
 
 DIGEST = Digest.of(b"content")
 UPLOAD = "/v2/hello/blobs/uploads/00000000-0000-4000-8000-000000000000"
@@ -115,44 +119,55 @@ class AnswerTests(ApiTestCase):
 
 
 class UnexpectedTests(ApiTestCase):
-    def only_file(self) -> None:
-        """Remove the only blob behind the registry's back."""
+    def only_file(self) -> Path:
+        """The only file of the store."""
         (name,) = self.registry.files()
-        (self.registry.data / name).unlink()
+        return self.registry.data / name
+
+    async def failing(self) -> Answer:
+        """The answer to a GET of a blob in whose place somebody has put a symbolic link."""
+        digest = await self.registry.push_blob("hello", b"content")
+        path = self.only_file()
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+        return await self.registry.request("GET", f"/v2/hello/blobs/{digest}")
 
     async def test_the_client_is_told_an_id_that_the_log_carries(self) -> None:
-        digest = await self.registry.push_blob("hello", b"content")
-        self.only_file()
-        answer = await self.refused(500, "UNKNOWN", "GET", f"/v2/hello/blobs/{digest}")
-        detail = self.assert_error(answer, 500, "UNKNOWN")
-        (event,) = self.log.events
+        detail = self.assert_error(await self.failing(), 500, "UNKNOWN")
+        (event,) = [event for event in self.log.events if "request_id" in event]
         self.assertEqual(detail, {"requestId": event["request_id"]})
         self.assertRegex(detail["requestId"], "^[0-9a-f]{16}$")
         (failure,) = self.flushLoggedErrors(RuntimeError)
-        self.assertIn(str(digest), failure.getErrorMessage())
         self.assertIn("local/hello", failure.getErrorMessage())
 
     async def test_the_client_is_told_nothing_of_the_inside(self) -> None:
-        digest = await self.registry.push_blob("hello", b"content")
-        self.only_file()
-        answer = await self.registry.request("GET", f"/v2/hello/blobs/{digest}")
+        answer = await self.failing()
         self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
-        for secret in (str(self.registry.data), "Traceback", "RuntimeError", "lost"):
+        for secret in (str(self.registry.data), "Traceback", "RuntimeError", "regular file"):
             self.assertNotIn(secret, answer.body.decode())
 
-    async def test_a_blob_that_has_lost_bytes_is_not_served(self) -> None:
+    async def test_a_blob_that_is_lost_is_not_there(self) -> None:
         digest = await self.registry.push_blob("hello", b"content")
-        (name,) = self.registry.files()
-        path = self.registry.data / name
+        self.only_file().unlink()
+        await self.assert_lost("BLOB_UNKNOWN", f"/v2/hello/blobs/{digest}", digest)
+
+    async def test_a_blob_that_has_lost_bytes_is_not_there(self) -> None:
+        digest = await self.registry.push_blob("hello", b"content")
+        path = self.only_file()
         path.chmod(0o600)
         path.write_bytes(b"cont")
-        await self.refused(500, "UNKNOWN", "GET", f"/v2/hello/blobs/{digest}")
-        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        await self.assert_lost("BLOB_UNKNOWN", f"/v2/hello/blobs/{digest}", digest)
 
-    async def test_a_manifest_whose_bytes_have_changed_is_not_served(self) -> None:
+    async def test_a_manifest_whose_bytes_have_changed_is_not_there(self) -> None:
         digest = await self.registry.push_image("hello", "v1")
         path = self.registry.data / "blobs" / "sha256" / digest.encoded[:2] / digest.encoded
         path.chmod(0o600)
         path.write_bytes(path.read_bytes().replace(b"layers", b"LAYERS"))
-        await self.refused(500, "UNKNOWN", "GET", "/v2/hello/manifests/v1")
-        self.assertEqual(len(self.flushLoggedErrors(RuntimeError)), 1)
+        await self.assert_lost("MANIFEST_UNKNOWN", "/v2/hello/manifests/v1", digest)
+
+    async def assert_lost(self, code: str, path: str, digest: Digest) -> None:
+        """Clients are told to push it again; the log names it."""
+        self.log.events.clear()
+        self.assert_error(await self.registry.request("GET", path), 404, code)
+        logged = [formatEvent(event) for event in self.log.events]
+        self.assertTrue(any(str(digest) in line and "local/hello" in line for line in logged))

@@ -121,7 +121,8 @@ class FsckTests(MaintenanceTestCase):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"stray")
         self.execute(
-            "INSERT INTO upload VALUES (?, 'local', 'app', 'sha256', 1.0)",
+            "INSERT INTO upload (id, repository, image, algorithm, started)"
+            " VALUES (?, 'local', 'app', 'sha256', 1.0)",
             "01234567-0123-4567-89ab-0123456789ab",
         )
         self.execute("UPDATE blob_link SET unheld_since = 1.0")
