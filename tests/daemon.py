@@ -79,6 +79,19 @@ async def request(
     return await deferToThread(ask)
 
 
+@frozen
+class Behind:
+    """
+    The TLS that a daemon speaks.
+
+    :ivar files: the options of its endpoint that name them, e.g. ``:key=key.pem:cert=cert.pem``.
+    :ivar trusting: by which the tests ask it.
+    """
+
+    files: str
+    trusting: SSLContext
+
+
 class Daemon:
     """
     artifactd in a process of its own, on a free port of 127.0.0.1; it ends with the test.
@@ -90,9 +103,17 @@ class Daemon:
 
     process: Process
 
-    def __init__(self, test: TestCase, data: Path, toml: str, settings: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        test: TestCase,
+        data: Path,
+        toml: str,
+        settings: Mapping[str, str],
+        behind: Behind | None = None,
+    ) -> None:
         self.data = data
         self.port = 0
+        self._behind = behind
         self._test = test
         self._folder = Path(test.mktemp()).absolute()
         self._folder.mkdir(parents=True)
@@ -102,17 +123,24 @@ class Daemon:
 
     @classmethod
     async def start(
-        cls, test: TestCase, *, data: Path | None = None, toml: str = "", **settings: str
+        cls,
+        test: TestCase,
+        *,
+        data: Path | None = None,
+        toml: str = "",
+        behind: Behind | None = None,
+        **settings: str,
     ) -> Self:
         """
         Start one and wait until it listens.
 
         :param data: its data folder; a fresh one if not given.
         :param toml: its settings file, :func:`beside_no_upstream` unless it says otherwise.
+        :param behind: the TLS that it speaks; plain HTTP if not given.
         :param settings: given as ``ARTIFACTD_<NAME>``, e.g. ``idle_timeout="1s"``.
         :raises AssertionError: with its output, if it does not start.
         """
-        self = cls(test, data or Path(test.mktemp()).absolute(), toml, settings)
+        self = cls(test, data or Path(test.mktemp()).absolute(), toml, settings, behind)
         await self.restart()
         return self
 
@@ -125,7 +153,10 @@ class Daemon:
         """Start it again on the same data and port, once :meth:`kill` has ended it."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
         environment["PYTHONPATH"] = str(_CHECKOUT)
-        environment["ARTIFACTD_LISTEN"] = f"tcp:{self.port}:interface=127.0.0.1"
+        kind, files = "tcp", ""
+        if self._behind is not None:
+            kind, files = "artifactd-tls", self._behind.files
+        environment["ARTIFACTD_LISTEN"] = f"{kind}:{self.port}:interface=127.0.0.1{files}"
         environment["ARTIFACTD_DATA"] = str(self.data)
         environment |= {f"ARTIFACTD_{name.upper()}": v for name, v in self._settings.items()}
         self.process = Process.start(
@@ -157,4 +188,7 @@ class Daemon:
         chunked: bool = False,
     ) -> Answer:
         """Ask it for ``path``, as :func:`request`."""
-        return await request(self.port, method, path, body=body, headers=headers, chunked=chunked)
+        tls = None if self._behind is None else self._behind.trusting
+        return await request(
+            self.port, method, path, body=body, headers=headers, chunked=chunked, tls=tls
+        )

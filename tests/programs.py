@@ -218,27 +218,32 @@ class DockerEngine:
     A Docker Engine of the test's own; root only.
 
     It has no bridge: containers run with ``--network none`` or ``host``.  Registries on 127.0.0.0/8
-    are reached over plain HTTP.
+    are reached over plain HTTP, or TLS that is not verified; by the address 0.0.0.0, which is this
+    machine too, over TLS that is.
 
     :ivar host: what ``DOCKER_HOST`` has to be.
+    :ivar config: the file where ``docker login`` keeps what it was told.
     """
 
-    def __init__(self, test: TestCase, folder: Path) -> None:
+    def __init__(self, test: TestCase, folder: Path, trusted: Path | None = None) -> None:
         self.host = f"unix://{folder}/docker.sock"
+        self.config = folder / "config/config.json"
         self._test = test
         self._folder = folder
+        self._trusted = {} if trusted is None else {"SSL_CERT_FILE": str(trusted.absolute())}
 
     @classmethod
-    async def start(cls, test: TestCase, *options: str) -> Self:
+    async def start(cls, test: TestCase, *options: str, trusted: Path | None = None) -> Self:
         """
         Start one, with more ``options`` to dockerd; it ends with the test.
 
+        :param trusted: the authorities that it trusts, in PEM, in place of the machine's.
         :raises SkipTest: as :func:`require`.
         """
         require("docker", "dockerd", "containerd", root=True)
         # Not test.mktemp(): the path of a socket has room for 107 characters.
         folder = Path(tempfile.mkdtemp(prefix="engine-", dir="/tmp"))
-        self = cls(test, folder)
+        self = cls(test, folder, trusted)
         test.addCleanup(self._clear)
         (folder / "daemon.json").write_text("{}")
         state = {"data-root": "root", "exec-root": "exec", "pidfile": "pid"}
@@ -252,19 +257,25 @@ class DockerEngine:
             "--iptables=false",
             "--ip6tables=false",
             *options,
+            env={**os.environ, **self._trusted},
         )
         test.addCleanup(daemon.kill, signal.SIGTERM)
         await daemon.matched(r"API listen on \S+docker\.sock")
         return self
 
-    async def docker(self, *argv: str, seconds: float = 300, check: bool = True) -> Result:
+    async def docker(
+        self, *argv: str, stdin: bytes = b"", seconds: float = 300, check: bool = True
+    ) -> Result:
         """Run ``docker`` against it; parameters as of :func:`run`."""
         env = {
             "DOCKER_HOST": self.host,
-            "DOCKER_CONFIG": str(self._folder / "config"),
+            "DOCKER_CONFIG": str(self.config.parent),
             "DOCKER_BUILDKIT": "0",  # it would be a program of its own
+            **self._trusted,
         }
-        return await run(self._test, "docker", *argv, env=env, seconds=seconds, check=check)
+        return await run(
+            self._test, "docker", *argv, env=env, stdin=stdin, seconds=seconds, check=check
+        )
 
     async def _clear(self) -> None:
         """End what the engine left behind when it could not end by itself; remove its files."""

@@ -49,13 +49,16 @@ class Credentials:
         """
         values = request.requestHeaders.getRawHeaders(b"Authorization")
         if not values:
-            return certified(request) or Caller()
+            return _unnamed(request)
         if len(values) > 1:
             raise AmbiguousCredentials("more than one Authorization header: send one")
         scheme, _, rest = values[0].strip().partition(b" ")
         given = rest.strip()
         if scheme.lower() == b"basic":
             name, password = user_and_password(given)
+            if not (name or password):
+                # podman and skopeo, told of no login and asked for Basic, send it all the same.
+                return _unnamed(request)
             request.claimed = name
             caller = await caller_of(self.logins, self.visitors, name, password, request.address)
             request.claimed = ""
@@ -63,6 +66,11 @@ class Credentials:
         if scheme.lower() == b"bearer" and self.tokens is not None:
             return await self.tokens.verify(_token(given))
         raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")
+
+
+def _unnamed(request: RegistryRequest) -> Caller:
+    """Who makes a request that names nobody."""
+    return certified(request) or Caller()
 
 
 def user_and_password(given: bytes) -> tuple[str, str]:

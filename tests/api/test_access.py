@@ -69,6 +69,18 @@ class VersionTests(GuardedCase):
         self.assertEqual(await self.status("GET", path), 200)
         await self.refused(401, "UNAUTHORIZED", "GET", path, **basic("bob", "wrong"))
 
+    async def test_neither_a_name_nor_a_password_is_nobody(self) -> None:
+        await self.have("public/app", "private/app")
+        nobody = basic("", "")
+        path = "/v2/public/app/manifests/v1"
+        self.assertEqual(await self.status("GET", path, headers=nobody), 200)
+        for path in ("/v2/", "/v2/private/app/manifests/v1"):
+            answer = await self.refused(401, "UNAUTHORIZED", "GET", path, **nobody)
+            self.assertEqual(answer.body, (await self.ask("GET", path)).body)
+            self.assertIn("Basic", answer.header("WWW-Authenticate") or "")
+        for name, password in (("", "alice!"), ("alice", "")):
+            await self.refused(401, "UNAUTHORIZED", "GET", path, **basic(name, password))
+
     async def test_malformed_credentials_are_unauthorized(self) -> None:
         for given in ("Basic", "Basic !", "Basic YQ==", "Basic /w==", "Digest x", "Bearer x", ""):
             answer = await self.refused(401, "UNAUTHORIZED", "GET", "/v2/", Authorization=given)

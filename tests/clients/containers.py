@@ -28,7 +28,7 @@ _REGISTRIES = """\
 unqualified-search-registries = []
 [[registry]]
 location = "{registry}"
-insecure = true
+insecure = {insecure}
 """
 _POLICY = json.dumps({"default": [{"type": "insecureAcceptAnything"}]})
 
@@ -39,30 +39,42 @@ class Containers:
 
     They run in namespaces: whatever they start ends with them, and ``/var/lib``, where they keep
     which registry holds which blob, is the test's.
+
+    :ivar logins: the file where ``login`` keeps what it was told.
     """
 
-    def __init__(self, test: TestCase, folder: Path, registry: str) -> None:
+    def __init__(
+        self, test: TestCase, folder: Path, registry: str, trusted: bytes | None = None
+    ) -> None:
+        self.logins = folder / "auth.json"
         self._test = test
         self._folder = folder
         self._env = {
             "HOME": str(folder),
+            "REGISTRY_AUTH_FILE": str(self.logins),
             "CONTAINERS_CONF": self._write("containers.conf", _CONTAINERS.format(folder=folder)),
             "CONTAINERS_STORAGE_CONF": self._write("storage.conf", _STORAGE.format(folder=folder)),
         }
         self._write(".config/containers/policy.json", _POLICY)
-        self._write(".config/containers/registries.conf", _REGISTRIES.format(registry=registry))
+        registries = _REGISTRIES.format(registry=registry, insecure=json.dumps(trusted is None))
+        self._write(".config/containers/registries.conf", registries)
+        if trusted is not None:
+            self._write(f".config/containers/certs.d/{registry}/ca.crt", trusted.decode())
+        # Where there is none, podman push --cert-dir fails.
+        self.logins.write_text("{}")
         (folder / "var-lib").mkdir()
 
     @classmethod
-    def make(cls, test: TestCase, registry: str) -> Self:
+    def make(cls, test: TestCase, registry: str, trusted: bytes | None = None) -> Self:
         """
         :param registry: the ``host:port`` that is asked over plain HTTP.
+        :param trusted: ask it over TLS instead; the authority, in PEM, that vouches for it.
         :raises SkipTest: as :func:`~tests.programs.require`.
         """
         require("podman", "buildah", "skopeo", "unshare", root=True)
-        return cls(test, Path(test.mktemp()).absolute(), registry)
+        return cls(test, Path(test.mktemp()).absolute(), registry, trusted)
 
-    async def run(self, *argv: str, check: bool = True) -> Result:
+    async def run(self, *argv: str, stdin: bytes = b"", check: bool = True) -> Result:
         """Run one of them; parameters as of :func:`tests.programs.run`."""
         namespaces = ("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
         script = 'mount --bind "$0" /var/lib && exec "$@"'
@@ -70,6 +82,7 @@ class Containers:
             self._test,
             *("unshare", *namespaces, "sh", "-c", script, f"{self._folder}/var-lib", *argv),
             env=self._env,
+            stdin=stdin,
             check=check,
         )
 

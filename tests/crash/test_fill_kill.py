@@ -37,7 +37,7 @@ class FillTestCase(TestCase):
         self.hub.images.add_blob(CONTENT, NAME)
         self.held: Withhold = self.hub.withhold(CDN, HALF)
         toml = settings_for(self.hub)
-        self.daemon = await Daemon.start(self, data=None, toml=toml, **self.options)
+        self.daemon = await Daemon.start(self, data=None, toml=toml, behind=None, **self.options)
         self.file = fill_file(self.daemon.data, DIGEST)
 
     async def begin(self) -> Pull:

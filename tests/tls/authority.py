@@ -57,7 +57,7 @@ class Signed:
         authority: bool = False,
         key: Any = None,
     ) -> Signed:
-        """A certificate for 127.0.0.1, if it is a server's, called ``name``."""
+        """A certificate for this machine, if it is a server's, called ``name``."""
         key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(name), self.certificate.subject, key, begin, life)
         constraints = x509.BasicConstraints(ca=authority, path_length=None)
@@ -66,7 +66,8 @@ class Signed:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         names: list[x509.GeneralName] = [x509.DNSName("node.example")]
         if usage == SERVER:
-            names.append(x509.IPAddress(ip_address("127.0.0.1")))
+            # By the second one Docker verifies what it is shown.
+            names += [x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", "0.0.0.0")]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return Signed(builder.sign(self.key, hashes.SHA256()), key)
 

@@ -60,9 +60,14 @@ class CertificateIdentityTests(TestCase):
         return context
 
     async def ask(
-        self, tls: ssl.SSLContext, method: str, path: str, body: bytes | None = None
+        self,
+        tls: ssl.SSLContext,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        **headers: str,
     ) -> Answer:
-        return await request(self.served.port, method, path, body=body, tls=tls)
+        return await request(self.served.port, method, path, body=body, headers=headers, tls=tls)
 
     async def push(self, tls: ssl.SSLContext, name: str = "app") -> Answer:
         return await self.ask(tls, "POST", f"/v2/{name}/blobs/uploads/?digest={DIGEST}", LAYER)
@@ -83,6 +88,10 @@ class CertificateIdentityTests(TestCase):
     async def test_who_shows_one_need_not_log_in(self) -> None:
         self.assertEqual((await self.ask(self.node, "GET", "/v2/")).status, 200)
         self.assertEqual((await self.ask(self.nobody, "GET", "/v2/")).status, 401)
+
+    async def test_a_login_of_nobody_beside_it_is_none(self) -> None:
+        answer = await self.ask(self.node, "GET", "/v2/", Authorization="Basic Og==")
+        self.assertEqual(answer.status, 200)
 
     async def test_who_shows_none_is_anonymous(self) -> None:
         self.assertEqual((await self.push(self.ci, "public")).status, 201)
