@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import define, field
 
@@ -15,12 +17,14 @@ from artifactd.catalog.backup import (
     listed_blobs,
     replace_catalog,
 )
-from artifactd.oci.digest import Digest
+from artifactd.fileoperations import FileOperations
+from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.storage.collecting import collection_held
-from artifactd.storage.files import DIRECTORY, PUBLISHED, Directory
+from artifactd.storage.files import PUBLISHED, Directory, write_all
 from artifactd.storage.folder import DataFolder
 
+_PARTIAL = "backup.blob"
 _PIECE = 1 << 20  # bytes read at a time
 
 
@@ -44,6 +48,7 @@ class Backup:
     source: DataFolder
     target: DataFolder
     progress: Callable[[Backup], None]
+    operations: FileOperations = field(factory=FileOperations)
     files: int = 0
     size: int = 0
     damaged: list[Digest] = field(factory=list)
@@ -55,12 +60,12 @@ class Backup:
         :raises StartError: if the catalog of ``source`` can't be read.
         :raises OSError: if a file can't be read or written.
         """
-        with collection_held(self.source.path):
+        with collection_held(self.source.path, self.operations):
             self._run()
 
     def _run(self) -> None:
         catalog = Path(self.target.staging.path, "backup.catalog")
-        copy_catalog(self.source.catalog, catalog)
+        copy_catalog(self.source.catalog, catalog, self.operations)
         root = Path(self.target.blobs.path)
         for digest, blob in _blobs(Path(self.source.blobs.path)):
             if self._copy(digest, blob, _place(root, digest)):
@@ -68,21 +73,20 @@ class Backup:
         # All of them: the files in some may come from a backup that broke off before this.
         for path in root.glob("**/"):
             with Directory.open(path) as folder:
-                os.fsync(folder.fd)
+                self.operations.sync(folder.fd)
         # What turned out damaged, or was quarantined since the catalog was copied.
         absent = [
             digest for digest, size in listed_blobs(catalog) if not _is_there(root, digest, size)
         ]
         if absent:
-            lost = forget_absent(catalog, absent)
+            lost = forget_absent(catalog, absent, self.operations)
             self.damaged += [digest for digest in lost if digest not in self.damaged]
-        replace_catalog(catalog, self.target.catalog)
+        replace_catalog(catalog, self.target.catalog, self.operations)
 
     def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
         """Copy ``blob`` unless ``copy`` is there, reading all of it; whether it did."""
-        partial = Path(self.target.staging.path, "backup.blob")
-        partial.unlink(missing_ok=True)
-        hashed = hashlib.new(digest.algorithm)
+        staging, files = self.target.staging.fd, self.operations
+        files.unlink(staging, _PARTIAL)
         try:
             source = blob.open("rb")
         except FileNotFoundError:
@@ -91,23 +95,38 @@ class Backup:
             size = os.fstat(source.fileno()).st_size
             if copy.exists() and copy.stat().st_size == size:
                 return False
-            with partial.open("xb") as target:
-                while piece := source.read(_PIECE):
-                    hashed.update(piece)
-                    target.write(piece)
-                target.flush()
-                os.fchmod(target.fileno(), PUBLISHED)
-                os.fsync(target.fileno())
-        if hashed.hexdigest() != digest.encoded:
-            partial.unlink()
+            partial = files.create(staging, _PARTIAL)
+            try:
+                copied = self._copy_bytes(source, partial, digest.algorithm)
+                files.set_mode(partial, PUBLISHED)
+                files.sync(partial)
+            finally:
+                os.close(partial)
+        if copied != digest:
+            files.unlink(staging, _PARTIAL)
             self.damaged.append(digest)
             return False
-        for folder in (copy.parent.parent, copy.parent):
-            folder.mkdir(DIRECTORY, exist_ok=True)
-        partial.rename(copy)
+        with (
+            self._folder(self.target.blobs, digest.algorithm) as algorithm,
+            self._folder(algorithm, digest.encoded[:2]) as folder,
+        ):
+            files.rename(staging, _PARTIAL, folder.fd, digest.encoded)
         self.files += 1
         self.size += size
         return True
+
+    def _copy_bytes(self, source: BinaryIO, target: int, algorithm: Algorithm) -> Digest:
+        hashed, offset = hashlib.new(algorithm), 0
+        while piece := source.read(_PIECE):
+            hashed.update(piece)
+            write_all(self.operations, target, [piece], offset)
+            offset += len(piece)
+        return Digest(algorithm, hashed.hexdigest())
+
+    def _folder(self, parent: Directory, name: str) -> Directory:
+        with suppress(FileExistsError):
+            self.operations.make_directory(parent.fd, name)
+        return parent.subdirectory(name)
 
 
 def _place(root: Path, digest: Digest) -> Path:

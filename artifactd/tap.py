@@ -19,6 +19,8 @@ from twisted.logger import Logger
 from twisted.python import usage
 
 from artifactd.config import Settings
+from artifactd.fileoperations import FileOperations
+from artifactd.oci.errors import Unavailable
 from artifactd.registry.collection import NotNow
 from artifactd.registry.health import Health
 from artifactd.registry.sweep import Sweep
@@ -68,12 +70,17 @@ class RegistryService(MultiService):
     The daemon: everything between the settings and the sockets.
 
     Nothing is opened before :meth:`startService`, so that twistd may fork before.
+
+    :param files: what all that changes the data folder goes through.
     """
 
-    def __init__(self, settings: Settings, reactor: Any) -> None:
+    def __init__(
+        self, settings: Settings, reactor: Any, files: FileOperations | None = None
+    ) -> None:
         super().__init__()
         self._settings = settings
         self._reactor = reactor
+        self._files = files
         self._running: _Running | None = None
 
     @property
@@ -92,7 +99,7 @@ class RegistryService(MultiService):
     def start(self) -> None:
         """:raises StartError: if it can't run as things are; then nothing is left open."""
         with ExitStack() as opened:
-            self._running = running = _start(self._settings, self._reactor, opened)
+            self._running = running = _start(self._settings, self._reactor, opened, self._files)
             opened.pop_all()
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
@@ -174,8 +181,10 @@ class _Running:
             await eviction.run()
 
 
-def _start(settings: Settings, reactor: Any, opened: ExitStack) -> _Running:
-    parts = assemble(settings, reactor, opened)
+def _start(
+    settings: Settings, reactor: Any, opened: ExitStack, files: FileOperations | None
+) -> _Running:
+    parts = assemble(settings, reactor, opened, files=files)
     audit = _audit_log(settings, opened)
     proxies = TrustedProxies.parse(settings.trusted_proxies)
     gate = wire_gate(settings, reactor, parts, proxies, os.environ)
@@ -246,6 +255,8 @@ def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Defer
     async def run() -> None:
         try:
             await work()
+        except (OSError, Unavailable) as error:
+            _log.error("what is done every now and then is put off: {error}", error=error)
         except Exception:
             # The service would stop for good.
             _log.failure("what is done every now and then has failed")

@@ -21,6 +21,7 @@ from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
 from artifactd.config import LocalSettings, Settings
 from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings
+from artifactd.fileoperations import FileOperations
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.contents import Contents
@@ -35,6 +36,7 @@ from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
+from artifactd.startup import StartError
 from artifactd.storage.budget import BufferBudget
 from artifactd.storage.collecting import FolderCollectionLock
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
@@ -87,20 +89,25 @@ class Assembly:
 
 
 def assemble(
-    settings: Settings, reactor: Any, opened: ExitStack, now: Callable[[], float] = time.time
+    settings: Settings,
+    reactor: Any,
+    opened: ExitStack,
+    now: Callable[[], float] = time.time,
+    files: FileOperations | None = None,
 ) -> Assembly:
     """
     Open the data folder and put the parts together; the thread pool is not started yet.
 
     :param opened: is given what has to be closed if the rest fails.
     :param now: seconds since the epoch.
+    :param files: what all that changes the data folder goes through, but for SQLite's work.
     :raises StartError: if it can't be done as things are.
     """
     check_ca_files(settings)
     names = _names(settings)
-    folder = DataFolder.open(settings.data)
+    folder = DataFolder.open(settings.data, files=files)
     opened.callback(folder.close)
-    migrate(folder.catalog, folder.exclusive)
+    migrate(folder.catalog, folder.exclusive, files=files)
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)
 
@@ -111,9 +118,12 @@ def assemble(
     remote = SQLiteRemoteCatalog(catalog.database)
     garbage = SQLiteGarbageCatalog(catalog.database)
     repairs = SQLiteRepairCatalog(catalog.database)
-    blobs = FilesystemBlobStore(folder, run)
+    try:
+        blobs = FilesystemBlobStore(folder, run, files)
+    except OSError as error:
+        raise StartError(f"the data folder {folder.path} can't be used: {error}") from error
     opened.callback(blobs.close)
-    uploads = FilesystemUploadStore(folder, run, blobs, budget)
+    uploads = FilesystemUploadStore(folder, run, blobs, budget, files)
     counters = Counters()
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
@@ -122,7 +132,7 @@ def assemble(
         blobs,
         repairs,
         damage,
-        FolderScrubLock(folder.path),
+        FolderScrubLock(folder.path, files),
         ScrubRules(int(settings.scrub_rate), settings.scrub_pause, settings.quarantine_keep),
         run,
         reactor,
@@ -133,7 +143,7 @@ def assemble(
         catalog,
         garbage,
         blobs,
-        FolderCollectionLock(folder.path),
+        FolderCollectionLock(folder.path, files),
         collection_rules(settings),
         run,
         reactor,
@@ -141,7 +151,7 @@ def assemble(
         now,
     )
     accesses = Accesses(remote, now)
-    filling = FilesystemFillStore(folder, run, blobs, budget, clock=reactor)
+    filling = FilesystemFillStore(folder, run, blobs, budget, files, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
         settings,

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 # What the modules of a room may import of artifactd, besides their own room.
 ROOMS = {
     "oci": (),
-    "storage": ("oci", "startup"),
-    "catalog": ("oci", "startup"),
+    "storage": ("oci", "startup", "fileoperations"),
+    "catalog": ("oci", "startup", "fileoperations"),
     "upstream": ("oci", "startup"),
     "auth": ("oci", "startup", "flights", "presented", "storage.threads"),
     # Endpoints know nothing of what is served through them: whatever Twisted listens for could.
@@ -31,7 +31,7 @@ ROOMS = {
         "storage.budget",
         "catalog.interfaces",
     ),
-    "backup": ("oci", "startup", "storage", "catalog"),
+    "backup": ("oci", "startup", "fileoperations", "storage", "catalog"),
     "config": (
         "oci",
         "startup",
@@ -70,6 +70,7 @@ ROOMS = {
     "presented": (),
     "quantity": (),
     "startup": (),
+    "fileoperations": (),
     "__init__": (),
     "__main__": (),
 }

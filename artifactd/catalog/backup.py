@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Sequence
@@ -9,12 +10,13 @@ from contextlib import closing
 from pathlib import Path
 
 from artifactd.catalog import damage
-from artifactd.catalog.copies import copy, sync
+from artifactd.catalog.copies import copy, opened
+from artifactd.fileoperations import FileOperations
 from artifactd.oci.digest import Digest
 from artifactd.startup import StartError
 
 
-def copy_catalog(catalog: Path, target: Path) -> None:
+def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = None) -> None:
     """
     Write a consistent copy of ``catalog``, in use or not, to ``target``; an older one goes.
 
@@ -23,12 +25,14 @@ def copy_catalog(catalog: Path, target: Path) -> None:
     :raises StartError: if ``catalog`` can't be read.
     :raises OSError: if ``target`` can't be written.
     """
-    target.unlink(missing_ok=True)
+    files = files or FileOperations()
+    with opened(target.parent) as folder:
+        files.unlink(folder, target.name)
     # Not read-only: where nobody else has it open, reading a WAL needs its index to be made.
     address = f"{catalog.absolute().as_uri()}?mode=rw"
     try:
         with closing(sqlite3.connect(address, uri=True)) as db:
-            copy(db, target)
+            copy(db, target, files)
     except sqlite3.Error as error:
         raise StartError(f"can't copy the catalog {catalog}: {error}") from error
 
@@ -40,7 +44,7 @@ def listed_blobs(catalog: Path) -> Sequence[tuple[Digest, int]]:
     return [(Digest.parse(digest), size) for digest, size in rows]
 
 
-def forget_absent(catalog: Path, digests: Iterable[Digest]) -> list[Digest]:
+def forget_absent(catalog: Path, digests: Iterable[Digest], files: FileOperations) -> list[Digest]:
     """
     Let a copy of a catalog, which nobody else has open, say that ``digests`` are not there: images
     of upstreams go on without, for others it is noted.  Durable after.  Blocks.
@@ -57,19 +61,24 @@ def forget_absent(catalog: Path, digests: Iterable[Digest]) -> list[Digest]:
             damage.drop_lost(db, digest, at)
             lost += [digest] if damage.holders(db, digest, 1) else []
         db.execute("COMMIT")
-    sync(catalog)
+    fd = os.open(catalog, os.O_RDONLY)
+    try:
+        files.sync(fd)
+    finally:
+        os.close(fd)
     return lost
 
 
-def replace_catalog(copied: Path, catalog: Path) -> None:
+def replace_catalog(copied: Path, catalog: Path, files: FileOperations) -> None:
     """
     Put ``copied`` in the place of ``catalog``, durably.  Blocks; nobody may have either open.
 
     :raises OSError: if it can't be done.
     """
     # What was left in the old one's log would be taken for the new one's.
-    for suffix in ("-wal", "-shm"):
-        catalog.with_name(catalog.name + suffix).unlink(missing_ok=True)
-    sync(catalog.parent)
-    copied.rename(catalog)
-    sync(catalog.parent)
+    with opened(catalog.parent) as folder, opened(copied.parent) as source:
+        for suffix in ("-wal", "-shm"):
+            files.unlink(folder, catalog.name + suffix)
+        files.sync(folder)
+        files.rename(source, copied.name, folder, catalog.name)
+        files.sync(folder)

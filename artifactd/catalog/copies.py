@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+from artifactd.fileoperations import FileOperations
 
-def copy(source: sqlite3.Connection, target: Path) -> None:
+
+def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> None:
     """
     Write what ``source`` sees to ``target``, durably; at no time does ``target`` hold less.
 
@@ -21,28 +24,34 @@ def copy(source: sqlite3.Connection, target: Path) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists already")
     partial = target.with_name(f".{target.name}.partial")
-    partial.write_bytes(b"")  # raises an OSError, which says more than SQLite's error
+    with opened(target.parent) as folder:
+        files.unlink(folder, partial.name)  # of an attempt that was cut short
+        fd = files.create(folder, partial.name)  # its OSError says more than SQLite's error
+        try:
+            with closing(sqlite3.connect(partial)) as copied:
+                copied.execute("PRAGMA journal_mode = OFF")  # a copy cut short is thrown away
+                source.backup(copied, sleep=0)
+            files.sync(fd)
+            files.rename(folder, partial.name, folder, target.name)
+        except BaseException:
+            files.unlink(folder, partial.name)
+            raise
+        finally:
+            os.close(fd)
+        files.sync(folder)
+
+
+def sync(folder: Path, files: FileOperations) -> None:
+    """fsync a folder."""
+    with opened(folder) as fd:
+        files.sync(fd)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with closing(sqlite3.connect(partial)) as copied:
-            copied.execute("PRAGMA journal_mode = OFF")  # a copy cut short is thrown away
-            source.backup(copied, sleep=0)
-        sync(partial)
-        partial.rename(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(target.parent)
-
-
-def sync(path: Path) -> None:
-    """
-    fsync a file or a folder.
-
-    Never the file of a catalog that is open: closing any descriptor of it drops SQLite's locks
-    (https://sqlite.org/howtocorrupt.html, 2.2).
-    """
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)

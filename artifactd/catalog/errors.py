@@ -28,6 +28,20 @@ _CONDITIONS = {
 }
 
 
+_DAMAGES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class Damaged(Unavailable):
+    """What is in the catalog's file is not what SQLite has written there."""
+
+
+def advice(error: Exception) -> str:
+    """``error``, and what the operator can do about it, for one line of text."""
+    code = getattr(error, "sqlite_errorcode", None)
+    reason = None if code is None else _CONDITIONS.get(code & 0xFF)
+    return f"{error}: {reason}" if reason else str(error)
+
+
 def translated(failure: Failure) -> Failure:
     """
     ``failure``, or instead of it :class:`Unavailable`, saying what the operator can do, if the
@@ -41,6 +55,7 @@ def translated(failure: Failure) -> Failure:
     reason = _CONDITIONS.get(code & 0xFF)  # without its extension
     if reason is None:
         return failure
-    unavailable = Unavailable(f"the catalog can't be used ({error.sqlite_errorname}): {reason}")
+    kind = Damaged if code & 0xFF in _DAMAGES else Unavailable
+    unavailable = kind(f"the catalog can't be used ({error.sqlite_errorname}): {reason}")
     unavailable.__cause__ = error
     return Failure(unavailable)

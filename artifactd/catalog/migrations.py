@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager, closing
 from importlib import resources
 from pathlib import Path
 
-from artifactd.catalog.copies import copy, sync
+from artifactd.catalog.copies import copy, opened, sync
+from artifactd.catalog.errors import advice
+from artifactd.fileoperations import FileOperations
 from artifactd.startup import StartError
 
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
@@ -19,6 +21,7 @@ def migrate(
     path: Path,
     exclusive: Callable[[], AbstractContextManager[None]],
     steps: Sequence[str] | None = None,
+    files: FileOperations | None = None,
 ) -> None:
     """
     Bring the catalog at ``path`` to the schema that this release works with, creating it if there
@@ -34,20 +37,22 @@ def migrate(
     """
     _check_sqlite()
     scripts = _scripts() if steps is None else steps
+    files = files or FileOperations()
     try:
         if path.exists():
             with closing(sqlite3.connect(path, isolation_level=None)) as db:
                 if _version(db, path, len(scripts)) == len(scripts):
-                    return
+                    # Who has made it may have been killed before it came to this.
+                    return sync(path.parent, files)
         with exclusive(), closing(sqlite3.connect(path, isolation_level=None)) as db:
             # Asked again: another process may just have done it.
             version = _version(db, path, len(scripts))
             _use_wal(db, path)
             for number in range(version + 1, len(scripts) + 1):
-                _step(db, path, number, scripts[number - 1])
-            sync(path.parent)
+                _step(db, path, number, scripts[number - 1], files)
+            sync(path.parent, files)
     except (sqlite3.Error, OSError) as error:
-        raise StartError(f"can't open the catalog {path}: {error}") from error
+        raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
 
 
 def _check_sqlite() -> None:
@@ -92,11 +97,14 @@ def _use_wal(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _step(db: sqlite3.Connection, path: Path, number: int, script: str) -> None:
+def _step(
+    db: sqlite3.Connection, path: Path, number: int, script: str, files: FileOperations
+) -> None:
     if not _is_empty(db):
         kept = path.with_name(f"{path.name}.before-{number}")
-        kept.unlink(missing_ok=True)  # of an attempt at this same step
-        copy(db, kept)
+        with opened(path.parent) as folder:
+            files.unlink(folder, kept.name)  # of an attempt at this same step
+        copy(db, kept, files)
     db.execute("BEGIN IMMEDIATE")
     try:
         for statement in _statements(script):

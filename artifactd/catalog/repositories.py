@@ -7,6 +7,7 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
+from artifactd.catalog.errors import advice
 from artifactd.startup import StartError
 
 
@@ -28,7 +29,7 @@ def configure_repositories(path: Path, names: Collection[str], default: str | No
             _configure(db, set(names), default)
             db.execute("COMMIT")
     except sqlite3.Error as error:
-        raise StartError(f"can't open the catalog {path}: {error}") from error
+        raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
 
 
 def _configure(db: sqlite3.Connection, names: set[str], default: str | None) -> None:

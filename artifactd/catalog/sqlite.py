@@ -216,6 +216,7 @@ class SQLiteCatalog:
         return await self.database.read(lambda db: uploads.page(db, after, limit))
 
     async def check(self) -> None:
+        self.database.check()
         await self.database.read(lambda db: db.execute("SELECT 1 FROM image LIMIT 1").fetchone())
         await self.database.write(lambda _: None)  # takes the lock, and writes nothing
 

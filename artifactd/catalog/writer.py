@@ -57,6 +57,8 @@ class _Write(Generic[_T]):
         if not isinstance(outcome, Failure):
             try:
                 self.committed()
+            except OSError as error:
+                _log.warn("left to the sweep: {error}", error=error)
             except Exception:
                 _log.failure("something is left over from a write that is committed")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -20,6 +21,8 @@ from artifactd.storage.interfaces import BlobStore, OpenBlob
 # Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
 SMALL = 64 << 10
 
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 _log = Logger()
 
@@ -93,6 +96,7 @@ class Stored:
         A manifest or a blob of ``image``, of ``size`` bytes as the catalog says; to be closed.
 
         :raises Lost: if the store has lost it, or some of it.
+        :raises OSError: if the process can't open files just now, which says nothing of the blob.
         """
         try:
             return await self._body(image, digest, size)
@@ -107,11 +111,17 @@ class Stored:
         if size <= SMALL:
             try:
                 return await self.contents.of(digest)
-            except (RuntimeError, OSError) as error:
+            except RuntimeError as error:
+                raise Lost(f"{image}: {error}") from None
+            except OSError as error:
+                if error.errno in _PASSING:
+                    raise
                 raise Lost(f"{image}: {error}") from None
         try:
             blob = await self.blobs.open(digest)
         except OSError as error:
+            if error.errno in _PASSING:
+                raise
             raise Lost(f"blob {digest} of {image} can't be opened: {error}") from None
         if blob is None:
             raise Lost(f"the store has lost blob {digest} of {image}")

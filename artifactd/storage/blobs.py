@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
-from artifactd.storage.files import QUARANTINED, Directory, FileOperations
+from artifactd.storage.files import QUARANTINED, Directory, FileOperations, read_all
 from artifactd.storage.interfaces import Damaged
 from artifactd.storage.quarantine import Quarantine
 from artifactd.storage.threads import Serial
@@ -84,8 +84,10 @@ class BlobTree:
         blob = self.open(digest)
         if blob is None:
             return None
-        with open(blob.fileno(), "rb", buffering=0) as file:
-            content = file.readall()
+        try:
+            content = read_all(self._files, blob.fileno(), blob.size)
+        finally:
+            blob.close()
         if Digest.of(content, digest.algorithm) != digest:
             raise Damaged(errno.EIO, "its bytes do not have its digest", str(digest))
         return content

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from artifactd.storage.files import PRIVATE
+from artifactd.storage.files import Directory, FileOperations
 
 _COLLECTOR = "collector.lock"
 _HOLD = "hold.lock"
@@ -24,19 +24,20 @@ class FolderCollectionLock:
     collects, the other shared by all who hold collection off.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
         self._path = path
+        self._files = files or FileOperations()
         self._claimed: tuple[int, int] | None = None
 
     def claim(self) -> bool:
         """Be the one who collects, until :meth:`release`; whether nobody else does.  Blocks."""
         # Two threads may come here at once: the lock alone decides, which is a descriptor's.
-        collector = _open(self._path / _COLLECTOR)
+        collector = _open(self._path, _COLLECTOR, self._files)
         try:
             if not _lock(collector, fcntl.LOCK_EX):
                 os.close(collector)
                 return False
-            self._claimed = collector, _open(self._path / _HOLD)
+            self._claimed = collector, _open(self._path, _HOLD, self._files)
         except BaseException:
             os.close(collector)
             raise
@@ -60,7 +61,7 @@ class FolderCollectionLock:
 
 
 @contextmanager
-def collection_held(path: Path) -> Iterator[None]:
+def collection_held(path: Path, files: FileOperations | None = None) -> Iterator[None]:
     """
     Hold off all collection in the data folder at ``path``, and whatever else removes bytes from
     it.  Blocks until a step that is under way has ended.
@@ -68,9 +69,10 @@ def collection_held(path: Path) -> Iterator[None]:
     :raises OSError: if it can't be done.
     """
     held: list[int] = []
+    files = files or FileOperations()
     try:
         for name in (_HOLD, _COPY):
-            held.append(_open(path / name))
+            held.append(_open(path, name, files))
             fcntl.flock(held[-1], fcntl.LOCK_SH)
         yield
     finally:
@@ -81,8 +83,9 @@ def collection_held(path: Path) -> Iterator[None]:
 class CopyLock:
     """Keeps bytes from being removed from the data folder at ``path`` while it is copied."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path / _COPY
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
         self._fd = -1
 
     @contextmanager
@@ -94,7 +97,7 @@ class CopyLock:
         :raises OSError: (EBUSY) if a copy is being made.
         """
         if self._fd < 0:
-            self._fd = _open(self._path)
+            self._fd = _open(self._path, _COPY, self._files)
         if not _lock(self._fd, fcntl.LOCK_EX):
             raise OSError(errno.EBUSY, "the store is being copied")
         try:
@@ -109,8 +112,9 @@ class CopyLock:
             os.close(fd)
 
 
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+def _open(path: Path, name: str, files: FileOperations) -> int:
+    with Directory.open(path) as folder:
+        return folder.ensure_file(name, files)
 
 
 def _lock(fd: int, kind: int) -> bool:

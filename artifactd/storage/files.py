@@ -12,97 +12,25 @@ from typing import Self
 
 from attrs import define, frozen
 
-PRIVATE = 0o600
+from artifactd.fileoperations import FILE_FLAGS, FileOperations
+
+__all__ = [
+    "PUBLISHED",
+    "QUARANTINED",
+    "Directory",
+    "FileOperations",
+    "OpenFile",
+    "is_sealed",
+    "read_all",
+    "split",
+    "write_all",
+]
+
 PUBLISHED = 0o444
 QUARANTINED = 0o000
 """Of a file that was found damaged: whoever has it open passes on no more of it."""
-DIRECTORY = 0o700
 
 _DIRECTORY_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW
-# O_NONBLOCK: opening a FIFO that somebody put there would wait for ever.
-_FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
-# The most buffers that one writev(2) takes on any Linux.
-_IOV_MAX = 1024
-_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
-
-
-class FileOperations:
-    """
-    Every system call that changes the store, and those that read bytes back.
-
-    One small class, so that a test can record them, make one fail, or replay them up to a crash.
-    Directories are given by descriptor, files in them by name.  All block, and raise OSError.
-    """
-
-    def make_directory(self, directory: int, name: str) -> None:
-        """mkdir(2), for us alone.  :raises FileExistsError:"""
-        os.mkdir(name, DIRECTORY, dir_fd=directory)
-
-    def create(self, directory: int, name: str) -> int:
-        """A new, empty file for reading and writing.  :raises FileExistsError:"""
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE_FLAGS
-        return os.open(name, flags, PRIVATE, dir_fd=directory)
-
-    def write(self, fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> int:
-        """pwritev(2): how many bytes went, which may be fewer than there are."""
-        return os.pwritev(fd, pieces[:_IOV_MAX], offset)
-
-    def append(self, fd: int, piece: bytes) -> int:
-        """write(2), to a file opened with ``O_APPEND``: how many bytes went."""
-        return os.write(fd, piece)
-
-    def read(self, fd: int, size: int, offset: int) -> bytes:
-        """pread(2)."""
-        return os.pread(fd, size, offset)
-
-    def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
-        """The bytes that memory has from ``offset`` on; ``None`` if that can't be told."""
-        if not _NOWAIT:
-            return None
-        buffer = bytearray(size)
-        try:
-            return bytes(buffer[: os.preadv(fd, [buffer], offset, _NOWAIT)])
-        except OSError:  # none; or the filesystem does not tell
-            return None
-
-    def expect_no_reading_on(self, fd: int) -> None:
-        """posix_fadvise(2): what is read is all that is wanted of the file for now."""
-        with suppress(OSError):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def drop_cached(self, fd: int, offset: int, size: int) -> None:
-        """posix_fadvise(2): memory need not keep these bytes."""
-        with suppress(OSError):
-            os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
-
-    def truncate(self, fd: int, size: int) -> None:
-        """ftruncate(2)."""
-        os.ftruncate(fd, size)
-
-    def set_mode(self, fd: int, mode: int) -> None:
-        """fchmod(2)."""
-        os.fchmod(fd, mode)
-
-    def sync(self, fd: int) -> None:
-        """fsync(2), of a file or of a directory."""
-        os.fsync(fd)
-
-    def sync_data(self, fd: int) -> None:
-        """fdatasync(2): the bytes of a file, and as much else as it takes to read them."""
-        os.fdatasync(fd)
-
-    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
-        """link(2).  :raises FileExistsError:"""
-        os.link(name, target_name, src_dir_fd=directory, dst_dir_fd=target, follow_symlinks=False)
-
-    def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
-        """rename(2)."""
-        os.rename(name, target_name, src_dir_fd=directory, dst_dir_fd=target)
-
-    def unlink(self, directory: int, name: str) -> None:
-        """unlink(2), which finding nothing does not trouble."""
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
 
 
 @define(eq=False)
@@ -122,6 +50,14 @@ class OpenFile:
             os.close(fd)
 
 
+def is_sealed(status: os.stat_result) -> bool:
+    """
+    Whether a file has been staged or published, so that nobody may write to it any more: if it is
+    found under the name that it had before, a power cut has brought that back.
+    """
+    return status.st_nlink != 1 or not status.st_mode & stat.S_IWUSR
+
+
 def write_all(
     files: FileOperations, fd: int, pieces: Sequence[bytes | memoryview], offset: int
 ) -> None:
@@ -130,6 +66,14 @@ def write_all(
         written = files.write(fd, pieces, offset)
         offset += written
         _, pieces = split(pieces, written)
+
+
+def read_all(files: FileOperations, fd: int, size: int) -> bytes:
+    """The first ``size`` bytes of a file, or fewer if it is shorter."""
+    content = b""
+    while len(content) < size and (piece := files.read(fd, size - len(content), len(content))):
+        content = content + piece if content else piece
+    return content
 
 
 def split(
@@ -197,7 +141,7 @@ class Directory:
         :raises OSError: if it is not a regular file that belongs to this user.
         """
         path = f"{self.path}/{name}"
-        fd = _open_strictly(name, flags | _FILE_FLAGS, self.fd, path)
+        fd = _open_strictly(name, flags | FILE_FLAGS, self.fd, path)
         try:
             status = os.fstat(fd)
             _check_ours(status, path)
@@ -205,6 +149,14 @@ class Directory:
             os.close(fd)
             raise
         return fd, status
+
+    def ensure_file(self, name: str, files: FileOperations) -> int:
+        """
+        A descriptor to read and write a file of ours, made if need be; errors as :meth:`open_file`.
+        """
+        with suppress(FileExistsError):
+            os.close(files.create(self.fd, name))
+        return self.open_file(name, os.O_RDWR)[0]
 
     def status(self, name: str) -> os.stat_result:
         """The status of a file of ours; errors as of :meth:`open_file`."""

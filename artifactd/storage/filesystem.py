@@ -50,7 +50,7 @@ class FilesystemBlobStore:
         self.quarantine = Quarantine(folder.quarantine, files)
         self._blobs = BlobTree(folder.blobs, self.quarantine, files)
         self.staging = Staging(folder.staging, self._blobs, files, run)
-        self._copying = CopyLock(folder.path)
+        self._copying = CopyLock(folder.path, files)
 
     async def open(self, digest: Digest) -> FilesystemBlob | None:
         """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""

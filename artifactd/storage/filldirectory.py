@@ -18,7 +18,7 @@ from attrs import frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.storage.extents import ExtentFile
-from artifactd.storage.files import Directory, FileOperations
+from artifactd.storage.files import Directory, FileOperations, is_sealed
 from artifactd.storage.fillfile import FilesystemFillView, FillFile
 from artifactd.storage.fillfiles import FillFiles, blob_name, blob_of
 from artifactd.storage.growing import FillInfo
@@ -34,12 +34,14 @@ class FillDirectory:
     The fills.  All methods block and raise OSError.
 
     :param pause: waits so many seconds, in the thread.
+    :param booted: when the machine has started, in seconds since the epoch.
     """
 
     directory: Directory
     files: FillFiles
     _operations: FileOperations
     _pause: Callable[[float], None] = time.sleep
+    _booted: float = 0.0
 
     def claim(self, digest: Digest, create: bool) -> tuple[FillFile, FillInfo | None] | None:
         """A fill, locked, and what is known of it; ``None`` as ``FillStore.claim`` says."""
@@ -49,12 +51,23 @@ class FillDirectory:
             return None
         try:
             info, running = self.files.info(blob), RunningDigest(digest.algorithm)
-            size = os.fstat(fd).st_size
+            size = self._trusted_size(fd)
         except BaseException:
             os.close(fd)
             raise
         file = FillFile(blob, fd, size, self._operations, running, self.directory, self.files)
         return file, info
+
+    def _trusted_size(self, fd: int) -> int:
+        """
+        Bytes of a locked fill.  One that was last written to before the machine started is emptied:
+        the power may have failed, and its bytes, which nobody has verified, have been spoilt.
+        """
+        status = os.fstat(fd)
+        if status.st_size and status.st_mtime < self._booted:
+            self._operations.truncate(fd, 0)
+            return 0
+        return status.st_size
 
     def view(self, digest: Digest) -> tuple[FilesystemFillView, FillInfo | None] | None:
         """A fill to look at, and what is known of it; ``None`` if there is none."""
@@ -65,7 +78,7 @@ class FillDirectory:
             return None
         view = FilesystemFillView(fd, self.directory, blob, status)
         try:
-            if status.st_nlink == 1:
+            if not is_sealed(status):
                 return view, self.files.info(blob)
         except BaseException:
             view.close()
@@ -100,8 +113,7 @@ class FillDirectory:
     def _claim(self, blob: str, create: bool) -> int | None:
         for attempt in range(3):
             try:
-                if self.directory.status(blob).st_nlink != 1:
-                    # Published; a power cut has brought its old name back.
+                if is_sealed(self.directory.status(blob)):
                     self._remove(blob, lambda: True)
                 return self._lock(blob, os.O_RDWR)
             except FileNotFoundError:

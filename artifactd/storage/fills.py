@@ -10,6 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
+from artifactd.storage import procfs
 from artifactd.storage.budget import BufferBudget
 from artifactd.storage.extents import ExtentFile, Extents
 from artifactd.storage.files import FileOperations, OpenFile
@@ -60,7 +61,7 @@ class FilesystemFillStore:
         self._gather = GATHER if clock is not None else 1
         extents = Extents(folder.fills, files)
         self._files = FillFiles(folder.fills, extents, files)
-        self._fills = FillDirectory(folder.fills, self._files, files, pause)
+        self._fills = FillDirectory(folder.fills, self._files, files, pause, procfs.boot_time())
 
     async def claim(self, digest: Digest, *, create: bool = True) -> FilesystemFillSession | None:
         """

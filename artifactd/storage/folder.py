@@ -15,7 +15,7 @@ from attrs import define, field
 
 from artifactd.startup import StartError
 from artifactd.storage import procfs
-from artifactd.storage.files import DIRECTORY, Directory, FileOperations, write_all
+from artifactd.storage.files import Directory, FileOperations, write_all
 
 MARKER = "artifactd.lock"
 FORMAT = "artifactd data folder, format 1\n"
@@ -78,7 +78,7 @@ class DataFolder:
         files = files or FileOperations()
         path = Path(os.path.abspath(path))
         try:
-            _make(path)
+            _make(path, files)
             _check_folder(path, mountinfo)
             with Directory.open(path) as folder:
                 marker = _open_marker(folder, files)
@@ -147,12 +147,12 @@ class DataFolder:
             os.close(self._marker)
 
 
-def _make(path: Path) -> None:
-    with suppress(FileExistsError):
-        path.mkdir(DIRECTORY)
+def _make(path: Path, files: FileOperations) -> None:
     parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(parent)
+        with suppress(FileExistsError):
+            files.make_directory(parent, path.name)
+        files.sync(parent)
     finally:
         os.close(parent)
 
@@ -227,8 +227,9 @@ def _lock(
 
 def _check_format(marker: int, folder: Directory, files: FileOperations) -> None:
     text = files.read(marker, 4096, 0).decode(errors="replace")
-    if not text:
-        # New; or the process that was first has failed here, and it is the same line anyway.
+    if FORMAT.startswith(text) or not text.strip("\0"):
+        # New; or the process that was first has failed here, or the power has before the line was
+        # on the disk, of which a part may be there, or its length.
         write_all(files, marker, [FORMAT.encode()], 0)
         files.sync(marker)
         files.sync(folder.fd)

@@ -11,6 +11,7 @@ from attrs import frozen
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 LOCKS = Path("/proc/locks")
+STAT = Path("/proc/stat")
 
 MEMORY_FILESYSTEMS = frozenset({"ramfs", "tmpfs"})
 NETWORK_FILESYSTEMS = frozenset(
@@ -61,6 +62,15 @@ def _mounts(mountinfo: str) -> Iterator[_Mount]:
 
 def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
+def boot_time(stat: Path = STAT) -> float:
+    """When the machine has started, in seconds since the epoch; 0.0 if that can't be told."""
+    try:
+        times = [line.split()[1] for line in stat.read_text().splitlines() if line[:6] == "btime "]
+    except (OSError, IndexError):
+        return 0.0
+    return float(times[0]) if times else 0.0
 
 
 def lock_holders(file: os.stat_result, locks: str) -> set[int]:

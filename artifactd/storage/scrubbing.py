@@ -10,7 +10,7 @@ import msgspec
 from attrs import asdict
 
 from artifactd.storage.examining import ScrubPosition
-from artifactd.storage.files import PRIVATE
+from artifactd.storage.files import Directory, FileOperations, write_all
 
 _FILE = "scrub.lock"
 _MOST = 4096  # bytes of a position
@@ -25,13 +25,15 @@ class _Written(msgspec.Struct):
 class FolderScrubLock:
     """A :class:`artifactd.storage.examining.ScrubLock` of the data folder at ``path``."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path / _FILE
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
         self._fd = -1
 
     def claim(self) -> bool:
         """Be the one who scrubs; whether nobody does already.  Blocks."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+        with Directory.open(self._path) as folder:
+            fd = folder.ensure_file(_FILE, self._files)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -58,5 +60,5 @@ class FolderScrubLock:
         """Remember it.  Blocks."""
         # Not synced: what a power loss takes of it is read once more.
         text = msgspec.json.encode(asdict(position))
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        self._files.truncate(self._fd, 0)
+        write_all(self._files, self._fd, [text], 0)

@@ -23,7 +23,7 @@ from artifactd.storage.threads import RunInThread, Serial
 _STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
 # Of a check of the disk, or of a backup into this folder; what is in use can't be seen here, for
 # the one is quick and the other keeps every daemon out.
-_PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)")
+_PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)|\.backup\.catalog\.partial")
 
 
 def staged_name(digest: Digest, staging_id: str) -> str:

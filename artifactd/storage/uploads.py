@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from artifactd.oci.digest import Digest
 from artifactd.storage.appended import HashedFile
 from artifactd.storage.blobs import FilesystemStagedBlob
-from artifactd.storage.files import Directory, FileOperations
+from artifactd.storage.files import Directory, FileOperations, is_sealed
 from artifactd.storage.hashing import RunningDigest
 from artifactd.storage.interfaces import UploadBusy, UploadMissing
 from artifactd.storage.staging import Staging
@@ -82,8 +82,7 @@ class UploadDirectory:
             status = self.directory.status(upload_id)
         except FileNotFoundError:
             raise UploadMissing(upload_id) from None
-        if status.st_nlink != 1:
-            # Published; a power cut has brought its old name back.  Nobody may write to it.
+        if is_sealed(status):
             raise UploadMissing(upload_id)
         return status.st_size
 

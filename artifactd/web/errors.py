@@ -11,7 +11,19 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from artifactd.oci.errors import NameUnknown, RegistryError, Unavailable, Unsupported
 from artifactd.web.request import RegistryRequest
 
-_OUT_OF_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = "the registry is out of disk space: nothing was stored; try again later"
+_BROKEN = "the registry's disk fails to read or write: try again later; its system's log has more"
+_DESCRIPTORS = "the registry is out of file descriptors: try again later, or raise its limit"
+
+# Conditions of the machine; any other error is a bug of ours, or somebody has changed our files.
+_CONDITIONS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EIO: _BROKEN,
+    errno.EROFS: _BROKEN,
+    errno.EMFILE: _DESCRIPTORS,
+    errno.ENFILE: _DESCRIPTORS,
+}
 
 _log = Logger()
 
@@ -25,7 +37,7 @@ def registry_error(request: RegistryRequest, failure: Failure) -> RegistryError:
     if type(error) is RegistryError:
         return _unexpected(request, failure)
     if error.status >= 500:
-        _log.error("{method} {path}: {error}", **_described(request, error))
+        _log.error("{method} {path}: {error}{cause}", **_described(request, error))
     elif not _is_ordinary(request, error):
         _log.info("refused {method} {path}: {code} {error} {detail}", **_described(request, error))
     return error
@@ -43,8 +55,10 @@ def expected_error(error: BaseException | None) -> RegistryError:
         )
     if isinstance(error, HTTPException):
         return NameUnknown("no such endpoint: expected /v2/<name>/… as the distribution spec says")
-    if isinstance(error, OSError) and error.errno in _OUT_OF_SPACE:
-        return Unavailable("the registry is out of disk space: nothing was stored; try again later")
+    if isinstance(error, OSError) and error.errno in _CONDITIONS:
+        unavailable = Unavailable(_CONDITIONS[error.errno])
+        unavailable.__cause__ = error
+        return unavailable
     return RegistryError("the registry failed")
 
 
@@ -79,4 +93,5 @@ def _described(request: RegistryRequest, error: RegistryError) -> dict[str, obje
         "code": error.code,
         "error": error.message,
         "detail": error.detail or "",
+        "cause": "" if error.__cause__ is None else f" ({error.__cause__})",
     }

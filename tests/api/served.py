@@ -12,6 +12,7 @@ from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import TestCase
 
 from artifactd.config import Settings
+from artifactd.fileoperations import FileOperations
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.tap import RegistryService
@@ -65,12 +66,19 @@ class Served:
 
     @classmethod
     def start(
-        cls, test: TestCase, toml: str = "", *, data: Path | None = None, **settings: str
+        cls,
+        test: TestCase,
+        toml: str = "",
+        *,
+        data: Path | None = None,
+        files: FileOperations | None = None,
+        **settings: str,
     ) -> Self:
         """
         Start one on a fresh data folder, or on ``data``.
 
         :param toml: its settings file, :func:`beside_no_upstream` unless it says otherwise.
+        :param files: what all that changes the data folder goes through.
         :param settings: as ``ARTIFACTD_<NAME>`` would give them.
         """
         file = Path(test.mktemp())
@@ -80,7 +88,7 @@ class Served:
         environment = {"LISTEN": "tcp:0:interface=127.0.0.1", "DATA": str(folder)}
         environment |= {name.upper(): value for name, value in settings.items()}
         loaded = Settings.load(file, {f"ARTIFACTD_{k}": v for k, v in environment.items()})
-        service = RegistryService(loaded, reactor)
+        service = RegistryService(loaded, reactor, files)
         service.startService()
         test.addCleanup(service.stopService)
         return cls(service, folder)

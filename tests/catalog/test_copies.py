@@ -10,6 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.copies import copy
+from artifactd.fileoperations import FileOperations
 
 
 class CopyTests(SynchronousTestCase):
@@ -35,7 +36,7 @@ class CopyTests(SynchronousTestCase):
 
     def test_what_is_still_in_the_log_is_copied(self) -> None:
         self.insert(1000)
-        copy(self.source, self.target)
+        copy(self.source, self.target, FileOperations())
         self.assertEqual(1000, self.copied())
 
     def test_in_a_transaction_its_snapshot_is_copied(self) -> None:
@@ -43,7 +44,7 @@ class CopyTests(SynchronousTestCase):
         self.source.execute("BEGIN")
         self.source.execute("SELECT * FROM number").fetchall()
         self.insert(10)
-        copy(self.source, self.target)
+        copy(self.source, self.target, FileOperations())
         self.assertEqual(10, self.copied())
 
     def test_the_copy_and_its_name_are_on_disk_when_it_is_done(self) -> None:
@@ -55,21 +56,23 @@ class CopyTests(SynchronousTestCase):
             fsync(fd)
 
         self.patch(os, "fsync", record)
-        copy(self.source, self.target)
+        copy(self.source, self.target, FileOperations())
         self.assertEqual([self.target.stat().st_ino, self.folder.stat().st_ino], synced[-2:])
 
     def test_what_is_there_is_not_replaced(self) -> None:
         self.target.write_bytes(b"precious")
-        self.assertRaises(FileExistsError, copy, self.source, self.target)
+        self.assertRaises(FileExistsError, copy, self.source, self.target, FileOperations())
         self.assertEqual(b"precious", self.target.read_bytes())
 
     def test_what_a_crash_left_does_no_harm(self) -> None:
         (self.folder / ".copy.partial").write_bytes(b"half a copy")
         self.insert(10)
-        copy(self.source, self.target)
+        copy(self.source, self.target, FileOperations())
         self.assertEqual(10, self.copied())
 
     def test_a_copy_that_fails_leaves_nothing(self) -> None:
         self.source.close()
-        self.assertRaises(sqlite3.ProgrammingError, copy, self.source, self.target)
+        self.assertRaises(
+            sqlite3.ProgrammingError, copy, self.source, self.target, FileOperations()
+        )
         self.assertEqual(["source"], os.listdir(self.folder))

@@ -1,79 +1,51 @@
-"""``kill -9`` at moments nobody has chosen, while several clients push."""
+"""
+``kill -9`` at moments nobody has chosen, while clients push, mount, pull, delete and pull through,
+and garbage is collected.
+
+When the daemon is killed does not depend on time: after so many steps on the disk, in the middle
+of one, or when so many requests have been answered, while others are under way.
+
+``CRASH_SEED`` sets what is done and when it is killed, as far as threads let it; ``CRASH_KILLS``
+how often, and ``CRASH_SECONDS`` for how long at most.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from http.client import HTTPException
-from itertools import count
+import signal
+import sys
+from pathlib import Path
 from random import Random, SystemRandom
 
-from attrs import define, field
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+import artifactd
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from tests.api.served import image_manifest
-from tests.crash.test_sweep import listed, stored, swept
-from tests.daemon import Answer, Daemon
+from tests.api.served import Served, image_manifest
+from tests.crash.killing import Nursery, Progress, Worker
+from tests.daemon import request
+from tests.durability.replay import check_nothing_left, finished
 from tests.programs import reactor
+from tests.pull.case import noise
+from tests.upstreams.hub import Hub
+from tests.upstreams.settings import settings_for
 
-KILLS = 25
-CLIENTS = 3
-
-
-@define
-class Pusher:
-    """
-    Pushes small images into one image name, each under a tag of its own and as ``latest``, for as
-    long as the daemon answers.
-
-    :ivar acknowledged: the digest of each image whose 201 was read, by its tag.
-    :ivar killed: whether the daemon is being killed.
-    """
-
-    daemon: Daemon
-    name: str
-    numbers: Iterator[int]
-    acknowledged: dict[str, Digest] = field(factory=dict)
-    killed: bool = False
-
-    async def push_until_killed(self) -> None:
-        try:
-            for number in self.numbers:
-                await self.push(number)
-        except (OSError, HTTPException):  # what a connection says that ends half-way
-            if not self.killed:
-                raise
-
-    async def push(self, number: int) -> None:
-        """One image: a config in one request, a layer as Docker pushes it, the manifest."""
-        config = json.dumps({"number": number}).encode()
-        layer = Random(number).randbytes(20_000)
-        uploads = f"/v2/{self.name}/blobs/uploads/"
-        await self._ask("POST", f"{uploads}?digest={Digest.of(config)}", 201, config)
-        session = (await self._ask("POST", uploads, 202)).header("Location") or ""
-        await self._ask("PATCH", session, 202, layer)
-        await self._ask("PUT", f"{session}?digest={Digest.of(layer)}", 201)
-        manifest = image_manifest(config, layer)
-        for tag in (f"number-{number}", "latest"):
-            await self._ask("PUT", f"/v2/{self.name}/manifests/{tag}", 201, manifest)
-            self.acknowledged.setdefault(tag, Digest.of(manifest))
-
-    async def _ask(self, method: str, path: str, status: int, body: bytes = b"") -> Answer:
-        headers = {"Content-Type": OCI_MANIFEST}
-        answer = await self.daemon.request(method, path, body=body, headers=headers)
-        assert answer.status == status, answer
-        return answer
+_KILLS = int(os.environ.get("CRASH_KILLS", "200"))
+_SECONDS = float(os.environ.get("CRASH_SECONDS", "75"))
+_CLIENTS = 4
+# More requests or steps than a daemon may do before it is killed.
+_REQUESTS, _STEPS = 60, 200
+# Some seconds' lease, so that the collector has something to do.
+_BUSY = 'lease = "3s"\ngrace = "0s"\ngc_interval = "50ms"\nsweep_interval = "200ms"\n'
 
 
 class ManyKillsTests(TestCase):
-    timeout = 600
+    timeout = _SECONDS + 600
 
-    async def test_every_image_acknowledged_is_whole_and_no_tag_points_nowhere(self) -> None:
+    async def test_all_that_was_acknowledged_is_there(self) -> None:
         seed = int(os.environ.get("CRASH_SEED") or SystemRandom().getrandbits(32))
         try:
             await self.kill_many(Random(seed))
@@ -81,47 +53,101 @@ class ManyKillsTests(TestCase):
             print(f"CRASH_SEED={seed}")
             raise
 
-    async def kill_many(self, moments: Random) -> None:
-        daemon = await Daemon.start(self)
-        numbers = count()
-        acknowledged: dict[str, dict[str, Digest]] = {}
-        begun = reactor.seconds()
-        await Pusher(daemon, "crash/warm", numbers).push(next(numbers))
-        one_image = reactor.seconds() - begun
-        for kill in range(KILLS):
-            pushers = [Pusher(daemon, f"crash/{kill}", numbers) for _ in range(CLIENTS)]
-            pushing = [Deferred.fromCoroutine(pusher.push_until_killed()) for pusher in pushers]
-            await deferLater(reactor, moments.uniform(0, 2 * CLIENTS * one_image))
-            for pusher in pushers:
-                pusher.killed = True
-            await daemon.kill()
-            await gatherResults(pushing)
-            await daemon.restart()
-            tags = acknowledged[f"crash/{kill}"] = {}
-            for pusher in pushers:
-                tags |= pusher.acknowledged
-            await self.assert_whole(daemon, f"crash/{kill}", tags)
-        await daemon.kill()
-        await swept(daemon)
-        self.assertEqual(stored(daemon.data), listed(daemon.data))
-        for name, tags in acknowledged.items():
-            await self.assert_whole(daemon, name, tags)
-        self.assertGreater(
-            sum(map(len, acknowledged.values())), KILLS, "hardly anything was pushed"
-        )
+    async def kill_many(self, random: Random) -> None:
+        upstream = self.upstream()
+        self.data = Path(self.mktemp()).absolute()
+        config = self.data.with_name("artifactd.toml")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        settings = settings_for(self.hub, retries=0, resumes=1, freshness="1d", size_cap="200KiB")
+        config.write_text(_BUSY + settings)
+        shared = b"what all images share"
+        workers = [
+            Worker(f"kill/{n}", Random(random.random()), upstream, shared) for n in range(_CLIENTS)
+        ]
+        nursery = self.nursery(config)
+        await self.push(nursery, "kill/shared", shared)
+        until, kills = reactor.seconds() + _SECONDS, 0
+        while kills < _KILLS and reactor.seconds() < until:
+            if await self.kill(nursery, workers, random):
+                kills += 1
+        await self.look(nursery, workers)
+        last = Served.start(self, settings, data=self.data)
+        await finished(last.service)
+        check_nothing_left(self.data)
+        total = {m: sum(w.counts.get(m, 0) for w in workers) for m in ("POST", "PUT", "GET")}
+        print(f"\n    killed {kills} times; requests answered: {total}", file=sys.stderr)
 
-    async def assert_whole(self, daemon: Daemon, name: str, tags: dict[str, Digest]) -> None:
-        """Image ``name`` has all of ``tags``, and of every tag that it has, all blobs."""
-        answer = await daemon.request("GET", f"/v2/{name}/tags/list")
-        found = json.loads(answer.body)["tags"] if answer.status == 200 else []
-        self.assertEqual(tags.keys() - found, set(), f"acknowledged and lost from {name}")
-        for tag in found:
-            answer = await daemon.request("GET", f"/v2/{name}/manifests/{tag}")
-            self.assertEqual(answer.status, 200, f"{name}:{tag}")
-            if tag != "latest" and tag in tags:
-                self.assertEqual(Digest.of(answer.body), tags[tag])
-            manifest = json.loads(answer.body)
-            for blob in (manifest["config"], *manifest["layers"]):
-                answer = await daemon.request("GET", f"/v2/{name}/blobs/{blob['digest']}")
-                self.assertEqual(answer.status, 200, f"{blob} of {name}:{tag}")
-                self.assertEqual(str(Digest.of(answer.body)), blob["digest"])
+    def upstream(self) -> dict[str, bytes]:
+        """Let a hub have some blobs; by the paths that the daemon has them under."""
+        self.hub = Hub.start(self)
+        contents = [noise(size, size) for size in (100_000, 150_000, 300_000)]
+        name = "library/app"
+        return {
+            f"/v2/docker.io/{name}/blobs/{self.hub.images.add_blob(content, name)}": content
+            for content in contents
+        }
+
+    def nursery(self, config: Path) -> Nursery:
+        nursery = Nursery()
+        checkout = str(Path(artifactd.__file__).parents[1])
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
+        environment["PYTHONPATH"] = checkout
+        argv = [sys.executable, "-m", "tests.crash.nursery", str(self.data), str(config)]
+        transport = reactor.spawnProcess(nursery, argv[0], argv, environment)
+        ended = nursery.ended
+
+        async def end() -> None:
+            for pid in (*self.running, transport.pid):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            await ended
+
+        self.running: list[int] = []
+        self.addCleanup(end)
+        return nursery
+
+    async def kill(self, nursery: Nursery, workers: list[Worker], random: Random) -> bool:
+        """Let a daemon work until it is killed; whether it had come to work before."""
+        steps = random.randrange(1, _STEPS) if random.random() < 0.5 else 0
+        nursery.start(steps)
+        said = await nursery.line()
+        if said.startswith("ended"):
+            self.assertEqual(said, f"ended {-signal.SIGKILL}", nursery.errors.decode())
+            return True  # while it started
+        pid, port = map(int, said.split())
+        self.running = [pid]
+        progress = Progress(pid, random.randrange(1, _REQUESTS))
+        await gatherResults([deferToThread(each.work, port, progress) for each in workers])
+        ended = await nursery.line()
+        self.running = []
+        self.assertEqual(ended, f"ended {-signal.SIGKILL}", nursery.errors.decode()[-5000:])
+        return True
+
+    async def push(self, nursery: Nursery, name: str, blob: bytes) -> None:
+        """Push an image of one blob, which is its config too."""
+        nursery.start(0)
+        pid, port = map(int, (await nursery.line()).split())
+        self.running = [pid]
+        path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
+        self.assertEqual((await request(port, "POST", path, body=blob)).status, 201)
+        headers, manifest = {"Content-Type": OCI_MANIFEST}, image_manifest(blob, blob)
+        path = f"/v2/{name}/manifests/latest"
+        put = await request(port, "PUT", path, body=manifest, headers=headers)
+        self.assertEqual(put.status, 201)
+        await self.end(nursery, pid)
+
+    async def end(self, nursery: Nursery, pid: int) -> None:
+        """Kill the daemon that runs."""
+        os.kill(pid, signal.SIGKILL)
+        await nursery.line()
+        self.running = []
+
+    async def look(self, nursery: Nursery, workers: list[Worker]) -> None:
+        """See that all is there, and stop."""
+        nursery.start(0)
+        pid, port = map(int, (await nursery.line()).split())
+        self.running = [pid]
+        await gatherResults([deferToThread(each.check, port) for each in workers])
+        await self.end(nursery, pid)

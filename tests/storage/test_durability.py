@@ -218,6 +218,15 @@ class FileTests(FilesystemTestCase):
         (await self.published(b"blob")).release()
         self.assertRaises(OSError, other.fileno)
 
+    async def test_an_upload_that_was_sealed_is_gone_on_with_by_nobody(self) -> None:
+        # What a power cut can leave: the rename undone, the mode there, and no other name.
+        upload_id = str(uuid4())
+        self.stores.uploads.create(upload_id)
+        (self.path / "uploads" / upload_id).chmod(0o444)
+        claim = self.stores.uploads.claim(upload_id, Algorithm.SHA256)
+        await self.assert_raises(UploadMissing, claim)
+        self.assertEqual([upload_id], list(await self.stores.uploads.idle(0)))
+
     async def test_an_old_name_of_published_bytes_is_no_upload(self) -> None:
         # What a power cut can leave: the rename undone, the link there.
         upload_id = str(uuid4())

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
+from artifactd.storage import procfs
 from artifactd.storage.files import Directory
 from tests.contracts.storage_fills import CONTENT, DIGEST, INFO
 from tests.programs import require
@@ -99,6 +100,22 @@ class StrangeFilesTests(FillFilesTestCase):
         session = await self.filled(b"begun anew")
         self.assertEqual(10, session.written)
         await self.assert_blob(CONTENT)
+
+    async def test_a_fill_from_before_the_machine_started_is_begun_anew(self) -> None:
+        # A power cut may have left its length, and other bytes.
+        (self.fills / NAME).write_bytes(bytes(1000))
+        os.utime(self.fills / NAME, (procfs.boot_time() - 1,) * 2)
+        session = await self.filled(CONTENT)
+        self.assertEqual(len(CONTENT), session.written)
+        self.assertEqual(CONTENT, (self.fills / NAME).read_bytes())
+
+    async def test_a_fill_that_was_sealed_is_begun_anew(self) -> None:
+        # What a power cut can leave: the rename undone, the mode there, and no other name.
+        (self.fills / NAME).write_bytes(CONTENT)
+        (self.fills / NAME).chmod(0o444)
+        self.assertIsNone(await self.stores.fills.view(DIGEST))
+        session = await self.filled(b"begun anew")
+        self.assertEqual(10, session.written)
 
     async def test_a_fill_that_somebody_took_away_can_not_be_staged(self) -> None:
         session = await self.filled(CONTENT)

@@ -105,6 +105,13 @@ class FolderTests(FolderTestCase):
         (self.path / MARKER).write_text("artifactd data folder, format 2\n")
         self.assert_refused("another format than this artifactd's")
 
+    def test_a_marker_that_the_power_has_torn_is_written_again(self) -> None:
+        self.path.mkdir()
+        for torn in (FORMAT[:5], FORMAT[:-1], "\0" * len(FORMAT), ""):
+            (self.path / MARKER).write_text(torn)
+            DataFolder.open(self.path).close()
+            self.assertEqual(FORMAT, (self.path / MARKER).read_text())
+
     def test_one_on_a_network_filesystem_is_refused(self) -> None:
         mountinfo = Path(self.mktemp())
         for kind in ("nfs", "nfs4", "cifs", "9p", "ceph", "fuse.sshfs"):

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.storage.procfs import LOCKS, MOUNTINFO, filesystem_type, lock_holders
+from artifactd.storage.procfs import (
+    LOCKS,
+    MOUNTINFO,
+    boot_time,
+    filesystem_type,
+    lock_holders,
+)
 
 
 def mount(point: str, kind: str, device: str = "0:999") -> str:
     """A line of mountinfo."""
     return f"36 35 {device} / {point} rw,noatime shared:1 master:2 - {kind} source rw\n"
+
+
+class BootTests(SynchronousTestCase):
+    def test_it_is_before_now_and_where_it_can_not_be_told_long_ago(self) -> None:
+        self.assertTrue(0 < boot_time() < time.time())
+        stat = Path(self.mktemp())
+        self.assertEqual(boot_time(stat), 0.0)
+        stat.write_text("cpu 1 2\nbtime 17\n")
+        self.assertEqual(boot_time(stat), 17.0)
 
 
 class FilesystemTypeTests(SynchronousTestCase):

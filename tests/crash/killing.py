@@ -1,0 +1,201 @@
+"""Clients of a daemon that is killed again and again: what they do, and what they were told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
+from random import Random
+from threading import Lock
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProcessTransport
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
+from tests.api.served import image_manifest
+
+TAGS = ("one", "two", "three")
+
+
+class Nursery(ProcessProtocol):
+    """``tests.crash.nursery``, seen from the test."""
+
+    transport: IProcessTransport
+
+    def __init__(self) -> None:
+        self.errors = bytearray()
+        self.ended: Deferred[None] = Deferred()
+        self._received = b""
+        self._lines: list[str] = []
+        self._waiting: list[Deferred[str]] = []
+
+    def start(self, count: int) -> None:
+        """Let a daemon start, which kills itself after so many steps."""
+        self.transport.write(f"{count}\n".encode())
+
+    def line(self) -> Deferred[str]:
+        """The next line that it writes."""
+        waiting: Deferred[str] = Deferred()
+        self._waiting.append(waiting)
+        self._tell()
+        return waiting
+
+    def outReceived(self, data: bytes) -> None:
+        *lines, self._received = (self._received + data).split(b"\n")
+        self._lines += [line.decode() for line in lines]
+        self._tell()
+
+    def errReceived(self, data: bytes) -> None:
+        self.errors += data
+
+    def processEnded(self, reason: Failure) -> None:
+        self.ended.callback(None)
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.errback(AssertionError(f"the nursery has ended: {self.errors.decode()}"))
+
+    def _tell(self) -> None:
+        while self._lines and self._waiting:
+            self._waiting.pop(0).callback(self._lines.pop(0))
+
+
+@define
+class Progress:
+    """Kills the daemon when so many requests have been answered; of all clients."""
+
+    pid: int
+    left: int
+    _lock: Lock = field(factory=Lock)
+
+    def answered(self) -> None:
+        """One more was."""
+        with self._lock:
+            self.left -= 1
+            if not self.left:
+                with suppress(ProcessLookupError):  # it has killed itself
+                    os.kill(self.pid, signal.SIGKILL)
+
+
+@frozen
+class Answer:
+    status: int
+    body: bytes
+    location: str
+
+
+@define
+class Worker:
+    """
+    A client that pushes, pulls, mounts and deletes images of one name, in a thread.
+
+    :ivar told: by tag, what it may point at: the manifest, or ``None``.
+    :ivar upstream: blobs of an upstream, by path.
+    :ivar counts: how many of its requests were answered, by method.
+    """
+
+    name: str
+    random: Random
+    upstream: Mapping[str, bytes]
+    shared: bytes
+    told: dict[str, set[bytes | None]] = field(factory=lambda: {tag: {None} for tag in TAGS})
+    counts: dict[str, int] = field(factory=dict)
+
+    def work(self, port: int, progress: Progress) -> None:
+        """Go on until the daemon is no more."""
+        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+
+            def ask(method: str, path: str, body: bytes | None = None) -> Answer:
+                answer = _ask(connection, method, path, body)
+                self.counts[method] = self.counts.get(method, 0) + 1
+                progress.answered()
+                assert answer.status < 500, (method, path, answer)
+                return answer
+
+            with suppress(OSError, HTTPException):
+                while True:
+                    pushes = self.push, self.push, self.push_in_chunks
+                    self.random.choice((*pushes, self.delete, self.pull, self.fill))(ask)
+
+    def push(self, ask: Callable[..., Answer]) -> None:
+        self._push(ask, self._post)
+
+    def push_in_chunks(self, ask: Callable[..., Answer]) -> None:
+        self._push(ask, self._patch)
+
+    def _push(self, ask: Callable[..., Answer], upload: Callable[..., bool]) -> None:
+        layer = self.random.randbytes(self.random.choice((200, 20_000, 150_000)))
+        config = json.dumps({"number": self.random.random()}).encode()
+        manifest = image_manifest(config, layer, self.shared)
+        tag = self.random.choice(TAGS)
+        digest = Digest.of(self.shared)
+        path = f"/v2/{self.name}/blobs/uploads/?mount={digest}&from=kill/shared"
+        if ask("POST", path).status != 201:
+            return
+        if not (upload(ask, layer) and self._post(ask, config)):
+            return
+        before = self.told[tag]
+        self.told[tag] = before | {manifest}
+        if ask("PUT", f"/v2/{self.name}/manifests/{tag}", manifest).status == 201:
+            self.told[tag] = {manifest}
+        else:
+            self.told[tag] = before  # a blob's lease was over
+
+    def _post(self, ask: Callable[..., Answer], blob: bytes) -> bool:
+        path = f"/v2/{self.name}/blobs/uploads/?digest={Digest.of(blob)}"
+        return bool(ask("POST", path, blob).status == 201)
+
+    def _patch(self, ask: Callable[..., Answer], blob: bytes) -> bool:
+        session = ask("POST", f"/v2/{self.name}/blobs/uploads/").location
+        half = len(blob) // 2
+        if ask("PATCH", session, blob[:half]).status != 202:
+            return False
+        return bool(ask("PUT", f"{session}?digest={Digest.of(blob)}", blob[half:]).status == 201)
+
+    def delete(self, ask: Callable[..., Answer]) -> None:
+        tag = self.random.choice(TAGS)
+        before = self.told[tag]
+        self.told[tag] = before | {None}
+        answer = ask("DELETE", f"/v2/{self.name}/manifests/{tag}")
+        assert answer.status in (202, 404) and (answer.status == 202 or None in before), answer
+        self.told[tag] = {None}
+
+    def pull(self, ask: Callable[..., Answer]) -> None:
+        tag = self.random.choice(TAGS)
+        self.check_tag(ask, tag)
+
+    def fill(self, ask: Callable[..., Answer]) -> None:
+        path, content = self.random.choice(sorted(self.upstream.items()))
+        answer = ask("GET", path)
+        assert (answer.status, answer.body == content) == (200, True), (path, answer.status)
+
+    def check_tag(self, ask: Callable[..., Answer], tag: str) -> None:
+        """All of an image is there, and it is one that may be."""
+        answer = ask("GET", f"/v2/{self.name}/manifests/{tag}")
+        found = answer.body if answer.status == 200 else None
+        assert found in self.told[tag], f"{self.name}:{tag} is answered {answer}"
+        self.told[tag] = {found}
+        if found is None:
+            return
+        document = json.loads(found)
+        for blob in (document["config"], *document["layers"]):
+            got = ask("GET", f"/v2/{self.name}/blobs/{blob['digest']}")
+            assert str(Digest.of(got.body)) == blob["digest"], f"{self.name}:{tag} lacks {blob}"
+
+    def check(self, port: int) -> None:
+        """All that it was told is so."""
+        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            for tag in TAGS:
+                self.check_tag(lambda *asked: _ask(connection, *asked), tag)
+
+
+def _ask(connection: HTTPConnection, method: str, path: str, body: bytes | None = None) -> Answer:
+    connection.request(method, path, body, {"Content-Type": OCI_MANIFEST})
+    answer = connection.getresponse()
+    return Answer(answer.status, answer.read(), answer.getheader("Location") or "")
