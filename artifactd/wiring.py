@@ -107,7 +107,7 @@ def assemble(
     names = _names(settings)
     folder = DataFolder.open(settings.data, files=files)
     opened.callback(folder.close)
-    migrate(folder.catalog, folder.exclusive, files=files)
+    migrate(folder.catalog, folder.exclusive, files=files, occupied=folder.has_blobs)
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)
 

@@ -22,6 +22,7 @@ def migrate(
     exclusive: Callable[[], AbstractContextManager[None]],
     steps: Sequence[str] | None = None,
     files: FileOperations | None = None,
+    occupied: Callable[[], bool] = lambda: False,
 ) -> None:
     """
     Bring the catalog at ``path`` to the schema that this release works with, creating it if there
@@ -33,7 +34,10 @@ def migrate(
     :param exclusive: makes sure that no other process uses the catalog, or raises StartError; not
         called if there is nothing to do.
     :param steps: the SQL scripts, the first one making version 1; by default the package's.
-    :raises StartError: if the catalog can't be opened or migrated, or is of a newer release.
+    :param occupied: whether the store has blobs: a new catalog would list none of them, and they
+        would be collected.
+    :raises StartError: if the catalog can't be opened or migrated, is of a newer release, or has
+        been lost.
     """
     _check_sqlite()
     scripts = _scripts() if steps is None else steps
@@ -47,6 +51,11 @@ def migrate(
         with exclusive(), closing(sqlite3.connect(path, isolation_level=None)) as db:
             # Asked again: another process may just have done it.
             version = _version(db, path, len(scripts))
+            if _is_empty(db) and occupied():
+                raise StartError(
+                    f"the catalog {path} is lost, and there are blobs beside it, which a new one"
+                    " would not list: put a backup of it there, or choose an empty data folder"
+                )
             _use_wal(db, path)
             for number in range(version + 1, len(scripts) + 1):
                 _step(db, path, number, scripts[number - 1], files)

@@ -100,6 +100,10 @@ class DataFolder:
             path, blobs, uploads, staging, fills, quarantine, in_memory, marker, locks, exclusive
         )
 
+    def has_blobs(self) -> bool:
+        """Whether anything is published in it.  Blocks."""
+        return any(Path(self.blobs.path).glob("*/*/*"))
+
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """

@@ -89,6 +89,22 @@ class StartTests(TestCase):
         self.assertRegex(await self.refusal(daemon.data), "a database of another program")
         self.assertEqual(catalog.read_bytes(), before)
 
+    async def test_a_lost_catalog_is_not_replaced_by_an_empty_one(self) -> None:
+        daemon = await Daemon.start(self)
+        self.assertEqual((await daemon.request("POST", UPLOAD, body=HELLO)).status, 201)
+        await daemon.kill(signal.SIGTERM)
+        catalog, kept = daemon.data / "catalog.sqlite3", daemon.data / "catalog.sqlite3.kept"
+        catalog.rename(kept)
+        for left in ("nothing", "an empty file"):
+            if left == "an empty file":
+                catalog.touch()
+            said = await self.refusal(daemon.data)
+            self.assertRegex(said, "is lost, and there are blobs beside it.* backup")
+            self.assertFalse(catalog.exists() and catalog.stat().st_size, left)
+        kept.replace(catalog)
+        await daemon.restart()
+        self.assertEqual((await daemon.request("GET", BLOB)).body, HELLO)
+
     async def test_several_started_at_once_on_a_fresh_folder_all_come_up(self) -> None:
         data = Path(self.mktemp()).absolute()
         starting = [Deferred.fromCoroutine(Daemon.start(self, data=data)) for _ in range(4)]
