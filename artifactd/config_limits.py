@@ -34,7 +34,7 @@ class LimitsSettings(Struct, frozen=True, kw_only=True):
     address_burst: _Some = 1000
     user_requests: _Count = 0
     user_burst: _Some = 1000
-    user_uploads: _Count = 1000
+    user_uploads: _Count = 10_000
     blob_size: Bytes = Size(0)
     manifest_entries: _Count = 10_000
     manifest_annotations: _Count = 1000

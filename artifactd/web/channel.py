@@ -189,6 +189,8 @@ class RegistryChannel(http.HTTPChannel):
         self.transport.write(b"%b\r\n" % b"".join(lines))
 
     def loseConnection(self) -> None:
+        # Else that one's end would replace the call below, which nobody would cancel then.
+        self.setTimeout(None)
         if self._abortingCall is None:
             self._abortingCall = self.callLater(CLOSE_SECONDS, self.forceAbortClient)
         super().loseConnection()

@@ -1,7 +1,7 @@
 """
 Requests that are handled as soon as their headers are complete.
 
-Everything private to Twisted that artifactd relies on is here and in the module of the channel;
+Everything private to Twisted that serving HTTP relies on is here and in the module of the channel;
 ``tests/wire`` fails if any of it moves.  ``HTTPChannel`` calls ``gotLength`` after the headers and
 before the body, and ``requestReceived`` after the last byte.
 """

@@ -123,6 +123,13 @@ class MalformedTests(WireCase):
         self.assertIn(b'{"errors":[{"code":"', received)
         self.assertIn(b"\r\nCache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n", received)
 
+    def test_who_does_not_close_then_is_dropped_once(self) -> None:
+        wire = self.connect()
+        wire.send(b"GET / SPDY/9\r\n\r\n")
+        self.clock.pump([1.0] * int(max(IDLE, CLOSE_SECONDS)))
+        self.assertTrue(wire.disconnected)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_a_line_without_end(self) -> None:
         self.assertEqual(statuses(self.refused(b"GET /" + b"a" * 20_000)), [431])
 
