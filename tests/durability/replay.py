@@ -196,7 +196,15 @@ async def finished(service: RegistryService) -> None:
     assert running is not None
     running.parts.collector.now = running.sweep.now = lambda: time.time() + LATER
     running.sweep.upload_timeout = -1.0
-    await running.sweep.run()
+    uploads = running.parts.folder.path / "uploads"
+
+    async def swept() -> bool:
+        # Two sweeps at once take each other's looks at an upload for somebody who writes to it, and
+        # leave it to the next.
+        await running.sweep.run()
+        return not any(uploads.iterdir())
+
+    await wait_for(swept)
     await collected(running.parts.collector, shelves_of(running.parts.folder.path))
 
 
