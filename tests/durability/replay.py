@@ -164,6 +164,8 @@ class Replay:
             try:
                 service.startService()
             except SystemExit as error:
+                if state.catalog is None and " is lost, and there are blobs" in str(error):
+                    return  # a first backup that was cut is no registry, and says so
                 raise Broken(f"does not start: {error}") from error
             try:
                 running = service._running
