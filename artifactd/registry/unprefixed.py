@@ -68,6 +68,9 @@ class Unprefixed:
     :ivar remotes: in the order in which they are asked.
     :ivar hidden: whether the local image is kept from the caller: if there is one, the name is one
         that nobody has, and no upstream is asked for it either.
+    :ivar first: how many of ``remotes`` may be asked for a name that none has answered for: those
+        before the first that is kept from the caller.  What a later one answers would else be the
+        name's from then on, for those too who are to get the earlier one's.
     """
 
     local: LocalRepository | None
@@ -76,6 +79,7 @@ class Unprefixed:
     remote: RemoteCatalog
     promises: Promises = field(factory=Promises)
     hidden: bool = False
+    first: int | None = None
 
     def candidates(self, image: ImageName) -> list[ImageName]:
         """The images that the name of ``image`` may be read from; they need not exist."""
@@ -84,10 +88,12 @@ class Unprefixed:
 
     def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Unprefixed:
         """It for somebody who may pull of the :meth:`candidates` only those ``permitted``."""
+        may = [u.image(image.image) in permitted for u in self._permitting(image.image)]
         return evolve(
             self,
             remotes=[u for u in self.remotes if u.image(image.image) in permitted],
             hidden=self.local is not None and image not in permitted,
+            first=None if all(may) else may.index(False),
         )
 
     def asked_by(self, asker: Asker) -> Unprefixed:
@@ -233,7 +239,7 @@ class Unprefixed:
             return []
         origin = await self.remote.origin(name)
         return [u for u in permitting if u.repository.name == origin] or (
-            permitting if origin is None else []
+            permitting[: self.first] if origin is None else []
         )
 
     def _permitting(self, name: str) -> list[PulledFrom]:

@@ -6,6 +6,8 @@ import json
 
 from artifactd.oci.digest import Digest
 from tests.api.guarded import ABSENT, BLOB, GuardedCase, shape
+from tests.daemon import Answer
+from tests.pull.mirrors import side_by_side
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
 
@@ -102,3 +104,69 @@ class HiddenNameTests(GuardedCase):
         for who, status in (("alice", 400), ("writer", 201)):
             answer = await self.ask("PUT", path, who, pulled.body, headers)
             self.assertEqual(answer.status, status, answer.body)
+
+
+class _TwoUpstreams(GuardedCase):
+    """bob may pull from docker.io alone, alice from ghcr.io too."""
+
+    rules = """
+[[access]]
+who = ["user:alice"]
+may = ["pull"]
+images = ["*"]
+
+[[access]]
+who = ["user:bob"]
+may = ["pull"]
+images = ["docker.io/*", "local/*"]
+"""
+    order: tuple[str, ...] = ("ghcr.io", "docker.io")
+
+    def setUp(self) -> None:
+        self.hubs = {name: Hub.start(self) for name in self.order}
+        self.digests = {
+            name: str(hub.images.add_image("team/app", "v1", name.encode()))
+            for name, hub in self.hubs.items()
+        }
+        self.toml = side_by_side(self.hubs)
+        super().setUp()
+
+    async def pull(self, who: str, name: str = "team/app") -> Answer:
+        return await self.ask("GET", f"/v2/{name}/manifests/v1", who)
+
+    def assert_of(self, answer: Answer, upstream: str) -> None:
+        told = answer.status, answer.header("Docker-Content-Digest")
+        self.assertEqual(told, (200, self.digests[upstream]))
+
+
+class HiddenUpstreamTests(_TwoUpstreams):
+    """The upstream that only alice may pull from is asked first."""
+
+    async def test_who_may_not_pull_the_first_does_not_make_the_name_anothers(self) -> None:
+        self.assert_error(await self.pull("bob"), 404, "MANIFEST_UNKNOWN")
+        self.assertEqual([hub.asked() for hub in self.hubs.values()], [[], []])
+        self.assert_of(await self.pull("alice"), "ghcr.io")
+        self.assert_error(await self.pull("bob"), 404, "MANIFEST_UNKNOWN")
+
+    async def test_once_a_name_is_anothers_he_gets_it(self) -> None:
+        self.hubs["ghcr.io"].images.add_image("team/b", "v2")  # else 401, and that is not for us
+        self.digests["docker.io"] = str(self.hubs["docker.io"].images.add_image("team/b", "v1"))
+        self.assert_error(await self.pull("bob", "team/b"), 404, "MANIFEST_UNKNOWN")
+        for who in ("alice", "bob"):
+            self.assert_of(await self.pull(who, "team/b"), "docker.io")
+
+
+class PublicFirstTests(_TwoUpstreams):
+    """The upstream that both may pull from is asked first."""
+
+    order = ("docker.io", "ghcr.io")
+
+    async def test_both_get_what_the_first_has(self) -> None:
+        for who in ("bob", "alice"):
+            self.assert_of(await self.pull(who), "docker.io")
+
+    async def test_what_only_the_hidden_one_has_is_for_who_may_pull_it(self) -> None:
+        self.hubs["ghcr.io"].images.add_image("team/b", "v1")
+        self.assert_error(await self.pull("bob", "team/b"), 404, "MANIFEST_UNKNOWN")
+        self.assertEqual((await self.pull("alice", "team/b")).status, 200)
+        self.assert_error(await self.pull("bob", "team/b"), 404, "MANIFEST_UNKNOWN")
