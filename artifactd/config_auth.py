@@ -44,7 +44,7 @@ Subjects = Annotated[
     Meta(
         min_length=1,
         description='a list of "anonymous", "authenticated", "user:<name>", "group:<name>",'
-        ' "robot:<name>", "certificate:<name>", "issuer:<name>", "upstream:<repository>/<user>",'
+        ' "robot:<name>", "certificate:<name>", "issuer:<name>", "upstream:<repository>/*",'
         ' "claim:<issuer>:<claim>=<pattern>"',
     ),
 ]
@@ -143,6 +143,7 @@ class Accounts:
         for number, rule in enumerate(self.access):
             for subject in rule.who:
                 self._check_subject(subject, f"{where}: access[{number}].who", issuers, proving)
+            _check_visitors(rule, f"{where}: access[{number}]")
             _check_images(rule.images, f"{where}: access[{number}].images", repositories)
         for name, robot_settings in self.robot.items():
             place = f"{where}: robot.{key(name)}.images"
@@ -171,10 +172,33 @@ class Accounts:
             case "upstream":
                 repository, _, user = name.partition("/")
                 if repository not in proving or not user:
-                    what = "repositories with proof_of_access, as <repository>/<user>"
+                    what = "repositories with proof_of_access, as <repository>/*"
                     raise _unknown(where, what, name, proving)
             case "issuer" | "claim" if issuers is not None and name not in issuers:
                 raise _unknown(where, "issuers", name, issuers)
+
+
+def _check_visitors(rule: AccessSettings, where: str) -> None:
+    """
+    What is said to those of an upstream: many upstreams look at the password alone, so that the
+    name is whatever a client says, and anybody may have an account there.
+    """
+    for subject in rule.who:
+        if subject.kind != "upstream":
+            continue
+        everybody = f"upstream:{subject.name.partition('/')[0]}/*"
+        if str(subject) != everybody:
+            raise StartError(
+                f"{where}.who: expected {shown(everybody)}, got {shown(subject)}: an upstream need"
+                " not verify the user's name, so that anybody with an account there can take any"
+            )
+        for action in rule.may:
+            if action is not Action.PULL:
+                raise StartError(
+                    f'{where}.may: expected "pull" alone for {shown(subject)}, got'
+                    f" {shown(action)}: anybody may have an account there; let accounts of this"
+                    " registry do it, in another rule"
+                )
 
 
 def _read_auth(value: object, where: str) -> AuthSettings:

@@ -118,7 +118,7 @@ class RefusalTests(SettingsCase):
                 rule(who),
                 'access[0].who: expected a list of "anonymous", "authenticated", "user:<name>",'
                 ' "group:<name>", "robot:<name>", "certificate:<name>", "issuer:<name>",'
-                f' "upstream:<repository>/<user>", "claim:<issuer>:<claim>=<pattern>", got {who}',
+                f' "upstream:<repository>/*", "claim:<issuer>:<claim>=<pattern>", got {who}',
             )
 
     def test_what_nobody_can_do_is_refused(self) -> None:

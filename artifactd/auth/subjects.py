@@ -39,7 +39,7 @@ class Subject(str):
     * ``user:<pattern>``: users of the htpasswd file;
     * ``group:<name>``, ``robot:<pattern>``: of the settings;
     * ``certificate:<pattern>``: client certificates by their common name;
-    * ``upstream:<repository>/<pattern>``: users of the upstream of a repository;
+    * ``upstream:<repository>/*``: those whom the upstream of a repository knows;
     * ``issuer:<name>``: whoever has a token of that issuer;
     * ``claim:<issuer>:<claim>=<pattern>``, perhaps with more ``&<claim>=<pattern>``: whoever has a
       token of that issuer with all these claims.

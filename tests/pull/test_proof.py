@@ -385,8 +385,13 @@ images = ["*"]
 
 [[access]]
 who = ["upstream:docker.io/*"]
+may = ["pull"]
+images = ["docker.io/*"]
+
+[[access]]
+who = ["anonymous"]
 may = ["pull", "push"]
-images = ["docker.io/*", "local/shared"]
+images = ["local/shared"]
 
 [[access]]
 who = ["authenticated"]
@@ -462,7 +467,7 @@ class PushTests(ProofCase):
     rules = f"""
 {ANYBODY}
 [[access]]
-who = ["upstream:docker.io/*"]
+who = ["anonymous"]
 may = ["pull", "push"]
 images = ["local/*"]
 """

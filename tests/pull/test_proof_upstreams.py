@@ -178,5 +178,26 @@ class SettingsTests(ProofCase):
             self.assertEqual(
                 self.refusal(self.settings()),
                 "access[0].who: expected configured repositories with proof_of_access, as"
-                f' <repository>/<user> ("docker.io"), got "{who.partition(":")[2]}"',
+                f' <repository>/* ("docker.io"), got "{who.partition(":")[2]}"',
+            )
+
+    def test_a_name_that_an_upstream_need_not_verify_gets_no_rule_of_its_own(self) -> None:
+        for user in ("alice", "a*", "?", "*/*"):
+            self.rules = ANYBODY.replace("anonymous", f"upstream:docker.io/{user}")
+            self.assertEqual(
+                self.refusal(self.settings()),
+                'access[0].who: expected "upstream:docker.io/*", got'
+                f' "upstream:docker.io/{user}": an upstream need not verify the user\'s name, so'
+                " that anybody with an account there can take any",
+            )
+
+    def test_those_of_an_upstream_may_be_let_pull_and_no_more(self) -> None:
+        for action in ("push", "delete", "administer"):
+            rule = ANYBODY.replace('"anonymous"', '"anonymous", "upstream:docker.io/*"')
+            self.rules = rule.replace('["pull"]', f'["pull", "{action}"]')
+            self.assertEqual(
+                self.refusal(self.settings()),
+                'access[0].may: expected "pull" alone for "upstream:docker.io/*", got'
+                f' "{action}": anybody may have an account there; let accounts of this registry do'
+                " it, in another rule",
             )
