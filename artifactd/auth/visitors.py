@@ -10,6 +10,7 @@ from typing import Protocol
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
+from artifactd.auth.basic import fits_basic
 from artifactd.auth.failures import Failures, network
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.interfaces import Logins
@@ -69,7 +70,8 @@ class Visitors:
 
     def present(self, name: str, password: str, address: str) -> Presented | None:
         """
-        What a login by Basic shows; ``None`` if it is not one of an upstream's.
+        What a login shows; ``None`` if it is not one of an upstream's, or none that could be shown
+        to it by Basic.
 
         :param address: of the client.
         """
@@ -77,6 +79,8 @@ class Visitors:
         if not slash or repository not in self.upstreams:
             repository, user = self._alone, name
         if not repository or not user or not password or len(name) > _NAME_LENGTH:
+            return None
+        if not fits_basic(user, password):
             return None
         presented = self.upstreams[repository].present(user, password)
         source = network(address)

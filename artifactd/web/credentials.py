@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 
 from attrs import frozen
 
+from artifactd.auth.basic import fits_basic
 from artifactd.auth.identity import Caller
 from artifactd.auth.interfaces import Logins, TokenCheck
 from artifactd.auth.visitors import Visitors, caller_of
 from artifactd.oci.errors import Unauthorized, Unsupported
 from artifactd.web.certificate import certified
 from artifactd.web.request import RegistryRequest
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class AmbiguousCredentials(Unsupported):
@@ -84,7 +82,7 @@ def user_and_password(given: bytes) -> tuple[str, str]:
     except (binascii.Error, UnicodeDecodeError):
         raise Unauthorized("malformed Basic credentials: expected Base64 of UTF-8") from None
     name, colon, password = text.partition(":")
-    if not colon or _CONTROL.search(text):
+    if not colon or not fits_basic(name, password):
         raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
     return name, password
 

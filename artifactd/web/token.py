@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl
 
+from artifactd.auth.basic import fits_basic
 from artifactd.auth.identity import Caller
 from artifactd.auth.token_service import Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
@@ -89,6 +90,10 @@ async def _by_form(service: TokenService, form: Mapping[str, str], address: str)
         raise FormInvalid("client_id: expected printable ASCII characters")
     if grant == "password":
         name, password = _required(form, "username"), _required(form, "password")
+        if not fits_basic(name, password):
+            raise FormInvalid(
+                "username, password: expected no control characters, and no ':' in the username"
+            )
         return await service.for_login(name, password, address, asked)
     if grant == "refresh_token":
         return await service.for_refresh_token(_required(form, "refresh_token"), asked)

@@ -205,6 +205,10 @@ class PostTests(TokenCase):
             ({**login, "client_id": ""}, "invalid_request"),
             ({**login, "client_id": "a\nb"}, "invalid_request"),
             ({**login, "username": ""}, "invalid_request"),
+            ({**login, "username": "alice:secret"}, "invalid_request"),
+            ({**login, "username": "ali\nce"}, "invalid_request"),
+            ({**login, "password": "secret\r\n"}, "invalid_request"),
+            ({**login, "password": "secret\x7f"}, "invalid_request"),
             ({"grant_type": "refresh_token"}, "invalid_request"),
         ):
             answer = await self.post(**fields)
