@@ -24,7 +24,7 @@ from artifactd.web.request import RegistryRequest
 
 _log = Logger(namespace="artifactd.audit")
 
-_LONGEST = 255  # characters of a reference
+_LONGEST = 255  # characters of what a client has sent
 
 Outcome = Literal["done", "refused", "failed"]
 
@@ -132,9 +132,9 @@ class AuditLog:
             status=status,
             request=request.request_id,
             code=code,
-            image=asked.image,
+            image=asked.image[:_LONGEST],
             reference=_reference(request, asked.parts),
-            claimed=request.claimed,
+            claimed=request.claimed[:_LONGEST],
         )
         # ASCII, so that nothing a client has sent ends a line for any reader.
         line = json.dumps(msgspec.to_builtins(event))

@@ -72,14 +72,16 @@ async def answer_post(service: TokenService, request: RegistryRequest, address: 
     """
     try:
         form = await _read_form(request)
-        return _answer(await _by_form(service, form, address))
+        return _answer(await _by_form(service, request, form, address))
     except RegistryError as error:
         marked = _marked(error)
         marked.beside |= {"error": _oauth_error(error), "error_description": error.message}
         raise marked from None
 
 
-async def _by_form(service: TokenService, form: Mapping[str, str], address: str) -> Granted:
+async def _by_form(
+    service: TokenService, request: RegistryRequest, form: Mapping[str, str], address: str
+) -> Granted:
     asked = Asked(
         scopes=[form.get("scope", "")],
         service=_required(form, "service"),
@@ -94,7 +96,10 @@ async def _by_form(service: TokenService, form: Mapping[str, str], address: str)
             raise FormInvalid(
                 "username, password: expected no control characters, and no ':' in the username"
             )
-        return await service.for_login(name, password, address, asked)
+        request.claimed = name
+        granted = await service.for_login(name, password, address, asked)
+        request.claimed = ""
+        return granted
     if grant == "refresh_token":
         return await service.for_refresh_token(_required(form, "refresh_token"), asked)
     raise FormInvalid(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from twisted.internet.defer import DeferredQueue
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
@@ -123,6 +124,27 @@ class AuditTests(AuditCase):
     async def test_a_name_can_forge_no_line(self) -> None:
         line = await self.line("GET", "/v2/", headers=basic('a\u2028{x}"\\', "wrong"))
         self.assertEqual(line["claimed"], 'a\u2028{x}"\\')
+
+    async def test_a_name_takes_no_more_of_it_than_a_name_may_have(self) -> None:
+        line = await self.line("PUT", f"/v2/{'a' * 2000}/manifests/v1", "alice")
+        self.assertEqual((line["status"], len(line["image"])), (400, 255))
+        line = await self.line("GET", "/v2/", headers=basic("a" * 2000))
+        self.assertEqual((line["status"], line["claimed"]), (401, "a" * 255))
+
+
+class TokenAuditTests(AuditCase):
+    tokens = True
+
+    async def test_a_failed_login_by_a_form_says_as_whom(self) -> None:
+        form = {"service": "artifactd", "client_id": "test", "grant_type": "password"}
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        for password, status in (("wrong", 401), ("alice!", 200)):
+            body = urlencode({**form, "username": "alice", "password": password}).encode()
+            answer = await self.ask("POST", "/token", body=body, headers=kind)
+            self.assertEqual(answer.status, status)
+        (line,) = self.lines()
+        self.assertEqual((line["outcome"], line["claimed"]), ("refused", "alice"))
+        self.assertNotIn("wrong", json.dumps(line))
 
 
 class ProxiedAuditTests(AuditCase):
