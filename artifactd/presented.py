@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from attrs import field, frozen
 
@@ -20,6 +21,8 @@ class Presented:
     :ivar user: the name there.
     :ivar mark: a keyed hash of all of it, under which proofs are remembered; it tells nothing.
     :ivar password: ``None`` where a token has come in its place, which holds the mark alone.
+    :ivar turn: in which the upstream is asked with the password, and ``failed`` called; raises
+        ``TooManyRequests`` if it may not be asked.
     :ivar failed: to be called when the upstream says that the password is wrong.
     """
 
@@ -27,6 +30,9 @@ class Presented:
     user: str
     mark: bytes = field(repr=False)
     password: str | None = field(default=None, repr=False)
+    turn: Callable[[], AbstractAsyncContextManager[None]] = field(
+        default=nullcontext, repr=False, eq=False
+    )
     failed: Callable[[], None] = field(default=_nothing, repr=False, eq=False)
 
     def __str__(self) -> str:

@@ -9,20 +9,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from hmac import digest
 
-from attrs import define, field, frozen
-from twisted.internet.defer import DeferredSemaphore
+from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.failures import Failures, network
 from artifactd.auth.identity import Identity
 from artifactd.auth.interfaces import PasswordCheck
+from artifactd.auth.turns import Turns
 from artifactd.flights import Flights
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 
-_AT_ONCE = 4  # logins of one address that are checked; its others wait for their turn
-_WAITING = 64  # logins of one address
-_ALL = 256  # logins of all addresses
 _KNOWN = 1024
 _NAME_LENGTH = 255
 
@@ -42,14 +39,6 @@ class Slowing:
 
 Recall = Callable[[str, str], Identity | None]
 """See :meth:`artifactd.auth.interfaces.Accounts.recall`."""
-
-
-@define
-class _Queue:
-    """Logins of one address."""
-
-    turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
-    pending: int = 0
 
 
 class PasswordLogins:
@@ -82,8 +71,7 @@ class PasswordLogins:
         self._key = secrets.token_bytes(32)
         self._flights: Flights[bytes, Identity | None] = Flights()
         self._known: dict[bytes, None] = {}  # what was right last time; what it is now is asked
-        self._queues: dict[str, _Queue] = {}
-        self._pending = 0
+        self._turns = Turns()
 
     async def log_in(self, name: str, password: str, address: str) -> Identity:
         """
@@ -116,10 +104,7 @@ class PasswordLogins:
         be fast.  When all addresses together are too many, that does not hold for who has logged
         in from the same address before: a flood from everywhere locks none of these out.
         """
-        queue = self._queues.get(source)
-        if queue is not None and queue.pending >= _WAITING:
-            return True
-        return self._pending >= _ALL and flight not in self._known
+        return self._turns.is_crowded(source, flight in self._known)
 
     def _recalled(self, flight: bytes, name: str, password: str, source: str) -> Identity | None:
         if self._is_crowded(flight, source):
@@ -141,23 +126,11 @@ class PasswordLogins:
     async def _check(self, flight: bytes, name: str, password: str, source: str) -> Identity | None:
         if self._is_crowded(flight, source):
             raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
-        queue = self._queues.setdefault(source, _Queue())
-        queue.pending += 1
-        self._pending += 1
-        try:
-            await queue.turns.acquire()
-            try:
-                self._refuse_early(name, source)
-                identity = await self._ask(name, password)
-                # Before the next one's turn, whom it may concern.
-                self._count(name, source, identity is not None)
-            finally:
-                queue.turns.release()
-        finally:
-            queue.pending -= 1
-            self._pending -= 1
-            if not queue.pending:
-                del self._queues[source]
+        async with self._turns.turn(source):
+            self._refuse_early(name, source)
+            identity = await self._ask(name, password)
+            # Before the next one's turn, whom it may concern.
+            self._count(name, source, identity is not None)
         self._know(flight, identity is not None)
         return identity
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from artifactd.auth.failures import Failures, network
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.interfaces import Logins
 from artifactd.auth.logins import Slowing
+from artifactd.auth.turns import Turns
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.name import ImageName
 from artifactd.presented import Presented
@@ -67,6 +69,7 @@ class Visitors:
         self._alone = alone
         self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
         self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+        self._turns = Turns()
 
     def present(self, name: str, password: str, address: str) -> Presented | None:
         """
@@ -83,8 +86,12 @@ class Visitors:
         if not fits_basic(user, password):
             return None
         presented = self.upstreams[repository].present(user, password)
-        source = network(address)
-        return evolve(presented, failed=partial(self._failed, source, str(presented)))
+        source, counted = network(address), str(presented)
+        return evolve(
+            presented,
+            turn=partial(self._turn, source, counted),
+            failed=partial(self._failed, source, counted),
+        )
 
     async def log_in(self, presented: Presented, address: str) -> Caller:
         """
@@ -92,9 +99,27 @@ class Visitors:
 
         :raises Unauthorized: if it is wrong.
         :raises BadGateway: if the upstream can't be asked.
-        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``.
+        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``, or
+            while too many logins are being checked.
         """
         source, name = network(address), str(presented)
+        self._refuse_early(source, name)
+        if not await self.upstreams[presented.repository].log_in(presented):
+            return Caller(presented=presented)
+        self._by_address.subtract(source, self._by_name.forget((source, name)))
+        return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
+
+    @asynccontextmanager
+    async def _turn(self, source: str, name: str) -> AsyncIterator[None]:
+        """What the upstream is asked in; guesses made at once count as if made one by one."""
+        if self._turns.is_crowded(source):
+            raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
+        async with self._turns.turn(source):
+            self._refuse_early(source, name)
+            yield
+
+    def _refuse_early(self, source: str, name: str) -> None:
+        """:raises TooManyRequests: while the upstream is not asked for them."""
         wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
         if wait > 0:
             seconds = math.ceil(wait)
@@ -103,10 +128,6 @@ class Visitors:
                 None,
                 {"Retry-After": str(seconds)},
             )
-        if not await self.upstreams[presented.repository].log_in(presented):
-            return Caller(presented=presented)
-        self._by_address.subtract(source, self._by_name.forget((source, name)))
-        return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
 
     def _failed(self, source: str, name: str) -> None:
         self._by_name.add((source, name))

@@ -6,6 +6,7 @@ lets have it.  docs/access.md, "Proof of access".
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 
 from attrs import define, field, frozen
@@ -176,15 +177,15 @@ class AccessProofs:
         proof: bytes,
     ) -> Verdict:
         verdict = self.memory.lately(proof)
-        if verdict is None:
+        if verdict is not None:
+            return _counted(verdict, presented)
+        async with nullcontext() if presented is None else presented.turn():
             verdict = await self._judge_anew(image, presented, reference, proof)
             # A credential that is right should not have to wait because of one hiccup.
             hiccup = verdict.said is Said.NOTHING and presented is not None
             if verdict.said is not Said.YES and not hiccup:
                 self.memory.refuse(proof, verdict)
-        if presented is not None and verdict.said is Said.WRONG:
-            presented.failed()
-        return verdict
+            return _counted(verdict, presented)
 
     async def _judge_anew(
         self,
@@ -213,7 +214,9 @@ class AccessProofs:
 
     async def _judge_login(self, presented: Presented, proof: bytes) -> Verdict:
         verdict = self.memory.lately(proof)
-        if verdict is None:
+        if verdict is not None:
+            return _counted(verdict, presented)
+        async with presented.turn():
             credentials = _credentials(presented)
             try:
                 self._check_online()
@@ -225,13 +228,18 @@ class AccessProofs:
                 verdict = Verdict.of(error, credentials)
             if verdict.said is Said.WRONG:
                 self.memory.refuse(proof, verdict)
-        if verdict.said is Said.WRONG:
-            presented.failed()
-        return verdict
+            return _counted(verdict, presented)
 
     def _check_online(self) -> None:
         if self.memory.rules.offline:
             raise Unreachable("the upstream is not asked (offline)")
+
+
+def _counted(verdict: Verdict, presented: Presented | None) -> Verdict:
+    """``verdict``; whoever counts failures is told before the next one's turn."""
+    if presented is not None and verdict.said is Said.WRONG:
+        presented.failed()
+    return verdict
 
 
 def _credentials(presented: Presented) -> Credentials:

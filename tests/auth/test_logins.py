@@ -176,7 +176,7 @@ class SlowingTests(LoginsCase):
             self.assert_wrong("alice", address=f"10.1.{number // 256}.{number % 256}")
         self.assertEqual(len(self.logins._by_name), 10_000)
         self.assertEqual(len(self.logins._by_address), 10_000)
-        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))
+        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
 
     def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:
         class Broken:
@@ -186,7 +186,7 @@ class SlowingTests(LoginsCase):
         self.logins = PasswordLogins([Broken()], self.clock)
         for _ in range(30):
             self.failureResultOf(self.begin("alice", "alice"), OSError)
-        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))
+        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
 
     def test_the_log_tells_when_it_begins(self) -> None:
         with capturedLogs() as events:
@@ -311,4 +311,4 @@ class FloodTests(LoginsCase):
             self.users.finish()
         self.users.held = False
         self.assert_in("alice", AWAY)
-        self.assertEqual((self.logins._queues, self.logins._pending), ({}, 0))
+        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))

@@ -7,6 +7,8 @@ from base64 import b64decode
 from hashlib import new
 from pathlib import Path
 
+from twisted.internet.defer import Deferred, gatherResults
+
 from artifactd.oci.digest import Digest
 from tests.api.guarded import basic, shape
 from tests.api.served import Served
@@ -105,6 +107,17 @@ class BasicTests(ProofCase):
         self.assertEqual(answer.status, 429)
         self.assertGreater(int(answer.header("Retry-After") or 0), 0)
         self.assertEqual(self.hub.requests, [])
+
+    async def test_guesses_made_at_once_are_not_all_shown_to_the_upstream(self) -> None:
+        self.rules = f"{ANYBODY}\n[auth]\nname_failures = 1\n"
+        registry = self.proving()
+        guesses = [as_user("docker.io/alice", f"guess {number}") for number in range(8)]
+        made = [Deferred.fromCoroutine(self.manifest(registry, guess)) for guess in guesses]
+        answers = await gatherResults(made)
+        self.assertEqual({answer.status for answer in answers}, {401, 429})
+        sent = {each.headers.get("authorization", "") for each in self.hub.requests}
+        shown = [user for user in sent if user.startswith("Basic ")]
+        self.assertIn(len(shown), range(1, 5))
 
     async def test_a_refusal_is_remembered_shortly(self) -> None:
         registry = self.proving(negative_freshness="1h")
