@@ -19,8 +19,10 @@ _LENGTH = re.compile(rb"content-length:[ \t]*([0-9]*)", re.IGNORECASE)
 MOST_BYTES = 10**18 - 1
 _DIGITS = len(str(MOST_BYTES))
 
-# RFC 9110, 7.2: uri-host [ ":" port ], or nothing.
-_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-fv:.]+\])(?::[0-9]{0,5})?")
+# RFC 9110, 7.2: uri-host [ ":" port ], or nothing; with the zone of RFC 6874.
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-fv:.]+(?:%[A-Za-z0-9._~%-]+)?\])(?::[0-9]{0,5})?"
+)
 
 # RFC 9112, 3.2: origin-form, absolute-form, asterisk-form.  CONNECT's is for proxies.
 _TARGET = re.compile(rb"(?:/|https?://[^/?#@]+(?:[/?]|$))[^#]*|\*", re.IGNORECASE)

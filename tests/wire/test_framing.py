@@ -65,6 +65,12 @@ class RequestTests(SynchronousTestCase):
         self.assertIn("Host", self.problem(Host=[]) or "")
         self.assertIsNone(self.problem(version=b"1.0", Host=[]))
 
+    def test_an_address_may_have_a_zone(self) -> None:
+        for host in ("[fe80::1%25eth0]", "[fe80::1%eth0]:5000"):
+            self.assertIsNone(self.problem(Host=host), host)
+        for host in ("[fe80::1%]", "[fe80::1%a/b]", "[%25eth0]", "[fe80::1%25eth0"):
+            self.assertIn("Host", self.problem(Host=host) or "", host)
+
     def test_a_transfer_coding_is_chunked_alone(self) -> None:
         self.assertIsNone(self.problem(Transfer_Encoding="Chunked"))
         for codings in ("identity", "gzip", "chunked, chunked", "", ["chunked", "chunked"]):
