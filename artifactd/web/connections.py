@@ -20,7 +20,7 @@ class ConnectionLimits:
     """
     What one connection may take; ``[limits]`` in the settings tells what each means.
 
-    :ivar connections: of one listener; 0: any number, as for ``address_connections``.
+    :ivar connections: of one port, or Unix socket; 0: any number, as for ``address_connections``.
     :ivar header_size: bytes of the request line and the header lines, without their ends.
     :ivar header_timeout: seconds.
     :ivar body_rate: bytes a second; 0: any.

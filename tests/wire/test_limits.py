@@ -112,6 +112,11 @@ class ConnectionCountTests(LimitsCase):
         self.connect_from()
         self.assertEqual(len(self.log.events), 2)
 
+    def test_all_that_come_to_one_port_count_together_whatever_its_address(self) -> None:
+        for last in range(4):
+            self.connect_from(f"1.2.3.{last}", IPv4Address("TCP", f"192.0.2.{last}", 5000))
+        self.refused(self.connect_from("1.2.3.9"), 503)
+
     def test_this_machine_and_trusted_proxies_are_no_addresses(self) -> None:
         for peer in ("127.0.0.1", "10.9.9.9", UNIXAddress(b"")):
             self.site = self.serve()
