@@ -48,7 +48,8 @@ class Connections:
     """
     Those there are, counted by listener and by address.
 
-    A limit that is reached is logged once, until there is room again.
+    A limit that is reached is logged once, until a tenth of it is free again: at the limit itself
+    connections come and go all the time.
     """
 
     def __init__(self, limits: ConnectionLimits, exempt: Callable[[object], bool]) -> None:
@@ -79,9 +80,9 @@ class Connections:
 
     def remove(self, counted: Counted) -> None:
         """One that was added is closed."""
-        _less(self._listeners, counted.listener, self._told)
+        self._less(self._listeners, counted.listener, self._limits.connections)
         if counted.address is not None:
-            _less(self._addresses, counted.address, self._told)
+            self._less(self._addresses, counted.address, self._limits.address_connections)
 
     def _counted(self, peer: object) -> str | None:
         if not self._limits.address_connections or self._exempt(peer):
@@ -98,12 +99,12 @@ class Connections:
             )
         return True
 
-
-def _less(counts: Counter[str], key: str, told: set[str]) -> None:
-    counts[key] -= 1
-    told.discard(key)
-    if not counts[key]:
-        del counts[key]
+    def _less(self, counts: Counter[str], key: str, limit: int) -> None:
+        counts[key] -= 1
+        if counts[key] <= limit * 9 // 10:
+            self._told.discard(key)
+        if not counts[key]:
+            del counts[key]
 
 
 def _listener(host: object) -> str:

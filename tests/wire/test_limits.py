@@ -112,6 +112,21 @@ class ConnectionCountTests(LimitsCase):
         self.connect_from()
         self.assertEqual(len(self.log.events), 2)
 
+    def test_one_that_comes_for_each_that_goes_is_no_news(self) -> None:
+        self.limits = ConnectionLimits(connections=20, address_connections=0)
+        self.site = self.serve()
+        wires = [self.connect_from() for _ in range(20)]
+        for _ in range(5):
+            self.connect_from().close()
+            wires.pop().close()
+            wires.append(self.connect_from())
+        self.assertEqual(len(self.log.events), 1)
+        for _ in range(2):
+            wires.pop().close()
+        for _ in range(3):
+            self.connect_from()
+        self.assertEqual(len(self.log.events), 2)
+
     def test_all_that_come_to_one_port_count_together_whatever_its_address(self) -> None:
         for last in range(4):
             self.connect_from(f"1.2.3.{last}", IPv4Address("TCP", f"192.0.2.{last}", 5000))
