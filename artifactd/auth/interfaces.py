@@ -67,3 +67,9 @@ class Rules(Protocol):
 
     def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
         """What ``identity`` may do to every image there could be, and to the registry itself."""
+
+    def grants_any(self, identity: Identity, action: Action) -> bool:
+        """
+        Whether ``identity`` may do ``action`` to any image there could be; ``True`` too where it
+        can't be told without the name of one.
+        """

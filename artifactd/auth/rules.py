@@ -83,6 +83,13 @@ class AccessRules:
         """
         return self._allowed(identity, lambda grant: grant.everything)
 
+    def grants_any(self, identity: Identity, action: Action) -> bool:
+        """
+        Whether a rule allows ``identity`` to do ``action`` to some images; where a robot's limit
+        is for others there may be none, though.
+        """
+        return action in self._allowed(identity, lambda _: True)
+
     def _allowed(self, identity: Identity, covers: Callable[[_Grant], bool]) -> frozenset[Action]:
         limit = None
         if identity.kind is Kind.ROBOT:

@@ -117,6 +117,10 @@ class AccessGate:
 
         return may
 
+    def may_pull_any(self, request: RegistryRequest) -> bool:
+        """As in :class:`Gate`."""
+        return self.rules.grants_any(request.caller.identity, Action.PULL)
+
     def asker(self, request: RegistryRequest) -> Asker:
         """As in :class:`Gate`."""
         return Asker(not _nobody(request.caller), request.caller.presented)

@@ -81,6 +81,9 @@ class Gate(Protocol):
             token; ``None``: the scopes don't count, since a list is of images nobody has named.
         """
 
+    def may_pull_any(self, request: RegistryRequest) -> bool:
+        """Whether it is worth looking for an image that :meth:`may_pull` lets the caller pull."""
+
     def asker(self, request: RegistryRequest) -> Asker:
         """Whom the proofs of access that some images want are asked of."""
 
@@ -142,6 +145,10 @@ class LoopbackGate:
 
     def may_pull(self, request: RegistryRequest, name: str | None = None) -> None:
         """Everything."""
+
+    def may_pull_any(self, request: RegistryRequest) -> bool:
+        """As in :class:`Gate`."""
+        return True
 
     def asker(self, request: RegistryRequest) -> Asker:
         """Nobody is known."""

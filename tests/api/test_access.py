@@ -249,6 +249,20 @@ class CatalogTests(GuardedCase):
         self.assertIsNone(answer.header("Server-Timing"))
 
 
+class NobodysCatalogTests(GuardedCase):
+    """The list of images, where no rule lets a stranger pull anything."""
+
+    rules = '[[access]]\nwho = ["user:bob"]\nmay = ["pull"]\nimages = ["*"]\n'
+
+    async def test_whom_no_rule_lets_pull_is_answered_without_a_look_into_the_catalog(self) -> None:
+        with closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
+            db.execute("PRAGMA legacy_alter_table = ON")
+            db.execute("ALTER TABLE image RENAME TO gone")
+        self.assertEqual(await self.status("GET", "/v2/_catalog"), 401)
+        answer = await self.ask("GET", "/v2/_catalog", "nobody")
+        self.assertEqual((answer.status, json.loads(answer.body)), (200, {"repositories": []}))
+
+
 class MetricsTests(GuardedCase):
     """Figures are for this machine and for administrators."""
 

@@ -69,6 +69,9 @@ class FakeRules:
     def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
         return frozenset()
 
+    def grants_any(self, identity: Identity, action: Action) -> bool:
+        return any(action in actions for actions in self.grants.get(str(identity), {}).values())
+
 
 def resolve(name: str) -> Sequence[ImageName]:
     """As with the embedded settings: names without prefix are local, and Docker Hub's."""

@@ -75,6 +75,13 @@ class RulesTests(SynchronousTestCase):
         self.assertEqual(access.granted_everywhere(ALICE), {ADMINISTER})
         self.assertEqual(access.granted_everywhere(BOB), set())
 
+    def test_any_is_what_some_rule_says_of_some_images(self) -> None:
+        access = rules(rule("user:bob", (PULL,), "local/x"), rule("group:dev", (PUSH,), "*"))
+        self.assertTrue(access.grants_any(BOB, PULL))
+        self.assertFalse(access.grants_any(BOB, PUSH))
+        self.assertFalse(access.grants_any(ALICE, PULL))
+        self.assertFalse(access.grants_any(ANONYMOUS, PULL))
+
     def test_groups_tell_identities_of_one_name_apart(self) -> None:
         access = rules(rule("group:dev", (PULL,), "*"))
         self.assert_granted(access, ALICE, APP, PULL)
@@ -129,6 +136,11 @@ class RobotLimitTests(SynchronousTestCase):
         for images, actions in ((("*",), {PULL}), (("local/*",), set[Action]())):
             access = rules(self.ALL, ci=Limit(frozenset({PULL}), images))
             self.assertEqual(access.granted_everywhere(CI), actions)
+
+    def test_any_is_limited_too(self) -> None:
+        access = rules(self.ALL, ci=Limit(frozenset({PULL}), ("local/*",)))
+        self.assertTrue(access.grants_any(CI, PULL))
+        self.assertFalse(access.grants_any(CI, PUSH))
 
     def test_an_expired_robot_may_do_nothing_whatever_token_it_has(self) -> None:
         expires = datetime(2027, 1, 31, tzinfo=UTC)
