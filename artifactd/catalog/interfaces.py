@@ -142,13 +142,8 @@ class Catalog(Protocol):
         :raises QuotaExceeded: as :meth:`add_blob`.
         """
 
-    async def repository_size(
-        self, repository: str, digest: Digest | None = None, more: int = 0
-    ) -> int:
-        """
-        Bytes of all that the images of ``repository`` hold, blobs and manifests, each once; with
-        ``more`` bytes of a blob that is to come, unless it is ``digest`` and is held already.
-        """
+    async def repository_size(self, repository: str) -> int:
+        """Bytes of all that the images of ``repository`` hold, blobs and manifests, each once."""
 
     async def delete_blob(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""

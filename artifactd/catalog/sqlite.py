@@ -115,10 +115,8 @@ class SQLiteCatalog:
 
         return await self.database.write(mount)
 
-    async def repository_size(
-        self, repository: str, digest: Digest | None = None, more: int = 0
-    ) -> int:
-        return await self.database.read(lambda db: usage.size_with(db, repository, digest, more))
+    async def repository_size(self, repository: str) -> int:
+        return await self.database.read(lambda db: usage.size(db, repository))
 
     async def delete_blob(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""

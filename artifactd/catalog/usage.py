@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from sqlite3 import Connection
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import QuotaExceeded
 
 
@@ -16,22 +15,6 @@ def size(db: Connection, repository: str) -> int:
         "SELECT size FROM repository_usage WHERE repository = ?", (repository,)
     ).fetchone()
     return 0 if row is None else int(row[0])
-
-
-def size_with(db: Connection, repository: str, digest: Digest | None, more: int) -> int:
-    """``Catalog.repository_size``."""
-    if digest is not None and _holds(db, repository, digest):
-        more = 0
-    return size(db, repository) + more
-
-
-def _holds(db: Connection, repository: str, digest: Digest) -> bool:
-    row = db.execute(
-        "SELECT 1 FROM blob JOIN repository_blob ON repository_blob.blob_id = blob.id"
-        " WHERE blob.digest = ? AND repository_blob.repository = ?",
-        (str(digest), repository),
-    ).fetchone()
-    return row is not None
 
 
 @contextmanager

@@ -41,7 +41,9 @@ class UploadLimits:
 
         :param staged: bytes of the blob that are here already.
         :param declared: bytes that are to come, where that is known.
-        :param digest: of the whole blob, if it is known: what the repository has costs nothing.
+        :param digest: of the whole blob, if it is known: what ``image`` has costs nothing.  What
+            other images of the repository have counts as if it were new until the bytes are here:
+            else whoever may push to one could ask which blobs there are in the others.
         :raises ContentTooLarge, QuotaExceeded: if what is declared is too much.
         """
         room = None
@@ -50,11 +52,9 @@ class UploadLimits:
         quota = self.quotas.get(image.repository, 0)
         if quota:
             used = await catalog.repository_size(image.repository)
-            left = quota - used - staged
-            grows = digest is None or (
-                await catalog.repository_size(image.repository, digest, 1) > used
-            )
-            if grows and (room is None or left < room.size):
+            held = None if digest is None else await catalog.blob_size(image, digest)
+            left = max(quota - used, held or 0) - staged
+            if room is None or left < room.size:
                 error = QuotaExceeded(image.repository, quota, used, staged + (declared or 0))
                 room = Room(left, error)
         if room is not None and declared is not None and declared > room.size:

@@ -76,11 +76,27 @@ class QuotaTests(ApiTestCase):
         await self.registry.push_blob("hello", b"b" * 400)
 
     async def test_what_the_repository_has_costs_nothing_more(self) -> None:
-        content = b"a" * 1000
+        content = b"a" * 500
         digest = await self.registry.push_blob("hello", content)
-        await self.registry.push_blob("hello", content)
         await self.registry.push_blob("again", content)
+        await self.registry.push_blob("hello", b"b" * 500)
+        await self.registry.push_blob("hello", content)
         await self.accepted(201, "POST", f"/v2/third/blobs/uploads/?mount={digest}&from=hello")
+
+    async def test_it_does_not_tell_what_other_images_have(self) -> None:
+        digest = await self.registry.push_blob("hello", b"a" * 600)
+        for wanted in (digest, Digest.of(b"b" * 600)):
+            path = f"/v2/other-image/blobs/uploads/?digest={wanted}"
+            for body, chunked in ((b"c" * 600, False), (b"a" * 600, False), (b"a" * 600, True)):
+                await self.refused(403, "DENIED", "POST", path, body, chunked=chunked)
+
+    async def test_of_what_the_image_has_no_more_may_come_than_that(self) -> None:
+        digest = await self.registry.push_blob("hello", b"a" * 900)
+        path = f"{_UPLOADS}?digest={digest}"
+        for chunked in (False, True):
+            await self.refused(403, "DENIED", "POST", path, b"a" * 901, chunked=chunked)
+            await self.refused(400, "DIGEST_INVALID", "POST", path, b"b" * 900, chunked=chunked)
+            await self.accepted(201, "POST", path, b"a" * 900, chunked=chunked)
 
     async def test_other_repositories_have_theirs(self) -> None:
         await self.registry.push_blob("hello", b"a" * 1000)

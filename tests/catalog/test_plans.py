@@ -99,7 +99,7 @@ class PlanTests(SynchronousTestCase):
 
     def test_what_a_repository_holds_is_never_looked_at_whole(self) -> None:
         with usage.within(self.db, "local", 1):
-            usage.size_with(self.db, "local", DIGEST, 1)
+            usage.size(self.db, "local")
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:

@@ -48,17 +48,6 @@ class UsageContract(CatalogTestCase):
         await self.catalog.delete_blob(APP, digest, allow_held=False)
         self.assertEqual(await self.size(), 0)
 
-    async def test_what_is_to_come_is_added_unless_it_is_here(self) -> None:
-        digest = Digest.of(b"12345")
-        await self.catalog.add_blob(APP, digest, 5, confirmed)
-        sizes = [
-            await self.catalog.repository_size("local", None, 3),
-            await self.catalog.repository_size("local", Digest.of(b"new"), 3),
-            await self.catalog.repository_size("local", digest, 5),
-            await self.catalog.repository_size("elsewhere", digest, 5),
-        ]
-        self.assertEqual(sizes, [8, 8, 5, 5])
-
     async def test_what_exceeds_the_quota_changes_nothing(self) -> None:
         await self.catalog.add_blob(APP, Digest.of(b"1"), 60, confirmed, quota=100)
         digest = Digest.of(b"2")
