@@ -30,6 +30,7 @@ from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api
 from artifactd.web.audit import AuditLog
 from artifactd.web.forwarded import TrustedProxies
+from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
 from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite
@@ -193,12 +194,16 @@ def _start(
         gate=gate.gate,
         audit=audit,
         sender=FileSender(
-            reactor, parts.run, parts.budget, settings.stall_timeout, parts.folder.in_memory
+            reactor,
+            parts.run,
+            parts.budgets.transfers,
+            settings.stall_timeout,
+            parts.folder.in_memory,
         ),
         health=Health(parts.catalog, parts.blobs),
         counters=parts.counters,
         # As plain numbers: a Size writes itself as in the settings, and not in JSON at all.
-        max_manifest=int(settings.max_manifest),
+        manifests=ManifestBodies(parts.budgets.manifests, int(settings.max_manifest), reactor),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
     )

@@ -37,7 +37,6 @@ from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
 from artifactd.startup import StartError
-from artifactd.storage.budget import BufferBudget
 from artifactd.storage.collecting import FolderCollectionLock
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore
@@ -45,7 +44,7 @@ from artifactd.storage.folder import DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.storage.scrubbing import FolderScrubLock
 from artifactd.storage.threads import RunInThread
-from artifactd.wiring_limits import manifest_bounds, upload_limits
+from artifactd.wiring_limits import Budgets, manifest_bounds, upload_limits
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 
 
@@ -57,7 +56,7 @@ class Assembly:
     folder: DataFolder
     pool: ThreadPool
     run: RunInThread
-    budget: BufferBudget
+    budgets: Budgets
     catalog: SQLiteCatalog
     remote: SQLiteRemoteCatalog
     garbage: SQLiteGarbageCatalog
@@ -113,7 +112,7 @@ def assemble(
 
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
-    budget = BufferBudget(settings.transfer_buffers)
+    budgets = Budgets.of(settings)
     catalog = SQLiteCatalog(folder.catalog, reactor, lease=settings.lease, now=now)
     remote = SQLiteRemoteCatalog(catalog.database)
     garbage = SQLiteGarbageCatalog(catalog.database)
@@ -123,7 +122,7 @@ def assemble(
     except OSError as error:
         raise StartError(f"the data folder {folder.path} can't be used: {error}") from error
     opened.callback(blobs.close)
-    uploads = FilesystemUploadStore(folder, run, blobs, budget, files)
+    uploads = FilesystemUploadStore(folder, run, blobs, budgets.transfers, files)
     counters = Counters()
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
@@ -151,7 +150,7 @@ def assemble(
         now,
     )
     accesses = Accesses(remote, now)
-    filling = FilesystemFillStore(folder, run, blobs, budget, files, clock=reactor)
+    filling = FilesystemFillStore(folder, run, blobs, budgets.transfers, files, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
         settings,
@@ -187,7 +186,7 @@ def assemble(
         folder=folder,
         pool=pool,
         run=run,
-        budget=budget,
+        budgets=budgets,
         catalog=catalog,
         remote=remote,
         garbage=garbage,

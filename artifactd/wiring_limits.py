@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.config import LocalSettings, Settings
 from artifactd.config_limits import LimitsSettings
 from artifactd.oci.bounds import ManifestBounds
 from artifactd.registry.upload_limits import UploadLimits
+from artifactd.storage.budget import BufferBudget
 from artifactd.web.connections import ConnectionLimits
 from artifactd.web.rates import Rates, TokenBuckets
+
+
+@frozen
+class Budgets:
+    """
+    The buffers of ``transfer_buffers``, dealt out.
+
+    :ivar transfers: of all that passes through.
+    :ivar manifests: of those that are pushed: a quarter, or as much as one of ``max_manifest``
+        takes, but no more than half.
+    """
+
+    transfers: BufferBudget
+    manifests: BufferBudget
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Those that ``settings`` say."""
+        buffers = int(settings.transfer_buffers)
+        manifests = min(max(buffers // 4, int(settings.max_manifest)), buffers // 2)
+        return cls(BufferBudget(buffers - manifests), BufferBudget(manifests))
 
 
 def connection_limits(settings: LimitsSettings) -> ConnectionLimits:

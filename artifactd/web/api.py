@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 from attrs import define
 
 from artifactd.auth.access import Action
@@ -28,14 +25,12 @@ from artifactd.web.headers import (
     upload_headers,
 )
 from artifactd.web.lists import list_answer
+from artifactd.web.manifests import ManifestBodies
 from artifactd.web.own import OwnApi
 from artifactd.web.query import link_to_next, list_wanted, parameter, parameters, required_digest
 from artifactd.web.rates import address_of
 from artifactd.web.request import RegistryRequest
 from artifactd.web.routing import route
-
-# Bytes that the transfer buffers have at least, so that acquiring them can't fail.
-_LEAST_BUDGET = 4 << 20
 
 # One app for the routes of both classes.
 app = OwnApi.app
@@ -46,11 +41,11 @@ class Api(OwnApi):
     """
     Every endpoint of the spec.
 
-    :param max_manifest: bytes of a manifest at most; beyond it 413.
+    :param manifests: reads those that are pushed.
     :param min_chunk: bytes, told as ``OCI-Chunk-Min-Length``; 0: not told.
     """
 
-    max_manifest: int
+    manifests: ManifestBodies
     min_chunk: int
 
     # -- the list of images
@@ -203,12 +198,12 @@ class Api(OwnApi):
         tags = [Tag.parse(tag) for tag in dict.fromkeys(parameters(request, "tag"))]
         if tags and isinstance(parsed, Tag):
             raise QueryInvalid("tag parameters need a digest in the path, not a tag")
-        async with self._buffered(request):
+        async with self.manifests.read(request) as content:
             manifest = await self.registry.put_manifest(
                 target,
                 parsed,
                 tags,
-                await request.body.read(self.max_manifest) if request.body else b"",
+                content,
                 header(request, "Content-Type"),
                 precondition(request),
                 _actor(request),
@@ -222,17 +217,6 @@ class Api(OwnApi):
         if tags:
             headers["OCI-Tag"] = ", ".join(map(str, tags))
         return Answer(201, headers)
-
-    @asynccontextmanager
-    async def _buffered(self, request: RegistryRequest) -> AsyncIterator[None]:
-        """Take what a body may need in memory out of the transfer buffers, before it is read."""
-        declared = request.body.length if request.body else 0
-        size = min(self.max_manifest if declared is None else declared, _LEAST_BUDGET)
-        await self.sender.budget.acquire(size)
-        try:
-            yield
-        finally:
-            self.sender.budget.release(size)
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "DELETE", needs=Action.DELETE)
     async def delete_manifest(

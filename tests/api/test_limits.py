@@ -228,6 +228,22 @@ class ManifestTests(ApiTestCase):
             )
 
 
+class ManifestBufferTests(ApiTestCase):
+    """Manifests take their memory before they are there."""
+
+    toml = 'transfer_buffers = "4MiB"\n'
+
+    async def test_those_that_are_awaited_hold_up_nothing_else(self) -> None:
+        waited = await Connection.begin_body(
+            self, self.registry.port, "PUT", "/v2/hello/manifests/a", 4 << 20
+        )
+        await waited.send(b"{")
+        content = b"a" * (1 << 20)
+        digest = await self.registry.push_blob("hello", content)
+        answer = await self.accepted(200, "GET", f"/v2/hello/blobs/{digest}")
+        self.assertEqual(answer.body, content)
+
+
 _ROBOTS = "".join(
     f'[robot.{name}]\nsecret_hash = "sha256:{hashlib.sha256(name.encode()).hexdigest()}"\n'
     for name in ("ann", "ben")

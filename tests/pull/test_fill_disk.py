@@ -56,7 +56,7 @@ class DiskCase(PullCase):
     async def assert_over(self, digest: Digest, content: bytes) -> None:
         """Nothing was kept, and with room again all is as it should be."""
         self.assert_nothing_kept(digest)
-        self.assertEqual(self.parts.budget.used, 0)
+        self.assertEqual(self.parts.budgets.transfers.used, 0)
         self.room = 1 << 40
         self.failing.clear()
         self.assert_whole(await self.pull(digest), content)
