@@ -13,14 +13,18 @@ from artifactd.oci.name import ImageName
 
 _ACTOR = "fsck"
 
+# By turns, so that neither those who can push it again nor those who can fetch it are cut off.
 _HOLDERS = (
-    "SELECT repository, name, 0, used_at IS NOT NULL AS is_remote"
+    "SELECT repository, name, is_manifest, is_remote FROM ("
+    "SELECT *, row_number() OVER ("
+    "PARTITION BY is_remote ORDER BY repository, name, is_manifest) AS turn FROM ("
+    "SELECT repository, name, 0 AS is_manifest, used_at IS NOT NULL AS is_remote"
     " FROM blob CROSS JOIN blob_link ON blob_id = blob.id CROSS JOIN image ON image.id = image_id"
     " WHERE digest = ?1"
     " UNION ALL "
     "SELECT repository, name, 1, used_at IS NOT NULL"
     " FROM manifest CROSS JOIN image ON image.id = image_id WHERE digest = ?1"
-    " ORDER BY is_remote DESC, repository, name LIMIT ?2"
+    ")) ORDER BY turn, is_remote LIMIT ?2"
 )
 
 

@@ -98,7 +98,10 @@ class RepairCatalog(Protocol):
         """Bytes that were lost are published again; as ``Catalog.add_blob``, for who had them."""
 
     async def holders(self, digest: Digest, limit: int) -> Sequence[Holder]:
-        """Who has ``digest``, lost or not; at most ``limit``, those from upstreams first."""
+        """
+        Who has ``digest``, lost or not; at most ``limit``: by turns one who pushed it, the first,
+        and one from an upstream, as long as there are both.
+        """
 
     async def drop_lost(self, digest: Digest) -> int:
         """

@@ -59,6 +59,26 @@ class FsckTests(MaintenanceTestCase):
             await self.push(f"app{number}", way.encode())
         await self.assert_clean()
 
+    async def test_what_was_pushed_is_a_problem_however_many_upstream_images_have_it(self) -> None:
+        await self.push("zoo", LAYER)
+        digest = Digest.of(LAYER)
+        for number in range(25):
+            self.execute(
+                "INSERT INTO image (repository, name, known_at) VALUES ('docker.io', ?, 1.0)",
+                f"library/app{number}",
+            )
+            self.execute(
+                "INSERT INTO blob_link (image_id, blob_id, used_at)"
+                " SELECT image.id, blob.id, 1.0 FROM image, blob WHERE name = ? AND digest = ?",
+                f"library/app{number}",
+                str(digest),
+            )
+        rot(self.daemon.data, digest, "a bit flips")
+        status, lines = await self.fsck("--repair")
+        self.assertEqual(status, 1, lines)
+        (line,) = [text for text in lines if text.startswith("problem: lost: ")]
+        self.assertIn("push it again: local/zoo", line)
+
     async def test_without_reading_it_finds_what_has_another_size(self) -> None:
         for way in ("a bit flips", "it grows", "it is gone"):
             await self.push("app", way.encode())
