@@ -17,6 +17,7 @@ from artifactd.catalog.backup import (
     listed_blobs,
     replace_catalog,
 )
+from artifactd.catalog.migrations import check_current
 from artifactd.fileoperations import FileOperations
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
@@ -57,7 +58,7 @@ class Backup:
         """
         Do it.  Blocks.
 
-        :raises StartError: if the catalog of ``source`` can't be read.
+        :raises StartError: if the catalog of ``source`` can't be read, or is of another release.
         :raises OSError: if a file can't be read or written.
         """
         with collection_held(self.source.path, self.operations):
@@ -66,6 +67,7 @@ class Backup:
     def _run(self) -> None:
         catalog = Path(self.target.staging.path, "backup.catalog")
         copy_catalog(self.source.catalog, catalog, self.operations)
+        check_current(catalog, self.source.catalog)  # before hours of copying
         root = Path(self.target.blobs.path)
         for digest, blob in _blobs(Path(self.source.blobs.path)):
             if self._copy(digest, blob, _place(root, digest)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from errno import ENOSPC
+from importlib import resources
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
@@ -15,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.auth.keys import thumbprint
 from artifactd.auth.robots import hash_secret
 from artifactd.backup import Backup
+from artifactd.catalog.migrations import migrate
 from artifactd.config import Settings
 from artifactd.oci.digest import Digest
 from artifactd.storage.folder import DataFolder
@@ -305,6 +307,23 @@ class BackUpTests(TestCase):
             (result.status, result.err),
             (1, f"artifactd: {daemon.data}: expected a folder outside {daemon.data}\n"),
         )
+
+    async def test_a_catalog_of_an_older_release_is_told_before_anything_is_copied(self) -> None:
+        data, target = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
+        DataFolder.open(data).close()
+        folder = resources.files("artifactd.catalog") / "schema"
+        first = (folder / "0001.sql").read_text("utf-8")
+        migrate(data / "catalog.sqlite3", nullcontext, [first])
+        stray = Digest.of(b"pushed")
+        blob = data / "blobs" / stray.algorithm / stray.encoded[:2] / stray.encoded
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(b"pushed")
+        result = await artifactd(self, "backup", str(target), ARTIFACTD_DATA=str(data))
+        self.assertEqual((result.status, result.out), (1, ""), result.err)
+        self.assertRegex(result.err, r"\Aartifactd: [^\n]+ start the daemon of this [^\n]+\n\Z")
+        self.assertIn(f"{data}/catalog.sqlite3 has schema 1", result.err)
+        self.assertEqual(list(target.rglob(stray.encoded)), [])
+        self.assertFalse((target / "catalog.sqlite3").exists())
 
     async def test_without_a_data_folder_nothing_is_made(self) -> None:
         absent, target = Path(self.mktemp()), Path(self.mktemp())

@@ -64,6 +64,26 @@ def migrate(
         raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
 
 
+def check_current(path: Path, name: Path) -> None:
+    """
+    See that the catalog at ``path``, a copy of the one at ``name``, has the schema of this release.
+    Blocks.
+
+    :raises StartError: if it is older or newer, or can't be read.
+    """
+    latest = len(_scripts())
+    try:
+        with closing(sqlite3.connect(path)) as db:
+            version = _version(db, name, latest)
+    except sqlite3.Error as error:
+        raise StartError(f"can't read the catalog {name}: {advice(error)}") from error
+    if version < latest:
+        raise StartError(
+            f"the catalog {name} has schema {version}, made by an older release, and this one works"
+            f" with {latest}: start the daemon of this release once, or use the older release"
+        )
+
+
 def _check_sqlite() -> None:
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         oldest = ".".join(map(str, _OLDEST_SQLITE))
