@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from errno import EACCES, EIO, ENOENT
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,9 +14,9 @@ from attrs import define, field
 
 from artifactd.catalog.backup import (
     copy_catalog,
-    forget_absent,
     listed_blobs,
     replace_catalog,
+    settle,
 )
 from artifactd.catalog.migrations import check_current
 from artifactd.fileoperations import FileOperations
@@ -37,13 +38,14 @@ class Backup:
     The catalog is copied first and put in its place last: by then all that it points at is there,
     and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
     not copied again.  Unfinished uploads and fills are left out.  Nothing is removed from
-    ``source`` while it runs; what was damaged is not in the copy, which says so.
+    ``source`` while it runs; what was damaged is not in the copy, which says so, unless ``target``
+    has it from before.
 
     :param target: held exclusively by the caller.
     :param progress: called after each blob copied.
     :ivar files: blobs copied so far.
     :ivar size: their bytes.
-    :ivar damaged: blobs left out because their bytes do not have their digest.
+    :ivar damaged: blobs left out because they are lost, or their bytes do not have their digest.
     """
 
     source: DataFolder
@@ -76,14 +78,43 @@ class Backup:
         for path in root.glob("**/"):
             with Directory.open(path) as folder:
                 self.operations.sync(folder.fd)
-        # What turned out damaged, or was quarantined since the catalog was copied.
-        absent = [
-            digest for digest, size in listed_blobs(catalog) if not _is_there(root, digest, size)
-        ]
-        if absent:
-            lost = forget_absent(catalog, absent, self.operations)
-            self.damaged += [digest for digest in lost if digest not in self.damaged]
+        self._settle(catalog, root)
         replace_catalog(catalog, self.target.catalog, self.operations)
+
+    def _settle(self, catalog: Path, root: Path) -> None:
+        """
+        Let the copied ``catalog`` say what is there: without what turned out damaged, or was
+        quarantined since; with what ``source`` has lost, and a backup before this one has kept.
+        """
+        right: dict[Digest, int] = {}
+        absent: list[Digest] = []
+        for row in listed_blobs(catalog):
+            place = _place(root, row.digest)
+            if row.lost_at is None and _size(place) == row.size:
+                continue
+            # The row may be wrong; the digest is not.
+            size = self._right_size(place, row.digest)
+            if size is None:
+                absent.append(row.digest)
+            else:
+                right[row.digest] = size
+        if right or absent:
+            lost = settle(catalog, right, absent, self.operations)
+            self.damaged += [digest for digest in lost if digest not in self.damaged]
+
+    def _right_size(self, place: Path, digest: Digest) -> int | None:
+        """Of what lies at ``place``, durably; ``None`` if it does not have ``digest``."""
+        try:
+            with place.open("rb") as file:
+                if hashlib.file_digest(file, digest.algorithm).hexdigest() != digest.encoded:
+                    return None
+                self.operations.sync(file.fileno())
+                return os.fstat(file.fileno()).st_size
+        except OSError as error:
+            # Not there, being quarantined, or on a bad sector: not what is wanted.
+            if error.errno in (ENOENT, EACCES, EIO):
+                return None
+            raise
 
     def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
         """Copy ``blob`` unless ``copy`` is there, reading all of it; whether it did."""
@@ -135,11 +166,11 @@ def _place(root: Path, digest: Digest) -> Path:
     return root / digest.algorithm / digest.encoded[:2] / digest.encoded
 
 
-def _is_there(root: Path, digest: Digest, size: int) -> bool:
+def _size(place: Path) -> int | None:
     try:
-        return _place(root, digest).stat().st_size == size
+        return place.stat().st_size
     except FileNotFoundError:
-        return False
+        return None
 
 
 def _blobs(root: Path) -> Iterator[tuple[Digest, Path]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from artifactd.catalog import damage
 from artifactd.catalog.copies import copy, opened
+from artifactd.catalog.repair import ListedBlob
 from artifactd.fileoperations import FileOperations
 from artifactd.oci.digest import Digest
 from artifactd.startup import StartError
@@ -37,26 +38,34 @@ def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = Non
         raise StartError(f"can't copy the catalog {catalog}: {error}") from error
 
 
-def listed_blobs(catalog: Path) -> Sequence[tuple[Digest, int]]:
-    """What ``catalog`` lists as being there, with its size in bytes.  Blocks."""
+def listed_blobs(catalog: Path) -> Sequence[ListedBlob]:
+    """What ``catalog`` lists, lost or not.  Blocks."""
     with closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT digest, size FROM blob WHERE lost_at IS NULL").fetchall()
-    return [(Digest.parse(digest), size) for digest, size in rows]
+        rows = db.execute("SELECT digest, size, lost_at FROM blob").fetchall()
+    return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
 
 
-def forget_absent(catalog: Path, digests: Iterable[Digest], files: FileOperations) -> list[Digest]:
+def settle(
+    catalog: Path, right: Mapping[Digest, int], absent: Iterable[Digest], files: FileOperations
+) -> list[Digest]:
     """
-    Let a copy of a catalog, which nobody else has open, say that ``digests`` are not there: images
-    of upstreams go on without, for others it is noted.  Durable after.  Blocks.
+    Let a copy of a catalog, which nobody else has open, say what lies beside it.  Durable after.
+    Blocks.
 
-    Those of them that images have which were pushed.
+    :param right: is there, whatever the copy says, in that many bytes.
+    :param absent: is not there: images of upstreams go on without, for others it is noted.
+    :return: those of ``absent`` that images have which were pushed.
     """
     lost: list[Digest] = []
     with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("BEGIN IMMEDIATE")
         at = time.time()
-        for digest in digests:
+        db.executemany(
+            "UPDATE blob SET lost_at = NULL, size = ? WHERE digest = ?",
+            [(size, str(digest)) for digest, size in right.items()],
+        )
+        for digest in absent:
             damage.lose(db, digest, lambda: True, at)
             damage.drop_lost(db, digest, at)
             lost += [digest] if damage.holders(db, digest, 1) else []

@@ -221,6 +221,61 @@ class BackupTests(MaintenanceTestCase):
         put = await self.daemon.request("PUT", path, body=body, headers=headers)
         self.assertEqual(put.status, 201, json.dumps(str(put.body)))
 
+    async def back_up(self, target: Path) -> tuple[int, str]:
+        result = await self.command("backup", str(target))
+        self.assertNotIn("Traceback", result.err)
+        return result.status, result.err
+
+    def lose(self, digest: Digest) -> None:
+        """As a scrub does."""
+        rot(self.daemon.data, digest, "it is gone")
+        self.execute("UPDATE blob SET lost_at = 1.0 WHERE digest = ?", str(digest))
+
+    def execute(self, statement: str, *values: object) -> None:
+        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
+            db.execute(statement, values)
+            db.commit()
+
+    async def assert_served(self, target: Path, *contents: bytes) -> None:
+        """A daemon that starts from ``target`` has these, and fsck agrees."""
+        options = ("--config", str(self.config))
+        result = await artifactd(self, "fsck", *options, ARTIFACTD_DATA=str(target))
+        self.assertEqual(result.status, 0, result.out + result.err)
+        toml = self.config.read_text()
+        restored = await type(self.daemon).start(self, toml=toml, data=target)
+        for each in contents:
+            answer = await restored.request("GET", f"/v2/app/blobs/{Digest.of(each)}")
+            self.assertEqual((answer.status, answer.body), (200, each))
+
+    async def test_what_was_lost_since_stays_in_the_backup_that_has_it(self) -> None:
+        target = Path(self.mktemp()).absolute()
+        await self.push("app", LAYER)
+        self.assertEqual(await self.back_up(target), (0, ""))
+        self.lose(Digest.of(LAYER))
+        self.assertEqual(await self.back_up(target), (0, ""))
+        await self.assert_served(target, LAYER)
+
+    async def test_what_is_lost_and_in_no_backup_is_told_each_time(self) -> None:
+        target = Path(self.mktemp()).absolute()
+        await self.push("app", LAYER)
+        self.lose(Digest.of(LAYER))
+        for _ in range(2):
+            status, errors = await self.back_up(target)
+            self.assertEqual(status, 1)
+            self.assertIn(str(Digest.of(LAYER)), errors)
+        copy = file_of(target, Digest.of(LAYER))
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(LAYER[::-1])
+        self.assertEqual((await self.back_up(target))[0], 1)
+
+    async def test_a_row_of_a_wrong_size_loses_no_right_bytes(self) -> None:
+        target = Path(self.mktemp()).absolute()
+        await self.push("app", LAYER)
+        self.execute("UPDATE blob SET size = size + 1 WHERE digest = ?", str(Digest.of(LAYER)))
+        for _ in range(2):
+            self.assertEqual(await self.back_up(target), (0, ""))
+        await self.assert_served(target, LAYER)
+
     async def test_a_copy_says_what_it_lacks(self) -> None:
         target = Path(self.mktemp()).absolute()
         await self.push("app", LAYER)
