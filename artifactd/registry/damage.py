@@ -61,7 +61,8 @@ class Damage:
         """
         Read all of a blob, and quarantine it if it is not right; what is wrong with it.
 
-        :param size: what it should have, in bytes, if that is known: one of another is not read.
+        :param size: what its row says that it has, in bytes, if that is known: put right if the
+            bytes have their digest and are more or fewer.
         :raises OSError: if it can't be looked at.
         """
         return await self._inspections.join(digest, lambda: self._inspect(digest, size))
@@ -105,7 +106,7 @@ class Damage:
         await DeferredList(list(self._background.values()))
 
     async def _inspect(self, digest: Digest, size: int | None) -> str | None:
-        examination = await self.blobs.examine(digest, size)
+        examination = await self.blobs.examine(digest)
         if examination is None:
             return GONE if await self.missing(digest) else None
         try:
@@ -114,6 +115,14 @@ class Damage:
                     return None
             if examination.flaw is not None:
                 await self.quarantine(examination)
+            elif size not in (None, examination.size):
+                await self.repairs.correct_size(digest, examination.size)
+                _log.warn(
+                    "{digest} is right, and has {size} bytes: its row said {wrong}",
+                    digest=digest,
+                    size=examination.size,
+                    wrong=size,
+                )
             return examination.flaw
         finally:
             examination.close()

@@ -86,6 +86,16 @@ class FsckTests(MaintenanceTestCase):
         status, lines = await self.fsck("--no-hash")
         self.assertEqual((status, len(lines)), (1, 3), lines)
 
+    async def test_without_reading_it_throws_no_right_bytes_away(self) -> None:
+        await self.push("app", LAYER)
+        self.execute("UPDATE blob SET size = size + 1")
+        status, lines = await self.fsck("--no-hash", "--repair")
+        self.assertEqual(status, 0, lines)
+        self.assertTrue(all(text.startswith("repaired: size: ") for text in lines[:-1]), lines)
+        answer = await self.get(f"app/blobs/{Digest.of(LAYER)}")
+        self.assertEqual((answer.status, answer.body), (200, LAYER))
+        await self.assert_clean()
+
     async def test_what_came_from_an_upstream_is_fetched_again_after_a_repair(self) -> None:
         self.hub.images.add_image(NAME, "1", content(1))
         manifest = Digest.of((await self.get(f"docker.io/{NAME}/manifests/1")).body)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sqlite3
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
+from artifactd.registry.stored import Lost
 from tests.api.case import Connection
 from tests.api.served import image_index, image_manifest
 from tests.damage.case import LARGE, SMALL, DamageCase
@@ -87,6 +89,18 @@ class BlobTests(DamageCase):
         with contextlib.suppress(ConnectionResetError):
             self.assertLess(len(await client.rest()), len(content))
         self.assertTrue(self.logged("cut off", "found damaged"))
+
+    async def test_right_bytes_stay_whatever_size_their_row_says(self) -> None:
+        digest = await self.registry.push_blob("app", LARGE)
+        with contextlib.closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
+            db.execute("UPDATE blob SET size = size - 1 WHERE digest = ?", (str(digest),))
+            db.commit()
+        path = f"/v2/app/blobs/{digest}"
+        self.assertEqual((await self.registry.request("GET", path)).status, 500)  # to be retried
+        self.assertEqual(len(self.flushLoggedErrors(Lost)), 1)
+        answer = await self.registry.request("GET", path)
+        self.assertEqual((answer.status, answer.body == LARGE), (200, True))
+        self.assertEqual(self.quarantined(), [])
 
     async def test_what_can_not_be_read_is_looked_into(self) -> None:
         digest = await self.registry.push_blob("app", LARGE)
