@@ -112,7 +112,7 @@ class BlobTree:
                     # Provably damaged.  Who comes between has replaced it already.
                     with suppress(FileNotFoundError):
                         flaw = f"it has {published.st_size} bytes instead of {file.st_size}"
-                        self._quarantine.keep(directory, digest, flaw, time.time())
+                        self._quarantine.keep(directory, digest, flaw, time.time(), published)
                 self._replace(staging, name, directory, digest)
                 break
             # Also where somebody else has linked it: it need not have come to syncing it.
@@ -129,11 +129,19 @@ class BlobTree:
             self._files.unlink(staging.fd, second)
             raise
 
-    def quarantine(self, digest: Digest, flaw: str) -> bool:
-        """Take what is published under ``digest`` out of the store; whether there was anything."""
+    def quarantine(self, digest: Digest, flaw: str, file: os.stat_result) -> bool:
+        """
+        Take ``file`` out of the store, if it is what is published under ``digest``; whether it was.
+
+        Called inside a write transaction of the catalog.
+        """
         try:
             with self._fan_out(digest, os.O_RDONLY) as directory:
-                file = self._quarantine.keep(directory, digest, flaw, time.time())
+                self._quarantine.keep(directory, digest, flaw, time.time(), file)
+                # A push that renames its file to here between this look and the unlink loses
+                # that name, and no more: the mode was set through a descriptor of the damaged
+                # file, the staged name is there until there is a row, and before it writes that
+                # it waits for this transaction to end, and ``confirm`` publishes the file again.
                 if directory.holds(digest.encoded, file):
                     self._files.unlink(directory.fd, digest.encoded)
                     self._files.sync(directory.fd)

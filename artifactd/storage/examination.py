@@ -80,7 +80,7 @@ class FilesystemExamination:
         if os.fstat(self._fd).st_nlink > 1 and self._is_held(self.digest):
             return False  # just being published
         assert self.flaw is not None, "nothing is wrong with it"
-        return self._blobs.quarantine(self.digest, self.flaw)
+        return self._blobs.quarantine(self.digest, self.flaw, self._file)
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""

@@ -37,9 +37,11 @@ class Quarantine:
     directory: Directory
     _files: FileOperations
 
-    def keep(self, source: Directory, digest: Digest, flaw: str, at: float) -> os.stat_result:
+    def keep(
+        self, source: Directory, digest: Digest, flaw: str, at: float, file: os.stat_result
+    ) -> None:
         """
-        Give what lies in ``source`` under ``digest`` a name here, durably; which file that is.
+        Give ``file``, which lies in ``source`` under ``digest``, a name here, durably.
 
         Whoever has it open sees by its mode that it is not to be passed on.
 
@@ -48,6 +50,9 @@ class Quarantine:
         name = f"{digest.algorithm}-{digest.encoded}.{uuid4()}"
         fd, status = source.open_file(digest.encoded)
         try:
+            # A push may have put a good one there since: that one keeps its mode and its name.
+            if not os.path.samestat(status, file):
+                raise FileNotFoundError(errno.ENOENT, "it was replaced", str(digest))
             # It comes first, so that no file is here without one; the file is what matters.
             with suppress(OSError):
                 self._write(f"{name}.json", _Record(str(digest), status.st_size, flaw, at))
@@ -62,7 +67,6 @@ class Quarantine:
         finally:
             os.close(fd)
         self._files.sync(self.directory.fd)
-        return status
 
     def expire(self, before: float) -> int:
         """

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from functools import partial
 
 from attrs import define, field
+from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
+from artifactd.storage.blobs import BlobTree
 from artifactd.storage.collecting import collection_held
 from artifactd.storage.examining import Examination
 from artifactd.storage.files import FileOperations
+from artifactd.storage.folder import DataFolder
+from artifactd.storage.quarantine import Quarantine
 from tests.contracts.storage import Stores
 from tests.storage.fixture import FilesystemTestCase
 
@@ -25,6 +31,26 @@ class BadDisk(FileOperations):
     errors: int = 0
     cold: bool = True
     dropped: list[tuple[int, int]] = field(factory=list)
+    before: dict[str, Callable[[], object]] = field(factory=dict)
+
+    def happen(self, moment: str) -> None:
+        self.before.pop(moment, lambda: None)()
+
+    def create(self, directory: int, name: str) -> int:
+        self.happen("create")
+        return super().create(directory, name)
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        self.happen("link")
+        super().link(directory, name, target, target_name)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        self.happen("set_mode")
+        super().set_mode(fd, mode)
+
+    def unlink(self, directory: int, name: str) -> None:
+        self.happen("unlink")
+        super().unlink(directory, name)
 
     def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
         return None if self.cold else os.pread(fd, size, offset)
@@ -44,6 +70,10 @@ class ExaminationTests(FilesystemTestCase):
         super().setUp()
         self.disk = BadDisk()
         self.stores: Stores = self.open_stores(self.disk)
+        folder = DataFolder.open(self.path)
+        self.addCleanup(folder.close)
+        self.tree = BlobTree(folder.blobs, Quarantine(folder.quarantine, self.disk), self.disk)
+        self.addCleanup(self.tree.close)
 
     async def examined(self, size: int | None = None) -> Examination:
         (await self.published(CONTENT)).release()
@@ -101,6 +131,33 @@ class ExaminationTests(FilesystemTestCase):
         self.assertFalse(self.stores.blobs.is_there(DIGEST))
         self.assertRaises(OSError, reader.fileno)
         self.assertEqual(2, len(self.below("quarantine")))
+
+    async def test_a_push_in_the_midst_of_a_quarantine_is_left_as_it_is(self) -> None:
+        for moment in ("create", "link", "set_mode", "unlink"):
+            self.disk.errors = 2
+            examination = await self.examined()
+            pushed = await self.stores.blobs.stage(DIGEST, CONTENT)
+            # In another thread: it waits for no transaction of the catalog.
+            self.disk.before[moment] = partial(Deferred.fromCoroutine, pushed.publish())
+            examination.quarantine()
+            self.assertEqual({}, self.disk.before)
+            pushed.confirm()
+            pushed.release()
+            await self.assert_published(moment)
+
+    async def test_what_was_pushed_before_the_damaged_file_was_opened_is_no_other(self) -> None:
+        (await self.published(CONTENT)).release()
+        damaged = (self.path / "blobs" / self.below("blobs")[0]).stat()
+        (await self.published(CONTENT)).release()
+        self.assertFalse(self.tree.quarantine(DIGEST, "it is damaged", damaged))
+        await self.assert_published()
+        self.assertEqual([], self.below("quarantine"))
+
+    async def assert_published(self, when: str = "") -> None:
+        await self.assert_blob(CONTENT)
+        (name,) = self.below("blobs")
+        status = (self.path / "blobs" / name).stat()
+        self.assertEqual((0o100444, 1), (status.st_mode, status.st_nlink), when)
 
     async def test_nothing_is_removed_while_a_copy_is_made(self) -> None:
         await self.examined()
