@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -74,6 +76,24 @@ class FileOperations:
     def set_mode(self, fd: int, mode: int) -> None:
         """fchmod(2)."""
         os.fchmod(fd, mode)
+
+    def open_unreadable(self, handle: int) -> int:
+        """
+        A descriptor to read a file of ours whose mode forbids that, and forbids it again after.
+
+        :param handle: of it, opened with ``O_PATH``.
+        :raises PermissionError: if there is no ``/proc``, which it takes.
+        """
+        path = f"/proc/self/fd/{handle}"
+        mode = stat.S_IMODE(os.fstat(handle).st_mode)
+        try:
+            os.chmod(path, mode | stat.S_IRUSR)
+            try:
+                return os.open(path, os.O_RDONLY)
+            finally:
+                os.chmod(path, mode)
+        except FileNotFoundError as error:
+            raise PermissionError(errno.EACCES, "can't be made readable", path) from error
 
     def sync(self, fd: int) -> None:
         """fsync(2), of a file or of a directory."""

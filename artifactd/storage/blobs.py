@@ -79,6 +79,18 @@ class BlobTree:
             return None
         return FilesystemBlob(status.st_size, fd)
 
+    def open_to_examine(self, digest: Digest) -> tuple[int, os.stat_result] | None:
+        """
+        What is published under ``digest``, to be read whatever its mode says, and its status.
+
+        A process that was killed while it quarantined a file leaves it there with a mode of 0000.
+        """
+        try:
+            with self._fan_out(digest) as directory:
+                return directory.open_sealed(digest.encoded, self._files)
+        except FileNotFoundError:
+            return None
+
     def read(self, digest: Digest) -> bytes | None:
         """All bytes of a small blob, or ``None``.  :raises Damaged: if they have another digest."""
         blob = self.open(digest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from attrs import define, field
 
 from artifactd.oci.digest import Digest
 from artifactd.storage.blobs import BlobTree
-from artifactd.storage.files import FileOperations
+from artifactd.storage.files import PUBLISHED, FileOperations
 from artifactd.storage.threads import Serial
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
@@ -52,11 +53,10 @@ class FilesystemExamination:
 
         :param size: what it should have, in bytes.
         """
-        blob = blobs.open(digest)
-        if blob is None:
+        opened = blobs.open_to_examine(digest)
+        if opened is None:
             return None
-        fd = blob.fileno()
-        status = os.fstat(fd)
+        fd, status = opened
         # Else the kernel would have read what lies behind a piece, and it would look as if others
         # had; tmpfs for one knows no such advice.
         files.expect_no_reading_on(fd)
@@ -107,7 +107,14 @@ class FilesystemExamination:
             self._hash.update(piece)
         elif self._hash.hexdigest() != self.digest.encoded:
             self.flaw = f"its {self._offset} bytes do not have its digest"
+        else:
+            self._unseal()
         return len(piece)
+
+    def _unseal(self) -> None:
+        # Somebody began to quarantine it and was killed; it is right, so it is to be read again.
+        if not self._file.st_mode & stat.S_IRUSR and self.is_published():
+            self._files.set_mode(self._fd, PUBLISHED)
 
     def _read(self) -> bytes:
         cached = self._files.read_cached(self._fd, _PIECE, self._offset)

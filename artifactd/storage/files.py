@@ -150,6 +150,29 @@ class Directory:
             raise
         return fd, status
 
+    def open_sealed(self, name: str, files: FileOperations) -> tuple[int, os.stat_result]:
+        """
+        As :meth:`open_file`, also a file of ours that has a mode by which not even we may read it.
+
+        :raises PermissionError: if that is not for its mode.
+        """
+        try:
+            return self.open_file(name)
+        except PermissionError as denied:
+            if denied.errno != errno.EACCES:
+                raise
+            refusal = denied
+        # The very file, whatever gets its name meanwhile.
+        handle = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=self.fd)
+        try:
+            status = os.fstat(handle)
+            _check_ours(status, f"{self.path}/{name}")
+            if status.st_mode & stat.S_IRUSR:
+                raise refusal
+            return files.open_unreadable(handle), status
+        finally:
+            os.close(handle)
+
     def ensure_file(self, name: str, files: FileOperations) -> int:
         """
         A descriptor to read and write a file of ours, made if need be; errors as :meth:`open_file`.

@@ -48,7 +48,7 @@ class Quarantine:
         :raises FileNotFoundError: if there is nothing, or another file by now.
         """
         name = f"{digest.algorithm}-{digest.encoded}.{uuid4()}"
-        fd, status = source.open_file(digest.encoded)
+        fd, status = source.open_sealed(digest.encoded, self._files)
         try:
             # A push may have put a good one there since: that one keeps its mode and its name.
             if not os.path.samestat(status, file):

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -77,6 +78,9 @@ class ExaminationTests(FilesystemTestCase):
 
     async def examined(self, size: int | None = None) -> Examination:
         (await self.published(CONTENT)).release()
+        return await self.stepped(size)
+
+    async def stepped(self, size: int | None = None) -> Examination:
         examination = await self.stores.blobs.examine(DIGEST, size)
         assert examination is not None
         self.addCleanup(examination.close)
@@ -152,6 +156,36 @@ class ExaminationTests(FilesystemTestCase):
         self.assertFalse(self.tree.quarantine(DIGEST, "it is damaged", damaged))
         await self.assert_published()
         self.assertEqual([], self.below("quarantine"))
+
+    async def test_a_quarantine_that_was_killed_is_finished(self) -> None:
+        name = await self.sealed()
+        self.disk.errors = 2
+        examination = await self.stepped()
+        self.assertTrue(examination.quarantine())
+        self.assertFalse(self.stores.blobs.is_there(DIGEST))
+        kept, _ = self.below("quarantine")
+        self.assertEqual(0o100000, (self.path / "quarantine" / kept).stat().st_mode)
+        self.assertFalse(name.exists())
+
+    async def test_what_is_right_is_not_taken_out_by_a_quarantine_that_was_killed(self) -> None:
+        await self.sealed()
+        self.assertIsNone((await self.stepped()).flaw)
+        await self.assert_published()
+
+    async def test_what_a_killed_quarantine_left_gives_way_to_the_one_pushed(self) -> None:
+        file = await self.sealed()
+        file.chmod(0o600)
+        os.truncate(file, 3)
+        file.chmod(0o000)
+        (await self.published(CONTENT)).release()
+        await self.assert_published()
+
+    async def sealed(self) -> Path:
+        """Published, and by its mode to be read by nobody."""
+        (await self.published(CONTENT)).release()
+        file = self.path / "blobs" / self.below("blobs")[0]
+        file.chmod(0o000)
+        return file
 
     async def assert_published(self, when: str = "") -> None:
         await self.assert_blob(CONTENT)
