@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from errno import ENOENT
 from functools import partial
 
 from attrs import define, field
@@ -19,10 +20,12 @@ from artifactd.registry.damage import GONE, HOLDERS, Damage
 from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRules
 from artifactd.registry.parsing import KEPT, parsed
+from artifactd.storage.examining import Examination
 from artifactd.storage.growing import FillStore
 from artifactd.storage.interfaces import SHELVES, BlobStore, UploadMissing, UploadStore
 from artifactd.storage.threads import RunInThread
 
+_KNOWN = "it was found damaged or gone before"
 _PAGE = 64
 _SLIPS = 1000  # of each kind
 # An upload's bytes come into being just before its row; younger ones are left alone.
@@ -86,20 +89,20 @@ class Check:
                     self._tell(State.LEFT, "file", row.digest, f"can't be looked at: {error}")
 
     async def _blob(self, row: ListedBlob) -> None:
-        known = row.lost_at is not None
-        flaw = "it was found damaged or gone before" if known else await self._examine(row)
+        flaw = await self._examine(row)
         if flaw is not None:
             self._lost.add(row.digest)
             await self._report_lost(row.digest, flaw)
 
     async def _examine(self, row: ListedBlob) -> str | None:
-        """What is wrong with a blob that is listed as being here."""
+        """What is wrong with a blob that is listed, as being here or as lost."""
+        known = row.lost_at is not None
         examination = await self.blobs.examine(row.digest)
         if examination is None:
-            return GONE if await self._is_absent(row.digest) else None
+            return _KNOWN if known else GONE if await self._is_absent(row.digest) else None
         try:
             # Where the row and the file do not agree the digest decides.
-            if self.hashes or examination.size != row.size:
+            if self.hashes or known or examination.size != row.size:
                 while await examination.step():
                     pass
             if examination.flaw is not None:
@@ -108,9 +111,12 @@ class Check:
                     return None
                 if self.repair:
                     await self.damage.quarantine(examination)
-            elif examination.size != row.size:
+                return examination.flaw
+            if known:
+                await self._found_again(row.digest, examination)
+            if examination.size != row.size:
                 await self._wrong_size(row, examination.size)
-            return examination.flaw
+            return None
         finally:
             examination.close()
 
@@ -119,15 +125,26 @@ class Check:
             return await self.damage.missing(digest)
         return await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest))
 
+    async def _found_again(self, digest: Digest, examination: Examination) -> None:
+        """Its row says that it is lost, and its right file is here: an older one put back."""
+
+        def confirm() -> None:
+            if not examination.is_published():
+                raise FileNotFoundError(ENOENT, "it was taken away meanwhile", str(digest))
+
+        if self.repair:
+            await self.blobs.make_durable(digest)
+            await self.repairs.restore_blob(digest, confirm)
+        else:
+            self._lost.add(digest)
+        text = f"its right file is here, and its row says that it is lost{self._how()}"
+        self._tell(self._mended(), "lost", digest, text)
+
     async def _wrong_size(self, row: ListedBlob, size: int) -> None:
         if self.repair:
             await self.repairs.correct_size(row.digest, size)
-        self._tell(
-            self._mended(),
-            "size",
-            row.digest,
-            f"its row says {row.size} bytes, its right file has {size}{self._how()}",
-        )
+        text = f"its row says {row.size} bytes, its right file has {size}{self._how()}"
+        self._tell(self._mended(), "size", row.digest, text)
 
     async def _report_lost(self, digest: Digest, flaw: str) -> None:
         holders = await self.repairs.holders(digest, HOLDERS)

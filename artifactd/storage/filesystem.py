@@ -19,7 +19,7 @@ from artifactd.storage.blobs import (
 from artifactd.storage.budget import BufferBudget
 from artifactd.storage.collecting import CopyLock
 from artifactd.storage.examination import FilesystemExamination
-from artifactd.storage.files import FileOperations
+from artifactd.storage.files import PUBLISHED, FileOperations
 from artifactd.storage.flow import BATCH
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.hashing import RunningDigests
@@ -47,6 +47,7 @@ class FilesystemBlobStore:
         files = files or FileOperations()
         self._run = run
         self._files = files
+        self._root = folder.blobs
         self.quarantine = Quarantine(folder.quarantine, files)
         self._blobs = BlobTree(folder.blobs, self.quarantine, files)
         self.staging = Staging(folder.staging, self._blobs, files, run)
@@ -88,6 +89,25 @@ class FilesystemBlobStore:
             self.staging.is_held,
         )
         return await outlive(beginning, _close_examined)
+
+    async def make_durable(self, digest: Digest) -> None:
+        """See that what is published under ``digest`` is on disk, and so are its names."""
+        await self._run(self._make_durable, digest)
+
+    def _make_durable(self, digest: Digest) -> None:
+        with (
+            self._root.subdirectory(digest.algorithm) as algorithm,
+            algorithm.subdirectory(digest.encoded[:2]) as directory,
+        ):
+            fd, _ = directory.open_file(digest.encoded)
+            try:
+                # A quarantine that was cut short may have taken it away.
+                self._files.set_mode(fd, PUBLISHED)
+                self._files.sync(fd)
+            finally:
+                os.close(fd)
+            self._files.sync(directory.fd)
+            self._files.sync(algorithm.fd)
 
     async def expire_quarantine(self, before: float) -> int:
         """Remove what was quarantined before ``before``; how many blobs."""

@@ -151,6 +151,13 @@ class BlobStore(Protocol):
         :raises OSError: if it can't be opened.
         """
 
+    async def make_durable(self, digest: Digest) -> None:
+        """
+        See that what is published under ``digest`` outlasts a loss of power, and can be read.
+
+        :raises OSError: if it can't be done; FileNotFoundError: if there is nothing.
+        """
+
     async def expire_quarantine(self, before: float) -> int:
         """
         Remove what was quarantined before ``before``, in seconds since the epoch; how many blobs.

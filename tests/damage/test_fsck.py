@@ -86,6 +86,19 @@ class FsckTests(MaintenanceTestCase):
         status, lines = await self.fsck("--no-hash")
         self.assertEqual((status, len(lines)), (1, 3), lines)
 
+    async def test_what_is_noted_as_lost_and_is_right_is_here_again(self) -> None:
+        await self.push("app", LAYER)
+        digest = Digest.of(LAYER)
+        self.execute("UPDATE blob SET lost_at = 1.0 WHERE digest = ?", str(digest))
+        status, lines = await self.fsck()
+        self.assertEqual((status, len(lines)), (1, 2), lines)
+        self.assertIn("its right file is here", lines[0])
+        status, lines = await self.fsck("--repair", "--no-hash")
+        self.assertEqual((status, len(lines)), (0, 2), lines)
+        answer = await self.get(f"app/blobs/{digest}")
+        self.assertEqual((answer.status, answer.body), (200, LAYER))
+        await self.assert_clean()
+
     async def test_without_reading_it_throws_no_right_bytes_away(self) -> None:
         await self.push("app", LAYER)
         self.execute("UPDATE blob SET size = size + 1")
