@@ -46,6 +46,12 @@ def take_out(db: Connection, digest: Digest, move: Callable[[], bool]) -> bool:
     return listed is None and move()
 
 
+def is_lost(db: Connection, digest: Digest) -> bool:
+    """``RepairCatalog.is_lost``."""
+    lost = "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NOT NULL"
+    return db.execute(lost, (str(digest),)).fetchone() is not None
+
+
 def restore(db: Connection, digest: Digest, confirm: Callable[[], None]) -> None:
     """``RepairCatalog.restore_blob``."""
     confirm()

@@ -92,6 +92,9 @@ class RepairCatalog(Protocol):
         here; what ``move`` said.
         """
 
+    async def is_lost(self, digest: Digest) -> bool:
+        """Whether ``digest`` is listed, and its bytes are noted as lost."""
+
     async def restore_blob(
         self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:

@@ -31,6 +31,9 @@ class SQLiteRepairCatalog:
     async def take_out(self, digest: Digest, move: Callable[[], bool]) -> bool:
         return await self._database.write(lambda db: damage.take_out(db, digest, move))
 
+    async def is_lost(self, digest: Digest) -> bool:
+        return await self._database.read(lambda db: damage.is_lost(db, digest))
+
     async def restore_blob(
         self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:

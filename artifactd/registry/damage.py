@@ -18,7 +18,7 @@ from artifactd.registry.counters import DamageCounters
 from artifactd.registry.interrupt import Stopped
 from artifactd.registry.publication import publish
 from artifactd.storage.examining import Examination
-from artifactd.storage.interfaces import BlobStore
+from artifactd.storage.interfaces import BlobStore, StagedBlob
 
 _log = Logger()
 
@@ -86,6 +86,20 @@ class Damage:
         if moved:
             await self._lost(digest, flaw or "")
         return moved
+
+    async def expire(self, name: str, examination: Examination) -> None:
+        """
+        Remove a quarantined file that was read once more; if it is right after all, and its bytes
+        are still lost, it is published again before.
+
+        :raises OSError, RegistryError: if that can't be done; it is in quarantine nevertheless.
+        """
+        digest = examination.digest
+        if examination.is_unreadable:
+            return _log.warn("{name} stays in quarantine: {flaw}", name=name, flaw=examination.flaw)
+        if examination.flaw is None and await self.repairs.is_lost(digest):
+            await self._restore(await self.blobs.stage_expired(name, digest), "quarantine")
+        return await self.blobs.remove_expired(name)
 
     async def missing(self, digest: Digest) -> bool:
         """Nothing was found of it: note that, if it is listed; whether it is so."""
@@ -155,13 +169,7 @@ class Damage:
     async def _heal(self, digest: Digest, holders: Sequence[Holder]) -> None:
         content = self.contents.kept(digest)
         if content is not None:
-            staged = await self.blobs.stage(digest, content)
-            await publish(
-                staged,
-                self.catalog,
-                lambda: self.repairs.restore_blob(digest, staged.confirm, staged.release),
-            )
-            return self._healed(digest, "memory")
+            return await self._restore(await self.blobs.stage(digest, content), "memory")
         for holder in holders:
             if not holder.is_remote:
                 continue
@@ -182,6 +190,15 @@ class Damage:
                 "{digest} is lost: push {images} again", digest=digest, images=", ".join(pushed)
             )
         return None
+
+    async def _restore(self, staged: StagedBlob, source: str) -> None:
+        digest = staged.digest
+        await publish(
+            staged,
+            self.catalog,
+            lambda: self.repairs.restore_blob(digest, staged.confirm, staged.release),
+        )
+        self._healed(digest, source)
 
     def _healed(self, digest: Digest, source: str) -> None:
         self.counters.healed.labels(source).inc()

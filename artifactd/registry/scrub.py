@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.repair import ListedBlob, RepairCatalog
 from artifactd.oci.digest import Digest
+from artifactd.oci.errors import RegistryError
 from artifactd.registry.counters import DamageCounters
 from artifactd.registry.damage import Damage
 from artifactd.storage.examining import Examination, ScrubLock, ScrubPosition
@@ -97,7 +98,7 @@ class Scrubber:
 
     async def _round(self) -> None:
         if self.rules.keep:
-            await self.blobs.expire_quarantine(self.now() - self.rules.keep)
+            await self._expire(self.now() - self.rules.keep)
         self._written = self.clock.seconds()
         while self._position.shelf < SHELVES:
             await self._shelf(self._position.shelf)
@@ -107,6 +108,19 @@ class Scrubber:
         self._position = ScrubPosition(ended=self.now())
         await self._write()
         self.counters.rounds.inc()
+
+    async def _expire(self, before: float) -> None:
+        for name, digest in await self.blobs.expired(before):
+            try:
+                examination = await self.blobs.examine_expired(name, digest)
+                try:
+                    # A disk that was away for a minute may have brought good bytes there.
+                    await self._read(examination)
+                    await self.damage.expire(name, examination)
+                finally:
+                    examination.close()
+            except (OSError, RegistryError) as error:
+                _log.error("{name} stays in quarantine: {error}", name=name, error=error)
 
     async def _shelf(self, shelf: int) -> None:
         found = await self.blobs.published(shelf, math.inf)

@@ -13,7 +13,7 @@ from attrs import define, field
 
 from artifactd.oci.digest import Digest
 from artifactd.storage.blobs import BlobTree
-from artifactd.storage.files import PUBLISHED, FileOperations
+from artifactd.storage.files import PUBLISHED, Directory, FileOperations
 from artifactd.storage.threads import Serial
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
@@ -34,6 +34,7 @@ class FilesystemExamination:
     _hash: Any = field(init=False)
     _offset: int = field(default=0, init=False)
     flaw: str | None = field(default=None, init=False)
+    is_unreadable: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._hash = hashlib.new(self.digest.algorithm)
@@ -64,6 +65,22 @@ class FilesystemExamination:
         if size is not None and status.st_size != size:
             self.flaw = f"it has {status.st_size} bytes instead of {size}"
         return self
+
+    @classmethod
+    def again(
+        cls,
+        digest: Digest,
+        quarantine: Directory,
+        name: str,
+        blobs: BlobTree,
+        files: FileOperations,
+        threads: Serial,
+        is_held: Callable[[Digest], bool],
+    ) -> Self:
+        """Open what lies in ``quarantine`` as ``name``.  Blocks."""
+        fd, status = quarantine.open_sealed(name, files)
+        files.expect_no_reading_on(fd)
+        return cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
 
     async def step(self) -> int:
         """Read and hash the next piece; how many bytes that was, 0 at the end."""
@@ -100,6 +117,7 @@ class FilesystemExamination:
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
+            self.is_unreadable = True
             self.flaw = f"byte {self._offset} and those behind it can't be read: {error.strerror}"
             return 0
         if piece:

@@ -15,11 +15,13 @@ class Examination(Protocol):
 
     :ivar size: of its file in bytes, when it was opened.
     :ivar flaw: what is wrong with it, once :meth:`step` has come to the end; ``None``: nothing.
+    :ivar is_unreadable: whether that is an error of the disk, which may be over one day.
     """
 
     digest: Digest
     size: int
     flaw: str | None
+    is_unreadable: bool
 
     async def step(self) -> int:
         """Read and hash the next piece, in a thread; how many bytes that was, 0 at the end."""

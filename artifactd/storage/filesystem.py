@@ -109,9 +109,32 @@ class FilesystemBlobStore:
             self._files.sync(directory.fd)
             self._files.sync(algorithm.fd)
 
-    async def expire_quarantine(self, before: float) -> int:
-        """Remove what was quarantined before ``before``; how many blobs."""
-        return await self._run(self.quarantine.expire, before)
+    async def expired(self, before: float) -> Sequence[tuple[str, Digest]]:
+        """What was quarantined before ``before``: names, and what they should have been."""
+        return await self._run(self.quarantine.expired, before)
+
+    async def examine_expired(self, name: str, digest: Digest) -> FilesystemExamination:
+        """Begin to read a quarantined file once more."""
+        beginning = self._run(
+            FilesystemExamination.again,
+            digest,
+            self.quarantine.directory,
+            name,
+            self._blobs,
+            self._files,
+            Serial(self._run),
+            self.staging.is_held,
+        )
+        return await outlive(beginning, FilesystemExamination.close)
+
+    async def stage_expired(self, name: str, digest: Digest) -> FilesystemStagedBlob:
+        """Stage a quarantined file that is right, to be published again."""
+        adding = self._run(self.staging.link_in, self.quarantine.directory, name, digest)
+        return await outlive(adding, FilesystemStagedBlob.abandon)
+
+    async def remove_expired(self, name: str) -> None:
+        """Remove a quarantined file and its record."""
+        await self._run(self.quarantine.remove, name)
 
     async def sweep(self, forget: Forget) -> int:
         """Remove what dead processes left staged; how many files went."""

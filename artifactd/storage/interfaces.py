@@ -158,10 +158,20 @@ class BlobStore(Protocol):
         :raises OSError: if it can't be done; FileNotFoundError: if there is nothing.
         """
 
-    async def expire_quarantine(self, before: float) -> int:
+    async def expired(self, before: float) -> Sequence[tuple[str, Digest]]:
         """
-        Remove what was quarantined before ``before``, in seconds since the epoch; how many blobs.
+        What was quarantined before ``before``, in seconds since the epoch: the names of the files,
+        and what they should have been.
         """
+
+    async def examine_expired(self, name: str, digest: Digest) -> Examination:
+        """Begin to read it once more.  :raises OSError: if it can't be opened, or is gone."""
+
+    async def stage_expired(self, name: str, digest: Digest) -> StagedBlob:
+        """Stage it, whose bytes are right after all; it stays in quarantine, too."""
+
+    async def remove_expired(self, name: str) -> None:
+        """Remove it and its record."""
 
     async def sweep(self, forget: Callable[[Digest, Callable[[], None]], object]) -> int:
         """

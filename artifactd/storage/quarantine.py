@@ -68,19 +68,28 @@ class Quarantine:
             os.close(fd)
         self._files.sync(self.directory.fd)
 
-    def expire(self, before: float) -> int:
+    def expired(self, before: float) -> list[tuple[str, Digest]]:
         """
-        Remove what came before ``before``, in seconds since the epoch; how many files of blobs.
+        The files that came before ``before``, in seconds since the epoch: their names here, and
+        what they should have been.  Records without a file go.
         """
-        gone = 0
-        for name in self.directory.names():
+        found, names = [], set(self.directory.names())
+        for name in sorted(names):
             match = _FILE.fullmatch(name)
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, DigestInvalid):
                 # Its last change is its coming here.
-                if match and self.directory.status(name).st_ctime < before:
+                if match is None or self.directory.status(name).st_ctime >= before:
+                    continue
+                if match["json"] is None:
+                    found.append((name, _digest(match)))
+                elif name.removesuffix(".json") not in names:
                     self._files.unlink(self.directory.fd, name)
-                    gone += match["json"] is None
-        return gone
+        return found
+
+    def remove(self, name: str) -> None:
+        """Remove a file and its record."""
+        self._files.unlink(self.directory.fd, name)
+        self._files.unlink(self.directory.fd, f"{name}.json")
 
     def digests(self) -> Sequence[Digest]:
         """What is here, each as often as it is."""
@@ -89,7 +98,7 @@ class Quarantine:
             match = _FILE.fullmatch(name)
             if match and match["json"] is None:
                 with suppress(DigestInvalid):
-                    found.append(Digest.parse(f"{match['algorithm']}:{match['encoded']}"))
+                    found.append(_digest(match))
         return found
 
     def _write(self, name: str, record: _Record) -> None:
@@ -99,3 +108,7 @@ class Quarantine:
             self._files.sync(fd)
         finally:
             os.close(fd)
+
+
+def _digest(match: re.Match[str]) -> Digest:
+    return Digest.parse(f"{match['algorithm']}:{match['encoded']}")

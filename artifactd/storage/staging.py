@@ -66,6 +66,23 @@ class Staging:
             raise
         return self.synced(digest, name, fd)
 
+    def link_in(self, source: Directory, name: str, digest: Digest) -> FilesystemStagedBlob:
+        """
+        Stage a file of ``source`` whose bytes were just seen to be right; it stays there, too.
+
+        :raises BlockingIOError: if somebody does so already.
+        """
+        fd, _ = source.open_sealed(name, self._files)
+        staged = staged_name(digest, str(uuid4()))
+        try:
+            # Before it has the name, so that no sweep takes it for a dead process's.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._files.link(source.fd, name, self._directory.fd, staged)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self.synced(digest, staged, fd)
+
     def names(self) -> list[str]:
         """Of all that is there."""
         return self._directory.names()

@@ -10,6 +10,7 @@ from artifactd.storage.examining import ScrubPosition
 from artifactd.storage.interfaces import SHELVES
 from artifactd.storage.scrubbing import FolderScrubLock
 from tests.damage.case import FAST, SMALL, DamageCase
+from tests.damage.rot import file_of
 
 
 class RoundTests(DamageCase):
@@ -84,3 +85,41 @@ class RoundTests(DamageCase):
         self.parts.scrubber.now = lambda: 1e12
         await self.scrub()
         self.assertEqual(list((self.registry.data / "quarantine").iterdir()), [])
+
+    async def test_what_was_quarantined_and_is_right_after_all_is_had_again(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        self.rot(digest, "a bit flips")
+        await self.scrub()
+        self.right_again()
+        self.assertEqual(await self.statuses(f"/v2/app/blobs/{digest}"), (404, 404))
+        await self.expire()
+        answer = await self.registry.request("GET", f"/v2/app/blobs/{digest}")
+        self.assertEqual((answer.status, answer.body), (200, SMALL))
+        self.assertEqual(file_of(self.registry.data, digest).stat().st_mode, 0o100444)
+        self.assertEqual(list((self.registry.data / "staging").iterdir()), [])
+        self.assertEqual(self.quarantined(), [])
+        self.assertTrue(self.logged(str(digest), "whole again, from quarantine"))
+
+    async def test_what_is_right_after_all_goes_where_it_was_pushed_again_since(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        self.rot(digest, "a bit flips")
+        await self.scrub()
+        self.right_again()
+        await self.registry.push_blob("app", SMALL)
+        pushed = file_of(self.registry.data, digest).stat().st_ino
+        await self.expire()
+        self.assertEqual(self.quarantined(), [])
+        self.assertEqual(file_of(self.registry.data, digest).stat().st_ino, pushed)
+
+    def right_again(self) -> None:
+        """The disk is back, and what is in quarantine with it."""
+        for file in (self.registry.data / "quarantine").iterdir():
+            if not file.name.endswith(".json"):
+                file.chmod(0o600)
+                file.write_bytes(SMALL)
+                file.chmod(0o000)
+
+    async def expire(self) -> None:
+        self.parts.scrubber.rules = evolve(FAST, keep=60.0)
+        self.parts.scrubber.now = lambda: 1e12
+        await self.scrub()
