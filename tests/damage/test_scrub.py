@@ -111,6 +111,18 @@ class RoundTests(DamageCase):
         self.assertEqual(self.quarantined(), [])
         self.assertEqual(file_of(self.registry.data, digest).stat().st_ino, pushed)
 
+    async def test_what_can_not_be_read_at_present_stays_in_quarantine(self) -> None:
+        digest = await self.registry.push_blob("app", SMALL)
+        self.rot(digest, "a bit flips")
+        await self.scrub()
+        store = self.parts.scrubber.blobs
+        ((name, _),) = await store.expired(1e12)
+        examination = await store.examine_expired(name, digest)
+        self.addCleanup(examination.close)
+        examination.flaw, examination.is_unreadable = "it can't be read", True
+        await self.parts.damage.expire(name, examination)
+        self.assertEqual(self.quarantined(), [str(digest)])
+
     def right_again(self) -> None:
         """The disk is back, and what is in quarantine with it."""
         for file in (self.registry.data / "quarantine").iterdir():

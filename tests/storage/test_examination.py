@@ -109,7 +109,9 @@ class ExaminationTests(FilesystemTestCase):
 
     async def test_what_can_not_be_read_is_damaged(self) -> None:
         self.disk.errors = 2
-        self.assertIn("can't be read", (await self.examined()).flaw or "")
+        examination = await self.examined()
+        self.assertIn("can't be read", examination.flaw or "")
+        self.assertTrue(examination.is_unreadable)
 
     async def test_one_of_another_size_need_not_be_read(self) -> None:
         examination = await self.examined(size=3)
