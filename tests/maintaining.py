@@ -67,6 +67,7 @@ class MaintenanceTestCase(TestCase):
             blobs[digest] = blob.body
         # Clients need not wait until what they got is durable.
         await wait_for(lambda: not list((self.daemon.data / "fills").iterdir()))
+        await wait_for(lambda: blobs.keys() <= listed(self.daemon.data).keys())
         await wait_for(lambda: stored(self.daemon.data) == listed(self.daemon.data))
         return blobs
 
