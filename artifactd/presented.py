@@ -33,7 +33,7 @@ class Presented:
     turn: Callable[[], AbstractAsyncContextManager[None]] = field(
         default=nullcontext, repr=False, eq=False
     )
-    failed: Callable[[], None] = field(default=_nothing, repr=False, eq=False)
+    failed: Callable[[], object] = field(default=_nothing, repr=False, eq=False)
 
     def __str__(self) -> str:
         """As it logs in: ``ghcr.io/alice``."""

@@ -13,10 +13,11 @@ from artifactd.auth.groups import Groups
 from artifactd.auth.htpasswd import Htpasswd
 from artifactd.auth.identity import Identity
 from artifactd.auth.interfaces import Accounts, PasswordCheck
-from artifactd.auth.logins import PasswordLogins, Slowing
+from artifactd.auth.logins import PasswordLogins
 from artifactd.auth.passwords import Passwords
 from artifactd.auth.robots import Robot, Robots
 from artifactd.auth.rules import AccessRules, Limit, Rule
+from artifactd.auth.slowing import Slowing
 from artifactd.config import Settings
 from artifactd.storage.threads import RunInThread
 

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from artifactd.auth.groups import Groups
 from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.logins import Slowing
+from artifactd.auth.slowing import Slowing
 from artifactd.auth.token_service import TokenService
 from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from hmac import digest
 
-from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.auth.failures import Failures, network
+from artifactd.auth.failures import network
 from artifactd.auth.identity import Identity
 from artifactd.auth.interfaces import PasswordCheck
-from artifactd.auth.turns import Turns
+from artifactd.auth.slowing import AS_SET_BY_DEFAULT, Guesses, Slowed, Slowing
+from artifactd.auth.turns import Turns, crowded
 from artifactd.flights import Flights
-from artifactd.oci.errors import TooManyRequests, Unauthorized
+from artifactd.oci.errors import Unauthorized
 
 _KNOWN = 1024
 _NAME_LENGTH = 255
-
-
-@frozen
-class Slowing:
-    """
-    How guessing is slowed down; ``[auth]`` in the settings tells what each means.
-
-    :ivar failure_period: in seconds.
-    """
-
-    name_failures: int = 5
-    address_failures: int = 20
-    failure_period: float = 300.0
 
 
 Recall = Callable[[str, str], Identity | None]
@@ -57,7 +43,7 @@ class PasswordLogins:
         self,
         checks: Sequence[PasswordCheck],
         clock: IReactorTime,
-        slowing: Slowing = Slowing(),
+        slowing: Slowing = AS_SET_BY_DEFAULT,
         recall: Sequence[Recall] = (),
     ) -> None:
         """
@@ -66,8 +52,7 @@ class PasswordLogins:
         """
         self._checks = list(checks)
         self._recall = list(recall)
-        self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
-        self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+        self._guesses = Guesses(slowing, clock)
         self._key = secrets.token_bytes(32)
         self._flights: Flights[bytes, Identity | None] = Flights()
         self._known: dict[bytes, None] = {}  # what was right last time; what it is now is asked
@@ -84,7 +69,7 @@ class PasswordLogins:
         # Nobody has a longer name, and what is counted by it takes memory.
         if len(name) > _NAME_LENGTH:
             raise _wrong()
-        self._refuse_early(name, source)
+        self._guesses.refuse_early(source, name)
         flight = self._flight_key(name, password, source)
         identity = self._recalled(flight, name, password, source)
         if identity is None:
@@ -125,9 +110,9 @@ class PasswordLogins:
 
     async def _check(self, flight: bytes, name: str, password: str, source: str) -> Identity | None:
         if self._is_crowded(flight, source):
-            raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
+            raise crowded()
         async with self._turns.turn(source):
-            self._refuse_early(name, source)
+            self._guesses.refuse_early(source, name)
             identity = await self._ask(name, password)
             # Before the next one's turn, whom it may concern.
             self._count(name, source, identity is not None)
@@ -141,17 +126,6 @@ class PasswordLogins:
                 return identity
         return None
 
-    def _refuse_early(self, name: str, source: str) -> None:
-        """:raises TooManyRequests: while nothing is checked for them, not even the password."""
-        wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
-        if wait > 0:
-            seconds = math.ceil(wait)
-            raise TooManyRequests(
-                f"too many failed logins from {source}: try again in {seconds} s",
-                None,
-                {"Retry-After": str(seconds)},
-            )
-
     def _know(self, flight: bytes, succeeded: bool) -> None:
         self._known.pop(flight, None)
         if succeeded:
@@ -161,17 +135,16 @@ class PasswordLogins:
 
     def _count(self, name: str, source: str, succeeded: bool) -> None:
         if succeeded:
-            self._by_address.subtract(source, self._by_name.forget((source, name)))
+            self._guesses.succeeded(source, name)
             return
-        self._by_name.add((source, name))
-        self._by_address.add(source)
-        if self._by_address.wait(source):
+        slowed = self._guesses.failed(source, name)
+        if slowed is Slowed.ADDRESSES:
             self._log.warn(
                 "too many failed logins from {source}, the last as {name!r}: they are slowed down",
                 source=source,
                 name=name,
             )
-        elif self._by_name.wait((source, name)):
+        elif slowed is Slowed.NAMES:
             self._log.warn(
                 "too many failed logins from {source} as {name!r}: they are slowed down",
                 source=source,

@@ -8,9 +8,16 @@ from contextlib import asynccontextmanager
 from attrs import define, field
 from twisted.internet.defer import DeferredSemaphore
 
+from artifactd.oci.errors import TooManyRequests
+
 _AT_ONCE = 4  # logins of one address that are checked; its others wait for their turn
 _WAITING = 64  # logins of one address
 _ALL = 256  # logins of all addresses
+
+
+def crowded() -> TooManyRequests:
+    """What is told to whom :meth:`Turns.is_crowded` turns away."""
+    return TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
 
 
 @define

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,12 +11,11 @@ from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.auth.basic import fits_basic
-from artifactd.auth.failures import Failures, network
+from artifactd.auth.failures import network
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.interfaces import Logins
-from artifactd.auth.logins import Slowing
-from artifactd.auth.turns import Turns
-from artifactd.oci.errors import TooManyRequests
+from artifactd.auth.slowing import Guesses, Slowing
+from artifactd.auth.turns import Turns, crowded
 from artifactd.oci.name import ImageName
 from artifactd.presented import Presented
 
@@ -67,8 +65,7 @@ class Visitors:
     ) -> None:
         self.upstreams = upstreams
         self._alone = alone
-        self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
-        self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+        self._guesses = Guesses(slowing, clock)
         self._turns = Turns()
 
     def present(self, name: str, password: str, address: str) -> Presented | None:
@@ -90,7 +87,7 @@ class Visitors:
         return evolve(
             presented,
             turn=partial(self._turn, source, counted),
-            failed=partial(self._failed, source, counted),
+            failed=partial(self._guesses.failed, source, counted),
         )
 
     async def log_in(self, presented: Presented, address: str) -> Caller:
@@ -103,35 +100,20 @@ class Visitors:
             while too many logins are being checked.
         """
         source, name = network(address), str(presented)
-        self._refuse_early(source, name)
+        self._guesses.refuse_early(source, name)
         if not await self.upstreams[presented.repository].log_in(presented):
             return Caller(presented=presented)
-        self._by_address.subtract(source, self._by_name.forget((source, name)))
+        self._guesses.succeeded(source, name)
         return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
 
     @asynccontextmanager
     async def _turn(self, source: str, name: str) -> AsyncIterator[None]:
         """What the upstream is asked in; guesses made at once count as if made one by one."""
         if self._turns.is_crowded(source):
-            raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
+            raise crowded()
         async with self._turns.turn(source):
-            self._refuse_early(source, name)
+            self._guesses.refuse_early(source, name)
             yield
-
-    def _refuse_early(self, source: str, name: str) -> None:
-        """:raises TooManyRequests: while the upstream is not asked for them."""
-        wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
-        if wait > 0:
-            seconds = math.ceil(wait)
-            raise TooManyRequests(
-                f"too many failed logins from {source}: try again in {seconds} s",
-                None,
-                {"Retry-After": str(seconds)},
-            )
-
-    def _failed(self, source: str, name: str) -> None:
-        self._by_name.add((source, name))
-        self._by_address.add(source)
 
 
 async def caller_of(

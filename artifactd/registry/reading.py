@@ -1,4 +1,4 @@
-"""An open blob whose end of being read is told."""
+"""Open blobs that tell somebody when they have been read, or can't be."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from artifactd.storage.interfaces import OpenBlob
 
 
 @define(eq=False)
-class Reading:
-    """``blob`` itself; :meth:`close` calls ``end`` besides, once."""
+class Passed:
+    """``blob`` itself: what is to be different about it, a subclass says."""
 
     blob: OpenBlob
-    _end: Callable[[], None]
-    _closed: bool = field(default=False, init=False)
 
     @property
     def size(self) -> int | None:
@@ -37,6 +35,27 @@ class Reading:
 
     def close(self) -> None:
         self.blob.close()
+
+
+@define(eq=False)
+class Reading(Passed):
+    """``blob`` itself; :meth:`close` calls ``end`` besides, once."""
+
+    _end: Callable[[], None]
+    _closed: bool = field(default=False, init=False)
+
+    def close(self) -> None:
+        super().close()
         if not self._closed:
             self._closed = True
             self._end()
+
+
+@define(eq=False)
+class Watched(Passed):
+    """``blob`` itself; where reading it fails, ``suspect`` is told."""
+
+    _suspect: Callable[[], None]
+
+    def failed(self, error: OSError) -> None:
+        self._suspect()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from attrs import field, frozen
 from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
@@ -16,6 +14,7 @@ from artifactd.oci.errors import RegistryError
 from artifactd.oci.name import ImageName
 from artifactd.registry.contents import Contents
 from artifactd.registry.found import LOCAL, BlobFound, BlobWanted, Provenance
+from artifactd.registry.reading import Watched
 from artifactd.storage.interfaces import BlobStore, OpenBlob
 
 # Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
@@ -49,34 +48,6 @@ class Nobody:
 
     def suspect(self, digest: Digest) -> None:
         pass
-
-
-@define(eq=False)
-class Watched:
-    """An open blob; where reading it fails, ``suspect`` is told."""
-
-    blob: OpenBlob
-    _suspect: Callable[[], None]
-
-    @property
-    def size(self) -> int | None:
-        return self.blob.size
-
-    @property
-    def available(self) -> int:
-        return self.blob.available
-
-    def wait(self, beyond: int) -> Deferred[None]:
-        return self.blob.wait(beyond)
-
-    def fileno(self) -> int:
-        return self.blob.fileno()
-
-    def failed(self, error: OSError) -> None:
-        self._suspect()
-
-    def close(self) -> None:
-        self.blob.close()
 
 
 @frozen

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.logins import Slowing
+from artifactd.auth.slowing import Slowing
 from artifactd.auth.visitors import AccessProver, Visitors
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.name import ImageName
