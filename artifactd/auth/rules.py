@@ -9,9 +9,11 @@ from attrs import frozen
 
 from artifactd.auth.access import Action
 from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.subjects import Subject
+from artifactd.auth.subjects import Claims, Subject
 from artifactd.oci.name import ImageName
 from artifactd.oci.patterns import Patterns
+
+Matcher = Callable[[Identity], bool]
 
 _NOTHING: frozenset[Action] = frozenset()
 _REMEMBERED = 1024  # identities
@@ -58,7 +60,7 @@ class AccessRules:
         self, rules: Iterable[Rule], robots: Mapping[str, Limit], now: Callable[[], float]
     ) -> None:
         self._rules = [
-            (tuple(each.matcher() for each in rule.who), _grant(rule.may, rule.images))
+            (tuple(matcher(subject) for subject in rule.who), _grant(rule.may, rule.images))
             for rule in rules
         ]
         self._limits = {
@@ -124,3 +126,39 @@ def _grant(may: frozenset[Action], images: tuple[str, ...]) -> _Grant:
 
 def _timestamp(moment: datetime | None) -> float:
     return float("inf") if moment is None else moment.timestamp()
+
+
+def matcher(subject: Subject) -> Matcher:
+    """A function that says in about a microsecond whether an identity is ``subject``."""
+    match subject.kind:
+        case "anonymous":
+            return lambda identity: True
+        case "authenticated":
+            # Anybody may have an account at an upstream.
+            return lambda identity: identity.kind not in (Kind.ANONYMOUS, Kind.UPSTREAM)
+        case "group":
+            group = subject.name
+            return lambda identity: group in identity.groups
+        case "issuer":
+            issuer = f"{subject.name}/"
+            return lambda identity: (
+                identity.kind is Kind.ISSUER and identity.name.startswith(issuer)
+            )
+        case "claim":
+            return _claims_matcher(subject.claims)
+        case kind:
+            named, names = Kind(kind), Patterns((subject.name,))
+            return lambda identity: identity.kind is named and names.match(identity.name)
+
+
+def _claims_matcher(claims: Claims) -> Matcher:
+    issuer = f"{claims.issuer}/"
+    wanted = [(name, Patterns((pattern,))) for name, pattern in claims.wanted]
+
+    def matches(identity: Identity) -> bool:
+        if identity.kind is not Kind.ISSUER or not identity.name.startswith(issuer):
+            return False
+        had = identity.claims
+        return all(name in had and patterns.match(had[name]) for name, patterns in wanted)
+
+    return matches

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Self
 
 from attrs import frozen
-
-from artifactd.auth.identity import Identity, Kind
-from artifactd.oci.patterns import Patterns
-
-Matcher = Callable[[Identity], bool]
 
 _NAMED = ("user", "group", "robot", "certificate", "issuer", "upstream")
 _CLAIM = re.compile(r"(?P<name>[^\s=&]+)=(?P<pattern>[^\s&]+)")
@@ -80,38 +74,3 @@ class Subject(str):
         if kind != "claim" or not issuer or None in matches:
             raise ValueError(str(self))
         return Claims(issuer, tuple((each["name"], each["pattern"]) for each in matches if each))
-
-    def matcher(self) -> Matcher:
-        """What tells whether an identity is meant, in about a microsecond."""
-        match self.kind:
-            case "anonymous":
-                return lambda identity: True
-            case "authenticated":
-                # Anybody may have an account at an upstream.
-                return lambda identity: identity.kind not in (Kind.ANONYMOUS, Kind.UPSTREAM)
-            case "group":
-                group = self.name
-                return lambda identity: group in identity.groups
-            case "issuer":
-                issuer = f"{self.name}/"
-                return lambda identity: (
-                    identity.kind is Kind.ISSUER and identity.name.startswith(issuer)
-                )
-            case "claim":
-                return _claims_matcher(self.claims)
-            case kind:
-                named, names = Kind(kind), Patterns((self.name,))
-                return lambda identity: identity.kind is named and names.match(identity.name)
-
-
-def _claims_matcher(claims: Claims) -> Matcher:
-    issuer = f"{claims.issuer}/"
-    wanted = [(name, Patterns((pattern,))) for name, pattern in claims.wanted]
-
-    def matches(identity: Identity) -> bool:
-        if identity.kind is not Kind.ISSUER or not identity.name.startswith(issuer):
-            return False
-        had = identity.claims
-        return all(name in had and patterns.match(had[name]) for name, patterns in wanted)
-
-    return matches

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
+from artifactd.auth.rules import matcher
 from artifactd.auth.subjects import Subject
 
 ALICE = Identity(Kind.USER, "alice", frozenset({"dev"}))
@@ -20,7 +21,7 @@ EVERYBODY = (ANONYMOUS, ALICE, CI, NODE, JOB)
 
 class SubjectTests(SynchronousTestCase):
     def assert_meant(self, subject: str, *meant: Identity) -> None:
-        matches = Subject.parse(subject).matcher()
+        matches = matcher(Subject.parse(subject))
         self.assertEqual([each for each in EVERYBODY if matches(each)], list(meant))
 
     def test_what_anonymous_may_whoever_is_logged_in_may(self) -> None:
