@@ -47,7 +47,7 @@ from artifactd.config_types import (
     Untagged,
 )
 from artifactd.oci.errors import NameInvalid
-from artifactd.oci.name import RepositoryName
+from artifactd.oci.names import RepositoryName
 from artifactd.quantity import Duration, Size
 from artifactd.startup import StartError
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from msgspec import Meta
 
 from artifactd.oci.errors import NameInvalid
-from artifactd.oci.name import RepositoryName
+from artifactd.oci.names import RepositoryName
 from artifactd.quantity import Duration, Size
 
 _HOST = r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"

@@ -19,7 +19,7 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.config import Settings
 from artifactd.maintenance import used, with_parts
-from artifactd.oci.name import RepositoryName
+from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions
 from artifactd.registry.collection import Collector, NotNow
 from artifactd.registry.counters import Counters

@@ -13,7 +13,7 @@ from twisted.internet.task import react
 from artifactd.config import Settings
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.options import SettingsOptions
 from artifactd.registry.eviction import forget
 from artifactd.registry.remote import RemoteRepository

@@ -14,7 +14,7 @@ from artifactd.auth.token_service import TokenService
 from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings
 from artifactd.oci.errors import RegistryError
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.registry import Registry
 from artifactd.registry.remote import RemoteRepository
 from artifactd.web.access_gate import AccessGate

@@ -30,7 +30,7 @@ from artifactd.auth.tokens import ISSUER, Tokens
 from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings
 from artifactd.config_tokens import IssuerSettings
-from artifactd.oci.patterns import Patterns
+from artifactd.oci.names import Patterns
 from artifactd.startup import StartError
 from artifactd.storage.private import PrivateFile
 from artifactd.storage.threads import RunInThread

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.robots import hash_secret, make_secret
 from artifactd.oci.errors import TooManyRequests, Unauthorized
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.startup import StartError
 from artifactd.wiring_accounts import AccountsWiring, wire_accounts
 from tests.auth.held import HeldThreads

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from artifactd.auth.access import Action
 from artifactd.auth.identity import Caller, Identity
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 
 class PasswordCheck(Protocol):

@@ -15,7 +15,7 @@ from artifactd.auth.issuer_keys import KeySource
 from artifactd.auth.jwks import VerificationKey
 from artifactd.auth.signed import Header, check_times, invalid, read_header, verify
 from artifactd.oci.errors import Unauthorized
-from artifactd.oci.patterns import Patterns
+from artifactd.oci.names import Patterns
 
 # Keys that are tried where a token doesn't say which it is signed with.
 _TRIED = 8

@@ -10,8 +10,7 @@ from attrs import frozen
 from artifactd.auth.access import Action
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.subjects import Claims, Subject
-from artifactd.oci.name import ImageName
-from artifactd.oci.patterns import Patterns
+from artifactd.oci.names import ImageName, Patterns
 
 Matcher = Callable[[Identity], bool]
 

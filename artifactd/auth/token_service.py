@@ -15,7 +15,7 @@ from artifactd.auth.signed import invalid
 from artifactd.auth.tokens import Tokens
 from artifactd.auth.visitors import Visitors, caller_of
 from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.presented import Presented
 
 MOST_SCOPES = 100

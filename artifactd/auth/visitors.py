@@ -16,7 +16,7 @@ from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.interfaces import Logins
 from artifactd.auth.slowing import Guesses, Slowing
 from artifactd.auth.turns import Turns, crowded
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.presented import Presented
 
 _NAME_LENGTH = 255

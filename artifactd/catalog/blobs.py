@@ -12,7 +12,7 @@ from artifactd.catalog import images, tombstones, uploads
 from artifactd.catalog.leases import renew_blob
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _HOLDERS_NAMED = 10
 

@@ -13,7 +13,7 @@ from artifactd.catalog.leases import HELD, KEPT
 from artifactd.catalog.repair import ListedManifest, Slip
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _MANIFESTS = (
     "SELECT manifest.id, repository, name, used_at IS NOT NULL, lost_at IS NOT NULL,"

@@ -11,7 +11,7 @@ from artifactd.catalog import blobs, manifests, tombstones
 from artifactd.catalog.garbage import Collected, Garbage
 from artifactd.catalog.leases import HELD, KEPT, loosen
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _ACTOR = "collection"
 

@@ -9,7 +9,7 @@ from artifactd.catalog import blobs, manifests
 from artifactd.catalog.leases import loosen
 from artifactd.catalog.repair import Holder, ListedBlob
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _ACTOR = "fsck"
 

@@ -8,7 +8,7 @@ from sqlite3 import Connection
 from artifactd.catalog import blobs, images, manifests
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _ACTOR = "eviction"
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from attrs import frozen
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference
 
 
 class Garbage(StrEnum):

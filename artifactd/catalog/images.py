@@ -6,7 +6,7 @@ from sqlite3 import Connection
 
 from artifactd.catalog.leases import loosen
 from artifactd.oci.errors import NameUnknown, Unsupported
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 
 def find(db: Connection, image: ImageName) -> int | None:

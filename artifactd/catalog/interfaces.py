@@ -11,7 +11,7 @@ from artifactd.catalog.preconditions import ANYHOW
 from artifactd.catalog.preconditions import Precondition as Precondition  # noqa: PLC0414 - part of it
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 
 @frozen

@@ -11,7 +11,7 @@ from sqlite3 import Connection
 import msgspec
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 HELD = (
     "EXISTS (SELECT 1 FROM manifest_entry WHERE manifest_entry.image_id = blob_link.image_id"

@@ -15,7 +15,7 @@ from artifactd.catalog.requirements import check_depth, check_entries, check_pre
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import Descriptor, Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 _SELECT = (
     "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations, free_since"

@@ -7,7 +7,7 @@ from sqlite3 import Connection
 from artifactd.catalog import blobs, images, manifests, remote_pages, tags
 from artifactd.catalog.eviction import remove_manifest, unlink_blob
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 _ACTOR = "purge"
 _EVER = 1e300  # seconds since the epoch: whenever it was used

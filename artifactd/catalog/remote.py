@@ -10,7 +10,7 @@ from attrs import field, frozen
 from artifactd.catalog.interfaces import ManifestRecord, nothing
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 
 @frozen

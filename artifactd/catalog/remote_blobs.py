@@ -7,7 +7,7 @@ from sqlite3 import Connection
 
 from artifactd.catalog import blobs
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 
 def link(db: Connection, image: ImageName, digest: Digest, at: float) -> int | None:

@@ -8,7 +8,7 @@ import msgspec
 
 from artifactd.catalog import images
 from artifactd.catalog.remote import CachedPage
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _KEPT = 50  # of one image
 

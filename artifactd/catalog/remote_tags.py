@@ -10,7 +10,7 @@ from artifactd.catalog.interfaces import ManifestPut
 from artifactd.catalog.remote import CachedTag
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 
 _ACTOR = "upstream"
 

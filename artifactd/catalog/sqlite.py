@@ -20,7 +20,7 @@ from artifactd.catalog.interfaces import (
     nothing,
 )
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 CACHED = 8192  # results of each kind
 LEASE = 24 * 3600.0  # seconds

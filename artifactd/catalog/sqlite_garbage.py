@@ -9,7 +9,7 @@ from artifactd.catalog import collection, undelete
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Restored
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference
 
 
 class SQLiteGarbageCatalog:

@@ -22,7 +22,7 @@ from artifactd.catalog.remote import CachedPage, CachedTag, Held
 from artifactd.catalog.sqlite import CACHED, is_light
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 
 class SQLiteRemoteCatalog:

@@ -11,7 +11,7 @@ from artifactd.catalog.interfaces import nothing
 from artifactd.catalog.repair import Holder, ListedBlob, ListedManifest, Slip
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 
 class SQLiteRepairCatalog:

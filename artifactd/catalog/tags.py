@@ -10,7 +10,7 @@ from artifactd.catalog.interfaces import TagMovement
 from artifactd.catalog.leases import settle
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 
 
 def target(db: Connection, image_id: int, tag: Tag) -> Digest | None:

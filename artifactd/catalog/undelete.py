@@ -11,7 +11,7 @@ from artifactd.catalog.garbage import Restored
 from artifactd.catalog.leases import settle
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 
 def undelete(

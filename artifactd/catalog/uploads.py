@@ -8,7 +8,7 @@ from sqlite3 import Connection
 from artifactd.catalog.interfaces import UploadRecord
 from artifactd.oci.digest import Algorithm
 from artifactd.oci.errors import TooManyRequests
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _COLUMNS = "id, repository, image, algorithm, started, owner"
 _Row = tuple[str, str, str, str, float, str | None]

@@ -9,7 +9,7 @@ from attrs import define, field
 
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 _Key = tuple[ImageName, Digest]
 

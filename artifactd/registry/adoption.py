@@ -9,7 +9,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.manifest import Descriptor, Manifest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.promises import Promises
 from artifactd.registry.remote import RemoteRepository

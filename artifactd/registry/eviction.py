@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
-from artifactd.oci.patterns import matches
+from artifactd.oci.names import matches
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.storage.interfaces import BlobStore
 

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.errors import BadGateway, RegistryError
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt, Fetching

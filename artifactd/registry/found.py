@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from artifactd.catalog.interfaces import ManifestRecord
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.storage.interfaces import OpenBlob
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.registry.names import Names
 
 # Names looked at in one go, where not all are shown.

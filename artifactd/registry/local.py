@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
-from artifactd.oci.bounds import BOUNDS, ManifestBounds
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
+from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.registry.found import (
     BlobFound,
     BlobWanted,

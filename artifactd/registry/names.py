@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from artifactd.oci.errors import NameUnknown
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName
 
 
 class Names:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from artifactd.oci.bounds import ManifestBounds
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import Manifest, parse_manifest
+from artifactd.oci.manifest import Manifest, ManifestBounds, parse_manifest
 from artifactd.storage.threads import RunInThread
 
 # Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.

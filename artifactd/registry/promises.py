@@ -9,7 +9,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 # Seconds in which whoever asks before a push has pushed what refers to it.
 _HOLDS = 3600.0

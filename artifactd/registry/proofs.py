@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.flights import Flights
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.presented import Presented
 from artifactd.registry.marks import Marks
 from artifactd.registry.proof_errors import (

@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.upstream.errors import Missing, UpstreamError
 
 _REMEMBERED = 8192

@@ -11,7 +11,7 @@ from artifactd.catalog.interfaces import Catalog, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError, Unsupported
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, RepositoryName, Tag
+from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.found import ManifestFound, Readable
 from artifactd.registry.listing import listed_images, listed_where
 from artifactd.registry.local import LocalRepository

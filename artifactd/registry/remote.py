@@ -6,8 +6,7 @@ from attrs import evolve, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied
-from artifactd.oci.name import ImageName, Reference
-from artifactd.oci.patterns import matches
+from artifactd.oci.names import ImageName, Reference, matches
 from artifactd.registry.found import (
     BlobFound,
     BlobWanted,

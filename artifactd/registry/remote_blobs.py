@@ -13,7 +13,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.flights import Flights
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt

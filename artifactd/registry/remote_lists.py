@@ -14,11 +14,10 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.flights import Flights
-from artifactd.oci.bounds import nests_deeper
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
-from artifactd.oci.manifest import INDEX_TYPES
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.manifest import INDEX_TYPES, nests_deeper
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.found import (

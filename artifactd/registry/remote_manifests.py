@@ -11,12 +11,10 @@ from twisted.logger import Logger
 from artifactd.catalog.interfaces import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.flights import Flights
-from artifactd.oci.bounds import BOUNDS, ManifestBounds
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
-from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Reference, Tag
-from artifactd.oci.patterns import matches
+from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
+from artifactd.oci.names import ImageName, Reference, Tag, matches
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.found import HIT, ManifestFound, Provenance

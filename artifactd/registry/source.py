@@ -15,7 +15,7 @@ from artifactd.oci.errors import (
     RegistryError,
     TooManyRequests,
 )
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.found import Provenance
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled, TimedOut, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob

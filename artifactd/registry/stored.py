@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.contents import Contents
 from artifactd.registry.found import LOCAL, BlobFound, BlobWanted, Provenance
 from artifactd.registry.reading import Watched

@@ -14,7 +14,7 @@ from artifactd.catalog.interfaces import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
-from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.adoption import Adoption
 from artifactd.registry.found import (
     BlobFound,

@@ -11,7 +11,7 @@ from zope.interface import implementer
 from artifactd.catalog.interfaces import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ContentTooLarge, QuotaExceeded, RegistryError
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 
 @frozen

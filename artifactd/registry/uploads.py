@@ -22,7 +22,7 @@ from artifactd.oci.errors import (
     QuotaExceeded,
     SizeInvalid,
 )
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.publication import publish
 from artifactd.registry.upload_limits import UNLIMITED, Bounded, Room, UploadLimits

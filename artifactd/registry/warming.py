@@ -11,7 +11,7 @@ from attrs import define, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
-from artifactd.oci.name import Reference, parse_reference
+from artifactd.oci.names import Reference, parse_reference
 from artifactd.registry.fills import Fills
 from artifactd.registry.found import BlobWanted
 from artifactd.registry.parsing import KEPT

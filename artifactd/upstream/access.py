@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.oci.name import Reference, Tag
+from artifactd.oci.names import Reference, Tag
 from artifactd.upstream.api import ApiRequest, Kind, RegistryApi
 from artifactd.upstream.breaker import BreakerSettings, CircuitBreaker
 from artifactd.upstream.budget import RateBudget

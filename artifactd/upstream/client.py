@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.name import Reference
+from artifactd.oci.names import Reference
 from artifactd.upstream.api import ApiRequest, Kind, RegistryApi
 from artifactd.upstream.blob import body_of
 from artifactd.upstream.breaker import BreakerSettings, CircuitBreaker

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import Reference
+from artifactd.oci.names import Reference
 from artifactd.upstream.credentials import Credentials
 
 

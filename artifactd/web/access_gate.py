@@ -11,7 +11,7 @@ from artifactd.auth.access import Action
 from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.proof_errors import NoProof, ProofWanted
 from artifactd.registry.proofs import Asker
 from artifactd.registry.registry import Registry, Target

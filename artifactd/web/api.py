@@ -9,7 +9,7 @@ from artifactd.auth.identity import Kind
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.name import Tag, parse_reference
+from artifactd.oci.names import Tag, parse_reference
 from artifactd.registry.registry import Target
 from artifactd.web.answer import Answer
 from artifactd.web.conditional import blob_wanted, not_modified, precondition

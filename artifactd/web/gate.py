@@ -15,7 +15,7 @@ from attrs import frozen
 
 from artifactd.auth.access import Action
 from artifactd.oci.errors import Denied, Unsupported
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.proof_errors import NoProof
 from artifactd.registry.proofs import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target

@@ -10,7 +10,7 @@ from artifactd.auth.access import Action
 from artifactd.auth.accounts import Account
 from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.errors import Unauthorized
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 ALICE = Identity(Kind.USER, "alice")
 BUILDER = Identity(Kind.ROBOT, "builder")

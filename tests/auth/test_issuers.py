@@ -16,7 +16,7 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.issuers import Issuer, as_text
 from artifactd.auth.jwks import VerificationKey, parse_key_set
 from artifactd.oci.errors import Unauthorized
-from artifactd.oci.patterns import Patterns
+from artifactd.oci.names import Patterns
 from tests.auth.accounts import Now
 from tests.auth.issuing import AUDIENCE, GITHUB, RSA_KEY, FakeIssuer, ec_key
 from tests.auth.test_tokens import encode, read_part

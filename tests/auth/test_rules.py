@@ -13,7 +13,7 @@ from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.auth.rules import AccessRules, Limit, Rule
 from artifactd.auth.subjects import Subject
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 
 PULL, PUSH, DELETE, ADMINISTER = Action
 APP = ImageName("local", "mycorp/app")

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactd.auth.slowing import Slowing
 from artifactd.auth.visitors import AccessProver, Visitors
 from artifactd.oci.errors import TooManyRequests
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.presented import Presented
 
 HOME, AWAY = "192.0.2.1", "192.0.2.2"

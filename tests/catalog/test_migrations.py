@@ -18,7 +18,7 @@ from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from artifactd.startup import StartError
 from tests.catalog.fixture import REACTOR
 from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest

@@ -25,7 +25,7 @@ from artifactd.catalog import (
 from artifactd.catalog.interfaces import ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.catalog.fixture import new_catalog
 from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
 

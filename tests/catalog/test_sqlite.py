@@ -17,7 +17,7 @@ from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.sqlite import LEASE, SQLiteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from tests.catalog.fixture import REACTOR, SQLiteCatalogTestCase
 from tests.contracts.catalog import APP, manifest
 

@@ -29,7 +29,7 @@ from artifactd.oci.errors import (
     NameUnknown,
     Unsupported,
 )
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from artifactd.registry.collection import NotNow
 from artifactd.wiring import Assembly
 from tests.collection.clock import SharedClock

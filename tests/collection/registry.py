@@ -20,7 +20,7 @@ from artifactd.config import DefaultSettings, LocalSettings, Settings
 from artifactd.config_types import Untagged
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.name import Reference, Tag
+from artifactd.oci.names import Reference, Tag
 from artifactd.quantity import Duration
 from artifactd.registry.found import BlobWanted
 from artifactd.registry.registry import Target

@@ -18,7 +18,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.catalog.garbage import Collected
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from artifactd.wiring import Assembly
 from tests.collection.clock import SharedClock
 from tests.collection.history import PROCESSES, SHARED, TAGS

@@ -9,7 +9,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.found import BlobWanted
 from artifactd.registry.local import LocalRepository
 from tests.collection.clock import SharedClock

@@ -11,7 +11,7 @@ from artifactd.catalog.interfaces import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.contracts.catalog import APP, OTHER, confirmed, index, manifest
 from tests.contracts.catalog_remote import ALPINE, RemoteCatalogTestCase
 

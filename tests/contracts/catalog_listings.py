@@ -5,7 +5,7 @@ from __future__ import annotations
 from artifactd.catalog.interfaces import ManifestRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from tests.contracts.catalog import APP, OTHER, CatalogTestCase, manifest
 
 SUBJECT = Digest.of(b"subject")

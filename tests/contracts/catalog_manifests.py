@@ -13,7 +13,7 @@ from artifactd.oci.errors import (
     Unsupported,
 )
 from artifactd.oci.manifest import OCI_MANIFEST, Descriptor
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from tests.contracts.catalog import (
     APP,
     OTHER,

@@ -14,7 +14,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor, Manifest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.contracts.catalog import (
     APP,
     CatalogTestCase,

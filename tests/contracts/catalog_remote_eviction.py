@@ -7,7 +7,7 @@ from attrs import evolve
 from artifactd.catalog.interfaces import TagMovement
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.contracts.catalog import APP, descriptor, index, manifest
 from tests.contracts.catalog_remote import ALPINE, BUSYBOX, ELSEWHERE, V1, RemoteCatalogTestCase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from artifactd.catalog.interfaces import TagMovement
 from artifactd.catalog.remote import CachedPage
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from tests.contracts.catalog import APP, descriptor, index, manifest
 from tests.contracts.catalog_remote import ALPINE, BUSYBOX, V1, V2, RemoteCatalogTestCase
 

@@ -6,7 +6,7 @@ from artifactd.catalog.interfaces import ManifestRecord, TagMovement
 from artifactd.catalog.remote import CachedTag
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from tests.contracts.catalog import (
     APP,
     ConfirmFailed,

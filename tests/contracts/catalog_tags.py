@@ -10,7 +10,7 @@ from artifactd.oci.errors import (
     NameUnknown,
     PreconditionFailed,
 )
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from tests.contracts.catalog import APP, OTHER, CatalogTestCase, confirmed, descriptor, manifest
 
 V1, V2 = Tag.parse("v1"), Tag.parse("v2")

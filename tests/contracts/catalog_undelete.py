@@ -7,7 +7,7 @@ from artifactd.catalog.interfaces import TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.name import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 from tests.contracts.catalog import APP, OTHER, index, manifest
 from tests.contracts.catalog_garbage import EVER, GarbageCatalogTestCase
 

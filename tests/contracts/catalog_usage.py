@@ -8,7 +8,7 @@ import random
 from artifactd.catalog.interfaces import ManifestPut, UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.contracts.catalog import APP, OTHER, CatalogTestCase, confirmed, manifest
 
 ELSEWHERE = ImageName("elsewhere", "app")

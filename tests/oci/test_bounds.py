@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.bounds import ManifestBounds, doubled_name, nests_deeper
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
+from artifactd.oci.manifest import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    ManifestBounds,
+    doubled_name,
+    nests_deeper,
+    parse_manifest,
+)
 from tests.api.served import image_index, image_manifest
 
 

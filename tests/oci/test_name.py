@@ -10,7 +10,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid, NameInvalid
-from artifactd.oci.name import RepositoryName, Tag, parse_reference
+from artifactd.oci.names import RepositoryName, Tag, parse_reference
 
 # As the spec prints them.
 SPEC_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.patterns import Patterns, matches
+from artifactd.oci.names import Patterns, matches
 
 TEXTS = st.text("ab/*?[]!-.\n", max_size=8)
 

@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from tests.api.served import Served
 from tests.daemon import Answer
 from tests.upstreams.backing import Bytes

@@ -11,7 +11,7 @@ from artifactd.catalog.remote import CachedTag
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from tests.api.case import Connection
 from tests.api.served import Served
 from tests.daemon import Answer

@@ -18,7 +18,7 @@ from zope.interface import implementer
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.counters import Counters
 from artifactd.registry.fill import Fill, FillRules
 from artifactd.registry.fills import Fills

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.accesses import Accesses
 
 ALPINE = ImageName("docker.io", "library/alpine")

@@ -15,7 +15,7 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.collection import CollectionRules, Collector, NotNow
 from artifactd.registry.counters import Counters
 from artifactd.registry.publication import publish

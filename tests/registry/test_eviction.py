@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from artifactd.catalog.interfaces import nothing
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.eviction import Eviction, EvictionRules, forget
 from artifactd.registry.publication import publish

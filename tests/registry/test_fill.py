@@ -8,7 +8,7 @@ from typing import Any
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.found import BlobFound, BlobWanted
 from artifactd.registry.interrupt import Stopped

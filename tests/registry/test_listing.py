@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.listing import listed_images
 from artifactd.registry.names import Names
 from tests.catalog.fixture import SQLiteCatalogTestCase

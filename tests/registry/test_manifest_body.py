@@ -11,7 +11,7 @@ from artifactd.catalog.interfaces import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
 from artifactd.oci.manifest import OCI_INDEX, parse_manifest
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.contents import Contents
 from artifactd.registry.eviction import forget

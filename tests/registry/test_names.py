@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.errors import NameUnknown
-from artifactd.oci.name import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.registry.names import Names
 
 NAMES = Names(["local", "team"], "local")

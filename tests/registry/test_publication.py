@@ -5,7 +5,7 @@ from __future__ import annotations
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.publication import publish
 from tests.catalog.fixture import REACTOR, new_catalog
 from tests.storage.fixture import FilesystemTestCase

@@ -9,7 +9,7 @@ from weakref import ref
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.name import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.refusals import Refusals
 from artifactd.upstream.errors import Missing, Unreachable
 

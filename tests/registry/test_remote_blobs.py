@@ -7,7 +7,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.errors import BadGateway, BlobUnknown, RegistryError, Unavailable
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.contents import Contents

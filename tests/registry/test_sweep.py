@@ -9,7 +9,7 @@ from uuid import uuid4
 from artifactd.catalog.interfaces import UploadRecord
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.name import ImageName
+from artifactd.oci.names import ImageName
 from artifactd.registry.sweep import Sweep
 from artifactd.storage.blobs import FilesystemStagedBlob
 from tests.catalog.fixture import new_catalog

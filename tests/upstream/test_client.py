@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.errors import (
     Missing,

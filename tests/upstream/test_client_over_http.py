@@ -12,7 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import Missing, RangeRefused, Unreachable

@@ -10,7 +10,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublisher
 from zope.interface import implementer
 
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from artifactd.upstream.breaker import BreakerSettings
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials

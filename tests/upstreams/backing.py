@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from attrs import field, frozen
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.name import Reference
+from artifactd.oci.names import Reference
 
 
 class Content(Protocol):

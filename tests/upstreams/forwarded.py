@@ -15,7 +15,7 @@ from twisted.web.iweb import IResponse
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
-from artifactd.oci.name import Reference
+from artifactd.oci.names import Reference
 from tests.programs import reactor
 from tests.upstreams.backing import Content, StoredManifest
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.name import Reference, Tag
+from artifactd.oci.names import Reference, Tag
 from tests.upstreams.backing import Bytes, Content, StoredManifest
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"

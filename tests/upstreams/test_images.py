@@ -6,7 +6,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, parse_manifest
-from artifactd.oci.name import Tag
+from artifactd.oci.names import Tag
 from tests.upstreams.images import Images
 
 NAME = "library/app"
