@@ -17,12 +17,12 @@ from artifactd.config_tables import shown
 from artifactd.config_types import Url
 from artifactd.fsck import CheckData
 from artifactd.garbage import CollectGarbage, Undelete
+from artifactd.kit.start import StartError
 from artifactd.maintenance import Purge, Release, Warm
 from artifactd.mirror_config import CLIENTS, own_url
 from artifactd.new_robot import NewRobot
 from artifactd.options import SettingsOptions
 from artifactd.rotate_keys import RotateKeys
-from artifactd.startup import StartError
 from artifactd.storage.folder import MARKER, DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.wiring_remote import check_ca_files

@@ -46,10 +46,10 @@ from artifactd.config_types import (
     Timeout,
     Untagged,
 )
+from artifactd.kit.start import StartError
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.names import RepositoryName
 from artifactd.quantity import Duration, Size
-from artifactd.startup import StartError
 
 _PREFIX = "ARTIFACTD_"
 # Tests read the first; Kubernetes sets the others in every pod beside a service named artifactd.

@@ -14,9 +14,9 @@ from artifactd.auth.access import Action
 from artifactd.auth.subjects import Subject
 from artifactd.config_tables import as_table, key, read_values, shown
 from artifactd.config_types import Expiry, Length, Moment, Pattern, Patterns, Text, Timeout
+from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns as Compiled
 from artifactd.quantity import Duration
-from artifactd.startup import StartError
 
 _S = TypeVar("_S", bound=Struct)
 

@@ -29,8 +29,8 @@ from artifactd.config_types import (
     Url,
     User,
 )
+from artifactd.kit.start import StartError
 from artifactd.quantity import Duration, Size
-from artifactd.startup import StartError
 
 _Remote = Annotated[Literal["remote"], Meta(description='"local" or "remote"')]
 

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import Struct
 
 from artifactd.config_types import Expiry, Secret
+from artifactd.kit.start import StartError
 from artifactd.quantity import Duration, Size
-from artifactd.startup import StartError
 
 _NOT_SHOWN = "(not shown)"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")

@@ -11,8 +11,8 @@ from msgspec import Meta, Struct
 from artifactd.auth.origins import is_trustworthy
 from artifactd.config_tables import as_table, key, read_values
 from artifactd.config_types import Flag, Length, Text, Timeout
+from artifactd.kit.start import StartError
 from artifactd.quantity import Duration
-from artifactd.startup import StartError
 
 SERVICE_NAME = "artifactd"
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 
 _HUB = "docker.io"
 _LISTENING = re.compile(r"(?P<kind>tcp|ssl|artifactd-tls):(?:port=)?(?P<port>\d+)(?P<rest>.*)")

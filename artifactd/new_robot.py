@@ -13,9 +13,9 @@ from artifactd.auth.robots import LOGIN_PREFIX, hash_secret, make_secret
 from artifactd.config_auth import RobotSettings, SecretHash, check_name
 from artifactd.config_tables import key, write_lines
 from artifactd.config_types import Expiry, Pattern
+from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
 from artifactd.quantity import Duration
-from artifactd.startup import StartError
 
 
 class NewRobot(SettingsOptions):

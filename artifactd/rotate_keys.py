@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from twisted.internet.defer import succeed
 
+from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
-from artifactd.startup import StartError
 from artifactd.storage.folder import MARKER, DataFolder
 from artifactd.wiring_tokens import signing_keys
 

@@ -20,11 +20,11 @@ from twisted.python import usage
 
 from artifactd.config import Settings
 from artifactd.fileoperations import FileOperations
+from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.collection import NotNow
 from artifactd.registry.health import Health
 from artifactd.registry.sweep import Sweep
-from artifactd.startup import StartError
 from artifactd.storage.interfaces import SHELVES
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api

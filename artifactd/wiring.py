@@ -22,6 +22,8 @@ from artifactd.config import LocalSettings, Settings
 from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings
 from artifactd.fileoperations import FileOperations
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.start import StartError
 from artifactd.registry.accesses import Accesses
 from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.contents import Contents
@@ -36,14 +38,12 @@ from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
-from artifactd.startup import StartError
 from artifactd.storage.collecting import FolderCollectionLock
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.storage.scrubbing import FolderScrubLock
-from artifactd.storage.threads import RunInThread
 from artifactd.wiring_limits import Budgets, manifest_bounds, upload_limits
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 

@@ -19,7 +19,7 @@ from artifactd.auth.robots import Robot, Robots
 from artifactd.auth.rules import AccessRules, Limit, Rule
 from artifactd.auth.slowing import Slowing
 from artifactd.config import Settings
-from artifactd.storage.threads import RunInThread
+from artifactd.kit.deferreds import RunInThread
 
 
 @frozen

@@ -14,8 +14,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.python.failure import Failure
 
+from artifactd.kit.start import StartError
 from artifactd.registry.counters import Counters
-from artifactd.startup import StartError
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.endpoint import TlsEndpoint
 

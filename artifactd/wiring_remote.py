@@ -17,6 +17,8 @@ from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
 from artifactd.config_tables import key
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.registry.accesses import Accesses
@@ -34,9 +36,7 @@ from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests, TagRules
 from artifactd.registry.stored import Stored
-from artifactd.startup import StartError
 from artifactd.storage.private import PrivateFile
-from artifactd.storage.threads import RunInThread
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials

@@ -30,10 +30,10 @@ from artifactd.auth.tokens import ISSUER, Tokens
 from artifactd.auth.visitors import Visitors
 from artifactd.config import Settings
 from artifactd.config_tokens import IssuerSettings
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns
-from artifactd.startup import StartError
 from artifactd.storage.private import PrivateFile
-from artifactd.storage.threads import RunInThread
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.transport import Transport, TransportSettings
 

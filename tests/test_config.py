@@ -17,8 +17,8 @@ from artifactd.config_auth import AccessSettings, AuthSettings, RobotSettings
 from artifactd.config_limits import LimitsSettings
 from artifactd.config_remote import RemoteSettings
 from artifactd.config_tokens import IssuerSettings, TokenServiceSettings
+from artifactd.kit.start import StartError
 from artifactd.quantity import Duration, Size
-from artifactd.startup import StartError
 
 SHIPPED = Path(__file__).parents[1] / "etc" / "artifactd.toml"
 

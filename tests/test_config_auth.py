@@ -10,7 +10,7 @@ from artifactd.auth.access import Action
 from artifactd.config import Settings
 from artifactd.config_auth import Accounts, AuthSettings
 from artifactd.config_types import Expiry
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from tests.test_config import SHIPPED, SettingsCase
 
 HASH = "sha256:" + "0" * 64

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from artifactd.config import Settings
 from artifactd.config_remote import RemoteSettings
 from artifactd.config_types import Url
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from tests.test_config import QUAY, SettingsCase
 
 

@@ -9,7 +9,7 @@ from msgspec.structs import fields
 
 from artifactd.config import Settings
 from artifactd.config_tokens import IssuerSettings, TokenServiceSettings
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from tests.test_config import SHIPPED, SettingsCase
 
 GITHUB = """\

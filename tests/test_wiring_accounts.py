@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.robots import hash_secret, make_secret
+from artifactd.kit.start import StartError
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName
-from artifactd.startup import StartError
 from artifactd.wiring_accounts import AccountsWiring, wire_accounts
 from tests.auth.held import HeldThreads
 from tests.test_config import SettingsCase

@@ -14,9 +14,8 @@ from twisted.logger import Logger
 from artifactd.auth.groups import Groups
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.passwords import COSTS, Dummies, Passwords, read_cost
-from artifactd.flights import Flights
-from artifactd.startup import StartError
-from artifactd.storage.threads import RunInThread
+from artifactd.kit.deferreds import Flights, RunInThread
+from artifactd.kit.start import StartError
 
 _LOOK_INTERVAL = 1.0  # seconds
 _LARGEST = 16 << 20  # bytes

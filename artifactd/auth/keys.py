@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from twisted.logger import Logger
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 
 # Seconds for which another process may go on signing with a key that has just been replaced.
 _HAND_OVER = 60.0

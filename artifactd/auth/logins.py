@@ -16,7 +16,7 @@ from artifactd.auth.identity import Identity
 from artifactd.auth.interfaces import PasswordCheck
 from artifactd.auth.slowing import AS_SET_BY_DEFAULT, Guesses, Slowed, Slowing
 from artifactd.auth.turns import Turns, crowded
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights
 from artifactd.oci.errors import Unauthorized
 
 _KNOWN = 1024

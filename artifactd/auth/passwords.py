@@ -14,8 +14,7 @@ import bcrypt
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.flights import Flights
-from artifactd.storage.threads import RunInThread
+from artifactd.kit.deferreds import Flights, RunInThread
 
 LONGEST = 72  # bytes: bcrypt looks at no more
 COSTS = range(4, 18)  # what Apache's htpasswd makes; each takes twice as long as the one before

@@ -11,7 +11,7 @@ from pathlib import Path
 from artifactd.catalog.copies import copy, opened, sync
 from artifactd.catalog.errors import advice
 from artifactd.fileoperations import FileOperations
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x61727464  # as in 0001.sql

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from artifactd.catalog.errors import advice
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 
 
 def configure_repositories(path: Path, names: Collection[str], default: str | None) -> None:

@@ -13,6 +13,7 @@ from attrs import define, field
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
+from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest
@@ -23,7 +24,6 @@ from artifactd.registry.parsing import KEPT, parsed
 from artifactd.storage.examining import Examination
 from artifactd.storage.growing import FillStore
 from artifactd.storage.interfaces import SHELVES, BlobStore, UploadMissing, UploadStore
-from artifactd.storage.threads import RunInThread
 
 _KNOWN = "it was found damaged or gone before"
 _PAGE = 64

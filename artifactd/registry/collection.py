@@ -14,11 +14,11 @@ from twisted.logger import Logger
 
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.interfaces import Catalog
+from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.registry.counters import CollectionCounters
 from artifactd.registry.eviction import forget
 from artifactd.storage.interfaces import SHELVES, BlobStore, CollectionLock
-from artifactd.storage.threads import RunInThread
 
 _log = Logger()
 

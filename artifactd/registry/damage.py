@@ -10,12 +10,11 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.repair import Holder, RepairCatalog
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import DamageCounters
-from artifactd.registry.interrupt import Stopped
 from artifactd.registry.publication import publish
 from artifactd.storage.examining import Examination
 from artifactd.storage.interfaces import BlobStore, StagedBlob

@@ -7,9 +7,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.registry.bounded import deliver
+from artifactd.kit.deferreds import Interrupt
+from artifactd.kit.streams import deliver
 from artifactd.registry.counters import RepositoryCounters
-from artifactd.registry.interrupt import Interrupt
 from artifactd.registry.progress import Progress
 from artifactd.registry.source import BlobSource
 from artifactd.storage.growing import FillInfo, FillSession

@@ -13,12 +13,12 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import RemoteCatalog
+from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
 from artifactd.oci.errors import BadGateway, RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fetching import Corrupt, Fetching
-from artifactd.registry.interrupt import AlreadyHere, Interrupt, Stopped
 from artifactd.registry.progress import Follower, Progress, Share, SharedFile
 from artifactd.registry.publication import publish
 from artifactd.registry.source import BlobSource

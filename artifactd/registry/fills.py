@@ -8,11 +8,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import RemoteCatalog
+from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fill import Fill, FillRules
 from artifactd.registry.found import BlobFound, BlobWanted, Provenance
-from artifactd.registry.interrupt import Stopped
 from artifactd.registry.progress import HELD
 from artifactd.registry.source import BlobSource
 from artifactd.storage.growing import FillStore

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
+from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
@@ -23,7 +24,6 @@ from artifactd.registry.parsing import parsed
 from artifactd.registry.publication import publish
 from artifactd.registry.referrers import referrers_page
 from artifactd.registry.stored import Lost, Stored
-from artifactd.storage.threads import RunInThread
 
 
 @frozen

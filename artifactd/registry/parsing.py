@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest, ManifestBounds, parse_manifest
-from artifactd.storage.threads import RunInThread
 
 # Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _IN_THREAD = 16 << 10

@@ -12,12 +12,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights, Interrupt, Stopped
+from artifactd.kit.streams import deliver
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.bounded import deliver
 from artifactd.registry.fetching import pause
-from artifactd.registry.interrupt import Interrupt, Stopped
 from artifactd.registry.progress import Follower, Progress, SharedFile
 from artifactd.registry.source import BlobSource
 from artifactd.storage.growing import (

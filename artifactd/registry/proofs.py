@@ -12,7 +12,7 @@ from functools import partial
 from attrs import define, field, frozen
 
 from artifactd.catalog.interfaces import Catalog
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights
 from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.presented import Presented
 from artifactd.registry.marks import Marks

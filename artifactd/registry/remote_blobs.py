@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import AlreadyHere, Flights, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
@@ -20,7 +20,6 @@ from artifactd.registry.fetching import Corrupt
 from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
-from artifactd.registry.interrupt import AlreadyHere, Stopped
 from artifactd.registry.parts import NoRanges, Parts
 from artifactd.registry.reading import Reading
 from artifactd.registry.source import BlobSource, translated

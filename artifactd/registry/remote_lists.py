@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
 from artifactd.oci.manifest import INDEX_TYPES, nests_deeper

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights, RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
@@ -23,7 +23,6 @@ from artifactd.registry.publication import publish
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.source import stale, translated
 from artifactd.storage.interfaces import BlobStore
-from artifactd.storage.threads import RunInThread
 from artifactd.upstream.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream
 

@@ -13,13 +13,13 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from artifactd.catalog.repair import ListedBlob, RepairCatalog
+from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.counters import DamageCounters
 from artifactd.registry.damage import Damage
 from artifactd.storage.examining import Examination, ScrubLock, ScrubPosition
 from artifactd.storage.interfaces import SHELVES, BlobStore
-from artifactd.storage.threads import RunInThread
 
 _log = Logger()
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from attrs import define, field
 
+from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Digest
 from artifactd.storage.blobs import FilesystemStagedBlob
 from artifactd.storage.files import Directory, FileOperations, split
 from artifactd.storage.hashing import RunningDigest
 from artifactd.storage.staging import Staging
-from artifactd.storage.threads import Serial
 
 READ = 1024 * 1024
 """Bytes read back at once."""

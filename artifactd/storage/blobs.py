@@ -13,12 +13,12 @@ from inspect import isawaitable
 from attrs import define
 from twisted.internet.defer import Deferred, succeed
 
+from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.storage.files import QUARANTINED, Directory, FileOperations, read_all
 from artifactd.storage.interfaces import Damaged
 from artifactd.storage.quarantine import Quarantine
-from artifactd.storage.threads import Serial
 
 Forget = Callable[[Digest, Callable[[], None]], object]
 """``Catalog.forget_blob``: may call its second argument; may return an awaitable."""

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from attrs import define, field
 
+from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Digest
 from artifactd.storage.blobs import BlobTree
 from artifactd.storage.files import PUBLISHED, Directory, FileOperations
-from artifactd.storage.threads import Serial
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
 

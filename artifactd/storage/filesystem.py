@@ -9,6 +9,8 @@ from functools import partial
 
 from twisted.logger import Logger
 
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import RunInThread, Serial, outlive
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.storage.blobs import (
     BlobTree,
@@ -16,7 +18,6 @@ from artifactd.storage.blobs import (
     FilesystemStagedBlob,
     Forget,
 )
-from artifactd.storage.budget import BufferBudget
 from artifactd.storage.collecting import CopyLock
 from artifactd.storage.examination import FilesystemExamination
 from artifactd.storage.files import PUBLISHED, FileOperations
@@ -26,7 +27,6 @@ from artifactd.storage.hashing import RunningDigests
 from artifactd.storage.quarantine import Quarantine
 from artifactd.storage.session import FilesystemUploadSession
 from artifactd.storage.staging import Staging
-from artifactd.storage.threads import RunInThread, Serial, outlive
 from artifactd.storage.uploads import UploadDirectory, UploadFile
 
 

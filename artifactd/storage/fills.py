@@ -8,10 +8,11 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import RunInThread, Serial, outlive
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.storage import procfs
-from artifactd.storage.budget import BufferBudget
 from artifactd.storage.extents import ExtentFile, Extents
 from artifactd.storage.files import FileOperations, OpenFile
 from artifactd.storage.filesystem import FilesystemBlobStore
@@ -25,7 +26,6 @@ from artifactd.storage.fillsessions import (
 )
 from artifactd.storage.folder import DataFolder
 from artifactd.storage.growing import FillInfo
-from artifactd.storage.threads import RunInThread, Serial, outlive
 
 
 class FilesystemFillStore:

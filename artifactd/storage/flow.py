@@ -18,9 +18,9 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import Serial, outlive
 from artifactd.storage.appended import AppendedFile
-from artifactd.storage.budget import BufferBudget
-from artifactd.storage.threads import Serial, outlive
 
 BATCH = 1024 * 1024
 """Bytes gathered before a thread is worth its while, if nobody is waiting."""

@@ -13,7 +13,7 @@ from typing import Self
 
 from attrs import define, field
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.storage import procfs
 from artifactd.storage.files import Directory, FileOperations, write_all
 

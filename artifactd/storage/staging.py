@@ -14,11 +14,11 @@ from uuid import uuid4
 
 from attrs import frozen
 
+from artifactd.kit.deferreds import RunInThread, Serial
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.storage.blobs import BlobTree, FilesystemStagedBlob
 from artifactd.storage.files import PUBLISHED, Directory, FileOperations, write_all
-from artifactd.storage.threads import RunInThread, Serial
 
 _STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
 # Of a check of the disk, or of a backup into this folder; what is in use can't be seen here, for

@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.context import make_context
 from artifactd.tls.files import KeyPair, Stamp, TlsFiles
 

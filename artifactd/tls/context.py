@@ -12,7 +12,7 @@ from cryptography import x509
 from OpenSSL import SSL
 from OpenSSL.crypto import X509, PKey, X509StoreFlags
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.files import KeyPair, TlsFiles
 
 # Those of TLS 1.2; all of TLS 1.3's are good.

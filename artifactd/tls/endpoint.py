@@ -21,7 +21,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.threads import deferToThreadPool
 from zope.interface import implementer
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.connection import TlsFactory
 from artifactd.tls.files import TlsFiles

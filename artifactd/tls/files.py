@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 
 _LABEL = rb"(?:[A-Z0-9]+ )*PRIVATE KEY"
 _KEY = re.compile(rb"-----BEGIN (%b)-----.*?-----END \1-----" % _LABEL, re.DOTALL)

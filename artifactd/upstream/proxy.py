@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from attrs import field, frozen
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.upstream.noproxy import NoProxy
 from artifactd.upstream.target import Target, is_loopback
 

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
+from artifactd.kit.deferreds import Shared
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.dates import parse_date
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled, UpstreamError
@@ -20,7 +21,6 @@ from artifactd.upstream.exchange import Exchanges
 from artifactd.upstream.http import HttpResponse
 from artifactd.upstream.refusal import refusal
 from artifactd.upstream.retries import Retries
-from artifactd.upstream.sharing import Shared
 from artifactd.upstream.target import Target
 from artifactd.upstream.throttle import Throttle
 

@@ -9,7 +9,7 @@ from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.storage.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget
 from artifactd.web.request import RegistryRequest
 
 # What one may take from when it is first asked for to its last byte: a client has it all by then.

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from twisted.web import server
 
 from artifactd.auth.identity import Caller
-from artifactd.storage.budget import RECEIVE_SIZE
+from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.web.body import RequestBody
 from artifactd.web.channel import RegistryChannel
 from artifactd.web.connections import BodyPace

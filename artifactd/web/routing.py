@@ -16,6 +16,7 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
 from artifactd.auth.access import Action
+from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import NameInvalid, Unsupported
 from artifactd.registry.proof_errors import NoProof
 from artifactd.registry.registry import Registry
@@ -27,7 +28,6 @@ from artifactd.web.namespace import mirrored_registry
 from artifactd.web.paths import path_problem
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
-from artifactd.web.shield import uncancelled
 
 
 class _NameConverter(BaseConverter):

@@ -18,7 +18,7 @@ from artifactd.auth.groups import Groups
 from artifactd.auth.htpasswd import Htpasswd, Users, parse
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.passwords import Passwords, read_cost
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from tests.auth.held import HeldThreads
 
 

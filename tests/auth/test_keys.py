@@ -12,7 +12,7 @@ from jwt.algorithms import ECAlgorithm
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.keys import Keys, thumbprint
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.storage.private import PrivateFile
 from tests.auth.accounts import Now
 from tests.storage.fixture import at_once

@@ -16,10 +16,10 @@ from artifactd.catalog.migrations import migrate
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import ImageName, Tag
-from artifactd.startup import StartError
 from tests.catalog.fixture import REACTOR
 from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
 

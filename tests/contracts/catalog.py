@@ -14,10 +14,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
 from artifactd.catalog.interfaces import Catalog, ManifestPut, Precondition, UploadRecord
+from artifactd.kit.start import StartError
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from artifactd.oci.names import ImageName, Tag
-from artifactd.startup import StartError
 
 _E = TypeVar("_E", bound=BaseException)
 

@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.config import Settings
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from tests.api.served import Served
 from tests.pull.mirrors import side_by_side
 from tests.pull.proving import ABSENT, ANYBODY, APP, PASSWORDS, PUBLIC, ProofCase, as_user

@@ -6,12 +6,12 @@ import errno
 from collections.abc import Sequence
 from typing import Any
 
+from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.found import BlobFound, BlobWanted
-from artifactd.registry.interrupt import Stopped
 from artifactd.registry.progress import HELD
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (

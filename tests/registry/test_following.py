@@ -8,11 +8,11 @@ from typing import Any
 
 from attrs import frozen
 
+from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
 from artifactd.registry.fill import Fill
 from artifactd.registry.found import BlobFound
-from artifactd.registry.interrupt import Stopped
 from artifactd.registry.publication import publish
 from artifactd.storage.growing import FillInfo, FillView
 from artifactd.upstream.errors import Missing, Unreachable

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 
+from artifactd.kit.deferreds import Stopped
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.interrupt import Stopped
 from artifactd.registry.parts import NoRanges, Parts
 from artifactd.storage.growing import FillInfo
 from artifactd.storage.interfaces import OpenBlob

@@ -15,12 +15,12 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from artifactd.storage.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import RunInThread
 from artifactd.storage.files import FileOperations
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder
-from artifactd.storage.threads import RunInThread
 from tests.contracts.storage import StorageTestCase, Stores
 from tests.programs import reactor
 

@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from twisted.internet.defer import ensureDeferred
 from artifactd.oci.digest import Digest
-from artifactd.storage.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget
 from artifactd.storage.filesystem import FilesystemBlobStore
 from artifactd.storage.fills import FilesystemFillStore
 from artifactd.storage.folder import DataFolder

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.storage.folder import FORMAT, MARKER, DataFolder
 from tests.programs import require
 from tests.storage.test_procfs import mount

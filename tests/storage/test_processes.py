@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from twisted.internet.defer import ensureDeferred
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.storage.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.folder import DataFolder
 from tests.storage.fixture import at_once

@@ -15,7 +15,7 @@ from twisted.internet.task import Clock
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.certificates import LOOK_EVERY, Certificates
 from artifactd.tls.files import TlsFiles
 from tests.tls.authority import DAY, ROOT, Signed

@@ -12,7 +12,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import artifactd
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.endpoint import TlsEndpoint
 from tests.programs import run
 from tests.tls.authority import ROOT

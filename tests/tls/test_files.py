@@ -7,7 +7,7 @@ import os
 from cryptography.hazmat.primitives.asymmetric import rsa
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.tls.context import make_context
 from artifactd.tls.files import TlsFiles
 from tests.tls.authority import ROOT

@@ -8,8 +8,8 @@ import ssl
 from twisted.trial.unittest import TestCase
 
 from artifactd.config import Settings
+from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
-from artifactd.startup import StartError
 from artifactd.tap import RegistryService
 from tests.api.served import Served
 from tests.daemon import Answer, request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.upstream.noproxy import NoProxy
 from artifactd.upstream.proxy import Proxies, Proxy
 from artifactd.upstream.target import Target

@@ -11,7 +11,7 @@ from twisted.internet.ssl import CertificateOptions
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
 
-from artifactd.startup import StartError
+from artifactd.kit.start import StartError
 from artifactd.upstream.connection import RECEIVE_SIZE
 from artifactd.upstream.tls import Trust
 from artifactd.upstream.transport import Transport, TransportSettings

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
 from twisted.trial.unittest import TestCase
 
-from artifactd.storage.budget import RECEIVE_SIZE
+from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.request import RegistryRequest
 from artifactd.web.site import RegistrySite

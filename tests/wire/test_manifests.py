@@ -6,8 +6,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import globalLogPublisher
 
+from artifactd.kit.budget import BufferBudget
 from artifactd.oci.errors import ContentTooLarge
-from artifactd.storage.budget import BufferBudget
 from artifactd.web.manifests import BODY_SECONDS, ManifestBodies
 from artifactd.web.request import RegistryRequest
 from tests.api.case import LogLines

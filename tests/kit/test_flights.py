@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.flights import Flights
+from artifactd.kit.deferreds import Flights
 
 
 class FlightsTests(SynchronousTestCase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.storage.threads import Serial, outlive
+from artifactd.kit.deferreds import Serial, outlive
 from tests.storage.fixture import SlowThreads
 
 

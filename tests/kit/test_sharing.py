@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.kit.deferreds import Shared
 from artifactd.upstream.errors import Unreachable
-from artifactd.upstream.sharing import Shared
 
 
 class SharedTests(SynchronousTestCase):

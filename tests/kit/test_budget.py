@@ -8,7 +8,7 @@ from attrs import define, field
 from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.storage.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget
 
 R = 10
 """What one ``recv`` brings in these tests."""
