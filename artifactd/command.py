@@ -13,8 +13,6 @@ from twisted.python import usage
 from artifactd import __version__
 from artifactd.auth.htpasswd import Users
 from artifactd.backup import Backup
-from artifactd.config_tables import shown
-from artifactd.config_types import Url
 from artifactd.fsck import CheckData
 from artifactd.garbage import CollectGarbage, Undelete
 from artifactd.kit.start import StartError
@@ -23,6 +21,8 @@ from artifactd.mirror_config import CLIENTS, own_url
 from artifactd.new_robot import NewRobot
 from artifactd.options import SettingsOptions
 from artifactd.rotate_keys import RotateKeys
+from artifactd.settings.toml import shown
+from artifactd.settings.values import Url
 from artifactd.storage.folder import MARKER, DataFolder
 from artifactd.storage.readonly import ReadOnlyMode
 from artifactd.wiring_remote import check_ca_files

@@ -17,7 +17,6 @@ from artifactd.catalog.backup import copy_catalog
 from artifactd.catalog.garbage import Collected, Garbage, Restored
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
-from artifactd.config import Settings
 from artifactd.maintenance import used, with_parts
 from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions
@@ -25,6 +24,7 @@ from artifactd.registry.collection import Collector, NotNow
 from artifactd.registry.counters import Counters
 from artifactd.registry.sweep import Sweep
 from artifactd.registry.warming import ImageReference
+from artifactd.settings.settings import Settings
 from artifactd.wiring import Assembly, collection_rules
 
 _WHY = {

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
-from artifactd.config import Settings
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
@@ -19,6 +18,7 @@ from artifactd.options import SettingsOptions
 from artifactd.registry.eviction import forget
 from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.warming import ImageReference, Warming
+from artifactd.settings.settings import Settings
 from artifactd.storage.folder import MARKER
 from artifactd.wiring import Assembly, assemble
 

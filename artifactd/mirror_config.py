@@ -8,9 +8,9 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import urlsplit
 
-from artifactd.config import Settings
-from artifactd.config_remote import RemoteSettings
 from artifactd.kit.start import StartError
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import Settings
 
 _HUB = "docker.io"
 _LISTENING = re.compile(r"(?P<kind>tcp|ssl|artifactd-tls):(?:port=)?(?P<port>\d+)(?P<rest>.*)")

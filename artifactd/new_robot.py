@@ -8,14 +8,13 @@ from typing import ClassVar
 
 from twisted.python import usage
 
-from artifactd.auth.access import Action
 from artifactd.auth.robots import LOGIN_PREFIX, hash_secret, make_secret
-from artifactd.config_auth import RobotSettings, SecretHash, check_name
-from artifactd.config_tables import key, write_lines
-from artifactd.config_types import Expiry, Pattern
 from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
-from artifactd.quantity import Duration
+from artifactd.settings.access import Action
+from artifactd.settings.accounts import RobotSettings, SecretHash, check_name
+from artifactd.settings.toml import key, write_lines
+from artifactd.settings.values import Duration, Expiry, Pattern
 
 
 class NewRobot(SettingsOptions):

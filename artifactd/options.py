@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.python import usage
 
-from artifactd.config import Settings
+from artifactd.settings.settings import Settings
 
 
 class SettingsOptions(usage.Options):

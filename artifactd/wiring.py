@@ -18,9 +18,6 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
-from artifactd.config import LocalSettings, Settings
-from artifactd.config_limits import LimitsSettings
-from artifactd.config_remote import RemoteSettings
 from artifactd.fileoperations import FileOperations
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
@@ -38,6 +35,8 @@ from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.stored import Stored
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
 from artifactd.storage.collecting import FolderCollectionLock
 from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.storage.fills import FilesystemFillStore

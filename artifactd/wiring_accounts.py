@@ -18,8 +18,8 @@ from artifactd.auth.passwords import Passwords
 from artifactd.auth.robots import Robot, Robots
 from artifactd.auth.rules import AccessRules, Limit, Rule
 from artifactd.auth.slowing import Slowing
-from artifactd.config import Settings
 from artifactd.kit.deferreds import RunInThread
+from artifactd.settings.settings import Settings
 
 
 @frozen

@@ -12,11 +12,11 @@ from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.slowing import Slowing
 from artifactd.auth.token_service import TokenService
 from artifactd.auth.visitors import Visitors
-from artifactd.config import Settings
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.registry.registry import Registry
 from artifactd.registry.remote import RemoteRepository
+from artifactd.settings.settings import Settings
 from artifactd.web.access_gate import AccessGate
 from artifactd.web.challenge import Challenge
 from artifactd.web.credentials import Credentials

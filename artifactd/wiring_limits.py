@@ -7,11 +7,10 @@ from typing import Self
 from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.config import LocalSettings, Settings
-from artifactd.config_limits import LimitsSettings
 from artifactd.kit.budget import BufferBudget
 from artifactd.oci.manifest import ManifestBounds
 from artifactd.registry.upload_limits import UploadLimits
+from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
 from artifactd.web.connections import ConnectionLimits
 from artifactd.web.rates import Rates, TokenBuckets
 

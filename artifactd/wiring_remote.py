@@ -14,9 +14,6 @@ from artifactd.catalog.proofs import SQLiteProofs
 from artifactd.catalog.repair import Holder
 from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
-from artifactd.config import Settings
-from artifactd.config_remote import RemoteSettings
-from artifactd.config_tables import key
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
@@ -36,6 +33,9 @@ from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests, TagRules
 from artifactd.registry.stored import Stored
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import Settings
+from artifactd.settings.toml import key
 from artifactd.storage.private import PrivateFile
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream

@@ -28,11 +28,11 @@ from artifactd.auth.keys import Keys, Run
 from artifactd.auth.token_service import Resolve, TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
 from artifactd.auth.visitors import Visitors
-from artifactd.config import Settings
-from artifactd.config_tokens import IssuerSettings
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns
+from artifactd.settings.accounts import IssuerSettings
+from artifactd.settings.settings import Settings
 from artifactd.storage.private import PrivateFile
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.transport import Transport, TransportSettings

@@ -17,8 +17,8 @@ from artifactd.auth.keys import thumbprint
 from artifactd.auth.robots import hash_secret
 from artifactd.backup import Backup
 from artifactd.catalog.migrations import migrate
-from artifactd.config import Settings
 from artifactd.oci.digest import Digest
+from artifactd.settings.settings import Settings
 from artifactd.storage.folder import DataFolder
 from tests.daemon import Daemon
 from tests.programs import Result, run

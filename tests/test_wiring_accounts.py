@@ -15,7 +15,7 @@ from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName
 from artifactd.wiring_accounts import AccountsWiring, wire_accounts
 from tests.auth.held import HeldThreads
-from tests.test_config import SettingsCase
+from tests.settings.test_settings import SettingsCase
 
 SECRET = make_secret()
 APP, HUB = ImageName("local", "mycorp/app"), ImageName("docker.io", "library/alpine")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.config import Settings
-from artifactd.quantity import Size
+from artifactd.settings.settings import Settings
+from artifactd.settings.values import Size
 from artifactd.wiring_limits import Budgets
 
 MIB = 1 << 20

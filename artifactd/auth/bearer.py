@@ -10,12 +10,12 @@ from typing import Protocol
 from attrs import define, field, frozen
 from twisted.logger import Logger
 
-from artifactd.auth.access import Action
 from artifactd.auth.accounts import Directory
 from artifactd.auth.identity import Caller, Identity
 from artifactd.auth.signed import invalid, is_token, read_header, read_source
 from artifactd.oci.errors import Unauthorized
 from artifactd.presented import Presented
+from artifactd.settings.access import Action
 
 CACHED = 4096
 """Tokens whose signatures are not verified again."""

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 from attrs import field, frozen
 
-from artifactd.auth.access import Action
 from artifactd.presented import Presented
+from artifactd.settings.access import Action
 
 
 class Kind(StrEnum):

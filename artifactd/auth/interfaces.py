@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import Caller, Identity
 from artifactd.oci.names import ImageName
+from artifactd.settings.access import Action
 
 
 class PasswordCheck(Protocol):

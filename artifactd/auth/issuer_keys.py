@@ -13,8 +13,8 @@ from twisted.logger import Logger
 
 from artifactd.auth.jwks import LIMIT, VerificationKey, parse_key_set
 from artifactd.auth.keys import Run
-from artifactd.auth.origins import is_trustworthy
 from artifactd.oci.errors import Unavailable
+from artifactd.settings.values import is_trustworthy
 
 Fetch = Callable[[str], Awaitable[bytes]]
 """What is at a URL.  :raises KeysUnavailable: if it can't be had."""

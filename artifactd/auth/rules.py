@@ -7,10 +7,9 @@ from datetime import datetime
 
 from attrs import frozen
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.subjects import Claims, Subject
 from artifactd.oci.names import ImageName, Patterns
+from artifactd.settings.access import Action, Claims, Subject
 
 Matcher = Callable[[Identity], bool]
 

@@ -8,7 +8,7 @@ from typing import Self
 
 from attrs import frozen
 
-from artifactd.auth.access import Action
+from artifactd.settings.access import Action
 
 REPOSITORY = "repository"
 REGISTRY = "registry"

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve, field, frozen
 
-from artifactd.auth.access import Action
 from artifactd.auth.accounts import Account, Directory
 from artifactd.auth.identity import Caller, Identity
 from artifactd.auth.interfaces import Logins, Rules
@@ -17,6 +16,7 @@ from artifactd.auth.visitors import Visitors, caller_of
 from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
 from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.presented import Presented
+from artifactd.settings.access import Action
 
 MOST_SCOPES = 100
 """Scopes that one token may be asked for."""

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from attrs import define, field, frozen
 
-from artifactd.auth.access import Action
 from artifactd.auth.accounts import Account
 from artifactd.auth.bearer import Opened
 from artifactd.auth.identity import Identity, Kind
@@ -22,6 +21,7 @@ from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Sco
 from artifactd.auth.signed import LIMIT, check_times, invalid, read_header, sign, verify
 from artifactd.oci.errors import QueryInvalid
 from artifactd.presented import Presented
+from artifactd.settings.access import Action
 
 ISSUER = "artifactd"
 """The ``iss`` of its own tokens; other issuers' are URLs, or whatever the settings call them."""

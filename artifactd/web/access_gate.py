@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from attrs import frozen
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized
@@ -15,6 +14,7 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.proof_errors import NoProof, ProofWanted
 from artifactd.registry.proofs import Asker
 from artifactd.registry.registry import Registry, Target
+from artifactd.settings.access import Action
 from artifactd.web.challenge import BASIC, Challenge
 from artifactd.web.credentials import Credentials
 from artifactd.web.forwarded import is_local

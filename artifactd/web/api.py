@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from attrs import define
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import Kind
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
 from artifactd.registry.registry import Target
+from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.conditional import blob_wanted, not_modified, precondition
 from artifactd.web.contents import blob_answer, body_answer

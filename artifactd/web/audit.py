@@ -14,8 +14,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import Logger
 
-from artifactd.auth.access import Action
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
+from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.gate import Need
 from artifactd.web.linefile import LineFile

@@ -13,12 +13,12 @@ from typing import NoReturn, Protocol
 
 from attrs import frozen
 
-from artifactd.auth.access import Action
 from artifactd.oci.errors import Denied, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.registry.proof_errors import NoProof
 from artifactd.registry.proofs import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target
+from artifactd.settings.access import Action
 from artifactd.web.forwarded import is_local
 from artifactd.web.request import RegistryRequest
 

@@ -15,11 +15,11 @@ from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
-from artifactd.auth.access import Action
 from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import NameInvalid, Unsupported
 from artifactd.registry.proof_errors import NoProof
 from artifactd.registry.registry import Registry
+from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
-from artifactd.auth.access import Action
 from artifactd.auth.accounts import Account
 from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.errors import Unauthorized
 from artifactd.oci.names import ImageName
+from artifactd.settings.access import Action
 
 ALICE = Identity(Kind.USER, "alice")
 BUILDER = Identity(Kind.ROBOT, "builder")

@@ -6,12 +6,12 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.access import Action
 from artifactd.auth.accounts import Account, AccountDirectory
 from artifactd.auth.bearer import BearerTokens, Opened, TokenSource
 from artifactd.auth.identity import ANONYMOUS, Caller, Identity, Kind
 from artifactd.auth.tokens import ISSUER
 from artifactd.oci.errors import Unauthorized
+from artifactd.settings.access import Action
 from tests.auth.accounts import ALICE, FakeAccounts, Now
 from tests.auth.issuing import GITHUB, FakeIssuer
 from tests.auth.test_issuers import make_issuer

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.auth.rules import AccessRules, Limit, Rule
-from artifactd.auth.subjects import Subject
 from artifactd.oci.names import ImageName
+from artifactd.settings.access import Action, Subject
 
 PULL, PUSH, DELETE, ADMINISTER = Action
 APP = ImageName("local", "mycorp/app")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.access import Action
 from artifactd.auth.scopes import Scope, parse_scopes
+from artifactd.settings.access import Action
 
 
 class ScopeTests(TestCase):

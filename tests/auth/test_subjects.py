@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.rules import matcher
-from artifactd.auth.subjects import Subject
+from artifactd.settings.access import Subject
 
 ALICE = Identity(Kind.USER, "alice", frozenset({"dev"}))
 CI = Identity(Kind.ROBOT, "ci")

@@ -9,10 +9,10 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.access import Action
 from artifactd.auth.identity import ANONYMOUS, Caller, Identity, Kind
 from artifactd.auth.token_service import MOST_SCOPES, Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, Unauthorized
+from artifactd.settings.access import Action
 from tests.auth.accounts import ALICE, FakeAccounts, FakeRules, Now, resolve
 from tests.auth.test_keys import MemoryFile
 from tests.auth.test_tokens import make_tokens, read_part

@@ -16,14 +16,13 @@ from twisted.internet.interfaces import IConsumer, IPushProducer
 from zope.interface import implementer
 
 from artifactd.catalog.interfaces import Precondition
-from artifactd.config import DefaultSettings, LocalSettings, Settings
-from artifactd.config_types import Untagged
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Reference, Tag
-from artifactd.quantity import Duration
 from artifactd.registry.found import BlobWanted
 from artifactd.registry.registry import Target
+from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings
+from artifactd.settings.values import Duration, Untagged
 from artifactd.storage.interfaces import OpenBlob
 from artifactd.wiring import Assembly, assemble
 from tests.collection.clock import SharedClock

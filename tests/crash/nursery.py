@@ -20,8 +20,8 @@ from typing import Any
 
 from twisted.internet import reactor as installed
 
-from artifactd.config import Settings
 from artifactd.fileoperations import FileOperations
+from artifactd.settings.settings import Settings
 from artifactd.tap import RegistryService
 
 

@@ -18,10 +18,10 @@ from attrs import define, field, frozen
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.config import Settings
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
 from artifactd.registry.collection import Collector, NotNow
+from artifactd.settings.settings import Settings
 from artifactd.storage import procfs
 from artifactd.tap import RegistryService
 from tests.api.served import image_manifest

@@ -7,7 +7,7 @@ import json
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.errors import ManifestUnknown
-from artifactd.quantity import Size
+from artifactd.settings.values import Size
 
 
 class BodyTests(TestCase):

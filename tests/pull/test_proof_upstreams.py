@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.config import Settings
 from artifactd.kit.start import StartError
+from artifactd.settings.settings import Settings
 from tests.api.served import Served
 from tests.pull.mirrors import side_by_side
 from tests.pull.proving import ABSENT, ANYBODY, APP, PASSWORDS, PUBLIC, ProofCase, as_user

@@ -7,9 +7,9 @@ import ssl
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.config import Settings
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
+from artifactd.settings.settings import Settings
 from artifactd.tap import RegistryService
 from tests.api.served import Served
 from tests.daemon import Answer, request

@@ -7,9 +7,9 @@ from pathlib import Path
 from msgspec.structs import replace
 from twisted.trial.unittest import TestCase
 
-from artifactd.config import Settings
-from artifactd.config_remote import RemoteSettings
-from artifactd.config_types import Url
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import Settings
+from artifactd.settings.values import Url
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import UNREACHABLE, beside_no_upstream, settings_for
 

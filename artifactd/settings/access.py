@@ -1,11 +1,24 @@
-"""Whom an access rule is for, as the settings write it."""
+"""What may be done to an image."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Self
 
 from attrs import frozen
+
+
+class Action(StrEnum):
+    """As a token's scope has them: registry-auth-scope, "Resource Actions"."""
+
+    PULL = "pull"
+    PUSH = "push"
+    DELETE = "delete"
+    ADMINISTER = "administer"
+
+
+# Whom an access rule is for, as the settings write it.
 
 _NAMED = ("user", "group", "robot", "certificate", "issuer", "upstream")
 _CLAIM = re.compile(r"(?P<name>[^\s=&]+)=(?P<pattern>[^\s&]+)")

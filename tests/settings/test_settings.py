@@ -12,15 +12,19 @@ from hypothesis import strategies as st
 from msgspec.structs import fields
 from twisted.trial.unittest import TestCase
 
-from artifactd.config import DefaultSettings, LocalSettings, Settings
-from artifactd.config_auth import AccessSettings, AuthSettings, RobotSettings
-from artifactd.config_limits import LimitsSettings
-from artifactd.config_remote import RemoteSettings
-from artifactd.config_tokens import IssuerSettings, TokenServiceSettings
 from artifactd.kit.start import StartError
-from artifactd.quantity import Duration, Size
+from artifactd.settings.accounts import (
+    AccessSettings,
+    AuthSettings,
+    IssuerSettings,
+    RobotSettings,
+    TokenServiceSettings,
+)
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import DefaultSettings, LimitsSettings, LocalSettings, Settings
+from artifactd.settings.values import Duration, Size
 
-SHIPPED = Path(__file__).parents[1] / "etc" / "artifactd.toml"
+SHIPPED = Path(__file__).parents[2] / "etc" / "artifactd.toml"
 
 
 class SettingsCase(TestCase):

@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from artifactd.config_tables import key, read_values
-from artifactd.config_types import (
+from artifactd.kit.start import StartError
+from artifactd.settings.toml import key, read_values
+from artifactd.settings.values import (
     Attempts,
     Bytes,
+    Duration,
     Flag,
     Host,
     Hosts,
@@ -24,13 +26,12 @@ from artifactd.config_types import (
     Patterns,
     Prefix,
     Secret,
+    Size,
     Text,
     Timeout,
     Url,
     User,
 )
-from artifactd.kit.start import StartError
-from artifactd.quantity import Duration, Size
 
 _Remote = Annotated[Literal["remote"], Meta(description='"local" or "remote"')]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifactd.config import Settings
-from artifactd.config_remote import RemoteSettings
-from artifactd.config_types import Url
 from artifactd.kit.start import StartError
-from tests.test_config import QUAY, SettingsCase
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import Settings
+from artifactd.settings.values import Url
+from tests.settings.test_settings import QUAY, SettingsCase
 
 
 class RemoteTests(SettingsCase):

@@ -3,16 +3,65 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.names import RepositoryName
-from artifactd.quantity import Duration, Size
+
+# Durations and sizes as an operator writes them: a whole number and a unit.
+
+# From the smallest; each unit is a multiple of the one before.
+_MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def _read_quantity(text: str, units: Mapping[str, int]) -> int:
+    """``text`` in the smallest of ``units``.  :raises ValueError: if it is no such quantity."""
+    if text == "0":
+        return 0
+    match = re.fullmatch(r"([0-9]{1,12})([A-Za-z]+)", text)
+    if match is None or match[2] not in units:
+        raise ValueError(f"not a number and a unit of {', '.join(units)}: {text!r}")
+    return int(match[1]) * units[match[2]]
+
+
+def _write_quantity(quantity: int, units: Mapping[str, int]) -> str:
+    if quantity == 0:
+        return "0"
+    unit = max((u for u in units if quantity % units[u] == 0), key=units.__getitem__)
+    return f"{quantity // units[unit]}{unit}"
+
+
+class Duration(float):
+    """Seconds, written with a unit: ``250ms``, ``60s``, ``15m``, ``24h``, ``7d``; or ``0``."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is no duration."""
+        return cls(_read_quantity(text, _MILLISECONDS) / 1000)
+
+    def __str__(self) -> str:
+        return _write_quantity(round(self * 1000), _MILLISECONDS)
+
+
+class Size(int):
+    """Bytes, written with a unit: ``512B``, ``64KiB``, ``4MiB``, ``1GiB``, ``2TiB``; or ``0``."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is no size."""
+        return cls(_read_quantity(text, _BYTES))
+
+    def __str__(self) -> str:
+        return _write_quantity(int(self), _BYTES)
+
 
 _HOST = r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
 _PATH = r"(?:/[A-Za-z0-9._~!$&'()*+,;=:%-]+)*"
@@ -231,3 +280,18 @@ Moment = Annotated[
     Expiry,
     Meta(description='a date-time with offset such as 2027-01-31T00:00:00Z, or ""'),
 ]
+
+
+# Where the keys of other issuers may come from.
+
+
+def is_trustworthy(url: str) -> bool:
+    """Whether nobody on the way can change what is there: https, or http on this machine."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.scheme == "http":
+            return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+    return parts.scheme == "https" and bool(host) and not parts.username

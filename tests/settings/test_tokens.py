@@ -7,10 +7,10 @@ import tomllib
 
 from msgspec.structs import fields
 
-from artifactd.config import Settings
-from artifactd.config_tokens import IssuerSettings, TokenServiceSettings
 from artifactd.kit.start import StartError
-from tests.test_config import SHIPPED, SettingsCase
+from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
+from artifactd.settings.settings import Settings
+from tests.settings.test_settings import SHIPPED, SettingsCase
 
 GITHUB = """\
 [[access]]

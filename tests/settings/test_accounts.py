@@ -6,12 +6,12 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
-from artifactd.auth.access import Action
-from artifactd.config import Settings
-from artifactd.config_auth import Accounts, AuthSettings
-from artifactd.config_types import Expiry
 from artifactd.kit.start import StartError
-from tests.test_config import SHIPPED, SettingsCase
+from artifactd.settings.access import Action
+from artifactd.settings.accounts import Accounts, AuthSettings
+from artifactd.settings.settings import Settings
+from artifactd.settings.values import Expiry
+from tests.settings.test_settings import SHIPPED, SettingsCase
 
 HASH = "sha256:" + "0" * 64
 BCRYPT = "$2y$05$" + "a" * 53

@@ -13,9 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from artifactd.config_types import Expiry, Secret
 from artifactd.kit.start import StartError
-from artifactd.quantity import Duration, Size
+from artifactd.settings.values import Duration, Expiry, Secret, Size
 
 _NOT_SHOWN = "(not shown)"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")

@@ -1,0 +1,1 @@
+"""TOML to frozen, validated values, and the embedded defaults."""
