@@ -19,12 +19,10 @@ from artifactd.catalog.backup import (
     settle,
 )
 from artifactd.catalog.migrations import check_current
-from artifactd.fileoperations import FileOperations
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
-from artifactd.storage.collecting import collection_held
-from artifactd.storage.files import PUBLISHED, Directory, write_all
-from artifactd.storage.folder import DataFolder
+from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
+from artifactd.store.folder import DataFolder, collection_held
 
 _PARTIAL = "backup.blob"
 _PIECE = 1 << 20  # bytes read at a time

@@ -23,8 +23,7 @@ from artifactd.options import SettingsOptions
 from artifactd.rotate_keys import RotateKeys
 from artifactd.settings.toml import shown
 from artifactd.settings.values import Url
-from artifactd.storage.folder import MARKER, DataFolder
-from artifactd.storage.readonly import ReadOnlyMode
+from artifactd.store.folder import MARKER, DataFolder, ReadOnlyMode
 from artifactd.wiring_remote import check_ca_files
 
 _PROGRESS = 1000  # blobs between two lines

@@ -61,7 +61,7 @@ class _Listing:
 
 
 class _Copy:
-    """The :class:`artifactd.storage.interfaces.CollectionLock` of what nobody else knows."""
+    """The :class:`artifactd.store.interfaces.CollectionLock` of what nobody else knows."""
 
     def claim(self) -> bool:
         return True

@@ -19,7 +19,7 @@ from artifactd.registry.eviction import forget
 from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
-from artifactd.storage.folder import MARKER
+from artifactd.store.folder import MARKER
 from artifactd.wiring import Assembly, assemble
 
 _Work = Callable[[Assembly], Coroutine[Deferred[Any], Any, int]]

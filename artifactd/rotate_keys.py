@@ -9,7 +9,7 @@ from twisted.internet.defer import succeed
 
 from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
-from artifactd.storage.folder import MARKER, DataFolder
+from artifactd.store.folder import MARKER, DataFolder
 from artifactd.wiring_tokens import signing_keys
 
 

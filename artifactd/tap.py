@@ -18,14 +18,14 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
 
-from artifactd.fileoperations import FileOperations
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.collection import NotNow
 from artifactd.registry.health import Health
 from artifactd.registry.sweep import Sweep
 from artifactd.settings.settings import Settings
-from artifactd.storage.interfaces import SHELVES
+from artifactd.store.files import FileOperations
+from artifactd.store.interfaces import SHELVES
 from artifactd.web.accesslog import AccessLog
 from artifactd.web.api import Api
 from artifactd.web.audit import AuditLog

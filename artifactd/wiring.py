@@ -18,7 +18,6 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
 from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
-from artifactd.fileoperations import FileOperations
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.registry.accesses import Accesses
@@ -37,12 +36,11 @@ from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
-from artifactd.storage.collecting import FolderCollectionLock
-from artifactd.storage.filesystem import FilesystemBlobStore, FilesystemUploadStore
-from artifactd.storage.fills import FilesystemFillStore
-from artifactd.storage.folder import DataFolder
-from artifactd.storage.readonly import ReadOnlyMode
-from artifactd.storage.scrubbing import FolderScrubLock
+from artifactd.store.examine import FolderScrubLock
+from artifactd.store.files import FileOperations
+from artifactd.store.fills import FilesystemFillStore
+from artifactd.store.folder import DataFolder, FolderCollectionLock, ReadOnlyMode
+from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.wiring_limits import Budgets, manifest_bounds, upload_limits
 from artifactd.wiring_remote import RemoteWiring, check_ca_files
 

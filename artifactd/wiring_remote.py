@@ -36,7 +36,7 @@ from artifactd.registry.stored import Stored
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
 from artifactd.settings.toml import key
-from artifactd.storage.private import PrivateFile
+from artifactd.store.folder import PrivateFile
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials

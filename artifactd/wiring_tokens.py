@@ -33,7 +33,7 @@ from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns
 from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
-from artifactd.storage.private import PrivateFile
+from artifactd.store.folder import PrivateFile
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.transport import Transport, TransportSettings
 

@@ -19,7 +19,7 @@ from artifactd.backup import Backup
 from artifactd.catalog.migrations import migrate
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
-from artifactd.storage.folder import DataFolder
+from artifactd.store.folder import DataFolder
 from tests.daemon import Daemon
 from tests.programs import Result, run
 

@@ -11,8 +11,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.backup import Backup
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.storage.collecting import FolderCollectionLock
-from artifactd.storage.folder import DataFolder
+from artifactd.store.folder import DataFolder, FolderCollectionLock
 from tests.api.served import image_manifest
 from tests.crash.test_sweep import listed, stored
 from tests.daemon import Daemon

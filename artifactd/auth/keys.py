@@ -28,7 +28,7 @@ _LOOK_EVERY = 1.0
 
 
 class KeyFile(Protocol):
-    """Where keys are kept: :class:`artifactd.storage.private.PrivateFile`."""
+    """Where keys are kept: :class:`artifactd.store.folder.PrivateFile`."""
 
     def version(self) -> object | None:
         """Which content it has; ``None``: there is none.  Takes microseconds."""

@@ -12,9 +12,9 @@ from pathlib import Path
 from artifactd.catalog import damage
 from artifactd.catalog.copies import copy, opened
 from artifactd.catalog.repair import ListedBlob
-from artifactd.fileoperations import FileOperations
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
+from artifactd.store.files import FileOperations
 
 
 def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = None) -> None:

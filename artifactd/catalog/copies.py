@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from artifactd.fileoperations import FileOperations
+from artifactd.store.files import FileOperations
 
 
 def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> None:

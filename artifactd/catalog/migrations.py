@@ -10,8 +10,8 @@ from pathlib import Path
 
 from artifactd.catalog.copies import copy, opened, sync
 from artifactd.catalog.errors import advice
-from artifactd.fileoperations import FileOperations
 from artifactd.kit.start import StartError
+from artifactd.store.files import FileOperations
 
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x61727464  # as in 0001.sql

@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from zope.interface import implementer
 
-from artifactd.storage.growing import Appender
+from artifactd.store.fills import Appender
 from artifactd.upstream.interfaces import BlobBody
 
 

@@ -21,9 +21,8 @@ from artifactd.registry.damage import GONE, HOLDERS, Damage
 from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRules
 from artifactd.registry.parsing import KEPT, parsed
-from artifactd.storage.examining import Examination
-from artifactd.storage.growing import FillStore
-from artifactd.storage.interfaces import SHELVES, BlobStore, UploadMissing, UploadStore
+from artifactd.store.fills import FillStore
+from artifactd.store.interfaces import SHELVES, BlobStore, Examination, UploadMissing, UploadStore
 
 _KNOWN = "it was found damaged or gone before"
 _PAGE = 64

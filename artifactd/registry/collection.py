@@ -18,7 +18,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.registry.counters import CollectionCounters
 from artifactd.registry.eviction import forget
-from artifactd.storage.interfaces import SHELVES, BlobStore, CollectionLock
+from artifactd.store.interfaces import SHELVES, BlobStore, CollectionLock
 
 _log = Logger()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.interfaces import BlobStore
+from artifactd.store.interfaces import BlobStore
 
 
 class Contents:

@@ -16,8 +16,7 @@ from artifactd.oci.errors import RegistryError
 from artifactd.registry.contents import Contents
 from artifactd.registry.counters import DamageCounters
 from artifactd.registry.publication import publish
-from artifactd.storage.examining import Examination
-from artifactd.storage.interfaces import BlobStore, StagedBlob
+from artifactd.store.interfaces import BlobStore, Examination, StagedBlob
 
 _log = Logger()
 

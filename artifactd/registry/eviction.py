@@ -15,7 +15,7 @@ from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import matches
 from artifactd.registry.counters import RepositoryCounters
-from artifactd.storage.interfaces import BlobStore
+from artifactd.store.interfaces import BlobStore
 
 _log = Logger()
 

@@ -12,7 +12,7 @@ from artifactd.kit.streams import deliver
 from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.progress import Progress
 from artifactd.registry.source import BlobSource
-from artifactd.storage.growing import FillInfo, FillSession
+from artifactd.store.fills import FillInfo, FillSession
 from artifactd.upstream.errors import (
     LoginRefused,
     RangeRefused,

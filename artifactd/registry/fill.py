@@ -22,7 +22,7 @@ from artifactd.registry.fetching import Corrupt, Fetching
 from artifactd.registry.progress import Follower, Progress, Share, SharedFile
 from artifactd.registry.publication import publish
 from artifactd.registry.source import BlobSource
-from artifactd.storage.growing import Contradicted, FillSession, FillState, FillStore, FillView
+from artifactd.store.fills import Contradicted, FillSession, FillState, FillStore, FillView
 from artifactd.upstream.errors import RangeRefused, UpstreamError
 
 # Seconds between two looks at a fill of another process; and every so many of them, whether that

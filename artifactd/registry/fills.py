@@ -15,7 +15,7 @@ from artifactd.registry.fill import Fill, FillRules
 from artifactd.registry.found import BlobFound, BlobWanted, Provenance
 from artifactd.registry.progress import HELD
 from artifactd.registry.source import BlobSource
-from artifactd.storage.growing import FillStore
+from artifactd.store.fills import FillStore
 
 
 @define(eq=False)

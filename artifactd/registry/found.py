@@ -11,7 +11,7 @@ from artifactd.catalog.interfaces import ManifestRecord
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 
 
 @frozen

@@ -6,7 +6,7 @@ from attrs import frozen
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.oci.errors import Unavailable
-from artifactd.storage.interfaces import BlobStore
+from artifactd.store.interfaces import BlobStore
 
 
 @frozen

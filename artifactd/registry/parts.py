@@ -19,14 +19,8 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.fetching import pause
 from artifactd.registry.progress import Follower, Progress, SharedFile
 from artifactd.registry.source import BlobSource
-from artifactd.storage.growing import (
-    ExtentSession,
-    FillInfo,
-    FillState,
-    FillStore,
-    GrowingFile,
-)
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore, GrowingFile
+from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 

@@ -9,7 +9,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.growing import GrowingFile
+from artifactd.store.fills import GrowingFile
 
 # Bytes at the end of an answer that are held back until the blob is verified.  What is not longer
 # is verified before its headers go.
@@ -114,7 +114,7 @@ class Share(SharedFile):
 @define(eq=False)
 class Follower:
     """
-    One reader of a blob that is coming (:class:`artifactd.storage.interfaces.OpenBlob`).
+    One reader of a blob that is coming (:class:`artifactd.store.interfaces.OpenBlob`).
 
     :param span: what the reader is going to read; ``None``: all of it.
     :param hold: hold the last piece of that back until the blob is verified.

@@ -8,7 +8,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
 from artifactd.oci.errors import Unavailable
-from artifactd.storage.interfaces import StagedBlob
+from artifactd.store.interfaces import StagedBlob
 
 _TRIES = 3  # each of them waits for the lock
 

@@ -21,7 +21,7 @@ from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.stored import Lost, Stored
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 
 _log = Logger()
 

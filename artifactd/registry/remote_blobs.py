@@ -24,8 +24,8 @@ from artifactd.registry.parts import NoRanges, Parts
 from artifactd.registry.reading import Reading
 from artifactd.registry.source import BlobSource, translated
 from artifactd.registry.stored import Lost, Stored
-from artifactd.storage.growing import FillInfo
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.fills import FillInfo
+from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.interfaces import Upstream
 

@@ -22,7 +22,7 @@ from artifactd.registry.parsing import parsed
 from artifactd.registry.publication import publish
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.source import stale, translated
-from artifactd.storage.interfaces import BlobStore
+from artifactd.store.interfaces import BlobStore
 from artifactd.upstream.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream
 

@@ -18,8 +18,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.counters import DamageCounters
 from artifactd.registry.damage import Damage
-from artifactd.storage.examining import Examination, ScrubLock, ScrubPosition
-from artifactd.storage.interfaces import SHELVES, BlobStore
+from artifactd.store.interfaces import SHELVES, BlobStore, Examination, ScrubLock, ScrubPosition
 
 _log = Logger()
 

@@ -15,7 +15,7 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.contents import Contents
 from artifactd.registry.found import LOCAL, BlobFound, BlobWanted, Provenance
 from artifactd.registry.reading import Watched
-from artifactd.storage.interfaces import BlobStore, OpenBlob
+from artifactd.store.interfaces import BlobStore, OpenBlob
 
 # Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
 SMALL = 64 << 10

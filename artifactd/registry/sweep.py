@@ -10,8 +10,8 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from artifactd.catalog.interfaces import Catalog
-from artifactd.storage.growing import FillStore
-from artifactd.storage.interfaces import BlobStore, UploadMissing, UploadStore
+from artifactd.store.fills import FillStore
+from artifactd.store.interfaces import BlobStore, UploadMissing, UploadStore
 
 # An upload's bytes come into being just before its row; younger ones are left alone.
 _NEWBORN = 60.0

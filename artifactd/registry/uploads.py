@@ -26,7 +26,7 @@ from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.publication import publish
 from artifactd.registry.upload_limits import UNLIMITED, Bounded, Room, UploadLimits
-from artifactd.storage.interfaces import UploadBusy, UploadMissing, UploadSession, UploadStore
+from artifactd.store.interfaces import UploadBusy, UploadMissing, UploadSession, UploadStore
 
 _REMEMBERED = 1024  # sessions
 

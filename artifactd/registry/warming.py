@@ -16,7 +16,7 @@ from artifactd.registry.fills import Fills
 from artifactd.registry.found import BlobWanted
 from artifactd.registry.parsing import KEPT
 from artifactd.registry.registry import Registry, Target
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 
 
 class Bar(Protocol):

@@ -10,7 +10,7 @@ from attrs import define, field
 from artifactd import __version__
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
 

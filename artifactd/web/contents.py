@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.found import BlobFound
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.web.answer import Answer
 
 

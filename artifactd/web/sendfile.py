@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IPullProducer, IReactorTime, ISSLTranspo
 from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.web.relay import Budget, Relay
 from artifactd.web.request import RegistryRequest
 from artifactd.web.transfer import BlobReader, InThread, Transfer

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.web.request import RegistryRequest
 
 InThread = Callable[..., Deferred[Any]]

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.readonly import ReadOnlyMode
+from artifactd.store.folder import ReadOnlyMode
 from artifactd.web.linefile import LineFile
 from tests.api.case import ApiTestCase, Connection
 from tests.api.guarded import ABSENT, BLOB, GuardedCase, basic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.readonly import ReadOnlyMode
+from artifactd.store.folder import ReadOnlyMode
 from tests.api.case import ApiTestCase
 from tests.api.guarded import GuardedCase
 from tests.api.served import Served

@@ -13,7 +13,7 @@ from artifactd.auth.jwks import VerificationKey
 from artifactd.oci.errors import Unavailable
 from tests.auth.accounts import Now
 from tests.auth.issuing import GITHUB, FakeIssuer, ec_key
-from tests.storage.fixture import at_once
+from tests.store.fixture import at_once
 
 
 class FetchedKeysTests(TestCase):

@@ -13,9 +13,9 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.keys import Keys, thumbprint
 from artifactd.kit.start import StartError
-from artifactd.storage.private import PrivateFile
+from artifactd.store.folder import PrivateFile
 from tests.auth.accounts import Now
-from tests.storage.fixture import at_once
+from tests.store.fixture import at_once
 
 DAY = 86400.0
 

@@ -24,7 +24,7 @@ from artifactd.oci.errors import QueryInvalid, Unauthorized
 from artifactd.settings.access import Action
 from tests.auth.accounts import ALICE, Now
 from tests.auth.test_keys import MemoryFile
-from tests.storage.fixture import at_once
+from tests.store.fixture import at_once
 
 PULL = Scope("repository", "hello", ("pull",))
 ACCOUNT = Account(ALICE, "mark")

@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.copies import copy
-from artifactd.fileoperations import FileOperations
+from artifactd.store.files import FileOperations
 
 
 class CopyTests(SynchronousTestCase):

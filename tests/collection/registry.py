@@ -23,7 +23,7 @@ from artifactd.registry.found import BlobWanted
 from artifactd.registry.registry import Target
 from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.wiring import Assembly, assemble
 from tests.collection.clock import SharedClock
 

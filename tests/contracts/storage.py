@@ -16,8 +16,8 @@ from attrs import define, field, frozen
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.storage.growing import FillStore
-from artifactd.storage.interfaces import SHELVES, BlobStore, OpenBlob, StagedBlob, UploadStore
+from artifactd.store.fills import FillStore
+from artifactd.store.interfaces import SHELVES, BlobStore, OpenBlob, StagedBlob, UploadStore
 
 _E = TypeVar("_E", bound=BaseException)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.growing import Contradicted, FillSession
+from artifactd.store.fills import Contradicted, FillSession
 from tests.contracts.storage_fills import CONTENT, DIGEST, FillTestCase, read
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 

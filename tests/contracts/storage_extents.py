@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.growing import FillInfo
+from artifactd.store.fills import FillInfo
 from tests.contracts.storage import Stores
 from tests.contracts.storage_fills import CONTENT, DIGEST, INFO, FillTestCase, read
 from tests.contracts.storage_uploads import MEBIBYTE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.storage.growing import FillState
+from artifactd.store.fills import FillState
 from tests.contracts.storage_fills import CONTENT, DIGEST, INFO, FillTestCase, read
 
 SPAN = ByteRange(2, 4)

@@ -12,7 +12,7 @@ import os
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.storage.growing import (
+from artifactd.store.fills import (
     ExtentSession,
     FillInfo,
     FillSession,

@@ -18,8 +18,8 @@ from typing import ParamSpec, TypeVar
 from twisted.internet.defer import Deferred, execute
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.filesystem import FilesystemBlobStore
-from artifactd.storage.folder import DataFolder
+from artifactd.store.folder import DataFolder
+from artifactd.store.store import FilesystemBlobStore
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

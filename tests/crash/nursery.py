@@ -20,8 +20,8 @@ from typing import Any
 
 from twisted.internet import reactor as installed
 
-from artifactd.fileoperations import FileOperations
 from artifactd.settings.settings import Settings
+from artifactd.store.files import FileOperations
 from artifactd.tap import RegistryService
 
 

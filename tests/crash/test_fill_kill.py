@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.extents import map_name
+from artifactd.store.extents import map_name
 from tests.crash.pulling import MIB, NAME, Pull, blob_path, content, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.daemon import Daemon

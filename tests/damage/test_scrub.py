@@ -6,9 +6,8 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.examining import ScrubPosition
-from artifactd.storage.interfaces import SHELVES
-from artifactd.storage.scrubbing import FolderScrubLock
+from artifactd.store.examine import FolderScrubLock
+from artifactd.store.interfaces import SHELVES, ScrubPosition
 from tests.damage.case import FAST, SMALL, DamageCase
 from tests.damage.rot import file_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field
 from twisted.trial.unittest import TestCase
 
-from artifactd.fileoperations import FileOperations
+from artifactd.store.files import FileOperations
 
 READING = frozenset({"read"})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from artifactd.catalog.migrations import migrate
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.storage.folder import DataFolder
+from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
 from tests.durability.recording import CATALOG
 

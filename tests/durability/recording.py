@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.fileoperations import FileOperations
+from artifactd.store.files import FileOperations
 from tests.durability.events import (
     Answered,
     Asked,

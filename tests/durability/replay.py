@@ -22,7 +22,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
 from artifactd.registry.collection import Collector, NotNow
 from artifactd.settings.settings import Settings
-from artifactd.storage import procfs
+from artifactd.store import procfs
 from artifactd.tap import RegistryService
 from tests.api.served import image_manifest
 from tests.durability.disk import State

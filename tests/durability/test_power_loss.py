@@ -22,7 +22,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.backup import Backup
 from artifactd.oci.digest import Digest
-from artifactd.storage.folder import DataFolder
+from artifactd.store.folder import DataFolder
 from artifactd.wiring import Assembly
 from tests.api.served import image_manifest
 from tests.durability.client import Recorded, blob_key, manifest_key

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.kit.deferreds import Serial, outlive
-from tests.storage.fixture import SlowThreads
+from tests.store.fixture import SlowThreads
 
 
 class OutliveTests(SynchronousTestCase):

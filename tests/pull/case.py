@@ -14,7 +14,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.extents import map_name
+from artifactd.store.extents import map_name
 from artifactd.wiring import Assembly
 from tests.api.case import LogLines
 from tests.api.served import Served

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 
 from artifactd.oci.digest import Digest
-from artifactd.storage.files import FileOperations
+from artifactd.store.files import FileOperations
 from tests.pull.case import HELD, PullCase, noise
 from tests.upstreams.faulty import CDN
 

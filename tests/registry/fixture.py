@@ -24,12 +24,12 @@ from artifactd.registry.fill import Fill, FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.found import BlobFound, BlobWanted, Provenance
 from artifactd.registry.source import BlobSource
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
-from tests.storage.fixture import FilesystemTestCase
+from tests.store.fixture import FilesystemTestCase
 
 ALPINE = ImageName("docker.io", "library/alpine")
 BUSYBOX = ImageName("docker.io", "library/busybox")

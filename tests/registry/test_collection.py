@@ -20,12 +20,12 @@ from artifactd.registry.collection import CollectionRules, Collector, NotNow
 from artifactd.registry.counters import Counters
 from artifactd.registry.publication import publish
 from artifactd.registry.sweep import Sweep
-from artifactd.storage.collecting import FolderCollectionLock, collection_held
-from artifactd.storage.interfaces import StagedBlob
+from artifactd.store.folder import FolderCollectionLock, collection_held
+from artifactd.store.interfaces import StagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.contracts.catalog import descriptor, manifest
 from tests.programs import reactor
-from tests.storage.fixture import FilesystemTestCase
+from tests.store.fixture import FilesystemTestCase
 
 APP = ImageName("local", "app")
 LEASE, GRACE, UNTAGGED = 100.0, 1000.0, 150.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.registry.contents import Contents
-from tests.storage.fixture import FilesystemTestCase
+from tests.store.fixture import FilesystemTestCase
 
 LIMIT = 800  # so that a manifest of more than 100 bytes is not kept
 

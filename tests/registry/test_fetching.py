@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from artifactd.oci.digest import Digest
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.fill import Fill
-from artifactd.storage.growing import FillInfo
+from artifactd.store.fills import FillInfo
 from artifactd.upstream.errors import (
     Missing,
     RangeRefused,

@@ -24,7 +24,7 @@ from tests.registry.fixture import (
     RemoteTestCase,
     content_of,
 )
-from tests.storage.fixture import FullDisk
+from tests.store.fixture import FullDisk
 
 PATIENT = BlobWanted(patient=True)
 

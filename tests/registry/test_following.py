@@ -14,7 +14,7 @@ from artifactd.oci.errors import BadGateway
 from artifactd.registry.fill import Fill
 from artifactd.registry.found import BlobFound
 from artifactd.registry.publication import publish
-from artifactd.storage.growing import FillInfo, FillView
+from artifactd.store.fills import FillInfo, FillView
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,

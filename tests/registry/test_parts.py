@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.parts import NoRanges, Parts
-from artifactd.storage.growing import FillInfo
-from artifactd.storage.interfaces import OpenBlob
+from artifactd.store.fills import FillInfo
+from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Missing, Throttled, Unreachable
 from tests.registry.fixture import (
     CONTENT,
@@ -23,7 +23,7 @@ from tests.registry.fixture import (
     RemoteTestCase,
     content_of,
 )
-from tests.storage.fixture import SlowThreads
+from tests.store.fixture import SlowThreads
 
 FIRST, LAST = 1000, 1999
 SPAN = ByteRange(FIRST, LAST)

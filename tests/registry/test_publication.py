@@ -8,7 +8,7 @@ from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.publication import publish
 from tests.catalog.fixture import REACTOR, new_catalog
-from tests.storage.fixture import FilesystemTestCase
+from tests.store.fixture import FilesystemTestCase
 
 IMAGE = ImageName("local", "hello")
 DIGEST = Digest.of(b"blob")

@@ -30,7 +30,7 @@ from tests.registry.fixture import (
     RemoteTestCase,
     content_of,
 )
-from tests.storage.fixture import SlowThreads
+from tests.store.fixture import SlowThreads
 
 PART = ByteRange(1000, 1999)
 BOUNDED = BlobWanted(span=lambda _: PART, bounded=True)

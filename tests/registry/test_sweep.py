@@ -11,10 +11,10 @@ from artifactd.catalog.sqlite import SQLiteCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
 from artifactd.registry.sweep import Sweep
-from artifactd.storage.blobs import FilesystemStagedBlob
+from artifactd.store.blobs import FilesystemStagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
-from tests.storage.fixture import FilesystemTestCase
+from tests.store.fixture import FilesystemTestCase
 
 APP = ImageName("local", "app")
 TIMEOUT = 3600.0

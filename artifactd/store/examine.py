@@ -1,0 +1,206 @@
+"""A published file, hashed piece by piece."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+from attrs import asdict, define, field
+
+from artifactd.kit.deferreds import Serial
+from artifactd.oci.digest import Digest
+from artifactd.store.blobs import BlobTree
+from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
+from artifactd.store.interfaces import ScrubPosition
+
+_PIECE = 1 << 20  # bytes read in one turn of a thread
+
+
+@define(eq=False)
+class FilesystemExamination:
+    """An :class:`artifactd.store.interfaces.Examination`."""
+
+    digest: Digest
+    size: int
+    _fd: int
+    _file: os.stat_result
+    _blobs: BlobTree
+    _files: FileOperations
+    _threads: Serial
+    _is_held: Callable[[Digest], bool]
+    _hash: Any = field(init=False)
+    _offset: int = field(default=0, init=False)
+    flaw: str | None = field(default=None, init=False)
+    is_unreadable: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._hash = hashlib.new(self.digest.algorithm)
+
+    @classmethod
+    def begin(
+        cls,
+        digest: Digest,
+        size: int | None,
+        blobs: BlobTree,
+        files: FileOperations,
+        threads: Serial,
+        is_held: Callable[[Digest], bool],
+    ) -> Self | None:
+        """
+        Open what is published under ``digest``; ``None`` if nothing is.  Blocks.
+
+        :param size: what it should have, in bytes.
+        """
+        opened = blobs.open_to_examine(digest)
+        if opened is None:
+            return None
+        fd, status = opened
+        # Else the kernel would have read what lies behind a piece, and it would look as if others
+        # had; tmpfs for one knows no such advice.
+        files.expect_no_reading_on(fd)
+        self = cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
+        if size is not None and status.st_size != size:
+            self.flaw = f"it has {status.st_size} bytes instead of {size}"
+        return self
+
+    @classmethod
+    def again(
+        cls,
+        digest: Digest,
+        quarantine: Directory,
+        name: str,
+        blobs: BlobTree,
+        files: FileOperations,
+        threads: Serial,
+        is_held: Callable[[Digest], bool],
+    ) -> Self:
+        """Open what lies in ``quarantine`` as ``name``.  Blocks."""
+        fd, status = quarantine.open_sealed(name, files)
+        files.expect_no_reading_on(fd)
+        return cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
+
+    async def step(self) -> int:
+        """Read and hash the next piece; how many bytes that was, 0 at the end."""
+        return await self._threads.run(self._step)
+
+    def is_published(self) -> bool:
+        """Whether what was read is still what is published.  Blocks."""
+        return self._blobs.holds(self.digest, self._file)
+
+    def quarantine(self) -> bool:
+        """Take what was read out of the store, if it is still published.  Blocks."""
+        if not self.is_published():
+            return False
+        if os.fstat(self._fd).st_nlink > 1 and self._is_held(self.digest):
+            return False  # just being published
+        assert self.flaw is not None, "nothing is wrong with it"
+        return self._blobs.quarantine(self.digest, self.flaw, self._file)
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        # After the thread that may still read: its end comes before what is queued here.
+        self._threads.run(self._close)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _step(self) -> int:
+        if self.flaw is not None:
+            return 0
+        try:
+            piece = self._read()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self.is_unreadable = True
+            self.flaw = f"byte {self._offset} and those behind it can't be read: {error.strerror}"
+            return 0
+        if piece:
+            self._offset += len(piece)
+            self._hash.update(piece)
+        elif self._hash.hexdigest() != self.digest.encoded:
+            self.flaw = f"its {self._offset} bytes do not have its digest"
+        else:
+            self._unseal()
+        return len(piece)
+
+    def _unseal(self) -> None:
+        # Somebody began to quarantine it and was killed; it is right, so it is to be read again.
+        if not self._file.st_mode & stat.S_IRUSR and self.is_published():
+            self._files.set_mode(self._fd, PUBLISHED)
+
+    def _read(self) -> bytes:
+        cached = self._files.read_cached(self._fd, _PIECE, self._offset)
+        if cached:
+            return cached
+        try:
+            piece = self._files.read(self._fd, _PIECE, self._offset)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            piece = self._files.read(self._fd, _PIECE, self._offset)  # a cable may be loose
+        self._files.drop_cached(self._fd, self._offset, len(piece))
+        return piece
+
+
+# The one scrubber of a data folder: a lock, and in its file how far it has come.
+
+_FILE = "scrub.lock"
+_MOST = 4096  # bytes of a position
+
+
+class _Written(msgspec.Struct):
+    shelf: int
+    after: str
+    ended: float
+
+
+class FolderScrubLock:
+    """A :class:`artifactd.store.interfaces.ScrubLock` of the data folder at ``path``."""
+
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
+        self._fd = -1
+
+    def claim(self) -> bool:
+        """Be the one who scrubs; whether nobody does already.  Blocks."""
+        with Directory.open(self._path) as folder:
+            fd = folder.ensure_file(_FILE, self._files)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Let others scrub."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def read(self) -> ScrubPosition:
+        """Where to go on.  Blocks."""
+        try:
+            written = msgspec.json.decode(os.pread(self._fd, _MOST, 0), type=_Written)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ScrubPosition()  # new; or torn by a crash
+        return ScrubPosition(written.shelf, written.after, written.ended)
+
+    def write(self, position: ScrubPosition) -> None:
+        """Remember it.  Blocks."""
+        # Not synced: what a power loss takes of it is read once more.
+        text = msgspec.json.encode(asdict(position))
+        self._files.truncate(self._fd, 0)
+        write_all(self._files, self._fd, [text], 0)

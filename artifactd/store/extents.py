@@ -1,0 +1,197 @@
+"""
+Extents: parts of a blob that came before the rest, at their offsets in a sparse file.
+
+``<blob>.map`` names that file, ``<blob>.<uuid>.extents``, and records what lies there.  So one name
+stands for both: when the map is unlinked its extents are out of reach at once, and whoever has the
+two open goes on with a pair that belongs together.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from contextlib import suppress
+from uuid import uuid4
+
+from attrs import define, field, frozen
+
+from artifactd.oci.ranges import ByteRange
+from artifactd.store.files import Directory, FileOperations, OpenFile, write_all
+from artifactd.store.intake import READ, TURN, AppendedFile
+
+_UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# A record begins a line of its own and ends with a full stop: one that was torn counts for nothing
+# and spoils none that follows.
+_RECORD = re.compile(rb"\n([0-9]{1,19})-([0-9]{1,19})\.")
+# Bytes of a map that are read: tens of thousands of records.
+_MAP = 1024 * 1024
+
+
+def map_name(blob: str) -> str:
+    """The name of the map of what is kept under names that begin with ``blob``."""
+    return f"{blob}.map"
+
+
+@frozen
+class ExtentMap:
+    """
+    What a map says.
+
+    :ivar name: of the file with the extents.
+    :ivar spans: what lies there; in order, and with a gap before each.
+    """
+
+    name: str
+    spans: tuple[ByteRange, ...]
+
+    @classmethod
+    def parse(cls, blob: str, content: bytes) -> ExtentMap | None:
+        """``None`` for what is no map; a power cut may leave such a thing."""
+        named = _UUID.match(content)
+        if named is None:
+            return None
+        records = sorted((int(first), int(last)) for first, last in _RECORD.findall(content))
+        spans: list[ByteRange] = []
+        for first, last in records:
+            if spans and first <= spans[-1].last + 1:
+                spans[-1] = ByteRange(spans[-1].first, max(last, spans[-1].last))
+            elif first <= last:
+                spans.append(ByteRange(first, last))
+        return cls(f"{blob}.{named[0].decode()}.extents", tuple(spans))
+
+
+@define(eq=False)
+class ExtentFile(AppendedFile):
+    """
+    A part of a blob on its way into the extents.  All methods block; one call at a time.
+
+    :ivar size: the offset of the next byte.
+    """
+
+    _map: int
+    _unrecorded: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._unrecorded = self.size
+
+    def record(self) -> None:
+        """
+        Sync what was written, and remember that it is here.
+
+        :raises OSError: if either fails; what was written since the last record counts for nothing.
+        """
+        # What can't be synced is not tried again: the second time would succeed, without the bytes.
+        first, self._unrecorded = self._unrecorded, self.size
+        if first == self.size:
+            return
+        self._files.sync_data(self.fd)
+        record = b"\n%d-%d." % (first, self.size - 1)
+        # In one call: other processes append, too.
+        if self._files.append(self._map, record) < len(record):
+            raise OSError(errno.ENOSPC, "the record of an extent did not go in", self.name)
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._map)
+        super().close()
+
+
+@frozen
+class Extents:
+    """
+    The extents of all blobs, by what the names of a blob's files begin with.  All methods block
+    and raise OSError.
+    """
+
+    _directory: Directory
+    _files: FileOperations
+
+    def map(self, blob: str) -> ExtentMap | None:
+        """What there is of a blob, or ``None``."""
+        try:
+            fd, _ = self._directory.open_file(map_name(blob))
+        except FileNotFoundError:
+            return None
+        try:
+            return ExtentMap.parse(blob, self._files.read(fd, _MAP, 0))
+        finally:
+            os.close(fd)
+
+    def find(self, blob: str, span: ByteRange) -> OpenFile | None:
+        """The extents, if they have all of ``span``."""
+        found = self.map(blob)
+        if found is None:
+            return None
+        if not any(s.first <= span.first and span.last <= s.last for s in found.spans):
+            return None
+        return self._open(found)
+
+    def copy(self, blob: str, target: AppendedFile, until: int | None) -> int:
+        """
+        Append to ``target`` what there is from its end on without a gap; how many bytes.
+
+        :param until: the offset to stop at; and never more than 16 MiB.
+        """
+        found, start = self.map(blob), target.size
+        spans = found.spans if found is not None else ()
+        end = next((s.last + 1 for s in spans if s.first <= start <= s.last), start)
+        end = min(end, start + TURN, end if until is None else until)
+        if found is None or end <= start or (file := self._open(found)) is None:
+            return 0
+        try:
+            while target.size < end:
+                size = min(READ, end - target.size)
+                piece = self._files.read(file.fileno(), size, target.size)
+                if not piece:
+                    raise OSError(errno.EIO, "shorter than its map says", found.name)
+                target.append([piece])
+        finally:
+            file.close()
+        return target.size - start
+
+    def begin(self, blob: str, first: int) -> ExtentFile:
+        """A part that begins at the offset ``first``."""
+        while True:
+            with suppress(FileNotFoundError):
+                return self._part(blob, first)
+            self._create(blob)
+
+    def _open(self, found: ExtentMap) -> OpenFile | None:
+        with suppress(FileNotFoundError):
+            return OpenFile(self._directory.open_file(found.name)[0])
+        return None
+
+    def _part(self, blob: str, first: int) -> ExtentFile:
+        map_fd, status = self._directory.open_file(map_name(blob), os.O_RDWR | os.O_APPEND)
+        try:
+            found = ExtentMap.parse(blob, self._files.read(map_fd, _MAP, 0))
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, "not a map", map_name(blob))
+            fd, _ = self._directory.open_file(found.name, os.O_RDWR)
+        except BaseException as error:
+            # What a power cut has left of the two; or they are being removed in this moment.
+            half = isinstance(error, FileNotFoundError)
+            if half and self._directory.holds(map_name(blob), status):
+                self._files.unlink(self._directory.fd, map_name(blob))
+            os.close(map_fd)
+            raise
+        return ExtentFile(found.name, fd, first, self._files, map_fd)
+
+    def _create(self, blob: str) -> None:
+        """A map without records and its file, unless somebody else is faster."""
+        directory, uuid = self._directory.fd, str(uuid4())
+        extents, written = f"{blob}.{uuid}.extents", f"{blob}.{uuid}.new"
+        os.close(self._files.create(directory, extents))
+        try:
+            fd = self._files.create(directory, written)
+            try:
+                write_all(self._files, fd, [uuid.encode()], 0)
+                self._files.link(directory, written, directory, map_name(blob))
+            finally:
+                os.close(fd)
+                self._files.unlink(directory, written)
+        except BaseException as error:
+            self._files.unlink(directory, extents)
+            if not isinstance(error, FileExistsError):
+                raise

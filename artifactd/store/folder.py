@@ -1,0 +1,554 @@
+"""The data folder: what must be true of it before the daemon starts, and who else uses it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from attrs import define, field, frozen
+
+from artifactd.kit.start import StartError
+from artifactd.store import procfs
+from artifactd.store.files import Directory, FileOperations, write_all
+
+MARKER = "artifactd.lock"
+FORMAT = "artifactd data folder, format 1\n"
+
+# What a folder may hold and still count as empty: the root of a filesystem of its own.
+_BENIGN = {"lost+found"}
+_PATIENCE = 10.0
+_PAUSE = 0.05
+
+
+@define(eq=False)
+class DataFolder:
+    """
+    The folder that holds everything, locked: shared by every process that uses it, exclusively
+    by one that migrates it.
+
+    :ivar path: absolute.
+    :ivar catalog: the catalog's file; may not exist yet.
+    :ivar blobs, uploads, staging, fills, quarantine: the store's directories, open.
+    :ivar in_memory: whether its files are never on a disk, so that reading waits for nothing.
+    """
+
+    path: Path
+    blobs: Directory
+    uploads: Directory
+    staging: Directory
+    fills: Directory
+    quarantine: Directory
+    in_memory: bool
+    _marker: int
+    _locks: Path
+    _is_exclusive: bool
+    _closed: bool = field(default=False, init=False)
+
+    @property
+    def catalog(self) -> Path:
+        """Where the catalog is."""
+        return self.path / "catalog.sqlite3"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        files: FileOperations | None = None,
+        mountinfo: Path = procfs.MOUNTINFO,
+        locks: Path = procfs.LOCKS,
+        patience: float = _PATIENCE,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Self:
+        """
+        Check the folder, make it if it is missing, and lock it.  Blocks; for the start.
+
+        Whoever comes first holds the lock exclusively until :meth:`settle`; who comes meanwhile
+        waits for that.
+
+        :param patience: seconds to wait for a process that holds the folder exclusively.
+        :raises StartError: if the folder can't be used.
+        """
+        files = files or FileOperations()
+        path = Path(os.path.abspath(path))
+        try:
+            _make(path, files)
+            _check_folder(path, mountinfo)
+            with Directory.open(path) as folder:
+                marker = _open_marker(folder, files)
+                try:
+                    exclusive = _lock(marker, path, locks, patience, sleep)
+                    _check_format(marker, folder, files)
+                    blobs = folder.ensure("blobs", files)
+                    uploads = folder.ensure("uploads", files)
+                    staging = folder.ensure("staging", files)
+                    fills = folder.ensure("fills", files)
+                    quarantine = folder.ensure("quarantine", files)
+                except BaseException:
+                    os.close(marker)
+                    raise
+        except OSError as error:
+            raise StartError(f"the data folder {path} can't be used: {error}") from error
+        in_memory = _filesystem(path, mountinfo) in procfs.MEMORY_FILESYSTEMS
+        return cls(
+            path, blobs, uploads, staging, fills, quarantine, in_memory, marker, locks, exclusive
+        )
+
+    def has_blobs(self) -> bool:
+        """Whether anything is published in it.  Blocks."""
+        return any(Path(self.blobs.path).glob("*/*/*"))
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """
+        Be the only process that uses the folder, for a migration or a backup into it.
+
+        :raises StartError: if others use it; the message names their ids.
+        """
+        if self._is_exclusive:
+            yield
+            return
+        try:
+            fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Trying has given up the shared lock.
+            with suppress(BlockingIOError):
+                fcntl.flock(self._marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            raise StartError(
+                f"the data folder {self.path} is needed alone, for a migration or a backup into it,"
+                f" but is in use by {_holders(self._marker, self._locks)}: stop it first"
+            ) from None
+        self._is_exclusive = True
+        try:
+            yield
+        finally:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let other processes in."""
+        if self._is_exclusive:
+            fcntl.flock(self._marker, fcntl.LOCK_SH)
+            self._is_exclusive = False
+
+    def close(self) -> None:
+        """Let go of the folder.  Further calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            for directory in (
+                self.blobs,
+                self.uploads,
+                self.staging,
+                self.fills,
+                self.quarantine,
+            ):
+                directory.close()
+            os.close(self._marker)
+
+
+def _make(path: Path, files: FileOperations) -> None:
+    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(FileExistsError):
+            files.make_directory(parent, path.name)
+        files.sync(parent)
+    finally:
+        os.close(parent)
+
+
+def _check_folder(path: Path, mountinfo: Path) -> None:
+    status = path.lstat()
+    if stat.S_ISLNK(status.st_mode):
+        raise StartError(f"the data folder {path} is a symbolic link: name the folder itself")
+    if not stat.S_ISDIR(status.st_mode):
+        raise StartError(f"the data folder {path} is not a folder")
+    if status.st_uid != os.geteuid():
+        raise StartError(
+            f"the data folder {path} belongs to user {status.st_uid}, and artifactd runs as user"
+            f" {os.geteuid()}: change one of them"
+        )
+    _check_filesystem(path, mountinfo)
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise StartError(f"the data folder {path} is not writable")
+
+
+def _check_filesystem(path: Path, mountinfo: Path) -> None:
+    kind = _filesystem(path, mountinfo)
+    if kind in procfs.NETWORK_FILESYSTEMS:
+        raise StartError(
+            f"the data folder {path} is on a network filesystem ({kind}), where locks can't be"
+            " relied on: choose a local disk"
+        )
+
+
+def _filesystem(path: Path, mountinfo: Path) -> str | None:
+    try:
+        mounts = mountinfo.read_text(errors="surrogateescape")
+    except OSError:
+        return None  # no /proc: nothing to tell by
+    return procfs.filesystem_type(path.resolve(), mounts)
+
+
+def _open_marker(folder: Directory, files: FileOperations) -> int:
+    names = set(folder.names()) - _BENIGN
+    if names and MARKER not in names:
+        raise StartError(
+            f"the data folder {folder.path} holds other things ({min(names)!r}) and was not made"
+            " by artifactd: choose an empty or a new one"
+        )
+    # Two processes may be here at once, and both find nothing.
+    with suppress(FileExistsError):
+        os.close(files.create(folder.fd, MARKER))
+    marker, _ = folder.open_file(MARKER, os.O_RDWR)
+    return marker
+
+
+def _lock(
+    marker: int, path: Path, locks: Path, patience: float, sleep: Callable[[float], None]
+) -> bool:
+    """Lock the folder; whether exclusively."""
+    with suppress(BlockingIOError):
+        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    waited = 0.0
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        if waited >= patience:
+            raise StartError(
+                f"the data folder {path} is being migrated by {_holders(marker, locks)}:"
+                " start again when it has ended"
+            )
+        sleep(_PAUSE)
+        waited += _PAUSE
+
+
+def _check_format(marker: int, folder: Directory, files: FileOperations) -> None:
+    text = files.read(marker, 4096, 0).decode(errors="replace")
+    if FORMAT.startswith(text) or not text.strip("\0"):
+        # New; or the process that was first has failed here, or the power has before the line was
+        # on the disk, of which a part may be there, or its length.
+        write_all(files, marker, [FORMAT.encode()], 0)
+        files.sync(marker)
+        files.sync(folder.fd)
+    elif text != FORMAT:
+        raise StartError(
+            f"the data folder {folder.path} has another format than this artifactd's"
+            f" ({text[:80].strip()!r}): run the version that made it, or a newer one"
+        )
+
+
+def _holders(marker: int, locks: Path) -> str:
+    try:
+        pids = procfs.lock_holders(os.fstat(marker), locks.read_text()) - {os.getpid()}
+    except OSError:
+        pids = set()
+    if not pids:
+        return "another process"
+    return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, sorted(pids)))}"
+
+
+# Whether nothing may be changed at present: told by the data folder, to every process at once.
+
+MARK = "read-only"
+
+
+@frozen
+class ReadOnlyMode:
+    """
+    An empty file in the data folder, there while the mode is on; it outlives every process.
+
+    Each process looks whenever it has to know, so that all obey with the next request.
+
+    :param folder: the data folder.
+    :ivar always: on whatever the folder says.
+    """
+
+    folder: Path
+    always: bool = False
+    files: FileOperations = field(factory=FileOperations)
+    _mark: str = field(init=False)
+
+    @_mark.default
+    def _where(self) -> str:
+        return str(self.folder / MARK)
+
+    def on(self) -> bool:
+        """
+        Whether it is on; also where the folder can't tell.  Takes a microsecond or two: the kernel
+        knows which files are not there without asking the disk.
+        """
+        if self.always:
+            return True
+        try:
+            os.stat(self._mark)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def turn_on(self) -> None:
+        """For all processes on the folder, and durably.  Blocks.  :raises OSError:"""
+        with Directory.open(self.folder) as folder:
+            with suppress(FileExistsError):
+                os.close(self.files.create(folder.fd, MARK))
+            self.files.sync(folder.fd)
+
+    def turn_off(self) -> None:
+        """As :meth:`turn_on`."""
+        with Directory.open(self.folder) as folder:
+            self.files.unlink(folder.fd, MARK)
+            self.files.sync(folder.fd)
+
+
+# Small files that nobody else may read, such as the keys that tokens are signed with.
+
+FOLDER = "keys"
+"""Where they are in the data folder.  Not part of a backup."""
+
+# Bytes that such a file has at most.
+_LIMIT = 1 << 20
+
+
+@frozen
+class Version:
+    """Which content a file has: another one whenever it has been replaced."""
+
+    inode: int
+    modified: int
+    size: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Version:
+        return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+@define(eq=False)
+class PrivateFile:
+    """
+    One file, replaced as a whole: whoever reads it finds all of the old content or all of the new,
+    after a crash too, and what has been written when :meth:`update` returns stays.
+
+    Several processes may use it at once.  All but :meth:`version` block.
+
+    :param folder: the data folder.
+    """
+
+    folder: Path
+    name: str
+    files: FileOperations = field(factory=FileOperations)
+
+    @property
+    def path(self) -> Path:
+        """Where it is, for messages."""
+        return self.folder / FOLDER / self.name
+
+    def version(self) -> Version | None:
+        """
+        Which content it has now; ``None``: there is no such file.  Takes microseconds.
+
+        :raises OSError: if it can't be told.
+        """
+        try:
+            return Version.of(os.stat(self.path, follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+
+    def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Version]:
+        """
+        Let ``change`` say what the content is to be, given what it is (``None``: there is none);
+        ``None`` leaves it.  Nobody else changes it meanwhile.
+
+        :returns: the content, and its version.
+        :raises OSError: if it can't be read or written, or is not this user's alone; then it is
+            as it was, but for a disk that fails once the name has changed.
+        """
+        with Directory.open(self.folder) as above:
+            folder = above.ensure(FOLDER, self.files)
+        with folder:
+            lock = self._lock(folder)
+            try:
+                before = self._read(folder)
+                content = change(None if before is None else before[0])
+                if content is None:
+                    if before is None:
+                        raise FileNotFoundError(f"{self.path} is not there")
+                    return before
+                return content, self._replace(folder, content)
+            finally:
+                os.close(lock)
+
+    def read(self) -> tuple[bytes, Version] | None:
+        """The content and its version, or ``None``; errors as of :meth:`update`."""
+        try:
+            with Directory.open(self.folder) as above, above.subdirectory(FOLDER) as folder:
+                return self._read(folder)
+        except FileNotFoundError:
+            return None
+
+    def _lock(self, folder: Directory) -> int:
+        """Exclusively, until it is closed.  The file itself is replaced, so it is another one."""
+        name = f"{self.name}.lock"
+        with suppress(FileExistsError):
+            os.close(self.files.create(folder.fd, name))
+        fd, _ = folder.open_file(name, os.O_RDWR)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _read(self, folder: Directory) -> tuple[bytes, Version] | None:
+        try:
+            fd, status = folder.open_file(self.name)
+        except FileNotFoundError:
+            return None
+        try:
+            if status.st_mode & 0o077:
+                raise PermissionError(f"{self.path} may be read by others: chmod 600")
+            return self.files.read(fd, _LIMIT, 0), Version.of(status)
+        finally:
+            os.close(fd)
+
+    def _replace(self, folder: Directory, content: bytes) -> Version:
+        new = f"{self.name}.new"
+        self.files.unlink(folder.fd, new)  # of somebody who died at it
+        fd = self.files.create(folder.fd, new)
+        try:
+            write_all(self.files, fd, [content], 0)
+            self.files.sync(fd)
+            version = Version.of(os.fstat(fd))
+            self.files.rename(folder.fd, new, folder.fd, self.name)
+        except BaseException:
+            with suppress(OSError):
+                self.files.unlink(folder.fd, new)
+            raise
+        finally:
+            os.close(fd)
+        self.files.sync(folder.fd)
+        return version
+
+
+# Who may collect: one process of all that use a data folder, and none while a copy is made.
+
+_COLLECTOR = "collector.lock"
+_HOLD = "hold.lock"
+_COPY = "copy.lock"
+
+
+class FolderCollectionLock:
+    """
+    A :class:`artifactd.store.interfaces.CollectionLock` of the data folder at ``path``.
+
+    Two files there are locked (flock), so that what a process held ends with it: one by whoever
+    collects, the other shared by all who hold collection off.
+    """
+
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
+        self._claimed: tuple[int, int] | None = None
+
+    def claim(self) -> bool:
+        """Be the one who collects, until :meth:`release`; whether nobody else does.  Blocks."""
+        # Two threads may come here at once: the lock alone decides, which is a descriptor's.
+        collector = _open_lock(self._path, _COLLECTOR, self._files)
+        try:
+            if not _try_lock(collector, fcntl.LOCK_EX):
+                os.close(collector)
+                return False
+            self._claimed = collector, _open_lock(self._path, _HOLD, self._files)
+        except BaseException:
+            os.close(collector)
+            raise
+        return True
+
+    def release(self) -> None:
+        """Let others collect."""
+        claimed, self._claimed = self._claimed, None
+        for fd in claimed or ():
+            os.close(fd)
+
+    @contextmanager
+    def step(self) -> Iterator[bool]:
+        """Whether collection may go on by one step, during which nobody can hold it off."""
+        assert self._claimed is not None, "not claimed"
+        _, hold = self._claimed
+        try:
+            yield _try_lock(hold, fcntl.LOCK_EX)
+        finally:
+            fcntl.flock(hold, fcntl.LOCK_UN)
+
+
+@contextmanager
+def collection_held(path: Path, files: FileOperations | None = None) -> Iterator[None]:
+    """
+    Hold off all collection in the data folder at ``path``, and whatever else removes bytes from
+    it.  Blocks until a step that is under way has ended.
+
+    :raises OSError: if it can't be done.
+    """
+    held: list[int] = []
+    files = files or FileOperations()
+    try:
+        for name in (_HOLD, _COPY):
+            held.append(_open_lock(path, name, files))
+            fcntl.flock(held[-1], fcntl.LOCK_SH)
+        yield
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+class CopyLock:
+    """Keeps bytes from being removed from the data folder at ``path`` while it is copied."""
+
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
+        self._fd = -1
+
+    @contextmanager
+    def kept_out(self) -> Iterator[None]:
+        """
+        Keep whoever would begin to copy waiting.  Blocks; only in the catalog's thread, inside its
+        write transaction: two who remove would keep each other out.
+
+        :raises OSError: (EBUSY) if a copy is being made.
+        """
+        if self._fd < 0:
+            self._fd = _open_lock(self._path, _COPY, self._files)
+        if not _try_lock(self._fd, fcntl.LOCK_EX):
+            raise OSError(errno.EBUSY, "the store is being copied")
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Close the file; further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _open_lock(path: Path, name: str, files: FileOperations) -> int:
+    with Directory.open(path) as folder:
+        return folder.ensure_file(name, files)
+
+
+def _try_lock(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,408 @@
+"""From a producer into a file: what arrives, what a thread is writing, and flow control."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar, Generic, TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.interfaces import (
+    IConsumer,
+    IDelayedCall,
+    IProducer,
+    IPushProducer,
+    IReactorTime,
+)
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import Serial, outlive
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.blobs import FilesystemStagedBlob, Staging
+from artifactd.store.files import Directory, FileOperations, split
+
+# Hashes over bytes that come piece by piece, and the memory of those not finished.
+
+
+class RunningDigest:
+    """
+    The digest of the first ``length`` bytes of an upload, going on.
+    """
+
+    def __init__(self, algorithm: Algorithm) -> None:
+        self.algorithm = algorithm
+        self.length = 0
+        self._hasher = hashlib.new(algorithm)
+
+    def update(self, piece: bytes | memoryview) -> None:
+        """The next bytes.  Blocks; lets other threads run."""
+        self._hasher.update(piece)
+        self.length += len(piece)
+
+    def copy(self) -> RunningDigest:
+        """As it is now."""
+        copy = RunningDigest.__new__(RunningDigest)
+        copy.algorithm, copy.length = self.algorithm, self.length
+        copy._hasher = self._hasher.copy()
+        return copy
+
+    def digest(self) -> Digest:
+        """Of what has come."""
+        return Digest(self.algorithm, self._hasher.hexdigest())
+
+
+@define
+class RunningDigests:
+    """
+    What this process has hashed of uploads that are not being written to now.
+
+    Only a cache: what is not in it is hashed by reading the bytes.  The bytes of an upload never
+    change, they only get more, so an entry holds as long as it isn't longer than the file.
+
+    :param limit: how many are kept; the longest unused goes first.
+    """
+
+    limit: int = 1024
+    _kept: OrderedDict[str, RunningDigest] = field(factory=OrderedDict, init=False)
+
+    def keep(self, upload_id: str, running: RunningDigest) -> None:
+        """Remember one, before the claim on its upload is given up."""
+        self._kept[upload_id] = running
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+
+    def take(self, upload_id: str, algorithm: Algorithm, size: int) -> RunningDigest:
+        """The one for an upload of ``size`` bytes, once it is claimed; a fresh one if need be."""
+        running = self._kept.pop(upload_id, None)
+        if running is None or running.algorithm != algorithm or running.length > size:
+            return RunningDigest(algorithm)
+        return running
+
+    def forget(self, upload_id: str) -> None:
+        """The upload is no more."""
+        self._kept.pop(upload_id, None)
+
+
+# Files that are appended to: what arrives is written at the end, and hashed on the way.
+
+READ = 1024 * 1024
+"""Bytes read back at once."""
+
+TURN = 16 * READ
+"""Bytes read back in one go before other work gets a turn in the thread."""
+
+# More pieces than this cost more in calls than in being copied together.
+_PIECES = 64
+
+
+@define(eq=False)
+class AppendedFile:
+    """
+    A file that grows at its end.  All methods block; one call at a time.
+
+    :ivar name: in its directory.
+    :ivar fd: open for reading and writing.
+    :ivar size: the offset at which it ends.
+    :ivar handed_over: ``fd`` is not ours to close any more.
+    """
+
+    name: str
+    fd: int
+    size: int
+    _files: FileOperations
+    handed_over: bool = field(default=False, init=False)
+
+    def append(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """
+        Write ``pieces``.
+
+        :raises OSError: if not all could be written.  What was written stays.
+        """
+        if len(pieces) > _PIECES:
+            pieces = [b"".join(pieces)]
+        while pieces:
+            written = self._files.write(self.fd, pieces, self.size)
+            gone, pieces = split(pieces, written)
+            self._appended(gone, written)
+
+    def _appended(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        self.size += size
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
+
+
+@define(eq=False)
+class HashedFile(AppendedFile):
+    """
+    A file that grows, in a directory of the store, until it is staged or discarded; locked.
+
+    :ivar running: the digest as far as it is known; at most over ``size`` bytes.
+    :ivar ended: the file is not in its directory any more.
+    """
+
+    running: RunningDigest
+    _directory: Directory
+    ended: bool = field(default=False, init=False)
+
+    def _appended(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
+        hashed_so_far = self.running.length == self.size
+        self.size += size
+        if hashed_so_far:
+            for piece in pieces:
+                self.running.update(piece)
+
+    def catch_up(self, running: RunningDigest) -> None:
+        """Let ``running`` go on over bytes read back: 16 MiB, or up to the end."""
+        end = min(self.size, running.length + TURN)
+        while running.length < end:
+            running.update(self._read(min(READ, end - running.length), running.length))
+
+    def is_there(self) -> bool:
+        """Whether it has neither been staged nor discarded, by anybody."""
+        return not self.ended and self._directory.holds(self.name, os.fstat(self.fd))
+
+    def move(self, staging: Staging, digest: Digest, staging_id: str) -> FilesystemStagedBlob:
+        """
+        Move it to the staged files, with its lock.
+
+        :param staging_id: sets it apart from others of that digest there, a UUID.
+        :raises FileNotFoundError: if it is no longer there.
+        """
+        if not self.is_there():
+            raise FileNotFoundError(errno.ENOENT, "no longer there", self.name)
+        name = staging.move_in(self._directory, self.name, digest, staging_id)
+        self.ended = self.handed_over = True
+        return staging.synced(digest, name, self.fd)
+
+    def _read(self, size: int, offset: int) -> bytes:
+        piece = self._files.read(self.fd, size, offset)
+        if not piece:
+            raise OSError(errno.EIO, "shorter than it was", self.name)
+        return piece
+
+
+async def hashed(file: HashedFile, running: RunningDigest, threads: Serial) -> Digest:
+    """
+    The digest of all of ``file``, which nobody is writing to; reads what ``running`` has not seen.
+
+    :raises OSError: if it can't be read.
+    """
+    while running.length < file.size:
+        await threads.run(lambda: file.catch_up(running))
+    return running.digest()
+
+
+BATCH = 1024 * 1024
+"""Bytes gathered before a thread is worth its while, if nobody is waiting."""
+
+HIGH_WATER = 2 * BATCH
+# Not below a batch: less than one would neither be written nor let the producer go on.
+LOW_WATER = BATCH
+"""Bytes not written yet, those in the thread included, that pause and resume the producer."""
+
+LINGER = 0.003
+"""Seconds for which bytes may lie before they are written, where that is limited."""
+
+_F = TypeVar("_F", bound=AppendedFile)
+
+
+@implementer(IConsumer)
+@define(eq=False)
+class FileConsumer(Generic[_F]):
+    """
+    An ``IConsumer`` whose bytes are appended to a file, in a thread, while the next ones gather.
+
+    :param gather: bytes before a thread is worth its while; less if somebody waits.
+    :param clock: with one, what is gathered is written after :data:`LINGER` seconds at the latest.
+    :ivar offset: where the next byte will go.
+    :ivar written: the offset up to which bytes are in the file.
+    """
+
+    high_water: ClassVar[int] = HIGH_WATER
+    low_water: ClassVar[int] = LOW_WATER
+
+    _file: _F
+    _budget: BufferBudget
+    _threads: Serial
+    _gather: int
+    _clock: IReactorTime | None = field(default=None, kw_only=True)
+    offset: int = field(init=False)
+    written: int = field(init=False)
+    # Where the producer is: before the offset, if it sends again what was here already.
+    _position: int = field(init=False)
+    _backlog: list[bytes] = field(factory=list, init=False)
+    _gathered: int = field(default=0, init=False)
+    _in_thread: int = field(default=0, init=False)
+    _failure: Failure | None = field(default=None, init=False)
+    _producer: IPushProducer | None = field(default=None, init=False)
+    _held: bool = field(default=False, init=False)
+    _paused: bool = field(default=False, init=False)
+    _closed: bool = field(default=False, init=False)
+    _waiting: list[Deferred[None]] = field(factory=list, init=False)
+    _watching: list[Callable[[int], None]] = field(factory=list, init=False)
+    _lingering: IDelayedCall | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.offset = self.written = self._position = self._file.size
+        self._budget.join(self)
+
+    # -- IConsumer
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        """``IConsumer``; ``streaming`` is always true."""
+        if not streaming:
+            raise ValueError("a file takes a push producer")
+        if self._producer is not None:
+            raise RuntimeError("a file has one producer at a time")
+        self._producer, self._paused = IPushProducer(producer), False
+        if self._failure is not None:
+            self._producer.stopProducing()
+        else:
+            self._control()
+
+    def unregisterProducer(self) -> None:
+        """``IConsumer``."""
+        self._producer = None
+
+    def write(self, data: bytes) -> None:
+        """``IConsumer``: take ``data``.  After a failure, or the close, it is dropped."""
+        if self._failure is not None or self._closed or not data:
+            return
+        self._backlog.append(data)
+        self._gathered += len(data)
+        self._position += len(data)
+        self.offset = max(self.offset, self._position)
+        self._budget.take(self, len(data))
+        self._pump()
+        self._control()
+
+    # -- Buffering
+
+    def hold(self) -> None:
+        """The budget is used up: take no more in, and write out what is there."""
+        self._held = True
+        self._pump()
+        self._control()
+
+    def go_on(self) -> None:
+        """There is room again."""
+        self._held = False
+        self._control()
+
+    # -- for whoever has opened it
+
+    def watch(self, grown: Callable[[int], None]) -> None:
+        """Call ``grown`` with :attr:`written` whenever that has grown, in the reactor's thread."""
+        self._watching.append(grown)
+
+    async def flush(self) -> int:
+        """
+        Wait until all that was taken is in the file; :attr:`written` then.
+
+        :raises OSError: if any of it could not be written.
+        """
+        await self._drained()
+        if self._failure is not None:
+            self._failure.raiseException()
+        return self.written
+
+    async def close(self) -> None:
+        """Wait for what is in flight, then let go of the file.  Further calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            await outlive(ensureDeferred(self._close()))
+
+    async def _close(self) -> None:
+        await self._drained()
+        await self._threads.idle()
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        self._budget.leave(self)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        if not self._file.handed_over:
+            await self._threads.run(self._file.close)
+
+    # -- flow
+
+    def _drained(self) -> Deferred[None]:
+        drained: Deferred[None] = Deferred(self._waiting.remove)
+        self._waiting.append(drained)
+        self._pump()
+        self._tell_if_drained()
+        return drained
+
+    def _tell_if_drained(self) -> None:
+        if not self._in_thread and not self._backlog:
+            waiting, self._waiting = self._waiting, []
+            for drained in waiting:
+                drained.callback(None)
+
+    def _pump(self) -> None:
+        if self._in_thread or not self._backlog:
+            return
+        if self._gathered >= self._gather or self._waiting or self._budget.pressed:
+            self._write_out()
+        elif self._clock is not None and self._lingering is None:
+            self._lingering = self._clock.callLater(LINGER, self._lingered)
+
+    def _lingered(self) -> None:
+        self._lingering = None
+        if self._backlog and not self._in_thread:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        batch, self._backlog = self._backlog, []
+        self._in_thread, self._gathered = self._gathered, 0
+        writing = self._threads.run(partial(self._file.append, batch))
+        writing.addCallbacks(self._wrote, self._failed)
+
+    def _wrote(self, _: None) -> None:
+        size, self._in_thread = self._in_thread, 0
+        grown = self._file.size  # as long as no thread has it again
+        self._pump()
+        self._tell_growth(grown)
+        self._budget.release(size)
+        self._control()
+        self._tell_if_drained()
+
+    def _failed(self, failure: Failure) -> None:
+        self._failure = failure
+        dropped = self._in_thread + self._gathered
+        self._backlog, self._in_thread, self._gathered = [], 0, 0
+        self.offset = self._position = self._file.size
+        self._tell_growth(self._file.size)
+        self._budget.release(dropped)
+        if self._producer is not None:
+            self._producer.stopProducing()
+        self._tell_if_drained()
+
+    def _tell_growth(self, size: int) -> None:
+        if size > self.written:
+            self.written = size
+            for grown in self._watching:
+                grown(size)
+
+    def _control(self) -> None:
+        """Pause or resume the producer, as the disk and the budget allow."""
+        if self._producer is None or self._failure is not None:
+            return
+        unwritten = self._gathered + self._in_thread
+        pause = self._held or unwritten >= (self.low_water + 1 if self._paused else self.high_water)
+        if pause and not self._paused:
+            self._paused = True
+            self._producer.pauseProducing()
+        elif self._paused and not pause:
+            self._paused = False
+            self._producer.resumeProducing()

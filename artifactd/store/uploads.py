@@ -1,0 +1,219 @@
+"""``uploads/<id>``: the bytes of an upload; its offset is the size of the file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+
+from attrs import define, field, frozen
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.blobs import FilesystemStagedBlob, Staging
+from artifactd.store.files import Directory, FileOperations, is_sealed
+from artifactd.store.intake import FileConsumer, HashedFile, RunningDigest, RunningDigests, hashed
+from artifactd.store.interfaces import UploadBusy, UploadMissing
+
+_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# A look at who holds an upload takes microseconds; this many of them are waited for.
+_LOOKS = 100
+_LOOK_SECONDS = 0.001
+
+
+@frozen
+class UploadDirectory:
+    """
+    The uploads.  All methods block and raise OSError.
+
+    :param pause: waits so many seconds, in the thread.
+    """
+
+    directory: Directory
+    _files: FileOperations
+    _pause: Callable[[float], None] = time.sleep
+
+    def create(self, upload_id: str) -> None:
+        """
+        An empty upload; durable with its first bytes.
+
+        :raises FileExistsError: if there is one.
+        :raises ValueError: if ``upload_id`` is no UUID in lower case.
+        """
+        if not _ID.fullmatch(upload_id):
+            raise ValueError(f"not a UUID: {upload_id!r}")
+        os.close(self._files.create(self.directory.fd, upload_id))
+
+    def begin(self, upload_id: str) -> tuple[int, int]:
+        """An empty upload, claimed: its descriptor and its size.  Errors as of :meth:`create`."""
+        self.create(upload_id)
+        return self.claim(upload_id)
+
+    def claim(self, upload_id: str) -> tuple[int, int]:
+        """
+        Open and lock an upload: its descriptor and its size.
+
+        :raises UploadMissing: if there is none.
+        :raises UploadBusy: if somebody else has locked it.
+        """
+        self.size(upload_id)
+        try:
+            fd, status = self.directory.open_file(upload_id, os.O_RDWR)
+        except FileNotFoundError:
+            raise UploadMissing(upload_id) from None
+        try:
+            if not self._lock(fd):
+                raise UploadBusy(os.fstat(fd).st_size)
+            if not self.directory.holds(upload_id, status):
+                raise UploadMissing(upload_id)
+            return fd, os.fstat(fd).st_size
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def size(self, upload_id: str) -> int:
+        """Bytes staged.  :raises UploadMissing: if there is no such upload."""
+        if not _ID.fullmatch(upload_id):
+            raise UploadMissing(upload_id)
+        try:
+            status = self.directory.status(upload_id)
+        except FileNotFoundError:
+            raise UploadMissing(upload_id) from None
+        if is_sealed(status):
+            raise UploadMissing(upload_id)
+        return status.st_size
+
+    def discard(self, upload_id: str) -> None:
+        """Remove an upload, if it is there."""
+        if _ID.fullmatch(upload_id):
+            self._files.unlink(self.directory.fd, upload_id)
+
+    def idle(self, before: float) -> list[str]:
+        """The ids of those last written to at ``before`` or earlier that nobody has locked."""
+        return [name for name in self.directory.names() if self._is_idle(name, before)]
+
+    def _lock(self, fd: int) -> bool:
+        """Lock a file unless somebody else has; whoever only looks (:meth:`idle`) is waited for."""
+        for _ in range(_LOOKS):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                pass
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            self._pause(_LOOK_SECONDS)
+        return False
+
+    def _is_idle(self, name: str, before: float) -> bool:
+        if not _ID.fullmatch(name):
+            return False
+        try:
+            if self.directory.status(name).st_mtime > before:
+                return False
+            fd, _ = self.directory.open_file(name)
+        except OSError:
+            return False  # gone, or not ours
+        try:
+            # Shared, so that a claim can tell it from another claim.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+@define(eq=False)
+class UploadFile(HashedFile):
+    """A claimed upload, by its id.  All methods block; one call at a time."""
+
+    _claimed: int = field(init=False)
+    _hashed_at_claim: RunningDigest = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._claimed, self._hashed_at_claim = self.size, self.running.copy()
+
+    def cut(self, size: int) -> None:
+        """
+        Cut back to ``size`` bytes.
+
+        :raises ValueError: if that is less than there was at the claim, or more than there is.
+        """
+        if not self._claimed <= size <= self.size:
+            raise ValueError(f"can't cut {self.size} bytes back to {size}")
+        self._files.truncate(self.fd, size)
+        self.size = size
+        self.running = self._hashed_at_claim.copy()
+
+    def stage(self, staging: Staging, digest: Digest) -> FilesystemStagedBlob:
+        """Move it to the staged files.  :raises UploadMissing: if it is no longer there."""
+        try:
+            return self.move(staging, digest, self.name)
+        except FileNotFoundError:
+            raise UploadMissing(self.name) from None
+
+    def discard(self) -> None:
+        """Remove it."""
+        if self.is_there():
+            self._files.unlink(self._directory.fd, self.name)
+        self.ended = True
+
+
+# An upload in the reactor's world.
+
+
+@define(eq=False)
+class FilesystemUploadSession(FileConsumer[UploadFile]):
+    """
+    A claimed upload (:class:`artifactd.store.interfaces.UploadSession`).
+
+    One batch at a time is hashed and written in a thread while the next one gathers.
+    """
+
+    _staging: Staging
+    _digests: RunningDigests
+    id: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self.id = self._file.name
+
+    async def rollback(self, offset: int) -> None:
+        """Cut the staged bytes back to ``offset``, which is not before the offset at the claim."""
+        await self._drained()
+        await self._threads.run(partial(self._file.cut, offset))
+        self.offset = self.written = self._position = offset
+
+    async def digest(self, algorithm: Algorithm) -> Digest:
+        """The digest of all that is staged, read back only where it wasn't hashed as it came."""
+        await self.flush()
+        running = self._file.running
+        if running.algorithm != algorithm:
+            running = RunningDigest(algorithm)
+        return await hashed(self._file, running, self._threads)
+
+    async def stage(self, digest: Digest) -> FilesystemStagedBlob:
+        """Sync the bytes and turn them into a staged blob."""
+        await self.flush()
+        return await self._threads.run(
+            partial(self._file.stage, self._staging, digest), FilesystemStagedBlob.abandon
+        )
+
+    async def still_there(self) -> bool:
+        """Whether the upload has not been discarded since it was claimed."""
+        return await self._threads.run(self._file.is_there)
+
+    async def discard(self) -> None:
+        """Remove the staged bytes."""
+        await self._threads.run(self._file.discard)
+
+    async def _let_go(self) -> None:
+        if not self._file.ended:
+            self._digests.keep(self.id, self._file.running)
+        await super()._let_go()

@@ -1,0 +1,256 @@
+"""Stores on files for a test, their threads, and what is recorded of their files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import RunInThread
+from artifactd.store.files import FileOperations
+from artifactd.store.fills import FilesystemFillStore
+from artifactd.store.folder import DataFolder
+from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
+from tests.contracts.storage import StorageTestCase, Stores
+from tests.programs import reactor
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def at_once(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+    """A thread that has ended before anybody could look."""
+    try:
+        return succeed(function(*args, **kwargs))
+    except BaseException:
+        return fail(Failure())
+
+
+@define
+class SlowThreads:
+    """Threads that begin when the test says so; ``waiting`` are those that have not."""
+
+    waiting: list[Callable[[], None]] = field(factory=list)
+
+    def __call__(
+        self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Deferred[_T]:
+        """As ``deferToThreadPool``."""
+        outcome: Deferred[_T] = Deferred()
+
+        def work() -> None:
+            at_once(function, *args, **kwargs).chainDeferred(outcome)
+
+        self.waiting.append(work)
+        return outcome
+
+    def run_one(self) -> None:
+        """Let the first one run to its end."""
+        self.waiting.pop(0)()
+
+    def run_all(self) -> None:
+        """Let all run, those too that begin meanwhile."""
+        while self.waiting:
+            self.run_one()
+
+
+class FilesystemTestCase(StorageTestCase):
+    """
+    :ivar path: of the data folder.
+    :ivar budget: of all the test's stores.
+    """
+
+    run_in_thread: RunInThread
+
+    def setUp(self) -> None:
+        self.run_in_thread = self.threads()
+        self.path = Path(self.mktemp())
+        self.budget = BufferBudget(64 * 1024 * 1024)
+        super().setUp()
+
+    def threads(self) -> RunInThread:
+        """What runs things in threads."""
+        return at_once
+
+    def open_stores(
+        self, files: FileOperations | None = None, run: RunInThread | None = None
+    ) -> Stores:
+        run = run or self.run_in_thread
+        folder = DataFolder.open(self.path)
+        self.addCleanup(folder.close)
+        folder.settle()
+        blobs = FilesystemBlobStore(folder, run, files)
+        self.addCleanup(blobs.close)
+        uploads = FilesystemUploadStore(folder, run, blobs, self.budget, files)
+        return Stores(blobs, uploads, FilesystemFillStore(folder, run, blobs, self.budget, files))
+
+    def below(self, name: str) -> list[str]:
+        """The paths of all files below the directory ``name`` of the data folder."""
+        root = self.path / name
+        return sorted(str(f.relative_to(root)) for f in root.rglob("*") if not f.is_dir())
+
+
+class ThreadedTestCase(FilesystemTestCase):
+    """The stores work in real threads."""
+
+    def threads(self) -> RunInThread:
+        pool = ThreadPool(1, 8)
+        pool.start()
+        self.addCleanup(pool.stop)
+        return partial(deferToThreadPool, reactor, pool)
+
+
+@define(eq=False)
+class RecordedFiles(FileOperations):
+    """
+    Remembers every call that changes something, and how many bytes were read back.
+
+    A file is told by its path in the data folder, with ``…`` for digests and ids.
+    """
+
+    calls: list[str] = field(factory=list)
+    read_back: int = 0
+
+    def make_directory(self, directory: int, name: str) -> None:
+        super().make_directory(directory, name)
+        self.calls.append(f"mkdir {_name(directory, name)}")
+
+    def create(self, directory: int, name: str) -> int:
+        self.calls.append(f"create {_name(directory, name)}")
+        return super().create(directory, name)
+
+    def write(self, fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> int:
+        self.calls.append(f"write {_name(fd)}")
+        return super().write(fd, pieces, offset)
+
+    def append(self, fd: int, piece: bytes) -> int:
+        self.calls.append(f"append {_name(fd)}")
+        return super().append(fd, piece)
+
+    def read(self, fd: int, size: int, offset: int) -> bytes:
+        piece = super().read(fd, size, offset)
+        self.read_back += len(piece)
+        return piece
+
+    def truncate(self, fd: int, size: int) -> None:
+        self.calls.append(f"truncate {_name(fd)}")
+        super().truncate(fd, size)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        self.calls.append(f"chmod {mode:o} {_name(fd)}")
+        super().set_mode(fd, mode)
+
+    def sync(self, fd: int) -> None:
+        self.calls.append(f"sync {_name(fd)}")
+        super().sync(fd)
+
+    def sync_data(self, fd: int) -> None:
+        self.calls.append(f"sync data {_name(fd)}")
+        super().sync_data(fd)
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        self.calls.append(f"link {_name(directory, name)} {_name(target, target_name)}")
+        super().link(directory, name, target, target_name)
+
+    def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
+        self.calls.append(f"rename {_name(directory, name)} {_name(target, target_name)}")
+        super().rename(directory, name, target, target_name)
+
+    def unlink(self, directory: int, name: str) -> None:
+        self.calls.append(f"unlink {_name(directory, name)}")
+        super().unlink(directory, name)
+
+
+def _name(fd: int, name: str = "") -> str:
+    path = os.path.join(os.readlink(f"/proc/self/fd/{fd}"), name).rstrip("/")
+    inside = re.search(r"/((?:blobs|uploads|staging|fills|keys)(?:/.*)?)$", path)
+    return re.sub(r"[0-9a-f]{8}[0-9a-f-]{24,}", "…", inside[1] if inside else "data folder")
+
+
+@define(eq=False)
+class WatchedFiles(FileOperations):
+    """Calls ``look`` after every call that changes a name or syncs something."""
+
+    look: Callable[[], object] = lambda: None
+
+    def create(self, directory: int, name: str) -> int:
+        fd = super().create(directory, name)
+        self.look()
+        return fd
+
+    def sync_data(self, fd: int) -> None:
+        super().sync_data(fd)
+        self.look()
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        super().set_mode(fd, mode)
+        self.look()
+
+    def sync(self, fd: int) -> None:
+        super().sync(fd)
+        self.look()
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        super().link(directory, name, target, target_name)
+        self.look()
+
+    def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
+        super().rename(directory, name, target, target_name)
+        self.look()
+
+    def unlink(self, directory: int, name: str) -> None:
+        super().unlink(directory, name)
+        self.look()
+
+
+@define(eq=False)
+class FullDisk(FileOperations):
+    """
+    Takes ``room`` bytes, and fails with ``error`` from then on.
+
+    :ivar failing: names of other operations that fail.
+    """
+
+    room: int
+    error: OSError
+    failing: set[str] = field(factory=set)
+
+    def write(self, fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> int:
+        if self.room <= 0:
+            raise self.error
+        taken = b"".join(pieces)[: self.room]
+        self.room -= len(taken)
+        return super().write(fd, [taken], offset)
+
+    def append(self, fd: int, piece: bytes) -> int:
+        taken = piece[: max(self.room, 0)]
+        if not taken:
+            raise self.error
+        self.room -= len(taken)
+        return super().append(fd, taken)
+
+    def sync(self, fd: int) -> None:
+        self._fail_if_told("sync")
+        super().sync(fd)
+
+    def sync_data(self, fd: int) -> None:
+        self._fail_if_told("sync")
+        super().sync_data(fd)
+
+    def link(self, directory: int, name: str, target: int, target_name: str) -> None:
+        self._fail_if_told("link")
+        super().link(directory, name, target, target_name)
+
+    def _fail_if_told(self, operation: str) -> None:
+        if operation in self.failing:
+            raise self.error

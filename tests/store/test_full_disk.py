@@ -1,0 +1,113 @@
+"""A disk that takes no more."""
+
+from __future__ import annotations
+
+import errno
+from uuid import uuid4
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.interfaces import UploadMissing, UploadSession
+from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
+from tests.store.fixture import FilesystemTestCase, FullDisk
+
+NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
+
+
+class FullDiskTests(FilesystemTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk = FullDisk(1000 * MEBIBYTE, NO_SPACE)
+        self.stores = self.open_stores(self.disk)
+        self.upload_id = str(uuid4())
+
+    async def claimed(self) -> UploadSession:
+        return await self.stores.uploads.claim(self.upload_id, Algorithm.SHA256)
+
+    async def full(self, room: int, *pieces: bytes) -> UploadSession:
+        """A session that has written ``pieces`` where there is only ``room`` for some."""
+        self.stores.uploads.create(self.upload_id)
+        self.disk.room = room
+        session = await self.claimed()
+        for piece in pieces:
+            session.write(piece)
+        await self.assert_raises(OSError, session.flush())
+        return session
+
+    async def test_what_went_in_stays_and_is_hashed(self) -> None:
+        session = await self.full(7, b"hello ", b"world")
+        self.assertEqual(7, session.offset)
+        await session.close()
+        self.assertEqual(7, await self.stores.uploads.offset(self.upload_id))
+        self.disk.room = 100
+        again = await self.claimed()
+        again.write(b"orld")
+        self.assertEqual(Digest.of(b"hello world"), await again.digest(Algorithm.SHA256))
+        await again.close()
+
+    async def test_the_sender_is_stopped_and_its_rest_dropped(self) -> None:
+        self.stores.uploads.create(self.upload_id)
+        self.disk.room = 10
+        session, producer = await self.claimed(), RecordedProducer()
+        session.registerProducer(producer, True)
+        session.write(b"x" * MEBIBYTE)
+        self.assertEqual("stop", producer.told[-1])
+        session.write(b"more")
+        self.assertEqual((10, 0), (session.offset, self.budget.used))
+        await session.close()
+
+    async def test_a_sender_that_comes_later_is_stopped_at_once(self) -> None:
+        session, producer = await self.full(3, b"hello"), RecordedProducer()
+        session.registerProducer(producer, True)
+        self.assertEqual(["stop"], producer.told)
+        await session.close()
+
+    async def test_it_goes_on_failing_where_all_bytes_matter(self) -> None:
+        session = await self.full(3, b"hello")
+        for _ in range(2):
+            error = await self.assert_raises(OSError, session.flush())
+            self.assertEqual(errno.ENOSPC, error.errno)
+        await self.assert_raises(OSError, session.digest(Algorithm.SHA256))
+        await self.assert_raises(OSError, session.stage(Digest.of(b"hel")))
+        await session.close()
+
+    async def test_the_request_can_be_taken_back(self) -> None:
+        session = await self.full(3, b"hello")
+        await session.rollback(0)
+        await session.close()
+        self.assertEqual(0, await self.stores.uploads.offset(self.upload_id))
+
+    async def test_a_manifest_that_does_not_fit_leaves_nothing(self) -> None:
+        self.disk.room = 3
+        await self.assert_raises(OSError, self.published(b"manifest"))
+        self.assertEqual([], self.below("staging"))
+
+    async def test_bytes_that_can_not_be_synced_are_not_staged(self) -> None:
+        self.disk.failing = {"sync"}
+        await self.assert_raises(OSError, self.published(b"blob"))
+        self.assertEqual([], self.below("staging") + self.below("blobs"))
+
+    async def test_an_upload_that_can_not_be_synced_is_not_tried_again(self) -> None:
+        # The second fsync would succeed, and the bytes be lost all the same.
+        self.stores.uploads.create(self.upload_id)
+        session = await self.claimed()
+        session.write(b"blob")
+        await session.flush()
+        self.disk.failing = {"sync"}
+        await self.assert_raises(OSError, session.stage(Digest.of(b"blob")))
+        await session.close()
+        await self.assert_raises(UploadMissing, self.claimed())
+        self.assertEqual([], self.below("uploads") + self.below("staging") + self.below("blobs"))
+
+    async def test_a_name_that_can_not_be_made_durable_is_taken_back(self) -> None:
+        staged = await self.stores.blobs.stage(Digest.of(b"blob"), b"blob")
+        for failing in ("link", "sync"):
+            self.disk.failing = {failing}
+            await self.assert_raises(OSError, staged.publish())
+        self.disk.failing = set()
+        await staged.withdraw(self.rows.forget)
+        self.assertEqual([], self.below("staging") + self.below("blobs"))
+
+    async def test_a_full_disk_is_not_writable_and_keeps_no_probe(self) -> None:
+        self.disk.room = 0
+        await self.assert_raises(OSError, self.stores.blobs.check_writable())
+        self.assertEqual([], self.below("staging"))

@@ -1,0 +1,282 @@
+"""An upload session between a fast sender and a slow disk."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from uuid import uuid4
+
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.interfaces import IConsumer
+from zope.interface.verify import verifyObject
+
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.intake import BATCH, HIGH_WATER
+from artifactd.store.interfaces import UploadBusy, UploadMissing
+from artifactd.store.uploads import FilesystemUploadSession
+from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
+from tests.store.fixture import FilesystemTestCase, RecordedFiles, SlowThreads
+
+_T = TypeVar("_T")
+
+CHUNK = b"x" * (256 * 1024)
+
+
+class SessionTestCase(FilesystemTestCase):
+    """
+    :ivar threads: those of ``slow``, stores whose threads begin when told to.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.slow_threads = SlowThreads()
+        self.files = RecordedFiles()
+        self.slow = self.open_stores(self.files, self.slow_threads)
+        self.upload_id = str(uuid4())
+        self.slow.uploads.create(self.upload_id)
+        self.session = self.claimed()
+
+    def ended(self, coroutine: Coroutine[Deferred[Any], Any, _T]) -> _T:
+        """What comes of ``coroutine`` when all threads have run."""
+        running = ensureDeferred(coroutine)
+        self.slow_threads.run_all()
+        return self.successResultOf(running)
+
+    def claimed(self) -> FilesystemUploadSession:
+        session = self.ended(self.slow.uploads.claim(self.upload_id, Algorithm.SHA256))
+        assert isinstance(session, FilesystemUploadSession)
+        return session
+
+    def write(self, size: int) -> None:
+        for _ in range(size // len(CHUNK)):
+            self.session.write(CHUNK)
+
+    def staged(self) -> int:
+        """Bytes in the file."""
+        return (self.path / "uploads" / self.upload_id).stat().st_size
+
+
+class BatchTests(SessionTestCase):
+    def test_it_is_a_consumer(self) -> None:
+        self.assertTrue(verifyObject(IConsumer, self.session))
+
+    def test_a_thread_gets_a_batch_at_a_time(self) -> None:
+        self.write(BATCH - len(CHUNK))
+        self.assertEqual([], self.slow_threads.waiting)
+        self.write(len(CHUNK))
+        self.assertEqual(1, len(self.slow_threads.waiting))
+
+    def test_the_next_batch_gathers_while_one_is_written(self) -> None:
+        self.write(2 * BATCH)
+        self.assertEqual(1, len(self.slow_threads.waiting))
+        self.slow_threads.run_one()
+        self.assertEqual((BATCH, 1), (self.staged(), len(self.slow_threads.waiting)))
+        self.slow_threads.run_one()
+        self.assertEqual((2 * BATCH, 0), (self.staged(), len(self.slow_threads.waiting)))
+
+    def test_a_flush_does_not_wait_for_a_full_batch(self) -> None:
+        self.session.write(b"little")
+        self.assertEqual(6, self.ended(self.session.flush()))
+        self.assertEqual(6, self.staged())
+
+    def test_a_flush_waits_for_all_batches(self) -> None:
+        self.write(BATCH)
+        self.session.write(b"more")
+        flushed = ensureDeferred(self.session.flush())
+        self.slow_threads.run_one()
+        self.assertNoResult(flushed)
+        self.slow_threads.run_one()
+        self.assertEqual(BATCH + 4, self.successResultOf(flushed))
+
+    def test_a_great_many_pieces_are_written_at_once(self) -> None:
+        for _ in range(5000):
+            self.session.write(b"crumb")
+        self.ended(self.session.flush())
+        self.assertEqual(25000, self.staged())
+        self.assertEqual(1, self.files.calls.count("write uploads/…"))
+
+
+class FlowTests(SessionTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.producer = RecordedProducer()
+        self.session.registerProducer(self.producer, True)
+
+    def test_the_sender_is_paused_while_the_disk_is_behind(self) -> None:
+        self.write(HIGH_WATER - len(CHUNK))
+        self.assertEqual([], self.producer.told)
+        self.write(len(CHUNK))
+        self.assertEqual(["pause"], self.producer.told)
+        self.slow_threads.run_one()
+        self.assertEqual(["pause", "resume"], self.producer.told)
+
+    def test_what_arrives_after_the_pause_is_kept(self) -> None:
+        self.write(HIGH_WATER + len(CHUNK))
+        self.assertEqual(["pause"], self.producer.told)
+        self.ended(self.session.flush())
+        self.assertEqual(HIGH_WATER + len(CHUNK), self.staged())
+
+    def test_a_sender_that_came_too_late_waits_at_once(self) -> None:
+        self.session.unregisterProducer()
+        self.write(HIGH_WATER)
+        late = RecordedProducer()
+        self.session.registerProducer(late, True)
+        self.assertEqual(["pause"], late.told)
+
+    def test_a_sender_that_has_left_is_told_nothing(self) -> None:
+        self.write(HIGH_WATER)
+        self.session.unregisterProducer()
+        self.slow_threads.run_all()
+        self.assertEqual(["pause"], self.producer.told)
+
+    def test_there_is_one_sender_at_a_time(self) -> None:
+        with self.assertRaises(RuntimeError):
+            self.session.registerProducer(RecordedProducer(), True)
+
+    def test_a_pull_producer_is_refused(self) -> None:
+        self.session.unregisterProducer()
+        with self.assertRaises(ValueError):
+            self.session.registerProducer(RecordedProducer(), False)
+
+    def test_an_exhausted_budget_pauses_and_writes_out_what_little_there_is(self) -> None:
+        self.session.write(b"little")
+        self.budget.acquire(self.budget.threshold - self.budget.used)
+        waiting = self.budget.acquire(1)
+        self.assertEqual(["pause"], self.producer.told)
+        self.slow_threads.run_all()
+        self.assertEqual(6, self.staged())
+        self.successResultOf(waiting)
+        self.assertEqual(["pause", "resume"], self.producer.told)
+
+    def test_all_that_was_taken_is_given_back(self) -> None:
+        self.write(HIGH_WATER)
+        self.assertEqual(HIGH_WATER, self.budget.used)
+        self.ended(self.session.close())
+        self.assertEqual(0, self.budget.used)
+
+
+class HashingTests(SessionTestCase):
+    def test_bytes_hashed_as_they_came_are_not_read_again(self) -> None:
+        for _ in range(3):
+            self.write(BATCH)
+            self.ended(self.session.close())
+            self.session = self.claimed()
+        digest = self.ended(self.session.digest(Algorithm.SHA256))
+        self.assertEqual(Digest.of(b"x" * 3 * BATCH), digest)
+        self.assertEqual(0, self.files.read_back)
+
+    def test_only_what_another_process_has_brought_is_read(self) -> None:
+        self.session.write(b"here ")
+        self.ended(self.session.close())
+        self.elsewhere(b"there ")
+        self.session = self.claimed()
+        self.session.write(b"here")
+        digest = self.ended(self.session.digest(Algorithm.SHA256))
+        self.assertEqual(Digest.of(b"here there here"), digest)
+        self.assertEqual(len(b"there here"), self.files.read_back)
+
+    def test_all_is_read_for_another_algorithm(self) -> None:
+        self.session.write(b"bytes")
+        digest = self.ended(self.session.digest(Algorithm.SHA512))
+        self.assertEqual(Digest.of(b"bytes", Algorithm.SHA512), digest)
+        self.assertEqual(5, self.files.read_back)
+
+    def test_what_was_caught_up_on_is_not_read_twice(self) -> None:
+        self.elsewhere(b"there")
+        self.session = self.claimed()
+        for _ in range(2):
+            self.ended(self.session.digest(Algorithm.SHA256))
+        self.assertEqual(5, self.files.read_back)
+
+    def test_after_a_rollback_only_the_rest_is_read(self) -> None:
+        self.session.write(b"hashed")
+        self.ended(self.session.close())
+        self.session = self.claimed()
+        self.session.write(b" kept and not")
+        self.ended(self.session.rollback(len(b"hashed kept")))
+        digest = self.ended(self.session.digest(Algorithm.SHA256))
+        self.assertEqual(Digest.of(b"hashed kept"), digest)
+        self.assertEqual(len(b" kept"), self.files.read_back)
+
+    def test_a_long_reading_lets_others_have_the_thread(self) -> None:
+        self.elsewhere(b"x" * (40 * MEBIBYTE))
+        self.session = self.claimed()
+        digesting = ensureDeferred(self.session.digest(Algorithm.SHA256))
+        turns = 0
+        while self.slow_threads.waiting:
+            self.slow_threads.run_one()
+            turns += 1
+        self.assertEqual(Digest.of(b"x" * (40 * MEBIBYTE)), self.successResultOf(digesting))
+        self.assertEqual(3, turns)
+
+    def elsewhere(self, content: bytes) -> None:
+        """Let another process append ``content``."""
+        self.ended(self.session.close())
+        uploads = self.open_stores().uploads
+        session = self.ended(uploads.claim(self.upload_id, Algorithm.SHA256))
+        session.write(content)
+        self.ended(session.close())
+
+
+class CancellationTests(SessionTestCase):
+    def test_a_thread_goes_on_and_the_file_is_closed_after_it(self) -> None:
+        self.session.write(b"bytes")
+        flushing = ensureDeferred(self.session.flush())
+        flushing.cancel()
+        self.failureResultOf(flushing, CancelledError)
+        closing = ensureDeferred(self.session.close())
+        self.assertNoResult(closing)
+        self.slow_threads.run_all()
+        self.successResultOf(closing)
+        self.assertEqual(5, self.staged())
+
+    def test_closing_goes_on_when_nobody_waits_for_it(self) -> None:
+        self.session.write(b"bytes")
+        closing = ensureDeferred(self.session.close())
+        closing.cancel()
+        self.failureResultOf(closing, CancelledError)
+        self.slow_threads.run_all()
+        self.assertEqual(5, self.claimed().offset)
+
+    def test_a_claim_that_nobody_waits_for_is_given_up(self) -> None:
+        self.ended(self.session.close())
+        claiming = ensureDeferred(self.slow.uploads.claim(self.upload_id, Algorithm.SHA256))
+        claiming.cancel()
+        self.failureResultOf(claiming, CancelledError)
+        self.slow_threads.run_all()
+        self.assertEqual(0, self.claimed().offset)
+
+    def test_a_staged_blob_that_nobody_waits_for_is_swept(self) -> None:
+        self.session.write(b"bytes")
+        digest = self.ended(self.session.digest(Algorithm.SHA256))
+        staging = ensureDeferred(self.session.stage(digest))
+        staging.cancel()
+        self.failureResultOf(staging, CancelledError)
+        self.ended(self.session.close())
+        self.assertEqual(1, self.ended(self.slow.blobs.sweep(self.rows.forget)))
+        self.assertEqual([], self.below("staging") + self.below("uploads"))
+
+    def test_a_blob_is_withdrawn_only_after_its_publication_has_ended(self) -> None:
+        digest = Digest.of(b"blob")
+        staged = self.ended(self.slow.blobs.stage(digest, b"blob"))
+        publishing = ensureDeferred(staged.publish())
+        publishing.cancel()
+        self.failureResultOf(publishing, CancelledError)
+        self.ended(staged.withdraw(self.rows.forget))
+        self.assertEqual([], self.below("staging") + self.below("blobs"))
+
+    def test_nothing_is_taken_after_the_close(self) -> None:
+        self.ended(self.session.close())
+        self.session.write(b"late")
+        self.slow_threads.run_all()
+        self.assertEqual((0, 0), (self.staged(), self.budget.used))
+
+    def test_an_upload_that_is_being_written_is_busy_until_closed(self) -> None:
+        claiming = ensureDeferred(self.slow.uploads.claim(self.upload_id, Algorithm.SHA256))
+        self.slow_threads.run_all()
+        self.failureResultOf(claiming, UploadBusy)
+        self.ended(self.session.discard())
+        self.ended(self.session.close())
+        claiming = ensureDeferred(self.slow.uploads.claim(self.upload_id, Algorithm.SHA256))
+        self.slow_threads.run_all()
+        self.failureResultOf(claiming, UploadMissing)
