@@ -12,13 +12,13 @@ from typing import BinaryIO
 
 from attrs import define, field
 
-from artifactd.catalog.backup import (
+from artifactd.catalog.migrations import (
+    check_current,
     copy_catalog,
     listed_blobs,
     replace_catalog,
     settle,
 )
-from artifactd.catalog.migrations import check_current
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all

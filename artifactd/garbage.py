@@ -13,10 +13,9 @@ from typing import ClassVar
 
 from attrs import define, field
 
-from artifactd.catalog.backup import copy_catalog
-from artifactd.catalog.garbage import Collected, Garbage, Restored
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import Collected, Garbage, Restored, SQLiteGarbageCatalog
+from artifactd.catalog.migrations import copy_catalog
 from artifactd.maintenance import used, with_parts
 from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions

@@ -12,12 +12,11 @@ from attrs import frozen
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from artifactd.catalog.migrations import migrate
-from artifactd.catalog.repositories import configure_repositories
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
-from artifactd.catalog.sqlite_repair import SQLiteRepairCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import SQLiteGarbageCatalog
+from artifactd.catalog.migrations import configure_repositories, migrate
+from artifactd.catalog.remote import SQLiteRemoteCatalog
+from artifactd.catalog.repair import SQLiteRepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.registry.accesses import Accesses

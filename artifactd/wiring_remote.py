@@ -10,10 +10,10 @@ from typing import Any
 
 from attrs import define, field
 
+from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.catalog.proofs import SQLiteProofs
+from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.catalog.repair import Holder
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest

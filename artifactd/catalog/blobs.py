@@ -8,7 +8,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from artifactd.catalog import images, tombstones, uploads
+from artifactd.catalog import images, leases
 from artifactd.catalog.leases import renew_blob
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
@@ -66,7 +66,7 @@ def add(
     record(db, digest, size, at)
     link(db, image, digest, used_at=None, at=at, due=at)
     if upload is not None:
-        uploads.delete(db, upload)
+        images.delete_upload(db, upload)
 
 
 def record(db: Connection, digest: Digest, size: int, at: float) -> None:
@@ -162,7 +162,7 @@ def delete(
         raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
     if not allow_held:
         refuse_if_held(db, image_id, digest, "blob")
-    tombstones.bury_blob(db, image_id, digest, actor=actor, at=at)
+    leases.bury_blob(db, image_id, digest, actor=actor, at=at)
     db.execute(
         "DELETE FROM blob_link"
         " WHERE image_id = ? AND blob_id = (SELECT id FROM blob WHERE digest = ?)",

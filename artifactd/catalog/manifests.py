@@ -2,20 +2,172 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from sqlite3 import Connection
 from typing import Any
 
 import msgspec
 
-from artifactd.catalog import blobs, images, tags, tombstones
-from artifactd.catalog.interfaces import ManifestPut, ManifestRecord
+from artifactd.catalog import blobs, images, leases
 from artifactd.catalog.leases import renew_manifest, settle
-from artifactd.catalog.requirements import check_depth, check_entries, check_precondition
+from artifactd.catalog.records import ManifestPut, ManifestRecord
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown
-from artifactd.oci.manifest import Descriptor, Manifest
+from artifactd.oci.errors import (
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    PreconditionFailed,
+)
+from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference, Tag
+
+# What must be so before a manifest can be put into an image.
+
+# One parameter however many digests; CROSS JOIN keeps SQLite from reading the image's rows instead.
+_BLOB_SIZES = (
+    "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
+    " CROSS JOIN blob ON blob.digest = wanted.value AND lost_at IS NULL"
+    " CROSS JOIN blob_link ON blob_link.image_id = ? AND blob_link.blob_id = blob.id"
+)
+_MANIFEST_SIZES = (
+    "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
+    " CROSS JOIN manifest ON manifest.digest = wanted.value AND manifest.image_id = ?"
+    " CROSS JOIN blob ON blob.digest = manifest.digest AND lost_at IS NULL"
+)
+
+
+def check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """
+    :raises ManifestBlobUnknown: if the image lacks something that the manifest holds.
+    :raises ManifestInvalid: if a descriptor's size is wrong.
+    """
+    manifest = put.manifest
+    is_index = manifest.media_type in INDEX_TYPES
+    # What an index lists under a media type that we know nothing of may be either.
+    either = manifest.blobs if is_index else ()
+    blob_sizes = _sizes(db, _BLOB_SIZES, image_id, manifest.blobs)
+    manifest_sizes = _sizes(db, _MANIFEST_SIZES, image_id, (*manifest.children, *either))
+    sizes = blob_sizes | manifest_sizes
+    absent: list[str] = []
+    if not is_index:
+        absent = _absent(manifest.blobs, blob_sizes)
+    elif not put.sparse:
+        absent = _absent(manifest.blobs, sizes) + _absent(manifest.children, manifest_sizes)
+    if absent:
+        raise ManifestBlobUnknown(
+            "this image lacks content that the manifest refers to: push or mount it first",
+            {"digests": list(dict.fromkeys(absent))},
+        )
+    _check_sizes((*manifest.blobs, *manifest.children), sizes)
+
+
+_DEPTH_BELOW = """
+    WITH RECURSIVE below (digest, depth) AS (
+        SELECT value, 1 FROM json_each(:children)
+        UNION
+        SELECT entry.digest, below.depth + 1 FROM below
+            CROSS JOIN manifest ON manifest.image_id = :image AND manifest.digest = below.digest
+            CROSS JOIN manifest_entry AS entry
+                ON entry.manifest_id = manifest.id AND entry.kind = 'manifest'
+            WHERE below.depth <= :most
+    ) SELECT max(depth) FROM below
+"""
+_DEPTH_ABOVE = """
+    WITH RECURSIVE above (digest, depth) AS (
+        SELECT :digest, 0
+        UNION
+        SELECT manifest.digest, above.depth + 1 FROM above
+            CROSS JOIN manifest_entry AS entry ON entry.image_id = :image
+                AND entry.digest = above.digest AND entry.kind = 'manifest'
+            CROSS JOIN manifest ON manifest.id = entry.manifest_id
+            WHERE above.depth <= :most
+    ) SELECT max(depth) FROM above
+"""
+
+
+def check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """
+    An index of images has the depth 1.
+
+    :raises ManifestInvalid: if the manifest, with what it holds and what holds it already in the
+        image, is a nest of indexes that is too deep.
+    """
+    manifest = put.manifest
+    if not manifest.children or image_id is None:
+        return
+    named: dict[str, object] = {
+        "children": msgspec.json.encode({str(c.digest) for c in manifest.children}).decode(),
+        "digest": str(manifest.digest),
+        "image": image_id,
+        "most": put.index_depth,
+    }
+    (depth,) = db.execute(_DEPTH_BELOW, named).fetchone()
+    if put.sparse:  # else what it holds came before it
+        depth += db.execute(_DEPTH_ABOVE, named).fetchone()[0]
+    if depth > put.index_depth:
+        raise ManifestInvalid(
+            f"indexes are nested deeper than {put.index_depth}, which is the most that is accepted"
+            " here",
+            {"digest": str(manifest.digest), "limit": put.index_depth},
+        )
+
+
+def _sizes(
+    db: Connection, query: str, image_id: int | None, entries: Iterable[Descriptor]
+) -> dict[str, int]:
+    wanted = {str(descriptor.digest) for descriptor in entries}
+    if image_id is None or not wanted:
+        return {}
+    return dict(db.execute(query, (msgspec.json.encode(wanted).decode(), image_id)))
+
+
+def _absent(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> list[str]:
+    digests = (str(descriptor.digest) for descriptor in entries if not descriptor.optional)
+    return [digest for digest in digests if digest not in sizes]
+
+
+def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> None:
+    """What is absent has no size to compare with but that of another mention."""
+    right = dict(sizes)
+    for descriptor in entries:
+        digest = str(descriptor.digest)
+        size = right.setdefault(digest, descriptor.size)
+        if descriptor.size != size:
+            raise ManifestInvalid(
+                f"a descriptor says {descriptor.size} bytes, but the content has {size}"
+                if digest in sizes
+                else f"two descriptors of one digest say {size} and {descriptor.size} bytes",
+                {"digest": digest, "size": descriptor.size},
+            )
+
+
+def check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """:raises PreconditionFailed: if it does not hold for one of the references."""
+    precondition = put.precondition
+    if precondition.if_match is None and precondition.if_none_match is None:
+        return
+    for reference in put.tags or (put.manifest.digest,):
+        if image_id is None:
+            current = None
+        elif isinstance(reference, Digest):
+            current = reference if _has_manifest(db, image_id, reference) else None
+        else:
+            current = images.tag_target(db, image_id, reference)
+        if not precondition.holds(current):
+            raise PreconditionFailed(
+                "the precondition does not hold: fetch what the reference points at now and decide"
+                " again",
+                {
+                    "reference": str(reference),
+                    "current": None if current is None else str(current),
+                },
+            )
+
+
+def _has_manifest(db: Connection, image_id: int, digest: Digest) -> bool:
+    query = "SELECT 1 FROM manifest WHERE image_id = ? AND digest = ?"
+    return db.execute(query, (image_id, str(digest))).fetchone() is not None
+
 
 _SELECT = (
     "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations, free_since"
@@ -136,9 +288,9 @@ def store(
     touched += _entries(db, manifest_id)
     if is_new:
         touched += referrers_of(db, image_id, str(manifest.digest))
-        tombstones.forget_manifest(db, image_id, str(manifest.digest))
+        leases.forget_manifest(db, image_id, str(manifest.digest))
     for tag in put.tags:
-        tags.move(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+        images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
     settle(db, image_id, [str(manifest.digest), *touched], at)
     db.execute(
         "UPDATE manifest SET free_since = ? WHERE id = ? AND free_since < ?", (at, manifest_id, at)
@@ -219,7 +371,7 @@ def delete(
         raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
     if not allow_held:
         blobs.refuse_if_held(db, image_id, digest, "manifest")
-    tombstones.bury_manifest(db, manifest_id, actor=actor, at=at)
+    leases.bury_manifest(db, manifest_id, actor=actor, at=at)
     remove(db, image_id, manifest_id, digest, actor=actor, at=at)
 
 
@@ -238,7 +390,7 @@ def remove(
     Take out a manifest and its tags, and journal those; leases of what only it held run from now.
     """
     touched = _entries(db, manifest_id) + referrers_of(db, image_id, str(digest))
-    tags.delete_all_of(db, manifest_id, digest, actor=actor, at=at)
+    images.delete_tags_of(db, manifest_id, digest, actor=actor, at=at)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     settle(db, image_id, touched, at)
 

@@ -2,16 +2,69 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib import resources
 from pathlib import Path
 
-from artifactd.catalog.copies import copy, opened, sync
-from artifactd.catalog.errors import advice
+from artifactd.catalog import repair
+from artifactd.catalog.database import advice
+from artifactd.catalog.repair import ListedBlob
 from artifactd.kit.start import StartError
+from artifactd.oci.digest import Digest
 from artifactd.store.files import FileOperations
+
+# Consistent copies of a catalog that is in use.
+
+
+def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> None:
+    """
+    Write what ``source`` sees to ``target``, durably; at no time does ``target`` hold less.
+
+    Inside a transaction of ``source`` that is the transaction's snapshot, however much other
+    connections write meanwhile; they are not held up.
+
+    :raises FileExistsError: if there is a ``target``.
+    :raises OSError, sqlite3.Error: if it can't be written; then there is no ``target``.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists already")
+    partial = target.with_name(f".{target.name}.partial")
+    with opened(target.parent) as folder:
+        files.unlink(folder, partial.name)  # of an attempt that was cut short
+        fd = files.create(folder, partial.name)  # its OSError says more than SQLite's error
+        try:
+            with closing(sqlite3.connect(partial)) as copied:
+                copied.execute("PRAGMA journal_mode = OFF")  # a copy cut short is thrown away
+                source.backup(copied, sleep=0)
+            files.sync(fd)
+            files.rename(folder, partial.name, folder, target.name)
+        except BaseException:
+            files.unlink(folder, partial.name)
+            raise
+        finally:
+            os.close(fd)
+        files.sync(folder)
+
+
+def sync(folder: Path, files: FileOperations) -> None:
+    """fsync a folder."""
+    with opened(folder) as fd:
+        files.sync(fd)
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
 
 _OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 _APPLICATION_ID = 0x61727464  # as in 0001.sql
@@ -158,3 +211,129 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
     if statement.strip():
         yield statement
+
+
+# A catalog's way into a backup: a copy of what is committed, then in the place of an older one.
+
+
+def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = None) -> None:
+    """
+    Write a consistent copy of ``catalog``, in use or not, to ``target``; an older one goes.
+
+    Blocks.
+
+    :raises StartError: if ``catalog`` can't be read.
+    :raises OSError: if ``target`` can't be written.
+    """
+    files = files or FileOperations()
+    with opened(target.parent) as folder:
+        files.unlink(folder, target.name)
+    # Not read-only: where nobody else has it open, reading a WAL needs its index to be made.
+    address = f"{catalog.absolute().as_uri()}?mode=rw"
+    try:
+        with closing(sqlite3.connect(address, uri=True)) as db:
+            copy(db, target, files)
+    except sqlite3.Error as error:
+        raise StartError(f"can't copy the catalog {catalog}: {error}") from error
+
+
+def listed_blobs(catalog: Path) -> Sequence[ListedBlob]:
+    """What ``catalog`` lists, lost or not.  Blocks."""
+    with closing(sqlite3.connect(catalog)) as db:
+        rows = db.execute("SELECT digest, size, lost_at FROM blob").fetchall()
+    return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
+
+
+def settle(
+    catalog: Path, right: Mapping[Digest, int], absent: Iterable[Digest], files: FileOperations
+) -> list[Digest]:
+    """
+    Let a copy of a catalog, which nobody else has open, say what lies beside it.  Durable after.
+    Blocks.
+
+    :param right: is there, whatever the copy says, in that many bytes.
+    :param absent: is not there: images of upstreams go on without, for others it is noted.
+    :return: those of ``absent`` that images have which were pushed.
+    """
+    lost: list[Digest] = []
+    with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
+        db.execute("PRAGMA foreign_keys = ON")
+        db.execute("BEGIN IMMEDIATE")
+        at = time.time()
+        db.executemany(
+            "UPDATE blob SET lost_at = NULL, size = ? WHERE digest = ?",
+            [(size, str(digest)) for digest, size in right.items()],
+        )
+        for digest in absent:
+            repair.lose(db, digest, lambda: True, at)
+            repair.drop_lost(db, digest, at)
+            lost += [digest] if repair.holders(db, digest, 1) else []
+        db.execute("COMMIT")
+    fd = os.open(catalog, os.O_RDONLY)
+    try:
+        files.sync(fd)
+    finally:
+        os.close(fd)
+    return lost
+
+
+def replace_catalog(copied: Path, catalog: Path, files: FileOperations) -> None:
+    """
+    Put ``copied`` in the place of ``catalog``, durably.  Blocks; nobody may have either open.
+
+    :raises OSError: if it can't be done.
+    """
+    # What was left in the old one's log would be taken for the new one's.
+    with opened(catalog.parent) as folder, opened(copied.parent) as source:
+        for suffix in ("-wal", "-shm"):
+            files.unlink(folder, catalog.name + suffix)
+        files.sync(folder)
+        files.rename(source, copied.name, folder, catalog.name)
+        files.sync(folder)
+
+
+# Which repositories are configured, seen to before a process serves any of them.
+
+
+def configure_repositories(path: Path, names: Collection[str], default: str | None) -> None:
+    """
+    Remember which repositories are configured, in the catalog at ``path``.
+
+    Blocks; to be called before the reactor runs, after
+    :func:`artifactd.catalog.migrations.migrate`.
+
+    :param default: the repository whose images are named without a prefix.
+    :raises StartError: if one that was not configured before would hide images of ``default`` whose
+        names begin with its own.
+    """
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("BEGIN IMMEDIATE")
+            _configure(db, set(names), default)
+            db.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
+
+
+def _configure(db: sqlite3.Connection, names: set[str], default: str | None) -> None:
+    before = {name for (name,) in db.execute("SELECT name FROM repository")}
+    if default is not None:
+        for added in sorted(names - before):
+            _refuse_to_hide(db, added, default)
+    db.executemany("DELETE FROM repository WHERE name = ?", [(n,) for n in before - names])
+    db.executemany("INSERT INTO repository (name) VALUES (?)", [(n,) for n in names - before])
+
+
+def _refuse_to_hide(db: sqlite3.Connection, added: str, default: str) -> None:
+    hidden = db.execute(
+        "SELECT name FROM image WHERE repository = ? AND name > ? AND name < ?"  # "0" follows "/"
+        " AND EXISTS (SELECT 1 FROM manifest WHERE image_id = image.id) ORDER BY name LIMIT 1",
+        (default, f"{added}/", f"{added}0"),
+    ).fetchone()
+    if hidden is not None:
+        raise StartError(
+            f'repository "{added}" would hide the image "{hidden[0]}" of "{default}": give the'
+            " repository another name, or copy the images whose names begin with"
+            f' "{added}/" to other names and delete their manifests'
+        )

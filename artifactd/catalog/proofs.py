@@ -29,7 +29,7 @@ class SQLiteProofs:
     """
     A :class:`ProofCatalog`.
 
-    :param database: that of a :class:`artifactd.catalog.sqlite.SQLiteCatalog`, which closes it.
+    :param database: that of a :class:`artifactd.catalog.catalog.SQLiteCatalog`, which closes it.
     """
 
     def __init__(self, database: Database) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from attrs import define, field
 
 from artifactd.catalog.garbage import GarbageCatalog
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
 from artifactd.oci.errors import BadGateway, RegistryError

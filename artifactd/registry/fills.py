@@ -6,7 +6,7 @@ from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from attrs import field, frozen
 
-from artifactd.catalog.interfaces import ManifestRecord
+from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.oci.ranges import ByteRange

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.oci.errors import Unavailable
 from artifactd.store.interfaces import BlobStore
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from artifactd.catalog.interfaces import Catalog, ManifestPut, ManifestRecord, Precondition
+from artifactd.catalog.records import Catalog, ManifestPut, ManifestRecord, Precondition
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown

@@ -11,7 +11,7 @@ from functools import partial
 
 from attrs import define, field, frozen
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import Flights
 from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.presented import Presented

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.oci.errors import Unavailable
 from artifactd.store.interfaces import StagedBlob
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from artifactd.catalog.interfaces import ManifestRecord
+from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.manifest import OCI_INDEX
 
 # Clients read an index of 4 MiB; the annotations in it may be long.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from attrs import evolve, frozen
 from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog, Precondition
+from artifactd.catalog.records import Catalog, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError, Unsupported
 from artifactd.oci.manifest import Manifest

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from attrs import define, evolve, field
 from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog, ManifestRecord
+from artifactd.catalog.records import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.kit.deferreds import Flights, RunInThread
 from artifactd.oci.digest import Digest

@@ -9,7 +9,7 @@ from functools import partial
 from attrs import define, field
 from twisted.logger import Logger
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.store.fills import FillStore
 from artifactd.store.interfaces import BlobStore, UploadMissing, UploadStore
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from attrs import evolve, field, frozen
 
-from artifactd.catalog.interfaces import Catalog, ManifestPut
+from artifactd.catalog.records import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError

@@ -8,7 +8,7 @@ from attrs import field, frozen
 from twisted.internet.interfaces import IConsumer, IProducer
 from zope.interface import implementer
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.records import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ContentTooLarge, QuotaExceeded, RegistryError
 from artifactd.oci.names import ImageName

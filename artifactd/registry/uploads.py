@@ -13,7 +13,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 
-from artifactd.catalog.interfaces import Catalog, UploadRecord
+from artifactd.catalog.records import Catalog, UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,

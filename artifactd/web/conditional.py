@@ -7,7 +7,7 @@ from functools import partial
 
 from twisted.web.server import Request
 
-from artifactd.catalog.interfaces import Precondition
+from artifactd.catalog.records import Precondition
 from artifactd.oci.ranges import is_bounded, parse_range
 from artifactd.registry.found import BlobWanted
 from artifactd.web.headers import header, header_values

@@ -11,12 +11,11 @@ from twisted.internet import reactor
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog.interfaces import Catalog
-from artifactd.catalog.migrations import migrate
-from artifactd.catalog.repositories import configure_repositories
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import SQLiteGarbageCatalog
+from artifactd.catalog.migrations import configure_repositories, migrate
+from artifactd.catalog.records import Catalog
+from artifactd.catalog.remote import SQLiteRemoteCatalog
 from tests.contracts.catalog import CatalogTestCase
 from tests.contracts.catalog_garbage import GarbageCatalogTestCase
 from tests.contracts.catalog_remote import RemoteCatalogTestCase

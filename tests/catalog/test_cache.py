@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessValue
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.cache import DataVersion, ReadCache
+from artifactd.catalog.database import DataVersion, ReadCache
 
 
 class ReadCacheTests(TestCase):

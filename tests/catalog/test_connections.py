@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.connections import Connections, in_snapshot, prepare_reader, prepare_writer
+from artifactd.catalog.database import Connections, in_snapshot, prepare_reader, prepare_writer
 from artifactd.oci.errors import Unavailable
 from tests.catalog.fixture import REACTOR
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import Catalog
+from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.catalog.proofs import SQLiteProofs
-from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.records import Catalog
 from tests.catalog import fixture
 from tests.contracts import (
     catalog,

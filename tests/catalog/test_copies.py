@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog.copies import copy
+from artifactd.catalog.migrations import copy
 from artifactd.store.files import FileOperations
 
 

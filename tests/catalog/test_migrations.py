@@ -11,11 +11,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.catalog.interfaces import ManifestPut, ManifestRecord, TagMovement
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import SQLiteGarbageCatalog
 from artifactd.catalog.migrations import migrate
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
+from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST

@@ -6,23 +6,8 @@ import sqlite3
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog import (
-    blobs,
-    collection,
-    eviction,
-    images,
-    manifests,
-    origins,
-    purge,
-    remote_blobs,
-    remote_pages,
-    remote_tags,
-    tags,
-    undelete,
-    uploads,
-    usage,
-)
-from artifactd.catalog.interfaces import ManifestPut, Precondition, UploadRecord, nothing
+from artifactd.catalog import blobs, garbage, images, manifests, remote
+from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName, Tag
@@ -82,15 +67,15 @@ class PlanTests(SynchronousTestCase):
         manifests.referrers(self.db, APP, DIGEST, None, None, 10)
         manifests.referrers(self.db, APP, DIGEST, "text/x", str(DIGEST), 10)
         self.put("v1")
-        tags.names(self.db, APP, None, 10)
-        tags.names(self.db, APP, "v1", None)
-        tags.movements(self.db, APP, V1)
-        images.names(self.db, "local", "", 10)
+        images.tag_names(self.db, APP, None, 10)
+        images.tag_names(self.db, APP, "v1", None)
+        images.tag_movements(self.db, APP, V1)
+        images.image_names(self.db, "local", "", 10)
         self.assertEqual([], self.scans())
 
     def test_deleting_scans_nothing(self) -> None:
         self.put("v1", "v2")
-        tags.delete(self.db, APP, V1, actor="anne", at=1.0)
+        images.delete_tag(self.db, APP, V1, actor="anne", at=1.0)
         for content in (b"[]", b"child"):
             digest = Digest.of(content)
             manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=1.0)
@@ -98,59 +83,59 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([], self.scans())
 
     def test_what_a_repository_holds_is_never_looked_at_whole(self) -> None:
-        with usage.within(self.db, "local", 1):
-            usage.size(self.db, "local")
+        with images.within_quota(self.db, "local", 1):
+            images.usage_size(self.db, "local")
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:
         record = UploadRecord("u1", ImageName("local", "app"), Algorithm.SHA256, 1.0)
-        uploads.add(self.db, record, nothing, 0)
+        images.add_upload(self.db, record, nothing, 0)
         owned = UploadRecord("u2", ImageName("local", "app"), Algorithm.SHA256, 1.0, "anne")
-        uploads.add(self.db, owned, nothing, 5)
-        uploads.find(self.db, "u1")
-        uploads.page(self.db, "", 10)
-        uploads.delete(self.db, "u1")
+        images.add_upload(self.db, owned, nothing, 5)
+        images.find_upload(self.db, "u1")
+        images.upload_page(self.db, "", 10)
+        images.delete_upload(self.db, "u1")
         self.assertEqual([], self.scans())
 
     def fill(self) -> None:
         """An index, a manifest and a blob come from upstream."""
-        remote_blobs.add(self.db, [ALPINE], DIGEST, 4, confirmed, 1.0)
+        remote.add_remote_blob(self.db, [ALPINE], DIGEST, 4, confirmed, 1.0)
         child = manifest(b"child", blobs=[descriptor(b"blob")])
-        remote_tags.cache(self.db, ALPINE, child, None, confirmed, 1.0)
+        remote.cache_manifest(self.db, ALPINE, child, None, confirmed, 1.0)
         holder = index(b"[]", [descriptor(b"child")])
-        remote_tags.cache(self.db, ALPINE, holder, V1, confirmed, 1.0)
+        remote.cache_manifest(self.db, ALPINE, holder, V1, confirmed, 1.0)
 
     def test_what_comes_from_upstream_is_kept_without_a_scan(self) -> None:
         self.fill()
-        remote_tags.point(self.db, ALPINE, V1, Digest.of(b"child"), 2.0)
-        remote_tags.keep(self.db, ALPINE, V1, DIGEST, 2.0)
-        remote_blobs.link(self.db, ALPINE, DIGEST, 2.0)
-        remote_pages.put(self.db, ALPINE, "tags", CachedPage(b"{}", {"n": "1"}, None, 1.0))
-        origins.remember(self.db, "alpine", "docker.io")
+        remote.point_tag(self.db, ALPINE, V1, Digest.of(b"child"), 2.0)
+        remote.keep_tag(self.db, ALPINE, V1, DIGEST, 2.0)
+        remote.link_remote_blob(self.db, ALPINE, DIGEST, 2.0)
+        remote.put_page(self.db, ALPINE, "tags", CachedPage(b"{}", {"n": "1"}, None, 1.0))
+        images.remember_origin(self.db, "alpine", "docker.io")
         self.assertEqual([], self.scans())
 
     def test_pulling_from_remote_images_scans_nothing(self) -> None:
         self.fill()
-        remote_tags.find(self.db, ALPINE, V1)
-        remote_pages.find(self.db, ALPINE, "tags")
+        remote.find_tag(self.db, ALPINE, V1)
+        remote.find_page(self.db, ALPINE, "tags")
         images.find_known(self.db, ALPINE)
         blobs.size_anywhere(self.db, DIGEST)
-        origins.find(self.db, "alpine")
+        images.find_origin(self.db, "alpine")
         self.assertEqual([], self.scans())
 
     def test_evicting_scans_nothing(self) -> None:
         self.fill()
         used = {(ALPINE, DIGEST): 2.0, (ALPINE, Digest.of(b"[]")): 2.0}
-        eviction.touch(self.db, used)
-        eviction.held_bytes(self.db, "docker.io")
-        held = eviction.least_used(self.db, "docker.io", 9.0, 0, 10)
-        self.assertEqual(3, len(eviction.drop(self.db, held, 9.0)))
+        remote.touch(self.db, used)
+        remote.held_bytes(self.db, "docker.io")
+        held = remote.least_used(self.db, "docker.io", 9.0, 0, 10)
+        self.assertEqual(3, len(remote.drop(self.db, held, 9.0)))
         self.assertEqual([], self.scans())
 
     def test_purging_and_releasing_scan_nothing(self) -> None:
         for reference in (V1, DIGEST, None):
             self.fill()
-            purge.purge(self.db, ALPINE, reference, 1.0)
+            remote.purge(self.db, ALPINE, reference, 1.0)
         images.make_known(self.db, APP, 1.0)
         images.release(self.db, APP, 1.0)
         self.assertEqual([], self.scans())
@@ -158,11 +143,11 @@ class PlanTests(SynchronousTestCase):
     def collect(self, at: float) -> None:
         """What is of no use since ``at``, to its end."""
         for _ in range(2):
-            collection.collect_untagged(self.db, "local", at, 10, at)
-            collection.collect_links(self.db, at, 10)
-            collection.collect_deleted(self.db, at, 10)
-            collection.collect_bytes(self.db, at, 10)
-        collection.unlisted(self.db, [DIGEST])
+            garbage.collect_untagged(self.db, "local", at, 10, at)
+            garbage.collect_links(self.db, at, 10)
+            garbage.collect_deleted(self.db, at, 10)
+            garbage.collect_bytes(self.db, at, 10)
+        garbage.unlisted(self.db, [DIGEST])
 
     def test_collecting_scans_nothing(self) -> None:
         self.put("v1", "v2")
@@ -180,7 +165,7 @@ class PlanTests(SynchronousTestCase):
             digest = Digest.of(content)
             manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=2.0)
         for reference in (V1, other, None):
-            undelete.undelete(self.db, APP, reference, "anne", 3.0)
+            garbage.undelete(self.db, APP, reference, "anne", 3.0)
         self.assertEqual([], self.scans())
 
     def test_renewing_a_lease_scans_nothing(self) -> None:
@@ -191,12 +176,12 @@ class PlanTests(SynchronousTestCase):
 
     def test_what_is_collected_comes_out_of_an_index_in_its_order(self) -> None:
         for query, values in (
-            (collection.UNTAGGED, (1.0, "local", 10)),
-            (collection.LINKS, (1.0, 10)),
-            (collection.DELETED_MANIFESTS, (1.0, 10)),
-            (collection.DELETED_TAGS, (1.0, 10)),
-            (collection.DELETED_BLOBS, (1.0, 10)),
-            (collection.LOOSE, (1.0, 10)),
+            (garbage.UNTAGGED, (1.0, "local", 10)),
+            (garbage.LINKS, (1.0, 10)),
+            (garbage.DELETED_MANIFESTS, (1.0, 10)),
+            (garbage.DELETED_TAGS, (1.0, 10)),
+            (garbage.DELETED_BLOBS, (1.0, 10)),
+            (garbage.LOOSE, (1.0, 10)),
         ):
             plan = self.db.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
             steps = [step for *_, step in plan]
@@ -212,31 +197,31 @@ class PlanTests(SynchronousTestCase):
         ]
 
     def test_what_is_least_used_comes_out_of_an_index_without_being_sorted(self) -> None:
-        eviction.least_used(self.db, "docker.io", 9.0, 0, 10)
+        remote.least_used(self.db, "docker.io", 9.0, 0, 10)
         steps = self.steps()
         for used in ("blob_link_used", "manifest_used"):
             self.assertEqual(1, sum(used in step for step in steps), steps)
         self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
 
     def test_the_oldest_pages_come_out_of_an_index_without_their_bodies(self) -> None:
-        remote_pages.put(self.db, ALPINE, "tags", CachedPage(b"{}", None, None, 1.0))
+        remote.put_page(self.db, ALPINE, "tags", CachedPage(b"{}", None, None, 1.0))
         steps = self.steps()
         self.assertTrue([s for s in steps if "COVERING INDEX upstream_page_fetched" in s], steps)
         self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
 
     def test_what_is_dropped_is_found_by_its_key_not_by_its_time(self) -> None:
         for is_manifest in (False, True):
-            eviction.drop(self.db, [Held(ALPINE, DIGEST, 4, 1.0, is_manifest)], 1.0)
-        eviction.touch(self.db, {(ALPINE, DIGEST): 1.0})
+            remote.drop(self.db, [Held(ALPINE, DIGEST, 4, 1.0, is_manifest)], 1.0)
+        remote.touch(self.db, {(ALPINE, DIGEST): 1.0})
         self.assertFalse([step for step in self.steps() if "_used" in step])
 
     def test_listings_come_out_of_an_index_in_their_order(self) -> None:
         self.put("v1")
         manifests.referrers(self.db, APP, DIGEST, None, None, 10)
-        tags.names(self.db, APP, None, 10)
-        tags.movements(self.db, APP, V1)
-        images.names(self.db, "local", "", 10)
-        uploads.page(self.db, "", 10)
+        images.tag_names(self.db, APP, None, 10)
+        images.tag_movements(self.db, APP, V1)
+        images.image_names(self.db, "local", "", 10)
+        images.upload_page(self.db, "", 10)
         self.db.set_trace_callback(None)
         sorted_afterwards = [
             statement

@@ -9,9 +9,8 @@ from threading import Event
 
 from twisted.internet.defer import Deferred
 
-from artifactd.catalog.remote import RemoteCatalog
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.remote import RemoteCatalog, SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from tests.catalog.fixture import SQLiteRemoteTestCase
 from tests.contracts.catalog import APP, manifest

@@ -11,10 +11,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessValue
 
-from artifactd.catalog.backup import copy_catalog
-from artifactd.catalog.cache import DataVersion
-from artifactd.catalog.interfaces import Catalog
-from artifactd.catalog.sqlite import LEASE, SQLiteCatalog
+from artifactd.catalog.catalog import LEASE, SQLiteCatalog
+from artifactd.catalog.database import DataVersion
+from artifactd.catalog.migrations import copy_catalog
+from artifactd.catalog.records import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Tag

@@ -11,8 +11,7 @@ from threading import Event
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.connections import Connections, prepare_writer
-from artifactd.catalog.writer import Writer
+from artifactd.catalog.database import Connections, Writer, prepare_writer
 from artifactd.oci.errors import Unavailable
 from tests.catalog.fixture import REACTOR
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import UploadRecord
+from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
 from artifactd.oci.names import ImageName

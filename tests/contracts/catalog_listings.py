@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import ManifestRecord
+from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
 from artifactd.oci.names import ImageName

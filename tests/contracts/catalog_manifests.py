@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import ManifestPut, ManifestRecord, TagMovement
+from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,

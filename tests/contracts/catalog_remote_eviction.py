@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from artifactd.catalog.interfaces import TagMovement
+from artifactd.catalog.records import TagMovement
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag

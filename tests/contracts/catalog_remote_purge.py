@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import TagMovement
+from artifactd.catalog.records import TagMovement
 from artifactd.catalog.remote import CachedPage
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.interfaces import ManifestRecord, TagMovement
+from artifactd.catalog.records import ManifestRecord, TagMovement
 from artifactd.catalog.remote import CachedTag
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST

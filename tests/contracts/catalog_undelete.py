@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.catalog.garbage import Restored
-from artifactd.catalog.interfaces import TagMovement
+from artifactd.catalog.records import TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor

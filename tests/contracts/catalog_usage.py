@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 
-from artifactd.catalog.interfaces import ManifestPut, UploadRecord
+from artifactd.catalog.records import ManifestPut, UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
 from artifactd.oci.names import ImageName, Tag

@@ -7,8 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactd.catalog.remote import CachedTag
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.remote import CachedTag, SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import ImageName, Tag

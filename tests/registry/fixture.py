@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from zope.interface import implementer
 
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_remote import SQLiteRemoteCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.counters import Counters

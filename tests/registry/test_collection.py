@@ -9,10 +9,9 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from artifactd.catalog.garbage import Collected, Garbage
-from artifactd.catalog.interfaces import ManifestPut
-from artifactd.catalog.sqlite import SQLiteCatalog
-from artifactd.catalog.sqlite_garbage import SQLiteGarbageCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import Collected, Garbage, SQLiteGarbageCatalog
+from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from artifactd.catalog.interfaces import nothing
+from artifactd.catalog.records import nothing
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag

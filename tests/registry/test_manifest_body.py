@@ -7,7 +7,7 @@ from typing import Any
 from attrs import evolve
 from twisted.internet.defer import Deferred
 
-from artifactd.catalog.interfaces import ManifestPut
+from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
 from artifactd.oci.manifest import OCI_INDEX, parse_manifest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName

@@ -6,8 +6,8 @@ import os
 import time
 from uuid import uuid4
 
-from artifactd.catalog.interfaces import UploadRecord
-from artifactd.catalog.sqlite import SQLiteCatalog
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
 from artifactd.registry.sweep import Sweep

@@ -69,7 +69,7 @@ class CollectionLockTests(TestCase):
 
     async def test_a_killed_process_neither_collects_nor_holds(self) -> None:
         script = (
-            "import sys; from pathlib import Path; from artifactd.storage import collecting as c;"
+            "import sys; from pathlib import Path; from artifactd.store import folder as c;"
             "p = Path(sys.argv[1]); l = c.FolderCollectionLock(p); assert l.claim();"
             "h = c.collection_held(p); h.__enter__(); print('held', flush=True);"
             "import signal; signal.pause()"

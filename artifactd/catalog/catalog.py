@@ -9,10 +9,9 @@ from sqlite3 import Connection
 
 from twisted.internet.interfaces import IReactorFromThreads
 
-from artifactd.catalog import blobs, images, manifests, tags, uploads, usage
-from artifactd.catalog.cache import ReadCache
-from artifactd.catalog.database import Database
-from artifactd.catalog.interfaces import (
+from artifactd.catalog import blobs, images, manifests
+from artifactd.catalog.database import Database, ReadCache
+from artifactd.catalog.records import (
     ManifestPut,
     ManifestRecord,
     TagMovement,
@@ -29,7 +28,7 @@ _CACHED_ANNOTATIONS = 512  # characters of one manifest's
 
 class SQLiteCatalog:
     """
-    A :class:`artifactd.catalog.interfaces.Catalog` in the file at ``path``, which
+    A :class:`artifactd.catalog.records.Catalog` in the file at ``path``, which
     :func:`artifactd.catalog.migrations.migrate` has made.
 
     Nothing is opened and no thread started before the first call, so it may be made before a fork.
@@ -98,7 +97,7 @@ class SQLiteCatalog:
         at = self.database.now()
 
         def add(db: Connection) -> None:
-            with usage.within(db, image.repository, quota):
+            with images.within_quota(db, image.repository, quota):
                 blobs.add(db, image, digest, size, confirm, upload, at)
 
         await self.database.write(add, release)
@@ -110,13 +109,13 @@ class SQLiteCatalog:
         due = at - self._renewed_after
 
         def mount(db: Connection) -> int | None:
-            with usage.within(db, image.repository, quota):
+            with images.within_quota(db, image.repository, quota):
                 return blobs.mount(db, image, digest, source, at, due)
 
         return await self.database.write(mount)
 
     async def repository_size(self, repository: str) -> int:
-        return await self.database.read(lambda db: usage.size(db, repository))
+        return await self.database.read(lambda db: images.usage_size(db, repository))
 
     async def delete_blob(
         self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""
@@ -157,7 +156,7 @@ class SQLiteCatalog:
         at = self.database.now()
 
         def store(db: Connection) -> None:
-            with usage.within(db, put.image.repository, put.quota):
+            with images.within_quota(db, put.image.repository, put.quota):
                 manifests.put(db, put, confirm, at)
 
         await self.database.write(store, release)
@@ -174,18 +173,18 @@ class SQLiteCatalog:
 
     async def delete_tag(self, image: ImageName, tag: Tag, *, actor: str) -> None:
         at = self.database.now()
-        await self.database.write(lambda db: tags.delete(db, image, tag, actor=actor, at=at))
+        await self.database.write(lambda db: images.delete_tag(db, image, tag, actor=actor, at=at))
 
     async def tag_movements(self, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
-        return await self.database.read(lambda db: tags.movements(db, image, tag))
+        return await self.database.read(lambda db: images.tag_movements(db, image, tag))
 
     async def tags(
         self, image: ImageName, after: str | None, limit: int | None
     ) -> list[str] | None:
-        return await self.database.read(lambda db: tags.names(db, image, after, limit))
+        return await self.database.read(lambda db: images.tag_names(db, image, after, limit))
 
     async def images(self, repository: str, after: str, limit: int) -> list[str]:
-        return await self.database.read(lambda db: images.names(db, repository, after, limit))
+        return await self.database.read(lambda db: images.image_names(db, repository, after, limit))
 
     async def referrers(
         self,
@@ -202,16 +201,16 @@ class SQLiteCatalog:
     async def add_upload(
         self, upload: UploadRecord, create: Callable[[], None] = nothing, most: int = 0
     ) -> None:
-        await self.database.write(lambda db: uploads.add(db, upload, create, most))
+        await self.database.write(lambda db: images.add_upload(db, upload, create, most))
 
     async def upload(self, upload_id: str) -> UploadRecord | None:
-        return await self.database.read(lambda db: uploads.find(db, upload_id))
+        return await self.database.read(lambda db: images.find_upload(db, upload_id))
 
     async def delete_upload(self, upload_id: str) -> bool:
-        return await self.database.write(lambda db: uploads.delete(db, upload_id))
+        return await self.database.write(lambda db: images.delete_upload(db, upload_id))
 
     async def uploads(self, after: str, limit: int) -> list[UploadRecord]:
-        return await self.database.read(lambda db: uploads.page(db, after, limit))
+        return await self.database.read(lambda db: images.upload_page(db, after, limit))
 
     async def check(self) -> None:
         self.database.check()
