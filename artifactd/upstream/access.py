@@ -10,19 +10,20 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.oci.names import Reference, Tag
-from artifactd.upstream.api import ApiRequest, Kind, RegistryApi
-from artifactd.upstream.breaker import BreakerSettings, CircuitBreaker
-from artifactd.upstream.budget import RateBudget
-from artifactd.upstream.client import ACCEPT
+from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing, Unreachable
-from artifactd.upstream.exchange import Exchanges
 from artifactd.upstream.http import Http, HttpResponse
 from artifactd.upstream.interfaces import UpstreamWatch
-from artifactd.upstream.login import Login
-from artifactd.upstream.retries import Retries
+from artifactd.upstream.login import Login, Tokens
+from artifactd.upstream.patience import (
+    BreakerSettings,
+    CircuitBreaker,
+    Exchanges,
+    RateBudget,
+    Retries,
+)
 from artifactd.upstream.target import Target
-from artifactd.upstream.tokens import Tokens
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
 _LATEST = Tag("latest")

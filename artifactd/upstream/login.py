@@ -2,17 +2,261 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from urllib.parse import urlencode
 
+import msgspec
 from attrs import define, field, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.upstream.challenge import Challenge, parse_challenges
+from artifactd.kit.deferreds import Shared
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing
+from artifactd.upstream.errors import LoginRefused, Missing, Throttled, UpstreamError
+from artifactd.upstream.http import HttpResponse
+from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal
 from artifactd.upstream.target import Target
-from artifactd.upstream.tokens import Token, TokenRequest, Tokens
+
+# Bearer tokens: Docker Registry v2 authentication ("Requesting a Token").
+
+# Bytes of an answer with a token.
+_BODY = 64 << 10
+# Seconds: "a token should never be returned with less than 60 seconds to live".
+_LEAST = 60.0
+_MOST = 86400.0
+# A token is not used any more when a tenth of its life, or 30 s if that is less, is left.
+_SHARE_LEFT = 0.1
+_SECONDS_LEFT = 30.0
+
+_PRINTABLE = re.compile(r"[!-~]+")
+
+
+@frozen
+class TokenRequest:
+    """What a token is asked for, and where: the parameters of a challenge."""
+
+    realm: Target
+    service: str | None
+    scope: str
+
+    @property
+    def url(self) -> str:
+        """The scopes are divided by spaces, and go one by one."""
+        service = [] if self.service is None else [("service", self.service)]
+        query = urlencode([*service, *(("scope", scope) for scope in self.scope.split())])
+        return f"{self.realm.url}{'&' if '?' in self.realm.resource else '?'}{query}"
+
+
+@frozen
+class Token:
+    """
+    :ivar until: when it is to be used no longer, by the reactor's clock.
+    :ivar user: who it was given to; ``None``: to anybody.
+    """
+
+    text: str = field(repr=False)
+    until: float
+    user: str | None
+
+
+class _Answer(msgspec.Struct):
+    token: str | None = None
+    access_token: str | None = None
+    expires_in: float | None = None
+    issued_at: object = None
+
+
+_decoder = msgspec.json.Decoder(_Answer, strict=False)
+
+
+@define(eq=False)
+class Tokens:
+    """
+    The tokens of one upstream, until shortly before they expire.
+
+    :param exchanges: with those who give tokens.
+    :param limit: how many are kept; the longest unused goes first.
+    """
+
+    exchanges: Exchanges
+    retries: Retries
+    clock: IReactorTime
+    limit: int = 1024
+    _kept: OrderedDict[TokenRequest, Token] = field(factory=OrderedDict, init=False)
+    _fetches: Shared[TokenRequest, Token] = field(factory=Shared, init=False)
+    _throttle: Throttle = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._throttle = Throttle(self.clock)
+
+    def kept(self, wanted: TokenRequest) -> Token | None:
+        """The one that is here, if it is good for a while yet."""
+        token = self._kept.get(wanted)
+        if token is None:
+            return None
+        if self.clock.seconds() >= token.until:
+            del self._kept[wanted]
+            return None
+        self._kept.move_to_end(wanted)
+        return token
+
+    def drop(self, wanted: TokenRequest, refused: Token) -> None:
+        """``refused`` is not accepted; another one that may have taken its place stays."""
+        if self._kept.get(wanted) is refused:
+            del self._kept[wanted]
+
+    def fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Deferred[Token]:
+        """
+        A fresh one.  Asked for once, however many want it; cancelling disturbs no other.
+
+        :raises LoginRefused: if none can be had, or the credentials are refused.
+        :raises Missing: if none is given to anybody.
+        :raises Throttled: if they who give them want fewer requests.
+        """
+        return self._fetches.run(wanted, partial(self._fetch, wanted, credentials))
+
+    async def _fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Token:
+        headers = {"Authorization": credentials.basic()} if credentials else {}
+        secrets = credentials.secrets if credentials else ()
+
+        async def attempt() -> tuple[HttpResponse, bytes]:
+            response = await self.exchanges.ask("GET", wanted.url, headers, *secrets)
+            if response.status != 200:
+                raise await refusal(response, *secrets)
+            return response, await response.read(_BODY)
+
+        self._throttle.check()
+        try:
+            response, body = await self.retries.run(attempt)
+        except Throttled as error:
+            self._throttle.tell(error)
+            raise
+        except UpstreamError as error:
+            raise _refused(error, wanted, credentials) from error
+        token = self._read(response, body, credentials)
+        self._keep(wanted, token)
+        return token
+
+    def _read(self, response: HttpResponse, body: bytes, credentials: Credentials | None) -> Token:
+        try:
+            answer = _decoder.decode(body)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            raise LoginRefused(f"{response.host} answers no JSON with a token in it") from None
+        text = answer.token or answer.access_token or ""
+        if not _PRINTABLE.fullmatch(text):
+            raise LoginRefused(f"{response.host} answers without a token")
+        lifetime = min(max(_LEAST, answer.expires_in or 0.0), _MOST)  # in this order NaN is least
+        left = lifetime - _age(answer.issued_at, response)
+        margin = min(lifetime * _SHARE_LEFT, _SECONDS_LEFT)
+        user = credentials.username if credentials else None
+        return Token(text, self.clock.seconds() + left - margin, user)
+
+    def _keep(self, wanted: TokenRequest, token: Token) -> None:
+        self._kept[wanted] = token
+        self._kept.move_to_end(wanted)
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+
+
+def _refused(
+    error: UpstreamError, wanted: TokenRequest, credentials: Credentials | None
+) -> LoginRefused | Missing:
+    """What ``error`` of those who give tokens means to who wanted one."""
+    if not isinstance(error, Missing) or error.status not in (401, 403):
+        return LoginRefused(f"no token for {wanted.scope} can be had: {error.reason}", error.status)
+    if credentials is not None:
+        return LoginRefused(
+            f"login refused to user {credentials.username}: {error.reason}", error.status
+        )
+    # As ghcr.io answers for what is private or does not exist.
+    return Missing(
+        f"no token for {wanted.scope} is given anonymously, so it is not there or not for us:"
+        f" {error.reason}",
+        error.status,
+    )
+
+
+def _age(issued_at: object, response: HttpResponse) -> float:
+    """
+    The seconds since a token was issued, for the same one may be given to many.
+
+    ``issued_at`` is compared with the answer's ``Date``: their clock is not ours.
+    """
+    now = parse_date(response.header("Date"))
+    if now is None or not isinstance(issued_at, str):
+        return 0.0
+    try:
+        issued = datetime.fromisoformat(issued_at)
+        age = now - (issued if issued.tzinfo else issued.replace(tzinfo=UTC))
+    except (ValueError, OverflowError):
+        return 0.0
+    return max(age.total_seconds(), 0.0)
+
+
+# Challenges: what a 401 says about how to log in (RFC 9110, 11.6.1).
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+# Characters of a field that are read.
+_FIELD = 8192
+_SCHEME = re.compile(_TOKEN)
+_TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
+# A value without quotes is a token by the grammar; some registries leave a URL's quotes away.
+_PARAMETER = re.compile(
+    rf'({_TOKEN})[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",]+))[ \t]*+(?=,|$)', re.DOTALL
+)
+_SEPARATORS = re.compile(r"[ \t,]*")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
+
+@frozen
+class Challenge:
+    """
+    One way to log in.
+
+    :ivar scheme: in lower case: ``bearer``, ``basic``.
+    :ivar parameters: by their names in lower case; empty where a token68 stands instead.
+    """
+
+    scheme: str
+    parameters: Mapping[str, str]
+
+
+def parse_challenges(values: Iterable[str]) -> list[Challenge]:
+    """
+    The challenges of the ``WWW-Authenticate`` fields ``values``, each of which may hold several.
+
+    What comes after something malformed in a field is left out.
+    """
+    return [challenge for value in values for challenge in _parse(value[:_FIELD])]
+
+
+def _parse(value: str) -> list[Challenge]:
+    found: list[tuple[str, dict[str, str]]] = []
+    at = 0
+    while True:
+        at = _end(_SEPARATORS, value, at)
+        if parameter := _PARAMETER.match(value, at):
+            at = parameter.end()
+            if found:
+                name, quoted, plain = parameter.groups()
+                text = plain if quoted is None else _ESCAPED.sub(r"\1", quoted)
+                found[-1][1].setdefault(name.lower(), text)
+        elif scheme := _SCHEME.match(value, at):
+            found.append((scheme[0].lower(), {}))
+            at = _end(_TOKEN68, value, scheme.end())
+        else:
+            return [Challenge(name, parameters) for name, parameters in found]
+
+
+def _end(pattern: re.Pattern[str], value: str, at: int) -> int:
+    """Where what ``pattern`` matches at ``at`` ends; ``at`` if it doesn't match."""
+    match = pattern.match(value, at)
+    return match.end() if match else at
 
 
 @frozen

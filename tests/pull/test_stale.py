@@ -7,7 +7,7 @@ from typing import Any
 
 from artifactd.registry.referrers import index_of
 from artifactd.upstream import client
-from artifactd.upstream.breaker import BreakerSettings
+from artifactd.upstream.patience import BreakerSettings
 from tests.api.served import Served
 from tests.daemon import Answer
 from tests.pull.mirrors import CONFIRMED, HIT, STORED, Instead, MirrorCase, digest_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.breaker import CircuitBreaker, Interrupted
+from artifactd.upstream.patience import CircuitBreaker, Interrupted
 
 
 class CircuitBreakerTests(SynchronousTestCase):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.budget import RateBudget
+from artifactd.upstream.patience import RateBudget
 from tests.upstream.fake import Answer
 
 

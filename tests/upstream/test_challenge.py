@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.upstream.challenge import Challenge, parse_challenges
+from artifactd.upstream.login import Challenge, parse_challenges
 
 nearly = st.text(alphabet='Basicrelm="\\, \t/:', max_size=60)
 

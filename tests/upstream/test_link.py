@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.upstream.link import next_page
+from artifactd.upstream.client import next_page
 
 nearly = st.text(alphabet='<>;,=" \\relnxt?a&', max_size=60)
 

@@ -11,10 +11,10 @@ from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublish
 from zope.interface import implementer
 
 from artifactd.oci.names import Tag
-from artifactd.upstream.breaker import BreakerSettings
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled, Unreachable, UpstreamError
+from artifactd.upstream.patience import BreakerSettings
 from tests.upstream.fake import (
     BEARER,
     DIGEST,

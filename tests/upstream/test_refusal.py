@@ -13,7 +13,7 @@ from artifactd.upstream.errors import (
     Unreachable,
     UpstreamError,
 )
-from artifactd.upstream.refusal import refusal
+from artifactd.upstream.patience import refusal
 from tests.upstream.fake import Answer, json
 
 

@@ -9,7 +9,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.breaker import Interrupted
 from artifactd.upstream.errors import (
     LoginRefused,
     Missing,
@@ -19,7 +18,7 @@ from artifactd.upstream.errors import (
     Unreachable,
     UpstreamError,
 )
-from artifactd.upstream.retries import Retries
+from artifactd.upstream.patience import Interrupted, Retries
 
 
 @define

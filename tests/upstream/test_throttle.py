@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from artifactd.upstream.errors import Throttled
-from artifactd.upstream.throttle import Throttle, retry_after
+from artifactd.upstream.patience import Throttle, retry_after
 from tests.upstream.fake import Answer
 
 DATE = "Tue, 19 Apr 2016 15:36:40 GMT"

@@ -9,7 +9,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.breaker import CircuitBreaker
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import (
     LoginRefused,
@@ -19,10 +18,9 @@ from artifactd.upstream.errors import (
     Unreachable,
     UpstreamError,
 )
-from artifactd.upstream.exchange import Exchanges
-from artifactd.upstream.retries import Retries
+from artifactd.upstream.login import Token, TokenRequest, Tokens
+from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
 from artifactd.upstream.target import Target
-from artifactd.upstream.tokens import Token, TokenRequest, Tokens
 from tests.upstream.fake import Answer, Answering, Reply, ScriptedHttp, Watch, in_turn, json
 
 SCOPE = "repository:library/alpine:pull"

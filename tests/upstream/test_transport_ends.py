@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError
 
-from artifactd.upstream.refusal import refusal
+from artifactd.upstream.patience import refusal
 from tests.upstream.bodies import BodyCase
 from tests.upstream.sinks import Sink
 from tests.upstream.wire import start
