@@ -40,8 +40,8 @@ from artifactd.store.folder import PrivateFile
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.tls import Trust
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.tls import Trust
+from artifactd.upstream.http.transport import Transport, TransportSettings
 from artifactd.wiring_limits import manifest_bounds
 
 _KEY = 32  # bytes

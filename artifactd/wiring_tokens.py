@@ -35,7 +35,7 @@ from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import PrivateFile
 from artifactd.upstream.errors import UpstreamError
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.transport import Transport, TransportSettings
 
 # What fetching keys may take in all, as a multiple of the timeout of its steps.
 _STEPS = 3

@@ -18,7 +18,7 @@ from artifactd.wiring_tokens import TokensWiring, wire_tokens
 from tests.auth.accounts import FakeAccounts, FakeRules, Now, resolve
 from tests.auth.issuing import FakeIssuer
 from tests.store.fixture import at_once
-from tests.upstream.test_tls import OTHER, TlsCase
+from tests.upstream.http.test_tls import OTHER, TlsCase
 from tests.upstream.wire import start
 
 

@@ -13,7 +13,8 @@ from artifactd.oci.names import Reference, Tag
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing, Unreachable
-from artifactd.upstream.http import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse
+from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
 from artifactd.upstream.patience import (
@@ -23,7 +24,6 @@ from artifactd.upstream.patience import (
     RateBudget,
     Retries,
 )
-from artifactd.upstream.target import Target
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
 _LATEST = Tag("latest")

@@ -20,7 +20,8 @@ from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_
 from artifactd.oci.names import Reference
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled, Unreachable, UpstreamError
-from artifactd.upstream.http import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse
+from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (
     BlobBody,
     UpstreamBlob,
@@ -38,7 +39,6 @@ from artifactd.upstream.patience import (
     Throttle,
     refusal,
 )
-from artifactd.upstream.target import Target
 
 # The requests of the distribution spec to one upstream, with all that stands round them.
 

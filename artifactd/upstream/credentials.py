@@ -7,7 +7,7 @@ from base64 import b64encode
 
 from attrs import field, frozen
 
-from artifactd.upstream.target import Target, bracketed
+from artifactd.upstream.http.url import Target, bracketed
 
 _DOCKER_HUB = re.compile(r"(?:.+\.)?docker\.(?:io|com)")
 _DOCKER_AUTH = "auth.docker.io"

@@ -18,9 +18,9 @@ from twisted.logger import Logger
 from artifactd.kit.deferreds import Shared
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled, UpstreamError
-from artifactd.upstream.http import HttpResponse
+from artifactd.upstream.http.response import HttpResponse
+from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal
-from artifactd.upstream.target import Target
 
 # Bearer tokens: Docker Registry v2 authentication ("Requesting a Token").
 

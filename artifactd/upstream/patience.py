@@ -23,7 +23,7 @@ from artifactd.upstream.errors import (
     Unreachable,
     UpstreamError,
 )
-from artifactd.upstream.http import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import UpstreamWatch
 
 # A circuit breaker: a dead upstream costs nobody a timeout but those who found out.

@@ -16,7 +16,7 @@ from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import Missing, RangeRefused, Unreachable
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.transport import Transport, TransportSettings
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch
 

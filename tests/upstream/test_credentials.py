@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import TestCase
 
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.target import Target
+from artifactd.upstream.http.url import Target
 
 
 class DisclosureTests(TestCase):

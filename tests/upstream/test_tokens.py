@@ -18,9 +18,9 @@ from artifactd.upstream.errors import (
     Unreachable,
     UpstreamError,
 )
+from artifactd.upstream.http.url import Target
 from artifactd.upstream.login import Token, TokenRequest, Tokens
 from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
-from artifactd.upstream.target import Target
 from tests.upstream.fake import Answer, Answering, Reply, ScriptedHttp, Watch, in_turn, json
 
 SCOPE = "repository:library/alpine:pull"

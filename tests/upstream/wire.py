@@ -24,7 +24,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import directlyProvides, implementer
 
 from artifactd.upstream.errors import Unreachable
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.transport import Transport, TransportSettings
 
 _T = TypeVar("_T")
 

@@ -12,9 +12,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.trial.unittest import TestCase
 
 from artifactd.kit.start import StartError
-from artifactd.upstream.connection import RECEIVE_SIZE
-from artifactd.upstream.tls import Trust
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.tls import Trust
+from artifactd.upstream.http.transport import RECEIVE_SIZE, Transport, TransportSettings
 from tests.upstream.certificates import Authority
 from tests.upstream.sinks import Sink
 from tests.upstream.wire import Peer, Server, TransportCase, head, start

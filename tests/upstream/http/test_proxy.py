@@ -5,9 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import TestCase
 
 from artifactd.kit.start import StartError
-from artifactd.upstream.noproxy import NoProxy
-from artifactd.upstream.proxy import Proxies, Proxy
-from artifactd.upstream.target import Target
+from artifactd.upstream.http.proxy import NoProxy, Proxies, Proxy
+from artifactd.upstream.http.url import Target
 
 
 class ProxiesTests(TestCase):

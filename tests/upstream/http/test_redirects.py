@@ -5,8 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import TestCase
 
 from artifactd.upstream.errors import Unreachable
-from artifactd.upstream.redirects import LIMIT, Trail
-from artifactd.upstream.target import Target
+from artifactd.upstream.http.url import LIMIT, Target, Trail
 
 HEADERS = {"authorization": "Bearer t", "Range": "bytes=5-", "If-Range": '"e"', "Accept": "a/b"}
 WITHOUT = {name: value for name, value in HEADERS.items() if name != "authorization"}

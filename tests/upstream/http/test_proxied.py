@@ -9,9 +9,9 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from artifactd.upstream.errors import TimedOut
-from artifactd.upstream.response import Response
-from artifactd.upstream.transport import Transport, TransportSettings
-from artifactd.upstream.tunnel import MAX_HEAD
+from artifactd.upstream.http.proxy import MAX_HEAD
+from artifactd.upstream.http.response import Response
+from artifactd.upstream.http.transport import Transport, TransportSettings
 from tests.upstream.certificates import Authority
 from tests.upstream.wire import Peer, Request, Server, TransportCase, head, start
 

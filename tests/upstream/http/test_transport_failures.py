@@ -5,9 +5,8 @@ from __future__ import annotations
 from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactor
 
-from artifactd.upstream.connection import MAX_HEAD, RECEIVE_SIZE
 from artifactd.upstream.errors import TimedOut
-from artifactd.upstream.transport import Transport, TransportSettings
+from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE, Transport, TransportSettings
 from tests.upstream.wire import TransportCase, head, start
 
 

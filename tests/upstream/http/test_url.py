@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.upstream.target import Target, is_loopback
+from artifactd.upstream.http.url import Target, is_loopback
 
 
 class TargetTests(TestCase):

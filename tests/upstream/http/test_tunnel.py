@@ -11,7 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from artifactd.upstream.tunnel import TunnelEndpoint
+from artifactd.upstream.http.proxy import TunnelEndpoint
 
 
 class Inside(Protocol):

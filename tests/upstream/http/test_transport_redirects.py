@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from artifactd.upstream.redirects import LIMIT
-from artifactd.upstream.response import DROPPED_BYTES, DROPPED_SECONDS, Response
+from artifactd.upstream.http.response import DROPPED_BYTES, DROPPED_SECONDS, Response
+from artifactd.upstream.http.url import LIMIT
 from tests.upstream.wire import Peer, Request, TransportCase, head, start
 
 

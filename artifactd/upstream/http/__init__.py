@@ -1,0 +1,1 @@
+"""An HTTP client for registries: redirects, proxies, TLS, timeouts; knows nothing of OCI."""
