@@ -20,7 +20,7 @@ from artifactd.maintenance import used, with_parts
 from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions
 from artifactd.registry.collection import Collector, NotNow
-from artifactd.registry.counters import Counters
+from artifactd.registry.metrics import Counters
 from artifactd.registry.sweep import Sweep
 from artifactd.registry.warming import ImageReference
 from artifactd.settings.settings import Settings

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.oci.manifest import ManifestBounds
-from artifactd.registry.upload_limits import UploadLimits
+from artifactd.registry.uploads import UploadLimits
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
 from artifactd.web.connections import ConnectionLimits
 from artifactd.web.rates import Rates, TokenBuckets

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 
 from artifactd.kit.start import StartError
-from artifactd.registry.counters import Counters
+from artifactd.registry.metrics import Counters
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.endpoint import TlsEndpoint
 

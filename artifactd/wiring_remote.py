@@ -19,11 +19,12 @@ from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.registry.accesses import Accesses
-from artifactd.registry.counters import Counters, RepositoryCounters
+from artifactd.registry.content import Stored
 from artifactd.registry.eviction import Eviction, EvictionRules
 from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
 from artifactd.registry.marks import Marks
+from artifactd.registry.metrics import Counters, RepositoryCounters
 from artifactd.registry.parts import Parts
 from artifactd.registry.proof_memory import ProofMemory, ProofRules
 from artifactd.registry.proofs import AccessProofs
@@ -32,7 +33,6 @@ from artifactd.registry.remote import NameRules, RemoteRepository
 from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.registry.remote_lists import RemoteLists
 from artifactd.registry.remote_manifests import RemoteManifests, TagRules
-from artifactd.registry.stored import Stored
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
 from artifactd.settings.toml import key

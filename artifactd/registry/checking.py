@@ -17,10 +17,10 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest
+from artifactd.registry.content import KEPT, parsed
 from artifactd.registry.damage import GONE, HOLDERS, Damage
 from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRules
-from artifactd.registry.parsing import KEPT, parsed
 from artifactd.store.fills import FillStore
 from artifactd.store.interfaces import SHELVES, BlobStore, Examination, UploadMissing, UploadStore
 

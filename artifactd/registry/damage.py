@@ -13,9 +13,8 @@ from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.kit.deferreds import Flights, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
-from artifactd.registry.contents import Contents
-from artifactd.registry.counters import DamageCounters
-from artifactd.registry.publication import publish
+from artifactd.registry.content import Contents, publish
+from artifactd.registry.metrics import DamageCounters
 from artifactd.store.interfaces import BlobStore, Examination, StagedBlob
 
 _log = Logger()

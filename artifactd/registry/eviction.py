@@ -14,7 +14,7 @@ from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import matches
-from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.metrics import RepositoryCounters
 from artifactd.store.interfaces import BlobStore
 
 _log = Logger()

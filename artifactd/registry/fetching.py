@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from artifactd.kit.deferreds import Interrupt
 from artifactd.kit.streams import deliver
-from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.progress import Progress
 from artifactd.registry.source import BlobSource
 from artifactd.store.fills import FillInfo, FillSession

@@ -17,10 +17,10 @@ from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
 from artifactd.oci.errors import BadGateway, RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.content import publish
 from artifactd.registry.fetching import Corrupt, Fetching
+from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.progress import Follower, Progress, Share, SharedFile
-from artifactd.registry.publication import publish
 from artifactd.registry.source import BlobSource
 from artifactd.store.fills import Contradicted, FillSession, FillState, FillStore, FillView
 from artifactd.upstream.errors import RangeRefused, UpstreamError

@@ -10,9 +10,9 @@ from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
-from artifactd.registry.counters import RepositoryCounters
 from artifactd.registry.fill import Fill, FillRules
-from artifactd.registry.found import BlobFound, BlobWanted, Provenance
+from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.model import BlobFound, BlobWanted, Provenance
 from artifactd.registry.progress import HELD
 from artifactd.registry.source import BlobSource
 from artifactd.store.fills import FillStore

@@ -12,13 +12,12 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError, Unsupported
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
-from artifactd.registry.found import ManifestFound, Readable
-from artifactd.registry.listing import listed_images, listed_where
+from artifactd.registry.content import Lost, Stored
 from artifactd.registry.local import LocalRepository
-from artifactd.registry.names import Names
+from artifactd.registry.model import ManifestFound, Readable
+from artifactd.registry.names import Names, listed_images, listed_where
 from artifactd.registry.proofs import NOBODY, Asker
 from artifactd.registry.remote import RemoteRepository
-from artifactd.registry.stored import Lost, Stored
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
 from artifactd.store.interfaces import OpenBlob

@@ -7,7 +7,7 @@ from attrs import evolve, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied
 from artifactd.oci.names import ImageName, Reference, matches
-from artifactd.registry.found import (
+from artifactd.registry.model import (
     BlobFound,
     BlobWanted,
     ListWanted,
@@ -54,7 +54,7 @@ class NameRules:
 class RemoteRepository:
     """
     The images in one configured repository of kind ``remote``
-    (:class:`artifactd.registry.found.Readable`).
+    (:class:`artifactd.registry.model.Readable`).
 
     :ivar name: as configured.
     :ivar proofs: where nobody is served whom the upstream itself would not serve.

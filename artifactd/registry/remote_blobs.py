@@ -15,15 +15,14 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.accesses import Accesses
-from artifactd.registry.counters import RepositoryCounters
+from artifactd.registry.content import Lost, Reading, Stored
 from artifactd.registry.fetching import Corrupt
 from artifactd.registry.fill import FillRules
 from artifactd.registry.fills import Fills
-from artifactd.registry.found import HIT, BlobFound, BlobWanted, Provenance
+from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.registry.parts import NoRanges, Parts
-from artifactd.registry.reading import Reading
 from artifactd.registry.source import BlobSource, translated
-from artifactd.registry.stored import Lost, Stored
 from artifactd.store.fills import FillInfo
 from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import UpstreamError

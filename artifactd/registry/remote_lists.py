@@ -18,9 +18,10 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
 from artifactd.oci.manifest import INDEX_TYPES, nests_deeper
 from artifactd.oci.names import ImageName, Tag
-from artifactd.registry.contents import Contents
-from artifactd.registry.counters import RepositoryCounters
-from artifactd.registry.found import (
+from artifactd.registry.content import Contents
+from artifactd.registry.local import index_of, referrers_page
+from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.model import (
     HIT,
     PACKED,
     PAGING,
@@ -29,7 +30,6 @@ from artifactd.registry.found import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.referrers import index_of, referrers_page
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.remote_manifests import RemoteManifests
 from artifactd.registry.source import stale, translated

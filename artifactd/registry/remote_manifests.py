@@ -16,10 +16,9 @@ from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
 from artifactd.oci.names import ImageName, Reference, Tag, matches
 from artifactd.registry.accesses import Accesses
-from artifactd.registry.counters import RepositoryCounters
-from artifactd.registry.found import HIT, ManifestFound, Provenance
-from artifactd.registry.parsing import parsed
-from artifactd.registry.publication import publish
+from artifactd.registry.content import parsed, publish
+from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.registry.refusals import Refusals
 from artifactd.registry.source import stale, translated
 from artifactd.store.interfaces import BlobStore

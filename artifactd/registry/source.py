@@ -16,7 +16,7 @@ from artifactd.oci.errors import (
     TooManyRequests,
 )
 from artifactd.oci.names import ImageName
-from artifactd.registry.found import Provenance
+from artifactd.registry.model import Provenance
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled, TimedOut, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 

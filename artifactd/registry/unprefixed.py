@@ -6,17 +6,20 @@ A registry and a mirror share these names; the rules here keep them from hurting
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from artifactd.catalog.records import Catalog, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference
-from artifactd.registry.adoption import Adoption
-from artifactd.registry.found import (
+from artifactd.registry.local import LocalRepository, index_of
+from artifactd.registry.model import (
     BlobFound,
     BlobWanted,
     ListWanted,
@@ -24,12 +27,131 @@ from artifactd.registry.found import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.local import LocalRepository
-from artifactd.registry.promises import Promises
 from artifactd.registry.proofs import Asker
-from artifactd.registry.referrers import index_of
 from artifactd.registry.remote import RemoteRepository
 from artifactd.upstream.errors import Missing
+
+# What clients were told is here, of a name that was an upstream's and may become a local one.
+
+# Seconds in which whoever asks before a push has pushed what refers to it.
+_HOLDS = 3600.0
+_REMEMBERED = 8192
+
+
+@define(eq=False)
+class Promises:
+    """
+    Blobs and manifests that were answered for from upstream under a name without prefix.
+
+    A client that pushes several manifests asks for all they refer to before it pushes the first of
+    them, which makes the name a local one; it does not push what it was told is here.
+
+    :param now: seconds since the epoch.
+    """
+
+    now: Callable[[], float] = time.time
+    _until: OrderedDict[tuple[ImageName, Digest], float] = field(factory=OrderedDict, init=False)
+
+    def give(self, image: ImageName, digest: Digest) -> None:
+        """Somebody was told that ``image`` has it."""
+        self._until[image, digest] = self.now() + _HOLDS
+        self._until.move_to_end((image, digest))
+        if len(self._until) > _REMEMBERED:
+            self._until.popitem(last=False)
+
+    def holds(self, image: ImageName, digest: Digest) -> bool:
+        """Whether somebody was, within the last hour."""
+        return self.now() < self._until.get((image, digest), 0.0)
+
+
+# What a push under a name that was an upstream's takes over from there.
+
+
+@frozen
+class Adoption:
+    """
+    Takes manifests and blobs over into the local image that is pushed to.
+
+    :ivar source: the image as the upstream of ``repository`` has it.
+    """
+
+    source: ImageName
+    repository: RemoteRepository
+    local: LocalRepository
+    catalog: Catalog
+    remote: RemoteCatalog
+    promises: Promises
+
+    async def prepare(self, put: ManifestPut) -> None:
+        """:raises RegistryError: as ``Unprefixed.adopt``."""
+        children: dict[Digest, Manifest] = {}
+        manifest = await self._promised(put)
+        if not await self._gather(put.image, manifest, children):
+            children = {}  # refused for what is missing, with the spec's error
+        for each in (*children.values(), manifest):
+            await self._adopt_blobs(put.image, each)
+        puts = [ManifestPut(put.image, child, actor=put.actor) for child in children.values()]
+        for wanted in (*puts, put) if puts else ():
+            await self.catalog.check_manifest(evolve(wanted, sparse=True))
+        for wanted in puts:
+            await self.local.put_manifest(wanted)
+
+    async def _promised(self, put: ManifestPut) -> Manifest:
+        """
+        The manifest with those entries that may be adopted: all as long as the name is an
+        upstream's, and what was promised then once it is a local one.
+        """
+        if not await self.remote.is_known(put.image):
+            return put.manifest
+        return evolve(
+            put.manifest,
+            blobs=tuple(b for b in put.manifest.blobs if self._holds(put, b)),
+            children=tuple(c for c in put.manifest.children if self._holds(put, c)),
+        )
+
+    def _holds(self, put: ManifestPut, listed: Descriptor) -> bool:
+        return self.promises.holds(put.image, listed.digest)
+
+    async def _gather(
+        self, image: ImageName, manifest: Manifest, found: dict[Digest, Manifest]
+    ) -> bool:
+        """
+        Collect the manifests that an index lists and ``image`` lacks, each behind those that it
+        lists itself; whether all of them could be had.
+        """
+        for listed in manifest.children:
+            digest = listed.digest
+            if digest in found or await self.catalog.manifest(image, digest) is not None:
+                continue
+            child = await self._child(listed)
+            if child is None or not await self._gather(image, child, found):
+                return False
+            found[digest] = child
+        return True
+
+    async def _child(self, listed: Descriptor) -> Manifest | None:
+        """A manifest as the upstream has it; ``None`` if it can't be had as it is described."""
+        try:
+            record = (await self.repository.manifest(self.source, listed.digest)).record
+            content = await self.local.stored.contents.of(listed.digest)
+            child = await self.local.parse(content, record.media_type, listed.digest)
+        except (RegistryError, RuntimeError, OSError):
+            return None
+        fits = (child.media_type, len(child.content)) == (listed.media_type, listed.size)
+        return child if fits else None
+
+    async def _adopt_blobs(self, image: ImageName, manifest: Manifest) -> None:
+        """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
+        for descriptor in manifest.blobs:
+            digest = descriptor.digest
+            if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
+                continue
+            try:
+                found = await self.repository.blobs.whole(self.source, digest)
+            except RegistryError:
+                continue  # the manifest is refused for what is missing, with the spec's error
+            if found:
+                await self.catalog.mount_blob(image, digest, self.source, self.local.rules.quota)
 
 
 @frozen
@@ -60,7 +182,7 @@ class PulledFrom:
 @frozen
 class Unprefixed:
     """
-    What ``[default]`` of the settings says (:class:`artifactd.registry.found.Readable`).
+    What ``[default]`` of the settings says (:class:`artifactd.registry.model.Readable`).
 
     ``image`` is always the image of the local repository, whether it exists or not.
 

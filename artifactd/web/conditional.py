@@ -9,7 +9,7 @@ from twisted.web.server import Request
 
 from artifactd.catalog.records import Precondition
 from artifactd.oci.ranges import is_bounded, parse_range
-from artifactd.registry.found import BlobWanted
+from artifactd.registry.model import BlobWanted
 from artifactd.web.headers import header, header_values
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"|\*')

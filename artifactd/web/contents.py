@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.found import BlobFound
+from artifactd.registry.model import BlobFound
 from artifactd.store.interfaces import OpenBlob
 from artifactd.web.answer import Answer
 

@@ -8,7 +8,7 @@ from twisted.web.server import Request
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange, parse_content_range
-from artifactd.registry.found import LOCAL, Provenance
+from artifactd.registry.model import LOCAL, Provenance
 from artifactd.registry.registry import Target
 
 # "immutable": what a digest names never changes (RFC 8246).

@@ -9,8 +9,7 @@ from klein import Klein
 
 from artifactd.auth.token_service import TokenService
 from artifactd.oci.errors import NameUnknown
-from artifactd.registry.counters import CONTENT_TYPE, Counters
-from artifactd.registry.health import Health
+from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
 from artifactd.registry.registry import Registry
 from artifactd.web.answer import Answer
 from artifactd.web.audit import AuditLog

@@ -9,7 +9,7 @@ from twisted.web.server import Request
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
-from artifactd.registry.found import PACKED, PAGING, ListWanted
+from artifactd.registry.model import PACKED, PAGING, ListWanted
 
 # A list is answered in pages of at most this many entries, with a Link to the next.
 PAGE_LIMIT = 10_000

@@ -19,7 +19,7 @@ from artifactd.catalog.records import Precondition
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Reference, Tag
-from artifactd.registry.found import BlobWanted
+from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Target
 from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged

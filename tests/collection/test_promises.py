@@ -10,8 +10,8 @@ from twisted.trial.unittest import TestCase
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown
 from artifactd.oci.names import ImageName
-from artifactd.registry.found import BlobWanted
 from artifactd.registry.local import LocalRepository
+from artifactd.registry.model import BlobWanted
 from tests.collection.clock import SharedClock
 from tests.collection.registry import (
     KEEPING,

@@ -8,7 +8,7 @@ import sqlite3
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.registry.stored import Lost
+from artifactd.registry.content import Lost
 from tests.api.case import Connection
 from tests.api.served import image_index, image_manifest
 from tests.damage.case import LARGE, SMALL, DamageCase

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from artifactd.registry.referrers import index_of
+from artifactd.registry.local import index_of
 from artifactd.upstream import client
 from artifactd.upstream.patience import BreakerSettings
 from tests.api.served import Served

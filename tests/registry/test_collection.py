@@ -16,8 +16,8 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.collection import CollectionRules, Collector, NotNow
-from artifactd.registry.counters import Counters
-from artifactd.registry.publication import publish
+from artifactd.registry.content import publish
+from artifactd.registry.metrics import Counters
 from artifactd.registry.sweep import Sweep
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.interfaces import StagedBlob

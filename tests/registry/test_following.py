@@ -11,9 +11,9 @@ from attrs import frozen
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
+from artifactd.registry.content import publish
 from artifactd.registry.fill import Fill
-from artifactd.registry.found import BlobFound
-from artifactd.registry.publication import publish
+from artifactd.registry.model import BlobFound
 from artifactd.store.fills import FillInfo, FillView
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (

@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from artifactd.oci.names import ImageName
-from artifactd.registry.listing import listed_images
-from artifactd.registry.names import Names
+from artifactd.registry.names import Names, listed_images
 from tests.catalog.fixture import SQLiteCatalogTestCase
 
 # Names that sort on both sides of each other's slash: "-" and "." before it, digits behind.

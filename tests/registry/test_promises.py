@@ -7,7 +7,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName
-from artifactd.registry.promises import Promises
+from artifactd.registry.unprefixed import Promises
 
 IMAGE = ImageName("local", "hello")
 LAYER = Digest.of(b"layer")

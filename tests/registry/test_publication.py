@@ -6,7 +6,7 @@ from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.publication import publish
+from artifactd.registry.content import publish
 from tests.catalog.fixture import REACTOR, new_catalog
 from tests.store.fixture import FilesystemTestCase
 

@@ -10,14 +10,12 @@ from artifactd.oci.errors import BadGateway, BlobUnknown, RegistryError, Unavail
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.accesses import Accesses
-from artifactd.registry.contents import Contents
+from artifactd.registry.content import Contents, Stored, publish
 from artifactd.registry.eviction import forget
 from artifactd.registry.fill import FillRules
-from artifactd.registry.found import BlobFound, BlobWanted
+from artifactd.registry.model import BlobFound, BlobWanted
 from artifactd.registry.parts import Parts
-from artifactd.registry.publication import publish
 from artifactd.registry.remote_blobs import RemoteBlobs
-from artifactd.registry.stored import Stored
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,

@@ -9,6 +9,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from artifactd.catalog.records import Catalog
+from artifactd.oci.errors import Unavailable
+from artifactd.store.interfaces import BlobStore
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _NAMES = {
@@ -150,3 +154,22 @@ class RepositoryCounters:
     def requested(self, method: str, status: int | None) -> None:
         """A request was answered, or (``None``) was not."""
         self._requests.labels(self._repository, method, str(status or "none")).inc()
+
+
+# Whether the daemon can do its work.
+
+
+@frozen
+class Health:
+    """What ``/readyz`` asks."""
+
+    catalog: Catalog
+    blobs: BlobStore
+
+    async def check(self) -> None:
+        """:raises Unavailable: if the catalog or the store can't be used, saying which and why."""
+        await self.catalog.check()
+        try:
+            await self.blobs.check_writable()
+        except OSError as error:
+            raise Unavailable(f"the store can't be written: {error.strerror}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.registry.contents import Contents
+from artifactd.registry.content import Contents
 from tests.store.fixture import FilesystemTestCase
 
 LIMIT = 800  # so that a manifest of more than 100 bytes is not kept
