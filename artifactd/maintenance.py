@@ -15,8 +15,8 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.options import SettingsOptions
-from artifactd.registry.eviction import forget
-from artifactd.registry.remote import RemoteRepository
+from artifactd.registry.mirror.eviction import forget
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER

@@ -19,16 +19,16 @@ from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.catalog.repair import SQLiteRepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.damage import Damage
-from artifactd.registry.fills import Fills
 from artifactd.registry.local import LocalRepository, LocalRules
 from artifactd.registry.metrics import Counters
+from artifactd.registry.mirror.eviction import Accesses
+from artifactd.registry.mirror.fill import Fills
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
-from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
 from artifactd.registry.uploads import Uploads

@@ -14,8 +14,8 @@ from artifactd.auth.token_service import TokenService
 from artifactd.auth.visitors import Visitors
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Registry
-from artifactd.registry.remote import RemoteRepository
 from artifactd.settings.settings import Settings
 from artifactd.web.access_gate import AccessGate
 from artifactd.web.challenge import Challenge

@@ -18,21 +18,17 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import Stored
-from artifactd.registry.eviction import Eviction, EvictionRules
-from artifactd.registry.fill import FillRules
-from artifactd.registry.fills import Fills
-from artifactd.registry.marks import Marks
 from artifactd.registry.metrics import Counters, RepositoryCounters
-from artifactd.registry.parts import Parts
-from artifactd.registry.proof_memory import ProofMemory, ProofRules
-from artifactd.registry.proofs import AccessProofs
-from artifactd.registry.refusals import Refusals
-from artifactd.registry.remote import NameRules, RemoteRepository
-from artifactd.registry.remote_blobs import RemoteBlobs
-from artifactd.registry.remote_lists import RemoteLists
-from artifactd.registry.remote_manifests import RemoteManifests, TagRules
+from artifactd.registry.mirror.blobs import RemoteBlobs
+from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules
+from artifactd.registry.mirror.fill import FillRules, Fills
+from artifactd.registry.mirror.lists import RemoteLists
+from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
+from artifactd.registry.mirror.proofs import AccessProofs, Marks, ProofMemory, ProofRules
+from artifactd.registry.mirror.range_cache import Parts
+from artifactd.registry.mirror.repository import NameRules, RemoteRepository
+from artifactd.registry.mirror.upstream import Refusals
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
 from artifactd.settings.toml import key

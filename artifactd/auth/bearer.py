@@ -14,7 +14,7 @@ from artifactd.auth.accounts import Directory
 from artifactd.auth.identity import Caller, Identity
 from artifactd.auth.signed import invalid, is_token, read_header, read_source
 from artifactd.oci.errors import Unauthorized
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
 
 CACHED = 4096

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from attrs import field, frozen
 
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
 
 

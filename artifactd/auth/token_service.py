@@ -15,7 +15,7 @@ from artifactd.auth.tokens import Tokens
 from artifactd.auth.visitors import Visitors, caller_of
 from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
 from artifactd.oci.names import ImageName, RepositoryName
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
 
 MOST_SCOPES = 100

@@ -20,7 +20,7 @@ from artifactd.auth.keys import Keys
 from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope
 from artifactd.auth.signed import LIMIT, check_times, invalid, read_header, sign, verify
 from artifactd.oci.errors import QueryInvalid
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
 
 ISSUER = "artifactd"

@@ -17,7 +17,7 @@ from artifactd.auth.interfaces import Logins
 from artifactd.auth.slowing import Guesses, Slowing
 from artifactd.auth.turns import Turns, crowded
 from artifactd.oci.names import ImageName
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 
 _NAME_LENGTH = 255
 

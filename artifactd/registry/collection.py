@@ -16,8 +16,8 @@ from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
-from artifactd.registry.eviction import forget
 from artifactd.registry.metrics import CollectionCounters
+from artifactd.registry.mirror.eviction import forget
 from artifactd.store.interfaces import SHELVES, BlobStore, CollectionLock
 
 _log = Logger()

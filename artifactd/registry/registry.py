@@ -14,10 +14,10 @@ from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.local import LocalRepository
+from artifactd.registry.mirror.proofs import NOBODY, Asker
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import ManifestFound, Readable
 from artifactd.registry.names import Names, listed_images, listed_where
-from artifactd.registry.proofs import NOBODY, Asker
-from artifactd.registry.remote import RemoteRepository
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
 from artifactd.store.interfaces import OpenBlob

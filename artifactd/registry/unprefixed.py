@@ -19,6 +19,8 @@ from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, Regi
 from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.local import LocalRepository, index_of
+from artifactd.registry.mirror.proofs import Asker
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import (
     BlobFound,
     BlobWanted,
@@ -27,8 +29,6 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.proofs import Asker
-from artifactd.registry.remote import RemoteRepository
 from artifactd.upstream.errors import Missing
 
 # What clients were told is here, of a name that was an upstream's and may become a local one.

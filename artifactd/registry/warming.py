@@ -13,7 +13,7 @@ from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
 from artifactd.oci.names import Reference, parse_reference
 from artifactd.registry.content import KEPT
-from artifactd.registry.fills import Fills
+from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Registry, Target
 from artifactd.store.interfaces import OpenBlob

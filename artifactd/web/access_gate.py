@@ -11,8 +11,7 @@ from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.interfaces import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized
 from artifactd.oci.names import ImageName
-from artifactd.registry.proof_errors import NoProof, ProofWanted
-from artifactd.registry.proofs import Asker
+from artifactd.registry.mirror.proofs import Asker, NoProof, ProofWanted
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.challenge import BASIC, Challenge

@@ -15,8 +15,7 @@ from attrs import frozen
 
 from artifactd.oci.errors import Denied, Unsupported
 from artifactd.oci.names import ImageName
-from artifactd.registry.proof_errors import NoProof
-from artifactd.registry.proofs import NOBODY, Asker
+from artifactd.registry.mirror.proofs import NOBODY, Asker, NoProof
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.forwarded import is_local

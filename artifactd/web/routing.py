@@ -17,7 +17,7 @@ from werkzeug.routing import BaseConverter
 
 from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import NameInvalid, Unsupported
-from artifactd.registry.proof_errors import NoProof
+from artifactd.registry.mirror.proofs import NoProof
 from artifactd.registry.registry import Registry
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer

@@ -12,7 +12,7 @@ from artifactd.auth.slowing import Slowing
 from artifactd.auth.visitors import AccessProver, Visitors
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.names import ImageName
-from artifactd.presented import Presented
+from artifactd.registry.mirror.proofs import Presented
 
 HOME, AWAY = "192.0.2.1", "192.0.2.2"
 

@@ -19,11 +19,10 @@ from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
-from artifactd.registry.fill import Fill, FillRules
-from artifactd.registry.fills import Fills
 from artifactd.registry.metrics import Counters
+from artifactd.registry.mirror.fill import Fill, FillRules, Fills
+from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
-from artifactd.registry.source import BlobSource
 from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage

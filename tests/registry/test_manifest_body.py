@@ -12,14 +12,13 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
 from artifactd.oci.manifest import OCI_INDEX, parse_manifest
 from artifactd.oci.names import ImageName, Tag
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import Contents, Lost, Stored
-from artifactd.registry.eviction import forget
+from artifactd.registry.mirror.eviction import Accesses, forget
+from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
+from artifactd.registry.mirror.repository import NameRules, RemoteRepository
+from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.model import ManifestFound
-from artifactd.registry.refusals import Refusals
 from artifactd.registry.registry import Registry
-from artifactd.registry.remote import NameRules, RemoteRepository
-from artifactd.registry.remote_manifests import RemoteManifests, TagRules
 from artifactd.upstream.errors import Unreachable
 from artifactd.upstream.interfaces import UpstreamManifest
 from tests.registry.fixture import ALPINE, Asked, RemoteTestCase

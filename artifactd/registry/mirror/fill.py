@@ -6,7 +6,8 @@ It belongs to nobody.  architecture.md, "Pull-through: the fill", tells the whol
 
 from __future__ import annotations
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -14,16 +15,198 @@ from twisted.logger import Logger
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
+from artifactd.kit.streams import deliver
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
-from artifactd.registry.fetching import Corrupt, Fetching
 from artifactd.registry.metrics import RepositoryCounters
-from artifactd.registry.progress import Follower, Progress, Share, SharedFile
-from artifactd.registry.source import BlobSource
-from artifactd.store.fills import Contradicted, FillSession, FillState, FillStore, FillView
-from artifactd.upstream.errors import RangeRefused, UpstreamError
+from artifactd.registry.mirror.follower import HELD, Follower, Progress, Share, SharedFile
+from artifactd.registry.mirror.upstream import BlobSource
+from artifactd.registry.model import BlobFound, BlobWanted, Provenance
+from artifactd.store.fills import (
+    Contradicted,
+    FillInfo,
+    FillSession,
+    FillState,
+    FillStore,
+    FillView,
+)
+from artifactd.upstream.errors import (
+    LoginRefused,
+    RangeRefused,
+    Throttled,
+    Unreachable,
+    UpstreamError,
+)
+from artifactd.upstream.interfaces import BlobBody
+
+# Getting all bytes of a blob, however often the upstream breaks off.
+
+# Seconds before the first resumption, and how much longer each that follows without a byte in
+# between waits: five of them outlast the pause of the circuit breaker.
+_BACKOFF = 0.1
+_SLOWER = 4.0
+_LONGEST_WAIT = 30.0
+# What may pass by itself; a token service may be down for a moment, too.
+_PASSING = (Unreachable, Throttled, LoginRefused)
+
+
+class Corrupt(Exception):
+    """The upstream's bytes do not have the digest they were asked for by, or contradict it."""
+
+
+def pause(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(_BACKOFF * _SLOWER ** (failures - 1), _LONGEST_WAIT)
+
+
+@define(eq=False)
+class Fetching:
+    """
+    Fetches into a claimed fill, until it has as many bytes as the upstream says there are.
+
+    :param resumes: how often it goes on after a failure, in a row without having got further.
+    :ivar host: who has sent bytes last.
+    """
+
+    source: BlobSource
+    session: FillSession
+    progress: Progress
+    counters: RepositoryCounters
+    interrupt: Interrupt
+    clock: IReactorTime
+    resumes: int
+    host: str = field(init=False)
+    _failures: int = field(default=0, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.host = self.source.upstream.name
+
+    async def run(self) -> None:
+        """
+        :raises UpstreamError: if the upstream doesn't let us have it, or fails too often.
+        :raises Corrupt: if the upstream contradicts itself.
+        :raises Contradicted, OSError: as ``FillSession.flush``.
+        :raises Stopped: if it was interrupted.
+        """
+        while True:
+            before = self.session.written
+            try:
+                if await self._go_on():
+                    return
+                if self.session.written == before:
+                    raise Unreachable(f"{self.host} ends before the blob does")
+                self._failures = 0
+            except UpstreamError as error:
+                await self._resume(error, progressed=self.session.written > before)
+
+    @property
+    def _size(self) -> int | None:
+        return None if self.session.info is None else self.session.info.size
+
+    async def _resume(self, error: UpstreamError, *, progressed: bool) -> None:
+        """Wait a moment, or give up."""
+        # Who waits for the answer to begin shall be told now what is the matter.
+        if not (self.progress.answered and isinstance(error, _PASSING)):
+            raise error
+        self._failures = 1 if progressed else self._failures + 1
+        wait = pause(self._failures)
+        if isinstance(error, Throttled):
+            wait = error.retry_after
+        if self._failures > self.resumes or wait > _LONGEST_WAIT:
+            raise error
+        _log.warn(
+            "{image}@{digest} goes on at byte {at}: {reason}",
+            image=self.source.image,
+            digest=self.source.digest,
+            at=self.session.written,
+            reason=error.reason,
+        )
+        self.counters.resumed.inc()
+        await self.interrupt.wait(deferLater(self.clock, wait))
+
+    async def _go_on(self) -> bool:
+        """Get some bytes; whether those are all."""
+        session = self.session
+        while await session.take_extents(self._size):
+            pass  # each a turn of a thread
+        if self._size is not None and session.written >= self._size:
+            await self._admitted()
+            return True
+        until = await session.next_extent()
+        try:
+            body = await self._open(until)
+        except RangeRefused:
+            if self._size is not None or not session.written:
+                raise
+            # Nobody has told how long it is, and it is no longer than this.
+            await session.describe(FillInfo(session.written))
+            self.progress.answer(session.written)
+            return True
+        try:
+            await self._begin(body)
+        except BaseException:
+            body.abort()
+            raise
+        await self._deliver(body)
+        if self._size is None and (body.first == 0 or until is None):
+            await session.describe(FillInfo(session.written))
+        return session.written == self._size
+
+    async def _open(self, until: int | None) -> BlobBody:
+        info = self.session.info
+        return await self.interrupt.outlived(
+            lambda: self.source.open(
+                self.session.written,
+                None if until is None else until - 1,
+                None if info is None else info.validator,
+            ),
+            lambda body: body.abort(),
+        )
+
+    async def _admitted(self) -> None:
+        """All bytes are here, but the upstream has not let us have them under this name yet."""
+        if not self.progress.answered:
+            told = await self.interrupt.outlived(self.source.check)
+            self._check_size(told.size)
+            self.progress.answer(self._size)
+
+    async def _begin(self, body: BlobBody) -> None:
+        """The upstream has answered."""
+        session = self.session
+        self.host = body.host
+        if body.first not in (0, session.written):
+            raise Unreachable(f"{body.host} answers another range than it was asked for")
+        self._check_size(body.size)
+        info = FillInfo(self._size if body.size is None else body.size, body.validator)
+        if info != session.info:
+            await session.describe(info)
+        if body.first < session.written:
+            # No ranges, or another validator: all of it again, compared with what was passed on.
+            session.restart()
+        self.progress.answer(info.size)
+
+    def _check_size(self, told: int | None) -> None:
+        if told is None:
+            return
+        if self._size is not None and told != self._size:
+            raise Corrupt(f"it has {told} bytes now, and had {self._size} before")
+        if self.session.written > told:
+            raise Corrupt(f"it has {told} bytes, and {self.session.written} have come before")
+
+    async def _deliver(self, body: BlobBody) -> None:
+        try:
+            await self.interrupt.wait(deliver(body, self.session, self._size))
+        finally:
+            # What went wrong with the disk comes before what that did to the connection.
+            await self.session.flush()
+        if self._size is not None and self.session.written > self._size:
+            raise Corrupt(f"more than {self._size} bytes have come")
+        if not self.session.compared:
+            raise Unreachable(f"{body.host} ends before the blob does")
+
 
 # Seconds between two looks at a fill of another process; and every so many of them, whether that
 # process still holds it.
@@ -297,3 +480,103 @@ class Fill:
         if self._file is not None:
             self._file.close()  # of the same file; those who have it keep it open
         self._file = file
+
+
+# All fills of this process: who wants a blob that is not here joins one, or begins it.
+
+
+@define(eq=False)
+class Fills:
+    """
+    One fill per digest, whichever repository it was begun for.
+
+    Nothing here is needed by another process: it finds the fill in the store.
+    """
+
+    store: FillStore
+    catalog: Catalog
+    remote: RemoteCatalog
+    clock: IReactorTime
+    _fills: dict[Digest, Fill] = field(factory=dict, init=False)
+    _ended: dict[Digest, Deferred[None]] = field(factory=dict, init=False)
+    _stopping: bool = field(default=False, init=False)
+
+    def find(self, digest: Digest) -> Fill | None:
+        """The fill of ``digest`` that is under way in this process, or ``None``."""
+        return self._fills.get(digest)
+
+    def begin(
+        self,
+        source: BlobSource,
+        counters: RepositoryCounters,
+        rules: FillRules,
+        *,
+        lost: bool = False,
+    ) -> Fill:
+        """
+        The fill of a blob; the one that is under way, if there is one.
+
+        :param lost: there is a row of it, whose bytes are not here.
+        """
+        fill = self._fills.get(source.digest)
+        if fill is None:
+            if self._stopping:
+                raise Stopped("the daemon is shutting down")
+            fill = Fill(
+                source, self.store, self.catalog, self.remote, counters, rules, self.clock, lost
+            )
+            self._fills[source.digest] = fill
+            self._ended[source.digest] = ended = Deferred.fromCoroutine(fill.run())
+            ended.addBoth(self._gone, source.digest)
+        return fill
+
+    def _gone(self, outcome: object, digest: Digest) -> object:
+        del self._fills[digest]
+        del self._ended[digest]
+        return outcome
+
+    async def ended(self, digest: Digest) -> None:
+        """Wait until no fill of ``digest`` is under way in this process."""
+        ended = self._ended.get(digest)
+        if ended is not None:
+            waiting: Deferred[None] = Deferred()
+            ended.addBoth(lambda _: waiting.callback(None))
+            await waiting
+
+    async def found(self, fill: Fill, wanted: BlobWanted, provenance: Provenance) -> BlobFound:
+        """
+        What ``fill`` brings, as far as it is ``wanted``; fires as soon as it can be begun with.
+
+        :raises Exception: what the fill fails with.
+        :raises RangeNotSatisfiable: as ``wanted`` does.
+        """
+        fill.join()
+        try:
+            return await self._found(fill, wanted, provenance)
+        finally:
+            fill.leave()
+
+    async def _found(self, fill: Fill, wanted: BlobWanted, provenance: Provenance) -> BlobFound:
+        await fill.ready()
+        size = fill.progress.size
+        if size is None:
+            if wanted.span is not None or wanted.patient:
+                await fill.verified()
+            else:
+                await fill.larger(HELD)  # or it may be a small one
+            size = fill.progress.size
+        span = None if size is None else wanted.part(size)
+        length = size if span is None else span.length
+        hold = not (wanted.bounded and span is not None and span.first > 0)
+        if hold and length is not None and length <= HELD:
+            await fill.verified()
+        if not (hold or fill.progress.verified):
+            provenance = evolve(provenance, cache=f"{provenance.cache}; detail=unverified")
+        return BlobFound(size, span, fill.follower(span, hold=hold), provenance)
+
+    async def stop(self) -> None:
+        """Leave all fills for later, and wait until they are left."""
+        self._stopping = True
+        for fill in list(self._fills.values()):
+            fill.stop()
+        await DeferredList(list(self._ended.values()), consumeErrors=True)

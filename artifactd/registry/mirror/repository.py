@@ -7,6 +7,10 @@ from attrs import evolve, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied
 from artifactd.oci.names import ImageName, Reference, matches
+from artifactd.registry.mirror.blobs import RemoteBlobs
+from artifactd.registry.mirror.lists import RemoteLists
+from artifactd.registry.mirror.manifests import RemoteManifests
+from artifactd.registry.mirror.proofs import NOBODY, AccessProofs, Asker
 from artifactd.registry.model import (
     BlobFound,
     BlobWanted,
@@ -15,10 +19,6 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.proofs import NOBODY, AccessProofs, Asker
-from artifactd.registry.remote_blobs import RemoteBlobs
-from artifactd.registry.remote_lists import RemoteLists
-from artifactd.registry.remote_manifests import RemoteManifests
 
 
 @frozen

@@ -9,9 +9,8 @@ from artifactd.catalog.records import nothing
 from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import publish
-from artifactd.registry.eviction import Eviction, EvictionRules, forget
+from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules, forget
 from artifactd.registry.sweep import Sweep
 from tests.contracts.catalog import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase

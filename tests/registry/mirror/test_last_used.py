@@ -11,7 +11,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.accesses import Accesses
+from artifactd.registry.mirror.eviction import Accesses
 
 ALPINE = ImageName("docker.io", "library/alpine")
 BLOB, OTHER = Digest.of(b"blob"), Digest.of(b"other")

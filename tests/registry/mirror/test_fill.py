@@ -10,9 +10,9 @@ from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.fetching import Corrupt
+from artifactd.registry.mirror.fill import Corrupt
+from artifactd.registry.mirror.follower import HELD
 from artifactd.registry.model import BlobFound, BlobWanted
-from artifactd.registry.progress import HELD
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,

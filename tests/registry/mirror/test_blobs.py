@@ -9,13 +9,12 @@ from twisted.internet.defer import Deferred
 from artifactd.oci.errors import BadGateway, BlobUnknown, RegistryError, Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import Contents, Stored, publish
-from artifactd.registry.eviction import forget
-from artifactd.registry.fill import FillRules
+from artifactd.registry.mirror.blobs import RemoteBlobs
+from artifactd.registry.mirror.eviction import Accesses, forget
+from artifactd.registry.mirror.fill import FillRules
+from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.model import BlobFound, BlobWanted
-from artifactd.registry.parts import Parts
-from artifactd.registry.remote_blobs import RemoteBlobs
 from artifactd.upstream.errors import Missing, Unreachable
 from tests.registry.fixture import (
     ALPINE,

@@ -5,25 +5,10 @@ from __future__ import annotations
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
-from artifactd.registry.fetching import Corrupt
-from artifactd.registry.fill import Fill
+from artifactd.registry.mirror.fill import Corrupt, Fill
 from artifactd.store.fills import FillInfo
-from artifactd.upstream.errors import (
-    Missing,
-    RangeRefused,
-    Throttled,
-    Unreachable,
-    UpstreamError,
-)
-from tests.registry.fixture import (
-    ALPINE,
-    CONTENT,
-    DIGEST,
-    SIZE,
-    VALIDATOR,
-    Body,
-    RemoteTestCase,
-)
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled, Unreachable, UpstreamError
+from tests.registry.fixture import ALPINE, CONTENT, DIGEST, SIZE, VALIDATOR, Body, RemoteTestCase
 
 HALF = SIZE // 2
 CUT = Unreachable("cdn.docker.io broke off")

@@ -15,12 +15,11 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
 from artifactd.oci.names import ImageName, Reference, Tag, matches
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.mirror.eviction import Accesses
+from artifactd.registry.mirror.upstream import Refusals, stale, translated
 from artifactd.registry.model import HIT, ManifestFound, Provenance
-from artifactd.registry.refusals import Refusals
-from artifactd.registry.source import stale, translated
 from artifactd.store.interfaces import BlobStore
 from artifactd.upstream.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream

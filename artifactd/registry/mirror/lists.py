@@ -21,6 +21,8 @@ from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
 from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.mirror.manifests import RemoteManifests
+from artifactd.registry.mirror.upstream import Refusals, stale, translated
 from artifactd.registry.model import (
     HIT,
     PACKED,
@@ -30,9 +32,6 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.registry.refusals import Refusals
-from artifactd.registry.remote_manifests import RemoteManifests
-from artifactd.registry.source import stale, translated
 from artifactd.upstream.errors import Missing, Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream, UpstreamPage
 

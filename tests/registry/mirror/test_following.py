@@ -12,7 +12,7 @@ from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
 from artifactd.registry.content import publish
-from artifactd.registry.fill import Fill
+from artifactd.registry.mirror.fill import Fill
 from artifactd.registry.model import BlobFound
 from artifactd.store.fills import FillInfo, FillView
 from artifactd.upstream.errors import Missing, Unreachable

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.parts import NoRanges, Parts
+from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.store.fills import FillInfo
 from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Missing, Throttled, Unreachable

@@ -8,7 +8,7 @@ from typing import IO
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.progress import HELD, Follower, Progress, SharedFile
+from artifactd.registry.mirror.follower import HELD, Follower, Progress, SharedFile
 
 SIZE = 10 * HELD
 

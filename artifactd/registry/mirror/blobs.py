@@ -14,15 +14,13 @@ from artifactd.kit.deferreds import AlreadyHere, Flights, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.accesses import Accesses
 from artifactd.registry.content import Lost, Reading, Stored
-from artifactd.registry.fetching import Corrupt
-from artifactd.registry.fill import FillRules
-from artifactd.registry.fills import Fills
 from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.mirror.eviction import Accesses
+from artifactd.registry.mirror.fill import Corrupt, FillRules, Fills
+from artifactd.registry.mirror.range_cache import NoRanges, Parts
+from artifactd.registry.mirror.upstream import BlobSource, translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
-from artifactd.registry.parts import NoRanges, Parts
-from artifactd.registry.source import BlobSource, translated
 from artifactd.store.fills import FillInfo
 from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import UpstreamError

@@ -13,7 +13,7 @@ from twisted.logger import Logger
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
-from artifactd.oci.names import matches
+from artifactd.oci.names import ImageName, matches
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.store.interfaces import BlobStore
 
@@ -134,3 +134,52 @@ async def forget(digests: Sequence[Digest], catalog: Catalog, blobs: BlobStore) 
 
     # At once, so that they share a transaction.
     await gatherResults([Deferred.fromCoroutine(each(digest)) for digest in digests])
+
+
+# When blobs and manifests of remote repositories were last pulled, written down now and then.
+
+_Key = tuple[ImageName, Digest]
+
+
+@define(eq=False)
+class Accesses:
+    """
+    Gathers what was pulled; :meth:`write` puts it into the catalog, many in one transaction.
+
+    :param now: seconds since the epoch.
+    """
+
+    catalog: RemoteCatalog
+    now: Callable[[], float] = time.time
+    _used: dict[_Key, float] = field(factory=dict, init=False)
+    _reading: dict[_Key, int] = field(factory=dict, init=False)
+
+    def touch(self, image: ImageName, digest: Digest) -> None:
+        """It was pulled now."""
+        self._used[image, digest] = self.now()
+
+    def begin(self, image: ImageName, digest: Digest) -> Callable[[], None]:
+        """It is being read until what is returned is called, and counts as pulled all the time."""
+        key = image, digest
+        self._reading[key] = self._reading.get(key, 0) + 1
+
+        def end() -> None:
+            self._reading[key] -= 1
+            if not self._reading[key]:
+                del self._reading[key]
+            self.touch(image, digest)
+
+        return end
+
+    async def write(self) -> None:
+        """Write down what was pulled since the last time."""
+        now = self.now()
+        used, self._used = self._used, {}
+        used |= dict.fromkeys(self._reading, now)
+        if not used:
+            return
+        try:
+            await self.catalog.touch(used)
+        except BaseException:
+            self._used = used | self._used
+            raise

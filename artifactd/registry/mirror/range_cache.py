@@ -16,9 +16,9 @@ from artifactd.kit.deferreds import Flights, Interrupt, Stopped
 from artifactd.kit.streams import deliver
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.fetching import pause
-from artifactd.registry.progress import Follower, Progress, SharedFile
-from artifactd.registry.source import BlobSource
+from artifactd.registry.mirror.fill import pause
+from artifactd.registry.mirror.follower import Follower, Progress, SharedFile
+from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore, GrowingFile
 from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Unreachable, UpstreamError

@@ -1,0 +1,1 @@
+"""Repositories that an upstream has: the fill, its followers, ranges, eviction, proofs."""
