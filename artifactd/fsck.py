@@ -9,10 +9,9 @@ from attrs import define, field
 
 from artifactd.maintenance import used, with_parts
 from artifactd.options import SettingsOptions
-from artifactd.registry.checking import Check
-from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRepository
-from artifactd.registry.sweep import Sweep
+from artifactd.registry.upkeep.collector import Sweep
+from artifactd.registry.upkeep.fsck import Check, Finding, State
 from artifactd.wiring import Assembly
 
 

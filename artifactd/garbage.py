@@ -19,9 +19,8 @@ from artifactd.catalog.migrations import copy_catalog
 from artifactd.maintenance import used, with_parts
 from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions
-from artifactd.registry.collection import Collector, NotNow
 from artifactd.registry.metrics import Counters
-from artifactd.registry.sweep import Sweep
+from artifactd.registry.upkeep.collector import Collector, NotNow, Sweep
 from artifactd.registry.warming import ImageReference
 from artifactd.settings.settings import Settings
 from artifactd.wiring import Assembly, collection_rules

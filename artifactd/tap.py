@@ -20,9 +20,8 @@ from twisted.python import usage
 
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unavailable
-from artifactd.registry.collection import NotNow
 from artifactd.registry.metrics import Health
-from artifactd.registry.sweep import Sweep
+from artifactd.registry.upkeep.collector import NotNow, Sweep
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 from artifactd.store.interfaces import SHELVES

@@ -19,9 +19,7 @@ from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.catalog.repair import SQLiteRepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
-from artifactd.registry.collection import CollectionRules, Collector
 from artifactd.registry.content import Contents, Stored
-from artifactd.registry.damage import Damage
 from artifactd.registry.local import LocalRepository, LocalRules
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import Accesses
@@ -29,8 +27,10 @@ from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
-from artifactd.registry.scrub import Scrubber, ScrubRules
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
+from artifactd.registry.upkeep.collector import CollectionRules, Collector
+from artifactd.registry.upkeep.damage import Damage
+from artifactd.registry.upkeep.scrubber import Scrubber, ScrubRules
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings

@@ -107,7 +107,7 @@ class RemoteWiring:
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
         """
-        Get what was lost again (:data:`artifactd.registry.damage.Refetch`).
+        Get what was lost again (:data:`artifactd.registry.upkeep.damage.Refetch`).
 
         :raises RegistryError: if it can't be had.
         """

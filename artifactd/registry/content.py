@@ -139,7 +139,7 @@ class Lost(RuntimeError):
 
 
 class Inspector(Protocol):
-    """Who sees to what can't be read (:class:`artifactd.registry.damage.Damage`)."""
+    """Who sees to what can't be read (:class:`artifactd.registry.upkeep.damage.Damage`)."""
 
     async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
         """Look at it, and see to it."""

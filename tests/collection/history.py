@@ -30,7 +30,7 @@ from artifactd.oci.errors import (
     Unsupported,
 )
 from artifactd.oci.names import Tag
-from artifactd.registry.collection import NotNow
+from artifactd.registry.upkeep.collector import NotNow
 from artifactd.wiring import Assembly
 from tests.collection.clock import SharedClock
 from tests.collection.model import Image

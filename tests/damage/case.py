@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.oci.digest import Digest
-from artifactd.registry.scrub import ScrubRules
+from artifactd.registry.upkeep.scrubber import ScrubRules
 from tests.damage.rot import rot
 from tests.pull.case import PullCase, noise
 

@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
-from artifactd.registry.collection import Collector, NotNow
+from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.settings.settings import Settings
 from artifactd.store import procfs
 from artifactd.tap import RegistryService

@@ -11,7 +11,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules, forget
-from artifactd.registry.sweep import Sweep
+from artifactd.registry.upkeep.collector import Sweep
 from tests.contracts.catalog import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase
 

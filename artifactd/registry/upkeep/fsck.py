@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from errno import ENOENT
 from functools import partial
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import Catalog
@@ -18,11 +19,35 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest
 from artifactd.registry.content import KEPT, parsed
-from artifactd.registry.damage import GONE, HOLDERS, Damage
-from artifactd.registry.finding import Finding, State
 from artifactd.registry.local import LocalRules
+from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
 from artifactd.store.fills import FillStore
 from artifactd.store.interfaces import SHELVES, BlobStore, Examination, UploadMissing, UploadStore
+
+# What a check of the data has to say.
+
+
+class State(StrEnum):
+    """What is to be said of a finding."""
+
+    LEFT = "problem"
+    MENDED = "repaired"
+    NOTE = "note"
+
+
+@frozen
+class Finding:
+    """
+    :ivar kind: a word, for who filters the output.
+    :ivar name: the digest, image or row concerned.
+    :ivar text: what is the matter, and what to do about it.
+    """
+
+    state: State
+    kind: str
+    name: str
+    text: str
+
 
 _KNOWN = "it was found damaged or gone before"
 _PAGE = 64

@@ -15,10 +15,9 @@ from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
-from artifactd.registry.collection import CollectionRules, Collector, NotNow
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import Counters
-from artifactd.registry.sweep import Sweep
+from artifactd.registry.upkeep.collector import CollectionRules, Collector, NotNow, Sweep
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.interfaces import StagedBlob
 from tests.catalog.fixture import new_catalog

@@ -16,8 +16,8 @@ from artifactd.catalog.repair import ListedBlob, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
-from artifactd.registry.damage import Damage
 from artifactd.registry.metrics import DamageCounters
+from artifactd.registry.upkeep.damage import Damage
 from artifactd.store.interfaces import SHELVES, BlobStore, Examination, ScrubLock, ScrubPosition
 
 _log = Logger()
