@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from twisted.python import usage
 
 from artifactd import __version__
-from artifactd.auth.htpasswd import Users
+from artifactd.auth.passwords import Users
 from artifactd.backup import Backup
 from artifactd.fsck import CheckData
 from artifactd.garbage import CollectGarbage, Undelete

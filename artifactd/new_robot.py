@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from twisted.python import usage
 
-from artifactd.auth.robots import LOGIN_PREFIX, hash_secret, make_secret
+from artifactd.auth.passwords import LOGIN_PREFIX, hash_secret, make_secret
 from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
 from artifactd.settings.access import Action

@@ -9,15 +9,11 @@ from pathlib import Path
 from attrs import frozen
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.auth.groups import Groups
-from artifactd.auth.htpasswd import Htpasswd
-from artifactd.auth.identity import Identity
-from artifactd.auth.interfaces import Accounts, PasswordCheck
-from artifactd.auth.logins import PasswordLogins
-from artifactd.auth.passwords import Passwords
-from artifactd.auth.robots import Robot, Robots
+from artifactd.auth.guessing import Slowing
+from artifactd.auth.identity import Groups, Identity
+from artifactd.auth.logins import Accounts, PasswordCheck, PasswordLogins
+from artifactd.auth.passwords import Htpasswd, Passwords, Robot, Robots
 from artifactd.auth.rules import AccessRules, Limit, Rule
-from artifactd.auth.slowing import Slowing
 from artifactd.kit.deferreds import RunInThread
 from artifactd.settings.settings import Settings
 
@@ -46,7 +42,7 @@ class AccountsWiring:
         )
 
     async def mark(self, identity: Identity) -> str | None:
-        """As in :class:`artifactd.auth.interfaces.Accounts`, whichever lists ``identity``."""
+        """As in :class:`artifactd.auth.logins.Accounts`, whichever lists ``identity``."""
         for accounts in self.accounts:
             mark = await accounts.mark(identity)
             if mark is not None:

@@ -7,11 +7,10 @@ from typing import Any
 
 from attrs import frozen
 
-from artifactd.auth.groups import Groups
-from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.slowing import Slowing
+from artifactd.auth.guessing import Slowing
+from artifactd.auth.identity import Groups, Identity, Kind
+from artifactd.auth.logins import Visitors
 from artifactd.auth.token_service import TokenService
-from artifactd.auth.visitors import Visitors
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.repository import RemoteRepository

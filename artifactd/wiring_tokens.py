@@ -10,24 +10,22 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import Deferred, TimeoutError
 
-from artifactd.auth.accounts import AccountDirectory
-from artifactd.auth.bearer import BearerTokens
+from artifactd.auth.bearer import AccountDirectory, BearerTokens
 from artifactd.auth.identity import Identity
-from artifactd.auth.interfaces import Logins, Rules
-from artifactd.auth.issuer_keys import (
+from artifactd.auth.issuers import (
     Fetch,
     FetchedKeys,
+    Issuer,
     KeysInFile,
     KeySource,
     KeysUnavailable,
     discover,
 )
-from artifactd.auth.issuers import Issuer
-from artifactd.auth.jwks import LIMIT
+from artifactd.auth.jwt import KEY_SET_LIMIT
 from artifactd.auth.keys import Keys, Run
+from artifactd.auth.logins import Logins, Rules, Visitors
 from artifactd.auth.token_service import Resolve, TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
-from artifactd.auth.visitors import Visitors
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns
@@ -176,7 +174,7 @@ def _fetcher(transport: Transport, reactor: Any, seconds: float) -> Fetch:
         if response.status != 200:
             response.drop()
             raise KeysUnavailable(f"{url} answers {response.status}")
-        return await response.read(LIMIT)
+        return await response.read(KEY_SET_LIMIT)
 
     async def fetch(url: str) -> bytes:
         try:

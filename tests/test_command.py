@@ -14,7 +14,7 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.keys import thumbprint
-from artifactd.auth.robots import hash_secret
+from artifactd.auth.passwords import hash_secret
 from artifactd.backup import Backup
 from artifactd.catalog.migrations import migrate
 from artifactd.oci.digest import Digest

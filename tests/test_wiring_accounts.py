@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
-from artifactd.auth.robots import hash_secret, make_secret
+from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName

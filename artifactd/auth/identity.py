@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from attrs import field, frozen
@@ -63,3 +63,25 @@ class Caller:
     identity: Identity = ANONYMOUS
     scopes: Mapping[str, frozenset[Action]] | None = field(default=None, hash=False)
     presented: Presented | None = None
+
+
+# Who is in which group.
+
+
+class Groups:
+    """The groups of the settings: makes the identities of those who may be in one."""
+
+    def __init__(self, members: Mapping[str, Iterable[str]]) -> None:
+        """:param members: by groups, users, and robots as ``robot:<name>``."""
+        self._of: dict[str, frozenset[str]] = {}
+        for group, names in members.items():
+            for name in names:
+                self._of[name] = self._of.get(name, frozenset()) | {group}
+
+    def user(self, name: str) -> Identity:
+        """A user of the htpasswd file."""
+        return Identity(Kind.USER, name, self._of.get(name, frozenset()))
+
+    def robot(self, name: str) -> Identity:
+        """A robot of the settings, by its name there."""
+        return Identity(Kind.ROBOT, name, self._of.get(f"robot:{name}", frozenset()))

@@ -3,19 +3,210 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
-from attrs import frozen
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.logger import Logger
 
 from artifactd.auth.bearer import Opened
 from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.issuer_keys import KeySource
-from artifactd.auth.jwks import VerificationKey
-from artifactd.auth.signed import Header, check_times, invalid, read_header, verify
-from artifactd.oci.errors import Unauthorized
+from artifactd.auth.jwt import (
+    KEY_SET_LIMIT,
+    Header,
+    VerificationKey,
+    check_times,
+    invalid,
+    parse_key_set,
+    read_header,
+    verify,
+)
+from artifactd.auth.keys import Run
+from artifactd.oci.errors import Unauthorized, Unavailable
 from artifactd.oci.names import Patterns
+from artifactd.settings.values import is_trustworthy
+
+# The keys of another issuer: in a file, or fetched from where it has them.
+
+Fetch = Callable[[str], Awaitable[bytes]]
+"""What is at a URL.  :raises KeysUnavailable: if it can't be had."""
+
+# Seconds between two fetches that tokens with unknown keys ask for; without any keys yet.
+_PATIENCE = 60.0
+_IMPATIENCE = 5.0
+_LOOK_EVERY = 1.0
+
+
+class KeysUnavailable(Exception):
+    """The keys can't be had; the message says why."""
+
+
+class KeySource(Protocol):
+    """Where the keys of an issuer are."""
+
+    async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
+        """
+        Those that are ``wanted``, perhaps after a look whether there are new ones.
+
+        :raises Unavailable: if there are none at all yet, and none can be had.
+        """
+
+    def holds(self, kid: str) -> bool:
+        """Whether there is a key of that id, as far as is known.  Takes microseconds."""
+
+
+class _Discovery(msgspec.Struct, frozen=True):
+    """OpenID Connect Discovery 1.0, 3."""
+
+    issuer: str
+    jwks_uri: str
+
+
+async def discover(issuer: str, fetch: Fetch) -> str:
+    """
+    The URL of an issuer's keys: OpenID Connect Discovery 1.0, 4.
+
+    :raises KeysUnavailable: if it can't be had, or can't be trusted.
+    """
+    content = await fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
+    try:
+        found = msgspec.json.decode(content, type=_Discovery)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise KeysUnavailable(f"no discovery document of OpenID Connect: {error}") from None
+    if found.issuer != issuer:
+        raise KeysUnavailable(f"the discovery document is of another issuer: {found.issuer[:200]}")
+    if not is_trustworthy(found.jwks_uri):
+        raise KeysUnavailable(f"the keys are not at an https URL: {found.jwks_uri[:200]}")
+    return found.jwks_uri
+
+
+@define(eq=False)
+class FetchedKeys:
+    """
+    Keys that are fetched, and kept for a while; longer when they can't be fetched again.
+
+    :param name: of the issuer in the settings.
+    :param fetch: gets the key set.
+    :param now: seconds since 1970.
+    :param refresh: seconds after which they are fetched again.
+    """
+
+    name: str
+    fetch: Callable[[], Awaitable[bytes]]
+    now: Callable[[], float]
+    refresh: float
+    _keys: Sequence[VerificationKey] = field(default=(), init=False)
+    _tried: float = field(default=float("-inf"), init=False)
+    _fetched: float = field(default=float("-inf"), init=False)
+    _problem: str = field(default="", init=False)
+    _lock: DeferredLock = field(factory=DeferredLock, init=False)
+    _log = Logger()
+
+    async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
+        """As in :class:`KeySource`."""
+        found = list(filter(wanted, self._keys))
+        if not found:
+            await self._fetch(self.now() - (_PATIENCE if self._keys else _IMPATIENCE))
+            found = list(filter(wanted, self._keys))
+        elif self._is_old():
+            Deferred.fromCoroutine(self._fetch(self.now() - _PATIENCE))  # nobody waits for that
+        if not self._keys:
+            raise Unavailable(
+                f"the keys of the issuer {self.name} can't be had now: {self._problem};"
+                " try again later"
+            )
+        return found
+
+    def holds(self, kid: str) -> bool:
+        """As in :class:`KeySource`."""
+        if self._is_old():
+            Deferred.fromCoroutine(self._fetch(self.now() - _PATIENCE))
+        return any(key.kid == kid for key in self._keys)
+
+    def _is_old(self) -> bool:
+        now = self.now()
+        return now - self._fetched >= self.refresh and now - self._tried >= _PATIENCE
+
+    async def _fetch(self, unless_since: float) -> None:
+        """Fetch them, unless it was tried since then; never fails."""
+        await self._lock.acquire()
+        try:
+            if self._tried > unless_since:
+                return
+            self._tried = self.now()
+            self._keys = parse_key_set(await self.fetch())
+            self._fetched = self._tried
+            self._log.info(
+                "{count} keys of the issuer {name}", count=len(self._keys), name=self.name
+            )
+        except (KeysUnavailable, ValueError) as error:
+            self._problem = str(error)
+            self._log.error(
+                "the keys of the issuer {name} stay as they were: {error}",
+                name=self.name,
+                error=error,
+            )
+        finally:
+            self._lock.release()
+
+
+@define(eq=False)
+class KeysInFile:
+    """
+    Keys in a file, which is read again when it has changed.
+
+    :param run: calls what blocks in a thread.
+    :param now: seconds since 1970.
+    """
+
+    path: Path
+    run: Run
+    now: Callable[[], float]
+    _keys: Sequence[VerificationKey] = field(default=(), init=False)
+    _stamp: object = field(default=None, init=False)
+    _looked: float = field(default=float("-inf"), init=False)
+    _log = Logger()
+
+    def start(self) -> None:
+        """Read them.  Blocks.  :raises OSError, ValueError: if that can't be done."""
+        self._keys, self._stamp = self._read()
+
+    async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
+        """As in :class:`KeySource`."""
+        if not 0 <= self.now() - self._looked < _LOOK_EVERY:
+            self._looked = self.now()
+            await self._look()
+        return list(filter(wanted, self._keys))
+
+    def holds(self, kid: str) -> bool:
+        """As in :class:`KeySource`."""
+        if not 0 <= self.now() - self._looked < _LOOK_EVERY:
+            self._looked = self.now()
+            Deferred.fromCoroutine(self._look())
+        return any(key.kid == kid for key in self._keys)
+
+    async def _look(self) -> None:
+        try:
+            if _stamp(self.path) != self._stamp:
+                self._keys, self._stamp = await self.run(self._read)
+        except (OSError, ValueError) as error:
+            self._log.error(
+                "the keys in {path} stay as they were: {error}", path=self.path, error=error
+            )
+
+    def _read(self) -> tuple[Sequence[VerificationKey], object]:
+        stamp = _stamp(self.path)
+        with self.path.open("rb") as file:
+            return parse_key_set(file.read(KEY_SET_LIMIT)), stamp
+
+
+def _stamp(path: Path) -> object:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
 
 # Keys that are tried where a token doesn't say which it is signed with.
 _TRIED = 8

@@ -4,27 +4,108 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from hmac import digest
+from typing import Protocol
 
+from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.auth.failures import network
-from artifactd.auth.identity import Identity
-from artifactd.auth.interfaces import PasswordCheck
-from artifactd.auth.slowing import AS_SET_BY_DEFAULT, Guesses, Slowed, Slowing
-from artifactd.auth.turns import Turns, crowded
+from artifactd.auth.guessing import (
+    AS_SET_BY_DEFAULT,
+    Guesses,
+    Slowed,
+    Slowing,
+    Turns,
+    crowded,
+    network,
+)
+from artifactd.auth.identity import Caller, Identity, Kind
+from artifactd.auth.passwords import fits_basic
 from artifactd.kit.deferreds import Flights
 from artifactd.oci.errors import Unauthorized
+from artifactd.oci.names import ImageName
+from artifactd.registry.mirror.proofs import Presented
+from artifactd.settings.access import Action
+
+# What the ways of telling who is asking have in common.
+
+
+class PasswordCheck(Protocol):
+    """One kind of accounts: users of an htpasswd file, robots, tokens given as passwords."""
+
+    async def check(self, name: str, password: str) -> Identity | None:
+        """
+        Who logs in as ``name`` with ``password``; ``None`` where these are not known here, which
+        may take as long as if they were.
+        """
+
+
+class Accounts(PasswordCheck, Protocol):
+    """Accounts that are listed here, each with a password that may change."""
+
+    def recall(self, name: str, password: str) -> Identity | None:
+        """
+        As :meth:`check`, but at once: ``None`` too where that takes a thread or a look at a file.
+        """
+
+    async def mark(self, identity: Identity) -> str | None:
+        """
+        What stays the same as long as the password of ``identity`` does, in every process that
+        has the same settings; it tells nothing about the password.  ``None`` if there is no such
+        account any more.
+
+        A refresh token holds it, and so dies with the password.
+        """
+
+
+class Logins(Protocol):
+    """All kinds of accounts together, and what slows guessing down."""
+
+    async def log_in(self, name: str, password: str, address: str) -> Identity:
+        """
+        :param address: of the client.
+        :raises Unauthorized: if no account is of that name and password.
+        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``.
+        """
+
+
+class TokenCheck(Protocol):
+    """Bearer tokens: of artifactd's own token service, or of another issuer."""
+
+    async def verify(self, token: str) -> Caller:
+        """
+        Who carries ``token``, and what it is for.
+
+        :raises Unauthorized: if it isn't valid here and now; the message says why.
+        """
+
+
+class Rules(Protocol):
+    """The access rules of the settings."""
+
+    def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
+        """What ``identity`` may do to ``image``; nothing is looked up, so it needn't exist."""
+
+    def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
+        """What ``identity`` may do to every image there could be, and to the registry itself."""
+
+    def grants_any(self, identity: Identity, action: Action) -> bool:
+        """
+        Whether ``identity`` may do ``action`` to any image there could be; ``True`` too where it
+        can't be told without the name of one.
+        """
+
 
 _KNOWN = 1024
 _NAME_LENGTH = 255
 
 
 Recall = Callable[[str, str], Identity | None]
-"""See :meth:`artifactd.auth.interfaces.Accounts.recall`."""
+"""See :meth:`artifactd.auth.logins.Accounts.recall`."""
 
 
 class PasswordLogins:
@@ -154,3 +235,115 @@ class PasswordLogins:
 
 def _wrong() -> Unauthorized:
     return Unauthorized("wrong name or password: log in again")
+
+
+# Logging in with an upstream's credential: docs/access.md, "Proof of access".
+
+
+class AccessProver(Protocol):
+    """One upstream, asked with others' credentials."""
+
+    def present(self, user: str, password: str) -> Presented:
+        """What is shown by who says that he is ``user`` there."""
+
+    async def log_in(self, presented: Presented) -> bool:
+        """
+        Whether the upstream knows it; ``False``: it doesn't say.
+
+        :raises Unauthorized: if it is wrong.
+        :raises BadGateway: if it can't be asked.
+        """
+
+    async def prove(self, image: ImageName, presented: Presented) -> bool:
+        """
+        Whether ``image`` may be had with it; that is remembered.
+
+        :raises Unauthorized, BadGateway: as :meth:`log_in`.
+        """
+
+
+class Visitors:
+    """
+    Those who are no account here, but one of an upstream.
+
+    They log in as ``<repository>/<user>``, so that no password of another upstream, or of an
+    account here, is ever shown to the upstream of ``<repository>``.
+
+    :param upstreams: by the names of their repositories.
+    :param alone: the one that a name without a repository is of; empty: none, since there are
+        several, or other accounts that the name could be of.
+    """
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, AccessProver],
+        alone: str,
+        clock: IReactorTime,
+        slowing: Slowing,
+    ) -> None:
+        self.upstreams = upstreams
+        self._alone = alone
+        self._guesses = Guesses(slowing, clock)
+        self._turns = Turns()
+
+    def present(self, name: str, password: str, address: str) -> Presented | None:
+        """
+        What a login shows; ``None`` if it is not one of an upstream's, or none that could be shown
+        to it by Basic.
+
+        :param address: of the client.
+        """
+        repository, slash, user = name.partition("/")
+        if not slash or repository not in self.upstreams:
+            repository, user = self._alone, name
+        if not repository or not user or not password or len(name) > _NAME_LENGTH:
+            return None
+        if not fits_basic(user, password):
+            return None
+        presented = self.upstreams[repository].present(user, password)
+        source, counted = network(address), str(presented)
+        return evolve(
+            presented,
+            turn=partial(self._turn, source, counted),
+            failed=partial(self._guesses.failed, source, counted),
+        )
+
+    async def log_in(self, presented: Presented, address: str) -> Caller:
+        """
+        Who shows that.  Where the upstream doesn't say whether it is right, nobody, who shows it.
+
+        :raises Unauthorized: if it is wrong.
+        :raises BadGateway: if the upstream can't be asked.
+        :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``, or
+            while too many logins are being checked.
+        """
+        source, name = network(address), str(presented)
+        self._guesses.refuse_early(source, name)
+        if not await self.upstreams[presented.repository].log_in(presented):
+            return Caller(presented=presented)
+        self._guesses.succeeded(source, name)
+        return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
+
+    @asynccontextmanager
+    async def _turn(self, source: str, name: str) -> AsyncIterator[None]:
+        """What the upstream is asked in; guesses made at once count as if made one by one."""
+        if self._turns.is_crowded(source):
+            raise crowded()
+        async with self._turns.turn(source):
+            self._guesses.refuse_early(source, name)
+            yield
+
+
+async def caller_of(
+    logins: Logins, visitors: Visitors | None, name: str, password: str, address: str
+) -> Caller:
+    """
+    Who logs in: an account here, or somebody of an upstream.
+
+    :param address: of the client.
+    :raises Unauthorized, TooManyRequests, BadGateway: as :class:`Logins` and :class:`Visitors`.
+    """
+    presented = None if visitors is None else visitors.present(name, password, address)
+    if visitors is None or presented is None:
+        return Caller(await logins.log_in(name, password, address))
+    return await visitors.log_in(presented, address)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from functools import partial
-from hmac import digest
+from hmac import compare_digest, digest
+from pathlib import Path
 from typing import Any
 
 import bcrypt
+from attrs import field, frozen
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
+from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.kit.deferreds import Flights, RunInThread
+from artifactd.kit.start import StartError
 
 LONGEST = 72  # bytes: bcrypt looks at no more
 COSTS = range(4, 18)  # what Apache's htpasswd makes; each takes twice as long as the one before
@@ -133,3 +140,313 @@ class Passwords:
                 del self._matched[next(iter(self._matched))]
             self._matched[key] = self._clock.seconds()
         return matches
+
+
+# Users, listed in a file as Apache's ``htpasswd -B`` writes it.
+
+_LOOK_INTERVAL = 1.0  # seconds
+_LARGEST = 16 << 20  # bytes
+
+_Stamp = tuple[int, int, int, int, int]
+
+
+@frozen
+class Users:
+    """
+    What a file says.
+
+    :ivar stamp: what changes with the file, unless somebody means it not to.
+    :ivar dummies: for users there are not.
+    """
+
+    stamp: _Stamp
+    hashes: Mapping[str, bytes]
+    dummies: Dummies = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Users:
+        """
+        Blocks.
+
+        :raises StartError: in one line, if it can't be read, or one of its lines is wrong.
+        """
+        try:
+            with path.open("rb") as file:
+                stamp = _stamp(os.fstat(file.fileno()))
+                content = file.read(_LARGEST + 1)
+            hashes = parse(_decode(content))
+        except OSError as error:
+            raise _wrong(path, f"can't be read: {error.strerror}") from None
+        except ValueError as error:
+            raise _wrong(path, error) from None
+        return cls(stamp, hashes, Dummies(hashes.values()))
+
+
+def _decode(content: bytes) -> str:
+    if len(content) > _LARGEST:
+        raise ValueError(f"larger than {_LARGEST >> 20} MiB")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8") from None
+
+
+def _wrong(path: Path, problem: object) -> StartError:
+    return StartError(f"auth.htpasswd: {path}: {problem}")
+
+
+def parse(text: str) -> dict[str, bytes]:
+    """
+    The hashes of a file, by users.  Empty lines and those that begin with ``#`` don't count, nor
+    does what follows a second colon.
+
+    :raises ValueError: naming the first line that is wrong, but not what stands in it as a hash.
+    """
+    hashes: dict[str, bytes] = {}
+    # Not splitlines, which knows ends of lines that may be in a name.
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        if not line or line.startswith("#"):
+            continue
+        name, colon, rest = line.partition(":")
+        if not name or not colon or "\0" in name:
+            raise ValueError(f'line {number}: expected "name:hash"')
+        if name in hashes:
+            raise ValueError(f"line {number}: {name} is there already")
+        hashed = rest.partition(":")[0].encode()
+        try:
+            read_cost(hashed)
+        except ValueError:
+            raise ValueError(
+                f"line {number}: {name}: expected a bcrypt hash ($2a$, $2b$ or $2y$) of a cost from"
+                f" {COSTS[0]} to {COSTS[-1]}, as htpasswd -B makes it"
+            ) from None
+        hashes[name] = hashed
+    return hashes
+
+
+class Htpasswd:
+    """
+    Accounts: the users of a file, which is read again when it has changed.
+
+    While it can't be read, or is wrong, the users are those that it had before.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        path: Path,
+        passwords: Passwords,
+        groups: Groups,
+        run: RunInThread,
+        clock: IReactorTime,
+    ) -> None:
+        """
+        Blocks.
+
+        :raises StartError: if the file can't be read, or is wrong.
+        """
+        self._path = path
+        self._passwords = passwords
+        self._groups = groups
+        self._run = run
+        self._clock = clock
+        self._looked = clock.seconds()
+        self._looking: Flights[Path, None] = Flights()
+        self._wrong = ""
+        self._users = Users.read(path)
+
+    async def check(self, name: str, password: str) -> Identity | None:
+        """The user; one who is not in the file takes as long to tell as one who is."""
+        await self._look()
+        hashed = self._users.hashes.get(name)
+        compared = hashed or self._users.dummies.choose(name)
+        matches = await self._passwords.match(name, password, compared)
+        if hashed is None or not matches:
+            return None
+        # Meanwhile the file may have changed: by then the answer is no.
+        return self._groups.user(name) if self._users.hashes.get(name) == hashed else None
+
+    def recall(self, name: str, password: str) -> Identity | None:
+        """The user, where password and file were looked at just now."""
+        hashed = self._users.hashes.get(name)
+        if hashed is None or self._is_due() or not self._passwords.recall(name, password, hashed):
+            return None
+        return self._groups.user(name)
+
+    async def mark(self, identity: Identity) -> str | None:
+        """Of the hash, which has a salt of its own each time that a password is set."""
+        if identity.kind is not Kind.USER:
+            return None
+        await self._look()
+        hashed = self._users.hashes.get(identity.name)
+        return None if hashed is None else hashlib.sha256(hashed).hexdigest()
+
+    async def _look(self) -> None:
+        """See whether the file has changed."""
+        if self._is_due():
+            await self._looking.join(self._path, self._read_again)
+
+    def _is_due(self) -> bool:
+        return not 0 <= self._clock.seconds() - self._looked < _LOOK_INTERVAL
+
+    async def _read_again(self) -> None:
+        looked = self._clock.seconds()
+        try:
+            users = await self._run(_read_changed, self._path, self._users.stamp)
+        except StartError as error:
+            if str(error) != self._wrong:
+                self._wrong = str(error)
+                self._log.error("{problem}; the users are those of before", problem=self._wrong)
+        else:
+            self._wrong = ""
+            if users is not None:
+                self._users = users
+                self._log.info(
+                    "auth.htpasswd: {path} read again: {count} users",
+                    path=self._path,
+                    count=len(users.hashes),
+                )
+        self._looked = looked
+
+
+def _read_changed(path: Path, stamp: _Stamp) -> Users | None:
+    """What the file says; ``None`` if it is the one that ``stamp`` is of."""
+    try:
+        same = _stamp(path.stat()) == stamp
+    except OSError as error:
+        raise _wrong(path, f"can't be read: {error.strerror}") from None
+    return None if same else Users.read(path)
+
+
+def _stamp(status: os.stat_result) -> _Stamp:
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+# Robots: accounts for machines, which the settings list.
+
+LOGIN_PREFIX = "robot+"  # what no name in a Basic credential may hold is a colon
+_SECRET_PREFIX = "artifactd_"  # by which those who search for leaked secrets know one
+_SECRET_BYTES = 32
+_SHA256 = "sha256:"
+
+
+@frozen
+class Robot:
+    """
+    One robot.
+
+    :ivar secret_hash: ``sha256:`` and the SHA-256 of its secret, in hexadecimal, or a bcrypt hash.
+    :ivar expires: in UTC; ``None``: never.
+    """
+
+    secret_hash: str = field(repr=False)
+    expires: datetime | None = None
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether its secret can't be guessed, however fast: not one for bcrypt."""
+        return self.secret_hash.startswith(_SHA256)
+
+
+def make_secret() -> str:
+    """A secret for a robot, that can't be guessed."""
+    return _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def hash_secret(secret: str) -> str:
+    """What the settings hold of a secret; only for one that :func:`make_secret` has made."""
+    return _SHA256 + hashlib.sha256(secret.encode()).hexdigest()
+
+
+class Robots:
+    """
+    Accounts: the robots of the settings, who log in as ``robot+<name>``.
+
+    :param now: seconds since the epoch (:func:`time.time`).
+    """
+
+    def __init__(
+        self,
+        robots: Mapping[str, Robot],
+        passwords: Passwords,
+        groups: Groups,
+        now: Callable[[], float],
+    ) -> None:
+        self._robots = dict(robots)
+        chosen = [each.secret_hash.encode() for each in robots.values() if not each.is_generated]
+        self._dummies = Dummies(chosen) if chosen else None
+        self._passwords = passwords
+        self._groups = groups
+        self._now = now
+
+    async def check(self, name: str, password: str) -> Identity | None:
+        """
+        The robot, unless it has expired.
+
+        Where there are secrets for bcrypt, being refused takes one, whichever robot it is.
+        """
+        recalled = self.recall(name, password)
+        if recalled is not None or self._dummies is None or not name.startswith(LOGIN_PREFIX):
+            return recalled
+        robot = self._called(name)
+        if robot is None or robot.is_generated:
+            await self._passwords.match(name, password, self._dummies.choose(name))
+            return None
+        matches = await self._passwords.match(name, password, robot.secret_hash.encode())
+        return self._identity(name) if matches else None
+
+    def recall(self, name: str, password: str) -> Identity | None:
+        """The robot, unless its secret is one for bcrypt that was not given just now."""
+        robot = self._called(name)
+        if robot is None:
+            return None
+        if robot.is_generated:
+            matches = _is_secret(password, robot.secret_hash)
+        else:
+            matches = self._passwords.recall(name, password, robot.secret_hash.encode())
+        return self._identity(name) if matches else None
+
+    async def mark(self, identity: Identity) -> str | None:
+        """Of the secret's hash; ``None`` too once the robot has expired."""
+        robot = self._valid(identity.name) if identity.kind is Kind.ROBOT else None
+        return None if robot is None else hashlib.sha256(robot.secret_hash.encode()).hexdigest()
+
+    def _identity(self, login: str) -> Identity:
+        return self._groups.robot(login.removeprefix(LOGIN_PREFIX))
+
+    def _called(self, login: str) -> Robot | None:
+        """The robot that logs in by that name."""
+        if not login.startswith(LOGIN_PREFIX):
+            return None
+        return self._valid(login.removeprefix(LOGIN_PREFIX))
+
+    def _valid(self, name: str) -> Robot | None:
+        robot = self._robots.get(name)
+        if robot is None or robot.expires is None or self._now() < robot.expires.timestamp():
+            return robot
+        return None
+
+
+def _is_secret(secret: str, hashed: str) -> bool:
+    given = hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
+    return compare_digest(given, hashed.removeprefix(_SHA256))
+
+
+# What a user and a password may be made of: RFC 7617, 2.
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def fits_basic(user: str, password: str) -> bool:
+    """
+    Whether they arrive by Basic as they are: a ``:`` would end the user early, and control
+    characters are not allowed.  Others that Basic is spoken to, upstreams, are shown no such ones.
+    """
+    return ":" not in user and not _CONTROL.search(user + password)

@@ -6,13 +6,19 @@ from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve, field, frozen
 
-from artifactd.auth.accounts import Account, Directory
+from artifactd.auth.bearer import Account, Directory
 from artifactd.auth.identity import Caller, Identity
-from artifactd.auth.interfaces import Logins, Rules
-from artifactd.auth.scopes import CATALOG, EVERYTHING, REGISTRY, REPOSITORY, Scope, parse_scopes
-from artifactd.auth.signed import invalid
-from artifactd.auth.tokens import Tokens
-from artifactd.auth.visitors import Visitors, caller_of
+from artifactd.auth.jwt import invalid
+from artifactd.auth.logins import Logins, Rules, Visitors, caller_of
+from artifactd.auth.tokens import (
+    CATALOG,
+    EVERYTHING,
+    REGISTRY,
+    REPOSITORY,
+    Scope,
+    Tokens,
+    parse_scopes,
+)
 from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
 from artifactd.oci.names import ImageName, RepositoryName
 from artifactd.registry.mirror.proofs import Presented

@@ -8,7 +8,7 @@ from typing import NoReturn
 from attrs import frozen
 
 from artifactd.auth.identity import Caller, Kind
-from artifactd.auth.interfaces import Rules
+from artifactd.auth.logins import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import Asker, NoProof, ProofWanted

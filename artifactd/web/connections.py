@@ -10,7 +10,7 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from artifactd.auth.failures import network
+from artifactd.auth.guessing import network
 
 _log = Logger()
 

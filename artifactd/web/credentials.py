@@ -7,10 +7,9 @@ import binascii
 
 from attrs import frozen
 
-from artifactd.auth.basic import fits_basic
 from artifactd.auth.identity import Caller
-from artifactd.auth.interfaces import Logins, TokenCheck
-from artifactd.auth.visitors import Visitors, caller_of
+from artifactd.auth.logins import Logins, TokenCheck, Visitors, caller_of
+from artifactd.auth.passwords import fits_basic
 from artifactd.oci.errors import Unauthorized, Unsupported
 from artifactd.web.certificate import certified
 from artifactd.web.request import RegistryRequest

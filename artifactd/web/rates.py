@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.auth.failures import network
+from artifactd.auth.guessing import network
 from artifactd.auth.identity import Kind
 from artifactd.oci.errors import TooManyRequests
 from artifactd.web.forwarded import UNIX, is_loopback

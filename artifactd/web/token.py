@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qsl
 
-from artifactd.auth.basic import fits_basic
 from artifactd.auth.identity import Caller
+from artifactd.auth.passwords import fits_basic
 from artifactd.auth.token_service import Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
 from artifactd.web.answer import Answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
-from artifactd.auth.accounts import Account
+from artifactd.auth.bearer import Account
 from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.errors import Unauthorized
 from artifactd.oci.names import ImageName

@@ -6,8 +6,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.accounts import Account, AccountDirectory
-from artifactd.auth.bearer import BearerTokens, Opened, TokenSource
+from artifactd.auth.bearer import Account, AccountDirectory, BearerTokens, Opened, TokenSource
 from artifactd.auth.identity import ANONYMOUS, Caller, Identity, Kind
 from artifactd.auth.tokens import ISSUER
 from artifactd.oci.errors import Unauthorized

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.failures import Failures, network
+from artifactd.auth.guessing import Failures, network
 
 
 class FailuresTests(SynchronousTestCase):

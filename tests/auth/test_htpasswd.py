@@ -14,10 +14,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.groups import Groups
-from artifactd.auth.htpasswd import Htpasswd, Users, parse
-from artifactd.auth.identity import ANONYMOUS, Identity, Kind
-from artifactd.auth.passwords import Passwords, read_cost
+from artifactd.auth.identity import ANONYMOUS, Groups, Identity, Kind
+from artifactd.auth.passwords import Htpasswd, Passwords, Users, parse, read_cost
 from artifactd.kit.start import StartError
 from tests.auth.held import HeldThreads
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.issuer_keys import FetchedKeys, KeysInFile, KeysUnavailable, discover
-from artifactd.auth.jwks import VerificationKey
+from artifactd.auth.issuers import FetchedKeys, KeysInFile, KeysUnavailable, discover
+from artifactd.auth.jwt import VerificationKey
 from artifactd.oci.errors import Unavailable
 from tests.auth.accounts import Now
 from tests.auth.issuing import GITHUB, FakeIssuer, ec_key

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.identity import Kind
 from artifactd.auth.issuers import Issuer, as_text
-from artifactd.auth.jwks import VerificationKey, parse_key_set
+from artifactd.auth.jwt import VerificationKey, parse_key_set
 from artifactd.oci.errors import Unauthorized
 from artifactd.oci.names import Patterns
 from tests.auth.accounts import Now

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.jwks import VerificationKey, parse_key_set
+from artifactd.auth.jwt import VerificationKey, parse_key_set
 from tests.auth.issuing import RSA_KEY, ec_key, ed_key, jwk
 
 

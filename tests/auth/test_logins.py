@@ -8,9 +8,9 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.auth.guessing import Slowing
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.logins import PasswordLogins
-from artifactd.auth.slowing import Slowing
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 
 HOME, AWAY = "192.0.2.1", "198.51.100.7"

@@ -9,10 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.groups import Groups
-from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.passwords import Passwords, read_cost
-from artifactd.auth.robots import Robot, Robots, hash_secret, make_secret
+from artifactd.auth.identity import Groups, Identity, Kind
+from artifactd.auth.passwords import Passwords, Robot, Robots, hash_secret, make_secret, read_cost
 from tests.auth.held import HeldThreads
 
 SECRET = make_secret()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
-from artifactd.auth.interfaces import Rules
+from artifactd.auth.logins import Rules
 from artifactd.auth.rules import AccessRules, Limit, Rule
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action, Subject

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.scopes import Scope, parse_scopes
+from artifactd.auth.tokens import Scope, parse_scopes
 from artifactd.settings.access import Action
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jwt
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.signed import is_token, verify
+from artifactd.auth.jwt import is_token, verify
 from artifactd.oci.errors import Unauthorized
 from tests.auth.issuing import RSA_KEY
 

@@ -15,11 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.accounts import Account
+from artifactd.auth.bearer import Account
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.keys import Keys, SigningKey
-from artifactd.auth.scopes import Scope
-from artifactd.auth.tokens import Tokens
+from artifactd.auth.tokens import Scope, Tokens
 from artifactd.oci.errors import QueryInvalid, Unauthorized
 from artifactd.settings.access import Action
 from tests.auth.accounts import ALICE, Now

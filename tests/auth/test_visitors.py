@@ -8,8 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.slowing import Slowing
-from artifactd.auth.visitors import AccessProver, Visitors
+from artifactd.auth.guessing import Slowing
+from artifactd.auth.logins import AccessProver, Visitors
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import Presented

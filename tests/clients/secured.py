@@ -9,7 +9,7 @@ import bcrypt
 from attrs import frozen
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.robots import hash_secret, make_secret
+from artifactd.auth.passwords import hash_secret, make_secret
 from tests.daemon import Behind, Daemon
 from tests.tls.authority import CLIENT, ROOT
 from tests.tls.case import Files
