@@ -26,10 +26,9 @@ from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 from artifactd.store.interfaces import SHELVES
 from artifactd.web.accesslog import AccessLog
-from artifactd.web.api import Api
+from artifactd.web.api import Api, ManifestBodies
 from artifactd.web.audit import AuditLog
 from artifactd.web.forwarded import TrustedProxies
-from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
 from artifactd.web.sendfile import FileSender
 from artifactd.web.site import RegistrySite

@@ -16,11 +16,9 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Registry
 from artifactd.settings.settings import Settings
-from artifactd.web.access_gate import AccessGate
-from artifactd.web.challenge import Challenge
 from artifactd.web.credentials import Credentials
 from artifactd.web.forwarded import TrustedProxies
-from artifactd.web.gate import Gate, LoopbackGate
+from artifactd.web.gate import AccessGate, Challenge, Gate, LoopbackGate
 from artifactd.wiring import Assembly
 from artifactd.wiring_accounts import wire_accounts
 from artifactd.wiring_tokens import TokensWiring, wire_tokens

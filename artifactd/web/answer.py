@@ -10,7 +10,9 @@ from attrs import define, field
 from artifactd import __version__
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.model import BlobFound
 from artifactd.store.interfaces import OpenBlob
+from artifactd.web.fields import link_to_next
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender
 
@@ -91,3 +93,43 @@ class Answer:
         if request.sees_cache:
             # What it took tells what was looked up.
             headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))
+
+
+# The bytes of a manifest or a blob as an answer.
+
+
+def body_answer(body: OpenBlob | bytes, size: int | None, headers: dict[str, str]) -> Answer:
+    """All of ``body``; ``size`` in bytes, ``None`` as long as nobody knows."""
+    if isinstance(body, bytes):
+        return Answer(200, headers, body)
+    span = None if size is None else ByteRange(0, size - 1)
+    return Answer(200, headers, blob=body, span=span)
+
+
+def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
+    """What was found of a blob: all of it, or (206) the part that was asked for."""
+    if found.body is None:
+        return Answer(200, headers, length=found.size)
+    span = found.span
+    if span is None:
+        return body_answer(found.body, found.size, headers)
+    headers["Content-Range"] = f"bytes {span.first}-{span.last}/{found.size}"
+    if isinstance(found.body, bytes):
+        return Answer(206, headers, found.body)
+    return Answer(206, headers, blob=found.body, span=span)
+
+
+# A page of a list as an answer.
+
+
+def list_answer(
+    document: Mapping[str, object],
+    path: str,
+    following: Mapping[str, str] | None,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    """One page; ``following`` is the query of the next one."""
+    answer_headers = dict(headers or {})
+    if following is not None:
+        answer_headers["Link"] = link_to_next(path, following)
+    return Answer.json(document, answer_headers)

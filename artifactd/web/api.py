@@ -2,35 +2,177 @@
 
 from __future__ import annotations
 
-from attrs import define
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+from attrs import define, field, frozen
+from klein import Klein
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from artifactd.auth.identity import Kind
+from artifactd.auth.token_service import TokenService
+from artifactd.kit.budget import BufferBudget
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import ChunkOutOfOrder, QueryInvalid
+from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
-from artifactd.registry.registry import Target
+from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
+from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
-from artifactd.web.answer import Answer
-from artifactd.web.conditional import blob_wanted, not_modified, precondition
-from artifactd.web.contents import blob_answer, body_answer
-from artifactd.web.gate import Need
-from artifactd.web.headers import (
+from artifactd.web.answer import Answer, blob_answer, body_answer, list_answer
+from artifactd.web.audit import AuditLog
+from artifactd.web.fields import (
     blob_headers,
+    blob_wanted,
     content_headers,
     content_range,
     etag,
     header,
+    link_to_next,
+    list_wanted,
+    not_modified,
+    parameter,
+    parameters,
+    precondition,
     provenance_headers,
+    required_digest,
     upload_headers,
 )
-from artifactd.web.lists import list_answer
-from artifactd.web.manifests import ManifestBodies
-from artifactd.web.own import OwnApi
-from artifactd.web.query import link_to_next, list_wanted, parameter, parameters, required_digest
+from artifactd.web.gate import Gate, Need
 from artifactd.web.rates import address_of
 from artifactd.web.request import RegistryRequest
-from artifactd.web.routing import route
+from artifactd.web.routing import new_app, route
+from artifactd.web.sendfile import FileSender
+from artifactd.web.token import answer_get, answer_post
+
+# What the daemon is asked about itself.
+
+
+@define(slots=False)  # Klein hangs the bound app onto the instance
+class OwnApi:
+    """
+    Endpoints that are about no image; :class:`artifactd.web.api.Api` adds those that are.
+
+    :param service: gives tokens; ``None``: nobody does.
+    """
+
+    registry: Registry
+    gate: Gate
+    audit: AuditLog
+    sender: FileSender
+    health: Health
+    counters: Counters
+    service: TokenService | None = field(kw_only=True)
+
+    app: ClassVar[Klein] = new_app()
+
+    @route(app, "/healthz", "GET", needs=Need.NOTHING)
+    async def healthz(self, request: RegistryRequest) -> Answer:
+        """200 while the process answers at all."""
+        return Answer.json({"status": "ok"})
+
+    @route(app, "/readyz", "GET", needs=Need.NOTHING)
+    async def readyz(self, request: RegistryRequest) -> Answer:
+        """
+        200 while the store takes bytes and the catalog answers, otherwise 503.  Reading goes on in
+        the read-only mode, so it is no reason to send nobody here any more.
+        """
+        await self.health.check()
+        mode = {"mode": "read-only"} if self.gate.read_only() else {}
+        return Answer.json({"status": "ok", **mode})
+
+    @route(app, "/metrics", "GET", needs=Need.METRICS)
+    async def metrics(self, request: RegistryRequest) -> Answer:
+        """The counters, in Prometheus' text format."""
+        return Answer(headers={"Content-Type": CONTENT_TYPE}, body=self.counters.exposition())
+
+    @route(app, "/v2/", "GET", needs=Need.IDENTITY)
+    async def version(self, request: RegistryRequest) -> Answer:
+        """end-1: says that the spec is implemented here."""
+        return Answer.json({})
+
+    @route(app, "/token", "GET", needs=Need.TOKEN)
+    async def token(self, request: RegistryRequest) -> Answer:
+        """registry-auth-token, "Requesting a Token"."""
+        return await answer_get(self._service(), request, request.caller)
+
+    @route(app, "/token", "POST", needs=Need.TOKEN)
+    async def token_by_form(self, request: RegistryRequest) -> Answer:
+        """registry-auth-oauth, "Getting a token"."""
+        return await answer_post(self._service(), request, request.address)
+
+    def _service(self) -> TokenService:
+        if self.service is None:
+            raise NameUnknown("no tokens are given here: log in by Basic")
+        return self.service
+
+
+# Manifests that are pushed: whole in memory, so few at a time, and each only for a while.
+
+# What one may take from when it is first asked for to its last byte: a client has it all by then.
+BODY_SECONDS = 60.0
+
+_log = Logger()
+
+
+@frozen
+class ManifestBodies:
+    """
+    Reads them.
+
+    What they may take in memory is theirs alone: it is taken before the first byte is there, so
+    whoever sends slowly would hold up what others transfer.
+
+    :ivar budget: of no other transfers.
+    :ivar max_size: bytes of a manifest at most.
+    :ivar clock: of the time that a body may take.
+    """
+
+    budget: BufferBudget
+    max_size: int
+    clock: IReactorTime
+
+    @asynccontextmanager
+    async def read(self, request: RegistryRequest) -> AsyncIterator[bytes]:
+        """
+        The body of ``request``, in memory until the end of the context; waits for room first.
+
+        A client that has not sent all of it after :data:`BODY_SECONDS` is cut off.
+
+        :raises ContentTooLarge: if it has more than ``max_size`` bytes.
+        """
+        declared = request.body.length if request.body else 0
+        wanted = self.max_size if declared is None else min(declared, self.max_size)
+        size = min(wanted, self.budget.limit)
+        await self.budget.acquire(size)
+        try:
+            yield await self._in_time(request)
+        finally:
+            self.budget.release(size)
+
+    async def _in_time(self, request: RegistryRequest) -> bytes:
+        if request.body is None:
+            return b""
+        due = self.clock.callLater(BODY_SECONDS, _cut_off, request)
+        try:
+            return await request.body.read(self.max_size)
+        finally:
+            if due.active():
+                due.cancel()
+
+
+def _cut_off(request: RegistryRequest) -> None:
+    _log.info(
+        "{method} {path} of {address} dropped: the manifest has not come within {seconds:g} s",
+        method=request.method.decode("latin-1"),
+        path=request.path.decode("latin-1"),
+        address=request.address,
+        seconds=BODY_SECONDS,
+    )
+    request.abort()
+
 
 # One app for the routes of both classes.
 app = OwnApi.app

@@ -17,9 +17,9 @@ from twisted.logger import Logger
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
+from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
 from artifactd.web.linefile import LineFile
-from artifactd.web.query import parameter
 from artifactd.web.request import RegistryRequest
 
 _log = Logger(namespace="artifactd.audit")

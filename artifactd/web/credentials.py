@@ -4,15 +4,77 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import Any
 
 from attrs import frozen
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 
-from artifactd.auth.identity import Caller
+from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.logins import Logins, TokenCheck, Visitors, caller_of
 from artifactd.auth.passwords import fits_basic
 from artifactd.oci.errors import Unauthorized, Unsupported
-from artifactd.web.certificate import certified
 from artifactd.web.request import RegistryRequest
+
+# Client certificates as identities.  That they are genuine, the TLS handshake has checked.
+
+# What an alternative name is called among the claims.
+_ALTERNATIVES: dict[type[Any], str] = {
+    x509.DNSName: "dns",
+    x509.RFC822Name: "email",
+    x509.UniformResourceIdentifier: "uri",
+    x509.IPAddress: "ip",
+}
+
+
+def certified(request: RegistryRequest) -> Caller | None:
+    """
+    Whose certificate the client has shown on this connection; ``None`` if none, or one without any
+    name.  A transport that asks for certificates checks them itself and offers what it was shown
+    as ``getPeerCertificate``.
+    """
+    channel = request.channel
+    if not channel.identified:
+        channel.identified = True
+        show = getattr(channel.transport, "getPeerCertificate", None)
+        shown = None if show is None else show()
+        identity = None if shown is None else identity_of(_parsed(shown))
+        channel.certified = None if identity is None else Caller(identity)
+    return channel.certified
+
+
+def _parsed(shown: Any) -> x509.Certificate:
+    """Twisted shows pyOpenSSL's."""
+    parsed: x509.Certificate = (
+        shown if isinstance(shown, x509.Certificate) else (shown.to_cryptography())
+    )
+    return parsed
+
+
+def identity_of(certificate: x509.Certificate) -> Identity | None:
+    """
+    Its subject's common name, or else its first alternative name, with all alternative names as
+    the claims ``dns``, ``email``, ``uri`` and ``ip``, several separated by spaces.
+    """
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    claims = _alternatives(certificate)
+    name = str(names[0].value) if names else next(iter(claims.values()), "").partition(" ")[0]
+    if not name:
+        return None
+    return Identity(Kind.CERTIFICATE, name, claims=claims)
+
+
+def _alternatives(certificate: x509.Certificate) -> dict[str, str]:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except (x509.ExtensionNotFound, ValueError):
+        return {}
+    claims: dict[str, list[str]] = {}
+    for name in extension.value:
+        called = _ALTERNATIVES.get(type(name))
+        if called is not None:
+            claims.setdefault(called, []).append(str(name.value))
+    return {called: " ".join(values) for called, values in claims.items()}
 
 
 class AmbiguousCredentials(Unsupported):

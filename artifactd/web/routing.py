@@ -23,8 +23,8 @@ from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error
+from artifactd.web.fields import mirrored_registry
 from artifactd.web.gate import Gate, Need
-from artifactd.web.namespace import mirrored_registry
 from artifactd.web.paths import path_problem
 from artifactd.web.request import RegistryRequest
 from artifactd.web.sendfile import FileSender

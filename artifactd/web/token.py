@@ -14,7 +14,7 @@ from artifactd.auth.passwords import fits_basic
 from artifactd.auth.token_service import Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
 from artifactd.web.answer import Answer
-from artifactd.web.query import parameter, parameters
+from artifactd.web.fields import parameter, parameters
 from artifactd.web.request import RegistryRequest
 
 FORM_LIMIT = 64 << 10
