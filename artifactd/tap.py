@@ -25,13 +25,14 @@ from artifactd.registry.upkeep.collector import NotNow, Sweep
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 from artifactd.store.interfaces import SHELVES
-from artifactd.web.accesslog import AccessLog
+from artifactd.web.answer import stopping
 from artifactd.web.api import Api, ManifestBodies
 from artifactd.web.audit import AuditLog
-from artifactd.web.forwarded import TrustedProxies
 from artifactd.web.routing import ApiResource
-from artifactd.web.sendfile import FileSender
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.protocol import RegistrySite
+from artifactd.web.server.proxies import TrustedProxies
+from artifactd.web.server.sendfile import FileSender
 from artifactd.wiring import Assembly, assemble
 from artifactd.wiring_gate import GateWiring, wire_gate
 from artifactd.wiring_limits import connection_limits, rates
@@ -217,6 +218,7 @@ def _start(
         connection_limits(settings.limits),
         rates(settings.limits, reactor),
         guarded=settings.authentication,
+        stopping=stopping(),
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.pool.start()

@@ -17,8 +17,8 @@ from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Registry
 from artifactd.settings.settings import Settings
 from artifactd.web.credentials import Credentials
-from artifactd.web.forwarded import TrustedProxies
 from artifactd.web.gate import AccessGate, Challenge, Gate, LoopbackGate
+from artifactd.web.server.proxies import TrustedProxies
 from artifactd.wiring import Assembly
 from artifactd.wiring_accounts import wire_accounts
 from artifactd.wiring_tokens import TokensWiring, wire_tokens

@@ -11,8 +11,7 @@ from artifactd.kit.budget import BufferBudget
 from artifactd.oci.manifest import ManifestBounds
 from artifactd.registry.uploads import UploadLimits
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
-from artifactd.web.connections import ConnectionLimits
-from artifactd.web.rates import Rates, TokenBuckets
+from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
 
 
 @frozen

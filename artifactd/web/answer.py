@@ -6,15 +6,16 @@ from collections.abc import Mapping
 
 import msgspec
 from attrs import define, field
+from twisted.web import resource, server
 
 from artifactd import __version__
-from artifactd.oci.errors import RegistryError
+from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.model import BlobFound
 from artifactd.store.interfaces import OpenBlob
 from artifactd.web.fields import link_to_next
-from artifactd.web.request import RegistryRequest
-from artifactd.web.sendfile import FileSender
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.sendfile import FileSender
 
 _SERVER = f"artifactd/{__version__}".encode()
 
@@ -133,3 +134,28 @@ def list_answer(
     if following is not None:
         answer_headers["Link"] = link_to_next(path, following)
     return Answer.json(document, answer_headers)
+
+
+class Refusal(resource.Resource):
+    """Answers every request with the same error."""
+
+    isLeaf = True
+
+    def __init__(self, error: RegistryError) -> None:
+        super().__init__()
+        self._error = error
+
+    def render(self, request: server.Request) -> int:
+        assert isinstance(request, RegistryRequest)
+        Answer.error(self._error).write(request)
+        request.finish()
+        return server.NOT_DONE_YET
+
+
+def stopping() -> Refusal:
+    """Answers the requests that come while the daemon stops."""
+    return Refusal(
+        Unavailable(
+            "the registry is being stopped: try again in a moment", None, {"Retry-After": "10"}
+        )
+    )

@@ -41,10 +41,10 @@ from artifactd.web.fields import (
     upload_headers,
 )
 from artifactd.web.gate import Gate, Need
-from artifactd.web.rates import address_of
-from artifactd.web.request import RegistryRequest
 from artifactd.web.routing import new_app, route
-from artifactd.web.sendfile import FileSender
+from artifactd.web.server.limits import address_of
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.sendfile import FileSender
 from artifactd.web.token import answer_get, answer_post
 
 # What the daemon is asked about itself.

@@ -19,8 +19,8 @@ from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
-from artifactd.web.linefile import LineFile
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.accesslog import LineFile
+from artifactd.web.server.protocol import RegistryRequest
 
 _log = Logger(namespace="artifactd.audit")
 

@@ -14,7 +14,7 @@ from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.logins import Logins, TokenCheck, Visitors, caller_of
 from artifactd.auth.passwords import fits_basic
 from artifactd.oci.errors import Unauthorized, Unsupported
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
 
 # Client certificates as identities.  That they are genuine, the TLS handshake has checked.
 

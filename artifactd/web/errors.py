@@ -9,7 +9,7 @@ from twisted.python.failure import Failure
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from artifactd.oci.errors import NameUnknown, RegistryError, Unavailable, Unsupported
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
 
 _FULL = "the registry is out of disk space: nothing was stored; try again later"
 _BROKEN = "the registry's disk fails to read or write: try again later; its system's log has more"

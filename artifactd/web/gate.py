@@ -22,8 +22,8 @@ from artifactd.registry.mirror.proofs import NOBODY, Asker, NoProof, ProofWanted
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.credentials import Credentials
-from artifactd.web.forwarded import TrustedProxies, is_local
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.proxies import TrustedProxies, is_local
 
 
 class Need(StrEnum):

@@ -25,9 +25,9 @@ from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error
 from artifactd.web.fields import mirrored_registry
 from artifactd.web.gate import Gate, Need
-from artifactd.web.paths import path_problem
-from artifactd.web.request import RegistryRequest
-from artifactd.web.sendfile import FileSender
+from artifactd.web.server.framing import path_problem
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.sendfile import FileSender
 
 
 class _NameConverter(BaseConverter):

@@ -15,7 +15,7 @@ from artifactd.auth.token_service import Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
 from artifactd.web.answer import Answer
 from artifactd.web.fields import parameter, parameters
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
 
 FORM_LIMIT = 64 << 10
 """Bytes of a form; 413 beyond.  The largest thing in one is a CI system's token as a password."""

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
 from artifactd.store.folder import ReadOnlyMode
-from artifactd.web.linefile import LineFile
+from artifactd.web.server.accesslog import LineFile
 from tests.api.case import ApiTestCase, Connection
 from tests.api.guarded import ABSENT, BLOB, GuardedCase, basic
 from tests.api.served import Served

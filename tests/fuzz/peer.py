@@ -18,8 +18,7 @@ from typing import Any
 from attrs import frozen
 from twisted.internet.threads import blockingCallFromThread
 
-from artifactd.web.request import RegistryRequest
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from tests.programs import reactor
 
 # Seconds after which something hangs.  Nothing waits for them: an end is seen when it comes.

@@ -13,8 +13,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.connection import TlsFactory
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.protocol import RegistrySite
 from tests.tls.authority import ROOT
 from tests.tls.case import Files, logged
 

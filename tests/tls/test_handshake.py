@@ -14,9 +14,8 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.tls.endpoint import TlsEndpoint
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.request import RegistryRequest
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from tests.daemon import Answer, request
 from tests.programs import reactor, wait_for
 from tests.tls.authority import CLIENT, DAY, OTHER, ROOT, SERVER, Signed

@@ -9,7 +9,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
-from artifactd.web.forwarded import TrustedProxies, is_local
+from artifactd.web.server.proxies import TrustedProxies, is_local
 
 HERE = IPv4Address("TCP", "127.0.0.1", 40000)
 AFAR = IPv4Address("TCP", "192.0.2.7", 40000)

@@ -12,10 +12,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.channel import RegistryChannel
-from artifactd.web.connections import ConnectionLimits
-from artifactd.web.site import RegistrySite
+from artifactd.web.answer import stopping
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.limits import ConnectionLimits
+from artifactd.web.server.protocol import RegistryChannel, RegistrySite
 
 IDLE = 60.0
 
@@ -115,6 +115,7 @@ class WireCase(TestCase):
             AccessLog("off"),
             IDLE,
             limits=ConnectionLimits(body_rate=0),
+            stopping=stopping(),
         )
         self.gates: list[Deferred[None]] = []
 

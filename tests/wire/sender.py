@@ -28,11 +28,10 @@ from twisted.logger import LogEvent
 from twisted.trial.unittest import SkipTest, TestCase
 from twisted.web.resource import IResource
 
-from artifactd.web import transfer
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.request import RegistryRequest
-from artifactd.web.sendfile import FileSender
-from artifactd.web.site import RegistrySite
+from artifactd.web.server import sendfile
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from artifactd.web.server.sendfile import FileSender
 from tests.wire.connection import WireCase, request
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import Client, CountingBudget, FileBlob
@@ -137,7 +136,7 @@ class SenderCase(TestCase):
 
     def cannot_tell(self) -> None:
         """Make the kernel one that does not say whether a read would wait."""
-        self.patch(transfer, "_NOWAIT", 0)
+        self.patch(sendfile, "_NOWAIT", 0)
 
     def can_tell(self) -> None:
         """Skip on a filesystem that does not say whether a read would wait (tmpfs)."""

@@ -8,8 +8,8 @@ from twisted.internet.defer import maybeDeferred
 
 from artifactd.oci.ranges import ByteRange
 from artifactd.web.answer import Answer
-from artifactd.web.request import RegistryRequest
-from artifactd.web.sendfile import FileSender
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.sendfile import FileSender
 from tests.wire.connection import WireCase, request
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import CountingBudget

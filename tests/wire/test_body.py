@@ -8,7 +8,7 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
 from artifactd.oci.errors import ContentTooLarge
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, chunked, request, statuses
 
 

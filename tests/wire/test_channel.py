@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.web.channel import CLOSE_SECONDS
-from artifactd.web.paths import origin_form, path_problem
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.framing import origin_form, path_problem
+from artifactd.web.server.protocol import CLOSE_SECONDS, RegistryRequest
 from tests.wire.connection import IDLE, Wire, WireCase, request, statuses
 
 

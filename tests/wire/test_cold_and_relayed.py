@@ -9,8 +9,8 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
-from artifactd.web.request import RegistryRequest
-from artifactd.web.sendfile import FileSender
+from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.sendfile import FileSender
 from tests.wire.connection import Wire, request, statuses
 from tests.wire.loopback import FileBlob
 from tests.wire.sender import STALL, RelayCase, SenderCase

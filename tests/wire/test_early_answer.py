@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.web.request import DRAIN_BYTES, DRAIN_SECONDS, RegistryRequest
+from artifactd.web.server.protocol import DRAIN_BYTES, DRAIN_SECONDS, RegistryRequest
 from tests.wire.connection import Sink, Wire, WireCase, chunked, request, statuses
 
 _SMUGGLED = request("GET", "/smuggled")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from artifactd.web.framing import closes, field_problem, request_problem
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.framing import closes, field_problem, request_problem
+from artifactd.web.server.protocol import RegistryRequest
 from tests.wire.connection import WireCase, request, statuses
 
 

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import capturedLogs
 
-from artifactd.web import transfer
-from artifactd.web.sendfile import SMALL
+from artifactd.web.server import sendfile
+from artifactd.web.server.sendfile import SMALL
 from tests.wire.connection import request
 from tests.wire.growing import Fill
 from tests.wire.sender import BIG, STALL, GrowingCase, OverTLS, cuts
@@ -261,9 +261,9 @@ class GrowingFileTests(GrowingCase):
         self.can_tell()
         cold = 1_000_000
         self.fill.grow(cold)
-        real = transfer.BlobReader.is_cached
+        real = sendfile.BlobReader.is_cached
         self.patch(
-            transfer.BlobReader,
+            sendfile.BlobReader,
             "is_cached",
             lambda reader, first, length: first >= cold and real(reader, first, length),
         )

@@ -9,12 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.oci.errors import TooManyRequests
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.connections import ConnectionLimits
-from artifactd.web.forwarded import TrustedProxies
-from artifactd.web.rates import Rates, TokenBuckets
-from artifactd.web.request import RegistryRequest
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from artifactd.web.server.proxies import TrustedProxies
 from tests.api.case import LogLines
 from tests.wire.connection import Sink, Wire, WireCase, request, statuses
 

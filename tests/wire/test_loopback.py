@@ -11,9 +11,8 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, c
 from twisted.trial.unittest import TestCase
 
 from artifactd.kit.budget import RECEIVE_SIZE
-from artifactd.web.accesslog import AccessLog
-from artifactd.web.request import RegistryRequest
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from tests.wire.connection import Sink, request
 from tests.wire.loopback import Client
 

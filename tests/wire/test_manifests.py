@@ -9,7 +9,7 @@ from twisted.logger import globalLogPublisher
 from artifactd.kit.budget import BufferBudget
 from artifactd.oci.errors import ContentTooLarge
 from artifactd.web.api import BODY_SECONDS, ManifestBodies
-from artifactd.web.request import RegistryRequest
+from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import LogLines
 from tests.wire.connection import Wire, WireCase, chunked, request, statuses
 

@@ -7,7 +7,7 @@ import os
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 
-from artifactd.web.sendfile import SMALL
+from artifactd.web.server.sendfile import SMALL
 from tests.wire.connection import request
 from tests.wire.loopback import Client
 from tests.wire.sender import BIG, STALL, OverTLS, SenderCase

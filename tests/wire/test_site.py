@@ -10,10 +10,9 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactd.web.accesslog import Access, AccessLog
-from artifactd.web.forwarded import TrustedProxies
-from artifactd.web.request import RegistryRequest
-from artifactd.web.site import RegistrySite
+from artifactd.web.server.accesslog import Access, AccessLog
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from artifactd.web.server.proxies import TrustedProxies
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
 
 

@@ -1,0 +1,562 @@
+"""Blobs as the bodies of responses, with ``os.sendfile`` where the transport allows it."""
+# mypy: disallow-untyped-calls=False
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from attrs import define, frozen
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPullProducer,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import NO_BODY_CODES
+from zope.interface import implementer
+
+from artifactd.store.interfaces import OpenBlob
+from artifactd.web.server.protocol import RegistryRequest
+
+# What every way to send a blob has in common: reading it, a deadline, one end.
+
+InThread = Callable[..., Deferred[Any]]
+
+# Linux reads at least this much of a cold file at a time, in bytes.
+_STRIDE = 128 * 1024
+_SCRATCH = 256 * 1024
+
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
+
+
+@define(eq=False)
+class BlobReader:
+    """Reads a blob; closes it when asked to and no thread reads."""
+
+    _blob: OpenBlob
+    _in_thread: InThread
+    _in_memory: bool = False
+    _reading: int = 0
+    _closing: bool = False
+
+    @property
+    def size(self) -> int | None:
+        return self._blob.size
+
+    @property
+    def available(self) -> int:
+        return self._blob.available
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        return self._blob.wait(beyond)
+
+    def fileno(self) -> int:
+        return self._blob.fileno()
+
+    def close(self) -> None:
+        self._closing = True
+        if not self._reading:
+            self._blob.close()
+
+    def cached(self, first: int, length: int) -> bytes | None:
+        """The bytes, if they can be had without waiting for the disk."""
+        if not _NOWAIT:
+            return None
+        buffer = bytearray(length)
+        try:
+            got = os.preadv(self._blob.fileno(), [buffer], first, _NOWAIT)
+        except OSError:  # some are on disk, or the filesystem can't tell
+            return None
+        return bytes(buffer) if got == length else None
+
+    def is_cached(self, first: int, length: int) -> bool:
+        """Whether a read of these bytes would not wait for the disk, as far as samples tell."""
+        if self._in_memory:
+            return True
+        samples = range(first, first + length, _STRIDE)
+        return all(self.cached(sample, 1) is not None for sample in samples)
+
+    def read(self, first: int, length: int) -> Deferred[bytes]:
+        """Read in a thread: fewer bytes than ``length`` if the file ends before."""
+        return self._run(os.pread, length, first)
+
+    def read_ahead(self, first: int, length: int) -> Deferred[None]:
+        """Get bytes into the page cache, in a thread."""
+        return self._run(_touch, length, first)
+
+    def _run(self, read: Callable[[int, int, int], Any], length: int, first: int) -> Deferred[Any]:
+        # Cancelling what is returned leaves the thread alone, and us waiting for it.
+        waiting: Deferred[Any] = Deferred()
+        try:
+            fd = self._blob.fileno()
+        except OSError:
+            return fail()
+        self._reading += 1
+        reading = self._in_thread(read, fd, length, first)
+        reading.addBoth(self._returned).chainDeferred(waiting)
+        return waiting
+
+    def failed(self, error: OSError) -> None:
+        """Reading has failed; sending, too, where the kernel does both: then it may be no fault."""
+        if error.errno == errno.EIO:
+            self._blob.failed(error)
+
+    def _returned(self, result: object) -> object:
+        self._reading -= 1
+        if isinstance(result, Failure) and isinstance(result.value, OSError):
+            self.failed(result.value)
+        if self._closing:
+            self.close()
+        return result
+
+
+def _touch(fd: int, length: int, first: int) -> None:
+    scratch = bytearray(min(length, _SCRATCH))
+    for offset in range(first, first + length, len(scratch)):
+        os.preadv(fd, [scratch], offset)
+
+
+class Transfer:
+    """
+    The body of one response: bytes of a file that may still grow, a deadline, one end.
+
+    :ivar offset: where the next byte to send is in the blob.
+    :ivar end: the offset behind the last one; ``None`` as long as nobody knows.
+    :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, request: RegistryRequest, reader: BlobReader, first: int, length: int | None
+    ) -> None:
+        self.request = request
+        self.channel = request.channel
+        self.transport = request.channel.transport
+        self.reader = reader
+        self.offset = first
+        self.end = None if length is None else first + length
+        self.ended = False
+        self._stall = 0.0
+        self._clock: IReactorTime
+        self._deadline: IDelayedCall | None = None
+        self._growth: Deferred[None] | None = None
+        self._done: Deferred[bool] = Deferred(self._cancelled)
+        self._look()
+
+    def start(self, clock: IReactorTime, stall: float) -> Deferred[bool]:
+        """
+        Fires with whether all was sent, when the connection is free again or lost.
+
+        :param stall: seconds without progress after which the connection is dropped.
+        """
+        self.request.notifyFinish().addBoth(self._request_ended)
+        self._clock, self._stall = clock, stall
+        self._deadline = clock.callLater(stall, self._stalled)
+        self.register()
+        return self._done
+
+    def live(self) -> bool:
+        """Whether there is somebody to send to."""
+        return not self.ended
+
+    def register(self) -> None:
+        """Become the producer of the connection."""
+        raise NotImplementedError
+
+    def unregister(self) -> None:
+        """Give the connection back."""
+        raise NotImplementedError
+
+    def more(self) -> Deferred[None]:
+        """
+        Fires once :attr:`here` is further than it is now, or known to be :attr:`end`.
+
+        Until then the client has no deadline, since it is not the client that we wait for.  The
+        end of the transfer cancels it.
+
+        :raises EOFError: if the blob ends before what was promised.
+        :raises OSError: if the bytes will never come.
+        """
+        beyond = max(self.offset, self.here)
+        self._growth = growth = self.reader.wait(beyond)
+        return growth.addCallback(self._grown, beyond)
+
+    def advance(self, count: int) -> None:
+        """``count`` more bytes are with the connection."""
+        self.offset += count
+        self.progress()
+
+    def progress(self) -> None:
+        """The client takes bytes, or it is not the client that we wait for."""
+        if self._deadline is not None:
+            self._deadline.reset(self._stall)
+        elif not self.ended:
+            self._deadline = self._clock.callLater(self._stall, self._stalled)
+
+    def complete(self) -> None:
+        """All bytes are with the connection."""
+        self._end()
+        self.unregister()
+        self._done.callback(True)
+
+    def cut(self, problem: str) -> None:
+        """What was promised can't be delivered: the connection has to die."""
+        if not self.ended:
+            self._log.warn(
+                "response to {path} cut off, request {request_id}: {problem}",
+                path=self.request.path.decode("latin-1"),
+                request_id=self.request.request_id,
+                problem=problem,
+            )
+            self.transport.abortConnection()
+
+    def failed(self, failure: Failure) -> None:
+        """:meth:`cut`, with the reason from ``failure``."""
+        self.cut(failure.getErrorMessage())
+
+    def stopped(self) -> None:
+        """Nothing more is to be sent."""
+
+    def _look(self) -> None:
+        if self.end is None:
+            self.end = self.reader.size
+        available = self.reader.available
+        self.here = available if self.end is None else min(available, self.end)
+
+    def _grown(self, _: None, beyond: int) -> None:
+        self._growth = None
+        self._look()
+        if self.here <= beyond and self.here != self.end:
+            raise EOFError("the blob is shorter than promised")
+        self.progress()
+
+    def _stalled(self) -> None:
+        self._deadline = None
+        if self._growth is None:
+            self.cut(f"stalled for {self._stall:g} s")
+
+    def _end(self) -> None:
+        self.ended = True
+        self.stopped()
+        if self._growth is not None:
+            self._growth.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _request_ended(self, outcome: Failure | None) -> None:
+        if self.ended:
+            return
+        if outcome is None:
+            self.cut("finished before its end")
+        self._end()
+        self._done.callback(False)
+
+    def _cancelled(self, _: Deferred[bool]) -> None:
+        self._end()
+        self.transport.abortConnection()
+
+
+# Blobs as the bodies of responses where their bytes pass through this process.
+
+_PIECE = 64 * 1024  # bytes
+
+
+class Budget(Protocol):
+    """The transfer buffers that all connections share."""
+
+    def acquire(self, size: int) -> Deferred[None]:
+        """Wait for ``size`` bytes of it.  May be cancelled."""
+
+    def release(self, size: int) -> None:
+        """Give ``size`` bytes back."""
+
+
+@implementer(IPushProducer)
+class Relay(Transfer):
+    """
+    Pieces read in a thread, the next when the transport has got rid of the one before: for TLS,
+    and for the chunks of a blob whose length nobody knows yet.
+
+    No buffer is held while there is nothing to put into it.
+    """
+
+    def __init__(
+        self,
+        request: RegistryRequest,
+        reader: BlobReader,
+        first: int,
+        length: int | None,
+        budget: Budget,
+    ) -> None:
+        super().__init__(request, reader, first, length)
+        self._budget = budget
+        self._granted: Deferred[None] = succeed(None)
+        self._resumed: Deferred[None] | None = None
+
+    def register(self) -> None:
+        self.request.registerProducer(self, True)
+        Deferred.fromCoroutine(self._pump()).addErrback(self.failed)
+
+    def unregister(self) -> None:
+        self.request.unregisterProducer()
+
+    def pauseProducing(self) -> None:
+        if self._resumed is None:
+            self._resumed = Deferred()
+
+    def resumeProducing(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            resumed.callback(None)
+
+    def stopProducing(self) -> None:
+        """The connection is lost; the request is told next, and tells us."""
+
+    def stopped(self) -> None:
+        self._granted.cancel()
+        self.resumeProducing()  # to its end
+
+    async def _pump(self) -> None:
+        if self.end is None:
+            await self._begin_unmeasured()
+        while self.offset != self.end:
+            if self.offset >= self.here:
+                await self.more()
+                continue
+            size = min(_PIECE, self.here - self.offset)
+            self._granted = self._budget.acquire(size)
+            await self._granted
+            self.progress()
+            try:
+                if not await self._relay(size):
+                    return
+            finally:
+                self._budget.release(size)
+        self.complete()
+
+    async def _begin_unmeasured(self) -> None:
+        if self.request.clientproto == b"HTTP/1.1":
+            self.request.write(b"")
+            return
+        # HTTP/1.0 has no chunks: the body would end where the connection does, cut off or not.
+        while self.end is None:
+            await self.more()
+        length = self.end - self.offset
+        self.request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
+        self.request.write(b"")
+
+    async def _relay(self, size: int) -> bool:
+        """Send a piece and wait until it is sent; whether there is reason to go on."""
+        piece = await self.reader.read(self.offset, size)
+        if not self.live():
+            return False
+        if len(piece) < size:
+            raise EOFError("the file is shorter than it was")
+        self.request.write(piece)
+        self.advance(size)
+        if self._resumed is not None:
+            await self._resumed
+            self.progress()
+        return self.live()
+
+
+# All sizes are in bytes.
+SMALL = 64 * 1024  # up to here a body is read at once and written with its headers
+_AT_A_TIME = 512 * 1024  # per wake-up of one connection: fairness to the others
+_WINDOW = 4 * 1024 * 1024  # how far a cold file is read ahead
+_UNSENT = 128 * 1024  # how much the kernel takes from us beyond what is on its way
+
+
+@frozen
+class FileSender:
+    """
+    Sends blobs as response bodies.
+
+    :param in_thread: calls a function with arguments in a thread, as ``deferToThread`` does.
+    :param stall: seconds after which a client that takes nothing is dropped, unless it is the blob
+        that it waits for.
+    :param in_memory: whether blobs lie in memory anyway, on a filesystem that can't be asked.
+    """
+
+    clock: IReactorTime
+    in_thread: InThread
+    budget: Budget
+    stall: float = 60.0
+    in_memory: bool = False
+
+    async def send(
+        self, request: RegistryRequest, blob: OpenBlob, first: int, length: int | None
+    ) -> bool:
+        """
+        Send the headers set on ``request`` and ``length`` bytes of ``blob`` from ``first`` on, as
+        they become available; with ``None`` all bytes up to the end, wherever that will be.
+
+        The headers go at once.  Without a length they go without ``Content-Length``, and the body
+        is chunked (RFC 9112, 7.1); to a client of HTTP/1.0 they wait until the length is known.
+
+        Closes ``blob`` in every case, when no thread reads it any more.  ``True`` means that all
+        bytes are with the connection and the request can be finished; ``False`` that the client
+        is gone, or has been dropped, and nothing is left to do.  A client never gets a complete
+        response with bytes missing.
+        """
+        reader = BlobReader(blob, self.in_thread, self.in_memory)
+        try:
+            if request.gone:
+                return False
+            if length is None and blob.size is not None:
+                length = blob.size - first
+            if length is not None:
+                request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
+            if request.method == b"HEAD" or request.code in NO_BODY_CODES or length == 0:
+                request.write(b"")
+                return True
+            if length is None:
+                unmeasured = Relay(request, reader, first, None, self.budget)
+                return await unmeasured.start(self.clock, self.stall)
+            if length <= SMALL and first + length <= blob.available:
+                content = reader.cached(first, length) or await reader.read(first, length)
+                if len(content) == length:
+                    request.write(content)
+                    return not request.gone
+                # The file is shorter than it was, which the transfer will meet as well.
+            request.write(b"")
+            transfer: Transfer
+            if _possible(request):
+                transfer = _Sendfile(request, reader, first, length)
+            else:
+                transfer = Relay(request, reader, first, length, self.budget)
+            return await transfer.start(self.clock, self.stall)
+        finally:
+            reader.close()
+
+
+def _possible(request: RegistryRequest) -> bool:
+    """Whether the socket itself can be written to, in the order of what the channel writes."""
+    transport = request.channel.transport
+    return (
+        hasattr(os, "sendfile")
+        and isinstance(transport, tcp.Connection)
+        and not ISSLTransport.providedBy(transport)
+        and transport.producer is request.channel
+    )
+
+
+@implementer(IPullProducer)
+class _Sendfile(Transfer):
+    """
+    A pull producer on the TCP transport itself, which asks for more when its own buffer is empty.
+
+    A file that is not in the page cache is read ahead in a thread, so that ``sendfile`` does not
+    wait for the disk.  When all that is available has been sent, the transport is left alone until
+    there is more.
+    """
+
+    _first = True
+    _taken_over = False
+    _ahead = 0  # up to here the file can be sent without waiting
+    _margin = 0  # how far ahead of the client to look: far in a cold file
+    _pending = False  # something is being read ahead, or has yet to come
+
+    def register(self) -> None:
+        self._ahead = self.offset
+        with suppress(OSError, AttributeError):  # a UNIX socket; not Linux
+            self.transport.getHandle().setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT
+            )
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self, False)
+
+    def unregister(self) -> None:
+        self.transport.unregisterProducer()
+        self.transport.registerProducer(self.channel, True)
+
+    def resumeProducing(self) -> None:
+        if self._first:
+            # Called by registerProducer: the headers may be in the buffer, or sent long ago.
+            self._first = False
+            self.transport.startWriting()
+            return
+        if not self._taken_over:
+            # The transport may have paused the channel before; its "go on" has come to us.
+            self._taken_over = True
+            self.channel.resumeProducing()
+        ready = self._ready()
+        if ready > 0:
+            self._send(min(ready, _AT_A_TIME))
+
+    def stopProducing(self) -> None:
+        """The connection is lost; the request is told next, and tells us."""
+
+    def _send(self, count: int) -> None:
+        try:
+            sent = os.sendfile(self.transport.fileno(), self.reader.fileno(), self.offset, count)
+        except BlockingIOError:
+            self.transport.startWriting()
+            return
+        except OSError as error:
+            self.reader.failed(error)
+            self.cut(str(error))
+            return
+        if not sent:
+            self.cut("the file is shorter than it was")
+            return
+        self.request.sentLength += sent
+        self.advance(sent)
+        if self.offset < self.here:
+            self.transport.startWriting()
+        elif self.offset == self.end:
+            self.complete()
+        else:
+            self._wait()
+
+    def _ready(self) -> int:
+        """How many bytes can be sent without waiting for the disk; has more read if need be."""
+        if self._ahead <= self.offset + self._margin and not self._pending:
+            self._look_ahead()
+        return self._ahead - self.offset
+
+    def _look_ahead(self) -> None:
+        first = self._ahead
+        count = min(_AT_A_TIME, self.here - first)
+        if count <= 0:
+            if first == self.offset:
+                self._wait()
+        elif self.reader.is_cached(first, count):
+            self._ahead = first + count
+            if first == self.offset:
+                self._margin = 0
+        else:
+            self._margin = _WINDOW - 1
+            self._read_ahead(first)
+
+    def _read_ahead(self, first: int) -> None:
+        self._pending = True
+        until = min(first + _WINDOW, self.here)
+        reading = self.reader.read_ahead(first, until - first)
+        reading.addCallbacks(self._was_read, self.failed, callbackArgs=(until,))
+
+    def _was_read(self, _: None, until: int) -> None:
+        self._ahead = until
+        self.progress()
+        self._go_on()
+
+    def _wait(self) -> None:
+        self._pending = True
+        self.more().addCallbacks(self._go_on, self.failed)
+
+    def _go_on(self, _: None = None) -> None:
+        self._pending = False
+        if not self.ended:
+            self.transport.startWriting()
