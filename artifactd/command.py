@@ -13,6 +13,7 @@ from twisted.python import usage
 from artifactd import __version__
 from artifactd.auth.passwords import Users
 from artifactd.backup import Backup
+from artifactd.daemon.assemble import check_ca_files
 from artifactd.fsck import CheckData
 from artifactd.garbage import CollectGarbage, Undelete
 from artifactd.kit.start import StartError
@@ -24,7 +25,6 @@ from artifactd.rotate_keys import RotateKeys
 from artifactd.settings.toml import shown
 from artifactd.settings.values import Url
 from artifactd.store.folder import MARKER, DataFolder, ReadOnlyMode
-from artifactd.wiring_remote import check_ca_files
 
 _PROGRESS = 1000  # blobs between two lines
 

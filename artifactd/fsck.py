@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from attrs import define, field
 
+from artifactd.daemon.assemble import Assembly
 from artifactd.maintenance import used, with_parts
 from artifactd.options import SettingsOptions
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.upkeep.collector import Sweep
 from artifactd.registry.upkeep.fsck import Check, Finding, State
-from artifactd.wiring import Assembly
 
 
 @define

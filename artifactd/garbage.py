@@ -16,6 +16,7 @@ from attrs import define, field
 from artifactd.catalog.catalog import SQLiteCatalog
 from artifactd.catalog.garbage import Collected, Garbage, Restored, SQLiteGarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
+from artifactd.daemon.assemble import Assembly, collection_rules
 from artifactd.maintenance import used, with_parts
 from artifactd.oci.names import RepositoryName
 from artifactd.options import SettingsOptions
@@ -23,7 +24,6 @@ from artifactd.registry.metrics import Counters
 from artifactd.registry.upkeep.collector import Collector, NotNow, Sweep
 from artifactd.registry.warming import ImageReference
 from artifactd.settings.settings import Settings
-from artifactd.wiring import Assembly, collection_rules
 
 _WHY = {
     Garbage.UNTAGGED: "neither a tag nor an index nor a subject keeps it",

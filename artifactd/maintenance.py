@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
+from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
@@ -20,7 +21,6 @@ from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
-from artifactd.wiring import Assembly, assemble
 
 _Work = Callable[[Assembly], Coroutine[Deferred[Any], Any, int]]
 

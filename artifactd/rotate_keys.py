@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from twisted.internet.defer import succeed
 
+from artifactd.daemon.gate import signing_keys
 from artifactd.kit.start import StartError
 from artifactd.options import SettingsOptions
 from artifactd.store.folder import MARKER, DataFolder
-from artifactd.wiring_tokens import signing_keys
 
 
 class RotateKeys(SettingsOptions):

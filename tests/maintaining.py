@@ -11,7 +11,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.crash.test_sweep import listed, stored
-from tests.daemon import Answer, Daemon
+from tests.process import Answer, Daemon
 from tests.programs import Result, wait_for
 from tests.test_command import artifactd
 from tests.upstreams.hub import Hub

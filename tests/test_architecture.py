@@ -161,11 +161,15 @@ class ArchitectureTests(TestCase):
         )
 
     def test_the_global_reactor_is_imported_in_tap_alone(self) -> None:
-        self.assert_only("artifactd", ("artifactd.tap",), "twisted.internet.reactor")
+        self.assert_only("artifactd", ("artifactd.daemon.tap",), "twisted.internet.reactor")
 
     def test_the_http_server_is_known_to_web_alone(self) -> None:
         self.assert_only(
-            "artifactd", ("artifactd.web", "artifactd.tap"), "klein", "werkzeug", "twisted.web.http"
+            "artifactd",
+            ("artifactd.web", "artifactd.daemon.tap"),
+            "klein",
+            "werkzeug",
+            "twisted.web.http",
         )
 
     def test_databases_are_known_to_the_catalog_alone(self) -> None:

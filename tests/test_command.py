@@ -20,7 +20,7 @@ from artifactd.catalog.migrations import migrate
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import Result, run
 
 HELLO = b"hello"

@@ -14,7 +14,7 @@ from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from tests.api.served import image_manifest
 from tests.crash.test_sweep import listed, stored
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import Result, wait_for
 from tests.test_command import artifactd
 

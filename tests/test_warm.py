@@ -12,9 +12,9 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
+from tests.daemon.test_daemon import CHECKOUT
 from tests.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.programs import Process, wait_for
-from tests.test_daemon import CHECKOUT
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Status
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))

@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 
 
 @implementer(ILogObserver)

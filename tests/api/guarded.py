@@ -16,7 +16,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.case import ApiTestCase
 from tests.api.served import Served, image_manifest
-from tests.daemon import Answer
+from tests.process import Answer
 
 RULES = """
 [[access]]

@@ -11,12 +11,12 @@ from attrs import frozen
 from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.tap import RegistryService
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
-from artifactd.tap import RegistryService
-from tests.daemon import Answer, request
+from tests.process import Answer, request
 from tests.programs import reactor
 from tests.upstreams.settings import beside_no_upstream
 

@@ -11,7 +11,7 @@ from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.case import Connection
 from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, basic, shape
 from tests.api.served import image_manifest
-from tests.daemon import Answer
+from tests.process import Answer
 
 # Each endpoint that is about an image, asked for what the team's image has.
 READS = (

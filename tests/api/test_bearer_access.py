@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from artifactd.oci.digest import Digest
 from tests.api.guarded import BLOB, GuardedCase, basic, shape
-from tests.daemon import Answer
+from tests.process import Answer
 
 PATH = "/v2/team/app/manifests/v1"
 PULL = "repository:team/app:pull"

@@ -9,7 +9,7 @@ from twisted.logger import formatEvent
 
 from artifactd.oci.digest import Digest
 from tests.api.case import ApiTestCase, Connection
-from tests.daemon import Answer
+from tests.process import Answer
 
 DIGEST = Digest.of(b"content")
 UPLOAD = "/v2/hello/blobs/uploads/00000000-0000-4000-8000-000000000000"

@@ -6,7 +6,7 @@ import json
 
 from artifactd.oci.digest import Digest
 from tests.api.guarded import ABSENT, BLOB, GuardedCase, shape
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import side_by_side
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for

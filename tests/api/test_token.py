@@ -17,7 +17,7 @@ from tests.api.served import Served
 from tests.auth.accounts import Now
 from tests.auth.issuing import AUDIENCE, FakeIssuer
 from tests.auth.test_tokens import read_part
-from tests.daemon import Answer
+from tests.process import Answer
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 RULES = """

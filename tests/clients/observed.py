@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from attrs import frozen
 
-from tests.daemon import Daemon
+from tests.process import Daemon
 
 _LINE = re.compile(r'"(?P<method>[A-Z]+) (?P<path>\S+)" (?P<status>\d+) (?P<sent>\d+) [\d.]+ "')
 

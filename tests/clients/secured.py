@@ -10,7 +10,7 @@ from attrs import frozen
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.passwords import hash_secret, make_secret
-from tests.daemon import Behind, Daemon
+from tests.process import Behind, Daemon
 from tests.tls.authority import CLIENT, ROOT
 from tests.tls.case import Files
 

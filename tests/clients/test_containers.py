@@ -12,7 +12,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST
 from tests.clients.containers import Containers
 from tests.clients.images import build_context, native_architecture
-from tests.daemon import Daemon
+from tests.process import Daemon
 
 SIZES = (0, 1000, 1000 * 1000)
 

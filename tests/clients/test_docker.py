@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from tests.clients.images import build_context, native_architecture
 from tests.clients.observed import answered, stored
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import DockerEngine, Result, wait_for
 
 MIB = 1024 * 1024

@@ -10,7 +10,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from tests.daemon import Daemon
+from tests.process import Daemon
 
 
 class EmptyBlobTests(TestCase):

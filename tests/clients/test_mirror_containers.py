@@ -13,7 +13,7 @@ from tests.clients.containerd import Containerd
 from tests.clients.containers import Containers
 from tests.clients.mirrored import NAME, SAYS, Upstream
 from tests.clients.observed import answered
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import wait_for
 from tests.test_command import artifactd
 from tests.upstreams.settings import settings_for

@@ -12,7 +12,7 @@ from tests.clients.images import build_context, native_architecture
 from tests.clients.mirrored import NAME, SAYS, Upstream
 from tests.clients.observed import answered
 from tests.crash.pulling import MIB, fill_file
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import DockerEngine, Result, wait_for
 from tests.test_command import artifactd
 from tests.upstreams.faulty import CDN

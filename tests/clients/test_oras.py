@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from tests.daemon import Daemon
+from tests.process import Daemon
 
 SBOM = "application/spdx+json"
 SIGNATURE = "application/vnd.example.signature"

@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.internet.task import react
 
 from artifactd.catalog.garbage import Garbage, Restored
+from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     BlobUnknown,
@@ -31,7 +32,6 @@ from artifactd.oci.errors import (
 )
 from artifactd.oci.names import Tag
 from artifactd.registry.upkeep.collector import NotNow
-from artifactd.wiring import Assembly
 from tests.collection.clock import SharedClock
 from tests.collection.model import Image
 from tests.collection.registry import (

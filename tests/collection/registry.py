@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IConsumer, IPushProducer
 from zope.interface import implementer
 
 from artifactd.catalog.records import Precondition
+from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Reference, Tag
@@ -24,7 +25,6 @@ from artifactd.registry.registry import Target
 from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
 from artifactd.store.interfaces import OpenBlob
-from artifactd.wiring import Assembly, assemble
 from tests.collection.clock import SharedClock
 
 LEASE, GRACE, UNTAGGED = 4.0, 6.0, 8.0

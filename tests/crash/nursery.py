@@ -20,9 +20,9 @@ from typing import Any
 
 from twisted.internet import reactor as installed
 
+from artifactd.daemon.tap import RegistryService
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
-from artifactd.tap import RegistryService
 
 
 class Fatal(FileOperations):

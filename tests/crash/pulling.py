@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import reactor
 
 MIB = 1 << 20

@@ -18,7 +18,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.crash.test_sweep import listed, stored
-from tests.daemon import Answer, Daemon
+from tests.process import Answer, Daemon
 from tests.programs import reactor, wait_for
 
 KILLS = 5

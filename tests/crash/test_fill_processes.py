@@ -9,7 +9,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.oci.digest import Digest
 from tests.crash.pulling import MIB, NAME, Pull, blob_path, content, fill_file
 from tests.crash.test_sweep import listed, stored
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import wait_for
 from tests.upstreams.faulty import CDN, Corrupt, Withhold
 from tests.upstreams.hub import Hub

@@ -10,7 +10,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.crash.upload import CONTENT, Upload, send, status
-from tests.daemon import Daemon
+from tests.process import Daemon
 
 DIGEST = Digest.of(CONTENT)
 BLOB = f"/v2/crash/blobs/{DIGEST}"

@@ -26,8 +26,8 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import Served, image_manifest
 from tests.crash.killing import Nursery, Progress, Worker
-from tests.daemon import request
 from tests.durability.replay import check_nothing_left, finished
+from tests.process import request
 from tests.programs import reactor
 from tests.pull.case import noise
 from tests.upstreams.hub import Hub

@@ -12,7 +12,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.crash.upload import CONTENT, Upload, send, status
-from tests.daemon import Answer, Daemon
+from tests.process import Answer, Daemon
 
 DIGEST = Digest.of(CONTENT)
 HALF = len(CONTENT) // 2

@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 import artifactd
 from artifactd.oci.digest import Digest
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import Process, run, wait_for
 
 HELLO = b"hello"

@@ -11,7 +11,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from tests.crash.upload import CONTENT, Upload, connect, send, status
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import wait_for
 
 DIGEST = Digest.of(CONTENT)

@@ -15,7 +15,7 @@ from twisted.trial.unittest import TestCase
 import artifactd
 from artifactd.oci.digest import Digest
 from tests.crash.upload import CONTENT, Upload, send
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import Process, wait_for
 
 HELLO = "hello"

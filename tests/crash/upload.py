@@ -11,7 +11,7 @@ from attrs import frozen
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.trial.unittest import TestCase
 
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import reactor, wait_for
 from tests.wire.loopback import Client
 

@@ -10,13 +10,13 @@ from typing import Any
 from attrs import define, field
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.wiring import Assembly
 from tests.api.served import Served, image_manifest
-from tests.daemon import Answer
 from tests.durability.recording import CATALOG, Recording
 from tests.durability.replay import DATA, LATER
+from tests.process import Answer
 
 LOCAL = '[repository.local]\nkind = "local"\n[default]\npull = ["local"]\n'
 

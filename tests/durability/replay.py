@@ -18,12 +18,12 @@ from attrs import define, field, frozen
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.tap import RegistryService
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.settings.settings import Settings
 from artifactd.store import procfs
-from artifactd.tap import RegistryService
 from tests.api.served import image_manifest
 from tests.durability.disk import State
 from tests.durability.recording import CATALOG

@@ -19,15 +19,15 @@ from pathlib import Path
 from attrs import define, field
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.wiring import Assembly
 from tests.api.served import Served, image_manifest
-from tests.daemon import Answer
 from tests.durability.client import LOCAL
 from tests.durability.faults import READING, FailingFiles
 from tests.durability.recording import CATALOG
 from tests.durability.replay import LATER, collected, shelves_of
+from tests.process import Answer
 from tests.pull.case import noise
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for

@@ -21,9 +21,9 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.backup import Backup
+from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.store.folder import DataFolder
-from artifactd.wiring import Assembly
 from tests.api.served import image_manifest
 from tests.durability.client import Recorded, blob_key, manifest_key
 from tests.durability.disk import Disk, State

@@ -13,9 +13,9 @@ from attrs import define
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.store.extents import map_name
-from artifactd.wiring import Assembly
 from tests.api.case import LogLines
 from tests.api.served import Served
 from tests.programs import wait_for

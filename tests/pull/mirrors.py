@@ -17,7 +17,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
 from artifactd.oci.names import ImageName
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.upstreams.backing import Bytes
 from tests.upstreams.hub import Hub
 from tests.upstreams.reply import Reply

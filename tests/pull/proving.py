@@ -14,7 +14,7 @@ from artifactd.oci.digest import Digest
 from tests.api.case import LogLines
 from tests.api.guarded import basic, htpasswd
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import FULL, MirrorCase
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for

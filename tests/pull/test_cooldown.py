@@ -6,7 +6,7 @@ from typing import Any
 
 from artifactd.oci.digest import Digest
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import CONFIRMED, STORED, MirrorCase, Without, digest_of
 from tests.upstreams.faulty import MANIFESTS, Status
 

@@ -13,7 +13,7 @@ from artifactd.registry.mirror.upstream import Refusals
 from artifactd.upstream.errors import UpstreamError
 from tests.api.served import Served
 from tests.api.test_listings import next_page, pages
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import HIT, STORED, Instead, MirrorCase, Without
 from tests.upstreams.faulty import REFERRERS, TAGS, Fault, Garbage, Status
 

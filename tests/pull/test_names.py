@@ -9,7 +9,7 @@ from typing import Any
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.api.served import Served, descriptor, image_index, image_manifest
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Status
 from tests.upstreams.hub import Hub

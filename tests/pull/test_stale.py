@@ -9,7 +9,7 @@ from artifactd.registry.local import index_of
 from artifactd.upstream import client
 from artifactd.upstream.patience import BreakerSettings
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import CONFIRMED, HIT, STORED, Instead, MirrorCase, digest_of
 from tests.upstreams.faulty import (
     BLOBS,

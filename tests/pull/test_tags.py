@@ -13,7 +13,7 @@ from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import ImageName, Tag
 from tests.api.case import Connection
 from tests.api.served import Served
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.pull.mirrors import (
     CONFIRMED,
     HIT,

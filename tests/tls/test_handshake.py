@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.tls.endpoint import TlsEndpoint
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
-from tests.daemon import Answer, request
+from tests.process import Answer, request
 from tests.programs import reactor, wait_for
 from tests.tls.authority import CLIENT, DAY, OTHER, ROOT, SERVER, Signed
 from tests.tls.case import Files, logged

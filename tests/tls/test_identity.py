@@ -8,7 +8,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from tests.api.served import Served
-from tests.daemon import Answer, request
+from tests.process import Answer, request
 from tests.tls.authority import CLIENT, OTHER, ROOT, Signed
 from tests.tls.case import Files
 

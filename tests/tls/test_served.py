@@ -7,12 +7,12 @@ import ssl
 
 from twisted.trial.unittest import TestCase
 
+from artifactd.daemon.tap import RegistryService
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
-from artifactd.tap import RegistryService
 from tests.api.served import Served
-from tests.daemon import Answer, request
+from tests.process import Answer, request
 from tests.programs import reactor
 from tests.tls.authority import ROOT
 from tests.tls.case import Files

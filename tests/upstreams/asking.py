@@ -12,7 +12,7 @@ from twisted.internet.threads import deferToThread
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.upstreams.hub import Hub
 
 ACCEPT = {"Accept": ", ".join(sorted(MANIFEST_TYPES))}

@@ -8,7 +8,7 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from tests.daemon import request
+from tests.process import request
 from tests.programs import Process, require
 
 _CONFIG = """\

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from tests.daemon import Answer
+from tests.process import Answer
 from tests.upstreams.asking import ACCEPT, ask, blob_url, brief, cut_off, pull_manifest, token
 from tests.upstreams.faulty import (
     BLOBS,

@@ -4,7 +4,7 @@ from twisted.application.service import ServiceMaker
 
 artifactd = ServiceMaker(
     "artifactd",
-    "artifactd.tap",
+    "artifactd.daemon.tap",
     "A Docker/OCI registry.",
     "artifactd",
 )

@@ -10,10 +10,10 @@ from twisted.internet.task import Clock
 
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.passwords import hash_secret, make_secret
+from artifactd.daemon.gate import AccountsWiring, wire_accounts
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName
-from artifactd.wiring_accounts import AccountsWiring, wire_accounts
 from tests.auth.held import HeldThreads
 from tests.settings.test_settings import SettingsCase
 

@@ -11,10 +11,10 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.identity import Identity
 from artifactd.auth.token_service import Asked
+from artifactd.daemon.gate import TokensWiring, wire_tokens
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unauthorized, Unavailable
 from artifactd.settings.settings import Settings
-from artifactd.wiring_tokens import TokensWiring, wire_tokens
 from tests.auth.accounts import FakeAccounts, FakeRules, Now, resolve
 from tests.auth.issuing import FakeIssuer
 from tests.store.fixture import at_once

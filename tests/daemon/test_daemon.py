@@ -9,7 +9,7 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 import artifactd
-from tests.daemon import Daemon
+from tests.process import Daemon
 from tests.programs import run
 
 CHECKOUT = Path(artifactd.__file__).parents[1]

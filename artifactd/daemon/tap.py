@@ -18,6 +18,9 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
 
+from artifactd.daemon.assemble import Assembly, assemble, connection_limits, rates
+from artifactd.daemon.gate import GateWiring, wire_gate
+from artifactd.daemon.listen import listen
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.metrics import Health
@@ -33,10 +36,6 @@ from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender
-from artifactd.wiring import Assembly, assemble
-from artifactd.wiring_gate import GateWiring, wire_gate
-from artifactd.wiring_limits import connection_limits, rates
-from artifactd.wiring_listen import listen
 
 # Seconds between two looks at what was pulled, and at what a remote repository holds too much.
 _EVICT_EVERY = 60.0

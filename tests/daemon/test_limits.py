@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.daemon.assemble import Budgets
 from artifactd.settings.settings import Settings
 from artifactd.settings.values import Size
-from artifactd.wiring_limits import Budgets
 
 MIB = 1 << 20
 

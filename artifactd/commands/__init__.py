@@ -1,0 +1,1 @@
+"""The console script, and its commands on the data folder."""

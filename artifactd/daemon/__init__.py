@@ -1,0 +1,1 @@
+"""The daemon: the rooms put together, and its life under twistd."""

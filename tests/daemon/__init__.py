@@ -1,0 +1,1 @@
+"""The daemon as it is put together, and as a process."""
