@@ -59,6 +59,6 @@ setup(
             "types-tqdm",
         ],
     },
-    entry_points={"console_scripts": ["artifactd = artifactd.command:main"]},
+    entry_points={"console_scripts": ["artifactd = artifactd.commands.main:main"]},
     zip_safe=False,
 )

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.jwt import invalid, is_token, read_header, read_source
 from artifactd.oci.errors import Unauthorized
-from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
+from artifactd.upstream.credentials import UpstreamLogin
 
 # What is known of an account between logins, without its password.
 
@@ -95,7 +95,7 @@ class Opened:
     fingerprint: str = field(repr=False)
     until: float
     kid: str
-    presented: Presented | None = None
+    presented: UpstreamLogin | None = None
 
 
 class TokenSource(Protocol):

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 from attrs import field, frozen
 
-from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
+from artifactd.upstream.credentials import UpstreamLogin
 
 
 class Kind(StrEnum):
@@ -62,7 +62,7 @@ class Caller:
 
     identity: Identity = ANONYMOUS
     scopes: Mapping[str, frozenset[Action]] | None = field(default=None, hash=False)
-    presented: Presented | None = None
+    presented: UpstreamLogin | None = None
 
 
 # Who is in which group.

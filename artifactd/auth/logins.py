@@ -28,8 +28,8 @@ from artifactd.auth.passwords import fits_basic
 from artifactd.kit.deferreds import Flights
 from artifactd.oci.errors import Unauthorized
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
+from artifactd.upstream.credentials import UpstreamLogin
 
 # What the ways of telling who is asking have in common.
 
@@ -243,10 +243,10 @@ def _wrong() -> Unauthorized:
 class AccessProver(Protocol):
     """One upstream, asked with others' credentials."""
 
-    def present(self, user: str, password: str) -> Presented:
+    def present(self, user: str, password: str) -> UpstreamLogin:
         """What is shown by who says that he is ``user`` there."""
 
-    async def log_in(self, presented: Presented) -> bool:
+    async def log_in(self, presented: UpstreamLogin) -> bool:
         """
         Whether the upstream knows it; ``False``: it doesn't say.
 
@@ -254,7 +254,7 @@ class AccessProver(Protocol):
         :raises BadGateway: if it can't be asked.
         """
 
-    async def prove(self, image: ImageName, presented: Presented) -> bool:
+    async def prove(self, image: ImageName, presented: UpstreamLogin) -> bool:
         """
         Whether ``image`` may be had with it; that is remembered.
 
@@ -286,7 +286,7 @@ class Visitors:
         self._guesses = Guesses(slowing, clock)
         self._turns = Turns()
 
-    def present(self, name: str, password: str, address: str) -> Presented | None:
+    def present(self, name: str, password: str, address: str) -> UpstreamLogin | None:
         """
         What a login shows; ``None`` if it is not one of an upstream's, or none that could be shown
         to it by Basic.
@@ -308,7 +308,7 @@ class Visitors:
             failed=partial(self._guesses.failed, source, counted),
         )
 
-    async def log_in(self, presented: Presented, address: str) -> Caller:
+    async def log_in(self, presented: UpstreamLogin, address: str) -> Caller:
         """
         Who shows that.  Where the upstream doesn't say whether it is right, nobody, who shows it.
 

@@ -21,8 +21,8 @@ from artifactd.auth.tokens import (
 )
 from artifactd.oci.errors import BadGateway, NameInvalid, QueryInvalid, Unauthorized
 from artifactd.oci.names import ImageName, RepositoryName
-from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
+from artifactd.upstream.credentials import UpstreamLogin
 
 MOST_SCOPES = 100
 """Scopes that one token may be asked for."""
@@ -148,7 +148,7 @@ class TokenService:
             raise QueryInvalid(f"ask for at most {MOST_SCOPES} scopes at once")
 
     async def _prove(
-        self, visitors: Visitors, identity: Identity, presented: Presented, asked: Asked
+        self, visitors: Visitors, identity: Identity, presented: UpstreamLogin, asked: Asked
     ) -> None:
         """
         Let the upstream say now what may be had with the credential: the token that comes of it
@@ -174,7 +174,7 @@ class TokenService:
             raise unasked
 
     async def _grant(
-        self, account: Account, asked: Asked, presented: Presented | None = None
+        self, account: Account, asked: Asked, presented: UpstreamLogin | None = None
     ) -> Granted:
         granted = list(self._granted(account.identity, asked.scopes))
         issued = await self.tokens.issue(account, granted, presented)

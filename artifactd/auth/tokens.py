@@ -20,8 +20,8 @@ from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.jwt import TOKEN_LIMIT, check_times, invalid, read_header, sign, verify
 from artifactd.auth.keys import Keys
 from artifactd.oci.errors import QueryInvalid
-from artifactd.registry.mirror.proofs import Presented
 from artifactd.settings.access import Action
+from artifactd.upstream.credentials import UpstreamLogin
 
 # What a token is for: registry-auth-scope, "Resource Scope Grammar".
 
@@ -111,7 +111,7 @@ class _Shown(msgspec.Struct, frozen=True):
     """
     An upstream's credential that a token was given for, without the password.
 
-    :ivar mark: in hexadecimal digits; as of :class:`Presented`.
+    :ivar mark: in hexadecimal digits; as of :class:`UpstreamLogin`.
     """
 
     repository: str
@@ -180,7 +180,7 @@ class Tokens:
     sessions: Mapping[str, float] = field(factory=dict)
 
     async def issue(
-        self, account: Account, granted: Sequence[Scope], presented: Presented | None = None
+        self, account: Account, granted: Sequence[Scope], presented: UpstreamLogin | None = None
     ) -> Issued:
         """
         An access token for ``granted``, which may be nothing.
@@ -223,7 +223,7 @@ class Tokens:
         account: Account,
         lifetime: float,
         access: list[_Access] | None = None,
-        presented: Presented | None = None,
+        presented: UpstreamLogin | None = None,
     ) -> _Claims:
         identity, issued = account.identity, int(self.now())
         return _Claims(
@@ -268,10 +268,10 @@ class Tokens:
         )
 
 
-def _presented(shown: _Shown | None) -> Presented | None:
+def _presented(shown: _Shown | None) -> UpstreamLogin | None:
     if shown is None:
         return None
-    return Presented(shown.repository, shown.user, bytes.fromhex(shown.mark))
+    return UpstreamLogin(shown.repository, shown.user, bytes.fromhex(shown.mark))
 
 
 def _scopes(access: Sequence[_Access]) -> Mapping[str, frozenset[Action]]:

@@ -40,7 +40,7 @@ from artifactd.registry.registry import Registry
 from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import PrivateFile
-from artifactd.upstream.errors import UpstreamError
+from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.http.transport import Transport, TransportSettings
 from artifactd.web.credentials import Credentials
 from artifactd.web.gate import AccessGate, Challenge, Gate, LoopbackGate

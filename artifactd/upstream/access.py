@@ -12,7 +12,8 @@ from twisted.internet.interfaces import IReactorTime
 from artifactd.oci.names import Reference, Tag
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import Missing, Unreachable
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import UpstreamWatch

@@ -19,7 +19,8 @@ from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Reference
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing, Throttled, Unreachable, UpstreamError
+from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (

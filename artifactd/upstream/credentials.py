@@ -1,9 +1,11 @@
-"""Our credentials with an upstream, and who may have them."""
+"""Credentials for an upstream: the daemon's own, the hosts that may have them, and a client's."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 from attrs import field, frozen
 
@@ -60,3 +62,35 @@ class Disclosure:
             return True
         host = bracketed(realm.host)
         return not self.auth_hosts.isdisjoint({host, f"{host}:{realm.port}"})
+
+
+def _nothing() -> None:
+    """Do nothing: nothing counts failed logins."""
+
+
+@frozen
+class UpstreamLogin:
+    """
+    A client's own user name and password at the upstream of one repository, not necessarily right.
+
+    :ivar repository: the one whose upstream it is; the password is never sent to any other host.
+    :ivar user: the name there.
+    :ivar mark: a keyed hash of all of it, under which proofs are remembered; it reveals nothing.
+    :ivar password: ``None`` where a token has come in its place, which holds the mark alone.
+    :ivar turn: in which the upstream is asked with the password, and ``failed`` called; raises
+        ``TooManyRequests`` if it may not be asked.
+    :ivar failed: to be called when the upstream says that the password is wrong.
+    """
+
+    repository: str
+    user: str
+    mark: bytes = field(repr=False)
+    password: str | None = field(default=None, repr=False)
+    turn: Callable[[], AbstractAsyncContextManager[None]] = field(
+        default=nullcontext, repr=False, eq=False
+    )
+    failed: Callable[[], object] = field(default=_nothing, repr=False, eq=False)
+
+    def __str__(self) -> str:
+        """The user name that a client logs in with here: ``ghcr.io/alice``."""
+        return f"{self.repository}/{self.user}"

@@ -1,20 +1,8 @@
-"""What can go wrong with another registry, as far as a caller has to tell it apart."""
+"""What an upstream registry refuses: each kind that a caller handles differently."""
 
 from __future__ import annotations
 
-
-class UpstreamError(Exception):
-    """
-    An upstream has not given what was asked for.
-
-    :ivar reason: one sentence for the operator and the client; names the host, and no credential.
-    :ivar status: the status that the upstream answered with, if it answered.
-    """
-
-    def __init__(self, reason: str, status: int | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
+from artifactd.upstream.http.errors import UpstreamError
 
 
 class Missing(UpstreamError):
@@ -44,14 +32,6 @@ class Throttled(UpstreamError):
 
 class LoginRefused(UpstreamError):
     """No token can be had, or the credentials are refused."""
-
-
-class Unreachable(UpstreamError):
-    """It can't be connected to, broke off, answered 5xx or nonsense; or did so just before."""
-
-
-class TimedOut(Unreachable):
-    """It took longer than the settings allow."""
 
 
 class RangeRefused(UpstreamError):

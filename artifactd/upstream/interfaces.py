@@ -92,8 +92,8 @@ class Upstream(Protocol):
     """
     Another registry.  ``image`` is always the name there (``library/alpine``).
 
-    Everything raises :class:`artifactd.upstream.errors.UpstreamError` and nothing else.  What may
-    be retried has been, before it raises.
+    Everything raises :class:`artifactd.upstream.http.errors.UpstreamError` and nothing else.  What
+    may be retried has been, before it raises.
 
     :ivar name: of the repository whose upstream it is, for logs.
     """

@@ -17,7 +17,8 @@ from twisted.logger import Logger
 
 from artifactd.kit.deferreds import Shared
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing, Throttled, UpstreamError
+from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.http.response import HttpResponse
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal

@@ -15,14 +15,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.upstream.errors import (
-    Missing,
-    RangeRefused,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import UpstreamWatch
 

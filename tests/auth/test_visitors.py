@@ -12,7 +12,7 @@ from artifactd.auth.guessing import Slowing
 from artifactd.auth.logins import AccessProver, Visitors
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.proofs import Presented
+from artifactd.upstream.credentials import UpstreamLogin
 
 HOME, AWAY = "192.0.2.1", "192.0.2.2"
 
@@ -26,13 +26,13 @@ class Refusing:
     """
 
     def __init__(self) -> None:
-        self.asked: list[Presented] = []
+        self.asked: list[UpstreamLogin] = []
         self.waiting: list[Deferred[None]] = []
 
-    def present(self, user: str, password: str) -> Presented:
-        return Presented("ghcr.io", user, password.encode(), password)
+    def present(self, user: str, password: str) -> UpstreamLogin:
+        return UpstreamLogin("ghcr.io", user, password.encode(), password)
 
-    async def log_in(self, presented: Presented) -> bool:
+    async def log_in(self, presented: UpstreamLogin) -> bool:
         async with presented.turn():
             self.asked.append(presented)
             answer: Deferred[None] = Deferred()
@@ -41,7 +41,7 @@ class Refusing:
             presented.failed()
         return False
 
-    async def prove(self, image: ImageName, presented: Presented) -> bool:
+    async def prove(self, image: ImageName, presented: UpstreamLogin) -> bool:
         return await self.log_in(presented)
 
 
@@ -50,7 +50,7 @@ class VisitorsCase(SynchronousTestCase):
         self.upstream = Refusing()
         self.visitors = Visitors({"ghcr.io": self.upstream}, "", Clock(), Slowing())
 
-    def present(self, password: str, address: str = HOME) -> Presented:
+    def present(self, password: str, address: str = HOME) -> UpstreamLogin:
         presented = self.visitors.present("ghcr.io/alice", password, address)
         assert presented is not None
         return presented

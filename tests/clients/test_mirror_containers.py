@@ -13,9 +13,9 @@ from tests.clients.containerd import Containerd
 from tests.clients.containers import Containers
 from tests.clients.mirrored import NAME, SAYS, Upstream
 from tests.clients.observed import answered
+from tests.commands.test_main import artifactd
 from tests.process import Daemon
 from tests.programs import wait_for
-from tests.test_command import artifactd
 from tests.upstreams.settings import settings_for
 
 HUBS_NAME = f"docker.io/{NAME}"

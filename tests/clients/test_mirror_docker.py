@@ -11,10 +11,10 @@ from twisted.trial.unittest import TestCase
 from tests.clients.images import build_context, native_architecture
 from tests.clients.mirrored import NAME, SAYS, Upstream
 from tests.clients.observed import answered
+from tests.commands.test_main import artifactd
 from tests.crash.pulling import MIB, fill_file
 from tests.process import Daemon
 from tests.programs import DockerEngine, Result, wait_for
-from tests.test_command import artifactd
 from tests.upstreams.faulty import CDN
 from tests.upstreams.settings import settings_for
 

@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
+from tests.commands.maintaining import NAME, MaintenanceTestCase
+from tests.commands.test_main import artifactd
 from tests.crash.pulling import content
 from tests.damage.rot import WAYS, file_of, rot
-from tests.maintaining import NAME, MaintenanceTestCase
-from tests.test_command import artifactd
 
 LAYER = b"layer"
 

@@ -20,7 +20,7 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.backup import Backup
+from artifactd.commands.backup import Backup
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.store.folder import DataFolder

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.kit.deferreds import Shared
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 
 
 class SharedTests(SynchronousTestCase):

@@ -10,7 +10,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.upstream import Refusals
-from artifactd.upstream.errors import UpstreamError
+from artifactd.upstream.http.errors import UpstreamError
 from tests.api.served import Served
 from tests.api.test_listings import next_page, pages
 from tests.process import Answer

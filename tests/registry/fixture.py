@@ -24,7 +24,7 @@ from artifactd.registry.mirror.fill import Fill, FillRules, Fills
 from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
 from artifactd.store.interfaces import OpenBlob
-from artifactd.upstream.errors import UpstreamError
+from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor

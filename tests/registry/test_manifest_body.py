@@ -19,7 +19,7 @@ from artifactd.registry.mirror.repository import NameRules, RemoteRepository
 from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.model import ManifestFound
 from artifactd.registry.registry import Registry
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.interfaces import UpstreamManifest
 from tests.registry.fixture import ALPINE, Asked, RemoteTestCase
 

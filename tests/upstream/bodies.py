@@ -6,7 +6,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Response
 from tests.upstream.wire import Peer, TransportCase, head
 

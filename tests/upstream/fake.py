@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
 from artifactd.upstream.client import RegistryUpstream
-from artifactd.upstream.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 
 HUB = "https://registry-1.docker.io"
 REALM = "https://auth.docker.io/token"

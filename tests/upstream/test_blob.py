@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.upstream.client import ResponseBody, body_of
-from artifactd.upstream.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import TimedOut, Unreachable
 from tests.upstream.fake import Answer, Sink, Watch
 
 

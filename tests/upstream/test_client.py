@@ -12,14 +12,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
-from artifactd.upstream.errors import (
-    Missing,
-    RangeRefused,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream
 from tests.upstream.fake import (
     DIGEST,

@@ -15,7 +15,8 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.errors import Missing, RangeRefused, Unreachable
+from artifactd.upstream.errors import Missing, RangeRefused
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.transport import Transport, TransportSettings
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch

@@ -13,7 +13,8 @@ from zope.interface import implementer
 from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.errors import LoginRefused, Missing, Throttled, Unreachable, UpstreamError
+from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.patience import BreakerSettings
 from tests.upstream.fake import (
     BEARER,

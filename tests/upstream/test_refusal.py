@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.errors import (
-    Missing,
-    RangeRefused,
-    Throttled,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.patience import refusal
 from tests.upstream.fake import Answer, json
 

@@ -9,15 +9,8 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.errors import (
-    LoginRefused,
-    Missing,
-    RangeRefused,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.patience import Interrupted, Retries
 
 

@@ -10,14 +10,8 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.errors import (
-    LoginRefused,
-    Missing,
-    Throttled,
-    TimedOut,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.login import Token, TokenRequest, Tokens
 from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import directlyProvides, implementer
 
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.transport import Transport, TransportSettings
 
 _T = TypeVar("_T")

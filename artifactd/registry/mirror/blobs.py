@@ -23,7 +23,7 @@ from artifactd.registry.mirror.upstream import BlobSource, translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.store.fills import FillInfo
 from artifactd.store.interfaces import OpenBlob
-from artifactd.upstream.errors import UpstreamError
+from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import Upstream
 
 _log = Logger()

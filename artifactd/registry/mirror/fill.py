@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
-from artifactd.kit.streams import deliver
+from artifactd.kit.streams import Bounded
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, RegistryError
 from artifactd.oci.names import ImageName
@@ -33,13 +33,8 @@ from artifactd.store.fills import (
     FillStore,
     FillView,
 )
-from artifactd.upstream.errors import (
-    LoginRefused,
-    RangeRefused,
-    Throttled,
-    Unreachable,
-    UpstreamError,
-)
+from artifactd.upstream.errors import LoginRefused, RangeRefused, Throttled
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 
 # Getting all bytes of a blob, however often the upstream breaks off.
@@ -198,7 +193,8 @@ class Fetching:
 
     async def _deliver(self, body: BlobBody) -> None:
         try:
-            await self.interrupt.wait(deliver(body, self.session, self._size))
+            bounded = Bounded(IConsumer(self.session), lambda: self.session.offset, self._size)
+            await self.interrupt.wait(body.deliver_to(bounded))
         finally:
             # What went wrong with the disk comes before what that did to the connection.
             await self.session.flush()

@@ -32,7 +32,8 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
-from artifactd.upstream.errors import Missing, Unreachable, UpstreamError
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream, UpstreamPage
 
 _log = Logger()

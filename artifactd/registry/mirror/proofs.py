@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import nullcontext
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -22,8 +22,9 @@ from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import Flights
 from artifactd.oci.errors import BadGateway, Denied, RegistryError, Unauthorized
 from artifactd.oci.names import ImageName, Reference, Tag
-from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.errors import LoginRefused, Missing, Unreachable, UpstreamError
+from artifactd.upstream.credentials import Credentials, UpstreamLogin
+from artifactd.upstream.errors import LoginRefused, Missing
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import UpstreamAccess
 
 # What upstreams have said of who may have what: yes for everybody's processes, no for a moment.
@@ -136,41 +137,6 @@ class ProofMemory:
             self._until.popitem(last=False)
 
 
-# What somebody has shown who logs in here with an upstream's credential: docs/access.md.
-
-
-def _nothing() -> None:
-    """Nobody counts."""
-
-
-@frozen
-class Presented:
-    """
-    A user name and a password at the upstream of one repository, not necessarily right.
-
-    :ivar repository: whose upstream it is; nobody else is ever shown the password.
-    :ivar user: the name there.
-    :ivar mark: a keyed hash of all of it, under which proofs are remembered; it tells nothing.
-    :ivar password: ``None`` where a token has come in its place, which holds the mark alone.
-    :ivar turn: in which the upstream is asked with the password, and ``failed`` called; raises
-        ``TooManyRequests`` if it may not be asked.
-    :ivar failed: to be called when the upstream says that the password is wrong.
-    """
-
-    repository: str
-    user: str
-    mark: bytes = field(repr=False)
-    password: str | None = field(default=None, repr=False)
-    turn: Callable[[], AbstractAsyncContextManager[None]] = field(
-        default=nullcontext, repr=False, eq=False
-    )
-    failed: Callable[[], object] = field(default=_nothing, repr=False, eq=False)
-
-    def __str__(self) -> str:
-        """As it logs in: ``ghcr.io/alice``."""
-        return f"{self.repository}/{self.user}"
-
-
 # Why somebody is not served who has not shown that the upstream lets him have an image.
 
 
@@ -201,7 +167,7 @@ def login_wanted() -> ProofWanted:
     return ProofWanted("authentication required: log in with your own credentials of the upstream")
 
 
-def login_refused(presented: Presented, reason: str) -> ProofWanted:
+def login_refused(presented: UpstreamLogin, reason: str) -> ProofWanted:
     """The password is wrong."""
     return ProofWanted(
         f"the upstream refuses the login as {presented.user}: log in with your own credentials"
@@ -220,7 +186,7 @@ def token_outlived() -> ProofWanted:
     return error
 
 
-def image_refused(presented: Presented, name: str, reason: str) -> ProofRefused:
+def image_refused(presented: UpstreamLogin, name: str, reason: str) -> ProofRefused:
     """The upstream says so to that credential."""
     return ProofRefused(
         f"the upstream does not let {presented.user} have this image, or there is none",
@@ -261,16 +227,16 @@ class Marks:
     repository: str
     upstream: str
 
-    def present(self, user: str, password: str) -> Presented:
+    def present(self, user: str, password: str) -> UpstreamLogin:
         """What somebody shows."""
         mark = self._hash("credential", user, password)
-        return Presented(self.repository, user, mark, password)
+        return UpstreamLogin(self.repository, user, mark, password)
 
-    def login(self, presented: Presented) -> bytes:
+    def login(self, presented: UpstreamLogin) -> bytes:
         """That the credential is right."""
         return self._hash("login", presented.mark.hex())
 
-    def image(self, image: str, presented: Presented | None) -> bytes:
+    def image(self, image: str, presented: UpstreamLogin | None) -> bytes:
         """That the credential, or (``None``) nobody's, is good for ``image``."""
         if presented is None:
             return self._hash("anybody", image)
@@ -292,7 +258,7 @@ class Asker:
     """
 
     known: bool = False
-    presented: Presented | None = None
+    presented: UpstreamLogin | None = None
 
 
 NOBODY = Asker()
@@ -308,11 +274,11 @@ class AccessProofs:
     catalog: Catalog
     _asked: Flights[bytes, Verdict] = field(factory=Flights, init=False)
 
-    def present(self, user: str, password: str) -> Presented:
+    def present(self, user: str, password: str) -> UpstreamLogin:
         """What somebody shows who says that he is ``user`` there."""
         return self.marks.present(user, password)
 
-    async def log_in(self, presented: Presented) -> bool:
+    async def log_in(self, presented: UpstreamLogin) -> bool:
         """
         Whether the upstream knows the credential, which must have its password; ``False``: it does
         not want any to be asked at all, so that nothing is known of it.
@@ -327,7 +293,7 @@ class AccessProofs:
         _check(verdict, presented)
         return verdict.said is Said.YES
 
-    async def prove(self, image: ImageName, presented: Presented) -> bool:
+    async def prove(self, image: ImageName, presented: UpstreamLogin) -> bool:
         """
         Whether ``image`` may be had with a credential, which must have its password.
 
@@ -375,14 +341,14 @@ class AccessProofs:
         by_proof = {proof: image for image in images for proof in self._ids(image.image, presented)}
         return {by_proof[proof] for proof in await self.memory.valid(by_proof)}
 
-    def _ours(self, asker: Asker) -> Presented | None:
+    def _ours(self, asker: Asker) -> UpstreamLogin | None:
         """What he shows for this repository: nothing else goes to its upstream."""
         presented = asker.presented
         if presented is None or presented.repository != self.marks.repository:
             return None
         return presented
 
-    def _ids(self, image: str, presented: Presented | None) -> list[bytes]:
+    def _ids(self, image: str, presented: UpstreamLogin | None) -> list[bytes]:
         ids = [self.marks.image(image, None)]
         return ids if presented is None else [*ids, self.marks.image(image, presented)]
 
@@ -390,7 +356,7 @@ class AccessProofs:
         self,
         image: ImageName,
         asker: Asker,
-        presented: Presented | None,
+        presented: UpstreamLogin | None,
         reference: Reference | None,
     ) -> None:
         """For somebody who brings no password that could be shown to the upstream."""
@@ -414,7 +380,7 @@ class AccessProofs:
     # -- the upstream is asked
 
     async def _ask(
-        self, image: ImageName, presented: Presented | None, reference: Reference | None
+        self, image: ImageName, presented: UpstreamLogin | None, reference: Reference | None
     ) -> Verdict:
         proof = self.marks.image(image.image, presented)
         return await self._asked.join(
@@ -424,7 +390,7 @@ class AccessProofs:
     async def _judge(
         self,
         image: ImageName,
-        presented: Presented | None,
+        presented: UpstreamLogin | None,
         reference: Reference | None,
         proof: bytes,
     ) -> Verdict:
@@ -442,7 +408,7 @@ class AccessProofs:
     async def _judge_anew(
         self,
         image: ImageName,
-        presented: Presented | None,
+        presented: UpstreamLogin | None,
         reference: Reference | None,
         proof: bytes,
     ) -> Verdict:
@@ -464,7 +430,7 @@ class AccessProofs:
         tags = await self.catalog.tags(image, None, 1)
         return Tag(tags[0]) if tags else None
 
-    async def _judge_login(self, presented: Presented, proof: bytes) -> Verdict:
+    async def _judge_login(self, presented: UpstreamLogin, proof: bytes) -> Verdict:
         verdict = self.memory.lately(proof)
         if verdict is not None:
             return _counted(verdict, presented)
@@ -487,19 +453,19 @@ class AccessProofs:
             raise Unreachable("the upstream is not asked (offline)")
 
 
-def _counted(verdict: Verdict, presented: Presented | None) -> Verdict:
+def _counted(verdict: Verdict, presented: UpstreamLogin | None) -> Verdict:
     """``verdict``; whoever counts failures is told before the next one's turn."""
     if presented is not None and verdict.said is Said.WRONG:
         presented.failed()
     return verdict
 
 
-def _credentials(presented: Presented) -> Credentials:
+def _credentials(presented: UpstreamLogin) -> Credentials:
     assert presented.password is not None
     return Credentials(presented.user, presented.password)
 
 
-def _check(verdict: Verdict, presented: Presented, name: str | None = None) -> None:
+def _check(verdict: Verdict, presented: UpstreamLogin, name: str | None = None) -> None:
     if verdict.said is Said.NOTHING:
         raise unavailable(verdict.reason, name)
     if verdict.said is Said.WRONG:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from artifactd.kit.deferreds import Flights, Interrupt, Stopped
-from artifactd.kit.streams import deliver
+from artifactd.kit.streams import Bounded
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.fill import pause
@@ -21,7 +21,7 @@ from artifactd.registry.mirror.follower import Follower, Progress, SharedFile
 from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore, GrowingFile
 from artifactd.store.interfaces import OpenBlob
-from artifactd.upstream.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 
 _log = Logger()
@@ -226,6 +226,9 @@ class Parts:
 
     async def _deliver(self, work: _Work, body: BlobBody) -> None:
         try:
-            await work.interrupt.wait(deliver(body, work.session, work.span.last + 1))
+            bounded = Bounded(
+                IConsumer(work.session), lambda: work.session.offset, work.span.last + 1
+            )
+            await work.interrupt.wait(body.deliver_to(bounded))
         finally:
             await work.session.flush()

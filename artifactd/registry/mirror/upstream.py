@@ -20,7 +20,8 @@ from artifactd.oci.errors import (
 )
 from artifactd.oci.names import ImageName
 from artifactd.registry.model import Provenance
-from artifactd.upstream.errors import Missing, RangeRefused, Throttled, TimedOut, UpstreamError
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import TimedOut, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 
 

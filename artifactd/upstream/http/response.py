@@ -21,7 +21,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
-from artifactd.upstream.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import TimedOut, Unreachable
 
 # Bodies of answers, on their way to whoever wants them.
 

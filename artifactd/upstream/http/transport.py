@@ -36,7 +36,7 @@ from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResp
 from zope.interface import implementer
 
 from artifactd import __version__
-from artifactd.upstream.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import TimedOut, Unreachable
 from artifactd.upstream.http.proxy import Proxies, Proxy, ProxyRefused, TunnelEndpoint
 from artifactd.upstream.http.response import Refusal, Response
 from artifactd.upstream.http.tls import Trust

@@ -10,7 +10,7 @@ from urllib.parse import quote, urljoin
 
 from attrs import define, field, frozen
 
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 
 _PORTS = {"http": 80, "https": 443}
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")

@@ -15,7 +15,8 @@ from artifactd.registry.mirror.eviction import Accesses, forget
 from artifactd.registry.mirror.fill import FillRules
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.model import BlobFound, BlobWanted
-from artifactd.upstream.errors import Missing, Unreachable
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable
 from tests.registry.fixture import (
     ALPINE,
     BUSYBOX,

@@ -7,7 +7,8 @@ from twisted.internet.defer import Deferred
 from artifactd.oci.digest import Digest
 from artifactd.registry.mirror.fill import Corrupt, Fill
 from artifactd.store.fills import FillInfo
-from artifactd.upstream.errors import Missing, RangeRefused, Throttled, Unreachable, UpstreamError
+from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from tests.registry.fixture import ALPINE, CONTENT, DIGEST, SIZE, VALIDATOR, Body, RemoteTestCase
 
 HALF = SIZE // 2

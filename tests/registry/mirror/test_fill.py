@@ -13,7 +13,8 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.fill import Corrupt
 from artifactd.registry.mirror.follower import HELD
 from artifactd.registry.model import BlobFound, BlobWanted
-from artifactd.upstream.errors import Missing, Unreachable
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable
 from tests.registry.fixture import (
     ALPINE,
     BUSYBOX,

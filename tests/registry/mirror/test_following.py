@@ -15,7 +15,8 @@ from artifactd.registry.content import publish
 from artifactd.registry.mirror.fill import Fill
 from artifactd.registry.model import BlobFound
 from artifactd.store.fills import FillInfo, FillView
-from artifactd.upstream.errors import Missing, Unreachable
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable
 from tests.registry.fixture import (
     ALPINE,
     BUSYBOX,

@@ -12,7 +12,8 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.store.fills import FillInfo
 from artifactd.store.interfaces import OpenBlob
-from artifactd.upstream.errors import Missing, Throttled, Unreachable
+from artifactd.upstream.errors import Missing, Throttled
+from artifactd.upstream.http.errors import Unreachable
 from tests.registry.fixture import (
     CONTENT,
     DIGEST,

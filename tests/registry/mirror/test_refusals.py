@@ -11,7 +11,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.mirror.upstream import Refusals
-from artifactd.upstream.errors import Missing, Unreachable
+from artifactd.upstream.errors import Missing
+from artifactd.upstream.http.errors import Unreachable
 
 IMAGE = ImageName("docker.io", "library/hello")
 LATEST = Tag("latest")

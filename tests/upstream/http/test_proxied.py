@@ -8,7 +8,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from artifactd.upstream.errors import TimedOut
+from artifactd.upstream.http.errors import TimedOut
 from artifactd.upstream.http.proxy import MAX_HEAD
 from artifactd.upstream.http.response import Response
 from artifactd.upstream.http.transport import Transport, TransportSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.upstream.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.url import LIMIT, Target, Trail
 
 HEADERS = {"authorization": "Bearer t", "Range": "bytes=5-", "If-Range": '"e"', "Accept": "a/b"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.interfaces import IPushProducer
 
-from artifactd.upstream.errors import TimedOut
+from artifactd.upstream.http.errors import TimedOut
 from artifactd.upstream.http.transport import RECEIVE_SIZE
 from tests.upstream.bodies import BodyCase
 from tests.upstream.sinks import Sink

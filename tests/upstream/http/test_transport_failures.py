@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactor
 
-from artifactd.upstream.errors import TimedOut
+from artifactd.upstream.http.errors import TimedOut
 from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE, Transport, TransportSettings
 from tests.upstream.wire import TransportCase, head, start
 

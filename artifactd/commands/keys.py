@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
+from twisted.internet.defer import succeed
 from twisted.python import usage
 
 from artifactd.auth.passwords import LOGIN_PREFIX, hash_secret, make_secret
+from artifactd.commands.options import SettingsOptions
+from artifactd.daemon.gate import signing_keys
 from artifactd.kit.start import StartError
-from artifactd.options import SettingsOptions
 from artifactd.settings.access import Action
 from artifactd.settings.accounts import RobotSettings, SecretHash, check_name
 from artifactd.settings.toml import key, write_lines
 from artifactd.settings.values import Duration, Expiry, Pattern
+from artifactd.store.folder import MARKER, DataFolder
 
 
 class NewRobot(SettingsOptions):
@@ -83,3 +87,32 @@ class NewRobot(SettingsOptions):
                 f"--expires: expected a time such as 90d, got {self['expires']}"
             ) from None
         return Expiry(moment.isoformat(timespec="seconds"))
+
+
+# ``artifactd rotate-keys``: a new key for tokens, beside a running daemon or without one.
+
+
+class RotateKeys(SettingsOptions):
+    """``artifactd rotate-keys``: sign tokens with a new key from now on."""
+
+    longdesc = (
+        "Sign tokens with a new key from now on.  Tokens that were given before stay good until"
+        " they expire, unless --forget says otherwise: then everybody has to log in again, which is"
+        " what to do after a key may have been read by others.  Running daemons notice by"
+        " themselves."
+    )
+    optFlags: ClassVar = [["forget", None, "Accept no token that was given before."]]
+
+    def run(self) -> int:
+        settings = self.load()
+        if not (settings.data / MARKER).exists():
+            raise StartError(f"{settings.data}: there is no data folder with keys in it")
+        with closing(DataFolder.open(settings.data)) as folder:
+            folder.settle()
+            keys = signing_keys(settings, lambda function: succeed(function()))
+            try:
+                kid = keys.rotate(forget=bool(self["forget"]))
+            except ValueError as error:
+                raise StartError(f"{settings.data}: {error}") from None
+        print(f"tokens are signed with the key {kid} from now on")
+        return 0

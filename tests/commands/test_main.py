@@ -15,8 +15,8 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.keys import thumbprint
 from artifactd.auth.passwords import hash_secret
-from artifactd.backup import Backup
 from artifactd.catalog.migrations import migrate
+from artifactd.commands.backup import Backup
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
@@ -30,8 +30,10 @@ AGAIN = b"hello again"
 
 async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
     """Run the command line."""
-    env = {"PYTHONPATH": str(Path(__file__).parents[1]), **environ}
-    return await run(test, sys.executable, "-m", "artifactd.command", *argv, env=env, check=False)
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), **environ}
+    return await run(
+        test, sys.executable, "-m", "artifactd.commands.main", *argv, env=env, check=False
+    )
 
 
 class CheckConfigTests(TestCase):

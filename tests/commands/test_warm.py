@@ -10,10 +10,10 @@ from pathlib import Path
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.daemon.test_daemon import CHECKOUT
-from tests.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.programs import Process, wait_for
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Status
 
@@ -147,7 +147,12 @@ class ResumedWarmTests(MaintenanceTestCase):
         argv = ("warm", "--config", str(self.config), f"docker.io/{NAME}:1")
         environment = {"PYTHONPATH": str(CHECKOUT), "ARTIFACTD_DATA": str(self.daemon.data)}
         warming = Process.start(
-            self, sys.executable, "-m", "artifactd.command", *argv, env=os.environ | environment
+            self,
+            sys.executable,
+            "-m",
+            "artifactd.commands.main",
+            *argv,
+            env=os.environ | environment,
         )
         file = fill_file(self.daemon.data, self.digest)
         await wait_for(lambda: file.exists() and file.stat().st_size == self.half)

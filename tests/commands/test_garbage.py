@@ -8,15 +8,15 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.backup import Backup
+from artifactd.commands.backup import Backup
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from tests.api.served import image_manifest
+from tests.commands.test_main import artifactd
 from tests.crash.test_sweep import listed, stored
 from tests.process import Daemon
 from tests.programs import Result, wait_for
-from tests.test_command import artifactd
 
 LAYER = b"layer" * 100
 MANIFEST = image_manifest(b"{}", LAYER)

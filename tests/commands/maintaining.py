@@ -10,10 +10,10 @@ from twisted.trial.unittest import TestCase
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
+from tests.commands.test_main import artifactd
 from tests.crash.test_sweep import listed, stored
 from tests.process import Answer, Daemon
 from tests.programs import Result, wait_for
-from tests.test_command import artifactd
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
 

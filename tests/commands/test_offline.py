@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from artifactd.oci.digest import Digest
+from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
+from tests.commands.test_main import artifactd
 from tests.crash.pulling import MIB, Pull, content
 from tests.crash.test_sweep import listed, stored
-from tests.maintaining import NAME, OTHER, MaintenanceTestCase
-from tests.test_command import artifactd
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))

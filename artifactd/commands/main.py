@@ -12,16 +12,13 @@ from twisted.python import usage
 
 from artifactd import __version__
 from artifactd.auth.passwords import Users
-from artifactd.backup import Backup
+from artifactd.commands.backup import Backup
+from artifactd.commands.keys import NewRobot, RotateKeys
+from artifactd.commands.mirror_config import CLIENTS, own_url
+from artifactd.commands.offline import CheckData, CollectGarbage, Purge, Release, Undelete, Warm
+from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.assemble import check_ca_files
-from artifactd.fsck import CheckData
-from artifactd.garbage import CollectGarbage, Undelete
 from artifactd.kit.start import StartError
-from artifactd.maintenance import Purge, Release, Warm
-from artifactd.mirror_config import CLIENTS, own_url
-from artifactd.new_robot import NewRobot
-from artifactd.options import SettingsOptions
-from artifactd.rotate_keys import RotateKeys
 from artifactd.settings.toml import shown
 from artifactd.settings.values import Url
 from artifactd.store.folder import MARKER, DataFolder, ReadOnlyMode

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
+from artifactd.commands.mirror_config import containerd, docker, own_url, podman
 from artifactd.kit.start import StartError
-from artifactd.mirror_config import containerd, docker, own_url, podman
 from artifactd.settings.settings import Settings
 
 URL = "http://127.0.0.1:5000"

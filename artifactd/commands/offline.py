@@ -1,0 +1,477 @@
+"""Commands that work on the data folder, beside a running daemon or without one."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+from attrs import define, field
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import react
+
+from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.garbage import Collected, Garbage, Restored, SQLiteGarbageCatalog
+from artifactd.catalog.migrations import copy_catalog
+from artifactd.commands.options import SettingsOptions
+from artifactd.daemon.assemble import Assembly, assemble, collection_rules
+from artifactd.kit.start import StartError
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import NameUnknown, RegistryError
+from artifactd.oci.names import ImageName, RepositoryName
+from artifactd.registry.local import LocalRepository
+from artifactd.registry.metrics import Counters
+from artifactd.registry.mirror.eviction import forget
+from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.upkeep.collector import Collector, NotNow, Sweep
+from artifactd.registry.upkeep.fsck import Check, Finding, State
+from artifactd.registry.warming import ImageReference, Warming
+from artifactd.settings.settings import Settings
+from artifactd.store.folder import MARKER
+
+_Work = Callable[[Assembly], Coroutine[Deferred[Any], Any, int]]
+
+
+def with_parts(settings: Settings, work: _Work) -> int:
+    """
+    Call ``work`` with everything but the web, in a reactor that ends with it; its exit status.
+
+    :raises StartError: if the data folder can't be used.
+    """
+    status = 1
+    problem: StartError | None = None
+    ended: Deferred[None] = Deferred()
+
+    async def main(reactor: Any) -> None:
+        nonlocal status, problem
+        try:
+            with ExitStack() as opened:
+                parts = assemble(settings, reactor, opened)
+                opened.pop_all()
+        except StartError as error:
+            problem = error
+            return
+        parts.pool.start()
+        try:
+            status = await _interruptible(reactor, work(parts), ended)
+        except RegistryError as error:
+            print(f"artifactd: {_explained(error)}", file=sys.stderr)
+        except CancelledError:
+            print("artifactd: interrupted", file=sys.stderr)
+        finally:
+            try:
+                await parts.close()
+            finally:
+                ended.callback(None)
+
+    try:
+        react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+    except SystemExit as end:
+        status = status or int(bool(end.code))
+    if problem is not None:
+        raise problem
+    return status
+
+
+async def _interruptible(
+    reactor: Any, work: Coroutine[Deferred[Any], Any, int], ended: Deferred[None]
+) -> int:
+    """
+    What ``work`` returns.  A signal that stops the reactor cancels it instead, and the reactor
+    waits until all is closed: ``ended``.
+    """
+    working = Deferred.fromCoroutine(work)
+
+    def stop() -> Deferred[None]:
+        working.cancel()
+        return ended
+
+    reactor.addSystemEventTrigger("before", "shutdown", stop)
+    return await working
+
+
+def _explained(error: RegistryError) -> str:
+    reason = error.detail.get("reason") if isinstance(error.detail, dict) else None
+    return f"{error.message}: {reason}" if reason else error.message
+
+
+def used(settings: Settings) -> Settings:
+    """
+    ``settings`` whose data folder a daemon has used: a new one would be made for nothing.
+
+    :raises StartError: if there is none.
+    """
+    if not (settings.data / MARKER).exists():
+        raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
+    return settings
+
+
+class Purge(SettingsOptions):
+    """``artifactd purge``: forget what was cached."""
+
+    longdesc = (
+        "Drop IMAGE (name, name:tag or name@digest, such as docker.io/library/alpine:3) from the"
+        " cache, so that the upstream is asked for it anew."
+    )
+    synopsis = "[options] IMAGE"
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str) -> None:  # type: ignore[override]
+        self.image = image
+
+    def run(self) -> int:
+        return with_parts(used(self.load()), self._purge)
+
+    async def _purge(self, parts: Assembly) -> int:
+        reference = None
+        name = self.image
+        if "@" in name or ":" in name:
+            asked = ImageReference.parse(name)
+            name, reference = asked.name, asked.reference
+        image = await _remote_image(parts, name)
+        gone = await parts.remote.purge(image, reference)
+        if isinstance(reference, Digest):
+            await parts.fills.store.discard(reference)
+        if gone is None:
+            print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
+            return 1
+        await forget(gone, parts.catalog, parts.blobs)
+        print(f"purged {self.image}: {len(gone)} blobs and manifests that nothing else needs")
+        return 0
+
+
+async def _remote_image(parts: Assembly, name: str) -> ImageName:
+    """:raises NameUnknown: if ``name`` is not that of an upstream's image."""
+    parsed = RepositoryName.parse(name)
+    image = parts.registry.names.prefixed(parsed)
+    if image is None:
+        origin = await parts.remote.origin(name)
+        if origin is not None:
+            image = parts.registry.names.within(origin, name)
+    if image is None or not isinstance(
+        parts.registry.repositories[image.repository], RemoteRepository
+    ):
+        raise NameUnknown(f"{name}: not an image of an upstream: begin with its repository's name")
+    return image
+
+
+class Release(SettingsOptions):
+    """``artifactd release``: let an emptied local name go."""
+
+    longdesc = (
+        "Release the local image IMAGE, whose manifests are all deleted: from then on its name may"
+        " be answered by an upstream again."
+    )
+    synopsis = "[options] IMAGE"
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str) -> None:  # type: ignore[override]
+        self.image = image
+
+    def run(self) -> int:
+        return with_parts(used(self.load()), self._release)
+
+    async def _release(self, parts: Assembly) -> int:
+        await parts.remote.release_image(
+            parts.registry.names.resolve(RepositoryName.parse(self.image))
+        )
+        print(f"released {self.image}")
+        return 0
+
+
+class Warm(SettingsOptions):
+    """``artifactd warm``: fill the cache before anybody pulls."""
+
+    longdesc = (
+        "Copy images, with all that belongs to them, into the cache.  What is there already is not"
+        " fetched again; broken off, it goes on where it was."
+    )
+    synopsis = "[options] [IMAGE...]"
+    optParameters: ClassVar = [
+        ["file", "f", None, 'A file that lists images, one a line; "-" is standard input.'],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.platforms: list[str] = []
+        self.images: list[str] = []
+
+    def opt_platform(self, platform: str) -> None:
+        """Only this platform, such as linux/amd64; may be given more than once."""
+        self.platforms.append(platform)
+
+    opt_p = opt_platform
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, *images: str) -> None:
+        self.images = list(images)
+
+    def run(self) -> int:
+        settings = self.load()
+        self.images += self._listed()
+        if not self.images:
+            raise StartError("warm: say which images, or --file with a list of them")
+        return with_parts(settings, self._warm)
+
+    def _listed(self) -> list[str]:
+        if self["file"] is None:
+            return []
+        try:
+            with (
+                sys.stdin if self["file"] == "-" else open(self["file"], encoding="utf-8") as lines
+            ):
+                texts = [line.partition("#")[0].strip() for line in lines]
+        except UnicodeError:
+            raise StartError(f"--file: {self['file']}: not UTF-8") from None
+        return [text for text in texts if text]
+
+    async def _warm(self, parts: Assembly) -> int:
+        from tqdm import tqdm  # noqa: PLC0415 - the daemon has no use for it
+
+        def bar(digest: Digest, size: int | None) -> Any:
+            return tqdm(
+                total=size, desc=digest.encoded[:12], unit="B", unit_scale=True, unit_divisor=1024
+            )
+
+        warming = Warming(parts.registry.for_operator(), parts.fills, self.platforms, bar)
+        failed = 0
+        for image in self.images:
+            try:
+                blobs = await warming.warm(ImageReference.parse(image))
+                print(f"{image}: {blobs} blobs are here")
+            except (RegistryError, OSError) as error:
+                told = _explained(error) if isinstance(error, RegistryError) else error
+                print(f"artifactd: {image}: {told}", file=sys.stderr)
+                failed += 1
+        return 1 if failed else 0
+
+
+# Commands that collect garbage, and bring back what was deleted.
+
+_WHY = {
+    Garbage.UNTAGGED: "neither a tag nor an index nor a subject keeps it",
+    Garbage.LEASE: "no manifest of the image holds it, and its lease is over",
+    Garbage.DELETED: "it was deleted, and the time to bring it back is over",
+    Garbage.BYTES: "nothing needs these bytes any more",
+    Garbage.STRAY: "the catalog does not list this file",
+}
+
+
+@define
+class _GarbageListing:
+    """Prints what goes, and adds it up."""
+
+    _counts: Counter[Garbage] = field(factory=Counter)
+    _bytes: int = 0
+
+    def add(self, collected: Collected) -> None:
+        self._counts[collected.why] += 1
+        if collected.why in (Garbage.BYTES, Garbage.STRAY):
+            self._bytes += collected.size
+        since = datetime.fromtimestamp(collected.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        name = collected.name
+        if collected.image is not None:
+            name = f"{collected.image}{'@' if ':' in name else ':'}{name}"
+        print(
+            f"{collected.why}: {name}, {collected.size} bytes, since {since}: {_WHY[collected.why]}"
+        )
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{self._counts[why]} {why}" for why in Garbage)
+        return f"{counts}; {self._bytes} bytes of the store"
+
+
+class _Copy:
+    """The :class:`artifactd.store.interfaces.CollectionLock` of what nobody else knows."""
+
+    def claim(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+    @contextmanager
+    def step(self) -> Iterator[bool]:
+        yield True
+
+
+class CollectGarbage(SettingsOptions):
+    """``artifactd gc``: collect garbage now."""
+
+    longdesc = (
+        "Take away what is of no use any more, beside a running daemon or without one, and list it:"
+        " what the daemon does by itself every gc_interval.  A dry run works on a copy of the"
+        " catalog, made where temporary files go (TMPDIR)."
+    )
+    optFlags: ClassVar = [["dry-run", "n", "Only list what would go, and why."]]
+
+    def run(self) -> int:
+        settings = used(self.load())
+        if self["dry-run"]:
+            return with_parts(settings, lambda parts: _try(parts, settings))
+        return with_parts(settings, lambda parts: _collect(parts, settings))
+
+
+async def _collect(parts: Assembly, settings: Settings) -> int:
+    if _is_read_only(parts):
+        return 1
+    listing = _GarbageListing()
+    parts.collector.report = listing.add
+    swept = await Sweep(
+        parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
+    ).run()
+    try:
+        await parts.collector.run()
+    except NotNow as error:
+        print(f"artifactd: {error}: try again later", file=sys.stderr)
+        return 1
+    finally:
+        print(f"collected: {listing}; {swept} uploads, fills and staged files")
+    return 0
+
+
+async def _try(parts: Assembly, settings: Settings) -> int:
+    listing = _GarbageListing()
+    for upload in await parts.uploads.idle(settings.upload_timeout):
+        print(f"upload: {upload}: nobody has written to it for {settings.upload_timeout}")
+    with TemporaryDirectory(prefix="artifactd-gc-") as folder:
+        copy = Path(folder, "catalog.sqlite3")
+        await parts.run(copy_catalog, parts.folder.catalog, copy)
+        catalog = SQLiteCatalog(copy, parts.reactor, lease=settings.lease)
+        collector = Collector(
+            catalog,
+            SQLiteGarbageCatalog(catalog.database),
+            parts.blobs,
+            _Copy(),
+            collection_rules(settings),
+            parts.run,
+            parts.reactor,
+            Counters().collection,
+            removes=False,
+            report=listing.add,
+        )
+        try:
+            await collector.run()
+        finally:
+            await catalog.close()
+    print(f"would be collected: {listing}")
+    return 0
+
+
+class Undelete(SettingsOptions):
+    """``artifactd undelete``: bring back what was deleted."""
+
+    longdesc = (
+        "Bring back IMAGE:TAG, IMAGE@DIGEST (a manifest or a blob), or all that was deleted from"
+        " IMAGE, as it was, within the grace period after it was deleted."
+    )
+    synopsis = "[options] IMAGE"
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str) -> None:  # type: ignore[override]
+        self.image = image
+
+    def run(self) -> int:
+        return with_parts(used(self.load()), self._undelete)
+
+    async def _undelete(self, parts: Assembly) -> int:
+        if _is_read_only(parts):
+            return 1
+        name, reference = self.image, None
+        if "@" in name or ":" in name:
+            asked = ImageReference.parse(name)
+            name, reference = asked.name, asked.reference
+        image = parts.registry.names.resolve(RepositoryName.parse(name))
+        restored = await parts.garbage.undelete(image, reference, "undelete")
+        print(f"brought back of {image}: {_told(restored)}")
+        for tag in restored.occupied:
+            print(
+                f"artifactd: the tag {tag} points at something else by now and stays so",
+                file=sys.stderr,
+            )
+        return 0
+
+
+def _is_read_only(parts: Assembly) -> bool:
+    if parts.read_only.on():
+        print("artifactd: read-only mode is on: end it first", file=sys.stderr)
+    return parts.read_only.on()
+
+
+def _told(restored: Restored) -> str:
+    return (
+        f"{len(restored.manifests)} manifests, {len(restored.tags)} tags"
+        f" ({', '.join(restored.tags) or 'none'}), {len(restored.blobs)} blobs"
+    )
+
+
+# ``artifactd fsck``: whether the catalog and the store agree.
+
+
+@define
+class _FindingListing:
+    """Prints what is found, and counts it."""
+
+    counts: Counter[State] = field(factory=Counter)
+
+    def add(self, finding: Finding) -> None:
+        self.counts[finding.state] += 1
+        print(f"{finding.state}: {finding.kind}: {finding.name}: {finding.text}", flush=True)
+
+
+class CheckData(SettingsOptions):
+    """``artifactd fsck``: check the catalog against the store, both ways."""
+
+    longdesc = (
+        "Check that all that the catalog lists is in the store, and the other way round, beside a"
+        " running daemon or without one.  A line for each problem says what to do; the exit status"
+        " is 1 if any is left."
+    )
+    optFlags: ClassVar = [
+        ["repair", "r", "Mend what can be proven; nothing that was pushed is dropped."],
+        ["no-hash", None, "Don't read all bytes: see that files are there, in their size."],
+    ]
+
+    def run(self) -> int:
+        settings = used(self.load())
+        timeout = settings.upload_timeout
+        return with_parts(settings, lambda parts: self._check(parts, timeout))
+
+    async def _check(self, parts: Assembly, upload_timeout: float) -> int:
+        parts.damage.heals = False  # the daemon's work, or a later pull's
+        listing = _FindingListing()
+        check = Check(
+            parts.catalog,
+            parts.repairs,
+            parts.garbage,
+            parts.blobs,
+            parts.uploads,
+            parts.fills.store,
+            parts.damage,
+            {
+                name: repository.rules
+                for name, repository in parts.registry.repositories.items()
+                if isinstance(repository, LocalRepository)
+            },
+            parts.run,
+            listing.add,
+            repair=bool(self["repair"]),
+            hashes=not self["no-hash"],
+        )
+        if self["repair"]:
+            await Sweep(
+                parts.catalog, parts.blobs, parts.uploads, parts.fills.store, upload_timeout
+            ).run()
+        await check.run()
+        counts = listing.counts
+        print(
+            f"checked {check.blobs_checked} blobs and {check.manifests_checked} manifests:"
+            f" {counts[State.LEFT]} problems left, {counts[State.MENDED]} repaired,"
+            f" {counts[State.NOTE]} notes"
+        )
+        return 1 if counts[State.LEFT] else 0
