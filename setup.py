@@ -35,6 +35,8 @@ setup(
     install_requires=[
         "attrs>=23.2",
         "bcrypt>=4.1,<6",
+        # LRU and TTL caches, by Thomas Kemmer: what Python projects keep bounded dicts in.
+        "cachetools>=5.3,<8",
         "cryptography>=42",
         "klein>=24.8",
         "msgspec>=0.19",
@@ -55,6 +57,7 @@ setup(
             "mypy-zope>=1.0.9",
             "ruff>=0.9",
             "towncrier>=23.11",
+            "types-cachetools",
             "types-setuptools",
             "types-tqdm",
         ],
