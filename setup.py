@@ -36,7 +36,7 @@ setup(
         "attrs>=23.2",
         "bcrypt>=4.1,<6",
         # LRU and TTL caches, by Thomas Kemmer: what Python projects keep bounded dicts in.
-        "cachetools>=5.3,<8",
+        "cachetools>=5.5,<9",
         "cryptography>=42",
         "klein>=24.8",
         "msgspec>=0.19",
