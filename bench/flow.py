@@ -12,8 +12,8 @@ over a real socket:
 * a pull of a 20 MiB blob that is not cached yet, by three clients at once: one begins the fill, and
   two follow it.
 
-Printed for each: the modules of artifactd that are entered, the distinct functions, the calls, and the
-turns from the reactor to a thread and back.  ``--list`` prints the modules and functions too.
+Printed for each: the modules of artifactd that are entered, the distinct functions, the calls, and
+the turns from the reactor to a thread and back.  ``--list`` prints the modules and functions too.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Upstream(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
 
     def log_message(self, *args: object) -> None:
         pass
