@@ -1,0 +1,162 @@
+"""Deadlines by the thousand, on txaio's batched timer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from txaio import tx as txaio
+
+BUCKET = 1.0
+"""Seconds.  All deadlines of one bucket share one delayed call of the reactor."""
+
+# txaio rounds down to the bucket.  A deadline is therefore asked for at the end of its bucket, and
+# this many seconds later, so that no rounding of floats puts it into the bucket before.
+_MARGIN = 1e-3
+
+_config: Any = txaio.config  # which types its loop as None
+
+
+class Timers:
+    """
+    Makes deadlines that share a batched timer: per second the reactor has one delayed call for all
+    of them, however many there are.
+
+    A deadline never expires early.  It expires up to one :data:`BUCKET` late, or up to two where
+    more than a hundred expire in the same bucket: txaio spreads those over the next one.
+
+    :param clock: the reactor, or a test's clock.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = _Loop(clock)
+        with _loop(self._clock):
+            self._timer = txaio.make_batched_timer(BUCKET)
+
+    def deadline(self, expired: Callable[[], object]) -> Deadline:
+        """
+        Make a deadline, which does not run yet.
+
+        :param expired: is called when it expires.
+        """
+        return Deadline(self, expired)
+
+    def seconds(self) -> float:
+        """The time of the clock."""
+        return self._clock.seconds()
+
+    def call_at(self, when: float, function: Callable[[], None]) -> Any:
+        """
+        Call ``function`` at ``when`` or up to two buckets later.
+
+        Returns an object whose ``cancel()`` searches the whole bucket.
+        """
+        end = math.ceil(when / BUCKET) * BUCKET
+        with _loop(self._clock):
+            return self._timer.call_later(end - self._clock.seconds() + _MARGIN, function)
+
+
+class Deadline:
+    """
+    One deadline, to be started, moved and stopped as often as its owner likes.
+
+    Starting, moving and stopping only note the time.  The timer is asked again when it fires before
+    the time that is noted by then, so 20,000 connections that each start a deadline for every
+    request cost next to nothing.  The owner calls :meth:`cancel` at its own end, since the timer
+    holds on to it until then.
+    """
+
+    __slots__ = ("_call", "_due", "_expired", "_fires", "_timers")
+
+    def __init__(self, timers: Timers, expired: Callable[[], object]) -> None:
+        self._timers = timers
+        self._expired = expired
+        self._due: float | None = None
+        self._call: Any = None
+        self._fires = 0.0
+
+    @property
+    def running(self) -> bool:
+        """Whether it is going to expire."""
+        return self._due is not None
+
+    def start(self, seconds: float) -> None:
+        """Let it expire ``seconds`` from now, whether it runs already or not."""
+        due = self._due = self._timers.seconds() + seconds
+        if self._call is not None and self._fires > due:
+            self._call.cancel()
+            self._call = None
+        if self._call is None:
+            self._arm(due)
+
+    def stop(self) -> None:
+        """Let it not expire.  Costs nothing; :meth:`start` lets it run again."""
+        self._due = None
+
+    def cancel(self) -> None:
+        """Stop it, and have the timer forget it."""
+        self._due = None
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+
+    def _arm(self, due: float) -> None:
+        self._fires = due
+        self._call = self._timers.call_at(due, self._fired)
+
+    def _fired(self) -> None:
+        now = self._timers.seconds()
+        # txaio calls what was cancelled by an earlier call of the same bucket.
+        if self._call is None or now < self._fires:
+            return
+        self._call = None
+        due = self._due
+        if due is None:
+            return
+        if now < due:
+            self._arm(due)
+            return
+        self._due = None
+        try:
+            self._expired()
+        except Exception:
+            # txaio would go on, and raise an error without a traceback at the end of the bucket.
+            _log.failure("a deadline failed")
+
+
+_log = Logger()
+
+
+class _Loop:
+    """
+    A clock whose calls find it as txaio's loop.
+
+    txaio has one loop for the whole process and looks it up whenever a timer calls, even from
+    within a bucket; artifactd has a clock for each test.
+    """
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self.seconds: Callable[[], float] = clock.seconds
+
+    def callLater(self, delay: float, function: Callable[..., Any], *args: Any) -> IDelayedCall:
+        return self._clock.callLater(delay, self._call, function, *args)
+
+    def _call(self, function: Callable[..., Any], *args: Any) -> None:
+        with _loop(self):
+            function(*args)
+
+
+@contextmanager
+def _loop(loop: object) -> Iterator[None]:
+    """Make ``loop`` txaio's for the time of the context."""
+    before = _config.loop
+    _config.loop = loop
+    try:
+        yield
+    finally:
+        _config.loop = before
