@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from errno import EACCES, EIO, ENOENT
 from pathlib import Path
 from typing import BinaryIO
@@ -19,13 +20,16 @@ from artifactd.catalog.migrations import (
     replace_catalog,
     settle,
 )
+from artifactd.commands.options import SettingsOptions
+from artifactd.kit.start import StartError
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
-from artifactd.store.folder import DataFolder, collection_held
+from artifactd.store.folder import MARKER, DataFolder, collection_held
 
 _PARTIAL = "backup.blob"
 _PIECE = 1 << 20  # bytes read at a time
+_PROGRESS = 1000  # blobs between two lines
 
 
 @define
@@ -180,3 +184,43 @@ def _blobs(root: Path) -> Iterator[tuple[Digest, Path]]:
             continue
         if path.parent.name == digest.encoded[:2] and path.is_file() and not path.is_symlink():
             yield digest, path
+
+
+class BackUp(SettingsOptions):
+    """``artifactd backup``: copy the data folder, while the daemon runs or not."""
+
+    longdesc = (
+        "Copy the catalog and all blobs into the folder DESTINATION, which a daemon can be started"
+        " from.  Blobs that are there from an earlier backup are not copied again."
+    )
+
+    synopsis = "[options] DESTINATION"
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, destination: str) -> None:  # type: ignore[override]
+        self.destination = Path(destination)
+
+    def run(self) -> int:
+        data = self.load().data
+        if not (data / MARKER).exists():
+            raise StartError(f"{data}: there is no data folder to back up")
+        if self.destination.resolve().is_relative_to(data.resolve()):
+            raise StartError(f"{self.destination}: expected a folder outside {data}")
+        with closing(DataFolder.open(data)) as source:
+            source.settle()
+            with closing(DataFolder.open(self.destination)) as target, target.exclusive():
+                backup = Backup(source, target, _progress)
+                backup.run()
+        for digest in backup.damaged:
+            print(f"artifactd: {digest} is damaged and not in the backup", file=sys.stderr)
+        print(f"done: {_copied(backup)}")
+        return 1 if backup.damaged else 0
+
+
+def _progress(backup: Backup) -> None:
+    if backup.files % _PROGRESS == 0:
+        print(_copied(backup), flush=True)
+
+
+def _copied(backup: Backup) -> str:
+    return f"blobs copied: {backup.files}, their bytes: {backup.size}"

@@ -12,7 +12,6 @@ from twisted.python import usage
 
 from artifactd.auth.passwords import LOGIN_PREFIX, hash_secret, make_secret
 from artifactd.commands.options import SettingsOptions
-from artifactd.daemon.gate import signing_keys
 from artifactd.kit.start import StartError
 from artifactd.settings.access import Action
 from artifactd.settings.accounts import RobotSettings, SecretHash, check_name
@@ -104,6 +103,9 @@ class RotateKeys(SettingsOptions):
     optFlags: ClassVar = [["forget", None, "Accept no token that was given before."]]
 
     def run(self) -> int:
+        # Imported here: it takes a second, and "artifactd robot" does without.
+        from artifactd.daemon.gate import signing_keys  # noqa: PLC0415
+
         settings = self.load()
         if not (settings.data / MARKER).exists():
             raise StartError(f"{settings.data}: there is no data folder with keys in it")

@@ -6,11 +6,17 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 from urllib.parse import urlsplit
 
+from twisted.python import usage
+
+from artifactd.commands.options import SettingsOptions
 from artifactd.kit.start import StartError
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
+from artifactd.settings.toml import shown
+from artifactd.settings.values import Url
 
 _HUB = "docker.io"
 _LISTENING = re.compile(r"(?P<kind>tcp|ssl|artifactd-tls):(?:port=)?(?P<port>\d+)(?P<rest>.*)")
@@ -116,3 +122,41 @@ def _is_insecure(url: str) -> bool:
     """Whether Docker has to be told that this is plain HTTP, which it expects on loopback."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.netloc.rpartition(":")[0])
+
+
+class MirrorConfig(SettingsOptions):
+    """``artifactd mirror-config``: what to write where, so that a client uses the cache."""
+
+    longdesc = (
+        "Print the configuration that lets CLIENT (docker, containerd or podman) pull through this"
+        " daemon, as the settings are."
+    )
+    synopsis = "[options] CLIENT"
+    optParameters: ClassVar = [
+        ["url", "u", None, "Where clients reach the daemon (default: the first TCP listener)."]
+    ]
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, client: str) -> None:  # type: ignore[override]
+        if client not in CLIENTS:
+            raise usage.UsageError(f"expected {', '.join(CLIENTS)}, got {client}")
+        self.client = client
+
+    def run(self) -> int:
+        settings = self.load()
+        url = own_url(settings) if self["url"] is None else _base_url(self["url"])
+        print(CLIENTS[self.client](settings, url), end="")
+        return 0
+
+
+def _base_url(text: str) -> str:
+    """:raises UsageError: if ``text`` is no URL of a host alone."""
+    try:
+        url = Url.parse(text)
+        if urlsplit(url).path:
+            raise ValueError(text)
+    except ValueError:
+        raise usage.UsageError(
+            f'--url: expected one such as "http://cache.example:5000", got {shown(text)}'
+        ) from None
+    return url

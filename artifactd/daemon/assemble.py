@@ -22,6 +22,7 @@ from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.proofs import SQLiteProofs
 from artifactd.catalog.remote import SQLiteRemoteCatalog
 from artifactd.catalog.repair import Holder, SQLiteRepairCatalog
+from artifactd.daemon.ca_files import check_ca_files
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
@@ -49,7 +50,6 @@ from artifactd.registry.upkeep.scrubber import Scrubber, ScrubRules
 from artifactd.registry.uploads import UploadLimits, Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
-from artifactd.settings.toml import key
 from artifactd.store.examine import FolderScrubLock
 from artifactd.store.files import FileOperations
 from artifactd.store.fills import FilesystemFillStore
@@ -58,7 +58,6 @@ from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport, TransportSettings
 from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
 
@@ -312,16 +311,6 @@ def proof_key(folder: Path) -> bytes:
     if len(found) != _KEY:
         raise StartError(f"{file.path} is damaged: remove it, and everybody proves again")
     return found
-
-
-def check_ca_files(settings: Settings) -> None:
-    """:raises StartError: naming the first ``ca_file`` that can't be used."""
-    for name, each in settings.repository.items():
-        if isinstance(each, RemoteSettings) and each.ca_file:
-            try:
-                Trust.load(Path(each.ca_file))
-            except StartError as error:
-                raise StartError(f"repository.{key(name)}.ca_file: {error}") from None
 
 
 def _tag_rules(settings: RemoteSettings) -> TagRules:

@@ -1,0 +1,23 @@
+"""``artifactd check-config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from artifactd.auth.passwords import Users
+from artifactd.commands.options import SettingsOptions
+from artifactd.daemon.ca_files import check_ca_files
+
+
+class CheckConfig(SettingsOptions):
+    """``artifactd check-config``: whether the settings are right, and what they are."""
+
+    longdesc = "Check the settings and print those in force."
+
+    def run(self) -> int:
+        settings = self.load()
+        if settings.auth.htpasswd:
+            Users.read(Path(settings.auth.htpasswd))
+        check_ca_files(settings)
+        print(f"ok\n\n{settings}")
+        return 0

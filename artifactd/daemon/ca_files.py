@@ -1,0 +1,21 @@
+"""The ``ca_file`` settings, checked before anything is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from artifactd.kit.start import StartError
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import Settings
+from artifactd.settings.toml import key
+from artifactd.upstream.http.tls import Trust
+
+
+def check_ca_files(settings: Settings) -> None:
+    """:raises StartError: naming the first ``ca_file`` that can't be used."""
+    for name, each in settings.repository.items():
+        if isinstance(each, RemoteSettings) and each.ca_file:
+            try:
+                Trust.load(Path(each.ca_file))
+            except StartError as error:
+                raise StartError(f"repository.{key(name)}.ca_file: {error}") from None
