@@ -25,7 +25,7 @@ from artifactd.auth.guessing import (
 )
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.passwords import fits_basic
-from artifactd.kit.deferreds import Flights
+from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.errors import Unauthorized
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
@@ -135,7 +135,7 @@ class PasswordLogins:
         self._recall = list(recall)
         self._guesses = Guesses(slowing, clock)
         self._key = secrets.token_bytes(32)
-        self._flights: Flights[bytes, Identity | None] = Flights()
+        self._single_flight: SingleFlight[bytes, Identity | None] = SingleFlight()
         self._known: dict[bytes, None] = {}  # what was right last time; what it is now is asked
         self._turns = Turns()
 
@@ -155,7 +155,7 @@ class PasswordLogins:
         identity = self._recalled(flight, name, password, source)
         if identity is None:
             # Many layers of one pull come with the same password.
-            identity = await self._flights.join(
+            identity = await self._single_flight.join(
                 flight, partial(self._check, flight, name, password, source)
             )
         if identity is None:

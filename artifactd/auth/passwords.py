@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.identity import Groups, Identity, Kind
-from artifactd.kit.deferreds import Flights, RunInThread
+from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.kit.start import StartError
 
 LONGEST = 72  # bytes: bcrypt looks at no more
@@ -98,7 +98,7 @@ class Passwords:
         self._remember = remember
         self._key = secrets.token_bytes(32)
         self._matched: dict[bytes, float] = {}  # when, the oldest first
-        self._flights: Flights[bytes, bool] = Flights()
+        self._single_flight: SingleFlight[bytes, bool] = SingleFlight()
 
     async def match(self, account: str, password: str, hashed: bytes) -> bool:
         """
@@ -115,7 +115,7 @@ class Passwords:
         key = self._digest(account, secret, hashed)
         if self._is_remembered(key):
             return True
-        return await self._flights.join(key, partial(self._check, key, secret, hashed))
+        return await self._single_flight.join(key, partial(self._check, key, secret, hashed))
 
     def recall(self, account: str, password: str, hashed: bytes) -> bool:
         """Whether that has been found to match, and is remembered."""
@@ -252,7 +252,7 @@ class Htpasswd:
         self._run = run
         self._clock = clock
         self._looked = clock.seconds()
-        self._looking: Flights[Path, None] = Flights()
+        self._looking: SingleFlight[Path, None] = SingleFlight()
         self._wrong = ""
         self._users = Users.read(path)
 

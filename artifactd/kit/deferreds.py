@@ -1,4 +1,4 @@
-"""Work that blocks, in threads: who waits for it, and what becomes of it when nobody does."""
+"""What Deferreds need besides Twisted: work that outlives its waiter, stopping, single flight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, ensureDeferred
 from twisted.python.failure import Failure
 
 _P = ParamSpec("_P")
@@ -14,126 +14,107 @@ _T = TypeVar("_T")
 
 
 class RunInThread(Protocol):
-    """``partial(deferToThreadPool, reactor, pool)``, or in a test something that runs at once."""
+    """
+    Calls a function in a thread, where it may block.
+
+    It is ``partial(deferToThreadPool, reactor, pool)``, or in a test something that runs at once.
+    """
 
     def __call__(
         self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> Deferred[_T]:
-        """Call ``function`` where it may block."""
+    ) -> Deferred[_T]: ...
 
 
-def outlive(
-    running: Deferred[_T], abandon: Callable[[_T], object] = lambda result: None
+def _ignore(outcome: object) -> None:
+    pass
+
+
+def uncancelled(
+    work: Deferred[_T] | Coroutine[Deferred[Any], Any, _T],
+    abandoned: Callable[[_T], object] = _ignore,
+    failed: Callable[[Failure], object] = _ignore,
 ) -> Deferred[_T]:
     """
-    A Deferred for the outcome of ``running`` that may be cancelled while ``running`` goes on.
+    Run ``work`` to its end, even if the Deferred returned here is cancelled: that gives up waiting.
 
-    :param abandon: is given the result that comes when nobody waits for it any more.
+    For work that must not stop between its steps, and for threads, which can't be stopped.
+
+    :param abandoned: called with the result if the waiter was cancelled, to close what it holds.
+    :param failed: called with the failure if the waiter was cancelled.
     """
-    cancelled = False
+    waiting: Deferred[_T] = Deferred()
 
-    def cancel(_: object) -> None:
-        nonlocal cancelled
-        cancelled = True
-
-    def succeeded(result: _T) -> None:
-        if cancelled:
-            abandon(result)
+    def ended(outcome: _T | Failure) -> None:
+        if not waiting.called:
+            waiting.callback(outcome)
+        elif isinstance(outcome, Failure):
+            failed(outcome)
         else:
-            waiting.callback(result)
+            abandoned(outcome)
 
-    def failed(failure: Failure) -> None:
-        if not cancelled:
-            waiting.errback(failure)
-
-    waiting: Deferred[_T] = Deferred(cancel)
-    running.addCallbacks(succeeded, failed)
+    ensureDeferred(work).addBoth(ended)
     return waiting
 
 
 class Serial:
-    """
-    Threads on one file, one after the other.
-
-    Cancelling what :meth:`run` returns gives up waiting; the thread goes on, and the next one
-    starts only after it.
-    """
+    """Runs functions in threads one after the other, such as all that work on one file."""
 
     def __init__(self, run: RunInThread) -> None:
         self._run = run
         self._lock = DeferredLock()
 
     def run(
-        self,
-        function: Callable[[], _T],
-        abandon: Callable[[_T], object] = lambda result: None,
+        self, function: Callable[[], _T], abandoned: Callable[[_T], object] = _ignore
     ) -> Deferred[_T]:
-        """Call ``function`` in a thread, after all that was asked for before."""
+        """
+        Call ``function`` in a thread, after all functions passed before have returned.
+
+        Cancelling gives up waiting; the function still runs, and the next one starts after it.
+
+        :param abandoned: called with the result if the waiter was cancelled.
+        """
 
         def start() -> Deferred[_T]:
             return self._run(function)
 
-        return outlive(self._lock.run(start), abandon)
+        return uncancelled(self._lock.run(start), abandoned)
 
     def idle(self) -> Deferred[None]:
-        """Fires when all that was asked for before has ended."""
-        return outlive(self._lock.run(lambda: None))
-
-
-# Work that goes on when the client that asked for it is gone.
-
-
-def uncancelled(
-    work: Coroutine[Deferred[Any], Any, _T], orphaned: Callable[[_T | Failure], object]
-) -> Deferred[_T]:
-    """
-    Run ``work`` to its end whatever becomes of the Deferred returned here.
-
-    Klein cancels a handler when its client goes away.  A publication that is under way must not
-    stop between its steps for that, and a thread could not be stopped anyway.
-
-    :param orphaned: called with the outcome if nobody waits for it any more.
-    """
-    waiting: Deferred[_T] = Deferred()
-
-    def done(result: _T | Failure) -> None:
-        if waiting.called:
-            orphaned(result)
-        elif isinstance(result, Failure):
-            waiting.errback(result)
-        else:
-            waiting.callback(result)
-
-    Deferred.fromCoroutine(work).addBoth(done)
-    return waiting
-
-
-# Waiting that can be broken off from outside, and what is raised then.
+        """Fires when all functions passed before have returned."""
+        return uncancelled(self._lock.run(lambda: None))
 
 
 class Stopped(Exception):
-    """It is left for later: nobody waits for it any more, or the daemon stops."""
+    """The work was stopped before its end: nobody waits for it any more, or the daemon stops."""
 
 
 class AlreadyHere(Stopped):
-    """It need not be done: another process has done it, or somebody has pushed it."""
+    """The work is not needed any more: another process has done it, or a client has pushed it."""
 
 
 @define(eq=False)
 class Interrupt:
-    """What one piece of work waits for, one thing at a time."""
+    """
+    Stops one piece of work at the places where it waits through this object, and only there.
+
+    The work waits for one thing at a time.
+    """
 
     stopped: bool = field(default=False, init=False)
     _waiting: Deferred[Any] | None = field(default=None, init=False)
 
     def stop(self) -> None:
-        """Cancel what is waited for, now and later."""
+        """Cancel what the work waits for, now and later."""
         self.stopped = True
         if self._waiting is not None:
             self._waiting.cancel()
 
     async def wait(self, waiting: Deferred[_T]) -> _T:
-        """:raises Stopped: if :meth:`stop` has been called.  Otherwise as ``waiting``."""
+        """
+        Wait for ``waiting``, which is cancelled by :meth:`stop`.
+
+        :raises Stopped: if it fails after :meth:`stop`; before that, its own failure.
+        """
         self._waiting = waiting
         if self.stopped:
             waiting.cancel()
@@ -147,113 +128,84 @@ class Interrupt:
         outcome: Deferred[_T] = waiting.addBoth(ended)
         return await outcome
 
-    async def outlived(
+    async def wait_uncancelled(
         self,
         work: Callable[[], Coroutine[Deferred[Any], Any, _T]],
-        abandon: Callable[[_T], object] = lambda result: None,
+        abandoned: Callable[[_T], object] = _ignore,
     ) -> _T:
         """
-        As :meth:`wait`, for ``work`` that goes on when it is not waited for any more; it is not
-        begun after :meth:`stop`.
+        Begin ``work`` and wait for it; :meth:`stop` ends the waiting, not the work.
 
-        :param abandon: is given what comes of it then.
+        :param abandoned: called with the result of the work if it comes after :meth:`stop`.
+        :raises Stopped: if stopped; ``work`` is not begun then if :meth:`stop` came before.
         """
         if self.stopped:
             raise Stopped("left for later")
-        return await self.wait(outlive(Deferred.fromCoroutine(work()), abandon))
+        return await self.wait(uncancelled(work(), abandoned))
 
-
-# Work that several ask for at the same time, done once.
 
 _K = TypeVar("_K", bound=Hashable)
 
 
 @define(eq=False)
-class Flights(Generic[_K, _T]):
-    """What is under way, by what was asked for; whoever asks meanwhile gets the same outcome."""
-
-    _waiting: dict[_K, list[Deferred[_T]]] = field(factory=dict, init=False)
-
-    def under_way(self, key: _K) -> bool:
-        """Whether :meth:`join` would begin nothing."""
-        return key in self._waiting
-
-    def join(
-        self,
-        key: _K,
-        work: Callable[[], Coroutine[Deferred[Any], Any, _T]],
-        afterwards: Callable[[_T], object] = lambda result: None,
-    ) -> Deferred[_T]:
-        """
-        The outcome of ``work``, begun now unless it is under way for ``key``.
-
-        :param afterwards: is given what ``work`` returns once everybody has got it.
-        """
-        outcome: Deferred[_T] = Deferred()
-        if key in self._waiting:
-            self._waiting[key].append(outcome)
-            return outcome
-        self._waiting[key] = [outcome]
-
-        def ended(result: _T | Failure) -> None:
-            for waiting in self._waiting.pop(key):
-                if not waiting.called:  # cancelled
-                    waiting.callback(result)
-            if not isinstance(result, Failure):
-                afterwards(result)
-
-        Deferred.fromCoroutine(work()).addBoth(ended)
-        return outcome
-
-
-# One piece of work for all who want its result.
-
-
-@define(eq=False)
-class _Work(Generic[_T]):
+class _Flight(Generic[_T]):
     waiting: list[Deferred[_T]] = field(factory=list)
     running: Deferred[None] | None = None
 
 
 @define(eq=False)
-class Shared(Generic[_K, _T]):
-    """Work that is under way, by what it is for."""
+class SingleFlight(Generic[_K, _T]):
+    """
+    Does work that several callers ask for at the same time only once.
 
-    _under_way: dict[_K, _Work[_T]] = field(factory=dict, init=False)
+    :param cancel_unwanted: whether work is cancelled when its last waiter is; else it runs to its
+        end, and later callers join it.
+    """
 
-    def run(self, key: _K, start: Callable[[], Coroutine[Any, Any, _T]]) -> Deferred[_T]:
+    _cancel_unwanted: bool = False
+    _flights: dict[_K, _Flight[_T]] = field(factory=dict, init=False)
+
+    def under_way(self, key: _K) -> bool:
+        """Whether :meth:`join` would join work that has begun."""
+        return key in self._flights
+
+    def join(
+        self,
+        key: _K,
+        work: Callable[[], Coroutine[Deferred[Any], Any, _T]],
+        afterwards: Callable[[_T], object] = _ignore,
+    ) -> Deferred[_T]:
         """
-        The result of the work for ``key``: that under way, or else begun with ``start``.
+        The outcome of the work for ``key``: of that under way, else of ``work``, begun now.
 
-        Cancelling it gives up waiting; the work is cancelled with the last who waits for it.
+        Cancelling gives up waiting, and disturbs no other waiter.
+
+        :param afterwards: called with the result once all waiters have it, if ``work`` is begun.
         """
-        work = self._under_way.get(key)
-        if work is not None:
-            return self._join(key, work)
-        work = self._under_way[key] = _Work()
-        joined = self._join(key, work)
 
-        def ended(outcome: _T | Failure) -> None:
-            if self._under_way.get(key) is work:
-                del self._under_way[key]
-            waiting, work.waiting = work.waiting, []
-            for deferred in waiting:
-                # Whoever is told may cancel another who is about to be.
-                if not deferred.called:
-                    deferred.callback(outcome)
+        def leave(outcome: Deferred[_T]) -> None:
+            if outcome not in flight.waiting:
+                return  # just being told
+            flight.waiting.remove(outcome)
+            if self._cancel_unwanted and not flight.waiting and flight.running is not None:
+                del self._flights[key]
+                flight.running.cancel()
 
-        work.running = Deferred.fromCoroutine(start()).addBoth(ended)
-        return joined
+        def ended(result: _T | Failure) -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+            waiting, flight.waiting = flight.waiting, []
+            for each in waiting:
+                if not each.called:  # a waiter told before it may have cancelled it
+                    each.callback(result)
+            if not isinstance(result, Failure):
+                afterwards(result)
 
-    def _join(self, key: _K, work: _Work[_T]) -> Deferred[_T]:
-        def leave(deferred: Deferred[_T]) -> None:
-            if deferred not in work.waiting:
-                return
-            work.waiting.remove(deferred)
-            if not work.waiting and work.running is not None:
-                del self._under_way[key]
-                work.running.cancel()
-
-        joined: Deferred[_T] = Deferred(leave)
-        work.waiting.append(joined)
-        return joined
+        outcome: Deferred[_T] = Deferred(leave)
+        if key in self._flights:
+            flight = self._flights[key]
+            flight.waiting.append(outcome)
+        else:
+            flight = self._flights[key] = _Flight([outcome])
+            flight.running = Deferred.fromCoroutine(work()).addBoth(ended)
+        return outcome

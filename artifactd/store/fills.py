@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IProducer, IPullProducer, IPushProducer,
 from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread, Serial, outlive
+from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
@@ -766,7 +766,7 @@ class FilesystemFillStore:
         if there is none.
         """
         claiming = self._run(self._fills.claim, digest, create)
-        claimed = await outlive(claiming, _close_first)
+        claimed = await uncancelled(claiming, _close_first)
         if claimed is None:
             return None
         file, info = claimed
@@ -785,7 +785,7 @@ class FilesystemFillStore:
     async def view(self, digest: Digest) -> tuple[FilesystemFillView, FillInfo | None] | None:
         """The fill of ``digest`` and what is known of it, or ``None`` if there is none."""
         viewing = self._run(self._fills.view, digest)
-        return await outlive(viewing, _close_first)
+        return await uncancelled(viewing, _close_first)
 
     async def info(self, digest: Digest) -> FillInfo | None:
         """What is known of a blob that is coming, or of which there are extents."""
@@ -798,14 +798,14 @@ class FilesystemFillStore:
     async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
         """A file that has the bytes ``span`` at their offsets, if the extents have all of them."""
         finding = self._run(self._files.extents.find, blob_name(digest), span)
-        return await outlive(finding, _close)
+        return await uncancelled(finding, _close)
 
     async def add_extent(
         self, digest: Digest, first: int, info: FillInfo
     ) -> FilesystemExtentSession:
         """Begin to keep a part of a blob, from the offset ``first`` on."""
         adding = self._run(self._fills.add_extent, digest, first, info)
-        file = await outlive(adding, ExtentFile.close)
+        file = await uncancelled(adding, ExtentFile.close)
         threads = Serial(self._run)
         return FilesystemExtentSession(
             file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import Serial, outlive
+from artifactd.kit.deferreds import Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import FilesystemStagedBlob, Staging
 from artifactd.store.files import Directory, FileOperations, split
@@ -319,7 +319,7 @@ class FileConsumer(Generic[_F]):
         """Wait for what is in flight, then let go of the file.  Further calls do nothing."""
         if not self._closed:
             self._closed = True
-            await outlive(ensureDeferred(self._close()))
+            await uncancelled(ensureDeferred(self._close()))
 
     async def _close(self) -> None:
         await self._drained()

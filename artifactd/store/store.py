@@ -10,7 +10,7 @@ from functools import partial
 from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread, Serial, outlive
+from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobTree, FilesystemBlob, FilesystemStagedBlob, Forget, Staging
 from artifactd.store.examine import FilesystemExamination
@@ -46,7 +46,7 @@ class FilesystemBlobStore:
 
     async def open(self, digest: Digest) -> FilesystemBlob | None:
         """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
-        return await outlive(self._run(self._blobs.open, digest), _close)
+        return await uncancelled(self._run(self._blobs.open, digest), _close)
 
     async def read(self, digest: Digest) -> bytes | None:
         """All verified bytes of a small blob (a manifest), or ``None``."""
@@ -55,7 +55,7 @@ class FilesystemBlobStore:
     async def stage(self, digest: Digest, content: bytes) -> FilesystemStagedBlob:
         """Write and sync ``content``, whose digest the caller has computed, without showing it."""
         adding = self._run(self.staging.add, digest, content)
-        return await outlive(adding, FilesystemStagedBlob.abandon)
+        return await uncancelled(adding, FilesystemStagedBlob.abandon)
 
     def remove(self, digest: Digest) -> None:
         """Remove a blob's bytes, if they are here.  Blocks."""
@@ -79,7 +79,7 @@ class FilesystemBlobStore:
             Serial(self._run),
             self.staging.is_held,
         )
-        return await outlive(beginning, _close_examined)
+        return await uncancelled(beginning, _close_examined)
 
     async def make_durable(self, digest: Digest) -> None:
         """See that what is published under ``digest`` is on disk, and so are its names."""
@@ -116,12 +116,12 @@ class FilesystemBlobStore:
             Serial(self._run),
             self.staging.is_held,
         )
-        return await outlive(beginning, FilesystemExamination.close)
+        return await uncancelled(beginning, FilesystemExamination.close)
 
     async def stage_expired(self, name: str, digest: Digest) -> FilesystemStagedBlob:
         """Stage a quarantined file that is right, to be published again."""
         adding = self._run(self.staging.link_in, self.quarantine.directory, name, digest)
-        return await outlive(adding, FilesystemStagedBlob.abandon)
+        return await uncancelled(adding, FilesystemStagedBlob.abandon)
 
     async def remove_expired(self, name: str) -> None:
         """Remove a quarantined file and its record."""
@@ -133,7 +133,7 @@ class FilesystemBlobStore:
         for name in await self._run(self.staging.names):
             try:
                 taken = self._run(self.staging.take_over, name)
-                staged = await outlive(taken, _abandon)
+                staged = await uncancelled(taken, _abandon)
                 if staged is not None:
                     await staged.withdraw(forget)
                     swept += 1
@@ -209,7 +209,7 @@ class FilesystemUploadStore:
         algorithm: Algorithm,
     ) -> FilesystemUploadSession:
         claiming = self._run(claim, upload_id)
-        fd, size = await outlive(claiming, lambda claimed: os.close(claimed[0]))
+        fd, size = await uncancelled(claiming, lambda claimed: os.close(claimed[0]))
         running = self._digests.take(upload_id, algorithm, size)
         directory = self._uploads.directory
         file = UploadFile(upload_id, fd, size, self._files, running, directory)

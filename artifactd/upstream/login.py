@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.kit.deferreds import Shared
+from artifactd.kit.deferreds import SingleFlight
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import UpstreamError
@@ -89,10 +89,11 @@ class Tokens:
     clock: IReactorTime
     limit: int = 1024
     _kept: OrderedDict[TokenRequest, Token] = field(factory=OrderedDict, init=False)
-    _fetches: Shared[TokenRequest, Token] = field(factory=Shared, init=False)
+    _fetches: SingleFlight[TokenRequest, Token] = field(init=False)
     _throttle: Throttle = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._fetches = SingleFlight(cancel_unwanted=True)
         self._throttle = Throttle(self.clock)
 
     def kept(self, wanted: TokenRequest) -> Token | None:
@@ -119,7 +120,7 @@ class Tokens:
         :raises Missing: if none is given to anybody.
         :raises Throttled: if they who give them want fewer requests.
         """
-        return self._fetches.run(wanted, partial(self._fetch, wanted, credentials))
+        return self._fetches.join(wanted, partial(self._fetch, wanted, credentials))
 
     async def _fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Token:
         headers = {"Authorization": credentials.basic()} if credentials else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
 
 from klein import Klein, KleinRenderable
@@ -134,7 +134,9 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
         @wraps(handler)
         async def serve(self: Routed, request: RegistryRequest, **parts: str) -> None:
             answered = await uncancelled(
-                answer(self, request, parts), lambda outcome: _drop(request, outcome)
+                answer(self, request, parts),
+                lambda unheard: unheard.close(),
+                partial(_failed_unheard, request),
             )
             await answered.send(request, self.sender)
 
@@ -143,12 +145,10 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     return register
 
 
-def _drop(request: RegistryRequest, outcome: Answer | Failure) -> None:
-    """Nobody waits for the outcome any more."""
-    if isinstance(outcome, Answer):
-        outcome.close()
-    elif not outcome.check(ConnectionClosed, CancelledError):
-        registry_error(request, outcome)
+def _failed_unheard(request: RegistryRequest, failure: Failure) -> None:
+    """Log what went wrong in a handler whose client has disconnected."""
+    if not failure.check(ConnectionClosed, CancelledError):
+        registry_error(request, failure)
 
 
 class ApiResource(KleinResource):

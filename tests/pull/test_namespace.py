@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactd.kit.deferreds import Flights
+from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import Served, image_manifest
@@ -96,16 +96,16 @@ class NamespaceTests(NamespaceCase):
         self.assertEqual([*self.hub.requests, *self.quay.requests], [])
 
     async def test_an_error_says_it_to_those_alone_who_have_asked_with_it(self) -> None:
-        original = Flights.join
+        original = SingleFlight.join
         joined: list[Deferred[None]] = [Deferred(), Deferred()]
         waiting = iter(joined)
 
-        def join(flights: Flights[Any, Any], key: Any, work: Any) -> Deferred[Any]:
+        def join(flights: SingleFlight[Any, Any], key: Any, work: Any) -> Deferred[Any]:
             outcome = original(flights, key, work)
             next(waiting).callback(None)
             return outcome
 
-        self.patch(Flights, "join", join)
+        self.patch(SingleFlight, "join", join)
         held = Silence()
         self.quay.faults.add(held, on=MANIFESTS, times=None)
         self.quay.challenges = False

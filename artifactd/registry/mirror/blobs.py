@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.kit.deferreds import AlreadyHere, Flights, Stopped
+from artifactd.kit.deferreds import AlreadyHere, SingleFlight, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
@@ -55,7 +55,9 @@ class RemoteBlobs:
     _admitted: OrderedDict[tuple[ImageName, Digest], tuple[float, int | None]] = field(
         factory=OrderedDict, init=False
     )
-    _checks: Flights[tuple[ImageName, Digest], int | None] = field(factory=Flights, init=False)
+    _checks: SingleFlight[tuple[ImageName, Digest], int | None] = field(
+        factory=SingleFlight, init=False
+    )
 
     async def get(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """As ``RemoteRepository.blob``."""

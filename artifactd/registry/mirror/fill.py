@@ -152,7 +152,7 @@ class Fetching:
 
     async def _open(self, until: int | None) -> BlobBody:
         info = self.session.info
-        return await self.interrupt.outlived(
+        return await self.interrupt.wait_uncancelled(
             lambda: self.source.open(
                 self.session.written,
                 None if until is None else until - 1,
@@ -164,7 +164,7 @@ class Fetching:
     async def _admitted(self) -> None:
         """All bytes are here, but the upstream has not let us have them under this name yet."""
         if not self.progress.answered:
-            told = await self.interrupt.outlived(self.source.check)
+            told = await self.interrupt.wait_uncancelled(self.source.check)
             self._check_size(told.size)
             self.progress.answer(self._size)
 
@@ -423,7 +423,7 @@ class Fill:
         view, _ = found
         try:
             # Another process's fill says nothing about what this image may have.
-            await self._interrupt.outlived(self.source.check)
+            await self._interrupt.wait_uncancelled(self.source.check)
         except BaseException:
             view.close()
             raise

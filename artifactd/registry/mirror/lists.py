@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
-from artifactd.kit.deferreds import Flights
+from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
 from artifactd.oci.manifest import INDEX_TYPES, nests_deeper
@@ -67,8 +67,8 @@ class RemoteLists:
     counters: RepositoryCounters
     refusals: Refusals
     now: Callable[[], float] = time.time
-    _flights: Flights[tuple[ImageName, str], tuple[CachedPage, Provenance]] = field(
-        factory=Flights, init=False
+    _single_flight: SingleFlight[tuple[ImageName, str], tuple[CachedPage, Provenance]] = field(
+        factory=SingleFlight, init=False
     )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
@@ -165,8 +165,8 @@ class RemoteLists:
             refused = self.refusals.of(image, key)
             if refused is not None:
                 raise refused
-            joined = self._flights.under_way((image, key))
-            page, how = await self._flights.join(
+            joined = self._single_flight.under_way((image, key))
+            page, how = await self._single_flight.join(
                 (image, key), lambda: self._fetch(image, key, fetch)
             )
             if joined:

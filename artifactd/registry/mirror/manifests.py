@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog, ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
-from artifactd.kit.deferreds import Flights, RunInThread
+from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
@@ -75,8 +75,8 @@ class RemoteManifests:
     run: RunInThread
     now: Callable[[], float] = time.time
     bounds: ManifestBounds = BOUNDS
-    _flights: Flights[tuple[ImageName, Reference], ManifestFound] = field(
-        factory=Flights, init=False
+    _single_flight: SingleFlight[tuple[ImageName, Reference], ManifestFound] = field(
+        factory=SingleFlight, init=False
     )
 
     async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
@@ -92,9 +92,9 @@ class RemoteManifests:
         if self.rules.offline:
             return self._offline(image, reference, here)
         key = image, reference
-        joined = self._flights.under_way(key)
+        joined = self._single_flight.under_way(key)
         started = self.now()
-        found = await self._flights.join(key, lambda: self._ask(image, reference))
+        found = await self._single_flight.join(key, lambda: self._ask(image, reference))
         if found.provenance is HIT:
             return found
         how = evolve(found.provenance, waited=max(self.now() - started, 0.0))

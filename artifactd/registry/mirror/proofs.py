@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.records import Catalog
-from artifactd.kit.deferreds import Flights
+from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.errors import BadGateway, Denied, RegistryError, Unauthorized
 from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.upstream.credentials import Credentials, UpstreamLogin
@@ -272,7 +272,7 @@ class AccessProofs:
     access: UpstreamAccess
     memory: ProofMemory
     catalog: Catalog
-    _asked: Flights[bytes, Verdict] = field(factory=Flights, init=False)
+    _asked: SingleFlight[bytes, Verdict] = field(factory=SingleFlight, init=False)
 
     def present(self, user: str, password: str) -> UpstreamLogin:
         """What somebody shows who says that he is ``user`` there."""

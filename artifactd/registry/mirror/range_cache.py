@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.kit.deferreds import Flights, Interrupt, Stopped
+from artifactd.kit.deferreds import Interrupt, SingleFlight, Stopped
 from artifactd.kit.streams import Bounded
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
@@ -69,7 +69,9 @@ class Parts:
     _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
-    _beginning: Flights[tuple[BlobSource, ByteRange], _Work] = field(factory=Flights, init=False)
+    _beginning: SingleFlight[tuple[BlobSource, ByteRange], _Work] = field(
+        factory=SingleFlight, init=False
+    )
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
         """
@@ -215,7 +217,7 @@ class Parts:
         await session.record()
 
     async def _open(self, work: _Work) -> BlobBody:
-        body = await work.interrupt.outlived(
+        body = await work.interrupt.wait_uncancelled(
             lambda: work.source.open(work.session.written, work.span.last, work.info.validator),
             lambda body: body.abort(),
         )

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog
 from artifactd.catalog.repair import Holder, RepairCatalog
-from artifactd.kit.deferreds import Flights, Stopped
+from artifactd.kit.deferreds import SingleFlight, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.content import Contents, publish
@@ -50,7 +50,7 @@ class Damage:
     counters: DamageCounters
     heals: bool = True
     refetch: Refetch = _nothing
-    _inspections: Flights[Digest, str | None] = field(factory=Flights, init=False)
+    _inspections: SingleFlight[Digest, str | None] = field(factory=SingleFlight, init=False)
     _background: dict[Digest, Deferred[None]] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
 
