@@ -22,6 +22,7 @@ from artifactd.daemon.assemble import Assembly, assemble, connection_limits, rat
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.listen import listen
 from artifactd.kit.start import StartError
+from artifactd.kit.timers import Timers
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.metrics import Health
 from artifactd.registry.upkeep.collector import NotNow, Sweep
@@ -187,12 +188,13 @@ def _start(
     audit = _audit_log(settings, opened)
     proxies = TrustedProxies.parse(settings.trusted_proxies)
     gate = wire_gate(settings, reactor, parts, proxies, os.environ)
+    timers = Timers(reactor)
     api = Api(
         registry=parts.registry,
         gate=gate.gate,
         audit=audit,
         sender=FileSender(
-            reactor,
+            timers,
             parts.run,
             parts.budgets.transfers,
             settings.stall_timeout,
@@ -201,7 +203,7 @@ def _start(
         health=Health(parts.catalog, parts.blobs),
         counters=parts.counters,
         # As plain numbers: a Size writes itself as in the settings, and not in JSON at all.
-        manifests=ManifestBodies(parts.budgets.manifests, int(settings.max_manifest), reactor),
+        manifests=ManifestBodies(parts.budgets.manifests, int(settings.max_manifest), timers),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
     )

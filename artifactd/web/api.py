@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import ClassVar
 
 from attrs import define, field, frozen
 from klein import Klein
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.identity import Kind
 from artifactd.auth.token_service import TokenService
 from artifactd.kit.budget import BufferBudget
+from artifactd.kit.timers import Timers
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
@@ -127,12 +128,12 @@ class ManifestBodies:
 
     :ivar budget: of no other transfers.
     :ivar max_size: bytes of a manifest at most.
-    :ivar clock: of the time that a body may take.
+    :ivar timers: of the time that a body may take.
     """
 
     budget: BufferBudget
     max_size: int
-    clock: IReactorTime
+    timers: Timers
 
     @asynccontextmanager
     async def read(self, request: RegistryRequest) -> AsyncIterator[bytes]:
@@ -155,12 +156,12 @@ class ManifestBodies:
     async def _in_time(self, request: RegistryRequest) -> bytes:
         if request.body is None:
             return b""
-        due = self.clock.callLater(BODY_SECONDS, _cut_off, request)
+        due = self.timers.deadline(partial(_cut_off, request))
+        due.start(BODY_SECONDS)
         try:
             return await request.body.read(self.max_size)
         finally:
-            if due.active():
-                due.cancel()
+            due.cancel()
 
 
 def _cut_off(request: RegistryRequest) -> None:

@@ -28,6 +28,7 @@ from twisted.logger import LogEvent
 from twisted.trial.unittest import SkipTest, TestCase
 from twisted.web.resource import IResource
 
+from artifactd.kit.timers import Timers
 from artifactd.web.server import sendfile
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
@@ -106,7 +107,7 @@ class SenderCase(TestCase):
 
     async def serve(self) -> None:
         """Listen."""
-        sender = FileSender(self.clock, self.in_thread, self.budget, STALL)
+        sender = FileSender(Timers(self.clock), self.in_thread, self.budget, STALL)
         self.site = RegistrySite(self.served.resource(sender), reactor, AccessLog("off"))
         self.port = await self.listening().listen(self.site)
         self.addCleanup(self.port.stopListening)
@@ -231,5 +232,5 @@ class RelayCase(WireCase):
         self.budget = CountingBudget()
 
     def serve(self, in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> None:
-        sender = FileSender(self.clock, in_thread, self.budget, STALL)
+        sender = FileSender(Timers(self.clock), in_thread, self.budget, STALL)
         self.site.resource = self.served.resource(sender)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from twisted.internet.defer import maybeDeferred
 
+from artifactd.kit.timers import Timers
 from artifactd.oci.ranges import ByteRange
 from artifactd.web.answer import Answer
 from artifactd.web.server.protocol import RegistryRequest
@@ -19,7 +20,7 @@ class AnswerLengthTests(WireCase):
     def setUp(self) -> None:
         super().setUp()
         self.content = bytes(range(256)) * 1000
-        sender = FileSender(self.clock, maybeDeferred, CountingBudget())
+        sender = FileSender(Timers(self.clock), maybeDeferred, CountingBudget())
 
         @self.app.route("/", methods=["GET", "HEAD"])
         async def answer(request: RegistryRequest) -> None:

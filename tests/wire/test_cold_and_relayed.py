@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
+from artifactd.kit.timers import Timers
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender
 from tests.wire.connection import Wire, request, statuses
@@ -160,13 +161,13 @@ class RelayTests(RelayCase):
     def send(self, request: RegistryRequest) -> tuple[FileBlob, Deferred[bool]]:
         """Send all with a thread that never ends."""
         blob = FileBlob(self.path)
-        sender = FileSender(self.clock, lambda *_: Deferred(), self.budget, STALL)
+        sender = FileSender(Timers(self.clock), lambda *_: Deferred(), self.budget, STALL)
         return blob, Deferred.fromCoroutine(sender.send(request, blob, 0, 1_000_000))
 
     def test_a_blob_that_can_not_be_read_is_told_and_the_connection_dropped(self) -> None:
         wire, held = self.hold()
         blob, error = FileBlob(self.path), OSError(errno.EIO, "Input/output error")
-        sender = FileSender(self.clock, lambda *_: fail(error), self.budget, STALL)
+        sender = FileSender(Timers(self.clock), lambda *_: fail(error), self.budget, STALL)
         sending = Deferred.fromCoroutine(sender.send(held, blob, 0, 1_000_000))
         self.assertEqual(blob.errors, [error])
         self.assertTrue(wire.disconnected)

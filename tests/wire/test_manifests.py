@@ -7,6 +7,7 @@ from twisted.internet.error import ConnectionClosed
 from twisted.logger import globalLogPublisher
 
 from artifactd.kit.budget import BufferBudget
+from artifactd.kit.timers import Timers
 from artifactd.oci.errors import ContentTooLarge
 from artifactd.web.api import BODY_SECONDS, ManifestBodies
 from artifactd.web.server.protocol import RegistryRequest
@@ -20,7 +21,7 @@ class ManifestBodyTests(WireCase):
     def setUp(self) -> None:
         super().setUp()
         self.budget = BufferBudget(150)
-        self.bodies = ManifestBodies(self.budget, 100, self.clock)
+        self.bodies = ManifestBodies(self.budget, 100, Timers(self.clock))
         self.log = LogLines()
         globalLogPublisher.addObserver(self.log)
         self.addCleanup(globalLogPublisher.removeObserver, self.log)
@@ -72,7 +73,7 @@ class ManifestBodyTests(WireCase):
         self.assertEqual(self.budget.used, 0)
 
     def test_it_takes_all_there_is_where_that_is_less(self) -> None:
-        self.bodies = ManifestBodies(self.budget, 1000, self.clock)
+        self.bodies = ManifestBodies(self.budget, 1000, Timers(self.clock))
         wire = self.begin("Transfer-Encoding: chunked")
         self.assertEqual(self.budget.used, 150)
         wire.send(chunked(b"a" * 500))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.guessing import network
 from artifactd.auth.identity import Kind
+from artifactd.kit.timers import Timers
 from artifactd.oci.errors import TooManyRequests
 from artifactd.web.server.proxies import UNIX, is_loopback
 
@@ -125,63 +126,57 @@ def _listener(host: object) -> str:
 
 class BodyPace:
     """
-    Whether a body comes fast enough while it is awaited: ``rate`` bytes a second at least, on the
-    average over each ``window`` seconds in which somebody was waiting for it.
+    Drops a body that comes too slowly: fewer than ``rate`` bytes a second on the average over
+    ``window`` seconds.  Only the seconds count in which the server waits for the client.
 
-    :param rate: 0: any.
-    :param received: how many bytes have come.
-    :param too_slow: is called once they have not.
+    :param rate: bytes a second; 0: any.
+    :param received: returns how many bytes have come so far.
+    :param too_slow: is called once, when the body is too slow.
     """
 
     def __init__(
         self,
-        clock: IReactorTime,
+        timers: Timers,
         rate: int,
         window: float,
         received: Callable[[], int],
         too_slow: Callable[[], None],
     ) -> None:
-        self._clock = clock
-        self._least = rate * window
+        self._timers = timers
         self._window = self._left = window
+        self._least = rate * window
         self._received = received
         self._too_slow = too_slow
         self._before = 0
         self._since: float | None = None
-        self._call: IDelayedCall | None = None
+        self._deadline = timers.deadline(self._window_over)
 
     def wait(self) -> None:
-        """From now on it is awaited."""
+        """The server waits for the client from now on."""
         if self._least and self._since is None:
-            self._since = self._clock.seconds()
-            if self._call is None:
-                self._call = self._clock.callLater(self._left, self._look)
+            self._since = self._timers.seconds()
+            self._deadline.start(self._left)
 
     def pause(self) -> None:
-        """It is awaited no longer."""
+        """The server does not read for now: no time runs."""
         if self._since is not None:
-            self._left -= self._clock.seconds() - self._since
+            self._left -= self._timers.seconds() - self._since
             self._since = None
+            self._deadline.stop()
 
     def stop(self) -> None:
-        """It is over, or unwanted."""
+        """The body has ended, or is unwanted."""
         self._least, self._since = 0, None
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
+        self._deadline.cancel()
 
-    def _look(self) -> None:
-        self._call = None
-        if self._since is None:
-            return
-        self.pause()
-        if self._left <= 1e-3:
-            received = self._received()
-            if received - self._before < self._least:
-                self._too_slow()
-                return
+    def _window_over(self) -> None:
+        self._since = None
+        received = self._received()
+        if received - self._before < self._least:
+            self._too_slow()
+        else:
             self._before, self._left = received, self._window
-        self.wait()
+            self.wait()
 
 
 # How often somebody may ask.

@@ -15,7 +15,7 @@ from io import BytesIO
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -25,6 +25,7 @@ from twisted.web.resource import IResource
 
 from artifactd.auth.identity import Caller
 from artifactd.kit.budget import RECEIVE_SIZE
+from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import RegistryError, Unavailable, Unsupported
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.body import RequestBody
@@ -75,7 +76,8 @@ class RegistryChannel(http.HTTPChannel):
     identified = False
     # As what it counts among those there are, unless it is one too many.
     counted: Counted | None = None
-    _headers_due: IDelayedCall | None = None
+    _idle: Deadline
+    _headers_due: Deadline
 
     @property
     def busy(self) -> bool:
@@ -83,6 +85,8 @@ class RegistryChannel(http.HTTPChannel):
         return any(request.started is not None for request in self.requests)
 
     def connectionMade(self) -> None:
+        self._idle = self.site.timers.deadline(self.timeoutConnection)
+        self._headers_due = self.site.timers.deadline(self._overdue)
         super().connectionMade()
         limits = self.site.limits
         self.MAX_LENGTH = self.totalHeadersSize = limits.header_size
@@ -91,10 +95,24 @@ class RegistryChannel(http.HTTPChannel):
             self._busy()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._await_headers(False)
         super().connectionLost(reason)
+        self._idle.cancel()
+        self._headers_due.cancel()
         if self.counted is not None:
             self.site.channel_lost(self)
+
+    def setTimeout(self, period: float | None) -> float | None:
+        # The base makes a delayed call for each connection and moves it with each read.
+        before, self.timeOut = self.timeOut, period  # type: ignore[assignment]  # not int alone
+        if period is None:
+            self._idle.stop()
+        else:
+            self._idle.start(period)
+        return before
+
+    def resetTimeout(self) -> None:
+        if self.timeOut is not None and self._idle.running:
+            self._idle.start(self.timeOut)
 
     def _busy(self) -> None:
         """There are too many connections.  It is said in plain, for TLS would cost more."""
@@ -126,13 +144,10 @@ class RegistryChannel(http.HTTPChannel):
 
     def _await_headers(self, awaited: bool) -> None:
         """However many bytes come: all headers of a request are here in time, or it is refused."""
-        if awaited:
-            if self._headers_due is None:
-                self._headers_due = self.callLater(self.site.limits.header_timeout, self._overdue)
-        elif self._headers_due is not None:
-            due, self._headers_due = self._headers_due, None
-            if due.active():
-                due.cancel()
+        if not awaited:
+            self._headers_due.stop()
+        elif not self._headers_due.running:
+            self._headers_due.start(self.site.limits.header_timeout)
 
     def _overdue(self) -> None:
         self._refuse(
@@ -210,7 +225,9 @@ class RegistryChannel(http.HTTPChannel):
         # Else that one's end would replace the call below, which nobody would cancel then.
         self.setTimeout(None)
         if self._abortingCall is None:
-            self._abortingCall = self.callLater(CLOSE_SECONDS, self.forceAbortClient)
+            closing = self.site.timers.deadline(self.forceAbortClient)
+            closing.start(CLOSE_SECONDS)
+            self._abortingCall = closing  # which the base cancels when the connection ends
         super().loseConnection()
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -286,7 +303,7 @@ class _Peer:
         self._idle_timeout = channel.setTimeout(None)
         limits = channel.site.limits
         self.pace = BodyPace(
-            channel.site.reactor,
+            channel.site.timers,
             limits.body_rate,
             limits.body_window,
             self._received,
@@ -377,7 +394,7 @@ class RegistryRequest(server.Request):
     _answered = False
     _clock: IReactorTime
     _peer: _Peer
-    _bound: IDelayedCall | None = None
+    _bound: Deadline | None = None
     _most = 0
 
     @cached_property
@@ -462,7 +479,8 @@ class RegistryRequest(server.Request):
             self.chunked = 0
             self.channel.write(b"0\r\n\r\n")
         body.refuse()
-        self._bound = self.channel.callLater(DRAIN_SECONDS, self.abort)
+        self._bound = self.channel.site.timers.deadline(self.abort)
+        self._bound.start(DRAIN_SECONDS)
         if self._peer.awaits_continue and not body.received:
             self.channel.loseConnection()
         else:
@@ -486,7 +504,7 @@ class RegistryRequest(server.Request):
             site.log(self)
 
     def _unbind(self) -> None:
-        if self._bound is not None and self._bound.active():
+        if self._bound is not None:
             self._bound.cancel()
 
 
@@ -505,6 +523,7 @@ class RegistrySite(server.Site):
     :param stopping: answers requests that come while draining; by default ``resource`` does.
     :ivar proxies: whose word counts on whom they speak for.
     :ivar guarded: whether answers tell how they were come by only where a gate lets them.
+    :ivar timers: makes the deadlines of the connections.
     :ivar channels: the open connections.
     :ivar draining: whether every answer closes its connection.
     """
@@ -529,6 +548,7 @@ class RegistrySite(server.Site):
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
         )
+        self.timers = Timers(reactor)
         self.channels: set[RegistryChannel] = set()
         self.draining = False
         self.guarded = guarded

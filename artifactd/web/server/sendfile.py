@@ -14,10 +14,8 @@ from attrs import define, frozen
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import (
-    IDelayedCall,
     IPullProducer,
     IPushProducer,
-    IReactorTime,
     ISSLTransport,
 )
 from twisted.logger import Logger
@@ -25,6 +23,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
+from artifactd.kit.timers import Deadline, Timers
 from artifactd.store.interfaces import OpenBlob
 from artifactd.web.server.protocol import RegistryRequest
 
@@ -148,21 +147,21 @@ class Transfer:
         self.end = None if length is None else first + length
         self.ended = False
         self._stall = 0.0
-        self._clock: IReactorTime
-        self._deadline: IDelayedCall | None = None
+        self._deadline: Deadline
         self._growth: Deferred[None] | None = None
         self._done: Deferred[bool] = Deferred(self._cancelled)
         self._look()
 
-    def start(self, clock: IReactorTime, stall: float) -> Deferred[bool]:
+    def start(self, timers: Timers, stall: float) -> Deferred[bool]:
         """
         Fires with whether all was sent, when the connection is free again or lost.
 
         :param stall: seconds without progress after which the connection is dropped.
         """
+        self._stall = stall
+        self._deadline = timers.deadline(self._stalled)
+        self._deadline.start(stall)
         self.request.notifyFinish().addBoth(self._request_ended)
-        self._clock, self._stall = clock, stall
-        self._deadline = clock.callLater(stall, self._stalled)
         self.register()
         return self._done
 
@@ -199,10 +198,8 @@ class Transfer:
 
     def progress(self) -> None:
         """The client takes bytes, or it is not the client that we wait for."""
-        if self._deadline is not None:
-            self._deadline.reset(self._stall)
-        elif not self.ended:
-            self._deadline = self._clock.callLater(self._stall, self._stalled)
+        if not self.ended:
+            self._deadline.start(self._stall)
 
     def complete(self) -> None:
         """All bytes are with the connection."""
@@ -242,7 +239,6 @@ class Transfer:
         self.progress()
 
     def _stalled(self) -> None:
-        self._deadline = None
         if self._growth is None:
             self.cut(f"stalled for {self._stall:g} s")
 
@@ -251,9 +247,7 @@ class Transfer:
         self.stopped()
         if self._growth is not None:
             self._growth.cancel()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        self._deadline.cancel()
 
     def _request_ended(self, outcome: Failure | None) -> None:
         if self.ended:
@@ -390,7 +384,7 @@ class FileSender:
     :param in_memory: whether blobs lie in memory anyway, on a filesystem that can't be asked.
     """
 
-    clock: IReactorTime
+    timers: Timers
     in_thread: InThread
     budget: Budget
     stall: float = 60.0
@@ -424,7 +418,7 @@ class FileSender:
                 return True
             if length is None:
                 unmeasured = Relay(request, reader, first, None, self.budget)
-                return await unmeasured.start(self.clock, self.stall)
+                return await unmeasured.start(self.timers, self.stall)
             if length <= SMALL and first + length <= blob.available:
                 content = reader.cached(first, length) or await reader.read(first, length)
                 if len(content) == length:
@@ -437,7 +431,7 @@ class FileSender:
                 transfer = _Sendfile(request, reader, first, length)
             else:
                 transfer = Relay(request, reader, first, length, self.budget)
-            return await transfer.start(self.clock, self.stall)
+            return await transfer.start(self.timers, self.stall)
         finally:
             reader.close()
 
