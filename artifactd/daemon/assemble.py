@@ -37,7 +37,13 @@ from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules
 from artifactd.registry.mirror.fill import FillRules, Fills
 from artifactd.registry.mirror.lists import RemoteLists
 from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
-from artifactd.registry.mirror.proofs import AccessProofs, Marks, ProofMemory, ProofRules
+from artifactd.registry.mirror.proofs import (
+    AccessProofs,
+    GuardedRepository,
+    Marks,
+    ProofMemory,
+    ProofRules,
+)
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.repository import NameRules, RemoteRepository
 from artifactd.registry.mirror.upstream import Refusals
@@ -191,9 +197,14 @@ class RemoteWiring:
         self.evictions.append(self._eviction(name, settings, counters))
         names = self._names(name, settings)
         blobs = self._blobs(upstream, settings, counters)
-        proofs = self._proofs(name, settings, counters) if settings.proof_of_access else None
-        self._repositories[name] = RemoteRepository(name, names, blobs, manifests, lists, proofs)
-        return self._repositories[name]
+        repository = RemoteRepository(name, names, self.stored, blobs, manifests, lists)
+        if settings.proof_of_access:
+            proofs = self._proofs(name, settings, counters)
+            repository = GuardedRepository(
+                name, names, self.stored, blobs, manifests, lists, proofs
+            )
+        self._repositories[name] = repository
+        return repository
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
         """

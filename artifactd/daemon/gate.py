@@ -35,7 +35,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName, Patterns
-from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.mirror.proofs import GuardedRepository
 from artifactd.registry.registry import Registry
 from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
@@ -336,7 +336,7 @@ def _visitors(
     proving = {
         name: each.proofs
         for name, each in registry.repositories.items()
-        if isinstance(each, RemoteRepository) and each.proofs is not None
+        if isinstance(each, GuardedRepository)
     }
     if not proving:
         return None

@@ -12,7 +12,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import BOUNDS, OCI_INDEX, Manifest, ManifestBounds
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored, parsed, publish
 from artifactd.registry.model import (
     BlobFound,
@@ -20,8 +20,10 @@ from artifactd.registry.model import (
     ListWanted,
     ManifestFound,
     ReferrersFound,
+    Repository,
     TagsFound,
 )
+from artifactd.store.interfaces import OpenBlob
 
 # The image index that lists referrers: distribution-spec, "Listing Referrers".
 
@@ -85,7 +87,7 @@ class LocalRules:
 
 
 @frozen
-class LocalRepository:
+class LocalRepository(Repository):
     """Blobs and manifests of the images in one configured repository of kind ``local``."""
 
     rules: LocalRules
@@ -125,6 +127,21 @@ class LocalRepository:
                 "this image has no such manifest", {"name": str(image), "reference": str(reference)}
             )
         return ManifestFound(record, image)
+
+    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+        """:raises ManifestUnknown: if the manifest has been deleted since it was found."""
+        image, record = found.image, found.record
+        try:
+            return await self.stored.body(image, record.digest, record.size)
+        except Lost:
+            if await self.catalog.manifest(image, record.digest) is None:
+                raise ManifestUnknown(
+                    "this image has no such manifest any more", {"digest": str(record.digest)}
+                ) from None
+            raise
+
+    def pushable(self, name: RepositoryName) -> LocalRepository:
+        return self
 
     async def find(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
         """The manifest that ``reference`` names in ``image``, which a client is told of."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from attrs import field, frozen
 
-from artifactd.catalog.records import ManifestRecord
+from artifactd.catalog.records import ManifestPut, ManifestRecord
 from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.errors import Unsupported
+from artifactd.oci.names import ImageName, Reference, RepositoryName
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.interfaces import OpenBlob
+from artifactd.upstream.credentials import UpstreamLogin
+
+if TYPE_CHECKING:  # local.py imports this module
+    from artifactd.registry.local import LocalRepository
 
 
 @frozen
@@ -129,19 +135,99 @@ class ReferrersFound:
     provenance: Provenance = LOCAL
 
 
-class Readable(Protocol):
-    """Images to pull from.  What they do not have is BlobUnknown, ManifestUnknown, NameUnknown."""
+@frozen
+class Asker:
+    """
+    The client on whose behalf an image is read, for repositories that want a proof of access.
 
+    :ivar known: whether the client has logged in, by any of the ways there are.
+    :ivar presented: the login that the client brings for the upstream of one repository.
+    """
+
+    known: bool = False
+    presented: UpstreamLogin | None = None
+
+
+NOBODY = Asker()
+
+
+class Repository(ABC):
+    """
+    Images to pull from, and perhaps to push to.
+
+    Reading a blob, manifest or image that is not there raises BlobUnknown, ManifestUnknown or
+    NameUnknown.  The other methods have the defaults of a repository that serves everybody.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """end-3."""
+        """Find a manifest by its tag or digest."""  # end-3
 
+    @abstractmethod
+    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+        """
+        Open the bytes of a manifest of this repository; the caller closes them.
+
+        :raises Lost: if the store has lost the bytes, and they can't be fetched again.
+        """
+
+    @abstractmethod
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """end-2.  :raises RangeNotSatisfiable: as ``wanted`` does."""
+        """Open a blob, or the part of it that is wanted."""  # end-2
+        # RangeNotSatisfiable comes from ``wanted.part``.
 
+    @abstractmethod
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """end-8."""
+        """List one page of tags."""  # end-8
 
+    @abstractmethod
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """end-12; empty for what is unknown."""
+        """List one page of referrers; the page is empty if the image is unknown."""  # end-12
+
+    def candidates(self, image: ImageName) -> Sequence[ImageName]:
+        """
+        The images from which a pull of ``image`` may be answered, at least one.
+
+        Nothing is looked up, so the images need not exist.
+        """
+        return [image]
+
+    def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Repository:
+        """This repository for a client that may pull only ``permitted`` of the candidates."""
+        return self
+
+    def asked_by(self, asker: Asker) -> Repository:
+        """This repository for ``asker``."""
+        return self
+
+    def for_operator(self) -> Repository:
+        """This repository without proofs of access: the operator has the upstream's password."""
+        return self
+
+    def pushable(self, name: RepositoryName) -> LocalRepository:
+        """
+        The local repository that takes pushes under ``name``.
+
+        :raises Unsupported: if the images come from an upstream.
+        """
+        raise Unsupported(
+            "images of this name come from an upstream and can't be changed here: push under"
+            " another name",
+            {"name": str(name)},
+            {"Allow": "GET, HEAD"},
+        )
+
+    async def adopt(self, put: ManifestPut) -> None:  # noqa: B027 - a default, not abstract
+        """Prepare the image that ``put`` pushes to; only names without a prefix have to."""
+
+    async def lends(self, image: ImageName) -> bool:
+        """Whether blobs of ``image`` may be mounted in another image."""
+        return True
+
+    async def listable(self, images: Collection[ImageName]) -> set[ImageName]:
+        """Those of ``images`` whose names may be shown in a list."""
+        return set(images)

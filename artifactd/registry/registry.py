@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from attrs import evolve, frozen
-from twisted.logger import Logger
 
 from artifactd.catalog.records import Catalog, Precondition
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError, Unsupported
+from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
-from artifactd.registry.content import Lost, Stored
+from artifactd.registry.content import Stored
 from artifactd.registry.local import LocalRepository
-from artifactd.registry.mirror.proofs import NOBODY, Asker
-from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.model import ManifestFound, Readable
+from artifactd.registry.model import NOBODY, Asker, Repository
 from artifactd.registry.names import Names, listed_images, listed_where
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
-from artifactd.store.interfaces import OpenBlob
-
-_log = Logger()
 
 
 @frozen
@@ -37,7 +31,7 @@ class Target:
 
     name: RepositoryName
     image: ImageName
-    readable: Readable
+    readable: Repository
     namespace: str | None = None
 
     @property
@@ -53,49 +47,29 @@ class Target:
 
     @property
     def candidates(self) -> Sequence[ImageName]:
-        """
-        The images that a pull of it may be answered from; at least one.  Nothing is looked up, so
-        none of them need exist.
-        """
-        if isinstance(self.readable, Unprefixed):
-            return self.readable.candidates(self.image) or [self.image]
-        return [self.image]
+        """The images from which a pull may be answered, at least one; none of them need exist."""
+        return self.readable.candidates(self.image)
 
     def limited_to(self, images: Collection[ImageName]) -> Target:
-        """It for somebody who may pull none of :attr:`candidates` but ``images``."""
-        if isinstance(self.readable, Unprefixed):
-            return evolve(self, readable=self.readable.limited_to(self.image, images))
-        return self
+        """This target for a client that may pull only ``images`` of :attr:`candidates`."""
+        return self._read_from(self.readable.limited_to(self.image, images))
 
     def asked_by(self, asker: Asker) -> Target:
-        """It for ``asker``, of whom some upstreams' images want a proof."""
-        if isinstance(self.readable, Unprefixed | RemoteRepository):
-            return evolve(self, readable=self.readable.asked_by(asker))
-        return self
+        """This target for ``asker``."""
+        return self._read_from(self.readable.asked_by(asker))
+
+    def _read_from(self, readable: Repository) -> Target:
+        return self if readable is self.readable else evolve(self, readable=readable)
 
     @property
     def local(self) -> LocalRepository:
-        """
-        Where it is pushed to.
-
-        :raises Unsupported: if that is an upstream's.
-        """
-        repository: Readable | None = self.readable
-        if isinstance(repository, Unprefixed):
-            repository = repository.local
-        if not isinstance(repository, LocalRepository):
-            raise Unsupported(
-                "images of this name come from an upstream and can't be changed here: push under"
-                " another name",
-                {"name": str(self.name)},
-                {"Allow": "GET, HEAD"},
-            )
-        return repository
+        """The repository that takes pushes.  :raises Unsupported: if none does."""
+        return self.readable.pushable(self.name)
 
     @property
     def pushed(self) -> ImageName:
-        """The image that is pushed to.  :raises Unsupported: as :attr:`local`."""
-        _ = self.local
+        """The image that takes pushes.  :raises Unsupported: if none does."""
+        self.readable.pushable(self.name)
         return self.image
 
 
@@ -108,7 +82,7 @@ class Registry:
     """
 
     names: Names
-    repositories: Mapping[str, LocalRepository | RemoteRepository]
+    repositories: Mapping[str, Repository]
     unprefixed: Unprefixed
     uploads: Uploads
     stored: Stored
@@ -138,37 +112,6 @@ class Registry:
         except RegistryError:
             return name
 
-    async def manifest_body(self, found: ManifestFound) -> OpenBlob | bytes:
-        """
-        The bytes of a manifest, to be closed.  Those of a remote image that were evicted since it
-        was found, or were lost, are fetched again.
-
-        :raises Lost: if they were lost, and can't be had again.
-        """
-        image, record = found.image, found.record
-        repository = self.repositories.get(image.repository)
-        if not isinstance(repository, RemoteRepository):
-            return await self._local_body(found)
-        try:
-            body = await self.stored.body(image, record.digest, record.size)
-        except Lost as error:
-            _log.warn("fetched again: {error}", error=error)
-            await repository.manifests.restore(image, record.digest)
-            body = await self.stored.body(image, record.digest, record.size)
-        repository.manifests.counters.client_bytes.inc(record.size)
-        return body
-
-    async def _local_body(self, found: ManifestFound) -> OpenBlob | bytes:
-        image, record = found.image, found.record
-        try:
-            return await self.stored.body(image, record.digest, record.size)
-        except Lost:
-            if await self.catalog.manifest(image, record.digest) is None:
-                raise ManifestUnknown(  # taken away in this moment
-                    "this image has no such manifest any more", {"digest": str(record.digest)}
-                ) from None
-            raise
-
     async def mount(
         self,
         image: ImageName,
@@ -194,8 +137,8 @@ class Registry:
         if permitted is not None and (holder is None or not permitted(holder)):
             return False
         if holder is not None:
-            lender = self.repositories[holder.repository]
-            if isinstance(lender, RemoteRepository) and not await lender.lends(holder, asker):
+            lender = self.repositories[holder.repository].asked_by(asker)
+            if not await lender.lends(holder):
                 return False
         quota = self.uploads.limits.quotas.get(image.repository, 0)
         return await self.catalog.mount_blob(image, digest, holder, quota) is not None
@@ -214,8 +157,7 @@ class Registry:
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
-        if isinstance(target.readable, Unprefixed):
-            await target.readable.adopt(put)
+        await target.readable.adopt(put)
         await local.put_manifest(put)
         return manifest
 
@@ -236,23 +178,18 @@ class Registry:
             return await listed_images(self.catalog, self.names, after, limit)
 
         async def choose(images: Sequence[ImageName]) -> set[ImageName]:
-            return await self._proved(list(filter(shown, images)), asker)
+            return await self._listable(list(filter(shown, images)), asker)
 
         return await listed_where(self.catalog, self.names, after, limit, choose)
 
-    async def _proved(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
-        proved = set(images)
-        for name, repository in self.repositories.items():
-            if isinstance(repository, RemoteRepository) and repository.proofs is not None:
-                its = {image for image in images if image.repository == name}
-                if its:
-                    proved -= its - await repository.proofs.proved(its, asker)
-        return proved
+    async def _listable(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
+        listable: set[ImageName] = set()
+        for name in {image.repository for image in images}:
+            its = [image for image in images if image.repository == name]
+            listable |= await self.repositories[name].asked_by(asker).listable(its)
+        return listable
 
     def for_operator(self) -> Registry:
-        """It for whoever has the data folder and the upstreams' credentials himself."""
-        repositories = {
-            name: evolve(each, proofs=None) if isinstance(each, RemoteRepository) else each
-            for name, each in self.repositories.items()
-        }
+        """This registry without proofs of access: the operator has the upstreams' passwords."""
+        repositories = {name: each.for_operator() for name, each in self.repositories.items()}
         return evolve(self, repositories=repositories, unprefixed=self.unprefixed.for_operator())

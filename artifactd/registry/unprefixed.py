@@ -17,18 +17,20 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
 from artifactd.oci.manifest import Descriptor, Manifest
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference, RepositoryName
 from artifactd.registry.local import LocalRepository, index_of
-from artifactd.registry.mirror.proofs import Asker
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import (
+    Asker,
     BlobFound,
     BlobWanted,
     ListWanted,
     ManifestFound,
     ReferrersFound,
+    Repository,
     TagsFound,
 )
+from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Missing
 
 # What clients were told is here, of a name that was an upstream's and may become a local one.
@@ -180,9 +182,9 @@ class PulledFrom:
 
 
 @frozen
-class Unprefixed:
+class Unprefixed(Repository):
     """
-    What ``[default]`` of the settings says (:class:`artifactd.registry.model.Readable`).
+    What ``[default]`` of the settings says.
 
     ``image`` is always the image of the local repository, whether it exists or not.
 
@@ -204,13 +206,13 @@ class Unprefixed:
     first: int | None = None
 
     def candidates(self, image: ImageName) -> list[ImageName]:
-        """The images that the name of ``image`` may be read from; they need not exist."""
         local = [] if self.local is None else [image]
-        return local + [u.image(image.image) for u in self._permitting(image.image)]
+        return local + [u.image(image.image) for u in self._permitting(image.image)] or [image]
 
     def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Unprefixed:
-        """It for somebody who may pull of the :meth:`candidates` only those ``permitted``."""
         may = [u.image(image.image) in permitted for u in self._permitting(image.image)]
+        if all(may) and (self.local is None or image in permitted):
+            return self
         return evolve(
             self,
             remotes=[u for u in self.remotes if u.image(image.image) in permitted],
@@ -219,14 +221,15 @@ class Unprefixed:
         )
 
     def asked_by(self, asker: Asker) -> Unprefixed:
-        """It for ``asker``."""
-        if all(upstream.repository.proofs is None for upstream in self.remotes):
+        if not any(upstream.repository.wants_proof for upstream in self.remotes):
             return self
-        return self._with(lambda repository: repository.asked_by(asker))
+        return self._with(lambda remote: remote.asked_by(asker))
 
     def for_operator(self) -> Unprefixed:
-        """It without any proof."""
-        return self._with(lambda repository: evolve(repository, proofs=None))
+        return self._with(lambda remote: remote.for_operator())
+
+    def pushable(self, name: RepositoryName) -> LocalRepository:
+        return super().pushable(name) if self.local is None else self.local
 
     def _with(self, change: Callable[[RemoteRepository], RemoteRepository]) -> Unprefixed:
         remotes = [evolve(each, repository=change(each.repository)) for each in self.remotes]
@@ -267,6 +270,13 @@ class Unprefixed:
             return await self.manifest(image, reference)  # of the one that another was told by
         await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
+
+    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+        for upstream in self.remotes:
+            if upstream.repository.name == found.image.repository:
+                return await upstream.repository.body(found)
+        assert self.local is not None
+        return await self.local.body(found)
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """end-2.  An upstream is asked only if a manifest of that name has come from there."""
@@ -320,7 +330,7 @@ class Unprefixed:
         if upstream is None or self.local is None:
             return
         source, repository = upstream.image(put.image.image), upstream.repository
-        if await repository.lends(source, repository.asker):
+        if await repository.lends(source):
             adoption = Adoption(
                 source, repository, self.local, self.catalog, self.remote, self.promises
             )
@@ -333,7 +343,7 @@ class Unprefixed:
 
         :raises NoProof: if a proof is wanted and there is none.
         """
-        wanting = [u for u in self._permitting(image.image) if u.repository.proofs is not None]
+        wanting = [u for u in self._permitting(image.image) if u.repository.wants_proof]
         if not wanting:
             return
         visible = self.local is not None and not self.hidden

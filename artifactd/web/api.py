@@ -329,7 +329,7 @@ class Api(OwnApi):
             return Answer(304, headers)
         if request.method == b"HEAD":
             return Answer(200, headers, length=record.size)
-        body = await self.registry.manifest_body(found)
+        body = await target.readable.body(found)
         return body_answer(body, record.size, headers)
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.PUSH)

@@ -18,7 +18,8 @@ from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.logins import Rules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.proofs import NOBODY, Asker, NoProof, ProofWanted
+from artifactd.registry.mirror.proofs import NoProof, ProofWanted
+from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.credentials import Credentials

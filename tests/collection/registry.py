@@ -122,7 +122,7 @@ class Client:
 
     async def manifest(self, reference: Reference) -> bytes:
         found = await self.target.readable.manifest(self.target.image, reference)
-        return read(await self.parts.registry.manifest_body(found))
+        return read(await self.target.readable.body(found))
 
     async def delete(self, reference: Reference) -> None:
         await self.target.local.delete_manifest(self.target.image, reference, "test")

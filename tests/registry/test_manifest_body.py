@@ -13,12 +13,12 @@ from artifactd.oci.errors import BadGateway, ManifestUnknown
 from artifactd.oci.manifest import OCI_INDEX, parse_manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents, Lost, Stored
+from artifactd.registry.local import LocalRepository, LocalRules
 from artifactd.registry.mirror.eviction import Accesses, forget
 from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
 from artifactd.registry.mirror.repository import NameRules, RemoteRepository
 from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.model import ManifestFound
-from artifactd.registry.registry import Registry
 from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.interfaces import UpstreamManifest
 from tests.registry.fixture import ALPINE, Asked, RemoteTestCase
@@ -53,10 +53,10 @@ class ManifestBodyTests(RemoteTestCase):
             lambda: self.time,
         )
         nothing: Any = None
-        remote = RemoteRepository("docker.io", NameRules(), nothing, self.manifests, nothing)
-        self.registry = Registry(
-            nothing, {"docker.io": remote}, nothing, nothing, stored, self.catalog
+        self.mirror = RemoteRepository(
+            "docker.io", NameRules(), stored, nothing, self.manifests, nothing
         )
+        self.local = LocalRepository(LocalRules(), self.catalog, stored, self.run_in_thread)
 
     async def asked(self) -> Asked:
         asked = await self.upstream.manifests.get()
@@ -71,7 +71,7 @@ class ManifestBodyTests(RemoteTestCase):
         return await finding
 
     def body(self, found: ManifestFound) -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.registry.manifest_body(found))
+        return Deferred.fromCoroutine(self.mirror.body(found))
 
     async def test_what_is_evicted_in_this_moment_is_fetched_again(self) -> None:
         found = await self.pulled()
@@ -111,9 +111,9 @@ class ManifestBodyTests(RemoteTestCase):
         parsed = parse_manifest(CONTENT, OCI_INDEX, other_types=False)
         await self.catalog.put_manifest(ManifestPut(LOCAL, parsed), lambda: None)
         self.stores.blobs.remove(DIGEST)
-        await self.assert_raises(Lost, self.body(evolve(found, image=LOCAL)))
+        await self.assert_raises(Lost, self.local.body(evolve(found, image=LOCAL)))
 
     async def test_what_was_just_taken_out_of_a_local_image_is_unknown(self) -> None:
         found = await self.pulled()
         self.stores.blobs.remove(DIGEST)
-        await self.assert_raises(ManifestUnknown, self.body(evolve(found, image=LOCAL)))
+        await self.assert_raises(ManifestUnknown, self.local.body(evolve(found, image=LOCAL)))

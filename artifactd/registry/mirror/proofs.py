@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from enum import Enum
 from functools import partial
 from hashlib import sha256
 from hmac import digest
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import SingleFlight
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, Denied, RegistryError, Unauthorized
 from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.model import (
+    NOBODY,
+    Asker,
+    BlobFound,
+    BlobWanted,
+    ListWanted,
+    ManifestFound,
+    ReferrersFound,
+    TagsFound,
+)
 from artifactd.upstream.credentials import Credentials, UpstreamLogin
 from artifactd.upstream.errors import LoginRefused, Missing
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
@@ -249,21 +261,6 @@ class Marks:
         return digest(self.key, b"".join(hashed), "sha256")
 
 
-@frozen
-class Asker:
-    """
-    Who wants an image.
-
-    :ivar known: whether he has logged in, in whatever way.
-    """
-
-    known: bool = False
-    presented: UpstreamLogin | None = None
-
-
-NOBODY = Asker()
-
-
 @define(eq=False)
 class AccessProofs:
     """Asks one upstream with others' credentials, and remembers what it says."""
@@ -335,7 +332,7 @@ class AccessProofs:
             return False
         return True
 
-    async def proved(self, images: Iterable[ImageName], asker: Asker) -> set[ImageName]:
+    async def proved(self, images: Collection[ImageName], asker: Asker) -> set[ImageName]:
         """Those of ``images`` that ``asker`` has shown to have; the upstream is not asked."""
         presented = self._ours(asker)
         by_proof = {proof: image for image in images for proof in self._ids(image.image, presented)}
@@ -470,3 +467,60 @@ def _check(verdict: Verdict, presented: UpstreamLogin, name: str | None = None) 
         raise unavailable(verdict.reason, name)
     if verdict.said is Said.WRONG:
         raise login_refused(presented, verdict.reason)
+
+
+@frozen
+class GuardedRepository(RemoteRepository):
+    """
+    A remote repository that serves an image only to clients whom its upstream would serve.
+
+    Every read raises NoProof if ``asker`` has not proved that.
+
+    :ivar asker: the client who is served.
+    """
+
+    proofs: AccessProofs
+    asker: Asker = NOBODY
+
+    @property
+    def wants_proof(self) -> bool:
+        return True
+
+    async def require_proof(self, image: ImageName) -> None:
+        await self.proofs.require(image, self.asker)
+
+    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+        self.check(image)
+        await self.proofs.require(image, self.asker, reference)
+        return await self.manifests.get(image, reference)
+
+    async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        self.check(image)
+        await self.proofs.require(image, self.asker)
+        return await self.blobs.get(image, digest, wanted)
+
+    async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
+        self.check(image)
+        await self.proofs.require(image, self.asker)
+        return await self.lists.tags(image, wanted)
+
+    async def referrers(
+        self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
+    ) -> ReferrersFound:
+        self.check(image)
+        await self.proofs.require(image, self.asker)
+        return await self.lists.referrers(image, subject, artifact_type, wanted)
+
+    def asked_by(self, asker: Asker) -> GuardedRepository:
+        return evolve(self, asker=asker)
+
+    def for_operator(self) -> RemoteRepository:
+        return RemoteRepository(
+            self.name, self.rules, self.stored, self.blobs, self.manifests, self.lists
+        )
+
+    async def lends(self, image: ImageName) -> bool:
+        return self.rules.permit(image.image) and await self.proofs.allows(image, self.asker)
+
+    async def listable(self, images: Collection[ImageName]) -> set[ImageName]:
+        return await self.proofs.proved(images, self.asker)

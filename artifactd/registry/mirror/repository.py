@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from attrs import evolve, frozen
+from attrs import frozen
+from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied
 from artifactd.oci.names import ImageName, Reference, matches
+from artifactd.registry.content import Lost, Stored
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.lists import RemoteLists
 from artifactd.registry.mirror.manifests import RemoteManifests
-from artifactd.registry.mirror.proofs import NOBODY, AccessProofs, Asker
 from artifactd.registry.model import (
+    Asker,
     BlobFound,
     BlobWanted,
     ListWanted,
     ManifestFound,
     ReferrersFound,
+    Repository,
     TagsFound,
 )
+from artifactd.store.interfaces import OpenBlob
+
+_log = Logger()
 
 
 @frozen
@@ -51,84 +57,83 @@ class NameRules:
 
 
 @frozen
-class RemoteRepository:
+class RemoteRepository(Repository):
     """
-    The images in one configured repository of kind ``remote``
-    (:class:`artifactd.registry.model.Readable`).
+    The images in one configured repository of kind ``remote``.
+
+    Reading an image that the settings don't allow raises Denied.
 
     :ivar name: as configured.
-    :ivar proofs: where nobody is served whom the upstream itself would not serve.
-    :ivar asker: who is served.
     """
 
     name: str
     rules: NameRules
+    stored: Stored
     blobs: RemoteBlobs
     manifests: RemoteManifests
     lists: RemoteLists
-    proofs: AccessProofs | None = None
-    asker: Asker = NOBODY
 
-    def asked_by(self, asker: Asker) -> RemoteRepository:
-        """It for ``asker``."""
-        return self if self.proofs is None else evolve(self, asker=asker)
-
-    async def lends(self, image: ImageName, asker: Asker) -> bool:
-        """Whether ``asker`` may mount blobs of ``image`` elsewhere."""
-        if not self.rules.permit(image.image):
-            return False
-        return self.proofs is None or await self.proofs.allows(image, asker)
+    @property
+    def wants_proof(self) -> bool:
+        """Whether clients have to prove that the upstream lets them have an image."""
+        return False
 
     async def require_proof(self, image: ImageName) -> None:
-        """:raises NoProof: as :meth:`AccessProofs.require`, where proofs are wanted."""
-        if self.proofs is not None:
-            await self.proofs.require(image, self.asker)
+        """:raises NoProof: if a proof is wanted, and the client who asks has none."""
+
+    def asked_by(self, asker: Asker) -> RemoteRepository:
+        return self
+
+    def for_operator(self) -> RemoteRepository:
+        return self
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """
-        end-3.
-
-        :raises Denied: if the settings don't allow that image.
-        :raises NoProof: if the upstream does not let the asker have it.
-        """
-        self._check(image)
-        if self.proofs is not None:
-            await self.proofs.require(image, self.asker, reference)
+        self.check(image)
         return await self.manifests.get(image, reference)
 
+    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+        image, record = found.image, found.record
+        try:
+            body = await self.stored.body(image, record.digest, record.size)
+        except Lost as error:
+            _log.warn("fetched again: {error}", error=error)
+            await self.manifests.restore(image, record.digest)
+            body = await self.stored.body(image, record.digest, record.size)
+        self.manifests.counters.client_bytes.inc(record.size)
+        return body
+
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """end-2.  :raises Denied, NoProof: as :meth:`manifest`."""
-        self._check(image)
-        await self.require_proof(image)
+        self.check(image)
         return await self.blobs.get(image, digest, wanted)
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """end-8.  :raises Denied, NoProof: as :meth:`manifest`."""
-        self._check(image)
-        await self.require_proof(image)
+        self.check(image)
         return await self.lists.tags(image, wanted)
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """end-12.  :raises Denied, NoProof: as :meth:`manifest`."""
-        self._check(image)
-        await self.require_proof(image)
+        self.check(image)
         return await self.lists.referrers(image, subject, artifact_type, wanted)
+
+    async def lends(self, image: ImageName) -> bool:
+        return self.rules.permit(image.image)
 
     async def refetch(self, image: ImageName, digest: Digest, *, manifest: bool) -> None:
         """
-        Get what was lost of an image again.
+        Fetch a lost manifest or blob of ``image`` again.
 
-        :raises RegistryError: if it can't be had, or the settings don't allow that image.
+        :raises RegistryError: if the upstream does not give it, or the settings don't allow the
+            image.
         """
-        self._check(image)
+        self.check(image)
         if manifest:
             await self.manifests.restore(image, digest)
         elif not await self.blobs.whole(image, digest):
             raise BlobUnknown("the upstream's bytes were not kept", {"digest": str(digest)})
 
-    def _check(self, image: ImageName) -> None:
+    def check(self, image: ImageName) -> None:
+        """:raises Denied: if the settings don't allow ``image``."""
         if not self.rules.permit(image.image):
             raise Denied(
                 f"the settings of repository {self.name} don't allow this image: see allow, deny"
