@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
@@ -92,6 +93,21 @@ class Behind:
     trusting: SSLContext
 
 
+def _reserved_port(test: TestCase) -> int:
+    """
+    A free port of 127.0.0.1, and during the test of nobody but those told its number.
+
+    A socket is bound to it that does not listen: the kernel gives the port to no other process, not
+    even while a daemon that listened there is dead.
+    """
+    held = socket.socket()
+    test.addCleanup(held.close)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    number: int = held.getsockname()[1]
+    return number
+
+
 class Daemon:
     """
     artifactd in a process of its own, on a free port of 127.0.0.1; it ends with the test.
@@ -112,7 +128,7 @@ class Daemon:
         behind: Behind | None = None,
     ) -> None:
         self.data = data
-        self.port = 0
+        self.port = _reserved_port(test)
         self._behind = behind
         self._test = test
         self._folder = Path(test.mktemp()).absolute()
@@ -169,7 +185,7 @@ class Daemon:
             env=environment,
             folder=self._folder,
         )
-        self.port = int((await self.process.matched(r"listening on .*127\.0\.0\.1:(\d+)"))[1])
+        await self.process.matched(rf"listening on .*127\.0\.0\.1:{self.port}\b")
         # It handles signals from a moment later on, when its reactor runs.
         answer = await self.request("GET", "/healthz")
         assert answer.status == 200, answer
