@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from sqlite3 import Connection
-from typing import Protocol
 
 import msgspec
 from attrs import define, field, frozen
@@ -64,51 +63,6 @@ class Restored:
     tags: tuple[str, ...] = ()
     blobs: tuple[Digest, ...] = ()
     occupied: tuple[str, ...] = ()
-
-
-class GarbageCatalog(Protocol):
-    """
-    The part of the catalog that the collector uses beside
-    :class:`artifactd.catalog.records.Catalog`, under the same rules.
-
-    What collects does so to at most ``limit`` things in one transaction, none of which was of use
-    after ``before``; it returns what went, nothing when nothing is left.  Images of remote
-    repositories are left alone: eviction sees to them.
-    """
-
-    async def collect_untagged(
-        self, repository: str, before: float, limit: int
-    ) -> Sequence[Collected]:
-        """
-        Take manifests that nothing keeps out of the images of ``repository``, as if a client had
-        deleted them: they can be brought back, and the time of what only they held or kept runs
-        from now, since clients may have been told of that.
-        """
-
-    async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
-        """Let images go on without blobs that no manifest of theirs holds."""
-
-    async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
-        """Forget deleted manifests, tags and blobs."""
-
-    async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
-        """
-        Take blobs that nothing needs off the list; they are among ``Catalog.dropped_blobs`` until
-        they are forgotten, and this is committed before anything else is.
-        """
-
-    async def unlisted(self, digests: Sequence[Digest]) -> Sequence[Digest]:
-        """Those of ``digests`` that the catalog does not list."""
-
-    async def undelete(self, image: ImageName, reference: Reference | None, actor: str) -> Restored:
-        """
-        Bring back what was deleted from an image, as it was: a tag with its manifest, if that went
-        too; a manifest with what it held and kept and went with it or after it, and the tags it
-        had; a blob; or (``None``) all there is.  Movements of tags are journalled.
-
-        :raises ManifestUnknown: if there is nothing of that to bring back.
-        :raises Unsupported: if the tag points at something else by now.
-        """
 
 
 # Collecting: a page of what is of no use at a time, each found by an index.
@@ -403,14 +357,15 @@ class _Undeletion:
         self._blobs.append(digest)
 
 
-# What the collector asks of the catalog of SQLite, in the same file.
-
-
-class SQLiteGarbageCatalog:
+class GarbageCatalog:
     """
-    A :class:`artifactd.catalog.garbage.GarbageCatalog`.
+    The part of the catalog that only the collector uses.
 
-    :param database: that of a :class:`artifactd.catalog.catalog.SQLiteCatalog`, which closes it.
+    Each ``collect_…`` method takes at most ``limit`` things in one transaction, each of them
+    unused since ``before`` at the latest, and returns what it took: nothing when nothing is left.
+    Images of remote repositories are left alone: eviction sees to them.
+
+    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
     """
 
     def __init__(self, database: Database) -> None:
@@ -419,6 +374,11 @@ class SQLiteGarbageCatalog:
     async def collect_untagged(
         self, repository: str, before: float, limit: int
     ) -> Sequence[Collected]:
+        """
+        Take manifests that nothing keeps out of the images of ``repository``, as if a client had
+        deleted them: they can be brought back, and the time of what only they held or kept runs
+        from now, since clients may have been told of that.
+        """
         at = self._database.now()
         return await self._collect(
             [(UNTAGGED, (before, repository, 1))],
@@ -426,12 +386,14 @@ class SQLiteGarbageCatalog:
         )
 
     async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
+        """Let images go on without blobs that no manifest of theirs holds."""
         return await self._collect(
             [(LINKS, (before, 1))],
             lambda db: collect_links(db, before, limit),
         )
 
     async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
+        """Forget deleted manifests, tags and blobs."""
         return await self._collect(
             [
                 (query, (before, 1))
@@ -445,6 +407,10 @@ class SQLiteGarbageCatalog:
         )
 
     async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
+        """
+        Take blobs that nothing needs off the list; they are among ``Catalog.dropped_blobs`` until
+        they are forgotten, and this is committed before anything else is.
+        """
         # What is looked at and needed after all leaves the queue, so that it ends.
         while await self._any([(LOOSE, (before, 1))]):
             # Last: forget_blob in the same transaction would remove bytes whose rows a failing
@@ -457,9 +423,18 @@ class SQLiteGarbageCatalog:
         return ()
 
     async def unlisted(self, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of ``digests`` that the catalog does not list."""
         return await self._database.read(lambda db: unlisted(db, digests))
 
     async def undelete(self, image: ImageName, reference: Reference | None, actor: str) -> Restored:
+        """
+        Bring back what was deleted from an image, as it was: a tag with its manifest, if that went
+        too; a manifest with what it held and kept and went with it or after it, and the tags it
+        had; a blob; or (``None``) all there is.  Movements of tags are journalled.
+
+        :raises ManifestUnknown: if there is nothing of that to bring back.
+        :raises Unsupported: if the tag points at something else by now.
+        """
         at = self._database.now()
         return await self._database.write(lambda db: undelete(db, image, reference, actor, at))
 

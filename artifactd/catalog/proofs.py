@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from sqlite3 import Connection
-from typing import Protocol
 
 from artifactd.catalog.database import Database
 
 _AT_ONCE = 500  # variables of one statement
 
 
-class ProofCatalog(Protocol):
+class ProofCatalog:
     """
-    What is remembered of who may have which images, for every process on the data folder.
+    Proofs that callers may have images of an upstream, shared by all processes on the data folder.
 
     A proof is known by a keyed hash of 32 bytes; times are in seconds since the epoch.
-    """
 
-    async def proofs(self, ids: Sequence[bytes]) -> Mapping[bytes, float]:
-        """When those of ``ids`` that are known expire; they may have expired already."""
-
-    async def add_proofs(self, ids: Sequence[bytes], expires_at: float) -> None:
-        """Remember proofs, whatever was known of them; those that have expired are forgotten."""
-
-
-class SQLiteProofs:
-    """
-    A :class:`ProofCatalog`.
-
-    :param database: that of a :class:`artifactd.catalog.catalog.SQLiteCatalog`, which closes it.
+    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def proofs(self, ids: Sequence[bytes]) -> Mapping[bytes, float]:
+        """When those of ``ids`` that are known expire; they may have expired already."""
         return await self._database.read(lambda db: _find(db, ids))
 
     async def add_proofs(self, ids: Sequence[bytes], expires_at: float) -> None:
+        """Remember proofs, whatever was known of them; those that have expired are forgotten."""
         now = self._database.now()
         await self._database.write(lambda db: _add(db, ids, expires_at, now))
 

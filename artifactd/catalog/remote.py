@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
-from typing import Protocol
 
 import msgspec
 from attrs import field, frozen
@@ -61,125 +60,6 @@ class Held:
     size: int
     used_at: float
     is_manifest: bool
-
-
-class RemoteCatalog(Protocol):
-    """
-    The part of the catalog that remote repositories use beside
-    :class:`artifactd.catalog.records.Catalog`, under the same rules.
-
-    Their images, manifests, tags and blobs are rows as those of local ones; what they hold need
-    not be here.
-    """
-
-    # -- names
-
-    async def is_known(self, image: ImageName) -> bool:
-        """Whether ``image`` has ever had a manifest, and has not been released since."""
-
-    async def release_image(self, image: ImageName) -> None:
-        """
-        Let a local image without manifests be unknown again.
-
-        :raises NameUnknown: if it is unknown.
-        :raises Unsupported: if it still has manifests.
-        """
-
-    async def origin(self, name: str) -> str | None:
-        """The remote repository that has answered for the unprefixed ``name``, or ``None``."""
-
-    async def set_origin(self, name: str, repository: str) -> str:
-        """Remember one; the one that counts, which is the first that anybody remembered."""
-
-    # -- manifests and tags
-
-    async def cached_tag(self, image: ImageName, tag: Tag) -> CachedTag | None:
-        """A tag as it was last seen, or ``None`` if it never was."""
-
-    async def cache_manifest(
-        self,
-        image: ImageName,
-        manifest: Manifest,
-        tag: Tag | None,
-        confirm: Callable[[], None],
-        release: Callable[[], None] = nothing,
-    ) -> None:
-        """
-        Let ``image`` have a manifest whose bytes are published, and ``tag``, checked now, point at
-        it.  Nothing of what it holds need be here.  The movement of the tag is journalled.
-        """
-
-    async def point_tag(self, image: ImageName, tag: Tag, digest: Digest) -> bool:
-        """
-        Let ``tag``, checked now, point at a manifest of ``image``, its candidate forgotten; whether
-        ``image`` has it.
-        """
-
-    async def keep_tag(self, image: ImageName, tag: Tag, candidate: Digest | None) -> None:
-        """
-        ``tag`` was checked now and stays as it is.
-
-        :param candidate: what the upstream says instead.  One that was the candidate before keeps
-            its time; ``None`` forgets it.
-        """
-
-    # -- blobs
-
-    async def stored_size(self, digest: Digest) -> int | None:
-        """Bytes of a blob that some image, any one, holds; ``None`` if none does."""
-
-    async def link_blob(self, image: ImageName, digest: Digest) -> int | None:
-        """Let ``image`` hold a blob that some image holds; its bytes, ``None`` if none does."""
-
-    async def add_blobs(
-        self,
-        images: Sequence[ImageName],
-        digest: Digest,
-        size: int,
-        confirm: Callable[[], None],
-        release: Callable[[], None] = nothing,
-    ) -> None:
-        """As ``Catalog.add_blob``, for several images at once."""
-
-    # -- lists
-
-    async def cached_page(self, image: ImageName, key: str) -> CachedPage | None:
-        """A page of a list as it was last fetched; ``key`` says which list and which page."""
-
-    async def cache_page(self, image: ImageName, key: str, page: CachedPage) -> None:
-        """Keep a page; of one image the oldest beyond 50 go."""
-
-    # -- what is used, and what goes
-
-    async def touch(self, used: Mapping[tuple[ImageName, Digest], float]) -> None:
-        """Blobs and manifests were pulled at those times, in seconds since the epoch."""
-
-    async def held_bytes(self, repository: str) -> int:
-        """Bytes of the blobs and manifests that the images of ``repository`` hold, each once."""
-
-    async def least_used(self, repository: str, before: float, skip: int, limit: int) -> list[Held]:
-        """
-        What the images of ``repository`` hold that was not used since ``before``, the longest
-        unused first, without the first ``skip``.
-        """
-
-    async def drop(self, held: Sequence[Held]) -> list[Digest]:
-        """
-        Take blobs, and manifests with their tags, out of images of remote repositories, those
-        excepted that were used since they were listed.
-
-        The digests that no image needs any more: they are listed no longer, and their bytes are to
-        be forgotten (``Catalog.forget_blob``), now that this is committed.  Until then they are
-        among ``Catalog.dropped_blobs``.
-        """
-
-    async def purge(self, image: ImageName, reference: Reference | None) -> list[Digest] | None:
-        """
-        Take a tag, a digest, or (``None``) everything out of a remote image, its lists too.  A tag
-        goes with the manifest it points at, unless another tag does.
-
-        As :meth:`drop`; ``None`` if there was nothing of that.
-        """
 
 
 # Blobs of upstreams.
@@ -523,14 +403,14 @@ def _is_tagged(db: Connection, manifest_id: int) -> bool:
     return db.execute(query, (manifest_id,)).fetchone() is not None
 
 
-# What the catalog of SQLite knows of remote images, in the same file.
-
-
-class SQLiteRemoteCatalog:
+class RemoteCatalog:
     """
-    A :class:`artifactd.catalog.remote.RemoteCatalog`.
+    The part of the catalog that only remote repositories use.
 
-    :param database: that of a :class:`artifactd.catalog.catalog.SQLiteCatalog`, which closes it.
+    Their images, manifests, tags and blobs have the same rows as those of local repositories, but
+    the blobs and children that a manifest holds need not be stored here.
+
+    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
     """
 
     def __init__(self, database: Database) -> None:
@@ -543,25 +423,38 @@ class SQLiteRemoteCatalog:
         )
 
     async def is_known(self, image: ImageName) -> bool:
+        """Whether ``image`` has ever had a manifest, and has not been released since."""
+
         def query(db: Connection) -> bool:
             return images.find_known(db, image) is not None
 
         return await self._known.get(image, lambda: self._database.read(query))
 
     async def release_image(self, image: ImageName) -> None:
+        """
+        Let a local image without manifests be unknown again.
+
+        :raises NameUnknown: if it is unknown.
+        :raises Unsupported: if it still has manifests.
+        """
         at = self._database.now()
         await self._database.write(lambda db: images.release(db, image, at))
 
     async def origin(self, name: str) -> str | None:
+        """The remote repository that has answered for the unprefixed ``name``, or ``None``."""
+
         def query(db: Connection) -> str | None:
             return images.find_origin(db, name)
 
         return await self._origins.get(name, lambda: self._database.read(query))
 
     async def set_origin(self, name: str, repository: str) -> str:
+        """Remember one; the one that counts, which is the first that anybody remembered."""
         return await self._database.write(lambda db: images.remember_origin(db, name, repository))
 
     async def cached_tag(self, image: ImageName, tag: Tag) -> CachedTag | None:
+        """A tag as it was last seen, or ``None`` if it never was."""
+
         def query(db: Connection) -> CachedTag | None:
             return find_tag(db, image, tag)
 
@@ -575,23 +468,39 @@ class SQLiteRemoteCatalog:
         confirm: Callable[[], None],
         release: Callable[[], None] = nothing,
     ) -> None:
+        """
+        Let ``image`` have a manifest whose bytes are published, and ``tag``, checked now, point at
+        it.  Nothing of what it holds need be here.  The movement of the tag is journalled.
+        """
         at = self._database.now()
         await self._database.write(
             lambda db: cache_manifest(db, image, manifest, tag, confirm, at), release
         )
 
     async def point_tag(self, image: ImageName, tag: Tag, digest: Digest) -> bool:
+        """
+        Let ``tag``, checked now, point at a manifest of ``image``, its candidate forgotten; whether
+        ``image`` has it.
+        """
         at = self._database.now()
         return await self._database.write(lambda db: point_tag(db, image, tag, digest, at))
 
     async def keep_tag(self, image: ImageName, tag: Tag, candidate: Digest | None) -> None:
+        """
+        ``tag`` was checked now and stays as it is.
+
+        :param candidate: what the upstream says instead.  One that was the candidate before keeps
+            its time; ``None`` forgets it.
+        """
         at = self._database.now()
         await self._database.write(lambda db: keep_tag(db, image, tag, candidate, at))
 
     async def stored_size(self, digest: Digest) -> int | None:
+        """Bytes of a blob that some image, any one, holds; ``None`` if none does."""
         return await self._database.read(lambda db: blobs.size_anywhere(db, digest))
 
     async def link_blob(self, image: ImageName, digest: Digest) -> int | None:
+        """Let ``image`` hold a blob that some image holds; its bytes, ``None`` if none does."""
         at = self._database.now()
         return await self._database.write(lambda db: link_remote_blob(db, image, digest, at))
 
@@ -603,32 +512,55 @@ class SQLiteRemoteCatalog:
         confirm: Callable[[], None],
         release: Callable[[], None] = nothing,
     ) -> None:
+        """As ``Catalog.add_blob``, for several images at once."""
         at = self._database.now()
         await self._database.write(
             lambda db: add_remote_blob(db, images, digest, size, confirm, at), release
         )
 
     async def cached_page(self, image: ImageName, key: str) -> CachedPage | None:
+        """A page of a list as it was last fetched; ``key`` says which list and which page."""
         return await self._database.read(lambda db: find_page(db, image, key))
 
     async def cache_page(self, image: ImageName, key: str, page: CachedPage) -> None:
+        """Keep a page; of one image the oldest beyond 50 go."""
         await self._database.write(lambda db: put_page(db, image, key, page))
 
     async def touch(self, used: Mapping[tuple[ImageName, Digest], float]) -> None:
+        """Blobs and manifests were pulled at those times, in seconds since the epoch."""
         await self._database.write(lambda db: touch(db, used))
 
     async def held_bytes(self, repository: str) -> int:
+        """Bytes of the blobs and manifests that the images of ``repository`` hold, each once."""
         return await self._database.read(lambda db: held_bytes(db, repository))
 
     async def least_used(self, repository: str, before: float, skip: int, limit: int) -> list[Held]:
+        """
+        What the images of ``repository`` hold that was not used since ``before``, the longest
+        unused first, without the first ``skip``.
+        """
         return await self._database.read(lambda db: least_used(db, repository, before, skip, limit))
 
     async def drop(self, held: Sequence[Held]) -> list[Digest]:
+        """
+        Take blobs, and manifests with their tags, out of images of remote repositories, those
+        excepted that were used since they were listed.
+
+        The digests that no image needs any more: they are listed no longer, and their bytes are to
+        be forgotten (``Catalog.forget_blob``), now that this is committed.  Until then they are
+        among ``Catalog.dropped_blobs``.
+        """
         at = self._database.now()
         # Last: forget_blob in the same transaction would remove bytes whose rows a failing commit
         # brings back.
         return await self._database.write(lambda db: drop(db, held, at), last=True)
 
     async def purge(self, image: ImageName, reference: Reference | None) -> list[Digest] | None:
+        """
+        Take a tag, a digest, or (``None``) everything out of a remote image, its lists too.  A tag
+        goes with the manifest it points at, unless another tag does.
+
+        As :meth:`drop`; ``None`` if there was nothing of that.
+        """
         at = self._database.now()
         return await self._database.write(lambda db: purge(db, image, reference, at), last=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from sqlite3 import Connection
-from typing import Protocol
 
 from attrs import frozen
 
@@ -76,74 +75,6 @@ class Slip:
     name: str
     text: str
     repairable: bool
-
-
-class RepairCatalog(Protocol):
-    """The part of the catalog that scrubbing and ``artifactd fsck`` use, as ``Catalog`` is."""
-
-    # -- damage
-
-    async def lose_blob(self, digest: Digest, is_so: Callable[[], bool]) -> bool:
-        """
-        Inside a write transaction, in which nobody publishes or removes: if ``is_so``, note that
-        the bytes of ``digest`` are lost; whether it was.  To every reader they are not here then,
-        until they are published again.
-        """
-
-    async def take_out(self, digest: Digest, move: Callable[[], bool]) -> bool:
-        """
-        Inside a write transaction: ``move`` the bytes of ``digest`` if no row says that they are
-        here; what ``move`` said.
-        """
-
-    async def is_lost(self, digest: Digest) -> bool:
-        """Whether ``digest`` is listed, and its bytes are noted as lost."""
-
-    async def restore_blob(
-        self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
-    ) -> None:
-        """Bytes that were lost are published again; as ``Catalog.add_blob``, for who had them."""
-
-    async def holders(self, digest: Digest, limit: int) -> Sequence[Holder]:
-        """
-        Who has ``digest``, lost or not; at most ``limit``: by turns one who pushed it, the first,
-        and one from an upstream, as long as there are both.
-        """
-
-    async def drop_lost(self, digest: Digest) -> int:
-        """
-        Take a lost blob or manifest out of the images of upstreams, so that it is fetched again
-        when it is wanted; from how many.
-        """
-
-    # -- checking
-
-    async def integrity(self) -> Sequence[str]:
-        """What is wrong with the database itself; each a line."""
-
-    async def listed_blobs(self, after: str, limit: int) -> Sequence[ListedBlob]:
-        """In the order of their digests' text, those behind ``after``, at most ``limit``."""
-
-    async def is_absent(self, digest: Digest, is_there: Callable[[], bool]) -> bool:
-        """
-        Whether ``digest`` is listed, not known as lost, and not there: seen inside a write
-        transaction, in which nobody publishes or removes.
-        """
-
-    async def listed_manifests(self, after: int, limit: int) -> Sequence[ListedManifest]:
-        """Those behind the position ``after``, at most ``limit``."""
-
-    async def rebuild_manifest(self, image: ImageName, manifest: Manifest) -> bool:
-        """Make the rows of a manifest of ``image`` anew; whether it still has it."""
-
-    async def correct_size(self, digest: Digest, size: int) -> None:
-        """Bytes that have their digest are ``size`` of them, whatever the row says."""
-
-    async def slips(self, limit: int) -> Sequence[Slip]:
-        """Rows that contradict others; at most ``limit`` of each kind."""
-
-    async def mend(self) -> None:
-        """Put right what can be: leases, and what waits for collection."""
 
 
 # What was lost of the store: rows that stay, so that it is known what to push or fetch again.
@@ -378,66 +309,94 @@ def rebuild(db: Connection, image: ImageName, manifest: Manifest, at: float) -> 
     return manifests.rebuild(db, image, manifest, at)
 
 
-# What scrubbing and ``artifactd fsck`` ask of the catalog of SQLite, in the same file.
-
-
-class SQLiteRepairCatalog:
+class RepairCatalog:
     """
-    A :class:`artifactd.catalog.repair.RepairCatalog`.
+    The part of the catalog that only the scrubber and ``artifactd fsck`` use.
 
-    :param database: that of a :class:`artifactd.catalog.catalog.SQLiteCatalog`, which closes it.
+    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def lose_blob(self, digest: Digest, is_so: Callable[[], bool]) -> bool:
+        """
+        Inside a write transaction, in which nobody publishes or removes: if ``is_so``, note that
+        the bytes of ``digest`` are lost; whether it was.  To every reader they are not here then,
+        until they are published again.
+        """
         at = self._database.now()
         return await self._database.write(lambda db: lose(db, digest, is_so, at))
 
     async def take_out(self, digest: Digest, move: Callable[[], bool]) -> bool:
+        """
+        Inside a write transaction: ``move`` the bytes of ``digest`` if no row says that they are
+        here; what ``move`` said.
+        """
         return await self._database.write(lambda db: take_out(db, digest, move))
 
     async def is_lost(self, digest: Digest) -> bool:
+        """Whether ``digest`` is listed, and its bytes are noted as lost."""
         return await self._database.read(lambda db: is_lost(db, digest))
 
     async def restore_blob(
         self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:
+        """Bytes that were lost are published again; as ``Catalog.add_blob``, for who had them."""
         await self._database.write(lambda db: restore(db, digest, confirm), release)
 
     async def holders(self, digest: Digest, limit: int) -> Sequence[Holder]:
+        """
+        Who has ``digest``, lost or not; at most ``limit``: by turns one who pushed it, the first,
+        and one from an upstream, as long as there are both.
+        """
         return await self._database.read(lambda db: holders(db, digest, limit))
 
     async def drop_lost(self, digest: Digest) -> int:
+        """
+        Take a lost blob or manifest out of the images of upstreams, so that it is fetched again
+        when it is wanted; from how many.
+        """
         at = self._database.now()
         return await self._database.write(lambda db: drop_lost(db, digest, at), last=True)
 
     async def integrity(self) -> Sequence[str]:
+        """What is wrong with the database itself; each a line."""
         return await self._database.read(integrity)
 
     async def listed_blobs(self, after: str, limit: int) -> Sequence[ListedBlob]:
+        """In the order of their digests' text, those behind ``after``, at most ``limit``."""
         return await self._database.read(lambda db: listed_quarantine(db, after, limit))
 
     async def is_absent(self, digest: Digest, is_there: Callable[[], bool]) -> bool:
+        """
+        Whether ``digest`` is listed, not known as lost, and not there: seen inside a write
+        transaction, in which nobody publishes or removes.
+        """
         return await self._database.write(lambda db: is_absent(db, digest, is_there))
 
     async def listed_manifests(self, after: int, limit: int) -> Sequence[ListedManifest]:
+        """Those behind the position ``after``, at most ``limit``."""
         return await self._database.read(lambda db: listed(db, after, limit))
 
     async def rebuild_manifest(self, image: ImageName, manifest: Manifest) -> bool:
+        """Make the rows of a manifest of ``image`` anew; whether it still has it."""
         at = self._database.now()
         return await self._database.write(lambda db: rebuild(db, image, manifest, at))
 
     async def correct_size(self, digest: Digest, size: int) -> None:
+        """Bytes that have their digest are ``size`` of them, whatever the row says."""
+
         def write(db: Connection) -> None:
             db.execute("UPDATE blob SET size = ? WHERE digest = ?", (size, str(digest)))
 
         await self._database.write(write)
 
     async def slips(self, limit: int) -> Sequence[Slip]:
+        """Rows that contradict others; at most ``limit`` of each kind."""
         return await self._database.read(lambda db: slips(db, limit))
 
     async def mend(self) -> None:
+        """Put right what can be: leases, and what waits for collection."""
         at = self._database.now()
         await self._database.write(lambda db: mend(db, at))

@@ -15,8 +15,8 @@ from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.garbage import Collected, Garbage, Restored, SQLiteGarbageCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog, Restored
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.assemble import Assembly, assemble, collection_rules
@@ -342,10 +342,10 @@ async def _try(parts: Assembly, settings: Settings) -> int:
     with TemporaryDirectory(prefix="artifactd-gc-") as folder:
         copy = Path(folder, "catalog.sqlite3")
         await parts.run(copy_catalog, parts.folder.catalog, copy)
-        catalog = SQLiteCatalog(copy, parts.reactor, lease=settings.lease)
+        catalog = Catalog(copy, parts.reactor, lease=settings.lease)
         collector = Collector(
             catalog,
-            SQLiteGarbageCatalog(catalog.database),
+            GarbageCatalog(catalog.database),
             parts.blobs,
             _Copy(),
             collection_rules(settings),

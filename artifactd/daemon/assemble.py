@@ -16,12 +16,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.garbage import SQLiteGarbageCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
-from artifactd.catalog.proofs import SQLiteProofs
-from artifactd.catalog.remote import SQLiteRemoteCatalog
-from artifactd.catalog.repair import Holder, SQLiteRepairCatalog
+from artifactd.catalog.proofs import ProofCatalog
+from artifactd.catalog.remote import RemoteCatalog
+from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.daemon.ca_files import check_ca_files
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread
@@ -150,8 +150,8 @@ class RemoteWiring:
     settings: Settings
     reactor: Any
     run: RunInThread
-    catalog: SQLiteCatalog
-    remote: SQLiteRemoteCatalog
+    catalog: Catalog
+    remote: RemoteCatalog
     stored: Stored
     fills: Fills
     accesses: Accesses
@@ -256,7 +256,7 @@ class RemoteWiring:
         return AccessProofs(
             Marks(self._proof_key, name, str(settings.upstream)),
             access,
-            ProofMemory(SQLiteProofs(self.catalog.database), rules, self.reactor),
+            ProofMemory(ProofCatalog(self.catalog.database), rules, self.reactor),
             self.catalog,
         )
 
@@ -349,10 +349,10 @@ class Assembly:
     pool: ThreadPool
     run: RunInThread
     budgets: Budgets
-    catalog: SQLiteCatalog
-    remote: SQLiteRemoteCatalog
-    garbage: SQLiteGarbageCatalog
-    repairs: SQLiteRepairCatalog
+    catalog: Catalog
+    remote: RemoteCatalog
+    garbage: GarbageCatalog
+    repairs: RepairCatalog
     blobs: FilesystemBlobStore
     uploads: FilesystemUploadStore
     fills: Fills
@@ -405,10 +405,10 @@ def assemble(
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
     budgets = Budgets.of(settings)
-    catalog = SQLiteCatalog(folder.catalog, reactor, lease=settings.lease, now=now)
-    remote = SQLiteRemoteCatalog(catalog.database)
-    garbage = SQLiteGarbageCatalog(catalog.database)
-    repairs = SQLiteRepairCatalog(catalog.database)
+    catalog = Catalog(folder.catalog, reactor, lease=settings.lease, now=now)
+    remote = RemoteCatalog(catalog.database)
+    garbage = GarbageCatalog(catalog.database)
+    repairs = RepairCatalog(catalog.database)
     try:
         blobs = FilesystemBlobStore(folder, run, files)
     except OSError as error:
@@ -510,8 +510,8 @@ def _names(settings: Settings) -> Names:
 def _unprefixed(
     settings: Settings,
     repositories: Mapping[str, LocalRepository | RemoteRepository],
-    catalog: SQLiteCatalog,
-    remote: SQLiteRemoteCatalog,
+    catalog: Catalog,
+    remote: RemoteCatalog,
 ) -> Unprefixed:
     local = repositories.get(settings.default.push)
     assert local is None or isinstance(local, LocalRepository)

@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from attrs import frozen
 
-from artifactd.catalog.records import Catalog, ManifestPut, ManifestRecord, Precondition
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import ManifestPut, ManifestRecord, Precondition
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown

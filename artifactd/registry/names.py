@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from attrs import frozen
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.names import ImageName, RepositoryName
 

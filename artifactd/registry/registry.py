@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from artifactd.catalog.records import Catalog, Precondition
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.manifest import Manifest

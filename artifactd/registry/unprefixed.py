@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 
 from attrs import define, evolve, field, frozen
 
-from artifactd.catalog.records import Catalog, ManifestPut
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError

@@ -14,7 +14,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProducer
 from zope.interface import implementer
 
-from artifactd.catalog.records import Catalog, UploadRecord
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,

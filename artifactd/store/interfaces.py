@@ -183,7 +183,7 @@ class StagedBlob(Protocol):
     async def withdraw(self, forget: Callable[[Digest, Callable[[], None]], object]) -> None:
         """
         The row could not be written: drop the staged copy.  ``forget`` is
-        :meth:`artifactd.catalog.records.Catalog.forget_blob`, which decides whether the
+        :meth:`artifactd.catalog.catalog.Catalog.forget_blob`, which decides whether the
         published name goes too.
         """
 
@@ -208,7 +208,7 @@ class BlobStore(Protocol):
     def remove(self, digest: Digest) -> None:
         """
         Remove a blob's bytes, if they are here; who has it open may go on reading.  Blocks; called
-        in the catalog's thread, by :meth:`artifactd.catalog.records.Catalog.forget_blob`.
+        in the catalog's thread, by :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
 
         :raises OSError: if it can't be done now, for one while a copy of the store is made.
         """
@@ -250,7 +250,7 @@ class BlobStore(Protocol):
         """
         Remove what dead processes left staged; how many files went.
 
-        ``forget`` is :meth:`artifactd.catalog.records.Catalog.forget_blob`.
+        ``forget`` is :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
         """
 
     async def published(self, shelf: int, before: float) -> Sequence[tuple[Digest, int]]:

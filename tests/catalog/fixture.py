@@ -11,11 +11,10 @@ from twisted.internet import reactor
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.garbage import SQLiteGarbageCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
-from artifactd.catalog.records import Catalog
-from artifactd.catalog.remote import SQLiteRemoteCatalog
+from artifactd.catalog.remote import RemoteCatalog
 from tests.contracts.catalog import CatalogTestCase
 from tests.contracts.catalog_garbage import GarbageCatalogTestCase
 from tests.contracts.catalog_remote import RemoteCatalogTestCase
@@ -38,10 +37,8 @@ class SQLiteCatalogTestCase(CatalogTestCase):
         self.path = new_catalog(self)
         super().setUp()
 
-    def open_catalog(self, busy_timeout: float = 60.0) -> SQLiteCatalog:
-        catalog = SQLiteCatalog(
-            self.path, REACTOR, busy_timeout=busy_timeout, now=lambda: self.time
-        )
+    def open_catalog(self, busy_timeout: float = 60.0) -> Catalog:
+        catalog = Catalog(self.path, REACTOR, busy_timeout=busy_timeout, now=lambda: self.time)
         self.addCleanup(catalog.close)
         return catalog
 
@@ -50,12 +47,10 @@ class SQLiteCatalogTestCase(CatalogTestCase):
 
 
 class SQLiteRemoteTestCase(SQLiteCatalogTestCase, RemoteCatalogTestCase):
-    def open_remote(self, catalog: Catalog) -> SQLiteRemoteCatalog:
-        assert isinstance(catalog, SQLiteCatalog)
-        return SQLiteRemoteCatalog(catalog.database)
+    def open_remote(self, catalog: Catalog) -> RemoteCatalog:
+        return RemoteCatalog(catalog.database)
 
 
 class SQLiteGarbageTestCase(SQLiteRemoteTestCase, GarbageCatalogTestCase):
-    def open_garbage(self, catalog: Catalog) -> SQLiteGarbageCatalog:
-        assert isinstance(catalog, SQLiteCatalog)
-        return SQLiteGarbageCatalog(catalog.database)
+    def open_garbage(self, catalog: Catalog) -> GarbageCatalog:
+        return GarbageCatalog(catalog.database)

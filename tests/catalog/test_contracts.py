@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.proofs import SQLiteProofs
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.proofs import ProofCatalog
 from tests.catalog import fixture
 from tests.contracts import (
     catalog,
@@ -111,9 +110,8 @@ class UsageTests(fixture.SQLiteCatalogTestCase, catalog_usage.UsageContract):
 
 
 class ProofTests(fixture.SQLiteCatalogTestCase, catalog_proofs.ProofContract):
-    def open_proofs(self, catalog: Catalog) -> SQLiteProofs:
-        assert isinstance(catalog, SQLiteCatalog)
-        return SQLiteProofs(catalog.database)
+    def open_proofs(self, catalog: Catalog) -> ProofCatalog:
+        return ProofCatalog(catalog.database)
 
 
 class LeaseTests(fixture.SQLiteGarbageTestCase, catalog_garbage.LeaseContract):

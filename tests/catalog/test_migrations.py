@@ -11,11 +11,11 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.garbage import SQLiteGarbageCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
-from artifactd.catalog.remote import SQLiteRemoteCatalog
+from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
@@ -185,9 +185,9 @@ class Version1Tests(TestCase):
         with closing(sqlite3.connect(self.path)) as db:
             db.executescript(CONTENT_OF_VERSION_1)
         migrate(self.path, nullcontext)
-        self.catalog = SQLiteCatalog(self.path, REACTOR, now=lambda: 20.0)
+        self.catalog = Catalog(self.path, REACTOR, now=lambda: 20.0)
         self.addCleanup(self.catalog.close)
-        self.remote = SQLiteRemoteCatalog(self.catalog.database)
+        self.remote = RemoteCatalog(self.catalog.database)
 
     async def test_all_that_was_there_is_there(self) -> None:
         self.assertEqual(4, await self.catalog.blob_size(APP, BLOB))
@@ -261,9 +261,9 @@ class Version2Tests(TestCase):
             db.executescript(ROWS)
         self.before = time.time()
         migrate(self.path, nullcontext)
-        self.catalog = SQLiteCatalog(self.path, REACTOR)
+        self.catalog = Catalog(self.path, REACTOR)
         self.addCleanup(self.catalog.close)
-        self.garbage = SQLiteGarbageCatalog(self.catalog.database)
+        self.garbage = GarbageCatalog(self.catalog.database)
 
     async def collected(self, before: float) -> set[str]:
         """What goes that is of no use since ``before``."""

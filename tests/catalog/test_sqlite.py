@@ -11,10 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessValue
 
-from artifactd.catalog.catalog import LEASE, SQLiteCatalog
+from artifactd.catalog.catalog import LEASE, Catalog
 from artifactd.catalog.database import DataVersion
 from artifactd.catalog.migrations import copy_catalog
-from artifactd.catalog.records import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Tag
@@ -27,7 +26,7 @@ V1 = Tag.parse("v1")
 class SQLiteTests(SQLiteCatalogTestCase):
     def test_it_is_a_catalog(self) -> None:
         catalog: Catalog = self.open_catalog()  # which the type checker sees to
-        self.assertIsInstance(catalog, SQLiteCatalog)
+        self.assertIsInstance(catalog, Catalog)
 
     async def test_what_was_read_before_is_answered_without_a_thread(self) -> None:
         blob = await self.blob(b"blob")
@@ -88,7 +87,7 @@ class SQLiteTests(SQLiteCatalogTestCase):
         target = Path(self.mktemp())
         copy_catalog(self.path, target)
         await self.put(b"[]", "v2")
-        restored = SQLiteCatalog(target, REACTOR)
+        restored = Catalog(target, REACTOR)
         self.addCleanup(restored.close)
         self.assertEqual(["v1"], await restored.tags(APP, None, None))
         self.assertIsNotNone(await restored.manifest(APP, V1))

@@ -13,7 +13,8 @@ from typing import TypeVar
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.records import Catalog, ManifestPut, Precondition, UploadRecord
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest

@@ -6,8 +6,8 @@ A backend's tests subclass each contract, as those of :mod:`tests.contracts.cata
 
 from __future__ import annotations
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import Garbage, GarbageCatalog
-from artifactd.catalog.records import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor

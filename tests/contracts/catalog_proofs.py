@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.proofs import ProofCatalog
-from artifactd.catalog.records import Catalog
 from tests.contracts.catalog import CatalogTestCase
 
 FIRST, SECOND, THIRD = (bytes([number]) * 32 for number in range(3))

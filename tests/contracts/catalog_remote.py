@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.catalog.records import Catalog, nothing
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import nothing
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, Unsupported

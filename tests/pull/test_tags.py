@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactd.catalog.remote import CachedTag, SQLiteRemoteCatalog
+from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import ImageName, Tag
@@ -184,20 +184,18 @@ class ManyTests(TagCase):
     async def test_who_has_looked_just_before_another_was_told_asks_no_more(self) -> None:
         registry = await self.primed()
         self.age(registry, 2 * DAY)
-        original = SQLiteRemoteCatalog.cached_tag
+        original = RemoteCatalog.cached_tag
         looked: Deferred[None] = Deferred()
         told: Deferred[None] = Deferred()
 
-        async def slowly(
-            catalog: SQLiteRemoteCatalog, image: ImageName, tag: Tag
-        ) -> CachedTag | None:
+        async def slowly(catalog: RemoteCatalog, image: ImageName, tag: Tag) -> CachedTag | None:
             cached = await original(catalog, image, tag)
             if not looked.called:
                 looked.callback(None)
                 await told
             return cached
 
-        self.patch(SQLiteRemoteCatalog, "cached_tag", slowly)
+        self.patch(RemoteCatalog, "cached_tag", slowly)
         first = Deferred.fromCoroutine(self.get(registry))
         await looked
         self.assert_from(await self.get(registry), "cache", CONFIRMED)

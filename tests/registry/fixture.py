@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from zope.interface import implementer
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.remote import SQLiteRemoteCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.metrics import Counters
@@ -227,9 +227,9 @@ class RemoteTestCase(FilesystemTestCase):
         super().setUp()
         self.time = 1000.0
         self.clock = WatchedClock()
-        self.catalog = SQLiteCatalog(new_catalog(self), reactor, now=lambda: self.time)
+        self.catalog = Catalog(new_catalog(self), reactor, now=lambda: self.time)
         self.addCleanup(self.catalog.close)
-        self.remote = SQLiteRemoteCatalog(self.catalog.database)
+        self.remote = RemoteCatalog(self.catalog.database)
         self.upstream = PlayedUpstream()
         self.all_counters = Counters()
         self.counters = self.all_counters.of("docker.io")

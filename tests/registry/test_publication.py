@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
@@ -17,7 +17,7 @@ DIGEST = Digest.of(b"blob")
 class PublicationTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.catalog = SQLiteCatalog(new_catalog(self), REACTOR)
+        self.catalog = Catalog(new_catalog(self), REACTOR)
         self.addCleanup(self.catalog.close)
 
     async def publish(self, failures: int) -> None:

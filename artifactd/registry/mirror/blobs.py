@@ -8,7 +8,7 @@ from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import AlreadyHere, SingleFlight, Stopped
 from artifactd.oci.digest import Digest

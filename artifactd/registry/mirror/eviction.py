@@ -10,7 +10,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, matches

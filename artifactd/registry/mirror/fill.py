@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
 from artifactd.kit.streams import Bounded

@@ -11,7 +11,7 @@ import msgspec
 from attrs import define, evolve, field
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from attrs import define, evolve, field
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog, ManifestRecord
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.oci.digest import Digest

@@ -17,8 +17,8 @@ from hmac import digest
 from attrs import define, evolve, field, frozen
 from twisted.internet.interfaces import IReactorTime
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.proofs import ProofCatalog
-from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, Denied, RegistryError, Unauthorized

@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
-from artifactd.catalog.records import Catalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.registry.metrics import CollectionCounters

@@ -8,7 +8,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.logger import Logger
 
-from artifactd.catalog.records import Catalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.kit.deferreds import SingleFlight, Stopped
 from artifactd.oci.digest import Digest

@@ -11,8 +11,8 @@ from functools import partial
 
 from attrs import define, field, frozen
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import GarbageCatalog
-from artifactd.catalog.records import Catalog
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest

@@ -9,8 +9,8 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from artifactd.catalog.catalog import SQLiteCatalog
-from artifactd.catalog.garbage import Collected, Garbage, SQLiteGarbageCatalog
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
@@ -39,9 +39,9 @@ class CollectorTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.time = time.time()
-        self.catalog = SQLiteCatalog(new_catalog(self), reactor, lease=LEASE, now=lambda: self.time)
+        self.catalog = Catalog(new_catalog(self), reactor, lease=LEASE, now=lambda: self.time)
         self.addCleanup(self.catalog.close)
-        self.garbage = SQLiteGarbageCatalog(self.catalog.database)
+        self.garbage = GarbageCatalog(self.catalog.database)
         self.clock = Clock()
         self.counters = Counters()
         self.collected: list[Collected] = []

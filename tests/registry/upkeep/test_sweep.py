@@ -6,7 +6,7 @@ import os
 import time
 from uuid import uuid4
 
-from artifactd.catalog.catalog import SQLiteCatalog
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
@@ -24,7 +24,7 @@ NEWBORN = 60.0
 class SweepTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.catalog = SQLiteCatalog(new_catalog(self), reactor)
+        self.catalog = Catalog(new_catalog(self), reactor)
         self.addCleanup(self.catalog.close)
 
     async def sweep(self, upload_timeout: float = TIMEOUT) -> int:
