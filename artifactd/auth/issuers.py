@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,8 @@ from artifactd.auth.jwt import (
     read_header,
     verify,
 )
-from artifactd.auth.keys import Run
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.followed import Followed, stamp_of
 from artifactd.oci.errors import Unauthorized, Unavailable
 from artifactd.oci.names import Patterns
 from artifactd.settings.values import is_trustworthy
@@ -163,49 +165,45 @@ class KeysInFile:
     """
 
     path: Path
-    run: Run
+    run: RunInThread
     now: Callable[[], float]
-    _keys: Sequence[VerificationKey] = field(default=(), init=False)
-    _stamp: object = field(default=None, init=False)
-    _looked: float = field(default=float("-inf"), init=False)
+    _followed: Followed[Sequence[VerificationKey]] = field(init=False)
     _log = Logger()
+
+    @_followed.default
+    def _follow(self) -> Followed[Sequence[VerificationKey]]:
+        return Followed(
+            partial(stamp_of, self.path),
+            self._read,
+            self.run,
+            self.now,
+            _LOOK_EVERY,
+            refused=self._refused,
+        )
 
     def start(self) -> None:
         """Read them.  Blocks.  :raises OSError, ValueError: if that can't be done."""
-        self._keys, self._stamp = self._read()
+        self._followed.load()
 
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
         """As in :class:`KeySource`."""
-        if not 0 <= self.now() - self._looked < _LOOK_EVERY:
-            self._looked = self.now()
-            await self._look()
-        return list(filter(wanted, self._keys))
+        await self._followed.look()
+        return list(filter(wanted, self._followed.content))
 
     def holds(self, kid: str) -> bool:
         """As in :class:`KeySource`."""
-        if not 0 <= self.now() - self._looked < _LOOK_EVERY:
-            self._looked = self.now()
-            Deferred.fromCoroutine(self._look())
-        return any(key.kid == kid for key in self._keys)
+        if self._followed.is_due():
+            Deferred.fromCoroutine(self._followed.look())  # nobody waits for that
+        return any(key.kid == kid for key in self._followed.content)
 
-    async def _look(self) -> None:
-        try:
-            if _stamp(self.path) != self._stamp:
-                self._keys, self._stamp = await self.run(self._read)
-        except (OSError, ValueError) as error:
-            self._log.error(
-                "the keys in {path} stay as they were: {error}", path=self.path, error=error
-            )
+    def _refused(self, problem: str) -> None:
+        self._log.error(
+            "the keys in {path} stay as they were: {error}", path=self.path, error=problem
+        )
 
-    def _read(self) -> tuple[Sequence[VerificationKey], object]:
-        stamp = _stamp(self.path)
+    def _read(self) -> Sequence[VerificationKey]:
         with self.path.open("rb") as file:
-            return parse_key_set(file.read(KEY_SET_LIMIT)), stamp
-
-
-def _stamp(path: Path) -> object:
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
+            return parse_key_set(file.read(KEY_SET_LIMIT))
 
 
 # Keys that are tried where a token doesn't say which it is signed with.

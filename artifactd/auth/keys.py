@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from twisted.logger import Logger
 
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.followed import Followed
 from artifactd.kit.start import StartError
 
 # Seconds for which another process may go on signing with a key that has just been replaced.
@@ -38,12 +40,6 @@ class KeyFile(Protocol):
 
     def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Any]:
         """Change it, one process at a time; durable when it returns.  Blocks."""
-
-
-class Run(Protocol):
-    """Calls what may block in a thread."""
-
-    def __call__(self, function: Callable[[], Any], /) -> Awaitable[Any]: ...
 
 
 class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,15 +78,14 @@ class SigningKey:
 
 @frozen
 class _Ring:
-    """What was in the file when it had a certain version."""
+    """The keys in the file."""
 
-    version: object
     signing: SigningKey
     verifying: Mapping[str, EllipticCurvePublicKey]
     until: Mapping[str, float]
 
     @classmethod
-    def read(cls, content: bytes, version: object) -> Self:
+    def read(cls, content: bytes) -> Self:
         """:raises ValueError: if ``content`` is not what was written here."""
         keys = _decode(content)
         verifying = {thumbprint(each.x, each.y): _public(each) for each in keys}
@@ -101,9 +96,7 @@ class _Ring:
         if private.public_key() != _public(first):
             raise ValueError("the file has a private key that is not the public one's: remove it")
         until = {thumbprint(each.x, each.y): each.until for each in keys}
-        return cls(
-            version, SigningKey(thumbprint(first.x, first.y), private, first.made), verifying, until
-        )
+        return cls(SigningKey(thumbprint(first.x, first.y), private, first.made), verifying, until)
 
 
 @define(eq=False)
@@ -118,13 +111,24 @@ class Keys:
     """
 
     file: KeyFile
-    run: Run
+    run: RunInThread
     now: Callable[[], float]
     rotation: float
     lifetime: float
-    _ring: _Ring | None = field(default=None, init=False)
-    _looked: float = field(default=float("-inf"), init=False)
+    _followed: Followed[_Ring] = field(init=False)
     _log = Logger()
+
+    @_followed.default
+    def _follow(self) -> Followed[_Ring]:
+        return Followed(
+            self.file.version,
+            self._load,
+            self.run,
+            self.now,
+            _LOOK_EVERY,
+            refused=self._refused,
+            cheap=True,
+        )
 
     def start(self) -> None:
         """
@@ -133,7 +137,7 @@ class Keys:
         :raises StartError: if they can't be read or made.
         """
         try:
-            self._ring = self._load()
+            self._followed.load()
         except (OSError, ValueError) as error:
             raise StartError(
                 f"the keys that tokens are signed with can't be used: {error}"
@@ -146,20 +150,21 @@ class Keys:
         :param forget: accept no token that was given before.
         :raises OSError, ValueError: if it can't be done; then nothing has changed.
         """
-        self._ring = self._renew(lambda keys: [] if forget else keys)
-        return self._ring.signing.kid
+        ring, version = self._renew(lambda keys: [] if forget else keys)
+        self._followed.put(ring, version)
+        return ring.signing.kid
 
     async def signing(self) -> SigningKey:
         """The key to sign with; another one when this one's time is over."""
-        ring = await self._current(look=True)
-        if self._is_due(ring.signing.made):
+        await self._followed.look(fresh=True)
+        if self._is_due(self._followed.content.signing.made):
             try:
-                ring = self._ring = await self.run(lambda: self._renew(self._unless_renewed))
+                self._followed.put(*await self.run(self._renew, self._unless_renewed))
             except (OSError, ValueError) as error:
                 self._log.error(
                     "no new key can be made; the old one signs on: {error}", error=error
                 )
-        return ring.signing
+        return self._followed.content.signing
 
     async def verifying(self, kid: str, *, look: bool = False) -> EllipticCurvePublicKey | None:
         """
@@ -167,31 +172,23 @@ class Keys:
 
         :param look: whether another process has dropped it this very second.
         """
-        ring = await self._current(look=look)
-        if kid not in ring.verifying:
-            ring = await self._current(look=True)  # it may be a second old, and another process's
+        await self._followed.look(fresh=look)
+        if kid not in self._followed.content.verifying:
+            # Another process may have made it within this second.
+            await self._followed.look(fresh=True)
+        ring = self._followed.content
         if kid not in ring.verifying or 0 < ring.until[kid] <= self.now():
             return None
         return ring.verifying[kid]
 
-    async def _current(self, *, look: bool = False) -> _Ring:
-        """The keys, read again if another process has changed them."""
-        assert self._ring is not None, "not started"
-        now = self.now()
-        if look or not 0 <= now - self._looked < _LOOK_EVERY:
-            self._looked = now
-            try:
-                if self.file.version() != self._ring.version:
-                    self._ring = await self.run(self._load)
-            except (OSError, ValueError) as error:
-                self._log.error("the keys of tokens stay as they were: {error}", error=error)
-        return self._ring
+    def _refused(self, problem: str) -> None:
+        self._log.error("the keys of tokens stay as they were: {error}", error=problem)
 
     def _load(self) -> _Ring:
         found = self.file.read()
         if found is not None:
-            return _Ring.read(*found)
-        return self._renew(lambda keys: None if keys else keys)
+            return _Ring.read(found[0])
+        return self._renew(lambda keys: None if keys else keys)[0]
 
     def _is_due(self, made: float) -> bool:
         return bool(self.rotation) and self.now() - made >= self.rotation
@@ -200,7 +197,7 @@ class Keys:
         # Another process may have been here first.
         return keys if not keys or self._is_due(keys[0].made) else None
 
-    def _renew(self, keep: Callable[[list[_Kept]], list[_Kept] | None]) -> _Ring:
+    def _renew(self, keep: Callable[[list[_Kept]], list[_Kept] | None]) -> tuple[_Ring, object]:
         """
         Make a new key, before those that ``keep`` leaves of the ones in the file; ``None``: there
         is no need to.
@@ -216,7 +213,8 @@ class Keys:
             keys = [_new_key(now), *(each for each in retired if each.until > now)]
             return msgspec.json.encode(_Content(keys))
 
-        return _Ring.read(*self.file.update(renewed))
+        content, version = self.file.update(renewed)
+        return _Ring.read(content), version
 
 
 def thumbprint(x: str, y: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +20,7 @@ from twisted.logger import Logger
 
 from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.kit.deferreds import RunInThread, SingleFlight
+from artifactd.kit.followed import Followed, stamp_of
 from artifactd.kit.start import StartError
 
 LONGEST = 72  # bytes: bcrypt looks at no more
@@ -147,19 +147,16 @@ class Passwords:
 _LOOK_INTERVAL = 1.0  # seconds
 _LARGEST = 16 << 20  # bytes
 
-_Stamp = tuple[int, int, int, int, int]
-
 
 @frozen
 class Users:
     """
-    What a file says.
+    The content of an htpasswd file.
 
-    :ivar stamp: what changes with the file, unless somebody means it not to.
-    :ivar dummies: for users there are not.
+    :ivar hashes: by user names.
+    :ivar dummies: hashes to compare the passwords of unknown users with.
     """
 
-    stamp: _Stamp
     hashes: Mapping[str, bytes]
     dummies: Dummies = field(repr=False)
 
@@ -172,14 +169,13 @@ class Users:
         """
         try:
             with path.open("rb") as file:
-                stamp = _stamp(os.fstat(file.fileno()))
                 content = file.read(_LARGEST + 1)
             hashes = parse(_decode(content))
         except OSError as error:
             raise _wrong(path, f"can't be read: {error.strerror}") from None
         except ValueError as error:
             raise _wrong(path, error) from None
-        return cls(stamp, hashes, Dummies(hashes.values()))
+        return cls(hashes, Dummies(hashes.values()))
 
 
 def _decode(content: bytes) -> str:
@@ -226,9 +222,9 @@ def parse(text: str) -> dict[str, bytes]:
 
 class Htpasswd:
     """
-    Accounts: the users of a file, which is read again when it has changed.
+    Accounts: the users of an htpasswd file, which is read again when it has changed.
 
-    While it can't be read, or is wrong, the users are those that it had before.
+    While the file can't be read, or is wrong, the users of before stay.
     """
 
     _log = Logger()
@@ -249,84 +245,52 @@ class Htpasswd:
         self._path = path
         self._passwords = passwords
         self._groups = groups
-        self._run = run
-        self._clock = clock
-        self._looked = clock.seconds()
-        self._looking: SingleFlight[Path, None] = SingleFlight()
-        self._wrong = ""
-        self._users = Users.read(path)
+        self._users = Followed(
+            partial(stamp_of, path),
+            partial(Users.read, path),
+            run,
+            clock.seconds,
+            _LOOK_INTERVAL,
+            refused=self._refused,
+            changed=self._changed,
+        )
+        self._users.load()
 
     async def check(self, name: str, password: str) -> Identity | None:
-        """The user; one who is not in the file takes as long to tell as one who is."""
-        await self._look()
-        hashed = self._users.hashes.get(name)
-        compared = hashed or self._users.dummies.choose(name)
-        matches = await self._passwords.match(name, password, compared)
+        """The user; an unknown one takes as long to refuse as one with a wrong password."""
+        await self._users.look()
+        users = self._users.content
+        hashed = users.hashes.get(name)
+        matches = await self._passwords.match(name, password, hashed or users.dummies.choose(name))
         if hashed is None or not matches:
             return None
-        # Meanwhile the file may have changed: by then the answer is no.
-        return self._groups.user(name) if self._users.hashes.get(name) == hashed else None
+        # The file may have changed meanwhile: then the old password is refused.
+        return self._groups.user(name) if self._users.content.hashes.get(name) == hashed else None
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """The user, where password and file were looked at just now."""
-        hashed = self._users.hashes.get(name)
-        if hashed is None or self._is_due() or not self._passwords.recall(name, password, hashed):
+        """The user, if the password was found right and the file looked at just now."""
+        hashed = self._users.content.hashes.get(name)
+        if hashed is None or self._users.is_due():
             return None
-        return self._groups.user(name)
+        return self._groups.user(name) if self._passwords.recall(name, password, hashed) else None
 
     async def mark(self, identity: Identity) -> str | None:
-        """Of the hash, which has a salt of its own each time that a password is set."""
+        """The SHA-256 of the hash, which gets a new salt each time that a password is set."""
         if identity.kind is not Kind.USER:
             return None
-        await self._look()
-        hashed = self._users.hashes.get(identity.name)
+        await self._users.look()
+        hashed = self._users.content.hashes.get(identity.name)
         return None if hashed is None else hashlib.sha256(hashed).hexdigest()
 
-    async def _look(self) -> None:
-        """See whether the file has changed."""
-        if self._is_due():
-            await self._looking.join(self._path, self._read_again)
+    def _refused(self, problem: str) -> None:
+        self._log.error("{problem}; the users are those of before", problem=problem)
 
-    def _is_due(self) -> bool:
-        return not 0 <= self._clock.seconds() - self._looked < _LOOK_INTERVAL
-
-    async def _read_again(self) -> None:
-        looked = self._clock.seconds()
-        try:
-            users = await self._run(_read_changed, self._path, self._users.stamp)
-        except StartError as error:
-            if str(error) != self._wrong:
-                self._wrong = str(error)
-                self._log.error("{problem}; the users are those of before", problem=self._wrong)
-        else:
-            self._wrong = ""
-            if users is not None:
-                self._users = users
-                self._log.info(
-                    "auth.htpasswd: {path} read again: {count} users",
-                    path=self._path,
-                    count=len(users.hashes),
-                )
-        self._looked = looked
-
-
-def _read_changed(path: Path, stamp: _Stamp) -> Users | None:
-    """What the file says; ``None`` if it is the one that ``stamp`` is of."""
-    try:
-        same = _stamp(path.stat()) == stamp
-    except OSError as error:
-        raise _wrong(path, f"can't be read: {error.strerror}") from None
-    return None if same else Users.read(path)
-
-
-def _stamp(status: os.stat_result) -> _Stamp:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    def _changed(self, users: Users) -> None:
+        self._log.info(
+            "auth.htpasswd: {path} read again: {count} users",
+            path=self._path,
+            count=len(users.hashes),
+        )
 
 
 # Robots: accounts for machines, which the settings list.

@@ -7,11 +7,11 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar
 
-from twisted.internet.defer import succeed
 from twisted.python import usage
 
 from artifactd.auth.passwords import LOGIN_PREFIX, hash_secret, make_secret
 from artifactd.commands.options import SettingsOptions
+from artifactd.kit.deferreds import run_here
 from artifactd.kit.start import StartError
 from artifactd.settings.access import Action
 from artifactd.settings.accounts import RobotSettings, SecretHash, check_name
@@ -111,7 +111,7 @@ class RotateKeys(SettingsOptions):
             raise StartError(f"{settings.data}: there is no data folder with keys in it")
         with closing(DataFolder.open(settings.data)) as folder:
             folder.settle()
-            keys = signing_keys(settings, lambda function: succeed(function()))
+            keys = signing_keys(settings, run_here)
             try:
                 kid = keys.rotate(forget=bool(self["forget"]))
             except ValueError as error:

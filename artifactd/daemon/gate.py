@@ -24,7 +24,7 @@ from artifactd.auth.issuers import (
     discover,
 )
 from artifactd.auth.jwt import KEY_SET_LIMIT
-from artifactd.auth.keys import Keys, Run
+from artifactd.auth.keys import Keys
 from artifactd.auth.logins import Accounts, Logins, PasswordCheck, PasswordLogins, Rules, Visitors
 from artifactd.auth.passwords import Htpasswd, Passwords, Robot, Robots
 from artifactd.auth.rules import AccessRules, Limit, Rule
@@ -123,7 +123,9 @@ def wire_accounts(
 _STEPS = 3
 
 
-def signing_keys(settings: Settings, run: Run, now: Callable[[], float] = time.time) -> Keys:
+def signing_keys(
+    settings: Settings, run: RunInThread, now: Callable[[], float] = time.time
+) -> Keys:
     """The keys in the data folder, which has to be locked; not started."""
     service = settings.token_service
     sessions = [issuer.session for issuer in settings.issuer.values()]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, DeferredLock, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredLock, ensureDeferred, maybeDeferred
 from twisted.python.failure import Failure
 
 _P = ParamSpec("_P")
@@ -23,6 +23,11 @@ class RunInThread(Protocol):
     def __call__(
         self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Deferred[_T]: ...
+
+
+def run_here(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
+    """Call ``function`` at once: a :class:`RunInThread` for commands, which may block."""
+    return maybeDeferred(function, *args, **kwargs)
 
 
 def _ignore(outcome: object) -> None:

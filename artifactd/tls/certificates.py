@@ -1,12 +1,10 @@
-"""The certificate that is in use, which follows its files while the daemon runs."""
+"""The certificate in use, replaced while the daemon runs when its files change."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import Any, Protocol
 
 from attrs import define, field, frozen
 from OpenSSL import SSL
@@ -17,9 +15,10 @@ from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from artifactd.kit.start import StartError
+from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.followed import Followed
 from artifactd.tls.context import make_context
-from artifactd.tls.files import KeyPair, Stamp, TlsFiles
+from artifactd.tls.files import KeyPair, TlsFiles
 
 # Seconds between two looks at the files.
 LOOK_EVERY = 2.0
@@ -32,42 +31,28 @@ _REMIND_EVERY = timedelta(days=1)
 _log = Logger()
 
 
-class Run(Protocol):
-    """Calls something that blocks, where that harms nobody."""
-
-    def __call__(self, work: Callable[[], Any], /) -> Deferred[Any]: ...
-
-
 @frozen
 class _Loaded:
-    """What the files had in them, and what they looked like before they were read."""
+    """The content of the files."""
 
-    stamps: tuple[Stamp, ...]
     pair: KeyPair
     context: SSL.Context
-
-
-@frozen
-class _Unusable:
-    """The same of files that can't be used."""
-
-    stamps: tuple[Stamp, ...]
-    reason: str
 
 
 @implementer(IOpenSSLServerConnectionCreator)
 @define(eq=False)
 class Certificates:
     """
-    Speaks TLS with what :class:`TlsFiles` have in them.
+    Creates TLS connections with the certificate of :class:`TlsFiles`, and follows the files.
 
-    A change is seen within two looks.  What can't be used then (a key that has been replaced before
-    its certificate, a file that is gone) changes nothing and is looked at again, until it can be.
-    New connections get the new certificate; those that are there go on.
+    A change takes effect within two looks at the files.  Files that can't be used then (a key that
+    has been replaced before its certificate, a file that is gone) leave the old certificate in use
+    and are tried again at each look.  New connections get the new certificate; open ones keep the
+    old one.
 
     :param listener: what the log calls it, its kind, port and interface.
     :param required: whether clients have to show a certificate, where there are authorities.
-    :param run: reads files.
+    :param run: reads files in a thread.
     :param now: wall-clock time, in seconds since the epoch.
     """
 
@@ -75,25 +60,34 @@ class Certificates:
     listener: str
     required: bool
     _clock: IReactorTime
-    _run: Run
+    _run: RunInThread
     _now: Callable[[], float] = time.time
-    _loaded: _Loaded | None = field(default=None, init=False)
+    _followed: Followed[_Loaded] = field(init=False)
     _looking: LoopingCall | None = field(default=None, init=False)
-    # What the last look found wrong, and what of it has been told.
-    _wrong: _Unusable | None = field(default=None, init=False)
-    _told: str = field(default="", init=False)
     _reminded: datetime | None = field(default=None, init=False)
+
+    @_followed.default
+    def _follow(self) -> Followed[_Loaded]:
+        return Followed(
+            self.files.stamp,
+            self._read,
+            self._run,
+            self._clock.seconds,
+            LOOK_EVERY,
+            refused=self._refused,
+            changed=self._used,
+            settling=True,
+        )
 
     @property
     def not_after(self) -> float:
         """When the certificate in use expires, in seconds since the epoch."""
-        assert self._loaded is not None
-        return self._loaded.pair.not_after.timestamp()
+        return self._followed.content.pair.not_after.timestamp()
 
     @property
     def failing(self) -> bool:
-        """Whether the files have something in them that can't be used."""
-        return self._wrong is not None
+        """Whether the last look found files that can't be used."""
+        return self._followed.failing
 
     def load(self) -> None:
         """
@@ -101,14 +95,11 @@ class Certificates:
 
         :raises StartError: naming the one that can't be used, and why.
         """
-        loaded = self._read(self.files.stamps())
-        if isinstance(loaded, _Unusable):
-            raise StartError(loaded.reason)
-        self._use(loaded)
+        self._followed.load()
+        self._used(self._followed.content)
 
     def serverConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        assert self._loaded is not None
-        return SSL.Connection(self._loaded.context)
+        return SSL.Connection(self._followed.content.context)
 
     def start(self) -> None:
         """Look at the files every :data:`LOOK_EVERY` seconds."""
@@ -117,52 +108,33 @@ class Certificates:
         self._looking.start(LOOK_EVERY, now=False)
 
     def stop(self) -> None:
-        """Don't look any more."""
+        """Stop looking at the files."""
         looking, self._looking = self._looking, None
         if looking is not None:
             looking.stop()
 
     async def look(self) -> None:
-        """Take what has changed, if it can be taken."""
-        assert self._loaded is not None
+        """Use the files' new content if they have changed and can be used."""
         try:
-            found = await self._run(partial(self._read_if_not, self._loaded.stamps))
-            if isinstance(found, _Unusable):
-                self._refuse(found)
-            else:
-                self._wrong, self._told = None, ""
-                if found is not None:
-                    self._use(found)
+            await self._followed.look(fresh=True)
             self._remind()
         except Exception:
             # The loop would stop for good.
             _log.failure("{listener}: can't look at its files", listener=self.listener)
 
-    def _read_if_not(self, known: tuple[Stamp, ...]) -> _Loaded | _Unusable | None:
-        stamps = self.files.stamps()
-        return None if stamps == known else self._read(stamps)
+    def _read(self) -> _Loaded:
+        pair = self.files.read()
+        return _Loaded(pair, make_context(self.files, pair, self.required))
 
-    def _read(self, stamps: tuple[Stamp, ...]) -> _Loaded | _Unusable:
-        """:param stamps: of before: what changes meanwhile is seen the next time."""
-        try:
-            pair = self.files.read()
-            return _Loaded(stamps, pair, make_context(self.files, pair, self.required))
-        except StartError as error:
-            return _Unusable(stamps, str(error))
+    def _refused(self, problem: str) -> None:
+        _log.error(
+            "{listener}: the certificate in use stays, the new files can't be used: {reason}",
+            listener=self.listener,
+            reason=problem,
+        )
 
-    def _refuse(self, found: _Unusable) -> None:
-        # The first time it may be between one file and the next.
-        again, self._wrong = found == self._wrong, found
-        if again and found.reason != self._told:
-            self._told = found.reason
-            _log.error(
-                "{listener}: the certificate in use stays, the new files can't be used: {reason}",
-                listener=self.listener,
-                reason=found.reason,
-            )
-
-    def _use(self, loaded: _Loaded) -> None:
-        self._loaded, self._reminded = loaded, None
+    def _used(self, loaded: _Loaded) -> None:
+        self._reminded = None
         _log.info(
             "{listener}: certificate of {subject}, valid until {until}",
             listener=self.listener,
@@ -172,9 +144,8 @@ class Certificates:
         self._remind()
 
     def _remind(self) -> None:
-        """Tell, once a day, that the certificate expires soon, or is not valid."""
-        assert self._loaded is not None
-        pair, now = self._loaded.pair, datetime.fromtimestamp(self._now(), UTC)
+        """Log, once a day, that the certificate expires soon, or is not valid."""
+        pair, now = self._followed.content.pair, datetime.fromtimestamp(self._now(), UTC)
         soon = min(_SOON, (pair.not_after - pair.not_before) / _SOON_SHARE)
         if now < pair.not_before:
             what = f"is not valid before {_shown(pair.not_before)}"

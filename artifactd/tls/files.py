@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +12,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from artifactd.kit.followed import stamp_of
 from artifactd.kit.start import StartError
 
 _LABEL = rb"(?:[A-Z0-9]+ )*PRIVATE KEY"
 _KEY = re.compile(rb"-----BEGIN (%b)-----.*?-----END \1-----" % _LABEL, re.DOTALL)
-
-# What stat(2) tells of a file: where it is, how long, and when its bytes or its mode changed.
-Stamp = tuple[int, int, int, int, int] | None
 
 
 @frozen
@@ -61,10 +58,10 @@ class TlsFiles:
     cert: Path
     client_ca: Path | None = None
 
-    def stamps(self) -> tuple[Stamp, ...]:
-        """What changes whenever a file does, also one that a symbolic link leads to."""
-        paths = (self.key, self.cert, self.client_ca)
-        return tuple(_stamp(path) for path in paths if path is not None)
+    def stamp(self) -> object:
+        """A value that changes whenever one of the files does."""
+        authorities = () if self.client_ca is None else (self.client_ca,)
+        return stamp_of(self.key, self.cert, *authorities)
 
     def read(self) -> KeyPair:
         """:raises StartError: naming the file that can't be used, and why."""
@@ -79,14 +76,6 @@ class TlsFiles:
                 f"{self.cert}: the certificate of the key {self.key} has to be the first in it"
             )
         return KeyPair(key, chain, () if self.client_ca is None else _certificates(self.client_ca))
-
-
-def _stamp(path: Path) -> Stamp:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _read(path: Path) -> bytes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from cryptography import x509
 from OpenSSL.crypto import X509
@@ -20,6 +21,9 @@ from artifactd.tls.certificates import LOOK_EVERY, Certificates
 from artifactd.tls.files import TlsFiles
 from tests.tls.authority import DAY, ROOT, Signed
 from tests.tls.case import Files, logged
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 LISTENER = "artifactd-tls:5443"
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -47,8 +51,10 @@ class CertificatesCase(SynchronousTestCase):
             self.wall_clock,
         )
 
-    def in_thread(self, work: Callable[[], Any]) -> Deferred[Any]:
-        return self.read(work)
+    def in_thread(
+        self, work: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Deferred[_T]:
+        return self.read(partial(work, *args, **kwargs))
 
     def wall_clock(self) -> float:
         return self.now.timestamp()
@@ -189,7 +195,7 @@ class ReloadTests(CertificatesCase):
 
         def hang(work: Callable[[], Any]) -> Deferred[Any]:
             waiting.append(Deferred())
-            return waiting[-1]
+            return waiting[-1].addCallback(lambda _: work())
 
         self.read = hang
         for _ in range(5):

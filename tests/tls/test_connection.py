@@ -5,12 +5,12 @@ from __future__ import annotations
 from klein import Klein
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import maybeDeferred
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.kit.deferreds import run_here
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.connection import TlsFactory
 from artifactd.web.server.accesslog import AccessLog
@@ -46,7 +46,7 @@ class UnspokenTests(SynchronousTestCase):
         self.clock = Clock()
         here = Files(self)
         here.write(SERVER)
-        certificates = Certificates(here.files, "tls", False, self.clock, maybeDeferred)
+        certificates = Certificates(here.files, "tls", False, self.clock, run_here)
         certificates.load()
         self.site = RegistrySite(Klein().resource(), self.clock, AccessLog("off"), IDLE)
         self.factory = TlsFactory(certificates, self.site, self.clock)

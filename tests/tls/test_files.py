@@ -104,14 +104,14 @@ class FilesTests(SynchronousTestCase):
         link = self.here.folder / "..data"
         link.symlink_to(first.folder.absolute())
         files = TlsFiles(link / "key.pem", link / "cert.pem")
-        before = files.stamps()
-        self.assertEqual(files.stamps(), before)
+        before = files.stamp()
+        self.assertEqual(files.stamp(), before)
         new = self.here.folder / "..new"
         new.symlink_to(second.folder.absolute())
         os.replace(new, link)
-        self.assertNotEqual(files.stamps(), before)
+        self.assertNotEqual(files.stamp(), before)
 
     def test_a_file_that_may_be_read_again_has_changed(self) -> None:
-        before = self.here.files.stamps()
+        before = self.here.files.stamp()
         self.here.key.chmod(0o640)
-        self.assertNotEqual(self.here.files.stamps(), before)
+        self.assertNotEqual(self.here.files.stamp(), before)

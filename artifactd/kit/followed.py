@@ -1,0 +1,147 @@
+"""Content of files that is read again when the files change."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from attrs import define, field
+
+from artifactd.kit.deferreds import RunInThread, SingleFlight
+from artifactd.kit.start import StartError
+
+_T = TypeVar("_T")
+
+
+def stamp_of(*paths: Path) -> object:
+    """
+    A value that changes whenever one of the files does: by content, mode or replacement, also
+    behind a symbolic link.  A file that can't be looked at counts as absent.
+    """
+    return tuple(map(_stamp, paths))
+
+
+def _stamp(path: Path) -> object:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+
+
+@define(eq=False)
+class Followed(Generic[_T]):
+    """
+    Keeps the content of one or more files, and reads them again when they have changed.
+
+    While the new content can't be read or is wrong, the old stays in use, each look tries again,
+    and ``refused`` is called once per problem.
+
+    :param stamp: returns a value that changes with the files, such as :func:`stamp_of` does.
+    :param read: returns the content.  Blocks.  Raises OSError, ValueError or StartError.
+    :param run: calls ``stamp`` and ``read`` in a thread.
+    :param now: a clock, in seconds.
+    :param interval: seconds between two looks at the files.
+    :param refused: is given the problem, as text, when it is new.
+    :param changed: is given new content.
+    :param cheap: ``stamp`` takes microseconds and runs in the reactor's thread.
+    :param settling: report a problem only if the next look finds the same: one file of several may
+        have been replaced just before another.
+    :ivar content: what was read last.
+    """
+
+    stamp: Callable[[], object]
+    read: Callable[[], _T]
+    run: RunInThread
+    now: Callable[[], float]
+    interval: float
+    refused: Callable[[str], object]
+    changed: Callable[[_T], object] = lambda content: None
+    cheap: bool = False
+    settling: bool = False
+    content: _T = field(init=False)
+    _known: object = field(default=None, init=False)
+    _looked: float = field(default=float("-inf"), init=False)
+    _looking: SingleFlight[None, None] = field(factory=SingleFlight, init=False)
+    # The stamp and problem that the last look found, and the problem that was reported.
+    _failed: tuple[object, str] | None = field(default=None, init=False)
+    _reported: str = field(default="", init=False)
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last look found content that can't be used."""
+        return self._failed is not None
+
+    def load(self) -> None:
+        """
+        Read the files for the first time.  Blocks.
+
+        :raises OSError, ValueError, StartError: as ``read`` does.
+        """
+        self._looked = self.now()
+        self._known, self.content = self.stamp(), self.read()
+
+    def put(self, content: _T, stamp: object) -> None:
+        """Take content that this process has just written."""
+        self.content, self._known = content, stamp
+
+    def is_due(self) -> bool:
+        """Whether the last look is longer ago than the interval."""
+        # A clock that was set back must not keep the files from being looked at.
+        return not 0 <= self.now() - self._looked < self.interval
+
+    async def look(self, *, fresh: bool = False) -> None:
+        """
+        Read the files again if a look is due and they have changed.
+
+        :param fresh: look in any case, and not before this call: a look that is under way may have
+            read the files already.
+        """
+        if fresh:
+            if self._looking.under_way(None):
+                await self._looking.join(None, self._look)
+        elif not self.is_due():
+            return
+        await self._looking.join(None, self._look)
+
+    async def _look(self) -> None:
+        started = self.now()
+        if not self.cheap:
+            stamp, outcome = await self.run(self._read_changed)
+        elif (stamp := self.stamp()) == self._known:
+            outcome = None
+        else:
+            outcome = await self.run(self._read)
+        self._looked = started
+        if isinstance(outcome, Exception):
+            self._refuse(stamp, str(outcome))
+            return
+        self._failed, self._reported = None, ""
+        if outcome is not None:
+            self.put(outcome[0], stamp)
+            self.changed(self.content)
+
+    def _read_changed(self) -> tuple[object, tuple[_T] | Exception | None]:
+        # The stamp is of before: what changes while it is read is seen at the next look.
+        stamp = self.stamp()
+        return stamp, None if stamp == self._known else self._read()
+
+    def _read(self) -> tuple[_T] | Exception:
+        try:
+            return (self.read(),)
+        except (OSError, ValueError, StartError) as error:
+            return error
+
+    def _refuse(self, stamp: object, problem: str) -> None:
+        again, self._failed = self._failed == (stamp, problem), (stamp, problem)
+        if problem != self._reported and (again or not self.settling):
+            self._reported = problem
+            self.refused(problem)
