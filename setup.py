@@ -38,6 +38,7 @@ setup(
         # LRU and TTL caches, by Thomas Kemmer: what Python projects keep bounded dicts in.
         "cachetools>=5.5,<9",
         "cryptography>=42",
+        "hyperlink>=21",
         "klein>=24.8",
         "msgspec>=0.19",
         "prometheus-client>=0.20",

@@ -64,7 +64,9 @@ from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.http.transport import Transport, TransportSettings
+from artifactd.upstream.http.proxy import Proxies
+from artifactd.upstream.http.tls import Trust
+from artifactd.upstream.http.transport import Transport
 from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
 
 # What one client may take, put together as the settings say.
@@ -225,15 +227,13 @@ class RemoteWiring:
             await transport.close()
 
     def _transport(self, settings: RemoteSettings) -> Transport:
-        transport = Transport.make(
-            self.reactor,
-            TransportSettings(
-                connect_timeout=settings.connect_timeout,
-                first_byte_timeout=settings.first_byte_timeout,
-                idle_timeout=settings.idle_timeout,
-                ca_file=Path(settings.ca_file) if settings.ca_file else None,
-            ),
-            os.environ,
+        transport = Transport(
+            reactor=self.reactor,
+            trust=Trust.load(settings.ca_file),
+            proxies=Proxies.from_environ(os.environ),
+            connect_timeout=settings.connect_timeout,
+            first_byte_timeout=settings.first_byte_timeout,
+            idle_timeout=settings.idle_timeout,
         )
         self._transports.append(transport)
         return transport

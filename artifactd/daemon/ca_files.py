@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from artifactd.kit.start import StartError
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
@@ -16,6 +14,6 @@ def check_ca_files(settings: Settings) -> None:
     for name, each in settings.repository.items():
         if isinstance(each, RemoteSettings) and each.ca_file:
             try:
-                Trust.load(Path(each.ca_file))
+                Trust.load(each.ca_file)
             except StartError as error:
                 raise StartError(f"repository.{key(name)}.ca_file: {error}") from None

@@ -41,7 +41,9 @@ from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import PrivateFile
 from artifactd.upstream.http.errors import UpstreamError
-from artifactd.upstream.http.transport import Transport, TransportSettings
+from artifactd.upstream.http.proxy import Proxies
+from artifactd.upstream.http.tls import Trust
+from artifactd.upstream.http.transport import Transport
 from artifactd.web.credentials import Credentials
 from artifactd.web.gate import AccessGate, Challenge, Gate, LoopbackGate
 from artifactd.web.server.proxies import TrustedProxies
@@ -235,14 +237,15 @@ def _keys(
         except (OSError, ValueError) as error:
             raise StartError(f"issuer.{name}.jwks_file: {settings.jwks_file}: {error}") from None
         return in_file
-    timeouts = TransportSettings(
-        connect_timeout=settings.timeout,
-        first_byte_timeout=settings.timeout,
-        idle_timeout=settings.timeout,
-        ca_file=Path(settings.ca_file) if settings.ca_file else None,
-    )
     try:
-        transport = Transport.make(reactor, timeouts, environ)
+        transport = Transport(
+            reactor=reactor,
+            trust=Trust.load(settings.ca_file),
+            proxies=Proxies.from_environ(environ),
+            connect_timeout=settings.timeout,
+            first_byte_timeout=settings.timeout,
+            idle_timeout=settings.timeout,
+        )
     except StartError as error:
         raise StartError(f"issuer.{name}: {error}") from None
     transports.append(transport)

@@ -17,9 +17,9 @@ from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import Missing, RangeRefused
 from artifactd.upstream.http.errors import Unreachable
-from artifactd.upstream.http.transport import Transport, TransportSettings
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch
+from tests.upstream.wire import make_transport
 
 IMAGE = "library/alpine"
 LATEST = Tag("latest")
@@ -123,7 +123,7 @@ class ClientOverHttpTests(TestCase):
             self.hub.ports.append(port)
             self.addCleanup(port.stopListening)
         self.watch = Watch()
-        transport = Transport.make(reactor, TransportSettings(), {})
+        transport = make_transport(reactor)
         self.addCleanup(lambda: Deferred.fromCoroutine(transport.close()))
         self.upstream = RegistryUpstream(
             "docker.io",

@@ -24,7 +24,9 @@ from twisted.trial.unittest import TestCase
 from zope.interface import directlyProvides, implementer
 
 from artifactd.upstream.http.errors import Unreachable
-from artifactd.upstream.http.transport import Transport, TransportSettings
+from artifactd.upstream.http.proxy import Proxies
+from artifactd.upstream.http.tls import Trust
+from artifactd.upstream.http.transport import Transport
 
 _T = TypeVar("_T")
 
@@ -212,10 +214,10 @@ class TransportCase(TestCase):
         self._asked: list[Deferred[Any]] = []
 
     def make(
-        self, settings: TransportSettings | None = None, environ: Mapping[str, str] | None = None
+        self, ca_file: object = "", environ: Mapping[str, str] | None = None, **timeouts: float
     ) -> Transport:
         """A transport that is closed at the end; all of its timers have to be gone then."""
-        transport = Transport.make(self.reactor, settings or TransportSettings(), environ or {})
+        transport = make_transport(self.reactor, str(ca_file), environ or {}, **timeouts)
         self.addCleanup(self._closed, transport)
         return transport
 
@@ -244,6 +246,26 @@ class TransportCase(TestCase):
         answer = start(self.transport.request(method, self.server.url(resource), named))
         self._asked.append(answer)
         return answer
+
+
+def make_transport(
+    reactor: Any,
+    ca_file: str = "",
+    environ: Mapping[str, str] | None = None,
+    *,
+    connect_timeout: float = 10,
+    first_byte_timeout: float = 30,
+    idle_timeout: float = 30,
+) -> Transport:
+    """Make a transport with the default timeouts."""
+    return Transport(
+        reactor=reactor,
+        trust=Trust.load(ca_file),
+        proxies=Proxies.from_environ(environ or {}),
+        connect_timeout=connect_timeout,
+        first_byte_timeout=first_byte_timeout,
+        idle_timeout=idle_timeout,
+    )
 
 
 def start(work: Coroutine[Deferred[Any], Any, _T]) -> Deferred[_T]:

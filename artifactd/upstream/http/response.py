@@ -10,7 +10,6 @@ from twisted.internet import protocol
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import (
     IConsumer,
-    IDelayedCall,
     IProducer,
     IPushProducer,
     IReactorTime,
@@ -21,6 +20,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
+from artifactd.kit.timers import Timers
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 
 # Bodies of answers, on their way to whoever wants them.
@@ -45,19 +45,18 @@ class Delivery(protocol.Protocol):
     def __init__(
         self,
         consumer: IConsumer,
-        clock: IReactorTime,
+        timers: Timers,
         idle_timeout: float,
         host: str,
         length: int | None,
     ) -> None:
         self._consumer: IConsumer | None = consumer
-        self._clock = clock
+        self._deadline = timers.deadline(self._stalled)
         self._idle_timeout = idle_timeout
         self._host = host
         self._length = length
         self._received = 0
         self._paused = False
-        self._deadline: IDelayedCall | None = None
         self._done: Deferred[int] = Deferred(self._cancelled)
 
     def start(self, response: IResponse) -> Deferred[int]:
@@ -81,15 +80,15 @@ class Delivery(protocol.Protocol):
 
     def connectionMade(self) -> None:
         assert self._consumer is not None
-        self._await_peer()
+        self._deadline.start(self._idle_timeout)
         self._consumer.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         if self._consumer is None:
             return
         self._received += len(data)
-        if self._deadline is not None:
-            self._deadline.reset(self._idle_timeout)
+        if not self._paused:
+            self._deadline.start(self._idle_timeout)
         try:
             self._consumer.write(data)
         except Exception:
@@ -112,13 +111,13 @@ class Delivery(protocol.Protocol):
     def pauseProducing(self) -> None:
         if self._consumer is not None:
             self._paused = True
-            self._stop_waiting()
+            self._deadline.stop()
             self.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         if self._consumer is not None and self._paused:
             self._paused = False
-            self._await_peer()
+            self._deadline.start(self._idle_timeout)
             self.transport.resumeProducing()
 
     def stopProducing(self) -> None:
@@ -126,14 +125,6 @@ class Delivery(protocol.Protocol):
             self._detach()
             self.transport.stopProducing()
             self._done.callback(self._received)
-
-    def _await_peer(self) -> None:
-        self._deadline = self._clock.callLater(self._idle_timeout, self._stalled)
-
-    def _stop_waiting(self) -> None:
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None and deadline.active():
-            deadline.cancel()
 
     def _stalled(self) -> None:
         seconds = f"{self._idle_timeout:g} seconds"
@@ -149,7 +140,7 @@ class Delivery(protocol.Protocol):
         self.transport.stopProducing()
 
     def _detach(self) -> None:
-        self._stop_waiting()
+        self._deadline.cancel()
         self._paused = False
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
@@ -225,6 +216,7 @@ class Response:
     host: str
     url: str
     _clock: IReactorTime
+    _timers: Timers
     _idle_timeout: float
     _delivery: Delivery | None = field(default=None, init=False)
     _refused: bool = field(default=False, init=False)
@@ -289,7 +281,9 @@ class Response:
         """
         if self._refused or self._delivery is not None:
             raise RuntimeError("a body can be delivered only once")
-        self._delivery = Delivery(consumer, self._clock, self._idle_timeout, self.host, self.length)
+        self._delivery = Delivery(
+            consumer, self._timers, self._idle_timeout, self.host, self.length
+        )
         return self._delivery.start(self._original)
 
     def abort(self) -> None:

@@ -75,12 +75,14 @@ class Trust:
     _context: SSL.Context | None = field(default=None, init=False)
 
     @classmethod
-    def load(cls, ca_file: Path | None) -> Self:
+    def load(cls, ca_file: str) -> Self:
         """
-        :param ca_file: one or more certificates in PEM.
-        :raises StartError: if it can't be read, or there is none in it.
+        Trust the platform's authorities and those of ``ca_file``.
+
+        :param ca_file: the path of one or more certificates in PEM; empty: there are no others.
+        :raises StartError: if the file can't be read, or has no certificate in it.
         """
-        return cls() if ca_file is None else cls(_authorities(ca_file))
+        return cls(_authorities(Path(ca_file)) if ca_file else ())
 
     def options(self, host: str) -> IOpenSSLClientConnectionCreator:
         """

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from attrs import define, field, frozen
+from hyperlink import EncodedURL
 from OpenSSL import SSL
 from service_identity import CertificateError
 from treq.client import HTTPClient
@@ -19,10 +19,8 @@ from twisted.internet.error import TCPTimedOutError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import (
     IAddress,
-    IDelayedCall,
     IProtocol,
     IProtocolFactory,
-    IReactorTime,
     IStreamClientEndpoint,
 )
 from twisted.internet.protocol import connectionDone
@@ -30,23 +28,25 @@ from twisted.internet.ssl import VerificationError
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
-from twisted.web.client import URI, Agent, HTTPConnectionPool, ProxyAgent
+from twisted.web.client import (
+    URI,
+    Agent,
+    HTTPConnectionPool,
+    RequestGenerationFailed,
+    RequestTransmissionFailed,
+    ResponseFailed,
+)
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IResponse
+from twisted.web.iweb import IBodyProducer, IResponse
 from zope.interface import implementer
 
 from artifactd import __version__
+from artifactd.kit.timers import Timers
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 from artifactd.upstream.http.proxy import Proxies, Proxy, ProxyRefused, TunnelEndpoint
 from artifactd.upstream.http.response import Refusal, Response
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.url import REDIRECT_STATUSES, Target, Trail, bracketed
-
-# Connections to upstreams, between Twisted's HTTP client and TCP or TLS.
-#
-# What stands here is what that client leaves to its transport: to read in large pieces, to stop
-# at
-# once when nobody wants more, and not to take headers without end.
 
 RECEIVE_SIZE = 256 * 1024
 """Bytes that one read of a socket brings at most."""
@@ -56,7 +56,12 @@ MAX_HEAD = 256 * 1024
 
 
 class Connection(ProtocolWrapper):
-    """The transport that Twisted's HTTP client has."""
+    """
+    The transport under Twisted's HTTP client.
+
+    It does what that client leaves to its transport: it reads in large pieces, stops at once when
+    nobody wants more, and bounds the headers of an answer.
+    """
 
     transport: Any
 
@@ -94,7 +99,7 @@ class Connection(ProtocolWrapper):
         self.abortConnection()
 
     def abortConnection(self) -> None:
-        """Close it now, whatever was under way."""
+        """Close the connection at once, whatever is under way."""
         self.transport.abortConnection()
 
     def loseConnection(self) -> None:
@@ -138,18 +143,18 @@ class Connections:
     _emptied: Deferred[None] | None = None
 
     def opened(self, connection: Connection) -> None:
-        """``connection`` is there."""
+        """Note that ``connection`` is open."""
         self._open.add(connection)
 
     def lost(self, connection: Connection) -> None:
-        """``connection`` is closed."""
+        """Note that ``connection`` is closed."""
         self._open.discard(connection)
         if not self._open and self._emptied is not None:
             emptied, self._emptied = self._emptied, None
             emptied.callback(None)
 
     async def abort(self) -> None:
-        """Close all of them; returns when they are."""
+        """Close all connections; returns when they are closed."""
         if not self._open:
             return
         emptied: Deferred[None] = Deferred()
@@ -158,8 +163,6 @@ class Connections:
             connection.abortConnection()
         await emptied
 
-
-# Why no answer came, in plain words.
 
 _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (error.DNSLookupError, "its name can't be resolved"),
@@ -173,28 +176,25 @@ _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (error.ConnectionLost, "it broke off the connection"),
 )
 
+# Twisted's failures that hold others.
+_WITH_REASONS = (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed)
 
-def cause(failure: Failure) -> str | None:
+
+def cause(problem: BaseException) -> str | None:
     """
-    What went wrong between the request and the end of the headers of its answer.
+    Explain why a request got no answer, in words that complete a sentence about the host.
 
-    It completes a sentence about the host, and holds nothing that the peer has sent.  ``None``: it
-    is no fault of the host or the network.
+    They hold nothing that the peer has sent.  ``None``: neither the host nor the network failed.
     """
-    if failure.check(ValueError):
-        return "that is not the name of a host"  # says IDNA, before anything is sent
-    reasons = _reasons(failure)
-    known = [words for reason in reasons if (words := _words(reason.value))]
-    if known:
-        return known[0]
-    # What the parser raises, of whatever type, comes inside of another failure.
-    return None if reasons == [failure] else "its answer is not valid HTTP/1.1"
-
-
-def _reasons(failure: Failure) -> list[Failure]:
-    """The failures inside of one of Twisted's that has some, else itself."""
-    inner: list[Failure] = getattr(failure.value, "reasons", None) or [failure]
-    return inner
+    if isinstance(problem, ValueError):
+        return "that is not the name of a host"  # raised before anything is sent
+    if not isinstance(
+        problem, RequestGenerationFailed | RequestTransmissionFailed | ResponseFailed
+    ):
+        return _words(problem)
+    known = (_words(reason.value) for reason in problem.reasons)
+    # The parser's errors, of various types, come inside of a ResponseFailed.
+    return next(filter(None, known), "its answer is not valid HTTP/1.1")
 
 
 def _words(problem: BaseException | None) -> str | None:
@@ -205,116 +205,93 @@ def _words(problem: BaseException | None) -> str | None:
         if isinstance(problem, kind):
             return words
     if isinstance(problem, SSL.Error):
-        return f"TLS failed: {_tls_reason(problem)}"
+        # OpenSSL's own words, such as "certificate verify failed".
+        stack = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
+        return f"TLS failed: {stack[0][2] if stack else 'no reason given'}"
     if isinstance(problem, error.ConnectError):
-        return _os_reason(problem)
+        number = problem.osError
+        return os.strerror(number).lower() if isinstance(number, int) else "no connection"
     return None
 
 
-def _tls_reason(problem: SSL.Error) -> str:
-    """OpenSSL's words for it, such as ``certificate verify failed``."""
-    stack = problem.args[0] if problem.args and isinstance(problem.args[0], list) else []
-    return stack[0][2] if stack else "no reason given"
-
-
-def _os_reason(problem: error.ConnectError) -> str:
-    number = problem.osError
-    return os.strerror(number).lower() if isinstance(number, int) else "no connection"
-
-
-# One request to one host, as far as the headers of its answer, within its time.
-
-
-@define(eq=False)
-class Hop:
+class Step:
     """
-    A request under way.
+    One request to one host, up to the headers of its answer; a redirect leads to another step.
 
-    Whoever connects for it says so, so that connecting, the name's resolution and the proxy's
-    tunnel included, and waiting for the answer have a time of their own.
+    Its endpoint reports when it connects, so that connecting (resolving the name and a proxy's
+    tunnel included) and waiting for the answer have separate timeouts.
 
-    :ivar host: who is asked, with the proxy if there is one, for messages.
+    :param host: the host, and the proxy if there is one, for error messages.
+    :param connect_timeout: seconds.
+    :param first_byte_timeout: seconds.
     """
 
-    _clock: IReactorTime
-    host: str
-    _connect_timeout: float
-    _first_byte_timeout: float
-    _asking: Deferred[IResponse] | None = field(default=None, init=False)
-    _answered: Deferred[IResponse] = field(init=False)
-    _deadline: IDelayedCall | None = field(default=None, init=False)
-    # Why the request was given up from here, if it was.
-    _given_up: BaseException | None = field(default=None, init=False)
+    def __init__(
+        self, timers: Timers, host: str, connect_timeout: float, first_byte_timeout: float
+    ) -> None:
+        self.host = host
+        self._connect_timeout = connect_timeout
+        self._first_byte_timeout = first_byte_timeout
+        self._deadline = timers.deadline(self._expired)
+        self._connecting = False
+        self._asking: Deferred[IResponse] | None = None
+        self._given_up: BaseException | None = None
 
-    def ask(self, request: Callable[[], Deferred[IResponse]]) -> Deferred[IResponse]:
+    async def run(self, ask: Callable[[], Deferred[IResponse]]) -> IResponse:
         """
-        Its answer.  Cancelling it closes the connection.
+        Call ``ask`` and wait for the answer.  Cancelling closes the connection.
 
         :raises TimedOut: if connecting, or the answer's headers, take too long.
         :raises Unreachable: if no answer comes.
         """
-        self._answered = Deferred(self._cancelled)
+        answered: Deferred[IResponse] = Deferred(lambda _: self.give_up(CancelledError()))
         self.connected()
-        self._asking = maybeDeferred(request)
-        self._asking.addCallbacks(self._succeeded, self._failed)
-        return self._answered
+        try:
+            self._asking = maybeDeferred(ask)
+            self._asking.chainDeferred(answered)
+            return await answered
+        except Exception as problem:
+            if self._given_up is not None:
+                raise self._given_up from None
+            if isinstance(problem, ConnectTimeout | TCPTimedOutError):
+                raise TimedOut(self._no_connection()) from None
+            why = None if isinstance(problem, Unreachable) else cause(problem)
+            if why is None:
+                raise
+            status = problem.status if isinstance(problem, ProxyRefused) else None
+            raise Unreachable(f"{self.host} can't be reached: {why}", status) from None
+        finally:
+            self._deadline.cancel()
 
     def connecting(self) -> None:
-        """A new connection is needed."""
-        self._allow(self._connect_timeout, self._no_connection())
+        """Note that a new connection is being made: the connect timeout runs."""
+        self._connecting = True
+        self._deadline.start(self._connect_timeout)
 
     def connected(self) -> None:
-        """The request is sent, or about to be."""
-        seconds = self._first_byte_timeout
-        self._allow(seconds, f"{self.host} did not answer within {seconds:g} seconds")
+        """Note that the request is about to be sent: the first byte timeout runs."""
+        self._connecting = False
+        self._deadline.start(self._first_byte_timeout)
 
     def give_up(self, error: BaseException) -> None:
-        """Close the connection; the request fails with ``error``."""
+        """Close the connection; :meth:`run` raises ``error``."""
         self._given_up = error
         if self._asking is not None:
             self._asking.cancel()
 
+    def _expired(self) -> None:
+        late = f"{self.host} did not answer within {self._first_byte_timeout:g} seconds"
+        self.give_up(TimedOut(self._no_connection() if self._connecting else late))
+
     def _no_connection(self) -> str:
         return f"{self.host}: no connection within {self._connect_timeout:g} seconds"
 
-    def _allow(self, seconds: float, reason: str) -> None:
-        self._stop_waiting()
-        self._deadline = self._clock.callLater(seconds, self.give_up, TimedOut(reason))
 
-    def _stop_waiting(self) -> None:
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-
-    def _cancelled(self, _: Deferred[IResponse]) -> None:
-        self.give_up(CancelledError())
-
-    def _succeeded(self, response: IResponse) -> None:
-        self._stop_waiting()
-        self._answered.callback(response)
-
-    def _failed(self, failure: Failure) -> None:
-        self._stop_waiting()
-        self._answered.errback(self._given_up or self._explained(failure))
-
-    def _explained(self, failure: Failure) -> BaseException | Failure:
-        if isinstance(failure.value, Unreachable):
-            return failure.value
-        if failure.check(ConnectTimeout, TCPTimedOutError):
-            return TimedOut(self._no_connection())
-        why = cause(failure)
-        if why is None:
-            return failure
-        status = failure.value.status if isinstance(failure.value, ProxyRefused) else None
-        return Unreachable(f"{self.host} can't be reached: {why}", status)
-
-
-# How a target is reached: directly, by a request to a proxy, or by a tunnel through one.
-
-
-class _VerbatimEndpoint(HostnameEndpoint):
+class _AnyHostEndpoint(HostnameEndpoint):
     """
-    Takes a name as it is: by IDNA, to which Twisted holds it, none has an underscore, or hyphens in
-    the third and fourth place, and hosts do.
+    Connects to a host by a name that IDNA may refuse.
+
+    Twisted refuses an underscore, and hyphens in the third and fourth place; real hosts have them.
     """
 
     @staticmethod
@@ -326,124 +303,69 @@ class _VerbatimEndpoint(HostnameEndpoint):
 
 @implementer(IStreamClientEndpoint)
 @frozen
-class _WatchedEndpoint:
-    """
-    Connects by ``below`` and tells its hop of it.
+class _StepEndpoint:
+    """Connects by ``below``, and reports to ``step`` when it begins to and when it has."""
 
-    :ivar key: endpoints with the same one lead to the same peer: Twisted's agent for proxies looks
-        in the pool by endpoint.
-    """
-
-    key: Hashable
-    _below: IStreamClientEndpoint = field(eq=False)
-    _connections: Connections = field(eq=False)
-    _hop: Hop = field(eq=False)
+    below: IStreamClientEndpoint
+    connections: Connections
+    step: Step
 
     def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
-        self._hop.connecting()
+        def connected(connection: Connection) -> IProtocol:
+            self.step.connected()
+            wrapped: IProtocol = connection.wrappedProtocol
+            return wrapped
+
+        self.step.connecting()
         # Otherwise each connection is worth two lines in the log to it.
         protocolFactory.noisy = False  # type: ignore[attr-defined]
-        factory = ConnectionFactory(protocolFactory, self._connections)
-        connecting: Deferred[Any] = self._below.connect(factory)
-        return connecting.addCallback(self._connected)
-
-    def _connected(self, connection: Connection) -> IProtocol:
-        self._hop.connected()
-        wrapped: IProtocol = connection.wrappedProtocol
-        return wrapped
+        factory = ConnectionFactory(protocolFactory, self.connections)
+        connecting: Deferred[Any] = self.below.connect(factory)
+        return connecting.addCallback(connected)
 
 
-@implementer(IAgentEndpointFactory)
-@frozen
-class _Only:
-    """The endpoint of the one request that an agent is made for."""
+class _ExactUrl(EncodedURL):
+    """A URL that treq takes as it is: it would normalise any other, and refuses hosts like ::1."""
 
-    endpoint: IStreamClientEndpoint
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self._text = text
 
-    def endpointForURI(self, uri: URI) -> IStreamClientEndpoint:
-        return self.endpoint
+    def to_uri(self) -> Self:
+        return self
+
+    def to_text(self, with_password: bool = False) -> str:
+        return self._text
 
 
-@frozen
-class Routes:
-    """Makes the agents of a transport, which share its connections."""
+class _StepAgent(Agent):
+    """
+    Sends the one request of a step by ``endpoint``, and refuses a coded answer.
 
-    _reactor: Any
-    _pool: HTTPConnectionPool
-    _connections: Connections
-    _proxies: Proxies
-    _trust: Trust
-    _connect_timeout: float
+    A signed URL must go out exactly as it came.  Twisted's agents rebuild it from its parts, which
+    in newer versions of Python doubles slashes at the beginning of a path.
 
-    def proxy(self, target: Target) -> Proxy | None:
-        """The proxy through which ``target`` is asked, or ``None``."""
-        return self._proxies.for_target(target)
+    :param target: the URL of the request.
+    :param proxy: the proxy that ``endpoint`` connects to, or ``None``.
+    """
 
-    def agent(self, target: Target, proxy: Proxy | None, hop: Hop) -> IAgent:
-        """An agent for ``hop``, a request of ``target``."""
-        address = proxy.address if proxy else target
-        socket: IStreamClientEndpoint = _VerbatimEndpoint(
-            self._reactor, address.host, address.port, timeout=self._connect_timeout
-        )
-        if target.scheme == "https":
-            socket = self._secured(socket, target, proxy)
-        endpoint = _WatchedEndpoint(address, socket, self._connections, hop)
-        if proxy and target.scheme == "http":
-            agent: IAgent = ProxyAgent(endpoint, self._reactor, self._pool)
+    def __init__(
+        self,
+        pool: HTTPConnectionPool,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        target: Target,
+        proxy: Proxy | None,
+    ) -> None:
+        super().__init__(reactor, pool=pool)
+        self._endpoint = endpoint
+        self._target = target
+        if proxy is not None and target.scheme == "http":
+            self._key: Any = ("proxy", proxy.address)
+            self._path = target.url
         else:
-            agent = Agent.usingEndpointFactory(self._reactor, _Only(endpoint), self._pool)
-        return agent
-
-    def _secured(
-        self, socket: IStreamClientEndpoint, target: Target, proxy: Proxy | None
-    ) -> IStreamClientEndpoint:
-        if proxy:
-            destination = f"{bracketed(target.host)}:{target.port}"
-            socket = TunnelEndpoint(socket, destination, proxy.authorization)
-        return wrapClientTLS(self._trust.options(target.host), socket)
-
-
-__all__ = ["Response", "Transport", "TransportSettings"]
-
-IDLE_CONNECTIONS = 8
-"""Connections to one host that are kept for later requests."""
-
-IDLE_SECONDS = 60
-"""Seconds for which they are kept."""
-
-# What treq is given: it would rewrite the URL, which may be signed, and fails on IPv6 addresses.
-# The agent below it knows the real one.
-_SOME_URL = "http://upstream.invalid/"
-
-
-@frozen
-class TransportSettings:
-    """
-    :ivar connect_timeout: seconds for a connection, the name's resolution and a proxy's tunnel
-        included.
-    :ivar first_byte_timeout: seconds from there, a TLS handshake included, to the end of the
-        answer's headers.
-    :ivar idle_timeout: seconds for which a body may stand still.
-    :ivar ca_file: certificates in PEM, trusted besides the platform's.
-    """
-
-    connect_timeout: float = 10
-    first_byte_timeout: float = 30
-    idle_timeout: float = 30
-    ca_file: Path | None = None
-
-
-@implementer(IAgent)
-@frozen
-class _Verbatim:
-    """
-    Asks for exactly ``target`` with exactly ``headers``, whatever treq would make of them, and
-    keeps from treq what of an answer it would act upon.
-    """
-
-    agent: IAgent
-    target: Target
-    headers: Headers
+            self._key = target.origin
+            self._path = target.resource
 
     def request(
         self,
@@ -452,68 +374,82 @@ class _Verbatim:
         headers: Headers | None = None,
         bodyProducer: IBodyProducer | None = None,
     ) -> Deferred[IResponse]:
-        asking = self.agent.request(method, self.target.url.encode("ascii"), self.headers)
+        wire = Headers() if headers is None else headers.copy()
+        # treq asks for gzip, which would break lengths and ranges.
+        wire.setRawHeaders("Accept-Encoding", ["identity"])
+        path = self._path.encode("ascii")
+        asking: Deferred[IResponse] = self._requestWithEndpoint(
+            self._key, self._endpoint, method, URI.fromBytes(uri), wire, bodyProducer, path
+        )
         return asking.addCallback(self._uncoded)
 
     def _uncoded(self, response: IResponse) -> IResponse:
+        """Leave nothing in the headers that treq would act upon."""
         response.headers.removeHeader(b"Set-Cookie")
         codings = b",".join(response.headers.getRawHeaders(b"Content-Encoding", []))
         response.headers.removeHeader(b"Content-Encoding")
-        # What an error means doesn't hang on how its text is coded.
+        # The status of an error counts, however its text is coded.
         if codings.strip().lower() in (b"", b"identity") or not 200 <= response.code < 300:
             return response
         response.deliverBody(Refusal())
         raise Unreachable(
-            f"{self.target.authority} sends a Content-Encoding, though asked for none",
+            f"{self._target.authority} sends a Content-Encoding, though asked for none",
             response.code,
         )
 
 
-@define(eq=False)
-class Transport:
-    """HTTP to one upstream: a connection pool of its own, redirects, TLS, proxies, timeouts."""
+__all__ = ["Response", "Transport"]
 
-    _reactor: Any
-    _settings: TransportSettings
-    _routes: Routes
-    _pool: HTTPConnectionPool
-    _connections: Connections
-    _hops: set[Hop] = field(factory=set, init=False)
+IDLE_CONNECTIONS = 8
+"""Connections to one host that are kept for later requests."""
+
+IDLE_SECONDS = 60
+"""Seconds for which idle connections are kept."""
+
+
+@define(eq=False, kw_only=True)
+class Transport:
+    """
+    HTTP to one upstream: a connection pool of its own, redirects, TLS, proxies, timeouts.
+
+    :param reactor: connects, resolves names, and is the clock of all timeouts.
+    :param connect_timeout: seconds for a connection, the name's resolution and a proxy's tunnel
+        included.
+    :param first_byte_timeout: seconds from there, a TLS handshake included, to the end of the
+        answer's headers.
+    :param idle_timeout: seconds for which a body may stand still.
+    """
+
+    reactor: Any
+    trust: Trust
+    proxies: Proxies
+    connect_timeout: float
+    first_byte_timeout: float
+    idle_timeout: float
+    _pool: HTTPConnectionPool = field(init=False)
+    _timers: Timers = field(init=False)
+    _connections: Connections = field(factory=Connections, init=False)
+    _steps: set[Step] = field(factory=set, init=False)
     _closed: bool = field(default=False, init=False)
 
-    @classmethod
-    def make(cls, reactor: Any, settings: TransportSettings, environ: Mapping[str, str]) -> Self:
-        """
-        :param reactor: connects, resolves names, and is the clock of all timeouts.
-        :param environ: names the proxies (:class:`artifactd.upstream.http.proxy.Proxies`).
-        :raises StartError: if the CA file can't be used, or a proxy's URL.
-        """
-        pool = HTTPConnectionPool(reactor)
-        pool.maxPersistentPerHost = IDLE_CONNECTIONS
-        pool.cachedConnectionTimeout = IDLE_SECONDS
-        connections = Connections()
-        routes = Routes(
-            reactor,
-            pool,
-            connections,
-            Proxies.from_environ(environ),
-            Trust.load(settings.ca_file),
-            settings.connect_timeout,
-        )
-        return cls(reactor, settings, routes, pool, connections)
+    def __attrs_post_init__(self) -> None:
+        self._timers = Timers(self.reactor)
+        self._pool = HTTPConnectionPool(self.reactor)
+        self._pool.maxPersistentPerHost = IDLE_CONNECTIONS
+        self._pool.cachedConnectionTimeout = IDLE_SECONDS
 
     async def request(self, method: str, url: str, headers: Mapping[str, str]) -> Response:
         """
-        Ask for ``url``, and follow redirects; the headers of the answer have come then.
+        Ask for ``url`` and follow redirects; returns when the headers of the answer have come.
 
         ``Authorization`` goes to the origin of ``url`` alone.  ``Accept-Encoding`` is always
-        ``identity``: what comes is what the upstream has.  A request that a connection kept from
-        before has not outlived is sent once more on a new one.
+        ``identity``, so the body is what the upstream has.  If the upstream closes a kept
+        connection before it answers, the request is sent once more on a new one.
 
         :param method: GET or HEAD.
         :raises TimedOut: if a connection or an answer takes too long.
-        :raises Unreachable: if there is no answer, or none that may be followed; also if a 2xx has
-            a ``Content-Encoding`` none the less.
+        :raises Unreachable: if there is no answer, or a redirect that may not be followed; also if
+            a 2xx has a ``Content-Encoding`` none the less.
         """
         assert method in ("GET", "HEAD"), method
         try:
@@ -529,61 +465,61 @@ class Transport:
             trail.follow(location)
 
     async def close(self) -> None:
-        """Give up what is under way and close all connections; returns when they are closed."""
+        """Give up all requests and close all connections; returns when they are closed."""
         self._closed = True
-        for hop in list(self._hops):
-            hop.give_up(_shut_down(hop.host))
+        for step in list(self._steps):
+            step.give_up(_shut_down(step.host))
         await self._connections.abort()
         # Last, since one on which an answer has just ended comes to the pool even now.
         await self._pool.closeCachedConnections()
 
     async def _ask(self, method: str, target: Target, headers: Mapping[str, str]) -> Response:
+        """Make one request, without following a redirect."""
         if self._closed:
             raise _shut_down(target.authority)
-        proxy = self._routes.proxy(target)
-        hop = Hop(
-            self._reactor,
-            _whom(target, proxy),
-            self._settings.connect_timeout,
-            self._settings.first_byte_timeout,
-        )
+        wire = Headers({name: [value] for name, value in headers.items()})
+        wire.setRawHeaders("User-Agent", [f"artifactd/{__version__}"])
+        proxy = self.proxies.for_target(target)
+        whom = target.authority
+        if proxy is not None:
+            whom += f" (through the proxy {proxy.address.authority})"
+            if proxy.authorization and target.scheme == "http":
+                wire.setRawHeaders("Proxy-Authorization", [proxy.authorization])
+        step = Step(self._timers, whom, self.connect_timeout, self.first_byte_timeout)
 
         def ask() -> Deferred[Any]:
-            agent = self._routes.agent(target, proxy, hop)
-            client = HTTPClient(_Verbatim(agent, target, _wire_headers(headers, target, proxy)))
-            return client.request(
-                method, _SOME_URL, allow_redirects=False, unbuffered=True, reactor=self._reactor
+            endpoint = _StepEndpoint(self._endpoint(target, proxy), self._connections, step)
+            agent = _StepAgent(self._pool, self.reactor, endpoint, target, proxy)
+            return HTTPClient(agent).request(
+                method,
+                _ExactUrl(target.url),
+                headers=wire,
+                allow_redirects=False,
+                unbuffered=True,
+                reactor=self.reactor,
             )
 
-        self._hops.add(hop)
+        self._steps.add(step)
         try:
-            answer: Any = await hop.ask(ask)
+            answer = await step.run(ask)
         finally:
-            self._hops.discard(hop)
+            self._steps.discard(step)
         return Response(
-            answer.original,
-            target.authority,
-            target.url,
-            self._reactor,
-            self._settings.idle_timeout,
+            answer, target.authority, target.url, self.reactor, self._timers, self.idle_timeout
         )
 
-
-def _wire_headers(headers: Mapping[str, str], target: Target, proxy: Proxy | None) -> Headers:
-    wire = Headers()
-    for name, value in headers.items():
-        wire.setRawHeaders(name, [value])
-    wire.setRawHeaders("Accept-Encoding", ["identity"])
-    wire.setRawHeaders("User-Agent", [f"artifactd/{__version__}"])
-    if proxy and proxy.authorization and target.scheme == "http":
-        wire.setRawHeaders("Proxy-Authorization", [proxy.authorization])
-    return wire
-
-
-def _whom(target: Target, proxy: Proxy | None) -> str:
-    if proxy is None:
-        return target.authority
-    return f"{target.authority} (through the proxy {proxy.address.authority})"
+    def _endpoint(self, target: Target, proxy: Proxy | None) -> IStreamClientEndpoint:
+        """Make the endpoint for ``target``: direct, to a proxy, or through a proxy's tunnel."""
+        address = proxy.address if proxy else target
+        socket: IStreamClientEndpoint = _AnyHostEndpoint(
+            self.reactor, address.host, address.port, timeout=self.connect_timeout
+        )
+        if target.scheme == "http":
+            return socket
+        if proxy is not None:
+            destination = f"{bracketed(target.host)}:{target.port}"
+            socket = TunnelEndpoint(socket, destination, proxy.authorization)
+        return wrapClientTLS(self.trust.options(target.host), socket)
 
 
 def _shut_down(host: str) -> Unreachable:

@@ -11,7 +11,7 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from artifactd.upstream.http.errors import TimedOut
 from artifactd.upstream.http.proxy import MAX_HEAD
 from artifactd.upstream.http.response import Response
-from artifactd.upstream.http.transport import Transport, TransportSettings
+from artifactd.upstream.http.transport import Transport
 from tests.upstream.certificates import Authority
 from tests.upstream.wire import Peer, Request, Server, TransportCase, head, start
 
@@ -35,7 +35,7 @@ class ProxiedCase(TransportCase):
         ca_file.write_bytes(AUTHORITY.pem)
         proxy = f"http://{login}proxy.example:{self.server.port}"
         environ = {"all_proxy": proxy, "no_proxy": "direct.example"}
-        return self.make(TransportSettings(ca_file=ca_file), environ)
+        return self.make(ca_file, environ)
 
     def ask(self, url: str, transport: Transport | None = None) -> Deferred[Response]:
         answer = start((transport or self.transport).request("GET", url, {"Accept": "a/b"}))

@@ -13,7 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.kit.start import StartError
 from artifactd.upstream.http.tls import Trust
-from artifactd.upstream.http.transport import RECEIVE_SIZE, Transport, TransportSettings
+from artifactd.upstream.http.transport import RECEIVE_SIZE, Transport
 from tests.upstream.certificates import Authority
 from tests.upstream.sinks import Sink
 from tests.upstream.wire import Peer, Server, TransportCase, head, start
@@ -29,7 +29,7 @@ class TlsCase(TransportCase):
         self.ca_file = Path(self.mktemp())
         self.ca_file.parent.mkdir(parents=True, exist_ok=True)
         self.ca_file.write_bytes(AUTHORITY.pem)
-        self.transport = self.make(TransportSettings(ca_file=self.ca_file))
+        self.transport = self.make(self.ca_file)
 
     def serve(self, options: CertificateOptions) -> Server:
         """A server that speaks TLS."""
@@ -106,13 +106,13 @@ class VerificationTests(TlsCase):
         appointed = OTHER.appoint("an authority of a department")
         self.ca_file.write_bytes(appointed.pem)
         self.serve(appointed.options("registry.example"))
-        await self.assert_answers(transport=self.make(TransportSettings(ca_file=self.ca_file)))
+        await self.assert_answers(transport=self.make(self.ca_file))
 
     async def test_a_servers_own_certificate_in_the_file_is_good_for_its_name_alone(self) -> None:
         options = OTHER.options("registry.example")
         assert options.certificate is not None
         self.ca_file.write_bytes(dump_certificate(FILETYPE_PEM, options.certificate))
-        transport = self.make(TransportSettings(ca_file=self.ca_file))
+        transport = self.make(self.ca_file)
         self.serve(options)
         await self.assert_answers(transport=transport)
         error = await self.error(self.ask("other.example", transport))
@@ -130,11 +130,11 @@ class VerificationTests(TlsCase):
         os.environ["SSL_CERT_FILE"] = str(platform)
         for authority in (OTHER, AUTHORITY):
             self.serve(authority.options("registry.example"))
-            await self.assert_answers(transport=self.make(TransportSettings(ca_file=self.ca_file)))
+            await self.assert_answers(transport=self.make(self.ca_file))
 
     async def test_all_certificates_of_the_file_are_trusted(self) -> None:
         self.ca_file.write_bytes(b"The first:\n" + OTHER.pem + b"\nthe second:\n" + AUTHORITY.pem)
-        transport = self.make(TransportSettings(ca_file=self.ca_file))
+        transport = self.make(self.ca_file)
         for authority in (OTHER, AUTHORITY):
             self.serve(authority.options("registry.example"))
             await self.assert_answers(transport=transport)
@@ -210,7 +210,7 @@ class ConversationTests(TlsCase):
 
 class FileTests(TestCase):
     def assert_stops_the_start(self, path: Path, words: str) -> None:
-        error = self.assertRaises(StartError, Trust.load, path)
+        error = self.assertRaises(StartError, Trust.load, str(path))
         self.assertIn(str(path), str(error))
         self.assertIn(words, str(error))
 

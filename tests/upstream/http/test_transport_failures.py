@@ -6,8 +6,8 @@ from twisted.internet import reactor
 from twisted.internet.testing import MemoryReactor
 
 from artifactd.upstream.http.errors import TimedOut
-from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE, Transport, TransportSettings
-from tests.upstream.wire import TransportCase, head, start
+from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE
+from tests.upstream.wire import TransportCase, head, make_transport, start
 
 
 class FailureTests(TransportCase):
@@ -94,7 +94,7 @@ class FailureTests(TransportCase):
 
     async def test_a_port_where_nobody_listens_is_unreachable(self) -> None:
         # Twisted tries the next address of a name after a time, so that has to be real.
-        transport = Transport.make(reactor, TransportSettings(), {})
+        transport = make_transport(reactor)
         self.addCleanup(lambda: start(transport.close()))
         asking = transport.request("GET", "http://127.0.0.1:1/?sig=secret", {})
         error = await self.error(start(asking))
@@ -159,8 +159,7 @@ class TimeoutTests(TransportCase):
         await peer.lost
 
     async def test_the_times_are_those_of_the_settings(self) -> None:
-        settings = TransportSettings(connect_timeout=1, first_byte_timeout=2, idle_timeout=3)
-        transport = self.make(settings)
+        transport = self.make(connect_timeout=1, first_byte_timeout=2, idle_timeout=3)
         answer = start(transport.request("GET", self.server.url(), {}))
         peer, _ = await self.server.asked.get()
         self.clock.advance(1.9)
