@@ -19,17 +19,17 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog, Restored
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.commands.options import SettingsOptions
-from artifactd.daemon.assemble import Assembly, assemble, collection_rules
+from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.names import ImageName, RepositoryName
-from artifactd.registry.local import LocalRepository
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.upkeep.collector import Collector, NotNow, Sweep
-from artifactd.registry.upkeep.fsck import Check, Finding, State
+from artifactd.registry.upkeep.collector import Collector, NotNow
+from artifactd.registry.upkeep.fsck import Check, Report, State
+from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
@@ -348,7 +348,7 @@ async def _try(parts: Assembly, settings: Settings) -> int:
             GarbageCatalog(catalog.database),
             parts.blobs,
             _Copy(),
-            collection_rules(settings),
+            settings,
             parts.run,
             parts.reactor,
             Counters().collection,
@@ -414,14 +414,14 @@ def _told(restored: Restored) -> str:
 
 
 @define
-class _FindingListing:
-    """Prints what is found, and counts it."""
+class _Reports:
+    """Prints fsck's reports and counts them."""
 
     counts: Counter[State] = field(factory=Counter)
 
-    def add(self, finding: Finding) -> None:
-        self.counts[finding.state] += 1
-        print(f"{finding.state}: {finding.kind}: {finding.name}: {finding.text}", flush=True)
+    def add(self, report: Report) -> None:
+        self.counts[report.state] += 1
+        print(f"{report.state}: {report.kind}: {report.name}: {report.text}", flush=True)
 
 
 class CheckData(SettingsOptions):
@@ -439,12 +439,11 @@ class CheckData(SettingsOptions):
 
     def run(self) -> int:
         settings = used(self.load())
-        timeout = settings.upload_timeout
-        return with_parts(settings, lambda parts: self._check(parts, timeout))
+        return with_parts(settings, lambda parts: self._check(parts, settings))
 
-    async def _check(self, parts: Assembly, upload_timeout: float) -> int:
+    async def _check(self, parts: Assembly, settings: Settings) -> int:
         parts.damage.heals = False  # the daemon's work, or a later pull's
-        listing = _FindingListing()
+        listing = _Reports()
         check = Check(
             parts.catalog,
             parts.repairs,
@@ -453,11 +452,7 @@ class CheckData(SettingsOptions):
             parts.uploads,
             parts.fills.store,
             parts.damage,
-            {
-                name: repository.rules
-                for name, repository in parts.registry.repositories.items()
-                if isinstance(repository, LocalRepository)
-            },
+            settings.repository,
             parts.run,
             listing.add,
             repair=bool(self["repair"]),
@@ -465,7 +460,11 @@ class CheckData(SettingsOptions):
         )
         if self["repair"]:
             await Sweep(
-                parts.catalog, parts.blobs, parts.uploads, parts.fills.store, upload_timeout
+                parts.catalog,
+                parts.blobs,
+                parts.uploads,
+                parts.fills.store,
+                settings.upload_timeout,
             ).run()
         await check.run()
         counts = listing.counts

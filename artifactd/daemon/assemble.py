@@ -33,7 +33,7 @@ from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository, LocalRules
 from artifactd.registry.metrics import Counters, RepositoryCounters
 from artifactd.registry.mirror.blobs import RemoteBlobs
-from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules
+from artifactd.registry.mirror.eviction import Accesses, Eviction
 from artifactd.registry.mirror.fill import FillRules, Fills
 from artifactd.registry.mirror.lists import RemoteLists
 from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
@@ -50,9 +50,9 @@ from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
 from artifactd.registry.unprefixed import PulledFrom, Unprefixed
-from artifactd.registry.upkeep.collector import CollectionRules, Collector
+from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
-from artifactd.registry.upkeep.scrubber import Scrubber, ScrubRules
+from artifactd.registry.upkeep.scrubber import Scrubber
 from artifactd.registry.uploads import UploadLimits, Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
@@ -298,8 +298,7 @@ class RemoteWiring:
     def _eviction(
         self, name: str, settings: RemoteSettings, counters: RepositoryCounters
     ) -> Eviction:
-        rules = EvictionRules(int(settings.size_cap), settings.max_age, settings.pinned)
-        return Eviction(name, rules, self.catalog, self.remote, self.stored.blobs, counters)
+        return Eviction(name, settings, self.catalog, self.remote, self.stored.blobs, counters)
 
     def _names(self, name: str, settings: RemoteSettings) -> NameRules:
         local_only = self.settings.default.local_only
@@ -424,7 +423,7 @@ def assemble(
         repairs,
         damage,
         FolderScrubLock(folder.path, files),
-        ScrubRules(int(settings.scrub_rate), settings.scrub_pause, settings.quarantine_keep),
+        settings,
         run,
         reactor,
         counters.damage,
@@ -435,7 +434,7 @@ def assemble(
         garbage,
         blobs,
         FolderCollectionLock(folder.path, files),
-        collection_rules(settings),
+        settings,
         run,
         reactor,
         counters.collection,
@@ -533,13 +532,3 @@ def _local_rules(limits: LimitsSettings, settings: LocalSettings) -> LocalRules:
         quota=int(settings.quota),
         untagged=settings.untagged.seconds,
     )
-
-
-def collection_rules(settings: Settings) -> CollectionRules:
-    """What ``settings`` say of garbage collection."""
-    untagged = {
-        name: each.untagged.seconds
-        for name, each in settings.repository.items()
-        if isinstance(each, LocalSettings) and each.untagged.seconds is not None
-    }
-    return CollectionRules(settings.grace, settings.lease, untagged, settings.gc_rate)

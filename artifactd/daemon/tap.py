@@ -25,7 +25,8 @@ from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.metrics import Health
-from artifactd.registry.upkeep.collector import NotNow, Sweep
+from artifactd.registry.upkeep.collector import NotNow
+from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 from artifactd.store.interfaces import SHELVES

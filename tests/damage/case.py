@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from artifactd.oci.digest import Digest
-from artifactd.registry.upkeep.scrubber import ScrubRules
+from artifactd.settings.settings import Settings
+from artifactd.settings.values import Duration, Size
 from tests.damage.rot import rot
 from tests.pull.case import PullCase, noise
 
@@ -11,14 +12,14 @@ LARGE = noise(300_000, 1)
 """More than what is answered from memory."""
 
 SMALL = b"a small blob"
-FAST = ScrubRules(rate=1 << 40, pause=0.0)
+FAST = Settings(scrub_rate=Size(1 << 40), scrub_pause=Duration(0), quarantine_keep=Duration(0))
 NAME = "library/app"
 
 
 class DamageCase(PullCase):
     def setUp(self) -> None:
         super().setUp()
-        self.parts.scrubber.rules = FAST
+        self.parts.scrubber.settings = FAST
 
     def rot(self, digest: Digest, way: str) -> None:
         rot(self.registry.data, digest, way)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import evolve
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
+from artifactd.settings.values import Duration, Size
 from artifactd.store.examine import FolderScrubLock
 from artifactd.store.interfaces import SHELVES, ScrubPosition
 from tests.damage.case import FAST, SMALL, DamageCase
@@ -25,11 +26,11 @@ class RoundTests(DamageCase):
     async def test_nothing_is_read_again_before_the_pause_is_over(self) -> None:
         digest = await self.registry.push_blob("app", SMALL)
         await self.scrub()
-        self.parts.scrubber.rules = evolve(FAST, pause=3600.0)
+        self.parts.scrubber.settings = replace(FAST, scrub_pause=Duration(3600))
         self.rot(digest, "a bit flips")
         await self.scrub()
         self.assertEqual(self.quarantined(), [])
-        self.parts.scrubber.rules = FAST
+        self.parts.scrubber.settings = FAST
         await self.scrub()
         self.assertEqual(self.quarantined(), [str(digest)])
         self.assertEqual(await self.damaged("scrub_rounds_total"), 2)
@@ -46,17 +47,17 @@ class RoundTests(DamageCase):
         lock.release()
         for digest in (before, behind):
             self.rot(digest, "a bit flips")
-        self.parts.scrubber.rules = evolve(FAST, pause=3600.0)
+        self.parts.scrubber.settings = replace(FAST, scrub_pause=Duration(3600))
         await self.scrub()
         self.assertEqual(self.quarantined(), [str(behind)])
         self.assertEqual(self.position().shelf, 0)
 
     async def test_a_scrubber_that_is_stopped_says_where(self) -> None:
         await self.registry.push_blob("app", SMALL)
-        self.parts.scrubber.rules = evolve(FAST, rate=1)
+        self.parts.scrubber.settings = replace(FAST, scrub_rate=Size(1))
         running = self.parts.scrubber.run()
         waiting = Deferred.fromCoroutine(running)
-        while self.parts.scrubber._pausing is None:
+        while self.parts.scrubber._pace._pausing._waiting is None:
             await self.registry.request("GET", "/healthz")
         self.parts.scrubber.stop()
         await waiting
@@ -78,7 +79,7 @@ class RoundTests(DamageCase):
         digest = await self.registry.push_blob("app", SMALL)
         self.rot(digest, "a bit flips")
         await self.scrub()
-        self.parts.scrubber.rules = evolve(FAST, keep=60.0)
+        self.parts.scrubber.settings = replace(FAST, quarantine_keep=Duration(60))
         await self.scrub()
         self.assertEqual(self.quarantined(), [str(digest)])
         self.parts.scrubber.now = lambda: 1e12
@@ -131,6 +132,6 @@ class RoundTests(DamageCase):
                 file.chmod(0o000)
 
     async def expire(self) -> None:
-        self.parts.scrubber.rules = evolve(FAST, keep=60.0)
+        self.parts.scrubber.settings = replace(FAST, quarantine_keep=Duration(60))
         self.parts.scrubber.now = lambda: 1e12
         await self.scrub()

@@ -1,4 +1,4 @@
-"""Eviction: a remote repository is kept to its size and its age."""
+"""Eviction: keeping a remote repository within its size and age limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
@@ -15,41 +15,29 @@ from artifactd.catalog.remote import Held, RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, matches
 from artifactd.registry.metrics import RepositoryCounters
+from artifactd.settings.remote import RemoteSettings
 from artifactd.store.interfaces import BlobStore
 
 _log = Logger()
 
 _PAGE = 100
-
-
-@frozen
-class EvictionRules:
-    """
-    :ivar size_cap: bytes of blobs and manifests at most; 0: no limit.
-    :ivar max_age: seconds after the last pull; 0: no limit.
-    :ivar pinned: patterns of images that stay.
-    :ivar grace: seconds after a pull in which nothing goes, since access times are written down
-        only so often, and what is read counts as pulled each time.
-    """
-
-    size_cap: int = 0
-    max_age: float = 0.0
-    pinned: tuple[str, ...] = ()
-    grace: float = 180.0
+# Seconds after a pull for which nothing is evicted: access times are written only once a minute.
+_GRACE = 180.0
 
 
 @define
 class Eviction:
     """
-    Takes out of one remote repository what was longest not pulled.
+    Evicts the least recently pulled blobs and manifests of one remote repository.
 
-    Bytes that another image needs stay: only this repository's claim on them goes.
+    Bytes that another image needs stay: only this repository's rows go.
 
+    :param settings: ``size_cap``, ``max_age`` and ``pinned``.
     :param now: seconds since the epoch.
     """
 
     repository: str
-    rules: EvictionRules
+    settings: RemoteSettings
     catalog: Catalog
     remote: RemoteCatalog
     blobs: BlobStore
@@ -57,22 +45,23 @@ class Eviction:
     now: Callable[[], float] = time.time
     _freed: int = field(default=0, init=False)
     _count: int = field(default=0, init=False)
-    _stayed: int = field(default=0, init=False)  # of the least used
+    _pinned: int = field(default=0, init=False)  # that :meth:`_evict` has passed over
 
     async def run(self) -> int:
-        """Evict what has to go now; how many blobs and manifests that was."""
+        """Evict everything beyond the limits.  Returns how many blobs and manifests went."""
         self._freed = self._count = 0
-        rules, now = self.rules, self.now()
-        if rules.max_age:
-            self._stayed = 0
-            while await self._evict(now - max(rules.max_age, rules.grace), None):
+        settings, now = self.settings, self.now()
+        if settings.max_age:
+            self._pinned = 0
+            while await self._evict(now - max(settings.max_age, _GRACE), None):
                 pass
-        if rules.size_cap:
-            self._stayed = 0
-            # What several images hold counts once, and is only gone when all of them let it go: how
-            # much a round has brought has to be asked.
-            while (excess := await self._held() - rules.size_cap) > 0:
-                if not await self._evict(now - rules.grace, excess):
+        if settings.size_cap:
+            self._pinned = 0
+            # Bytes that several images hold count once and are freed with the last of them: only
+            # the catalog knows how much a round has freed.
+            held = self.remote.held_bytes
+            while (excess := await held(self.repository) - settings.size_cap) > 0:
+                if not await self._evict(now - _GRACE, excess):
                     break
         if self._count:
             self.counters.evicted.inc(self._count)
@@ -84,23 +73,22 @@ class Eviction:
             )
         return self._count
 
-    async def _held(self) -> int:
-        return await self.remote.held_bytes(self.repository)
-
     async def _evict(self, before: float, excess: int | None) -> int:
         """
-        Let go of what was longest not used; how many that were, 0 where nothing is left to go.
+        Evict a page of what was last used before ``before``, the longest unused first.
 
-        :param excess: bytes that are too many; ``None``: all of them.
+        Returns how many were evicted; 0: none is left that may go.
+
+        :param excess: bytes to free at least; ``None``: the whole page goes.
         """
-        while page := await self.remote.least_used(self.repository, before, self._stayed, _PAGE):
+        while page := await self.remote.least_used(self.repository, before, self._pinned, _PAGE):
             going: list[Held] = []
             freed: set[Digest] = set()
             for held in page:
                 if excess is not None and excess <= 0:
                     break
-                if matches(held.image.image, self.rules.pinned):
-                    self._stayed += 1
+                if matches(held.image.image, self.settings.pinned):
+                    self._pinned += 1
                     continue
                 going.append(held)
                 if excess is not None and held.digest not in freed:

@@ -1,4 +1,4 @@
-"""What is wrong in the store: never served, kept apart, and had again where that can be."""
+"""Damaged blobs: no longer served, moved to quarantine, and restored where a right copy is."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from artifactd.store.interfaces import BlobStore, Examination, StagedBlob
 _log = Logger()
 
 GONE = "its file is gone"
-HOLDERS = 20  # named of one digest
-_LOOKED_AT = 64  # in the background, at the same time
+HOLDERS = 20  # images that a message about one digest names
+_LOOKED_AT = 64  # suspected blobs that are read in the background at the same time
 
 Refetch = Callable[[Holder, Digest], Awaitable[None]]
-"""Gets a digest again under an image of an upstream; raises RegistryError, OSError, Stopped."""
+"""Fetches a digest again for an image of an upstream.  Raises RegistryError, OSError, Stopped."""
 
 
 async def _nothing(holder: Holder, digest: Digest) -> None:
-    """There is no upstream."""
+    """Do nothing: there is no upstream."""
 
 
 @define(eq=False)
 class Damage:
     """
-    Looks into what could not be read, and sees to what is damaged.
+    Examines blobs that could not be read, quarantines damaged ones, and restores them.
 
-    Bytes for a name that was pushed here come from a push or from another copy alone: what is
-    fetched again is so under the name of an upstream's image, and by its digest.
+    A blob of a pushed image is restored from memory or by another push, never from an upstream;
+    a blob of an upstream's image is also fetched again, under that image's name and by its digest.
 
-    :ivar heals: whether what is lost is had again at once.
-    :ivar refetch: how from an upstream.
+    :ivar heals: whether to restore a lost blob at once.
+    :ivar refetch: fetches a digest again from an upstream.
     """
 
     repairs: RepairCatalog
@@ -56,24 +56,28 @@ class Damage:
 
     async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
         """
-        Read all of a blob, and quarantine it if it is not right; what is wrong with it.
+        Read a whole blob, and quarantine it if its bytes do not have its digest.
 
-        :param size: what its row says that it has, in bytes, if that is known: put right if the
-            bytes have their digest and are more or fewer.
-        :raises OSError: if it can't be looked at.
+        Returns what is wrong with it; ``None``: nothing.
+
+        :param size: the bytes that its row states, if that is known; the row is corrected if the
+            file has the right digest and another size.
+        :raises OSError: if the blob cannot be read.
         """
         return await self._inspections.join(digest, lambda: self._inspect(digest, size))
 
     def suspect(self, digest: Digest) -> None:
-        """Reading it has failed: :meth:`inspect` it in the background."""
+        """Have a blob that could not be read inspected (:meth:`inspect`) in the background."""
         if digest not in self._background and len(self._background) < _LOOKED_AT:
             self._begin(digest, self._suspected(digest))
 
     async def quarantine(self, examination: Examination) -> bool:
         """
-        It is damaged: to nobody it is here from now on, and it is moved away; whether it still was.
+        Mark the blob damaged and move it to quarantine: it answers 404 from now on.
 
-        :raises OSError: if it can't be moved; it is not served nevertheless.
+        Returns whether it was still in place.
+
+        :raises OSError: if the file cannot be moved; it is not served all the same.
         """
         digest, flaw = examination.digest, examination.flaw
         # The row first: a row never points at bytes that are not there.
@@ -86,10 +90,11 @@ class Damage:
 
     async def expire(self, name: str, examination: Examination) -> None:
         """
-        Remove a quarantined file that was read once more; if it is right after all, and its bytes
-        are still lost, it is published again before.
+        Remove a file from quarantine after reading it once more.
 
-        :raises OSError, RegistryError: if that can't be done; it is in quarantine nevertheless.
+        If its bytes are right after all, and the blob is still lost, publish it again first.
+
+        :raises OSError, RegistryError: if that fails; the file stays in quarantine.
         """
         digest = examination.digest
         if examination.is_unreadable:
@@ -99,20 +104,20 @@ class Damage:
         return await self.blobs.remove_expired(name)
 
     async def missing(self, digest: Digest) -> bool:
-        """Nothing was found of it: note that, if it is listed; whether it is so."""
+        """Mark a listed blob lost if its file is gone.  Returns whether it was marked."""
 
-        def is_so() -> bool:
+        def is_gone() -> bool:
             return not self.blobs.is_there(digest)
 
         if not await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest)):
             return False
-        lost = await self.repairs.lose_blob(digest, is_so)
+        lost = await self.repairs.lose_blob(digest, is_gone)
         if lost:
             await self._lost(digest, GONE)
         return lost
 
     async def stop(self) -> None:
-        """Begin nothing more, and wait for what is under way."""
+        """Begin nothing more, and wait until the work in the background has ended."""
         self._stopping = True
         await DeferredList(list(self._background.values()))
 
@@ -208,7 +213,6 @@ class Damage:
             except Exception:
                 _log.failure("what is damaged of {digest} was not seen to", digest=digest)
 
-        # One thing to look after at a time: what is begun twice for a digest ends with the later.
         working = Deferred.fromCoroutine(run())
         if working.called:
             return

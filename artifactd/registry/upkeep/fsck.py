@@ -1,4 +1,4 @@
-"""Whether the catalog and the store agree, both ways; docs/operating.md, "fsck"."""
+"""Checking the catalog against the store, both ways; docs/operating.md, "fsck"."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.janitor import batches, pages
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest
 from artifactd.registry.content import KEPT, parsed
-from artifactd.registry.local import LocalRules
 from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
+from artifactd.registry.upkeep.sweep import NEWBORN
+from artifactd.settings.settings import LocalSettings, RepositorySettings
 from artifactd.store.fills import FillStore
 from artifactd.store.interfaces import SHELVES, BlobStore, Examination, UploadMissing, UploadStore
 
-# What a check of the data has to say.
-
 
 class State(StrEnum):
-    """What is to be said of a finding."""
+    """How a report ended: the problem is left, was repaired, or needs nothing done."""
 
     LEFT = "problem"
     MENDED = "repaired"
@@ -36,11 +36,13 @@ class State(StrEnum):
 
 
 @frozen
-class Finding:
+class Report:
     """
-    :ivar kind: a word, for who filters the output.
+    One line of fsck's output.
+
+    :ivar kind: one word, to filter the output by.
     :ivar name: the digest, image or row concerned.
-    :ivar text: what is the matter, and what to do about it.
+    :ivar text: the problem, and the remedy.
     """
 
     state: State
@@ -50,22 +52,19 @@ class Finding:
 
 
 _KNOWN = "it was found damaged or gone before"
-_PAGE = 64
-_SLIPS = 1000  # of each kind
-# An upload's bytes come into being just before its row; younger ones are left alone.
-_NEWBORN = 60.0
+_SLIPS = 1000  # inconsistent rows reported of each kind
 
 
 @define(eq=False)
 class Check:
     """
-    Looks at everything once, beside whatever else uses the data.
+    Checks all data once, beside running daemons.
 
-    :param rules: of the local repositories, by name.
-    :param repair: whether to mend what can be proven; a local manifest is never dropped.
-    :param hashes: whether all bytes are read; else only those of files in another size.
-    :param report: told of each finding.
-    :ivar blobs_checked, manifests_checked: how many were looked at.
+    :param repositories: the configured ones, by name.
+    :param report: called with each report.
+    :param repair: whether to repair what the digests prove; a local manifest is never dropped.
+    :param hashes: whether to read all bytes; otherwise only files of the wrong size are read.
+    :ivar blobs_checked, manifests_checked: how many were checked.
     """
 
     catalog: Catalog
@@ -75,9 +74,9 @@ class Check:
     uploads: UploadStore
     fills: FillStore
     damage: Damage
-    rules: Mapping[str, LocalRules]
+    repositories: Mapping[str, RepositorySettings]
     run_in_thread: RunInThread
-    report: Callable[[Finding], None]
+    report: Callable[[Report], None]
     repair: bool = False
     hashes: bool = True
     now: Callable[[], float] = time.time
@@ -86,7 +85,7 @@ class Check:
     _lost: set[Digest] = field(factory=set, init=False)
 
     async def run(self) -> None:
-        """:raises OSError, Unavailable: if it can't be done."""
+        """Check everything.  :raises OSError, Unavailable: if the data cannot be read."""
         for wrong in await self.repairs.integrity():
             self._tell(State.LEFT, "database", "catalog", f"{wrong}: restore a backup")
         await self._blobs()
@@ -97,14 +96,12 @@ class Check:
         await self._uploads()
 
     def _tell(self, state: State, kind: str, name: object, text: str) -> None:
-        self.report(Finding(state, kind, str(name), text))
+        self.report(Report(state, kind, str(name), text))
 
     # -- rows and their bytes
 
     async def _blobs(self) -> None:
-        after = ""
-        while rows := await self.repairs.listed_blobs(after, _PAGE):
-            after = str(rows[-1].digest)
+        async for rows in pages(self.repairs.listed_blobs, "", lambda row: str(row.digest)):
             self.blobs_checked += len(rows)
             for row in rows:
                 try:
@@ -119,13 +116,13 @@ class Check:
             await self._report_lost(row.digest, flaw)
 
     async def _examine(self, row: ListedBlob) -> str | None:
-        """What is wrong with a blob that is listed, as being here or as lost."""
+        """What is wrong with a listed blob, be it listed as here or as lost; ``None``: nothing."""
         known = row.lost_at is not None
         examination = await self.blobs.examine(row.digest)
         if examination is None:
             return _KNOWN if known else GONE if await self._is_absent(row.digest) else None
         try:
-            # Where the row and the file do not agree the digest decides.
+            # If the row and the file disagree, the digest decides.
             if self.hashes or known or examination.size != row.size:
                 while await examination.step():
                     pass
@@ -150,7 +147,7 @@ class Check:
         return await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest))
 
     async def _found_again(self, digest: Digest, examination: Examination) -> None:
-        """Its row says that it is lost, and its right file is here: an older one put back."""
+        """The row says that the blob is lost, but its right file is here: somebody put it back."""
 
         def confirm() -> None:
             if not examination.is_published():
@@ -194,9 +191,8 @@ class Check:
     # -- files without rows
 
     async def _strays(self, shelf: int) -> None:
-        found = await self.blobs.published(shelf, math.inf)
-        for start in range(0, len(found), _PAGE):
-            sizes = dict(found[start : start + _PAGE])
+        for batch in batches(await self.blobs.published(shelf, math.inf)):
+            sizes = dict(batch)
             for digest in await self.garbage.unlisted(list(sizes)):
                 if not await self.fills.is_staged(digest):
                     await self._stray(digest, sizes[digest])
@@ -215,9 +211,7 @@ class Check:
     # -- manifests
 
     async def _manifests(self) -> None:
-        position = 0
-        while page := await self.repairs.listed_manifests(position, _PAGE):
-            position = page[-1].position
+        async for page in pages(self.repairs.listed_manifests, 0, lambda each: each.position):
             self.manifests_checked += len(page)
             for listed in page:
                 if not listed.is_lost and listed.record.digest not in self._lost:
@@ -242,7 +236,7 @@ class Check:
                 await self.repairs.rebuild_manifest(listed.image, manifest)
             text = f"its rows do not agree with its bytes: {', '.join(differing)}{self._how()}"
             self._tell(self._mended(), "manifest", name, text)
-            # What is absent was told by the rows that were wrong.
+            # The wrong rows said what the manifest lacks: read them again.
             again = await self.repairs.listed_manifests(listed.position - 1, 1)
             if not self.repair or not again or again[0].position != listed.position:
                 return None
@@ -256,17 +250,19 @@ class Check:
         try:
             return await parse(listed.record.media_type, listed.record.digest)
         except ManifestInvalid:
-            # Its row may be wrong; the document itself may say what it is.
+            # The row may be wrong: the document may state its own media type.
             return await parse(None, listed.record.digest)
 
     def _incomplete(self, listed: ListedManifest, manifest: Manifest, name: str) -> None:
-        rules = self.rules.get(listed.image.repository, LocalRules())
+        settings = self.repositories.get(listed.image.repository)
+        if not isinstance(settings, LocalSettings):
+            settings = LocalSettings()  # a repository that is configured no more
         may_lack = {d.digest for d in manifest.blobs if d.optional}
-        if rules.sparse_indexes:
+        if settings.sparse_indexes:
             may_lack |= {d.digest for d in manifest.children}
-        # What is lost has been told with all who have it.
+        # A lost blob was reported already, with all images that have it.
         if lacking := sorted(str(d) for d in listed.absent - may_lack - self._lost):
-            state = State.NOTE if rules.delete_held else State.LEFT
+            state = State.NOTE if settings.delete_held else State.LEFT
             text = f"the image lacks what it refers to: push it again, with {', '.join(lacking)}"
             self._tell(state, "incomplete", name, text)
 
@@ -281,14 +277,13 @@ class Check:
             self._tell(state, slip.kind, slip.name, f"{slip.text}{how}")
 
     async def _uploads(self) -> None:
-        after, known = "", set()
-        while records := await self.catalog.uploads(after, _PAGE):
-            after = records[-1].id
+        known = set()
+        async for records in pages(self.catalog.uploads, "", lambda record: record.id):
             for record in records:
                 known.add(record.id)
-                if record.started < self.now() - _NEWBORN:
+                if record.started < self.now() - NEWBORN:
                     await self._upload(record.id)
-        for upload_id in await self.uploads.idle(_NEWBORN):
+        for upload_id in await self.uploads.idle(NEWBORN):
             if upload_id not in known and await self.catalog.upload(upload_id) is None:
                 if self.repair:
                     await self.uploads.discard(upload_id)

@@ -1,4 +1,4 @@
-"""Scrubbing: everything that is stored is read again, slowly; docs/operating.md, "Scrub"."""
+"""Scrubbing: reading again, slowly, everything that is stored; docs/operating.md, "Scrub"."""
 
 from __future__ import annotations
 
@@ -6,50 +6,33 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-from attrs import define, evolve, field, frozen
-from twisted.internet.defer import CancelledError, Deferred
+from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from artifactd.catalog.repair import ListedBlob, RepairCatalog
-from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.deferreds import RunInThread, Stopped
+from artifactd.kit.janitor import Pace, pages
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.metrics import DamageCounters
 from artifactd.registry.upkeep.damage import Damage
+from artifactd.settings.settings import Settings
 from artifactd.store.interfaces import SHELVES, BlobStore, Examination, ScrubLock, ScrubPosition
 
 _log = Logger()
 
-_PAGE = 64  # rows looked for in one turn of a thread
-_ROW = 4096  # bytes that looking for one counts as
+_ROW = 4096  # bytes of the rate that looking for one row's file costs
 _WRITE_EVERY = 30.0  # seconds of reading that a crash may cost
-
-
-@frozen
-class ScrubRules:
-    """
-    :ivar rate: bytes per second that are read at most; 0: nothing is.
-    :ivar pause: seconds between the end of a round and the next.
-    :ivar keep: seconds for which what was quarantined stays; 0: for ever.
-    """
-
-    rate: int
-    pause: float
-    keep: float = 0.0
-
-
-class _Stopped(Exception):
-    """The scrubber was stopped."""
 
 
 @define(eq=False)
 class Scrubber:
     """
-    Hashes everything that is published, and looks for everything that is listed, round by round.
+    Hashes every published blob and looks for the file of every listed one, round after round.
 
-    :param clock: of its pauses.
+    :param settings: ``scrub_rate``, ``scrub_pause`` and ``quarantine_keep``.
+    :param clock: measures the pauses.
     :param now: seconds since the epoch.
     """
 
@@ -57,47 +40,47 @@ class Scrubber:
     repairs: RepairCatalog
     damage: Damage
     lock: ScrubLock
-    rules: ScrubRules
+    settings: Settings
     run_in_thread: RunInThread
     clock: IReactorTime
     counters: DamageCounters
     now: Callable[[], float] = time.time
+    _pace: Pace = field(init=False)
     _position: ScrubPosition = field(factory=ScrubPosition, init=False)
     _written: float = field(default=0.0, init=False)
-    _pausing: Deferred[None] | None = field(default=None, init=False)
-    _stopped: bool = field(default=False, init=False)
+
+    @_pace.default
+    def _(self) -> Pace:
+        return Pace(self.clock)
 
     async def run(self) -> None:
         """
-        One round, or the rest of one that was begun, if it is time for it and no other process is
-        at it.
+        Do a round, or the rest of an unfinished one, if it is due and no other process scrubs.
 
-        :raises OSError: if the store can't be looked at.
+        :raises OSError: if the store cannot be read.
         """
-        if not self.rules.rate or self._stopped:
+        if not self.settings.scrub_rate or self._pace.is_stopped:
             return
         if not await self.run_in_thread(self.lock.claim):
             return
         try:
             self._position = await self.run_in_thread(self.lock.read)
-            due = self._position.ended + self.rules.pause
+            due = self._position.ended + self.settings.scrub_pause
             if (self._position.shelf, self._position.after) == (0, "") and self.now() < due:
                 return
             await self._round()
-        except _Stopped:
+        except Stopped:
             await self._write()
         finally:
             self.lock.release()
 
     def stop(self) -> None:
-        """Go no further; where it is will be remembered."""
-        self._stopped = True
-        if self._pausing is not None:
-            self._pausing.cancel()
+        """Let :meth:`run` end, at once from a pause; the next one goes on where it was."""
+        self._pace.stop()
 
     async def _round(self) -> None:
-        if self.rules.keep:
-            await self._expire(self.now() - self.rules.keep)
+        if self.settings.quarantine_keep:
+            await self._expire(self.now() - self.settings.quarantine_keep)
         self._written = self.clock.seconds()
         while self._position.shelf < SHELVES:
             await self._shelf(self._position.shelf)
@@ -122,8 +105,8 @@ class Scrubber:
                 _log.error("{name} stays in quarantine: {error}", name=name, error=error)
 
     async def _shelf(self, shelf: int) -> None:
-        found = await self.blobs.published(shelf, math.inf)
-        for text, digest in sorted((str(digest), digest) for digest, _ in found):
+        published = await self.blobs.published(shelf, math.inf)
+        for text, digest in sorted((str(digest), digest) for digest, _ in published):
             if text <= self._position.after:
                 continue
             try:
@@ -148,16 +131,14 @@ class Scrubber:
     async def _read(self, examination: Examination) -> None:
         while count := await examination.step():
             self.counters.scrubbed.inc(count)
-            await self._pause(count)
+            await self._pace.spend(count, self.settings.scrub_rate)
 
     async def _rows(self) -> None:
-        """What has no file is on no shelf."""
-        after = ""
-        while rows := await self.repairs.listed_blobs(after, _PAGE):
-            after = str(rows[-1].digest)
+        """Look for the files of all rows: a blob without a file is on no shelf."""
+        async for rows in pages(self.repairs.listed_blobs, "", lambda row: str(row.digest)):
             for digest in await self.run_in_thread(self._without_file, rows):
                 await self.damage.missing(digest)
-            await self._pause(len(rows) * _ROW)
+            await self._pace.spend(len(rows) * _ROW, self.settings.scrub_rate)
 
     def _without_file(self, rows: Sequence[ListedBlob]) -> list[Digest]:
         return [
@@ -165,19 +146,6 @@ class Scrubber:
             for row in rows
             if row.lost_at is None and not self.blobs.is_there(row.digest)
         ]
-
-    async def _pause(self, count: int) -> None:
-        if not self._stopped:
-            self._pausing = deferLater(self.clock, count / self.rules.rate, lambda: None)
-            try:
-                await self._pausing
-            except CancelledError:
-                if not self._stopped:
-                    raise
-            finally:
-                self._pausing = None
-        if self._stopped:
-            raise _Stopped
 
     async def _write(self) -> None:
         await self.run_in_thread(self.lock.write, self._position)

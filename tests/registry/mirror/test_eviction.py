@@ -10,8 +10,10 @@ from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
-from artifactd.registry.mirror.eviction import Accesses, Eviction, EvictionRules, forget
-from artifactd.registry.upkeep.collector import Sweep
+from artifactd.registry.mirror.eviction import Accesses, Eviction, forget
+from artifactd.registry.upkeep.sweep import Sweep
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.values import Duration, Pattern, Size, Url
 from tests.contracts.catalog import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase
 
@@ -60,7 +62,12 @@ class EvictionTestCase(RemoteTestCase):
         self.time = at
         return await Eviction(
             "docker.io",
-            EvictionRules(size_cap, max_age, tuple(pinned)),
+            RemoteSettings(
+                upstream=Url("https://registry-1.docker.io"),
+                size_cap=Size(size_cap),
+                max_age=Duration(max_age),
+                pinned=tuple(map(Pattern, pinned)),
+            ),
             self.catalog,
             self.remote,
             self.stores.blobs,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -17,7 +16,10 @@ from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import Counters
-from artifactd.registry.upkeep.collector import CollectionRules, Collector, NotNow, Sweep
+from artifactd.registry.upkeep.collector import Collector, NotNow
+from artifactd.registry.upkeep.sweep import Sweep
+from artifactd.settings.settings import LocalSettings, Settings
+from artifactd.settings.values import Duration, Untagged
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.interfaces import StagedBlob
 from tests.catalog.fixture import new_catalog
@@ -26,8 +28,19 @@ from tests.programs import reactor
 from tests.store.fixture import FilesystemTestCase
 
 APP = ImageName("local", "app")
-LEASE, GRACE, UNTAGGED = 100.0, 1000.0, 150.0
-RULES = CollectionRules(GRACE, LEASE, {"local": UNTAGGED})
+LEASE, GRACE, UNTAGGED = 100.0, 1000.0, "150s"
+
+
+def settings(untagged: str = UNTAGGED, rate: int = 0) -> Settings:
+    return Settings(
+        grace=Duration(GRACE),
+        lease=Duration(LEASE),
+        gc_rate=rate,
+        repository={"local": LocalSettings(untagged=Untagged(untagged))},
+    )
+
+
+SETTINGS = settings()
 
 
 class CollectorTests(FilesystemTestCase):
@@ -49,14 +62,14 @@ class CollectorTests(FilesystemTestCase):
         self.locks.mkdir()
         self.collector = self.new_collector()
 
-    def new_collector(self, rules: CollectionRules = RULES, *, removes: bool = True) -> Collector:
+    def new_collector(self, *, removes: bool = True) -> Collector:
         """That of another process."""
         return Collector(
             self.catalog,
             self.garbage,
             self.stores.blobs,
             FolderCollectionLock(self.locks),
-            rules,
+            SETTINGS,
             self.run_in_thread,
             self.clock,
             self.counters.collection,
@@ -137,13 +150,13 @@ class CollectorTests(FilesystemTestCase):
 
     async def test_untagged_manifests_go_where_the_rules_say_so(self) -> None:
         await self.image()
-        self.collector.rules = evolve(RULES, untagged={})
+        self.collector.settings = settings("keep")
         self.assertEqual([], await self.collect(1e9))
-        self.collector.rules = RULES
+        self.collector.settings = SETTINGS
         self.assertEqual([Garbage.UNTAGGED], await self.collect())
 
     async def test_an_untagged_manifest_stays_for_a_lease_at_least(self) -> None:
-        self.collector.rules = evolve(RULES, untagged={"local": 1.0})
+        self.collector.settings = settings("1s")
         await self.image()
         self.assertEqual([], await self.collect(LEASE - 1))
         self.assertEqual([Garbage.UNTAGGED], await self.collect(1))
@@ -195,7 +208,7 @@ class CollectorTests(FilesystemTestCase):
     async def test_it_pauses_between_its_steps_to_keep_its_rate(self) -> None:
         for n in range(3):
             await self.push(b"%d" % n)
-        self.collector.rules = evolve(RULES, rate=2)
+        self.collector.settings = settings(rate=2)
         self.time += 1e9
         # Three files are looked at, three links go, and three blobs.
         running = Deferred.fromCoroutine(self.collector.run())
@@ -211,7 +224,7 @@ class CollectorTests(FilesystemTestCase):
 
     async def test_stopped_in_a_pause_it_ends_and_another_goes_on(self) -> None:
         await self.push(b"blob")
-        self.collector.rules = evolve(RULES, rate=1)
+        self.collector.settings = settings(rate=1)
         self.time += 1e9
         running = Deferred.fromCoroutine(self.collector.run([]))
         while not self.clock.getDelayedCalls():

@@ -10,7 +10,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
-from artifactd.registry.upkeep.collector import Sweep
+from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.store.blobs import FilesystemStagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
