@@ -12,7 +12,6 @@ from secrets import token_bytes
 from typing import Any, Self
 
 from attrs import define, field, frozen
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
@@ -67,7 +66,6 @@ from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.http.proxy import Proxies
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
-from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
 
 # What one client may take, put together as the settings say.
 
@@ -91,27 +89,6 @@ class Budgets:
         buffers = int(settings.transfer_buffers)
         manifests = min(max(buffers // 4, int(settings.max_manifest)), buffers // 2)
         return cls(BufferBudget(buffers - manifests), BufferBudget(manifests))
-
-
-def connection_limits(settings: LimitsSettings) -> ConnectionLimits:
-    """Those of ``[limits]`` that are of a connection."""
-    return ConnectionLimits(
-        connections=settings.connections,
-        address_connections=settings.address_connections,
-        header_size=int(settings.header_size),
-        header_count=settings.header_count,
-        header_timeout=settings.header_timeout,
-        body_rate=int(settings.body_rate),
-        body_window=settings.body_window,
-    )
-
-
-def rates(settings: LimitsSettings, clock: IReactorTime) -> Rates:
-    """How often somebody may ask."""
-    return Rates(
-        TokenBuckets(settings.address_requests, settings.address_burst, clock),
-        TokenBuckets(settings.user_requests, settings.user_burst, clock),
-    )
 
 
 def upload_limits(settings: Settings) -> UploadLimits:

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python import usage
 
-from artifactd.daemon.assemble import Assembly, assemble, connection_limits, rates
+from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.listen import listen
 from artifactd.kit.start import StartError
@@ -217,8 +217,7 @@ def _start(
         access_log,
         settings.idle_timeout,
         proxies,
-        connection_limits(settings.limits),
-        rates(settings.limits, reactor),
+        settings.limits,
         guarded=settings.authentication,
         stopping=stopping(),
     )

@@ -30,12 +30,14 @@ class Timers:
     more than a hundred expire in the same bucket: txaio spreads those over the next one.
 
     :param clock: the reactor, or a test's clock.
+    :ivar seconds: returns the time of the clock.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = _Loop(clock)
         with _loop(self._clock):
             self._timer = txaio.make_batched_timer(BUCKET)
+        self.seconds = clock.seconds
 
     def deadline(self, expired: Callable[[], object]) -> Deadline:
         """
@@ -44,10 +46,6 @@ class Timers:
         :param expired: is called when it expires.
         """
         return Deadline(self, expired)
-
-    def seconds(self) -> float:
-        """The time of the clock."""
-        return self._clock.seconds()
 
     def call_at(self, when: float, function: Callable[[], None]) -> Any:
         """
@@ -64,29 +62,27 @@ class Deadline:
     """
     One deadline, to be started, moved and stopped as often as its owner likes.
 
-    Starting, moving and stopping only note the time.  The timer is asked again when it fires before
-    the time that is noted by then, so 20,000 connections that each start a deadline for every
-    request cost next to nothing.  The owner calls :meth:`cancel` at its own end, since the timer
-    holds on to it until then.
+    Starting, moving and stopping only note the time that it is due.  The timer is asked again when
+    it fires before the time that is noted by then, so 20,000 connections that each start a deadline
+    for every request cost next to nothing.  The owner calls :meth:`cancel` at its own end, since
+    the timer holds on to it until then.
+
+    :ivar due: the time of the clock at which it expires; ``None`` while it does not run.
     """
 
-    __slots__ = ("_call", "_due", "_expired", "_fires", "_timers")
+    __slots__ = ("_call", "_expired", "_fires", "_seconds", "_timers", "due")
 
     def __init__(self, timers: Timers, expired: Callable[[], object]) -> None:
         self._timers = timers
         self._expired = expired
-        self._due: float | None = None
+        self._seconds = timers.seconds
+        self.due: float | None = None
         self._call: Any = None
         self._fires = 0.0
 
-    @property
-    def running(self) -> bool:
-        """Whether it is going to expire."""
-        return self._due is not None
-
     def start(self, seconds: float) -> None:
         """Let it expire ``seconds`` from now, whether it runs already or not."""
-        due = self._due = self._timers.seconds() + seconds
+        due = self.due = self._seconds() + seconds
         if self._call is not None and self._fires > due:
             self._call.cancel()
             self._call = None
@@ -95,11 +91,11 @@ class Deadline:
 
     def stop(self) -> None:
         """Let it not expire.  Costs nothing; :meth:`start` lets it run again."""
-        self._due = None
+        self.due = None
 
     def cancel(self) -> None:
         """Stop it, and have the timer forget it."""
-        self._due = None
+        self.due = None
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -109,18 +105,18 @@ class Deadline:
         self._call = self._timers.call_at(due, self._fired)
 
     def _fired(self) -> None:
-        now = self._timers.seconds()
+        now = self._seconds()
         # txaio calls what was cancelled by an earlier call of the same bucket.
         if self._call is None or now < self._fires:
             return
         self._call = None
-        due = self._due
+        due = self.due
         if due is None:
             return
         if now < due:
             self._arm(due)
             return
-        self._due = None
+        self.due = None
         try:
             self._expired()
         except Exception:

@@ -43,7 +43,7 @@ from artifactd.web.fields import (
 )
 from artifactd.web.gate import Gate, Need
 from artifactd.web.routing import new_app, route
-from artifactd.web.server.limits import address_of
+from artifactd.web.server.limits import counted_address
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender
 from artifactd.web.token import answer_get, answer_post
@@ -409,7 +409,7 @@ def _owner(request: RegistryRequest) -> str | None:
     identity = request.caller.identity
     if identity.kind is not Kind.ANONYMOUS:
         return str(identity)
-    address = address_of(request)
+    address = counted_address(request.address)
     return None if address is None else f"address:{address}"
 
 

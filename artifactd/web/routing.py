@@ -98,9 +98,12 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     def register(handler: _H) -> _H:
         async def decided(self: Routed, request: RegistryRequest, asked: Asked) -> Answer:
             if needs is not Need.NOTHING:
-                request.site.rates.charge_address(request)
+                rates = request.site.rates
+                if rates is not None:
+                    rates.charge_address(request.address)
                 await self.gate.identify(request, needs)
-                request.site.rates.charge_user(request)
+                if rates is not None:
+                    rates.charge_user(request.caller.identity)
             if not isinstance(needs, Action):
                 self.gate.admit(request, needs)
                 # Whether a token is for him, the handler decides.

@@ -68,13 +68,13 @@ class DeadlineTests(SynchronousTestCase):
         deadline = self.deadline()
         deadline.start(10)
         deadline.stop()
-        self.assertFalse(deadline.running)
+        self.assertIsNone(deadline.due)
         self.clock.advance(50)
         deadline.start(10)
-        self.assertTrue(deadline.running)
+        self.assertEqual(deadline.due, 60)
         self.clock.pump([1] * 50)
         self.assertEqual(self.expired, [60])
-        self.assertFalse(deadline.running)
+        self.assertIsNone(deadline.due)
 
     def test_one_that_is_cancelled_leaves_nothing_behind(self) -> None:
         deadline = self.deadline()

@@ -12,9 +12,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
+from artifactd.settings.settings import LimitsSettings
+from artifactd.settings.values import Size
 from artifactd.web.answer import stopping
 from artifactd.web.server.accesslog import AccessLog
-from artifactd.web.server.limits import ConnectionLimits
 from artifactd.web.server.protocol import RegistryChannel, RegistrySite
 
 IDLE = 60.0
@@ -114,7 +115,7 @@ class WireCase(TestCase):
             self.clock,
             AccessLog("off"),
             IDLE,
-            limits=ConnectionLimits(body_rate=0),
+            limits=LimitsSettings(body_rate=Size(0)),
             stopping=stopping(),
         )
         self.gates: list[Deferred[None]] = []

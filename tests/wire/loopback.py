@@ -10,6 +10,8 @@ from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
+from artifactd.kit.budget import BufferBudget
+
 
 class Client(Protocol):
     """
@@ -126,19 +128,14 @@ class FileBlob(OpenFile):
         return succeed(None)
 
 
-class CountingBudget:
-    """A budget without a limit that knows how much is out, and how much was at most."""
+class CountingBudget(BufferBudget):
+    """A budget so large that nobody waits, which notes how much of it was used at most."""
 
     def __init__(self) -> None:
-        self.out = 0
+        super().__init__(1 << 40)
         self.most = 0
 
     def acquire(self, size: int) -> Deferred[None]:
-        self.out += size
-        self.most = max(self.most, self.out)
-        granted: Deferred[None] = Deferred()
-        granted.callback(None)
-        return granted
-
-    def release(self, size: int) -> None:
-        self.out -= size
+        acquired = super().acquire(size)
+        self.most = max(self.most, self.used)
+        return acquired

@@ -155,7 +155,7 @@ class SenderCase(TestCase):
         self.assertEqual(
             [blob.closings for blob in self.served.blobs], [1] * len(self.served.blobs)
         )
-        self.assertEqual(self.budget.out, 0)
+        self.assertEqual(self.budget.used, 0)
 
     def get(self, first: int = 0, length: int = BIG) -> bytes:
         return request("GET", f"/{first}/{length}")

@@ -80,7 +80,7 @@ class RelayTests(RelayCase):
         self.assertEqual(statuses(received), [200, 200])
         self.assertIn(self.content[3:900003], received)
         self.assertTrue(received.endswith(self.content[:100000]))
-        self.assertEqual((self.served.outcomes, self.budget.out), ([True, True], 0))
+        self.assertEqual((self.served.outcomes, self.budget.used), ([True, True], 0))
 
     def test_no_more_than_a_piece_waits_for_a_client_that_does_not_read(self) -> None:
         self.serve()
@@ -97,11 +97,11 @@ class RelayTests(RelayCase):
         wire.send(request("GET", "/0/1000000"))
         first = len(wire.value())
         self.assertLess(first, 300_000)
-        self.assertEqual(self.budget.most, self.budget.out)
+        self.assertEqual(self.budget.most, self.budget.used)
         while self.served.outcomes == [True]:
             wire.channel.resumeProducing()
         self.assertTrue(wire.received().endswith(self.content))
-        self.assertEqual(self.budget.out, 0)
+        self.assertEqual(self.budget.used, 0)
         self.assertLess(self.budget.most, 300_000)
 
     def test_a_client_that_leaves_while_waiting_for_a_buffer_waits_no_more(self) -> None:
@@ -112,7 +112,7 @@ class RelayTests(RelayCase):
         wire.send(request("GET", "/0/1000000"))
         wire.close()
         self.assertEqual(len(cancelled), 1)
-        self.assertEqual((self.budget.out, self.served.blobs[0].closings), (0, 1))
+        self.assertEqual((self.budget.used, self.served.blobs[0].closings), (0, 1))
 
     def test_a_blob_is_closed_only_when_its_thread_is_done(self) -> None:
         reads: list[Deferred[bytes]] = []
@@ -128,7 +128,7 @@ class RelayTests(RelayCase):
         self.assertEqual(self.served.blobs[0].closings, 0)
         reads[0].callback(self.content)
         self.assertEqual(self.served.blobs[0].closings, 1)
-        self.assertEqual(self.budget.out, 0)
+        self.assertEqual(self.budget.used, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_a_read_that_fails_cuts_the_connection(self) -> None:
@@ -141,7 +141,7 @@ class RelayTests(RelayCase):
         self.assertTrue(wire.disconnected)
         wire.close(cleanly=False)
         self.assertEqual(self.served.blobs[0].closings, 1)
-        self.assertEqual(self.budget.out, 0)
+        self.assertEqual(self.budget.used, 0)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def hold(self) -> tuple[Wire, RegistryRequest]:

@@ -206,7 +206,7 @@ class GrowingThroughTLSTests(OverTLS, GrowingTests):
         for come in (0, 200_000):
             self.fill.grow(come)
             await self.waits(come)
-            self.assertEqual(self.budget.out, 0)
+            self.assertEqual(self.budget.used, 0)
         client.leave()
         await self.check_cut(client)
 

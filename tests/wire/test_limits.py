@@ -9,8 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.oci.errors import TooManyRequests
+from artifactd.settings.settings import LimitsSettings
+from artifactd.settings.values import Duration, Size
 from artifactd.web.server.accesslog import AccessLog
-from artifactd.web.server.limits import ConnectionLimits, Rates, TokenBuckets
+from artifactd.web.server.limits import Rates, TokenBuckets
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.api.case import LogLines
@@ -23,11 +25,10 @@ _SOCKET = UNIXAddress(b"/run/artifactd.sock")
 class LimitsCase(WireCase):
     """Tests with a site that has limits."""
 
-    limits = ConnectionLimits()
+    limits = LimitsSettings()
 
     def setUp(self) -> None:
         super().setUp()
-        self.rates = Rates(TokenBuckets(0, 1, self.clock), TokenBuckets(0, 1, self.clock))
         self.log = LogLines()
         globalLogPublisher.addObserver(self.log)
         self.addCleanup(globalLogPublisher.removeObserver, self.log)
@@ -53,7 +54,6 @@ class LimitsCase(WireCase):
             AccessLog("off"),
             proxies=TrustedProxies.parse(["10.9.9.9"]),
             limits=self.limits,
-            rates=self.rates,
         )
 
     def connect_from(self, peer: object = "1.2.3.4", host: object = _PORT) -> Wire:
@@ -73,7 +73,7 @@ class LimitsCase(WireCase):
 class ConnectionCountTests(LimitsCase):
     """How many connections there may be."""
 
-    limits = ConnectionLimits(connections=4, address_connections=2)
+    limits = LimitsSettings(connections=4, address_connections=2)
 
     def test_of_one_address(self) -> None:
         wires = [self.connect_from() for _ in range(2)]
@@ -111,7 +111,7 @@ class ConnectionCountTests(LimitsCase):
         self.assertEqual(len(self.log.events), 2)
 
     def test_one_that_comes_for_each_that_goes_is_no_news(self) -> None:
-        self.limits = ConnectionLimits(connections=20, address_connections=0)
+        self.limits = LimitsSettings(connections=20, address_connections=0)
         self.site = self.serve()
         wires = [self.connect_from() for _ in range(20)]
         for _ in range(5):
@@ -144,7 +144,7 @@ class ConnectionCountTests(LimitsCase):
         self.assertEqual(wire.received(), b"")
 
     def test_0_is_no_limit(self) -> None:
-        self.limits = ConnectionLimits(connections=0, address_connections=0)
+        self.limits = LimitsSettings(connections=0, address_connections=0)
         self.site = self.serve()
         self.assertTrue(all(self.connect_from().open for _ in range(20)))
 
@@ -152,7 +152,7 @@ class ConnectionCountTests(LimitsCase):
 class HeaderLimitTests(LimitsCase):
     """The headers of a request."""
 
-    limits = ConnectionLimits(header_size=1000, header_count=10, header_timeout=20)
+    limits = LimitsSettings(header_size=Size(1000), header_count=10, header_timeout=Duration(20))
 
     def test_as_many_as_may_be(self) -> None:
         wire = self.connect()
@@ -218,7 +218,7 @@ class HeaderLimitTests(LimitsCase):
 class BodyRateTests(LimitsCase):
     """Bodies that drip."""
 
-    limits = ConnectionLimits(body_rate=10, body_window=30)
+    limits = LimitsSettings(body_rate=Size(10), body_window=Duration(30))
 
     def begin(self) -> Wire:
         wire = self.connect()
@@ -268,7 +268,7 @@ class BodyRateTests(LimitsCase):
         self.assertTrue(wire.disconnected)
 
     def test_0_is_no_limit(self) -> None:
-        self.limits = ConnectionLimits(body_rate=0)
+        self.limits = LimitsSettings(body_rate=Size(0))
         self.site = self.serve()
         wire = self.begin()
         for _ in range(10):
@@ -282,7 +282,10 @@ class RateTests(LimitsCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.rates = Rates(TokenBuckets(2, 3, self.clock), TokenBuckets(2, 3, self.clock))
+        self.rates = Rates(
+            LimitsSettings(address_requests=2, address_burst=3, user_requests=2, user_burst=3),
+            self.clock,
+        )
 
     def ask(self, peer: object = "1.2.3.4", *, by_way_of: str = "", user: str = "") -> str:
         """What it is told to wait before it asks again; empty if it need not."""
@@ -293,8 +296,8 @@ class RateTests(LimitsCase):
         if user:
             asked.caller = Caller(Identity(Kind.USER, user))
         try:
-            self.rates.charge_address(asked)
-            self.rates.charge_user(asked)
+            self.rates.charge_address(asked.address)
+            self.rates.charge_user(asked.caller.identity)
         except TooManyRequests as error:
             return error.headers["Retry-After"]
         return ""
@@ -332,7 +335,8 @@ class RateTests(LimitsCase):
         self.assertEqual(self.ask("127.0.0.1", user="bob"), "")
 
     def test_0_is_no_limit(self) -> None:
-        self.rates = Rates(TokenBuckets(0, 1, self.clock), TokenBuckets(0, 1, self.clock))
+        self.assertIsNone(Rates.of(LimitsSettings(), self.clock))
+        self.rates = Rates(LimitsSettings(), self.clock)
         self.assertEqual({self.ask(user="alice") for _ in range(99)}, {""})
 
 

@@ -43,7 +43,7 @@ class UnknownLengthCase(RelayCase):
 
     def check_ended(self) -> None:
         self.assertEqual([blob.closings for blob in self.served.blobs], [1])
-        self.assertEqual((self.budget.out, self.fill.waiting), (0, {}))
+        self.assertEqual((self.budget.used, self.fill.waiting), (0, {}))
         self.assertEqual(self.flushLoggedErrors(), [])
 
 
@@ -140,7 +140,7 @@ class ChunkedTests(UnknownLengthCase):
             wire = self.ask()
             self.fill.grow(come)
             self.assertEqual(list(self.fill.waiting.values()), [come])
-            self.assertEqual(self.budget.out, 0)
+            self.assertEqual(self.budget.used, 0)
             wire.close()
             self.check_ended()
             self.assertEqual(self.clock.getDelayedCalls(), [])

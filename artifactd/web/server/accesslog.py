@@ -1,4 +1,4 @@
-"""The access log: one line per request."""
+"""The access log, one line per request; and files of lines, which the audit log uses too."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from io import FileIO
 from typing import Literal
 
@@ -13,18 +14,16 @@ import msgspec
 from attrs import define, field
 from twisted.logger import Logger
 
-# Files that lines are appended to, which may fail without anything else failing.
-
 _file_log = Logger()
 
 
 @define
 class LineFile:
     """
-    A file of lines.
+    A file that lines are appended to; nothing else fails if writing to it does.
 
     :param path: the file to append to.
-    :param what: is written there, for messages.
+    :param what: the kind of log, for messages.
     """
 
     path: str
@@ -34,17 +33,17 @@ class LineFile:
 
     @property
     def is_open(self) -> bool:
-        """Whether lines go anywhere."""
+        """Whether lines are written anywhere."""
         return self._file is not None
 
     def open(self) -> None:
         """
         Open the file, or open it again after it has been renamed.
 
-        :raises OSError: if it can't be.
+        :raises OSError: if it can't be opened.
         """
         self.close()
-        # Unbuffered: a line is one write, and what a full disk refuses is not kept.
+        # Unbuffered: a line is one write, and a line that a full disk refuses is dropped.
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until close()
 
     def close(self) -> None:
@@ -54,7 +53,7 @@ class LineFile:
             self._file = None
 
     def write(self, line: str) -> None:
-        """Write ``line``.  Never raises; what keeps it from being written is logged once."""
+        """Write ``line``.  Never raises; the first of several failures in a row is logged."""
         if self._file is None:
             return
         try:
@@ -72,16 +71,15 @@ Style = Literal["text", "json", "off"]
 
 _log = Logger(namespace="artifactd.access")
 
-_UNSAFE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
-
 
 class Access(msgspec.Struct, frozen=True):
     """
     One request, answered or cut off.
 
-    ``client``, ``user``, ``method``, ``path`` (with the query) and ``agent`` are the client's word.
-    ``status`` is 0 where no answer was begun; ``sent`` counts the bytes of the body handed to the
-    connection; ``seconds`` run from the end of the request's headers to the end of the answer.
+    ``client``, ``user``, ``method``, ``path`` (with the query) and ``agent`` may hold any text that
+    a client sends.  ``status`` is 0 where no answer was begun; ``sent`` counts the bytes of the
+    body handed to the connection; ``seconds`` run from the end of the request's headers to the end
+    of the answer.
     """
 
     client: str
@@ -93,6 +91,14 @@ class Access(msgspec.Struct, frozen=True):
     seconds: float
     agent: str
     request: str
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+
+# Makes any text printable ASCII without quotes and backslashes.
+_safe = partial(re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]").sub, _escaped)
 
 
 @define
@@ -118,7 +124,7 @@ class AccessLog:
         """
         Open the file, or open it again after it has been renamed.
 
-        :raises OSError: if it can't be.
+        :raises OSError: if it can't be opened.
         """
         self.close()
         if self.style != "off" and self.path:
@@ -130,40 +136,23 @@ class AccessLog:
 
     @property
     def wanted(self) -> bool:
-        """Whether a line would go anywhere."""
+        """Whether a line would be written anywhere."""
         return self.style != "off" and (not self.path or self._file.is_open)
 
     def write(self, access: Access) -> None:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
         at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
-        line = (_json if self.style == "json" else _text)(access, at.replace("+00:00", "Z"))
+        at = at.replace("+00:00", "Z")
+        if self.style == "json":
+            line = msgspec.json.encode({"time": at, **msgspec.structs.asdict(access)}).decode()
+        else:
+            user = _safe(access.user).replace(" ", "\\x20") or "-"
+            line = (
+                f'{at} {_safe(access.client)} {user} "{_safe(access.method)} {_safe(access.path)}"'
+                f" {access.status} {access.sent} {access.seconds:.3f}"
+                f' "{_safe(access.agent)}" {access.request}'
+            )
         if self.path:
             self._file.write(line)
         else:
             _log.info("{line}", line=line)
-
-
-def _json(access: Access, at: str) -> str:
-    line = {"time": at, **msgspec.structs.asdict(access)}
-    return msgspec.json.encode(line).decode()
-
-
-def _text(access: Access, at: str) -> str:
-    return (
-        f"{at} {_safe(access.client)} {_word(access.user)} "
-        f'"{_safe(access.method)} {_safe(access.path)}" {access.status} {access.sent} '
-        f'{access.seconds:.3f} "{_safe(access.agent)}" {access.request}'
-    )
-
-
-def _safe(text: str) -> str:
-    """Printable ASCII without quotes, whatever a client has sent."""
-    return _UNSAFE.sub(_escaped, text)
-
-
-def _word(text: str) -> str:
-    return _safe(text).replace(" ", "\\x20") or "-"
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in match[0].encode("utf-8", "surrogateescape"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
@@ -12,55 +12,51 @@ from zope.interface import implementer
 from artifactd.oci.errors import ContentTooLarge
 
 
-class BodySource(Protocol):
-    """The peer, as the one who sends a body."""
-
-    def invite(self) -> None:
-        """Say that the body is wanted; called at most once."""
-
-    def pause(self) -> None:
-        """Stop reading from the peer; what is on its way in this process may still arrive."""
-
-    def resume(self) -> None:
-        """Read from the peer again."""
-
-
 @implementer(IPushProducer)
 class RequestBody:
     """
     The body of one request, delivered once, to one consumer.
 
-    Until it is asked for, nothing is read but what had been received by then.
+    Until the handler asks for it, no more of it is read from the client.
 
-    :ivar length: bytes as declared by the client, or ``None`` (chunked transfer coding).
+    :param length: bytes as declared by the client, or ``None`` (chunked transfer coding).
+    :param invite: tells the client that the body is wanted; called at most once.
+    :param pause: stops reading from the client; bytes that were read before may still arrive.
+    :param resume: reads from the client again.
     :ivar received: bytes received so far, without the framing of chunks.
     :ivar complete: whether the last byte has been received.
     """
 
-    def __init__(self, source: BodySource, length: int | None) -> None:
+    def __init__(
+        self,
+        length: int | None,
+        invite: Callable[[], None],
+        pause: Callable[[], None],
+        resume: Callable[[], None],
+    ) -> None:
         self.length = length
         self.received = 0
         self.complete = False
-        self._source = source
+        self._invite, self._pause, self._resume = invite, pause, resume
         self._consumer: IConsumer | None = None
         self._delivery: Deferred[int] | None = None
-        # At most what one read of the socket gave: bytes that came while nobody could take them.
+        # Bytes that came while nobody could take them: at most what one read of the socket gave.
         self._queue = bytearray()
         self._paused = False
         self._asked = False
         self._unwanted = False
         self._lost: Failure | None = None
 
-    # For the route
+    # Called by the handler
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         """
         Write the body to ``consumer`` as it arrives, as a push producer.
 
-        The Deferred fires with the bytes delivered when all are, or when ``consumer`` has called
-        :meth:`stopProducing`: then it knows why, and the rest of the body is unwanted.  It fails
-        with the connection's reason when the peer goes away before the end.  Cancelling it makes
-        the rest unwanted.  The consumer has no producer any more when it fires or fails.
+        The Deferred fires with the number of bytes delivered when the body is complete, or when
+        ``consumer`` has called :meth:`stopProducing`, which makes the rest unwanted.  It fails with
+        the connection's reason when the client leaves before the end.  Cancelling it makes the rest
+        unwanted.  The consumer has no producer any more when it fires or fails.
 
         :raises RuntimeError: if the body has been asked for before.
         """
@@ -73,15 +69,15 @@ class RequestBody:
         self._consumer = consumer
         consumer.registerProducer(self, True)
         if self._delivery is not None and not self.complete:
-            self._source.invite()
+            self._invite()
         self._forward()
         if self._flowing():
-            self._source.resume()
+            self._resume()
         return delivery
 
     async def read(self, limit: int) -> bytes:
         """
-        The whole body, if it has at most ``limit`` bytes.
+        Read the whole body, if it has at most ``limit`` bytes.
 
         :raises ContentTooLarge: as soon as the length declared, or what has been received,
             exceeds ``limit``; the rest is not read.
@@ -92,27 +88,27 @@ class RequestBody:
         await self.deliver_to(pieces)
         return pieces.joined()
 
-    # For the request
+    # Called by the request
 
     def data_received(self, data: bytes) -> None:
-        """Some more of the body."""
+        """Take bytes of the body, and deliver them or keep them for later."""
         self.received += len(data)
         if self._unwanted:
             return
         if self._consumer is None or self._paused or self._queue:
             self._queue += data
-            # Again, whoever has resumed the transport meanwhile for reasons of its own.
-            self._source.pause()
+            # Once more: the transport may have been resumed meanwhile for other reasons.
+            self._pause()
         else:
             self._consumer.write(data)
 
     def ended(self) -> None:
-        """The last byte has been received."""
+        """Note that the last byte has been received."""
         self.complete = True
         self._forward()
 
     def failed(self, reason: Failure) -> None:
-        """The connection is lost."""
+        """Note that the connection is lost."""
         self._lost = reason
         self._queue.clear()
         delivery = self._detach()
@@ -120,7 +116,7 @@ class RequestBody:
             delivery.errback(reason)
 
     def refuse(self) -> None:
-        """The request is answered: what comes from now on is dropped."""
+        """Drop the bytes that come from now on: the request is answered."""
         delivered = self.received - len(self._queue)
         self._unwanted = True
         self._queue.clear()
@@ -128,18 +124,18 @@ class RequestBody:
         if delivery is not None:
             delivery.callback(delivered)
 
-    # IPushProducer, for the consumer
+    # IPushProducer: called by the consumer
 
     def pauseProducing(self) -> None:
         self._paused = True
         if self._delivery is not None and not self.complete:
-            self._source.pause()
+            self._pause()
 
     def resumeProducing(self) -> None:
         self._paused = False
         self._forward()
         if self._flowing():
-            self._source.resume()
+            self._resume()
 
     def stopProducing(self) -> None:
         if self._delivery is not None:
@@ -168,7 +164,7 @@ class RequestBody:
     def _hold(self) -> None:
         # The rest is drained, within bounds, once the request is answered.
         if not self.complete and self._lost is None:
-            self._source.pause()
+            self._pause()
 
     def _detach(self) -> Deferred[int] | None:
         consumer, self._consumer = self._consumer, None

@@ -1,13 +1,14 @@
 """
-What a request has to look like before anything is done about it: RFC 9112, read strictly.
+The framing of a request, checked before anything is done about it: RFC 9112, read strictly.
 
-Whatever two readers could take for two different things is refused: a proxy before us may be the
-other one, and then somebody's bytes become somebody else's request.
+A request that two readers could take for two different things is refused.  A proxy in front of the
+registry may be the other reader, and then one client's bytes become another client's request.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.http_headers import Headers
@@ -16,7 +17,7 @@ from twisted.web.http_headers import Headers
 _FIELD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 _LENGTH = re.compile(rb"content-length:[ \t]*([0-9]*)", re.IGNORECASE)
 
-# No body is so large; more digits only cost time, and others read them modulo something.
+# No body is so large.  More digits only cost time, and other readers take them modulo something.
 MOST_BYTES = 10**18 - 1
 _DIGITS = len(str(MOST_BYTES))
 
@@ -31,8 +32,8 @@ _TARGET = re.compile(rb"(?:/|https?://[^/?#@]+(?:[/?]|$))[^#]*|\*", re.IGNORECAS
 
 def field_problem(line: bytes) -> str | None:
     """
-    Why ``line`` can't be one of a request's header section (RFC 9112, 5), for the client; ``None``
-    if it can.
+    Return why ``line`` can't stand in a request's header section (RFC 9112, 5), as a sentence for
+    the client; ``None`` if it can.
     """
     if _FIELD.fullmatch(line) is None:
         if line[:1] in (b" ", b"\t"):
@@ -47,11 +48,11 @@ def field_problem(line: bytes) -> str | None:
 
 def request_problem(target: bytes, version: bytes, headers: Headers) -> str | None:
     """
-    Why a request with this request line and these headers is refused, for the client; ``None`` if
-    it is not.
+    Return why a request with this request line and these headers is refused, as a sentence for the
+    client; ``None`` if it is not.
 
-    The rules of RFC 9112, 3.2 (target, ``Host``) and 6.1 (``Transfer-Encoding``) that the base of
-    the channel does not know.
+    Checks the rules of RFC 9112, 3.2 (target, ``Host``) and 6.1 (``Transfer-Encoding``) that
+    Twisted's channel does not check.
     """
     if _TARGET.fullmatch(target) is None:
         return "the request target is neither a path nor an http URL"
@@ -71,17 +72,10 @@ def request_problem(target: bytes, version: bytes, headers: Headers) -> str | No
     return None
 
 
-def closes(version: bytes, headers: Headers) -> bool:
-    """Whether the connection ends with the request: RFC 9112, 9.3."""
-    if version != b"HTTP/1.1":
-        return True
-    values = headers.getRawHeaders(b"Connection")
-    if values is None:
-        return False
+def closes(values: Sequence[bytes]) -> bool:
+    """Whether the values of a ``Connection`` header end the connection (RFC 9112, 9.3)."""
     return any(token.strip().lower() == b"close" for v in values for token in v.split(b","))
 
-
-# Request targets: their one form, and paths that no route should see.
 
 _ABSOLUTE = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -89,11 +83,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 def origin_form(target: bytes) -> bytes:
     """
-    A request target without scheme and authority: RFC 9112, 3.2.2, "a server MUST accept the
-    absolute-form", although only clients of forward proxies send it.
+    Remove scheme and authority from a request target.
+
+    "A server MUST accept the absolute-form" (RFC 9112, 3.2.2), although only clients of forward
+    proxies send it.
     """
     if target == b"*":
-        return b"/*"  # the server as a whole, of which Twisted would tell by itself
+        return b"/*"  # Twisted would answer "*", the server as a whole, by itself
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
         return target
@@ -103,7 +99,8 @@ def origin_form(target: bytes) -> bytes:
 
 def path_problem(raw_path: bytes) -> str | None:
     """
-    Why no route can be asked for ``raw_path``, as a sentence for the client; ``None`` if one can.
+    Return why ``raw_path`` is refused before any route sees it, as a sentence for the client;
+    ``None`` if it is not.
 
     Klein splits a path after unquoting it, so that an encoded slash would divide components.
 

@@ -1,4 +1,4 @@
-"""How many connections there may be, and how slow their clients."""
+"""Limits of what one client may take: connections, the pace of a body, requests a second."""
 
 from __future__ import annotations
 
@@ -6,50 +6,26 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from attrs import frozen
+from cachetools import LRUCache
 from twisted.internet.address import UNIXAddress
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.guessing import network
-from artifactd.auth.identity import Kind
+from artifactd.auth.identity import Identity, Kind
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import TooManyRequests
+from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.proxies import UNIX, is_loopback
-
-if TYPE_CHECKING:
-    from artifactd.web.server.protocol import RegistryRequest
-
 
 _log = Logger()
 
 
 @frozen
-class ConnectionLimits:
-    """
-    What one connection may take; ``[limits]`` in the settings tells what each means.
-
-    :ivar connections: of one port, or Unix socket; 0: any number, as for ``address_connections``.
-    :ivar header_size: bytes of the request line and the header lines, without their ends.
-    :ivar header_timeout: seconds.
-    :ivar body_rate: bytes a second; 0: any.
-    :ivar body_window: seconds.
-    """
-
-    connections: int = 4096
-    address_connections: int = 512
-    header_size: int = 16 << 10
-    header_count: int = 100
-    header_timeout: float = 20.0
-    body_rate: int = 512
-    body_window: float = 60.0
-
-
-@frozen
 class Counted:
-    """As what a connection counts."""
+    """The keys under which a connection is counted; ``address`` is ``None`` if it is exempt."""
 
     listener: str
     address: str | None
@@ -57,29 +33,37 @@ class Counted:
 
 class Connections:
     """
-    Those there are, counted by listener and by address.
+    Counts the open connections, by listener and by client address.
 
     A limit that is reached is logged once, until a tenth of it is free again: at the limit itself
     connections come and go all the time.
+
+    :param exempt: tells which peers are not counted by address: proxies, and this machine.
     """
 
-    def __init__(self, limits: ConnectionLimits, exempt: Callable[[object], bool]) -> None:
-        """:param exempt: peers whose addresses are not counted: proxies, and this machine."""
+    def __init__(self, limits: LimitsSettings, exempt: Callable[[object], bool]) -> None:
         self._limits = limits
         self._exempt = exempt
         self._listeners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __len__(self) -> int:
         return self._listeners.total()
 
     def add(self, host: object, peer: object) -> Counted | None:
         """
-        One more, to ``host`` from ``peer``, which are addresses of Twisted's; ``None``: there is no
-        room for it, and it does not count.
+        Count a connection to ``host`` from ``peer``, which are addresses of Twisted's.
+
+        Returns ``None``, and does not count it, if there is no room for it.
         """
-        listener, address = _listener(host), self._counted(peer)
+        if isinstance(host, UNIXAddress):
+            listener = f"the socket {host.name!r}"
+        else:
+            listener = f"port {getattr(host, 'port', '?')}"
+        address = None
+        if self._limits.address_connections and not self._exempt(peer):
+            address = network(str(getattr(peer, "host", "")))
         if self._full(self._listeners, listener, self._limits.connections):
             return None
         if address is not None:
@@ -90,21 +74,16 @@ class Connections:
         return Counted(listener, address)
 
     def remove(self, counted: Counted) -> None:
-        """One that was added is closed."""
+        """Count a connection no more that :meth:`add` has counted."""
         self._less(self._listeners, counted.listener, self._limits.connections)
         if counted.address is not None:
             self._less(self._addresses, counted.address, self._limits.address_connections)
 
-    def _counted(self, peer: object) -> str | None:
-        if not self._limits.address_connections or self._exempt(peer):
-            return None
-        return network(str(getattr(peer, "host", "")))
-
     def _full(self, counts: Counter[str], key: str, limit: int) -> bool:
         if not limit or counts[key] < limit:
             return False
-        if key not in self._told:
-            self._told.add(key)
+        if key not in self._logged:
+            self._logged.add(key)
             _log.warn(
                 "too many connections of {of}: more than {limit} are refused", of=key, limit=limit
             )
@@ -113,15 +92,9 @@ class Connections:
     def _less(self, counts: Counter[str], key: str, limit: int) -> None:
         counts[key] -= 1
         if counts[key] <= limit * 9 // 10:
-            self._told.discard(key)
+            self._logged.discard(key)
         if not counts[key]:
             del counts[key]
-
-
-def _listener(host: object) -> str:
-    if isinstance(host, UNIXAddress):
-        return f"the socket {host.name!r}"
-    return f"port {getattr(host, 'port', '?')}"
 
 
 class BodyPace:
@@ -179,91 +152,91 @@ class BodyPace:
             self.wait()
 
 
-# How often somebody may ask.
-
-_network = lru_cache(4096)(network)
-
-
 class TokenBuckets:
     """
-    A bucket of ``burst`` tokens for each key, into which ``rate`` come a second; a request takes
-    one.
+    A rate limiter: a token bucket for each key, which holds ``burst`` tokens and gets ``rate`` more
+    a second.  A request takes one.
 
-    What is kept of a bucket is only when it will be full again.
+    Of each bucket only the time is kept when it will be full again.
 
-    :param rate: 0: there is no limit.
-    :param size: how many buckets are kept; beyond that the one that was used longest ago is full.
+    :param rate: tokens a second, at least 1.
+    :param size: the number of buckets kept; beyond that the least recently used one is forgotten,
+        which fills it.
     """
 
     def __init__(self, rate: int, burst: int, clock: IReactorTime, size: int = 10_000) -> None:
-        self._interval = 1 / rate if rate else 0.0
+        self._interval = 1 / rate
         self._room = (burst - 1) * self._interval
         self._clock = clock
-        self._size = size
-        self._full_at: dict[str, float] = {}
+        self._full_at: LRUCache[str, float] = LRUCache(size)
 
     def __len__(self) -> int:
         return len(self._full_at)
 
-    @property
-    def limited(self) -> bool:
-        """Whether there is a limit."""
-        return self._interval > 0
-
     def take(self, key: str) -> float:
-        """Take a token: 0; or, where there is none, the seconds until there is one."""
+        """Take a token and return 0; if there is none, return the seconds until there is one."""
         now = self._clock.seconds()
-        full_at = self._full_at.pop(key, now)
-        # Clocks are set back, too: nobody owes more than the whole bucket.
-        full_at = min(max(full_at, now), now + self._room + self._interval)
+        # A clock may be set back: no key owes more than the whole bucket.
+        full_at = min(max(self._full_at.get(key, now), now), now + self._room + self._interval)
         missing = full_at - now - self._room
-        if missing <= 1e-9:
-            full_at += self._interval
-        if len(self._full_at) >= self._size:
-            del self._full_at[next(iter(self._full_at))]
-        self._full_at[key] = full_at
-        return missing if missing > 1e-9 else 0.0
+        if missing > 1e-9:
+            self._full_at[key] = full_at
+            return missing
+        self._full_at[key] = full_at + self._interval
+        return 0.0
 
 
 class Rates:
     """
-    Of addresses and of users.
+    How often one address and one user may ask.
 
-    Loopback and Unix sockets have no limit as addresses: what asks from there is this machine, or a
-    proxy whose clients are not told apart.
+    Loopback and Unix sockets have no limit as addresses: requests from there come from this
+    machine, or from a proxy whose clients can't be told apart.
     """
 
-    def __init__(self, addresses: TokenBuckets, users: TokenBuckets) -> None:
-        self._addresses = addresses
-        self._users = users
+    def __init__(self, limits: LimitsSettings, clock: IReactorTime) -> None:
+        self._addresses = self._users = None
+        if limits.address_requests:
+            self._addresses = TokenBuckets(limits.address_requests, limits.address_burst, clock)
+        if limits.user_requests:
+            self._users = TokenBuckets(limits.user_requests, limits.user_burst, clock)
 
-    def charge_address(self, request: RegistryRequest) -> None:
-        """:raises TooManyRequests: with ``Retry-After``, if its address asks too often."""
-        if self._addresses.limited:
-            address = address_of(request)
-            if address is not None:
-                self._charge(self._addresses, address)
+    @classmethod
+    def of(cls, limits: LimitsSettings, clock: IReactorTime) -> Rates | None:
+        """Return the rates that ``limits`` sets; ``None`` if it sets none."""
+        limited = limits.address_requests or limits.user_requests
+        return cls(limits, clock) if limited else None
 
-    def charge_user(self, request: RegistryRequest) -> None:
-        """:raises TooManyRequests: with ``Retry-After``, if the caller asks too often."""
-        if self._users.limited and request.caller.identity.kind is not Kind.ANONYMOUS:
-            self._charge(self._users, str(request.caller.identity))
+    def charge_address(self, address: str) -> None:
+        """:raises TooManyRequests: with ``Retry-After``, if ``address`` asks too often."""
+        if self._addresses is not None:
+            counted = counted_address(address)
+            if counted is not None:
+                _charge(self._addresses, counted)
 
-    def _charge(self, buckets: TokenBuckets, who: str) -> None:
-        wait = buckets.take(who)
-        if wait:
-            seconds = math.ceil(wait)
-            raise TooManyRequests(
-                f"too many requests of {who}: try again in {seconds} s",
-                None,
-                {"Retry-After": str(seconds)},
-            )
+    def charge_user(self, identity: Identity) -> None:
+        """:raises TooManyRequests: with ``Retry-After``, if the user asks too often."""
+        if self._users is not None and identity.kind is not Kind.ANONYMOUS:
+            _charge(self._users, str(identity))
 
 
-def address_of(request: RegistryRequest) -> str | None:
+def _charge(buckets: TokenBuckets, key: str) -> None:
+    wait = buckets.take(key)
+    if wait:
+        seconds = math.ceil(wait)
+        raise TooManyRequests(
+            f"too many requests of {key}: try again in {seconds} s",
+            None,
+            {"Retry-After": str(seconds)},
+        )
+
+
+_network = lru_cache(4096)(network)
+
+
+def counted_address(address: str) -> str | None:
     """
-    The address that limits of an address count by: an IPv4 address or an IPv6 network of 64 bits;
-    ``None`` for this machine, which they are not for.
+    Return the key by which limits count a client's address: an IPv4 address, or an IPv6 network of
+    64 bits.  ``None`` for this machine, which such limits do not apply to.
     """
-    address = request.address
     return None if address == UNIX or is_loopback(address) else _network(address)

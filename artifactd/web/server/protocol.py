@@ -1,8 +1,9 @@
 """
-Connections: what keeps a client from making us buffer or wait without bound.
+The HTTP server: connections, requests whose bodies stream, and the site that they belong to.
 
-The names private to Twisted that this takes are here and in the module of the request;
-``tests/wire`` fails if any of them moves.
+twisted.web gives a request to its resource when the whole body has been buffered.  This module
+gives it when the headers are complete: ``HTTPChannel`` calls ``gotLength`` after the headers and
+before the body, and ``requestReceived`` after the last byte.
 """
 # mypy: disallow-untyped-calls=False
 
@@ -27,6 +28,7 @@ from artifactd.auth.identity import Caller
 from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import RegistryError, Unavailable, Unsupported
+from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.body import RequestBody
 from artifactd.web.server.framing import (
@@ -36,15 +38,31 @@ from artifactd.web.server.framing import (
     origin_form,
     request_problem,
 )
-from artifactd.web.server.limits import (
-    BodyPace,
-    ConnectionLimits,
-    Connections,
-    Counted,
-    Rates,
-    TokenBuckets,
-)
-from artifactd.web.server.proxies import TrustedProxies, from_here
+from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates
+from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
+
+PRIVATE = {
+    http.HTTPChannel: (
+        "_abortingCall",
+        "_buffer",
+        "_command",
+        "_dataBuffer",
+        "_handlingRequest",
+        "_networkProducer",
+        "_optimisticEagerReadSize",
+        "_path",
+        "_receivedHeaderCount",
+        "_receivedHeaderSize",
+        "_respondToBadRequestAndDisconnect",
+        "_savedTimeOut",
+        "_send100Continue",
+        "_transferDecoder",
+        "_version",
+        "_waitingForTransport",
+    ),
+    http.Request: ("_disconnected",),
+}
+"""All names private to Twisted that the package uses, in this module alone."""
 
 # Seconds that a client has to take what is left of the last answer on a connection.
 CLOSE_SECONDS = 60.0
@@ -59,6 +77,15 @@ _TOO_LARGE = b"431 Request Header Fields Too Large"  # RFC 6585, 5
 
 _BUSY = Unavailable("too many connections: close some, or try again later")
 
+# After an early answer at most this much of the body is read and dropped, in bytes and seconds, so
+# that the client gets to read the answer before the connection is closed.
+DRAIN_BYTES = 64 * 1024 * 1024
+DRAIN_SECONDS = 10.0
+
+# With more connections than this each receives less at a time, so that a turn of the reactor, in
+# which every connection may receive, stays short.
+_FEW = 16
+
 
 class RegistryChannel(http.HTTPChannel):
     """
@@ -66,15 +93,19 @@ class RegistryChannel(http.HTTPChannel):
 
     Unlike its base it parses no request while the client does not read the answers to those before
     it, buffers a bounded number of bytes that follow a request being handled, and parses nothing
-    any more once it has decided to close.
+    once it has decided to close.
+
+    :ivar address: the client's address; ``None`` if a trusted proxy may name another per request.
+    :ivar identified: whether the client's certificate has been looked at.
+    :ivar certified: the identity in that certificate, if it has one.
+    :ivar counted: the keys under which the connection is counted; ``None`` if it is refused.
     """
 
     site: RegistrySite
     transport: tcp.Connection
-    # What the certificate that the client has shown says, once it has been looked at.
+    address: str | None = None
     certified: Caller | None = None
     identified = False
-    # As what it counts among those there are, unless it is one too many.
     counted: Counted | None = None
     _idle: Deadline
     _headers_due: Deadline
@@ -85,14 +116,22 @@ class RegistryChannel(http.HTTPChannel):
         return any(request.started is not None for request in self.requests)
 
     def connectionMade(self) -> None:
-        self._idle = self.site.timers.deadline(self.timeoutConnection)
-        self._headers_due = self.site.timers.deadline(self._overdue)
+        site, limits = self.site, self.site.limits
+        self._idle = site.timers.deadline(self.timeoutConnection)
+        self._headers_due = site.timers.deadline(self._headers_overdue)
         super().connectionMade()
-        limits = self.site.limits
-        self.MAX_LENGTH = self.totalHeadersSize = limits.header_size
+        self.MAX_LENGTH = self.totalHeadersSize = int(limits.header_size)
         self.maxHeaders = limits.header_count
-        if not self.site.channel_opened(self):
-            self._busy()
+        peer = self.transport.getPeer()
+        if not site.proxies.trusts(peer):
+            self.address = peer_address(peer)
+        if site.channel_opened(self):
+            return
+        if self.isSecure():
+            self.transport.abortConnection()  # a handshake would cost more than the answer is worth
+        else:
+            self.transport.write(_answer(b"503 Service Unavailable", _BUSY))
+            self.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
@@ -102,25 +141,13 @@ class RegistryChannel(http.HTTPChannel):
             self.site.channel_lost(self)
 
     def setTimeout(self, period: float | None) -> float | None:
-        # The base makes a delayed call for each connection and moves it with each read.
+        # The base makes a delayed call for each connection, and moves it with each read.
         before, self.timeOut = self.timeOut, period  # type: ignore[assignment]  # not int alone
         if period is None:
             self._idle.stop()
         else:
             self._idle.start(period)
         return before
-
-    def resetTimeout(self) -> None:
-        if self.timeOut is not None and self._idle.running:
-            self._idle.start(self.timeOut)
-
-    def _busy(self) -> None:
-        """There are too many connections.  It is said in plain, for TLS would cost more."""
-        if not self.isSecure():
-            self.transport.write(_answer(b"503 Service Unavailable", _BUSY))
-            self.loseConnection()
-        else:
-            self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
         # A TLS transport goes on delivering after loseConnection.
@@ -131,28 +158,21 @@ class RegistryChannel(http.HTTPChannel):
             # need be no end of line in a ClientHello.
             self._respondToBadRequestAndDisconnect()
             return
+        if self._idle.due is not None and self.timeOut is not None:
+            self._idle.start(self.timeOut)
         super().dataReceived(data)
-        self._await_headers(self._in_headers)
-
-    @property
-    def _in_headers(self) -> bool:
-        """Whether some of a request has come, but not yet all of its headers."""
-        if not self.line_mode or self.paused or self.transport.disconnecting:
-            return False
-        # The base keeps the request line in an attribute as long as its headers are being read.
-        return bool(self._buffer) or hasattr(self, "_command")
-
-    def _await_headers(self, awaited: bool) -> None:
-        """However many bytes come: all headers of a request are here in time, or it is refused."""
-        if not awaited:
-            self._headers_due.stop()
-        elif not self._headers_due.running:
+        # All headers of a request have to come in time, however many bytes of them have come.  The
+        # base keeps the request line in an attribute as long as it reads headers.
+        receiving = self.line_mode and not self.paused and not self.transport.disconnecting
+        incomplete = receiving and (self._buffer or hasattr(self, "_command"))
+        if not incomplete:
+            self._headers_due.due = None
+        elif self._headers_due.due is None:
             self._headers_due.start(self.site.limits.header_timeout)
 
-    def _overdue(self) -> None:
-        self._refuse(
-            f"its headers take longer than {self.site.limits.header_timeout:g} s", _TIMEOUT
-        )
+    def _headers_overdue(self) -> None:
+        seconds = self.site.limits.header_timeout
+        self._refuse(f"its headers take longer than {seconds:g} s", _TIMEOUT)
 
     def lineReceived(self, line: bytes) -> None:
         if self._receivedHeaderSize + len(line) > self.totalHeadersSize:
@@ -172,16 +192,19 @@ class RegistryChannel(http.HTTPChannel):
         problem = request_problem(self._path, self._version, self.requests[-1].requestHeaders)
         if problem is not None:
             self._refuse(problem)
-            # What follows it is nobody's any more: not a request, and no body of this one.
+            # Nothing that follows is parsed: neither as a body nor as a request.
             self.length = None
             return
         super().allHeadersReceived()
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
-        closing = closes(version, request.requestHeaders)
-        if closing and version == b"HTTP/1.1":
-            request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
-        return not closing
+        if version != b"HTTP/1.1":
+            return False
+        values = request.requestHeaders.getRawHeaders(b"Connection")
+        if values is None or not closes(values):
+            return True
+        request.responseHeaders.setRawHeaders(b"Connection", [b"close"])
+        return False
 
     def rawDataReceived(self, data: bytes) -> None:
         if self.transport.disconnecting:
@@ -197,13 +220,15 @@ class RegistryChannel(http.HTTPChannel):
             self._networkProducer.pauseProducing()
 
     def requestDone(self, request: http.Request) -> None:
-        if self.site.draining:
+        draining = self.site.draining
+        if draining:
             self.persistent = False  # also where the headers were sent before
         if self._waitingForTransport and self.persistent:
             self.paused = True
             self._networkProducer.pauseProducing()
         super().requestDone(request)
-        self.site.settle()
+        if draining:
+            self.site.settle()
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
@@ -212,17 +237,18 @@ class RegistryChannel(http.HTTPChannel):
             self.dataReceived(b"")
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
-        if self.site.draining or self.requests[0].unread:
+        body = self.requests[0].body
+        if self.site.draining or (body is not None and not body.complete):
             self.persistent = False
             headers.setRawHeaders(b"Connection", [b"close"])
         lines = [b"%b %b %b\r\n" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
-            lines.extend(b"%b: %b\r\n" % (name, value) for value in values)
+            lines.extend([b"%b: %b\r\n" % (name, value) for value in values])
         # One write: the base has one for each word, which costs more than all the rest.
         self.transport.write(b"%b\r\n" % b"".join(lines))
 
     def loseConnection(self) -> None:
-        # Else that one's end would replace the call below, which nobody would cancel then.
+        # Without this the end of the idle timeout would replace the deadline made below.
         self.setTimeout(None)
         if self._abortingCall is None:
             closing = self.site.timers.deadline(self.forceAbortClient)
@@ -237,7 +263,7 @@ class RegistryChannel(http.HTTPChannel):
         self._refuse(_MALFORMED)
 
     def _refuse(self, problem: str, status: bytes = _BAD_REQUEST) -> None:
-        """Answer what is no request, or not one to be handled, and close."""
+        """Answer bytes that are no request, or not one to be handled, and close."""
         if self.requests and self.requests[0].startedWriting:
             # Never in the middle of an answer.
             self.transport.abortConnection()
@@ -268,28 +294,11 @@ def _answer(status: bytes, error: RegistryError) -> bytes:
     )
 
 
-# Requests that are handled as soon as their headers are complete.
-#
-# Everything private to Twisted that serving HTTP relies on is here and in the module of the
-# channel;
-# ``tests/wire`` fails if any of it moves.  ``HTTPChannel`` calls ``gotLength`` after the headers
-# and
-# before the body, and ``requestReceived`` after the last byte.
-
-# Bytes and seconds for which the rest of a body is read and dropped after an early answer, so that
-# the client gets to read the answer before the connection is closed.
-DRAIN_BYTES = 64 * 1024 * 1024
-DRAIN_SECONDS = 10.0
-# With more connections than this each receives less at a time, so that a turn of the reactor, in
-# which every one of them may receive, stays short.
-_FEW = 16
-
-
 class _Peer:
     """
-    The sender of one body: an :class:`artifactd.web.server.body.BodySource`.
+    The client as the sender of one body: it is invited, paused and resumed for a ``RequestBody``.
 
-    The idle timeout runs while something is awaited from the peer and at no other time.
+    The idle timeout runs while the server waits for the client and at no other time.
     """
 
     _log = Logger()
@@ -301,29 +310,24 @@ class _Peer:
         plain = isinstance(channel.transport, tcp.Connection)
         self._buffer_size = channel.transport.bufferSize if plain else None
         self._idle_timeout = channel.setTimeout(None)
-        limits = channel.site.limits
+        self._limits = limits = channel.site.limits
         self.pace = BodyPace(
             channel.site.timers,
             limits.body_rate,
             limits.body_window,
-            self._received,
+            lambda: request.body.received if request.body else 0,
             self._too_slow,
         )
 
-    def _received(self) -> int:
-        body = self._request.body
-        return 0 if body is None else body.received
-
     def _too_slow(self) -> None:
-        limits = self._channel.site.limits
         self._log.info(
             "{method} {path} of {address} dropped: its body comes slower than {rate} bytes a"
             " second over {window:g} s",
             method=self._request.method.decode("latin-1"),
             path=self._request.path.decode("latin-1"),
             address=self._request.address,
-            rate=limits.body_rate,
-            window=limits.body_window,
+            rate=int(self._limits.body_rate),
+            window=float(self._limits.body_window),
         )
         self._request.abort()
 
@@ -349,15 +353,16 @@ class _Peer:
             self._channel.transport.resumeProducing()
 
     def drain(self) -> None:
-        """Read the rest, for as long as our own deadline allows."""
+        """Read the rest of the body, with no other deadline than :data:`DRAIN_SECONDS`."""
         self.pace.stop()
         self._channel.setTimeout(None)
         self._channel.transport.resumeProducing()
 
     def ended(self) -> None:
         """
-        The body is over.  We may have paused the peer; the channel reads on, to notice if it
-        leaves, and has its own limit to what may follow.
+        The body is over.
+
+        The channel reads on, to notice if the client leaves; it bounds the bytes that may follow.
         """
         self.pace.stop()
         if self._buffer_size is not None:
@@ -374,12 +379,12 @@ class RegistryRequest(server.Request):
     and dropped, at most :data:`DRAIN_BYTES` and for :data:`DRAIN_SECONDS`; at once where the client
     still waits for ``100 Continue``.  No byte of a body is ever parsed as a request.
 
-    :ivar body: what the client sends, or ``None`` where it declared nothing.
+    :ivar body: the body that the client sends; ``None`` if it declared none.
     :ivar started: the clock's seconds when the headers were complete, or ``None`` before.
-    :ivar caller: who is asking, once the gate knows.
-    :ivar actor: the same for the logs; ``-`` as long as nobody can be anybody.
+    :ivar caller: the authenticated caller, once the gate has identified it.
+    :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
-    :ivar sees_cache: whether the answer may tell how it was come by.
+    :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     """
 
     defaultContentType = None
@@ -394,7 +399,7 @@ class RegistryRequest(server.Request):
     _answered = False
     _clock: IReactorTime
     _peer: _Peer
-    _bound: Deadline | None = None
+    _drain_due: Deadline | None = None
     _most = 0
 
     @cached_property
@@ -404,7 +409,7 @@ class RegistryRequest(server.Request):
 
     @cached_property
     def address(self) -> str:
-        """Of the client, as far as it is known: ``unix`` for a Unix socket."""
+        """The client's address, as far as it is known; ``unix`` for a Unix socket."""
         return self.site.proxies.client(self)
 
     @property
@@ -417,28 +422,24 @@ class RegistryRequest(server.Request):
         """Whether the connection was lost before the end of the answer."""
         return bool(self._disconnected)
 
-    @property
-    def unread(self) -> bool:
-        """Whether some of the body has yet to be received."""
-        return self.body is not None and not self.body.complete
-
     def getRequestHostname(self) -> bytes:
         # Klein and Werkzeug make a URL out of it, or fail; no route depends on it.
         return b"localhost"
 
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
-        expect = self.requestHeaders.getRawHeaders(b"Expect", [b""])[0].lower()
-        # Else the channel would answer it by itself, before the handler wants the body.
-        self.requestHeaders.removeHeader(b"Expect")
+        expect = self.requestHeaders.getRawHeaders(b"Expect")
+        if expect is not None:
+            # Otherwise the channel would answer it by itself, before the handler wants the body.
+            self.requestHeaders.removeHeader(b"Expect")
         if length == 0:
             return
         channel = self.channel
-        self._peer = _Peer(
-            self,
-            awaits_continue=expect == b"100-continue" and channel._version == b"HTTP/1.1",
+        continues = expect is not None and expect[0].lower() == b"100-continue"
+        self._peer = peer = _Peer(
+            self, awaits_continue=continues and channel._version == b"HTTP/1.1"
         )
-        self.body = RequestBody(self._peer, length)
+        self.body = RequestBody(length, peer.invite, peer.pause, peer.resume)
         super().requestReceived(channel._command, origin_form(channel._path), channel._version)
 
     def handleContentChunk(self, data: bytes) -> None:
@@ -449,18 +450,22 @@ class RegistryRequest(server.Request):
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self.body is None:
-            super().requestReceived(command, origin_form(path), version)
+            target = path if path.startswith(b"/") else origin_form(path)
+            super().requestReceived(command, target, version)
             return
         self._peer.ended()
         self.body.ended()
         if self._answered:
-            self._unbind()
+            self._stop_draining()
             super().finish()
 
     def process(self) -> None:
-        self._clock = self.channel.site.reactor
+        channel = self.channel
+        self._clock = channel.site.reactor
         self.started = self._clock.seconds()
-        self.sees_cache = not self.channel.site.guarded
+        self.sees_cache = not channel.site.guarded
+        if channel.address is not None:
+            self.address = channel.address
         super().process()
 
     def finish(self) -> None:
@@ -479,8 +484,8 @@ class RegistryRequest(server.Request):
             self.chunked = 0
             self.channel.write(b"0\r\n\r\n")
         body.refuse()
-        self._bound = self.channel.site.timers.deadline(self.abort)
-        self._bound.start(DRAIN_SECONDS)
+        self._drain_due = self.channel.site.timers.deadline(self.abort)
+        self._drain_due.start(DRAIN_SECONDS)
         if self._peer.awaits_continue and not body.received:
             self.channel.loseConnection()
         else:
@@ -496,33 +501,30 @@ class RegistryRequest(server.Request):
         site = self.site
         # First, for Klein cancels the handler in there, which ends its wait for the body quietly.
         super().connectionLost(reason)
-        self._unbind()
+        self._stop_draining()
         if self.body is not None:
             self._peer.pace.stop()
             self.body.failed(reason)
         if site is not None:
             site.log(self)
 
-    def _unbind(self) -> None:
-        if self._bound is not None:
-            self._bound.cancel()
-
-
-# The site: what all connections of a listener share.
+    def _stop_draining(self) -> None:
+        if self._drain_due is not None:
+            self._drain_due.cancel()
 
 
 class RegistrySite(server.Site):
     """
-    Serves a resource over HTTP/1.1.
+    Serves a resource over HTTP/1.1; all connections of a listener share it.
 
     :param reactor: the clock of every timeout of the connections.
     :param idle_timeout: seconds after which a connection is closed on which something is awaited
         from the client and nothing comes.
-    :param limits: of connections, and of what each may take.
-    :param rates: how often one address and one user may ask.
+    :param limits: of connections, of each connection, and of the requests of an address or a user.
     :param stopping: answers requests that come while draining; by default ``resource`` does.
-    :ivar proxies: whose word counts on whom they speak for.
-    :ivar guarded: whether answers tell how they were come by only where a gate lets them.
+    :ivar proxies: the proxies that are believed when they name another client.
+    :ivar rates: how often an address and a user may ask; ``None``: as often as they like.
+    :ivar guarded: whether ``Cache-Status`` and ``Server-Timing`` need the gate's permission.
     :ivar timers: makes the deadlines of the connections.
     :ivar channels: the open connections.
     :ivar draining: whether every answer closes its connection.
@@ -539,8 +541,7 @@ class RegistrySite(server.Site):
         access_log: AccessLog,
         idle_timeout: float = 60.0,
         proxies: TrustedProxies | None = None,
-        limits: ConnectionLimits | None = None,
-        rates: Rates | None = None,
+        limits: LimitsSettings | None = None,
         *,
         guarded: bool = False,
         stopping: IResource | None = None,
@@ -552,10 +553,10 @@ class RegistrySite(server.Site):
         self.channels: set[RegistryChannel] = set()
         self.draining = False
         self.guarded = guarded
-        self._stopping = stopping or resource
         self.proxies = proxies or TrustedProxies()
-        self.limits = limits or ConnectionLimits()
-        self.rates = rates or Rates(TokenBuckets(0, 1, reactor), TokenBuckets(0, 1, reactor))
+        self.limits = limits or LimitsSettings()
+        self.rates = Rates.of(self.limits, reactor)
+        self._stopping = stopping or resource
         self._connections = Connections(
             self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)
         )
@@ -569,7 +570,7 @@ class RegistrySite(server.Site):
 
     async def drain(self, seconds: float) -> None:
         """
-        Let the requests in flight end, for at most ``seconds``; then drop what is left.
+        Let the requests in flight end, for at most ``seconds``; then drop the rest.
 
         The listeners have to be closed by then.  A connection is closed after the answer that is
         due, when the client has taken it; a new request on another one is answered 503.  When no
@@ -587,7 +588,7 @@ class RegistrySite(server.Site):
                 channel.transport.abortConnection()
 
     def settle(self) -> None:
-        """While draining, whenever a request has ended: close the rest if it was the last."""
+        """Close all connections if the site drains and no request is in flight any more."""
         if self.draining and not any(channel.busy for channel in self.channels):
             for channel in list(self.channels):
                 if not channel.transport.disconnecting:
@@ -601,7 +602,7 @@ class RegistrySite(server.Site):
         return found
 
     def channel_opened(self, channel: RegistryChannel) -> bool:
-        """``channel`` has been connected; whether there is room for it."""
+        """Count ``channel``, which has been connected.  Returns whether there is room for it."""
         transport = channel.transport
         channel.counted = self._connections.add(transport.getHost(), transport.getPeer())
         if channel.counted is None:
@@ -610,7 +611,7 @@ class RegistrySite(server.Site):
         return True
 
     def channel_lost(self, channel: RegistryChannel) -> None:
-        """``channel`` is closed."""
+        """Forget ``channel``, which is closed."""
         self.channels.discard(channel)
         if channel.counted is not None:
             self._connections.remove(channel.counted)
@@ -621,23 +622,23 @@ class RegistrySite(server.Site):
             emptied.callback(None)
 
     def log(self, request: http.Request) -> None:
-        """A request has ended, one way or another."""
+        """Write the access log's line of a request that has ended, one way or another."""
         assert isinstance(request, RegistryRequest)
-        if self._access_log.wanted:
-            self._access_log.write(self._access(request))
-
-    def _access(self, request: RegistryRequest) -> Access:
-        agent = request.requestHeaders.getRawHeaders(b"User-Agent")
-        return Access(
-            client=request.address,
-            user=request.actor,
-            method=_text(request.method),
-            path=_text(request.uri),
-            status=request.code if request.startedWriting else 0,
-            sent=request.sentLength,
-            seconds=round(request.elapsed, 6),
-            agent=_text(agent[0]) if agent else "-",
-            request=request.request_id,
+        if not self._access_log.wanted:
+            return
+        agent = request.requestHeaders.getRawHeaders(b"User-Agent", (b"-",))[0]
+        self._access_log.write(
+            Access(
+                client=request.address,
+                user=request.actor,
+                method=request.method.decode("utf-8", "backslashreplace"),
+                path=request.uri.decode("utf-8", "backslashreplace"),
+                status=request.code if request.startedWriting else 0,
+                sent=request.sentLength,
+                seconds=round(request.elapsed, 6),
+                agent=agent.decode("utf-8", "backslashreplace"),
+                request=request.request_id,
+            )
         )
 
     def startFactory(self) -> None:
@@ -651,7 +652,3 @@ class RegistrySite(server.Site):
     def acceptableProtocols(self) -> list[bytes]:
         # Bodies don't stream over HTTP/2: Twisted has another path for them.
         return [b"http/1.1"]
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")

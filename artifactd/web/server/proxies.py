@@ -1,4 +1,4 @@
-"""Who is at the other end: the peer of the connection, or whom a trusted proxy speaks for."""
+"""The address of a client: that of the connection's peer, or the one that a trusted proxy names."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ UNIX = "unix"
 
 _LOCAL_HOSTS = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
 
-# What a host and its port may look like in a URL that clients are told: RFC 3986, 3.2.
+# A host and its port, fit for a URL in an answer: RFC 3986, 3.2.
 _AUTHORITY = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE
 )
 
-# A request that has one of these has come by way of something else: a proxy, or a web page that a
-# browser of this machine shows (Origin: Fetch standard, 3.1).
+# A request with one of these was passed on: by a proxy, or by a web page that a browser on this
+# machine shows (Origin: Fetch standard, 3.1).
 _PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip", b"origin"})
 
 
 def is_local(request: Request) -> bool:
     """
-    Whether it was made on this machine: over loopback or a Unix socket, and nothing in it tells of
-    somebody else whom it was made for.
+    Whether ``request`` was made on this machine, for nobody else: it came over loopback or a Unix
+    socket, and no header says that it was passed on.
     """
     if not from_here(request.client):
         return False
@@ -51,13 +51,18 @@ def is_loopback(host: str) -> bool:
     return address is not None and address.is_loopback
 
 
+def peer_address(peer: object) -> str:
+    """Return the host of ``peer``, an address of Twisted's; ``unix`` for a Unix socket."""
+    return UNIX if isinstance(peer, UNIXAddress) else str(getattr(peer, "host", "-"))
+
+
 @frozen
 class TrustedProxies:
     """
-    The proxies whose word counts.
+    The proxies that are believed when they name a client and its scheme.
 
     :ivar networks: their addresses.
-    :ivar unix: whether whoever connects to a Unix socket is one.
+    :ivar unix: whether every peer of a Unix socket is one.
     """
 
     networks: Sequence[IPv4Network | IPv6Network] = ()
@@ -66,26 +71,26 @@ class TrustedProxies:
     @classmethod
     def parse(cls, texts: Iterable[str]) -> Self:
         """
-        Addresses (``127.0.0.1``), networks (``10.0.0.0/8``) and the word ``unix``.
+        Parse addresses (``127.0.0.1``), networks (``10.0.0.0/8``) and the word ``unix``.
 
-        :raises ValueError: if one is none of these.
+        :raises ValueError: if a text is none of these.
         """
         texts = list(texts)
         return cls([ip_network(text) for text in texts if text != UNIX], UNIX in texts)
 
     def trusts(self, peer: object) -> bool:
-        """Whether the word of ``peer``, an address of Twisted's, counts."""
+        """Whether ``peer``, an address of Twisted's, is one of these proxies."""
         if isinstance(peer, UNIXAddress):
             return self.unix
         return bool(self.networks) and self._has(_address(getattr(peer, "host", "")))
 
     def client(self, request: Request) -> str:
         """
-        The address of the client: of the peer, or of the last one in ``X-Forwarded-For`` that is
-        no trusted proxy.  ``unix`` for a Unix socket.
+        Return the address of the client: of the peer, or the last one in ``X-Forwarded-For`` that
+        is no trusted proxy.  ``unix`` for a Unix socket.
         """
         peer = request.client
-        address = UNIX if isinstance(peer, UNIXAddress) else str(getattr(peer, "host", "-"))
+        address = peer_address(peer)
         if not self.trusts(peer):
             return address
         values = request.requestHeaders.getRawHeaders(b"X-Forwarded-For", ())
@@ -93,7 +98,7 @@ class TrustedProxies:
         for hop in reversed(hops):
             said = _address(_without_port(hop.strip()))
             if said is None:
-                break  # no address: whatever stands before it can't be believed either
+                break  # no address: those before it can't be believed either
             address = str(said)
             if not self._has(said):
                 break
@@ -101,10 +106,10 @@ class TrustedProxies:
 
     def origin(self, request: Request) -> str:
         """
-        Scheme and authority that the client has reached us by, such as ``https://registry:5000``.
+        Return the scheme and authority that the client used, such as ``https://registry:5000``.
 
-        Both are the client's word, or a proxy's: fit for what this very client is told, and for
-        nothing that is kept.
+        The client or a proxy claims both.  They may stand in an answer to this client, and must not
+        be stored.
         """
         secure = request.isSecure()
         if self.trusts(request.client):
@@ -123,7 +128,7 @@ class TrustedProxies:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """An address, one of IPv4 in IPv6's clothes as the former; ``None`` if it is none."""
+    """Parse an address; an IPv4-mapped IPv6 address becomes IPv4, and other text ``None``."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -140,7 +145,7 @@ def _without_port(text: str) -> str:
 
 
 def _own_authority(address: object) -> str:
-    """Where the connection ends, if the client doesn't name it."""
+    """Scheme-less authority of the server's end of the connection."""
     host, port = getattr(address, "host", None), getattr(address, "port", None)
     if host is None:
         return "localhost"

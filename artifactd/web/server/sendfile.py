@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import define, frozen
 from twisted.internet import tcp
@@ -23,6 +23,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
+from artifactd.kit.budget import BufferBudget
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.store.interfaces import OpenBlob
 from artifactd.web.server.protocol import RegistryRequest
@@ -267,16 +268,6 @@ class Transfer:
 _PIECE = 64 * 1024  # bytes
 
 
-class Budget(Protocol):
-    """The transfer buffers that all connections share."""
-
-    def acquire(self, size: int) -> Deferred[None]:
-        """Wait for ``size`` bytes of it.  May be cancelled."""
-
-    def release(self, size: int) -> None:
-        """Give ``size`` bytes back."""
-
-
 @implementer(IPushProducer)
 class Relay(Transfer):
     """
@@ -292,7 +283,7 @@ class Relay(Transfer):
         reader: BlobReader,
         first: int,
         length: int | None,
-        budget: Budget,
+        budget: BufferBudget,
     ) -> None:
         super().__init__(request, reader, first, length)
         self._budget = budget
@@ -386,7 +377,7 @@ class FileSender:
 
     timers: Timers
     in_thread: InThread
-    budget: Budget
+    budget: BufferBudget
     stall: float = 60.0
     in_memory: bool = False
 
