@@ -287,7 +287,7 @@ class _GarbageListing:
 
 
 class _Copy:
-    """The :class:`artifactd.store.interfaces.CollectionLock` of what nobody else knows."""
+    """The :class:`artifactd.store.folder.CollectionLock` of what nobody else knows."""
 
     def claim(self) -> bool:
         return True

@@ -55,11 +55,12 @@ from artifactd.registry.upkeep.scrubber import Scrubber
 from artifactd.registry.uploads import UploadLimits, Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
-from artifactd.store.examine import FolderScrubLock
+from artifactd.store.blobs import BlobStore
+from artifactd.store.examine import ScrubLock
 from artifactd.store.files import FileOperations
-from artifactd.store.fills import FilesystemFillStore
+from artifactd.store.fills import FillStore
 from artifactd.store.folder import DataFolder, FolderCollectionLock, PrivateFile, ReadOnlyMode
-from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
+from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
@@ -329,8 +330,8 @@ class Assembly:
     remote: RemoteCatalog
     garbage: GarbageCatalog
     repairs: RepairCatalog
-    blobs: FilesystemBlobStore
-    uploads: FilesystemUploadStore
+    blobs: BlobStore
+    uploads: UploadStore
     fills: Fills
     accesses: Accesses
     counters: Counters
@@ -386,11 +387,11 @@ def assemble(
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)
     try:
-        blobs = FilesystemBlobStore(folder, run, files)
+        blobs = BlobStore(folder, run, files)
     except OSError as error:
         raise StartError(f"the data folder {folder.path} can't be used: {error}") from error
     opened.callback(blobs.close)
-    uploads = FilesystemUploadStore(folder, run, blobs, budgets.transfers, files)
+    uploads = UploadStore(folder, run, blobs, budgets.transfers, files)
     counters = Counters()
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
@@ -399,7 +400,7 @@ def assemble(
         blobs,
         repairs,
         damage,
-        FolderScrubLock(folder.path, files),
+        ScrubLock(folder.path, files),
         settings,
         run,
         reactor,
@@ -418,7 +419,7 @@ def assemble(
         now,
     )
     accesses = Accesses(remote, now)
-    filling = FilesystemFillStore(folder, run, blobs, budgets.transfers, files, clock=reactor)
+    filling = FillStore(folder, run, blobs, budgets.transfers, files, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
         settings,

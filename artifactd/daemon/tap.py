@@ -28,8 +28,8 @@ from artifactd.registry.metrics import Health
 from artifactd.registry.upkeep.collector import NotNow
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import Settings
+from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
-from artifactd.store.interfaces import SHELVES
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api, ManifestBodies
 from artifactd.web.audit import AuditLog

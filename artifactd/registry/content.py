@@ -19,7 +19,8 @@ from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.manifest import Manifest, ManifestBounds, parse_manifest
 from artifactd.oci.names import ImageName
 from artifactd.registry.model import LOCAL, BlobFound, BlobWanted, Provenance
-from artifactd.store.interfaces import BlobStore, OpenBlob, StagedBlob
+from artifactd.store.blobs import BlobStore, OpenBlob
+from artifactd.store.publication import StagedBlob
 
 
 class Contents:

@@ -24,7 +24,7 @@ from artifactd.registry.model import (
     Repository,
     TagsFound,
 )
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 
 # The image index that lists referrers: distribution-spec, "Listing Referrers".
 

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.oci.errors import Unavailable
-from artifactd.store.interfaces import BlobStore
+from artifactd.store.blobs import BlobStore
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

@@ -13,7 +13,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unsupported
 from artifactd.oci.names import ImageName, Reference, RepositoryName
 from artifactd.oci.ranges import ByteRange
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.credentials import UpstreamLogin
 
 if TYPE_CHECKING:  # local.py imports this module

@@ -31,7 +31,7 @@ from artifactd.registry.model import (
     Repository,
     TagsFound,
 )
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.errors import Missing
 
 # What clients were told is here, of a name that was an upstream's and may become a local one.

@@ -29,7 +29,7 @@ from artifactd.oci.errors import (
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
-from artifactd.store.interfaces import UploadBusy, UploadMissing, UploadSession, UploadStore
+from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession, UploadStore
 
 # How much may be pushed, and by how many sessions.
 

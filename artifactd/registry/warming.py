@@ -16,7 +16,7 @@ from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Registry, Target
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 
 
 class Bar(Protocol):

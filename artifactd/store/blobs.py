@@ -1,481 +1,237 @@
-"""Blobs as files: ``blobs/<algorithm>/<first two digits>/<encoded>``, and their publication."""
+"""The store of blobs, in the files of one folder."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import re
-import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from inspect import isawaitable
-from uuid import uuid4
+from collections.abc import Sequence
+from typing import Protocol
 
-from attrs import define, frozen
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
-from artifactd.kit.deferreds import RunInThread, Serial
-from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import DigestInvalid
-from artifactd.store.files import (
-    PUBLISHED,
-    QUARANTINED,
-    Directory,
-    FileOperations,
-    read_all,
-    write_all,
-)
-from artifactd.store.interfaces import Damaged
+from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
+from artifactd.oci.digest import Digest
+from artifactd.store.examine import Examination
+from artifactd.store.files import PUBLISHED, FileOperations
+from artifactd.store.folder import CopyLock, DataFolder
+from artifactd.store.publication import BlobTree, Forget, PublishedBlob, StagedBlob, Staging
 from artifactd.store.quarantine import Quarantine
 
-Forget = Callable[[Digest, Callable[[], None]], object]
-"""``Catalog.forget_blob``: may call its second argument; may return an awaitable."""
+SHELVES = 256
+"""The published blobs lie on so many shelves, by the first two digits of the encoded digest."""
 
 
-@define(eq=False)
-class FilesystemBlob:
-    """A blob open for reading (:class:`artifactd.store.interfaces.OpenBlob`)."""
+class OpenBlob(Protocol):
+    """
+    A blob open for reading; its opener closes it.
 
-    size: int
-    _fd: int
+    Its bytes may still be arriving (a fill): those before :attr:`available` may be read.
+
+    :ivar size: in bytes; ``None`` as long as it is not known.
+    """
+
+    @property
+    def size(self) -> int | None: ...
 
     @property
     def available(self) -> int:
-        """All of it."""
-        return self.size
+        """The offset before which the reader may read; never shrinks."""
 
     def wait(self, beyond: int) -> Deferred[None]:
-        """All of it is here."""
-        return succeed(None)
+        """
+        Fires once :attr:`available` is above ``beyond``, or the blob is known to end there.
+        May be cancelled.
+
+        :raises OSError: if that will never be.
+        """
 
     def fileno(self) -> int:
         """
-        A descriptor to read with ``os.pread`` and ``os.sendfile``, to be asked for before each.
+        A descriptor for ``os.pread`` and ``os.sendfile``, to be asked for before each read.
 
-        :raises OSError: if the blob was found damaged since, by whatever process.
+        :raises OSError: if the blob was found damaged since it was opened.
         """
-        if self._fd >= 0 and stat.S_IMODE(os.fstat(self._fd).st_mode) == QUARANTINED:
-            raise OSError(errno.EIO, "the blob was found damaged while it was read")
-        return self._fd
 
     def failed(self, error: OSError) -> None:
-        """Who has opened it sees to that."""
+        """Tell that a read of :meth:`fileno` has failed, so that the blob is looked at."""
 
     def close(self) -> None:
         """Close the descriptor; further calls do nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
-class BlobTree:
-    """The published blobs.  All methods block and raise OSError."""
+class BlobStore:
+    """
+    Immutable bytes by digest, deduplicated over everything that is stored.
 
-    def __init__(self, blobs: Directory, quarantine: Quarantine, files: FileOperations) -> None:
+    Making one blocks; it is for the start.
+
+    :raises OSError: if the folder can't be used.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self, folder: DataFolder, run: RunInThread, files: FileOperations | None = None
+    ) -> None:
+        files = files or FileOperations()
+        self._run = run
         self._files = files
-        self._quarantine = quarantine
-        self._algorithms = {name: blobs.ensure(name, files) for name in Algorithm}
-        # Fan-out directories whose own entries this process knows to be on disk.
-        self._durable: set[tuple[Algorithm, str]] = set()
+        self._root = folder.blobs
+        self.quarantine = Quarantine(folder.quarantine, files)
+        self._blobs = BlobTree(folder.blobs, self.quarantine, files)
+        self.staging = Staging(folder.staging, self._blobs, files, run)
+        self._copying = CopyLock(folder.path, files)
 
-    def open(self, digest: Digest) -> FilesystemBlob | None:
-        """The blob, or ``None`` if there is none."""
-        try:
-            with self._fan_out(digest) as directory:
-                fd, status = directory.open_file(digest.encoded)
-        except FileNotFoundError:
-            return None
-        return FilesystemBlob(status.st_size, fd)
+    async def open(self, digest: Digest) -> PublishedBlob | None:
+        """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
+        return await uncancelled(self._run(self._blobs.open, digest), _close)
 
-    def open_to_examine(self, digest: Digest) -> tuple[int, os.stat_result] | None:
+    async def read(self, digest: Digest) -> bytes | None:
         """
-        What is published under ``digest``, to be read whatever its mode says, and its status.
+        All bytes of a small blob (a manifest), or ``None`` if there is none.
 
-        A process that was killed while it quarantined a file leaves it there with a mode of 0000.
+        :raises Damaged: if its bytes do not have ``digest`` any more.
+        :raises OSError: if it can't be read.
         """
-        try:
-            with self._fan_out(digest) as directory:
-                return directory.open_sealed(digest.encoded, self._files)
-        except FileNotFoundError:
-            return None
+        return await self._run(self._blobs.read, digest)
 
-    def read(self, digest: Digest) -> bytes | None:
-        """All bytes of a small blob, or ``None``.  :raises Damaged: if they have another digest."""
-        blob = self.open(digest)
-        if blob is None:
-            return None
-        try:
-            content = read_all(self._files, blob.fileno(), blob.size)
-        finally:
-            blob.close()
-        if Digest.of(content, digest.algorithm) != digest:
-            raise Damaged(errno.EIO, "its bytes do not have its digest", str(digest))
-        return content
-
-    def publish(self, staging: Directory, name: str, digest: Digest, file: os.stat_result) -> None:
-        """
-        Give ``file``, which is staged as ``name``, the place of its digest; durable after.
-
-        It takes the place of another file: that was right once, and this one was hashed just now.
-        """
-        with self._durable_fan_out(digest) as directory:
-            while True:
-                with suppress(FileExistsError):
-                    self._files.link(staging.fd, name, directory.fd, digest.encoded)
-                try:
-                    published = directory.status(digest.encoded)
-                except FileNotFoundError:
-                    continue  # there was one, and it was withdrawn in this very moment
-                if os.path.samestat(published, file):
-                    break
-                if published.st_size != file.st_size:
-                    # Provably damaged.  Who comes between has replaced it already.
-                    with suppress(FileNotFoundError):
-                        flaw = f"it has {published.st_size} bytes instead of {file.st_size}"
-                        self._quarantine.keep(directory, digest, flaw, time.time(), published)
-                self._replace(staging, name, directory, digest)
-                break
-            # Also where somebody else has linked it: it need not have come to syncing it.
-            self._files.sync(directory.fd)
-
-    def _replace(self, staging: Directory, name: str, directory: Directory, digest: Digest) -> None:
-        # A second name to be renamed: the first one stays until there is a row.
-        second = f"{name}-0"
-        with suppress(FileExistsError):  # from an attempt that failed: it is the same file
-            self._files.link(staging.fd, name, staging.fd, second)
-        try:
-            self._files.rename(staging.fd, second, directory.fd, digest.encoded)
-        except OSError:
-            self._files.unlink(staging.fd, second)
-            raise
-
-    def quarantine(self, digest: Digest, flaw: str, file: os.stat_result) -> bool:
-        """
-        Take ``file`` out of the store, if it is what is published under ``digest``; whether it was.
-
-        Called inside a write transaction of the catalog.
-        """
-        try:
-            with self._fan_out(digest, os.O_RDONLY) as directory:
-                self._quarantine.keep(directory, digest, flaw, time.time(), file)
-                # A push that renames its file to here between this look and the unlink loses
-                # that name, and no more: the mode was set through a descriptor of the damaged
-                # file, the staged name is there until there is a row, and before it writes that
-                # it waits for this transaction to end, and ``confirm`` publishes the file again.
-                if directory.holds(digest.encoded, file):
-                    self._files.unlink(directory.fd, digest.encoded)
-                    self._files.sync(directory.fd)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def is_there(self, digest: Digest) -> bool:
-        """Whether anything is published under ``digest``."""
-        try:
-            with self._fan_out(digest) as directory:
-                directory.status(digest.encoded)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def holds(self, digest: Digest, file: os.stat_result) -> bool:
-        """Whether ``file`` is what is published under ``digest``."""
-        try:
-            with self._fan_out(digest) as directory:
-                return directory.holds(digest.encoded, file)
-        except FileNotFoundError:
-            return False
-
-    def unlink(self, digest: Digest, file: os.stat_result) -> None:
-        """Take the published name away if it is ``file``'s, and not that of another push."""
-        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
-            if directory.holds(digest.encoded, file):
-                self._files.unlink(directory.fd, digest.encoded)
+    async def stage(self, digest: Digest, content: bytes) -> StagedBlob:
+        """Write and sync ``content``, whose digest the caller has computed, without showing it."""
+        adding = self._run(self.staging.add, digest, content)
+        return await uncancelled(adding, StagedBlob.abandon)
 
     def remove(self, digest: Digest) -> None:
-        """Take the published name away, whosever it is."""
-        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
-            self._files.unlink(directory.fd, digest.encoded)
-
-    def published(self, shelf: int, before: float) -> list[tuple[Digest, int]]:
-        """As ``BlobStore.published``: by when a name of the file was last made or taken away."""
-        found: list[tuple[Digest, int]] = []
-        for algorithm, directory in self._algorithms.items():
-            with suppress(FileNotFoundError), directory.subdirectory(f"{shelf:02x}") as names:
-                found += _published(algorithm, names, before)
-        return found
-
-    def close(self) -> None:
-        """Close the directories."""
-        for directory in self._algorithms.values():
-            directory.close()
-
-    def _fan_out(self, digest: Digest, flags: int = os.O_PATH) -> Directory:
-        return self._algorithms[digest.algorithm].subdirectory(digest.encoded[:2], flags)
-
-    def _durable_fan_out(self, digest: Digest) -> Directory:
-        algorithm, name = digest.algorithm, digest.encoded[:2]
-        if (algorithm, name) in self._durable:
-            return self._algorithms[algorithm].subdirectory(name)
-        directory = self._algorithms[algorithm].ensure(name, self._files)
-        self._durable.add((algorithm, name))
-        return directory
-
-
-def _published(
-    algorithm: Algorithm, directory: Directory, before: float
-) -> Iterator[tuple[Digest, int]]:
-    for name in directory.names():
-        # What somebody else has put there is not for us to judge.
-        with suppress(DigestInvalid, OSError):
-            digest, status = Digest.parse(f"{algorithm}:{name}"), directory.status(name)
-            if status.st_ctime < before:
-                yield digest, status.st_size
-
-
-@define(eq=False)
-class FilesystemStagedBlob:
-    """
-    A synced file in ``staging``, on its way to being a blob
-    (:class:`artifactd.store.interfaces.StagedBlob`).
-
-    Its descriptor holds a flock, which tells a sweep that somebody still cares for it.
-    """
-
-    digest: Digest
-    size: int
-    _name: str
-    _fd: int
-    _file: os.stat_result
-    _staging: Directory
-    _blobs: BlobTree
-    _files: FileOperations
-    _threads: Serial
-
-    async def publish(self) -> None:
-        """Make the bytes visible under their digest, durably, and keep the staged copy."""
-        await self._threads.run(self._publish)
-
-    def confirm(self) -> None:
-        """See that the published name is still there, and publish again if it is not."""
-        # The file of another push may have been put there since, and not be durable yet.
-        if not self._blobs.holds(self.digest, self._file):
-            self._publish()
-
-    def release(self) -> None:
-        """Drop the staged copy: the row is committed."""
-        try:
-            self._files.unlink(self._staging.fd, self._name)
-        finally:
-            self.abandon()
-
-    async def withdraw(self, forget: Forget) -> None:
         """
-        The row could not be written: drop the staged copy, and the published name if ``forget``
-        says so.  If ``forget`` fails, both are left to the next sweep.
+        Remove a blob's bytes, if they are here; open descriptors can still be read.
+
+        Blocks; called in the catalog's thread by
+        :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
+
+        :raises OSError: if it can't be done now, for example while the store is being copied.
         """
-        # A caller that was cancelled may have left a thread publishing.
-        await self._threads.idle()
-        try:
-            forgotten = forget(self.digest, self._unlink_published)
-            if isawaitable(forgotten):
-                await forgotten
-        except BaseException:
-            await self._threads.run(self.abandon)
-            raise
-        await self._threads.run(self.release)
+        with self._copying.kept_out():
+            self._blobs.remove(digest)
 
-    def abandon(self) -> None:
-        """Leave it all to the next sweep.  Further calls do nothing."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+    def is_there(self, digest: Digest) -> bool:
+        """Whether anything is published under ``digest``.  Blocks."""
+        return self._blobs.is_there(digest)
 
-    def _publish(self) -> None:
-        self._blobs.publish(self._staging, self._name, self.digest, self._file)
-
-    def _unlink_published(self) -> None:
-        self._blobs.unlink(self.digest, self._file)
-
-
-# ``staging/<algorithm>-<encoded>.<id>``: verified bytes without a row yet.
-#
-# A staged file is locked (flock) by whoever is publishing it; one that nobody has locked was left
-# by
-# a process that died.
-
-_STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
-# Of a check of the disk, or of a backup into this folder; what is in use can't be seen here, for
-# the one is quick and the other keeps every daemon out.
-_PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)|\.backup\.catalog\.partial")
-
-
-def staged_name(digest: Digest, staging_id: str) -> str:
-    """The name of a staged file; ``staging_id`` is what sets it apart from others, a UUID."""
-    return f"{digest.algorithm}-{digest.encoded}.{staging_id}"
-
-
-@frozen
-class Staging:
-    """The staged files.  All methods block and raise OSError."""
-
-    _directory: Directory
-    _blobs: BlobTree
-    _files: FileOperations
-    _run: RunInThread
-
-    def move_in(self, source: Directory, name: str, digest: Digest, staging_id: str) -> str:
+    async def examine(self, digest: Digest, size: int | None = None) -> Examination | None:
         """
-        Move a locked file in that lies in ``source``; its new name, for :meth:`synced`.
+        Begin to read a blob to see whether its bytes are right; ``None`` if there is none.
 
-        It is synced afterwards: what can't be synced must never be tried again, for the second
-        fsync would succeed although the first has lost the bytes; and a crash in between leaves
-        nothing half-done under the old name.
-
-        :raises FileNotFoundError: if it is no longer there.
+        :param size: the bytes it should have: a blob of another size is not read.
+        :raises OSError: if it can't be opened.
         """
-        # Neither directory is synced: after a crash the file has one name or the other, or both,
-        # and each has its sweep.
-        staged = staged_name(digest, staging_id)
-        self._files.rename(source.fd, name, self._directory.fd, staged)
-        return staged
-
-    def add(self, digest: Digest, content: bytes) -> FilesystemStagedBlob:
-        """Write and sync ``content``, which ``digest`` is of."""
-        name, fd = self._create(digest)
-        try:
-            write_all(self._files, fd, [content], 0)
-        except BaseException:
-            self._drop(name, fd)
-            raise
-        return self.synced(digest, name, fd)
-
-    def link_in(self, source: Directory, name: str, digest: Digest) -> FilesystemStagedBlob:
-        """
-        Stage a file of ``source`` whose bytes were just seen to be right; it stays there, too.
-
-        :raises BlockingIOError: if somebody does so already.
-        """
-        fd, _ = source.open_sealed(name, self._files)
-        staged = staged_name(digest, str(uuid4()))
-        try:
-            # Before it has the name, so that no sweep takes it for a dead process's.
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._files.link(source.fd, name, self._directory.fd, staged)
-        except BaseException:
-            os.close(fd)
-            raise
-        return self.synced(digest, staged, fd)
-
-    def names(self) -> list[str]:
-        """Of all that is there."""
-        return self._directory.names()
-
-    def is_held(self, digest: Digest) -> bool:
-        """Whether somebody who lives has a staged file of ``digest``."""
-        mine = staged_name(digest, "")
-        return any(self._is_locked(name) for name in self.names() if name.startswith(mine))
-
-    def _is_locked(self, name: str) -> bool:
-        try:
-            fd, _ = self._directory.open_file(name)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
-
-    def take_over(self, name: str) -> FilesystemStagedBlob | None:
-        """
-        What a dead process has left under ``name``; ``None`` if its process lives, or it is gone,
-        or it isn't ours.
-        """
-        if _PASSING.fullmatch(name):
-            self._files.unlink(self._directory.fd, name)
-            return None
-        digest = _staged_digest(name)
-        if digest is None:
-            return None
-        try:
-            fd, status = self._directory.open_file(name)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        if not self._directory.holds(name, status):
-            os.close(fd)
-            return None
-        return self._staged_blob(digest, name, fd)
-
-    def check_writable(self) -> None:
-        """Create, sync and remove a small file."""
-        name = f"probe.{uuid4()}"
-        fd = self._files.create(self._directory.fd, name)
-        try:
-            write_all(self._files, fd, [b"artifactd\n"], 0)
-            self._files.sync(fd)
-        finally:
-            os.close(fd)
-            self._files.unlink(self._directory.fd, name)
-
-    def _create(self, digest: Digest) -> tuple[str, int]:
-        while True:
-            name = staged_name(digest, str(uuid4()))
-            fd = self._files.create(self._directory.fd, name)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return name, fd
-            os.close(fd)  # a sweep has come between creating and locking
-
-    def synced(self, digest: Digest, name: str, fd: int) -> FilesystemStagedBlob:
-        """
-        The staged blob of a file that is here; what can't be synced is removed.
-
-        :param fd: open on it; the staged blob's from now on, or closed.
-        """
-        try:
-            self._files.set_mode(fd, PUBLISHED)
-            self._files.sync(fd)
-        except BaseException:
-            self._drop(name, fd)
-            raise
-        return self._staged_blob(digest, name, fd)
-
-    def _drop(self, name: str, fd: int) -> None:
-        try:
-            self._files.unlink(self._directory.fd, name)
-        finally:
-            os.close(fd)
-
-    def _staged_blob(self, digest: Digest, name: str, fd: int) -> FilesystemStagedBlob:
-        status = os.fstat(fd)
-        return FilesystemStagedBlob(
+        beginning = self._run(
+            Examination.begin,
             digest,
-            status.st_size,
-            name,
-            fd,
-            status,
-            self._directory,
+            size,
             self._blobs,
             self._files,
             Serial(self._run),
+            self.staging.is_held,
         )
+        return await uncancelled(beginning, _close_examined)
+
+    async def make_durable(self, digest: Digest) -> None:
+        """
+        Sync the bytes published under ``digest`` and their names, and make them readable.
+
+        :raises OSError: if it can't be done; FileNotFoundError: if there are none.
+        """
+        await self._run(self._make_durable, digest)
+
+    def _make_durable(self, digest: Digest) -> None:
+        with (
+            self._root.subdirectory(digest.algorithm) as algorithm,
+            algorithm.subdirectory(digest.encoded[:2]) as directory,
+        ):
+            fd, _ = directory.open_file(digest.encoded)
+            try:
+                # A quarantine that was cut short may have left it unreadable.
+                self._files.set_mode(fd, PUBLISHED)
+                self._files.sync(fd)
+            finally:
+                os.close(fd)
+            self._files.sync(directory.fd)
+            self._files.sync(algorithm.fd)
+
+    async def expired(self, before: float) -> Sequence[tuple[str, Digest]]:
+        """
+        The files quarantined before ``before``, in seconds since the epoch, and the digests that
+        they should have.
+        """
+        return await self._run(self.quarantine.expired, before)
+
+    async def examine_expired(self, name: str, digest: Digest) -> Examination:
+        """Begin to read a quarantined file once more.  :raises OSError: if it can't be opened."""
+        beginning = self._run(
+            Examination.again,
+            digest,
+            self.quarantine.directory,
+            name,
+            self._blobs,
+            self._files,
+            Serial(self._run),
+            self.staging.is_held,
+        )
+        return await uncancelled(beginning, Examination.close)
+
+    async def stage_expired(self, name: str, digest: Digest) -> StagedBlob:
+        """Stage a quarantined file whose bytes are right after all; it stays in quarantine, too."""
+        adding = self._run(self.staging.link_in, self.quarantine.directory, name, digest)
+        return await uncancelled(adding, StagedBlob.abandon)
+
+    async def remove_expired(self, name: str) -> None:
+        """Remove a quarantined file and its record."""
+        await self._run(self.quarantine.remove, name)
+
+    async def sweep(self, forget: Forget) -> int:
+        """
+        Remove what dead processes left staged; how many files went.
+
+        :param forget: :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
+        """
+        swept = 0
+        for name in await self._run(self.staging.names):
+            try:
+                taken = self._run(self.staging.take_over, name)
+                staged = await uncancelled(taken, _abandon)
+                if staged is not None:
+                    await staged.withdraw(forget)
+                    swept += 1
+            except OSError as error:
+                self._log.warn("staged file {name} left alone: {error}", name=name, error=error)
+        return swept
+
+    async def published(self, shelf: int, before: float) -> Sequence[tuple[Digest, int]]:
+        """
+        The digests published on one of the :data:`SHELVES` before ``before``, in seconds since the
+        epoch, and their sizes in bytes, whether the catalog lists them or not.
+        """
+        return await self._run(self._blobs.published, shelf, before)
+
+    async def check_writable(self) -> None:
+        """:raises OSError: if nothing can be written."""
+        await self._run(self.staging.check_writable)
+
+    def close(self) -> None:
+        """Close the directories."""
+        self._blobs.close()
+        self._copying.close()
 
 
-def _staged_digest(name: str) -> Digest | None:
-    match = _STAGED.fullmatch(name)
-    if match is None:
-        return None
-    try:
-        return Digest.parse(f"{match['algorithm']}:{match['encoded']}")
-    except DigestInvalid:
-        return None
+def _close(blob: PublishedBlob | None) -> None:
+    if blob is not None:
+        blob.close()
+
+
+def _close_examined(examination: Examination | None) -> None:
+    if examination is not None:
+        examination.close()
+
+
+def _abandon(staged: StagedBlob | None) -> None:
+    if staged is not None:
+        staged.abandon()

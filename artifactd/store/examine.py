@@ -1,4 +1,4 @@
-"""A published file, hashed piece by piece."""
+"""Reading what is stored to see whether it is still what it was: scrubbing and fsck."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-from attrs import asdict, define, field
+from attrs import asdict, define, field, frozen
 
 from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Digest
-from artifactd.store.blobs import BlobTree
 from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
-from artifactd.store.interfaces import ScrubPosition
+from artifactd.store.publication import BlobTree
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
 
 
 @define(eq=False)
-class FilesystemExamination:
-    """An :class:`artifactd.store.interfaces.Examination`."""
+class Examination:
+    """
+    A blob of the store that is being read and hashed piece by piece; :meth:`close` ends it.
+
+    :ivar size: of its file in bytes, when it was opened.
+    :ivar flaw: once :meth:`step` has come to the end: what is wrong; ``None``: nothing.
+    :ivar is_unreadable: whether the flaw is an error of the disk, which may pass.
+    """
 
     digest: Digest
     size: int
@@ -87,15 +92,27 @@ class FilesystemExamination:
         return cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
 
     async def step(self) -> int:
-        """Read and hash the next piece; how many bytes that was, 0 at the end."""
+        """Read and hash the next piece, in a thread; how many bytes that was, 0 at the end."""
         return await self._threads.run(self._step)
 
     def is_published(self) -> bool:
-        """Whether what was read is still what is published.  Blocks."""
+        """
+        Whether what was read is still what is published.
+
+        Blocks; called in the catalog's thread, inside its write transaction.
+        """
         return self._blobs.holds(self.digest, self._file)
 
     def quarantine(self) -> bool:
-        """Take what was read out of the store, if it is still published.  Blocks."""
+        """
+        Move what was read into quarantine, durably, with a record of its flaw.
+
+        Open descriptors of it, in any process, send no more of it.  Blocks; called as
+        :meth:`is_published`.
+
+        :returns: whether it was moved: not if something else is published by now.
+        :raises OSError: if it can't be moved.
+        """
         if not self.is_published():
             return False
         if os.fstat(self._fd).st_nlink > 1 and self._is_held(self.digest):
@@ -134,7 +151,7 @@ class FilesystemExamination:
         return len(piece)
 
     def _unseal(self) -> None:
-        # Somebody began to quarantine it and was killed; it is right, so it is to be read again.
+        # A process was killed while it quarantined this file, whose bytes are right.
         if not self._file.st_mode & stat.S_IRUSR and self.is_published():
             self._files.set_mode(self._fd, PUBLISHED)
 
@@ -164,8 +181,26 @@ class _Written(msgspec.Struct):
     ended: float
 
 
-class FolderScrubLock:
-    """A :class:`artifactd.store.interfaces.ScrubLock` of the data folder at ``path``."""
+@frozen
+class ScrubPosition:
+    """
+    How far a round of scrubbing has come.  Times are in seconds since the epoch.
+
+    :ivar shelf: the next one of the store; ``SHELVES`` once all are done.
+    :ivar after: the text of the last digest done on that shelf; empty before the first.
+    :ivar ended: when the round before this one ended; 0.0 if there was none.
+    """
+
+    shelf: int = 0
+    after: str = ""
+    ended: float = 0.0
+
+
+class ScrubLock:
+    """
+    Lets one process of all that use the data folder at ``path`` scrub it, and remembers its
+    position in the lock's file.
+    """
 
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
         self._path = path
@@ -173,7 +208,11 @@ class FolderScrubLock:
         self._fd = -1
 
     def claim(self) -> bool:
-        """Be the one who scrubs; whether nobody does already.  Blocks."""
+        """
+        Take the lock until :meth:`release` or the end of the process; whether it was free.  Blocks.
+
+        :raises OSError: if the file can't be opened.
+        """
         with Directory.open(self._path) as folder:
             fd = folder.ensure_file(_FILE, self._files)
         try:
@@ -185,13 +224,13 @@ class FolderScrubLock:
         return True
 
     def release(self) -> None:
-        """Let others scrub."""
+        """Let another process scrub."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def read(self) -> ScrubPosition:
-        """Where to go on.  Blocks."""
+        """The position to go on at; the beginning where none can be read.  Blocks."""
         try:
             written = msgspec.json.decode(os.pread(self._fd, _MOST, 0), type=_Written)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -199,8 +238,8 @@ class FolderScrubLock:
         return ScrubPosition(written.shelf, written.after, written.ended)
 
     def write(self, position: ScrubPosition) -> None:
-        """Remember it.  Blocks."""
-        # Not synced: what a power loss takes of it is read once more.
+        """Remember ``position``; after a crash an older one may be read.  Blocks."""
+        # Not synced: after a power loss some blobs are read once more.
         text = msgspec.json.encode(asdict(position))
         self._files.truncate(self._fd, 0)
         write_all(self._files, self._fd, [text], 0)

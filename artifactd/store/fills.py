@@ -1,4 +1,9 @@
-"""Fills and extents in the files of one folder; architecture.md, "Pull-through: the fill"."""
+"""
+Fills: blobs that are still coming from an upstream, in the files of one folder.
+
+Everything that a second process needs to follow a fill, or to take it over, lies in the store
+(docs/architecture.md, "Pull-through: the fill").
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
-from typing import Protocol
 from uuid import uuid4
 
 import msgspec
 from attrs import define, field, frozen
-from twisted.internet.interfaces import IProducer, IPullProducer, IPushProducer, IReactorTime
+from twisted.internet.interfaces import IProducer, IReactorTime
 from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
@@ -24,17 +28,12 @@ from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
-from artifactd.store.blobs import FilesystemStagedBlob, Staging
+from artifactd.store.blobs import BlobStore
 from artifactd.store.extents import ExtentFile, Extents, map_name
 from artifactd.store.files import Directory, FileOperations, OpenFile, is_sealed, split, write_all
 from artifactd.store.folder import DataFolder
 from artifactd.store.intake import AppendedFile, FileConsumer, HashedFile, RunningDigest, hashed
-from artifactd.store.interfaces import StagedBlob
-from artifactd.store.store import FilesystemBlobStore
-
-# What the registry asks of a store of blobs that are still coming from an upstream.
-#
-# Everything that a second process needs to follow a fill, or to take it over, lies in the store.
+from artifactd.store.publication import StagedBlob, Staging
 
 
 class Contradicted(Exception):
@@ -60,163 +59,6 @@ class FillState(Enum):
     GROWING = "growing"  # or left alone: whoever can claim it goes on
     VERIFIED = "verified"  # the file is the blob
     FAILED = "failed"  # the file is unlinked
-
-
-class GrowingFile(Protocol):
-    """A file that grows, open for reading; a descriptor of its own, without the claim."""
-
-    def fileno(self) -> int:
-        """A descriptor to read with ``os.pread`` and ``os.sendfile``."""
-
-    def close(self) -> None:
-        """Close the descriptor; further calls do nothing."""
-
-
-class FillView(GrowingFile, Protocol):
-    """The fill of some process, seen from outside.  None of it waits for anything."""
-
-    def look(self) -> tuple[FillState, int]:
-        """Its state, and then the bytes in its file."""
-
-
-class Appender(Protocol):
-    """
-    An ``IConsumer`` whose bytes go into a file, in threads, with flow control: its producer is
-    paused while the disk is slower than it, or the process's budget of buffers is used up.  What
-    comes is written at once, not gathered: somebody waits for it.
-
-    :ivar offset: where the next byte will go: in the blob, from 0.
-    :ivar written: the offset up to which bytes are in the file, so that others may read them.
-    """
-
-    offset: int
-    written: int
-
-    def registerProducer(self, producer: IPushProducer | IPullProducer, streaming: bool) -> None:
-        """``IConsumer``; ``streaming`` is always true."""
-
-    def unregisterProducer(self) -> None:
-        """``IConsumer``."""
-
-    def write(self, data: bytes) -> None:
-        """``IConsumer``: take ``data``.  Once writing has failed the rest is dropped."""
-
-    def watch(self, grown: Callable[[int], None]) -> None:
-        """Call ``grown`` with :attr:`written` whenever that has grown, in the reactor's thread."""
-
-    async def flush(self) -> int:
-        """
-        Wait until all that was taken is in the file; :attr:`written` then.
-
-        :raises OSError: if any of it could not be written.
-        """
-
-    def reader(self) -> GrowingFile:
-        """The file, open for reading once more."""
-
-    async def close(self) -> None:
-        """Wait for what is in flight, then let go.  Further calls do nothing."""
-
-
-class FillSession(Appender, Protocol):
-    """
-    A fill, claimed: nobody else, in any process, appends to it until :meth:`close`, after which
-    its bytes stay for whoever claims it next.
-
-    Bytes never change once they are in the file: others may have read them, and sent them on.
-
-    :ivar info: as last described, by this process or another; ``None``: never.
-    """
-
-    info: FillInfo | None
-
-    async def describe(self, info: FillInfo) -> None:
-        """Keep ``info`` for whoever follows the fill, or takes it over."""
-
-    def restart(self) -> None:
-        """
-        What is written next is the blob from its first byte again: it is compared up to
-        :attr:`offset` (which stays as it is), and appended from there on.  At the first difference
-        :meth:`flush` raises :class:`Contradicted`, and the producer is stopped.
-
-        To be called when nothing is in flight (after :meth:`flush`).  A comparison that has not
-        come to its end is given up by :meth:`take_extents`.
-        """
-
-    @property
-    def compared(self) -> bool:
-        """Whether, since the last :meth:`restart`, all bytes have come that were here before."""
-
-    async def take_extents(self, until: int | None) -> int:
-        """
-        Append what lies at :attr:`offset` in the extents of the blob without a gap, at most up to
-        the offset ``until``; how many bytes that was.  To be called until it says 0: each call is
-        one turn of a thread.  What is written next goes to :attr:`offset`.
-
-        To be called when nothing is in flight (after :meth:`flush`).
-        """
-
-    async def next_extent(self) -> int | None:
-        """Where the first extent of some length (1 MiB) behind :attr:`offset` begins, or None."""
-
-    async def computed(self) -> Digest:
-        """The digest of all bytes, by the blob's algorithm; hashed once as they came."""
-
-    async def stage(self) -> StagedBlob:
-        """
-        The bytes are verified: sync them and stage them.  From then on every process that follows
-        sees :attr:`FillState.VERIFIED`.  What was kept beside them goes.
-
-        :raises OSError: if that fails; bytes that can't be synced are removed.
-        """
-
-    async def discard(self) -> None:
-        """Remove the bytes and all that is kept beside them; followers see ``FAILED``."""
-
-
-class ExtentSession(Appender, Protocol):
-    """A part of a blob on its way into the extents."""
-
-    async def record(self) -> None:
-        """
-        :meth:`flush`, then remember that the bytes from the beginning to :attr:`written` are here.
-        """
-
-
-class FillStore(Protocol):
-    """Blobs that are coming, by digest; what has come survives the process."""
-
-    async def claim(self, digest: Digest, *, create: bool = True) -> FillSession | None:
-        """
-        Take the fill of ``digest``, as far as it has come; begin it if there is none.
-
-        ``None`` if another process, or another claim of this one, has it; without ``create`` also
-        if there is none.  Never waits for a lock.
-        """
-
-    async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """The fill of ``digest`` and what is known of it, or ``None`` if there is none."""
-
-    async def info(self, digest: Digest) -> FillInfo | None:
-        """What is known of a blob that is coming, or of which there are extents."""
-
-    async def is_staged(self, digest: Digest) -> bool:
-        """
-        Whether some process, this one included, has staged ``digest``, be it from a fill or from an
-        upload, and has neither its row yet nor given that up.
-        """
-
-    async def find_extent(self, digest: Digest, span: ByteRange) -> GrowingFile | None:
-        """A file that has the bytes ``span`` at their offsets, if the extents have all of them."""
-
-    async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
-        """Begin to keep a part of a blob, from the offset ``first`` on."""
-
-    async def discard(self, digest: Digest) -> None:
-        """Remove what there is of a blob, unless somebody has claimed its fill."""
-
-    async def sweep(self, seconds: float) -> int:
-        """Remove what nobody has written to for ``seconds`` and nobody holds; how many blobs'."""
 
 
 # ``<blob>.info``: what an upstream has told of a blob that is coming, as JSON.
@@ -369,7 +211,7 @@ class FillFile(HashedFile):
         super().append(self._compare(pieces))
 
     def take_extents(self, until: int | None) -> int:
-        """As :meth:`artifactd.store.fills.FillSession.take_extents`."""
+        """As :meth:`FillSession.take_extents`."""
         self._again = None
         return self._fills.extents.copy(self.name, self, until)
 
@@ -383,7 +225,7 @@ class FillFile(HashedFile):
         """Keep ``info`` beside the bytes."""
         self._fills.describe(self.name, info)
 
-    def stage(self, staging: Staging, digest: Digest) -> FilesystemStagedBlob:
+    def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """
         Sync it, move it to the staged files, and drop what was kept beside it.
 
@@ -423,8 +265,8 @@ class FillFile(HashedFile):
 
 
 @define(eq=False)
-class FilesystemFillView(OpenFile):
-    """A fill, seen from outside (:class:`artifactd.store.fills.FillView`)."""
+class FillView(OpenFile):
+    """The fill of some process, seen from outside.  Looking never blocks."""
 
     _directory: Directory
     _name: str
@@ -494,14 +336,14 @@ class FillDirectory:
             return 0
         return status.st_size
 
-    def view(self, digest: Digest) -> tuple[FilesystemFillView, FillInfo | None] | None:
+    def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
         """A fill to look at, and what is known of it; ``None`` if there is none."""
         blob = blob_name(digest)
         try:
             fd, status = self.directory.open_file(blob)
         except FileNotFoundError:
             return None
-        view = FilesystemFillView(fd, self.directory, blob, status)
+        view = FillView(fd, self.directory, blob, status)
         try:
             if not is_sealed(status):
                 return view, self.files.info(blob)
@@ -606,8 +448,15 @@ EXTENT = 1024 * 1024
 
 
 @define(eq=False)
-class FilesystemFillSession(FileConsumer[FillFile]):
-    """A claimed fill (:class:`artifactd.store.fills.FillSession`)."""
+class FillSession(FileConsumer[FillFile]):
+    """
+    A claimed fill: nobody else, in any process, appends to it until :meth:`close`, after which its
+    bytes stay for the next claim.
+
+    Bytes never change once they are in the file: others may have read them, and sent them on.
+
+    :ivar info: as last described, by this process or another; ``None``: never.
+    """
 
     # A turn to a thread and back takes about as long as writing a MiB: one stream has to be fast.
     high_water = 8 * 1024 * 1024
@@ -619,8 +468,6 @@ class FilesystemFillSession(FileConsumer[FillFile]):
     info: FillInfo | None
     _catching_up: bool = field(default=False, init=False)
 
-    # -- Appender
-
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """``IConsumer``; until its first bytes come, those found at the claim are hashed."""
         super().registerProducer(producer, streaming)
@@ -630,15 +477,20 @@ class FilesystemFillSession(FileConsumer[FillFile]):
         """The file, open for reading once more."""
         return _reader(self._directory, self._file)
 
-    # -- FillSession
-
     async def describe(self, info: FillInfo) -> None:
         """Keep ``info`` for whoever follows the fill, or takes it over."""
         await self._threads.run(partial(self._file.describe, info))
         self.info = info
 
     def restart(self) -> None:
-        """What is written next is the blob from its first byte again: it is compared."""
+        """
+        Compare what is written next with the blob from its first byte on, up to :attr:`offset`
+        (which stays as it is), and append from there.  At the first difference :meth:`flush` raises
+        :class:`Contradicted`, and the producer is stopped.
+
+        To be called when nothing is in flight (after :meth:`flush`).  :meth:`take_extents` gives up
+        a comparison that has not come to its end.
+        """
         self._file.restart()
         self._position = 0
 
@@ -648,7 +500,10 @@ class FilesystemFillSession(FileConsumer[FillFile]):
         return self._file.compared
 
     async def take_extents(self, until: int | None) -> int:
-        """Append what lies at :attr:`offset` in the extents; how many bytes, at most 16 MiB."""
+        """
+        Append what lies at :attr:`offset` in the extents of the blob without a gap, at most up to
+        the offset ``until``; how many bytes that was, at most 16 MiB: to be called until it is 0.
+        """
         await self.flush()
         try:
             return await self._threads.run(
@@ -662,15 +517,20 @@ class FilesystemFillSession(FileConsumer[FillFile]):
         return await self._threads.run(partial(self._file.next_extent, EXTENT))
 
     async def computed(self) -> Digest:
-        """The digest of all bytes, read back only where they weren't hashed as they came."""
+        """The digest of all bytes; reads back only those not hashed as they came."""
         await self.flush()
         return await hashed(self._file, self._file.running, self._threads)
 
-    async def stage(self) -> FilesystemStagedBlob:
-        """Sync the bytes and turn them into a staged blob; drop what was kept beside them."""
+    async def stage(self) -> StagedBlob:
+        """
+        Sync and stage the bytes, which are verified; drop what was kept beside them.  From then on
+        every process that follows sees :attr:`FillState.VERIFIED`.
+
+        :raises OSError: if that fails; bytes that can't be synced are removed.
+        """
         await self.flush()
         return await self._threads.run(
-            partial(self._file.stage, self._staging, self._digest), FilesystemStagedBlob.abandon
+            partial(self._file.stage, self._staging, self._digest), StagedBlob.abandon
         )
 
     async def discard(self) -> None:
@@ -699,8 +559,8 @@ class FilesystemFillSession(FileConsumer[FillFile]):
 
 
 @define(eq=False)
-class FilesystemExtentSession(FileConsumer[ExtentFile]):
-    """A part on its way into the extents (:class:`artifactd.store.fills.ExtentSession`)."""
+class ExtentSession(FileConsumer[ExtentFile]):
+    """A part of a blob on its way into the extents."""
 
     _directory: Directory
 
@@ -709,7 +569,7 @@ class FilesystemExtentSession(FileConsumer[ExtentFile]):
         return _reader(self._directory, self._file)
 
     async def record(self) -> None:
-        """:meth:`flush`, sync, and remember that the bytes up to :attr:`written` are here."""
+        """:meth:`flush`, sync, and record that the bytes up to :attr:`written` are here."""
         await self.flush()
         await self._threads.run(self._file.record)
 
@@ -723,9 +583,9 @@ def _reader(directory: Directory, file: AppendedFile) -> OpenFile:
     return OpenFile(fd)
 
 
-class FilesystemFillStore:
+class FillStore:
     """
-    Fills as files (:class:`artifactd.store.fills.FillStore`).
+    Blobs that are coming, by digest; what has come survives the process.
 
     :param blobs: where the fills become blobs; of the same folder.
     :param clock: limits how long bytes may lie before they are written; without one each piece is
@@ -740,7 +600,7 @@ class FilesystemFillStore:
         self,
         folder: DataFolder,
         run: RunInThread,
-        blobs: FilesystemBlobStore,
+        blobs: BlobStore,
         budget: BufferBudget,
         files: FileOperations | None = None,
         clock: IReactorTime | None = None,
@@ -758,7 +618,7 @@ class FilesystemFillStore:
         self._files = FillFiles(folder.fills, extents, files)
         self._fills = FillDirectory(folder.fills, self._files, files, pause, procfs.boot_time())
 
-    async def claim(self, digest: Digest, *, create: bool = True) -> FilesystemFillSession | None:
+    async def claim(self, digest: Digest, *, create: bool = True) -> FillSession | None:
         """
         Take the fill of ``digest``, as far as it has come; begin it if there is none.
 
@@ -770,7 +630,7 @@ class FilesystemFillStore:
         if claimed is None:
             return None
         file, info = claimed
-        return FilesystemFillSession(
+        return FillSession(
             file,
             self._budget,
             Serial(self._run),
@@ -782,7 +642,7 @@ class FilesystemFillStore:
             clock=self._clock,
         )
 
-    async def view(self, digest: Digest) -> tuple[FilesystemFillView, FillInfo | None] | None:
+    async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
         """The fill of ``digest`` and what is known of it, or ``None`` if there is none."""
         viewing = self._run(self._fills.view, digest)
         return await uncancelled(viewing, _close_first)
@@ -792,7 +652,10 @@ class FilesystemFillStore:
         return await self._run(self._files.info, blob_name(digest))
 
     async def is_staged(self, digest: Digest) -> bool:
-        """Whether somebody has verified ``digest`` and is publishing it, or gives that up."""
+        """
+        Whether some process, this one included, has staged ``digest``, from a fill or an upload,
+        and has neither committed its row yet nor given up.
+        """
         return await self._run(self._staging.is_held, digest)
 
     async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
@@ -800,14 +663,12 @@ class FilesystemFillStore:
         finding = self._run(self._files.extents.find, blob_name(digest), span)
         return await uncancelled(finding, _close)
 
-    async def add_extent(
-        self, digest: Digest, first: int, info: FillInfo
-    ) -> FilesystemExtentSession:
+    async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
         """Begin to keep a part of a blob, from the offset ``first`` on."""
         adding = self._run(self._fills.add_extent, digest, first, info)
         file = await uncancelled(adding, ExtentFile.close)
         threads = Serial(self._run)
-        return FilesystemExtentSession(
+        return ExtentSession(
             file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock
         )
 

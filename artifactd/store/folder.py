@@ -8,9 +8,9 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from attrs import define, field, frozen
 
@@ -445,12 +445,33 @@ _HOLD = "hold.lock"
 _COPY = "copy.lock"
 
 
+class CollectionLock(Protocol):
+    """Lets one process of all that use a store collect garbage in it."""
+
+    def claim(self) -> bool:
+        """
+        Take the lock until :meth:`release` or the end of the process; whether it was free.  Blocks.
+
+        :raises OSError: if the lock can't be used.
+        """
+
+    def release(self) -> None:
+        """Let another process collect."""
+
+    def step(self) -> AbstractContextManager[bool]:
+        """
+        Whether collection may go on by one step; nothing can hold it off during the step.
+
+        For the process that has claimed the lock.  Does not block.
+        """
+
+
 class FolderCollectionLock:
     """
-    A :class:`artifactd.store.interfaces.CollectionLock` of the data folder at ``path``.
+    The :class:`CollectionLock` of the data folder at ``path``.
 
-    Two files there are locked (flock), so that what a process held ends with it: one by whoever
-    collects, the other shared by all who hold collection off.
+    Two files there are locked (flock), so that a lock ends with its process: one by the process
+    that collects, the other shared by all that hold collection off.
     """
 
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
@@ -459,7 +480,7 @@ class FolderCollectionLock:
         self._claimed: tuple[int, int] | None = None
 
     def claim(self) -> bool:
-        """Be the one who collects, until :meth:`release`; whether nobody else does.  Blocks."""
+        """Take the lock; whether it was free.  Blocks."""
         # Two threads may come here at once: the lock alone decides, which is a descriptor's.
         collector = _open_lock(self._path, _COLLECTOR, self._files)
         try:
@@ -473,14 +494,14 @@ class FolderCollectionLock:
         return True
 
     def release(self) -> None:
-        """Let others collect."""
+        """Let another process collect."""
         claimed, self._claimed = self._claimed, None
         for fd in claimed or ():
             os.close(fd)
 
     @contextmanager
     def step(self) -> Iterator[bool]:
-        """Whether collection may go on by one step, during which nobody can hold it off."""
+        """Whether collection may go on by one step."""
         assert self._claimed is not None, "not claimed"
         _, hold = self._claimed
         try:

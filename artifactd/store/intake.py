@@ -25,8 +25,8 @@ from zope.interface import implementer
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.blobs import FilesystemStagedBlob, Staging
 from artifactd.store.files import Directory, FileOperations, split
+from artifactd.store.publication import StagedBlob, Staging
 
 # Hashes over bytes that come piece by piece, and the memory of those not finished.
 
@@ -170,7 +170,7 @@ class HashedFile(AppendedFile):
         """Whether it has neither been staged nor discarded, by anybody."""
         return not self.ended and self._directory.holds(self.name, os.fstat(self.fd))
 
-    def move(self, staging: Staging, digest: Digest, staging_id: str) -> FilesystemStagedBlob:
+    def move(self, staging: Staging, digest: Digest, staging_id: str) -> StagedBlob:
         """
         Move it to the staged files, with its lock.
 

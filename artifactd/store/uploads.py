@@ -1,4 +1,4 @@
-"""``uploads/<id>``: the bytes of an upload; its offset is the size of the file."""
+"""The bytes of uploads: ``uploads/<id>``, whose size is the offset of the session."""
 
 from __future__ import annotations
 
@@ -6,16 +6,43 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from attrs import define, field, frozen
 
+from artifactd.kit.budget import BufferBudget
+from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.blobs import FilesystemStagedBlob, Staging
+from artifactd.store.blobs import BlobStore
 from artifactd.store.files import Directory, FileOperations, is_sealed
-from artifactd.store.intake import FileConsumer, HashedFile, RunningDigest, RunningDigests, hashed
-from artifactd.store.interfaces import UploadBusy, UploadMissing
+from artifactd.store.folder import DataFolder
+from artifactd.store.intake import (
+    BATCH,
+    FileConsumer,
+    HashedFile,
+    RunningDigest,
+    RunningDigests,
+    hashed,
+)
+from artifactd.store.publication import StagedBlob, Staging
+
+
+class UploadMissing(Exception):
+    """There are no staged bytes under this id."""
+
+
+class UploadBusy(Exception):
+    """
+    Another request, of this process or another, is writing to the upload.
+
+    :ivar offset: bytes staged at the time of asking.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
 
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # A look at who holds an upload takes microseconds; this many of them are waited for.
@@ -151,7 +178,7 @@ class UploadFile(HashedFile):
         self.size = size
         self.running = self._hashed_at_claim.copy()
 
-    def stage(self, staging: Staging, digest: Digest) -> FilesystemStagedBlob:
+    def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """Move it to the staged files.  :raises UploadMissing: if it is no longer there."""
         try:
             return self.move(staging, digest, self.name)
@@ -165,15 +192,16 @@ class UploadFile(HashedFile):
         self.ended = True
 
 
-# An upload in the reactor's world.
-
-
 @define(eq=False)
-class FilesystemUploadSession(FileConsumer[UploadFile]):
+class UploadSession(FileConsumer[UploadFile]):
     """
-    A claimed upload (:class:`artifactd.store.interfaces.UploadSession`).
+    A claimed upload: nobody else can write to it until :meth:`close`.
 
-    One batch at a time is hashed and written in a thread while the next one gathers.
+    An ``IConsumer``: one batch at a time is hashed and appended in a thread while the next one
+    gathers.
+
+    :ivar id: of the upload.
+    :ivar offset: bytes staged when claimed, plus those written since, whether on disk yet or not.
     """
 
     _staging: Staging
@@ -191,18 +219,26 @@ class FilesystemUploadSession(FileConsumer[UploadFile]):
         self.offset = self.written = self._position = offset
 
     async def digest(self, algorithm: Algorithm) -> Digest:
-        """The digest of all that is staged, read back only where it wasn't hashed as it came."""
+        """
+        The digest of all that is staged; reads back only what this process has not hashed with
+        ``algorithm`` as it came.
+        """
         await self.flush()
         running = self._file.running
         if running.algorithm != algorithm:
             running = RunningDigest(algorithm)
         return await hashed(self._file, running, self._threads)
 
-    async def stage(self, digest: Digest) -> FilesystemStagedBlob:
-        """Sync the bytes and turn them into a staged blob."""
+    async def stage(self, digest: Digest) -> StagedBlob:
+        """
+        Sync the bytes and turn them into a staged blob; ``digest`` is theirs, as :meth:`digest`
+        told.  Afterwards the upload exists no more (:meth:`close` is still due).
+
+        :raises UploadMissing: if the upload was discarded meanwhile.
+        """
         await self.flush()
         return await self._threads.run(
-            partial(self._file.stage, self._staging, digest), FilesystemStagedBlob.abandon
+            partial(self._file.stage, self._staging, digest), StagedBlob.abandon
         )
 
     async def still_there(self) -> bool:
@@ -217,3 +253,80 @@ class FilesystemUploadSession(FileConsumer[UploadFile]):
         if not self._file.ended:
             self._digests.keep(self.id, self._file.running)
         await super()._let_go()
+
+
+class UploadStore:
+    """
+    The staged bytes of uploads, by id; they survive the process.
+
+    :param blobs: where the uploads become blobs; of the same folder.
+    :param now: the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: DataFolder,
+        run: RunInThread,
+        blobs: BlobStore,
+        budget: BufferBudget,
+        files: FileOperations | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._files = files or FileOperations()
+        self._run = run
+        self._staging = blobs.staging
+        self._budget = budget
+        self._now = now
+        self._uploads = UploadDirectory(folder.uploads, self._files)
+        self._digests = RunningDigests()
+
+    def create(self, upload_id: str) -> None:
+        """
+        Begin an empty upload.  Blocks; called in the catalog's thread, inside the transaction that
+        inserts its row.
+
+        :raises FileExistsError: if there is one of that id.
+        :raises ValueError: if ``upload_id`` is no UUID in lower case.
+        """
+        self._uploads.create(upload_id)
+
+    async def begin(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
+        """:meth:`create` and :meth:`claim`, for an upload that needs no row."""
+        return await self._claim(self._uploads.begin, upload_id, algorithm)
+
+    async def claim(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
+        """
+        Take the upload for writing, to be hashed with ``algorithm``.
+
+        :raises UploadMissing: if there is no such upload.
+        :raises UploadBusy: if somebody else holds it.
+        """
+        return await self._claim(self._uploads.claim, upload_id, algorithm)
+
+    async def _claim(
+        self,
+        claim: Callable[[str], tuple[int, int]],
+        upload_id: str,
+        algorithm: Algorithm,
+    ) -> UploadSession:
+        claiming = self._run(claim, upload_id)
+        fd, size = await uncancelled(claiming, lambda claimed: os.close(claimed[0]))
+        running = self._digests.take(upload_id, algorithm, size)
+        directory = self._uploads.directory
+        file = UploadFile(upload_id, fd, size, self._files, running, directory)
+        return UploadSession(
+            file, self._budget, Serial(self._run), BATCH, self._staging, self._digests
+        )
+
+    async def offset(self, upload_id: str) -> int:
+        """Bytes staged so far.  :raises UploadMissing: if there is no such upload."""
+        return await self._run(self._uploads.size, upload_id)
+
+    async def discard(self, upload_id: str) -> None:
+        """Remove the upload, whoever holds it.  Does nothing if there is none."""
+        self._digests.forget(upload_id)
+        await self._run(self._uploads.discard, upload_id)
+
+    async def idle(self, seconds: float) -> Iterable[str]:
+        """The ids of uploads that nobody has written to for ``seconds`` and nobody holds."""
+        return await self._run(partial(self._uploads.idle, self._now() - seconds))

@@ -12,7 +12,7 @@ from artifactd import __version__
 from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.model import BlobFound
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from artifactd.web.fields import link_to_next
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender

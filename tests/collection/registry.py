@@ -24,7 +24,7 @@ from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Target
 from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from tests.collection.clock import SharedClock
 
 LEASE, GRACE, UNTAGGED = 4.0, 6.0, 8.0

@@ -16,8 +16,10 @@ from attrs import define, field, frozen
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.blobs import SHELVES, BlobStore, OpenBlob
 from artifactd.store.fills import FillStore
-from artifactd.store.interfaces import SHELVES, BlobStore, OpenBlob, StagedBlob, UploadStore
+from artifactd.store.publication import StagedBlob
+from artifactd.store.uploads import UploadStore
 
 _E = TypeVar("_E", bound=BaseException)
 

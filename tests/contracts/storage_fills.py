@@ -12,14 +12,8 @@ import os
 from twisted.internet.defer import ensureDeferred, gatherResults
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.fills import (
-    ExtentSession,
-    FillInfo,
-    FillSession,
-    FillState,
-    FillView,
-    GrowingFile,
-)
+from artifactd.store.files import OpenFile
+from artifactd.store.fills import ExtentSession, FillInfo, FillSession, FillState, FillView
 from tests.contracts.storage import StorageTestCase, Stores
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 
@@ -28,7 +22,7 @@ DIGEST = Digest.of(CONTENT)
 INFO = FillInfo(len(CONTENT), '"validator"')
 
 
-def read(file: GrowingFile, size: int = 64 * MEBIBYTE, offset: int = 0) -> bytes:
+def read(file: OpenFile, size: int = 64 * MEBIBYTE, offset: int = 0) -> bytes:
     """What can be read of an open file."""
     return os.pread(file.fileno(), size, offset)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.interfaces import UploadMissing
+from artifactd.store.uploads import UploadMissing
 from tests.contracts.storage_uploads import MEBIBYTE, UploadTestCase
 
 

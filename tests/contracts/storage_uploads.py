@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from artifactd.oci.digest import Algorithm
-from artifactd.store.interfaces import UploadBusy, UploadMissing, UploadSession
+from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession
 from tests.contracts.storage import StorageTestCase, Stores
 
 MEBIBYTE = 1024 * 1024

@@ -18,8 +18,8 @@ from typing import ParamSpec, TypeVar
 from twisted.internet.defer import Deferred, execute
 
 from artifactd.oci.digest import Digest
+from artifactd.store.blobs import BlobStore
 from artifactd.store.folder import DataFolder
-from artifactd.store.store import FilesystemBlobStore
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -33,7 +33,7 @@ def at_once(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) 
 async def publish_and_die(data: Path, content: bytes) -> None:
     folder = DataFolder.open(data)
     folder.settle()
-    staged = await FilesystemBlobStore(folder, at_once).stage(Digest.of(content), content)
+    staged = await BlobStore(folder, at_once).stage(Digest.of(content), content)
     await staged.publish()
     os.kill(os.getpid(), signal.SIGKILL)
 

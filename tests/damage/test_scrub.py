@@ -7,8 +7,8 @@ from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
 from artifactd.settings.values import Duration, Size
-from artifactd.store.examine import FolderScrubLock
-from artifactd.store.interfaces import SHELVES, ScrubPosition
+from artifactd.store.blobs import SHELVES
+from artifactd.store.examine import ScrubLock, ScrubPosition
 from tests.damage.case import FAST, SMALL, DamageCase
 from tests.damage.rot import file_of
 
@@ -16,7 +16,7 @@ from tests.damage.rot import file_of
 class RoundTests(DamageCase):
     def position(self) -> ScrubPosition:
         """What a scrubber that comes now would read."""
-        lock = FolderScrubLock(self.registry.data)
+        lock = ScrubLock(self.registry.data)
         self.assertTrue(lock.claim())
         try:
             return lock.read()
@@ -41,7 +41,7 @@ class RoundTests(DamageCase):
             [await self.registry.push_blob("app", bytes([n])) for n in range(2)],
             key=lambda digest: digest.encoded,
         )
-        lock = FolderScrubLock(self.registry.data)
+        lock = ScrubLock(self.registry.data)
         self.assertTrue(lock.claim())
         lock.write(ScrubPosition(int(before.encoded[:2], 16), str(before), 0.0))
         lock.release()
@@ -67,7 +67,7 @@ class RoundTests(DamageCase):
     async def test_one_process_scrubs_at_a_time(self) -> None:
         digest = await self.registry.push_blob("app", SMALL)
         self.rot(digest, "a bit flips")
-        other = FolderScrubLock(self.registry.data)
+        other = ScrubLock(self.registry.data)
         self.assertTrue(other.claim())
         await self.scrub()
         self.assertEqual(self.quarantined(), [])

@@ -23,7 +23,7 @@ from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.fill import Fill, FillRules, Fills
 from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
 from tests.catalog.fixture import new_catalog

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from artifactd.store.extents import Extents
 from artifactd.store.files import Directory, FileOperations
-from artifactd.store.fills import FilesystemFillSession, FillDirectory, FillFiles
+from artifactd.store.fills import FillDirectory, FillFiles, FillSession
 from tests.contracts.storage_fills import DIGEST, INFO, FillTestCase
 from tests.store.fixture import FilesystemTestCase, RecordedFiles, SlowThreads
 
@@ -62,9 +62,9 @@ class SlowFillTestCase(FilesystemTestCase):
         self.slow_threads.run_all()
         return self.successResultOf(running)
 
-    def claimed(self) -> FilesystemFillSession:
+    def claimed(self) -> FillSession:
         session = self.ended(self.slow.fills.claim(DIGEST))
-        assert isinstance(session, FilesystemFillSession)
+        assert isinstance(session, FillSession)
         return session
 
     def write(self, size: int) -> None:

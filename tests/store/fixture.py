@@ -17,10 +17,11 @@ from twisted.python.threadpool import ThreadPool
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread
+from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
-from artifactd.store.fills import FilesystemFillStore
+from artifactd.store.fills import FillStore
 from artifactd.store.folder import DataFolder
-from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
+from artifactd.store.uploads import UploadStore
 from tests.contracts.storage import StorageTestCase, Stores
 from tests.programs import reactor
 
@@ -89,10 +90,10 @@ class FilesystemTestCase(StorageTestCase):
         folder = DataFolder.open(self.path)
         self.addCleanup(folder.close)
         folder.settle()
-        blobs = FilesystemBlobStore(folder, run, files)
+        blobs = BlobStore(folder, run, files)
         self.addCleanup(blobs.close)
-        uploads = FilesystemUploadStore(folder, run, blobs, self.budget, files)
-        return Stores(blobs, uploads, FilesystemFillStore(folder, run, blobs, self.budget, files))
+        uploads = UploadStore(folder, run, blobs, self.budget, files)
+        return Stores(blobs, uploads, FillStore(folder, run, blobs, self.budget, files))
 
     def below(self, name: str) -> list[str]:
         """The paths of all files below the directory ``name`` of the data folder."""

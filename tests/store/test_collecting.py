@@ -9,8 +9,7 @@ from pathlib import Path
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.store.folder import FolderCollectionLock, collection_held
-from artifactd.store.interfaces import CollectionLock
+from artifactd.store.folder import CollectionLock, FolderCollectionLock, collection_held
 from tests.programs import Process
 
 

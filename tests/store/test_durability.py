@@ -6,7 +6,8 @@ import os
 from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.interfaces import StagedBlob, UploadMissing
+from artifactd.store.publication import StagedBlob
+from artifactd.store.uploads import UploadMissing
 from tests.store.fixture import FilesystemTestCase, RecordedFiles
 
 DIGEST = Digest.of(b"blob")

@@ -12,10 +12,10 @@ from attrs import define, field
 from twisted.internet.defer import Deferred
 
 from artifactd.oci.digest import Digest
-from artifactd.store.blobs import BlobTree
+from artifactd.store.examine import Examination
 from artifactd.store.files import FileOperations
 from artifactd.store.folder import DataFolder, collection_held
-from artifactd.store.interfaces import Examination
+from artifactd.store.publication import BlobTree
 from artifactd.store.quarantine import Quarantine
 from tests.contracts.storage import Stores
 from tests.store.fixture import FilesystemTestCase

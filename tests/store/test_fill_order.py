@@ -8,7 +8,7 @@ from collections.abc import Callable
 from attrs import define
 
 from artifactd.store.files import Directory
-from artifactd.store.fills import FilesystemFillView, FillState
+from artifactd.store.fills import FillState, FillView
 from tests.contracts.storage_fills import DIGEST, INFO
 from tests.store.filling import NAME, FillFilesTestCase
 from tests.store.fixture import RecordedFiles, WatchedFiles
@@ -155,7 +155,7 @@ class LookTests(FillFilesTestCase):
         with Directory.open(self.fills) as directory:
             fd, status = directory.open_file(NAME)
             torn = TornName(directory, (self.fills / NAME).unlink)
-            view = FilesystemFillView(fd, torn, NAME, status)  # type: ignore[arg-type]
+            view = FillView(fd, torn, NAME, status)  # type: ignore[arg-type]
             self.addCleanup(view.close)
             self.assert_looks(view, FillState.FAILED, 5)
 
@@ -165,6 +165,6 @@ class LookTests(FillFilesTestCase):
             fd, status = directory.open_file(NAME)
             staged = self.path / "staging" / "x"
             torn = TornName(directory, lambda: os.rename(self.fills / NAME, staged))
-            view = FilesystemFillView(fd, torn, NAME, status)  # type: ignore[arg-type]
+            view = FillView(fd, torn, NAME, status)  # type: ignore[arg-type]
             self.addCleanup(view.close)
             self.assert_looks(view, FillState.VERIFIED, 5)

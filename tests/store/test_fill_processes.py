@@ -20,8 +20,8 @@ from pathlib import Path
 from twisted.internet.defer import ensureDeferred
 from artifactd.oci.digest import Digest
 from artifactd.kit.budget import BufferBudget
-from artifactd.store.store import FilesystemBlobStore
-from artifactd.store.fills import FilesystemFillStore
+from artifactd.store.blobs import BlobStore
+from artifactd.store.fills import FillStore
 from artifactd.store.folder import DataFolder
 from artifactd.store.fills import FillInfo
 from tests.store.fixture import at_once
@@ -53,8 +53,8 @@ async def work():
 folder = DataFolder.open(Path(sys.argv[1]))
 folder.settle()
 digest = Digest.parse(sys.argv[2])
-blobs = FilesystemBlobStore(folder, at_once)
-fills = FilesystemFillStore(folder, at_once, blobs, BufferBudget(2 ** 26))
+blobs = BlobStore(folder, at_once)
+fills = FillStore(folder, at_once, blobs, BufferBudget(2 ** 26))
 ensureDeferred(work())
 """
 

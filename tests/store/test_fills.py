@@ -8,12 +8,12 @@ from zope.interface.verify import verifyObject
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.store.fills import FilesystemFillSession, FillInfo
+from artifactd.store.fills import FillInfo, FillSession
 from tests.contracts.storage_fills import DIGEST
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 from tests.store.filling import CHUNK, SlowFillTestCase
 
-HIGH_WATER = FilesystemFillSession.high_water
+HIGH_WATER = FillSession.high_water
 
 
 class HopTests(SlowFillTestCase):

@@ -6,7 +6,7 @@ import errno
 from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.interfaces import UploadMissing, UploadSession
+from artifactd.store.uploads import UploadMissing, UploadSession
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 from tests.store.fixture import FilesystemTestCase, FullDisk
 

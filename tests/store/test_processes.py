@@ -9,7 +9,7 @@ from subprocess import PIPE, Popen
 from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.interfaces import UploadBusy
+from artifactd.store.uploads import UploadBusy
 from tests.store.fixture import FilesystemTestCase
 
 # Arguments: data folder, upload.  Writes to the upload, publishes a blob, and hangs.
@@ -19,7 +19,8 @@ from pathlib import Path
 from twisted.internet.defer import ensureDeferred
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.kit.budget import BufferBudget
-from artifactd.store.store import FilesystemBlobStore, FilesystemUploadStore
+from artifactd.store.blobs import BlobStore
+from artifactd.store.uploads import UploadStore
 from artifactd.store.folder import DataFolder
 from tests.store.fixture import at_once
 
@@ -34,8 +35,8 @@ async def work():
 
 folder = DataFolder.open(Path(sys.argv[1]))
 folder.settle()
-blobs = FilesystemBlobStore(folder, at_once)
-uploads = FilesystemUploadStore(folder, at_once, blobs, BufferBudget(2 ** 26))
+blobs = BlobStore(folder, at_once)
+uploads = UploadStore(folder, at_once, blobs, BufferBudget(2 ** 26))
 ensureDeferred(work())
 """
 

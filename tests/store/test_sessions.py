@@ -12,8 +12,7 @@ from zope.interface.verify import verifyObject
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.intake import BATCH, HIGH_WATER
-from artifactd.store.interfaces import UploadBusy, UploadMissing
-from artifactd.store.uploads import FilesystemUploadSession
+from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession
 from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
 from tests.store.fixture import FilesystemTestCase, RecordedFiles, SlowThreads
 
@@ -42,9 +41,9 @@ class SessionTestCase(FilesystemTestCase):
         self.slow_threads.run_all()
         return self.successResultOf(running)
 
-    def claimed(self) -> FilesystemUploadSession:
+    def claimed(self) -> UploadSession:
         session = self.ended(self.slow.uploads.claim(self.upload_id, Algorithm.SHA256))
-        assert isinstance(session, FilesystemUploadSession)
+        assert isinstance(session, UploadSession)
         return session
 
     def write(self, size: int) -> None:

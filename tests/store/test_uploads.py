@@ -11,8 +11,7 @@ from uuid import uuid4
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.store.files import Directory, FileOperations
-from artifactd.store.interfaces import UploadBusy, UploadMissing
-from artifactd.store.uploads import UploadDirectory
+from artifactd.store.uploads import UploadBusy, UploadDirectory, UploadMissing
 
 
 class LookTests(SynchronousTestCase):

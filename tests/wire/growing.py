@@ -74,7 +74,7 @@ class Fill:
 
 
 class Follower(OpenFile):
-    """A reader of a :class:`Fill`: an :class:`artifactd.store.interfaces.OpenBlob`."""
+    """A reader of a :class:`Fill`: an :class:`artifactd.store.blobs.OpenBlob`."""
 
     def __init__(self, fill: Fill) -> None:
         super().__init__(fill.path)

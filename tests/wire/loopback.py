@@ -118,7 +118,7 @@ class OpenFile:
 
 
 class FileBlob(OpenFile):
-    """A whole :class:`artifactd.store.interfaces.OpenBlob` that tells what became of it."""
+    """A whole :class:`artifactd.store.blobs.OpenBlob` that tells what became of it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -21,8 +21,8 @@ from artifactd.registry.mirror.fill import Corrupt, FillRules, Fills
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.registry.mirror.upstream import BlobSource, translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
+from artifactd.store.blobs import OpenBlob
 from artifactd.store.fills import FillInfo
-from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import Upstream
 

@@ -16,7 +16,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, matches
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.settings.remote import RemoteSettings
-from artifactd.store.interfaces import BlobStore
+from artifactd.store.blobs import BlobStore
 
 _log = Logger()
 

@@ -9,7 +9,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
 
 from artifactd.oci.ranges import ByteRange
-from artifactd.store.fills import GrowingFile
+from artifactd.store.files import OpenFile
 
 # Bytes at the end of an answer that are held back until the blob is verified.  What is not longer
 # is verified before its headers go.
@@ -81,7 +81,7 @@ class Progress:
 class SharedFile:
     """An open file with several readers; closed with the last of them."""
 
-    _file: GrowingFile
+    _file: OpenFile | SharedFile
     _readers: int = 1
 
     def share(self) -> SharedFile:
@@ -114,7 +114,7 @@ class Share(SharedFile):
 @define(eq=False)
 class Follower:
     """
-    One reader of a blob that is coming (:class:`artifactd.store.interfaces.OpenBlob`).
+    One reader of a blob that is coming (:class:`artifactd.store.blobs.OpenBlob`).
 
     :param span: what the reader is going to read; ``None``: all of it.
     :param hold: hold the last piece of that back until the blob is verified.

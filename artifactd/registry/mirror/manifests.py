@@ -21,7 +21,7 @@ from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import Accesses
 from artifactd.registry.mirror.upstream import Refusals, stale, translated
 from artifactd.registry.model import HIT, ManifestFound, Provenance
-from artifactd.store.interfaces import BlobStore
+from artifactd.store.blobs import BlobStore
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream
 

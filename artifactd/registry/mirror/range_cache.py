@@ -19,8 +19,9 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.fill import pause
 from artifactd.registry.mirror.follower import Follower, Progress, SharedFile
 from artifactd.registry.mirror.upstream import BlobSource
-from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore, GrowingFile
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
+from artifactd.store.files import OpenFile
+from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 
@@ -83,7 +84,7 @@ class Parts:
             return None
         return Follower(Progress(size, True, span.last + 1), SharedFile(file), span, hold=False)
 
-    async def _passed(self, digest: Digest, span: ByteRange) -> GrowingFile | None:
+    async def _passed(self, digest: Digest, span: ByteRange) -> OpenFile | None:
         found = await self.store.view(digest)
         if found is None:
             return None
@@ -166,7 +167,7 @@ class Parts:
 
     async def _begin(
         self, digest: Digest, span: ByteRange, info: FillInfo
-    ) -> tuple[ExtentSession, GrowingFile]:
+    ) -> tuple[ExtentSession, OpenFile]:
         session = await self.store.add_extent(digest, span.first, info)
         try:
             return session, session.reader()

@@ -22,7 +22,7 @@ from artifactd.registry.model import (
     Repository,
     TagsFound,
 )
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 
 _log = Logger()
 

@@ -18,7 +18,8 @@ from artifactd.oci.digest import Digest
 from artifactd.registry.metrics import CollectionCounters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.settings.settings import LocalSettings, Settings
-from artifactd.store.interfaces import SHELVES, BlobStore, CollectionLock
+from artifactd.store.blobs import SHELVES, BlobStore
+from artifactd.store.folder import CollectionLock
 
 _log = Logger()
 

@@ -15,7 +15,9 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.registry.content import Contents, publish
 from artifactd.registry.metrics import DamageCounters
-from artifactd.store.interfaces import BlobStore, Examination, StagedBlob
+from artifactd.store.blobs import BlobStore
+from artifactd.store.examine import Examination
+from artifactd.store.publication import StagedBlob
 
 _log = Logger()
 

@@ -23,8 +23,10 @@ from artifactd.registry.content import KEPT, parsed
 from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
 from artifactd.registry.upkeep.sweep import NEWBORN
 from artifactd.settings.settings import LocalSettings, RepositorySettings
+from artifactd.store.blobs import SHELVES, BlobStore
+from artifactd.store.examine import Examination
 from artifactd.store.fills import FillStore
-from artifactd.store.interfaces import SHELVES, BlobStore, Examination, UploadMissing, UploadStore
+from artifactd.store.uploads import UploadMissing, UploadStore
 
 
 class State(StrEnum):

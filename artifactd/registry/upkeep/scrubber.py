@@ -18,7 +18,8 @@ from artifactd.oci.errors import RegistryError
 from artifactd.registry.metrics import DamageCounters
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.settings.settings import Settings
-from artifactd.store.interfaces import SHELVES, BlobStore, Examination, ScrubLock, ScrubPosition
+from artifactd.store.blobs import SHELVES, BlobStore
+from artifactd.store.examine import Examination, ScrubLock, ScrubPosition
 
 _log = Logger()
 

@@ -11,8 +11,9 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.janitor import pages
+from artifactd.store.blobs import BlobStore
 from artifactd.store.fills import FillStore
-from artifactd.store.interfaces import BlobStore, UploadMissing, UploadStore
+from artifactd.store.uploads import UploadMissing, UploadStore
 
 _log = Logger()
 

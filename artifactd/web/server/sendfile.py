@@ -25,7 +25,7 @@ from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.timers import Deadline, Timers
-from artifactd.store.interfaces import OpenBlob
+from artifactd.store.blobs import OpenBlob
 from artifactd.web.server.protocol import RegistryRequest
 
 # What every way to send a blob has in common: reading it, a deadline, one end.

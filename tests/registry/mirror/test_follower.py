@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import tempfile
-from typing import IO
+import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.follower import HELD, Follower, Progress, SharedFile
+from artifactd.store.files import OpenFile
 
 SIZE = 10 * HELD
-
-
-class _File:
-    """An open file that knows whether it is open."""
-
-    def __init__(self) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-
-    def fileno(self) -> int:
-        return self.file.fileno()
-
-    def close(self) -> None:
-        self.file.close()
 
 
 class FollowerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.progress = Progress()
-        self.file = _File()
+        self.file = OpenFile(os.open(os.devnull, os.O_RDONLY))
         self.shared = SharedFile(self.file)
         self.addCleanup(self.file.close)
 
@@ -111,6 +98,6 @@ class FollowerTests(SynchronousTestCase):
         self.shared.close()
         one.close()
         one.close()
-        self.assertFalse(self.file.file.closed)
+        self.assertGreaterEqual(self.file.fileno(), 0)
         other.close()
-        self.assertTrue(self.file.file.closed)
+        self.assertEqual(self.file.fileno(), -1)

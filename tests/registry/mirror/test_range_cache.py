@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred
 from artifactd.kit.deferreds import Stopped
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
+from artifactd.store.blobs import OpenBlob
 from artifactd.store.fills import FillInfo
-from artifactd.store.interfaces import OpenBlob
 from artifactd.upstream.errors import Missing, Throttled
 from artifactd.upstream.http.errors import Unreachable
 from tests.registry.fixture import (

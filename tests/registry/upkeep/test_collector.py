@@ -21,7 +21,7 @@ from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
 from artifactd.store.folder import FolderCollectionLock, collection_held
-from artifactd.store.interfaces import StagedBlob
+from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.contracts.catalog import descriptor, manifest
 from tests.programs import reactor

@@ -11,7 +11,7 @@ from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
 from artifactd.registry.upkeep.sweep import Sweep
-from artifactd.store.blobs import FilesystemStagedBlob
+from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
 from tests.store.fixture import FilesystemTestCase
@@ -55,7 +55,7 @@ class SweepTests(FilesystemTestCase):
     async def dead_push(self, content: bytes) -> Digest:
         """What a process leaves that is killed between publishing a blob and writing its row."""
         staged = await self.published(content)
-        assert isinstance(staged, FilesystemStagedBlob)
+        assert isinstance(staged, StagedBlob)
         staged.abandon()
         return staged.digest
 

@@ -1,0 +1,497 @@
+"""
+How bytes become a blob: the published files, and the staged ones on their way there.
+
+``blobs/<algorithm>/<first two digits>/<encoded>`` is a published blob;
+``staging/<algorithm>-<encoded>.<id>`` has verified bytes that no row lists yet.
+docs/durability.md gives the order of the steps.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from inspect import isawaitable
+from uuid import uuid4
+
+from attrs import define, frozen
+from twisted.internet.defer import Deferred, succeed
+
+from artifactd.kit.deferreds import RunInThread, Serial
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import DigestInvalid
+from artifactd.store.files import (
+    PUBLISHED,
+    QUARANTINED,
+    Directory,
+    FileOperations,
+    read_all,
+    write_all,
+)
+from artifactd.store.quarantine import Quarantine
+
+Forget = Callable[[Digest, Callable[[], None]], object]
+"""``Catalog.forget_blob``: may call its second argument; may return an awaitable."""
+
+
+class Damaged(OSError):
+    """The bytes published under a digest do not have it."""
+
+
+@define(eq=False)
+class PublishedBlob:
+    """A blob of the store, open for reading (:class:`artifactd.store.blobs.OpenBlob`)."""
+
+    size: int
+    _fd: int
+
+    @property
+    def available(self) -> int:
+        """All of it."""
+        return self.size
+
+    def wait(self, beyond: int) -> Deferred[None]:
+        """All of it is here."""
+        return succeed(None)
+
+    def fileno(self) -> int:
+        """
+        A descriptor to read with ``os.pread`` and ``os.sendfile``, to be asked for before each.
+
+        :raises OSError: if the blob was found damaged since, by whatever process.
+        """
+        if self._fd >= 0 and stat.S_IMODE(os.fstat(self._fd).st_mode) == QUARANTINED:
+            raise OSError(errno.EIO, "the blob was found damaged while it was read")
+        return self._fd
+
+    def failed(self, error: OSError) -> None:
+        """Nothing: the caller of :meth:`artifactd.store.blobs.BlobStore.open` looks into it."""
+
+    def close(self) -> None:
+        """Close the descriptor; further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class BlobTree:
+    """The published blobs.  All methods block and raise OSError."""
+
+    def __init__(self, blobs: Directory, quarantine: Quarantine, files: FileOperations) -> None:
+        self._files = files
+        self._quarantine = quarantine
+        self._algorithms = {name: blobs.ensure(name, files) for name in Algorithm}
+        # Fan-out directories whose own entries this process knows to be on disk.
+        self._durable: set[tuple[Algorithm, str]] = set()
+
+    def open(self, digest: Digest) -> PublishedBlob | None:
+        """The blob, or ``None`` if there is none."""
+        try:
+            with self._fan_out(digest) as directory:
+                fd, status = directory.open_file(digest.encoded)
+        except FileNotFoundError:
+            return None
+        return PublishedBlob(status.st_size, fd)
+
+    def open_to_examine(self, digest: Digest) -> tuple[int, os.stat_result] | None:
+        """
+        What is published under ``digest``, to be read whatever its mode says, and its status.
+
+        A process that was killed while it quarantined a file leaves it there with a mode of 0000.
+        """
+        try:
+            with self._fan_out(digest) as directory:
+                return directory.open_sealed(digest.encoded, self._files)
+        except FileNotFoundError:
+            return None
+
+    def read(self, digest: Digest) -> bytes | None:
+        """All bytes of a small blob, or ``None``.  :raises Damaged: if they have another digest."""
+        blob = self.open(digest)
+        if blob is None:
+            return None
+        try:
+            content = read_all(self._files, blob.fileno(), blob.size)
+        finally:
+            blob.close()
+        if Digest.of(content, digest.algorithm) != digest:
+            raise Damaged(errno.EIO, "its bytes do not have its digest", str(digest))
+        return content
+
+    def publish(self, staging: Directory, name: str, digest: Digest, file: os.stat_result) -> None:
+        """
+        Give ``file``, which is staged as ``name``, the place of its digest; durable after.
+
+        It takes the place of another file: that was right once, and this one was hashed just now.
+        """
+        with self._durable_fan_out(digest) as directory:
+            while True:
+                with suppress(FileExistsError):
+                    self._files.link(staging.fd, name, directory.fd, digest.encoded)
+                try:
+                    published = directory.status(digest.encoded)
+                except FileNotFoundError:
+                    continue  # there was one, and it was withdrawn in this very moment
+                if os.path.samestat(published, file):
+                    break
+                if published.st_size != file.st_size:
+                    # Provably damaged.  Who comes between has replaced it already.
+                    with suppress(FileNotFoundError):
+                        flaw = f"it has {published.st_size} bytes instead of {file.st_size}"
+                        self._quarantine.keep(directory, digest, flaw, time.time(), published)
+                self._replace(staging, name, directory, digest)
+                break
+            # Also where somebody else has linked it: it need not have come to syncing it.
+            self._files.sync(directory.fd)
+
+    def _replace(self, staging: Directory, name: str, directory: Directory, digest: Digest) -> None:
+        # A second name to be renamed: the first one stays until there is a row.
+        second = f"{name}-0"
+        with suppress(FileExistsError):  # from an attempt that failed: it is the same file
+            self._files.link(staging.fd, name, staging.fd, second)
+        try:
+            self._files.rename(staging.fd, second, directory.fd, digest.encoded)
+        except OSError:
+            self._files.unlink(staging.fd, second)
+            raise
+
+    def quarantine(self, digest: Digest, flaw: str, file: os.stat_result) -> bool:
+        """
+        Take ``file`` out of the store, if it is what is published under ``digest``; whether it was.
+
+        Called inside a write transaction of the catalog.
+        """
+        try:
+            with self._fan_out(digest, os.O_RDONLY) as directory:
+                self._quarantine.keep(directory, digest, flaw, time.time(), file)
+                # A push that renames its file to here between this look and the unlink loses
+                # that name, and no more: the mode was set through a descriptor of the damaged
+                # file, the staged name is there until there is a row, and before it writes that
+                # it waits for this transaction to end, and ``confirm`` publishes the file again.
+                if directory.holds(digest.encoded, file):
+                    self._files.unlink(directory.fd, digest.encoded)
+                    self._files.sync(directory.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_there(self, digest: Digest) -> bool:
+        """Whether anything is published under ``digest``."""
+        try:
+            with self._fan_out(digest) as directory:
+                directory.status(digest.encoded)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def holds(self, digest: Digest, file: os.stat_result) -> bool:
+        """Whether ``file`` is what is published under ``digest``."""
+        try:
+            with self._fan_out(digest) as directory:
+                return directory.holds(digest.encoded, file)
+        except FileNotFoundError:
+            return False
+
+    def unlink(self, digest: Digest, file: os.stat_result) -> None:
+        """Remove the published name if it is ``file``'s, and not that of another push."""
+        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
+            if directory.holds(digest.encoded, file):
+                self._files.unlink(directory.fd, digest.encoded)
+
+    def remove(self, digest: Digest) -> None:
+        """Remove the published name, whichever push made it."""
+        with suppress(FileNotFoundError), self._fan_out(digest) as directory:
+            self._files.unlink(directory.fd, digest.encoded)
+
+    def published(self, shelf: int, before: float) -> list[tuple[Digest, int]]:
+        """As ``BlobStore.published``, by the time when a name of the file last came or went."""
+        found: list[tuple[Digest, int]] = []
+        for algorithm, directory in self._algorithms.items():
+            with suppress(FileNotFoundError), directory.subdirectory(f"{shelf:02x}") as names:
+                found += _published(algorithm, names, before)
+        return found
+
+    def close(self) -> None:
+        """Close the directories."""
+        for directory in self._algorithms.values():
+            directory.close()
+
+    def _fan_out(self, digest: Digest, flags: int = os.O_PATH) -> Directory:
+        return self._algorithms[digest.algorithm].subdirectory(digest.encoded[:2], flags)
+
+    def _durable_fan_out(self, digest: Digest) -> Directory:
+        algorithm, name = digest.algorithm, digest.encoded[:2]
+        if (algorithm, name) in self._durable:
+            return self._algorithms[algorithm].subdirectory(name)
+        directory = self._algorithms[algorithm].ensure(name, self._files)
+        self._durable.add((algorithm, name))
+        return directory
+
+
+def _published(
+    algorithm: Algorithm, directory: Directory, before: float
+) -> Iterator[tuple[Digest, int]]:
+    for name in directory.names():
+        # What somebody else has put there is not for us to judge.
+        with suppress(DigestInvalid, OSError):
+            digest, status = Digest.parse(f"{algorithm}:{name}"), directory.status(name)
+            if status.st_ctime < before:
+                yield digest, status.st_size
+
+
+@define(eq=False)
+class StagedBlob:
+    """
+    Verified, synced bytes on their way to being a blob: a file in ``staging``.
+
+    The order that no crash and no concurrent deletion can break (docs/durability.md): ``publish``;
+    then, inside the catalog's write transaction that inserts the row, ``confirm``; after the
+    commit, in the same thread, ``release``.  If the transaction fails, ``withdraw``.
+
+    The file is locked (flock) until then: a sweep removes only staged files that nobody has locked.
+    """
+
+    digest: Digest
+    size: int
+    _name: str
+    _fd: int
+    _file: os.stat_result
+    _staging: Directory
+    _blobs: BlobTree
+    _files: FileOperations
+    _threads: Serial
+
+    async def publish(self) -> None:
+        """Make the bytes visible under their digest, durably, and keep the staged copy."""
+        await self._threads.run(self._publish)
+
+    def confirm(self) -> None:
+        """
+        Check that the published name is still there, and publish again if it is not.
+
+        Blocks; called in the catalog's thread, inside its write transaction.
+        """
+        # The file of another push may have been put there since, and not be durable yet.
+        if not self._blobs.holds(self.digest, self._file):
+            self._publish()
+
+    def release(self) -> None:
+        """
+        Drop the staged copy: the row is committed.  Blocks; called in the catalog's thread.
+
+        :raises OSError: if it can't be dropped; a sweep will do it.
+        """
+        try:
+            self._files.unlink(self._staging.fd, self._name)
+        finally:
+            self.abandon()
+
+    async def withdraw(self, forget: Forget) -> None:
+        """
+        Drop the staged copy because the row could not be written.
+
+        :param forget: :meth:`artifactd.catalog.catalog.Catalog.forget_blob`, which decides whether
+            the published name goes too.  If it fails, both are left to the next sweep.
+        """
+        # A caller that was cancelled may have left a thread publishing.
+        await self._threads.idle()
+        try:
+            forgotten = forget(self.digest, self._unlink_published)
+            if isawaitable(forgotten):
+                await forgotten
+        except BaseException:
+            await self._threads.run(self.abandon)
+            raise
+        await self._threads.run(self.release)
+
+    def abandon(self) -> None:
+        """Unlock it and leave it to the next sweep.  Further calls do nothing."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def _publish(self) -> None:
+        self._blobs.publish(self._staging, self._name, self.digest, self._file)
+
+    def _unlink_published(self) -> None:
+        self._blobs.unlink(self.digest, self._file)
+
+
+_STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
+# Left by a check of the disk, or by a backup into this folder.  A sweep never meets one in use:
+# the check takes an instant, and a backup keeps every daemon out.
+_PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)|\.backup\.catalog\.partial")
+
+
+def staged_name(digest: Digest, staging_id: str) -> str:
+    """The name of a staged file; ``staging_id`` is what sets it apart from others, a UUID."""
+    return f"{digest.algorithm}-{digest.encoded}.{staging_id}"
+
+
+@frozen
+class Staging:
+    """The staged files.  All methods block and raise OSError."""
+
+    _directory: Directory
+    _blobs: BlobTree
+    _files: FileOperations
+    _run: RunInThread
+
+    def move_in(self, source: Directory, name: str, digest: Digest, staging_id: str) -> str:
+        """
+        Move a locked file in that lies in ``source``; its new name, for :meth:`synced`.
+
+        It is synced afterwards: what can't be synced must never be tried again, for the second
+        fsync would succeed although the first has lost the bytes; and a crash in between leaves
+        nothing half-done under the old name.
+
+        :raises FileNotFoundError: if it is no longer there.
+        """
+        # Neither directory is synced: after a crash the file has one name or the other, or both,
+        # and each has its sweep.
+        staged = staged_name(digest, staging_id)
+        self._files.rename(source.fd, name, self._directory.fd, staged)
+        return staged
+
+    def add(self, digest: Digest, content: bytes) -> StagedBlob:
+        """Write and sync ``content``, which ``digest`` is of."""
+        name, fd = self._create(digest)
+        try:
+            write_all(self._files, fd, [content], 0)
+        except BaseException:
+            self._drop(name, fd)
+            raise
+        return self.synced(digest, name, fd)
+
+    def link_in(self, source: Directory, name: str, digest: Digest) -> StagedBlob:
+        """
+        Stage a file of ``source`` whose bytes were just seen to be right; it stays there, too.
+
+        :raises BlockingIOError: if somebody does so already.
+        """
+        fd, _ = source.open_sealed(name, self._files)
+        staged = staged_name(digest, str(uuid4()))
+        try:
+            # Before it has the name, so that no sweep takes it for a dead process's.
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._files.link(source.fd, name, self._directory.fd, staged)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self.synced(digest, staged, fd)
+
+    def names(self) -> list[str]:
+        """Of all that is there."""
+        return self._directory.names()
+
+    def is_held(self, digest: Digest) -> bool:
+        """Whether a living process has a staged file of ``digest``."""
+        mine = staged_name(digest, "")
+        return any(self._is_locked(name) for name in self.names() if name.startswith(mine))
+
+    def _is_locked(self, name: str) -> bool:
+        try:
+            fd, _ = self._directory.open_file(name)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def take_over(self, name: str) -> StagedBlob | None:
+        """
+        Lock what a dead process has left under ``name``; ``None`` if its process lives, the file is
+        gone, or artifactd did not make it.
+        """
+        if _PASSING.fullmatch(name):
+            self._files.unlink(self._directory.fd, name)
+            return None
+        digest = _staged_digest(name)
+        if digest is None:
+            return None
+        try:
+            fd, status = self._directory.open_file(name)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if not self._directory.holds(name, status):
+            os.close(fd)
+            return None
+        return self._staged_blob(digest, name, fd)
+
+    def check_writable(self) -> None:
+        """Create, sync and remove a small file."""
+        name = f"probe.{uuid4()}"
+        fd = self._files.create(self._directory.fd, name)
+        try:
+            write_all(self._files, fd, [b"artifactd\n"], 0)
+            self._files.sync(fd)
+        finally:
+            os.close(fd)
+            self._files.unlink(self._directory.fd, name)
+
+    def _create(self, digest: Digest) -> tuple[str, int]:
+        while True:
+            name = staged_name(digest, str(uuid4()))
+            fd = self._files.create(self._directory.fd, name)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return name, fd
+            os.close(fd)  # a sweep has come between creating and locking
+
+    def synced(self, digest: Digest, name: str, fd: int) -> StagedBlob:
+        """
+        The staged blob of a file that is here; what can't be synced is removed.
+
+        :param fd: open on it; the staged blob's from now on, or closed.
+        """
+        try:
+            self._files.set_mode(fd, PUBLISHED)
+            self._files.sync(fd)
+        except BaseException:
+            self._drop(name, fd)
+            raise
+        return self._staged_blob(digest, name, fd)
+
+    def _drop(self, name: str, fd: int) -> None:
+        try:
+            self._files.unlink(self._directory.fd, name)
+        finally:
+            os.close(fd)
+
+    def _staged_blob(self, digest: Digest, name: str, fd: int) -> StagedBlob:
+        status = os.fstat(fd)
+        return StagedBlob(
+            digest,
+            status.st_size,
+            name,
+            fd,
+            status,
+            self._directory,
+            self._blobs,
+            self._files,
+            Serial(self._run),
+        )
+
+
+def _staged_digest(name: str) -> Digest | None:
+    match = _STAGED.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        return Digest.parse(f"{match['algorithm']}:{match['encoded']}")
+    except DigestInvalid:
+        return None
