@@ -221,15 +221,7 @@ class RemoteWiring:
     ) -> AccessProofs:
         if not self._proof_key:
             self._proof_key = proof_key(self.folder)
-        access = RegistryAccess(
-            name,
-            str(settings.upstream),
-            self._transport(settings),
-            self.reactor,
-            counters,
-            auth_hosts=map(str, settings.auth_hosts),
-            retries=settings.retries,
-        )
+        access = RegistryAccess(name, settings, self._transport(settings), self.reactor, counters)
         rules = ProofRules(settings.proof_lifetime, settings.negative_freshness, settings.offline)
         return AccessProofs(
             Marks(self._proof_key, name, str(settings.upstream)),
@@ -242,15 +234,13 @@ class RemoteWiring:
         self, name: str, settings: RemoteSettings, counters: RepositoryCounters
     ) -> RegistryUpstream:
         return RegistryUpstream(
-            name=name,
-            url=str(settings.upstream),
-            transport=self._transport(settings),
-            clock=self.reactor,
-            watch=counters,
+            name,
+            settings,
+            self._transport(settings),
+            self.reactor,
+            counters,
             credentials=lambda: _credentials(settings, os.environ),
-            auth_hosts=map(str, settings.auth_hosts),
             max_manifest=int(self.settings.max_manifest),
-            retries=settings.retries,
         )
 
     def _blobs(

@@ -1,8 +1,8 @@
-"""Whether an upstream lets others have an image: asked with their credential, not with ours."""
+"""Whether an upstream lets a client have an image: asked with the client's own credential."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable
 from random import Random
 from urllib.parse import quote
 
@@ -10,29 +10,21 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.oci.names import Reference, Tag
+from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Http, HttpResponse
-from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
-from artifactd.upstream.patience import (
-    BreakerSettings,
-    CircuitBreaker,
-    Exchanges,
-    RateBudget,
-    Retries,
-)
+from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
 _LATEST = Tag("latest")
 
 
-class _Tags(msgspec.Struct):
-    """distribution-spec, "Listing Tags"."""
-
+class _Tags(msgspec.Struct):  # distribution-spec, "Listing Tags"
     name: str
     tags: list[str] | None = None
 
@@ -42,49 +34,49 @@ _decoder = msgspec.json.Decoder(_Tags)
 
 class RegistryAccess:
     """
-    An :class:`artifactd.upstream.interfaces.UpstreamAccess`.
+    Asks an upstream what it lets a client have.
 
-    Nothing of an answer is kept: no token that was given for somebody's credential, and not what
-    the upstream wants to see.  It has circuit breakers of its own, so that what others make a token
-    service answer keeps nobody from being served with ours.
+    Everything raises as :class:`artifactd.upstream.interfaces.Upstream` does: ``LoginRefused`` with
+    the status 401 or 403 where the credentials are wrong, ``Missing`` where they don't suffice.
 
-    :param name: of the repository, for logs.
-    :param url: of the upstream, as far as ``/v2/``.
-    :param auth_hosts: as of :class:`artifactd.upstream.client.RegistryUpstream`; they hold for
-        others' credentials as for ours.
-    :raises ValueError: if ``url`` is none of http or https.
+    It caches nothing: no token that was given for a client's credential, nor the upstream's
+    challenges.  It has circuit breakers of its own, so that errors that clients provoke at a token
+    service don't stop requests with our credentials.
+
+    :param name: the repository's name, for logs.
+    :param settings: its ``auth_hosts`` hold for clients' credentials as for ours.
+    :raises ValueError: if the URL of the settings is none of http or https.
     """
 
     def __init__(
         self,
         name: str,
-        url: str,
-        transport: Http,
+        settings: RemoteSettings,
+        http: Http,
         clock: IReactorTime,
         watch: UpstreamWatch,
         *,
-        auth_hosts: Iterable[str] = (),
-        retries: int = 2,
         random: Random | None = None,
     ) -> None:
-        upstream = Target.parse(url)
-        self._url = upstream.url.rstrip("/")
+        self._disclosure = Disclosure.of(settings)
+        self._url = self._disclosure.upstream.url.rstrip("/")
         self._clock = clock
-        self._disclosure = Disclosure(upstream, frozenset(host.lower() for host in auth_hosts))
-        self._retries = Retries(clock, random or Random(), retries)
-
-        def exchanges(subject: str) -> Exchanges:
-            broken = CircuitBreaker(name, subject, clock, BreakerSettings())
-            return Exchanges(transport, broken, watch)
-
-        asked = f"{upstream.authority}, for others,"
-        self._exchanges = exchanges(asked)
-        self._token_exchanges = exchanges(f"the token service of {asked}")
+        self._retries = Retries(clock, random or Random(), settings.retries)
+        host = f"{self._disclosure.upstream.authority}, for others,"
+        self._exchanges = Exchanges(http, CircuitBreaker(name, host, clock), watch)
+        service = CircuitBreaker(name, f"the token service of {host}", clock)
+        self._token_exchanges = Exchanges(http, service, watch)
 
     async def may_pull(
         self, image: str, credentials: Credentials | None, known: Reference | None
     ) -> bool:
-        """As in :class:`artifactd.upstream.interfaces.UpstreamAccess`."""
+        """
+        Ask for ``image`` with ``credentials`` (``None``: anonymously).
+
+        :param known: a manifest that the image is known to have, or that is asked for.
+        :returns: whether the credentials were needed for that; else anybody may have the image.
+        :raises Missing: if the upstream does not let them have it.
+        """
         api = self._api(credentials)
         try:
             if known is not None:
@@ -94,7 +86,7 @@ class RegistryAccess:
             if known is not None and error.status in (404, 410):
                 return await self._has_tags(api, image)
             if known is None and credentials is not None and error.status in (401, 403):
-                # Some let pull, and not list.
+                # Some registries let a user pull, and not list.
                 try:
                     return await self._has_manifest(api, image, _LATEST)
                 except Missing:
@@ -102,56 +94,65 @@ class RegistryAccess:
             raise
 
     async def logs_in(self, credentials: Credentials) -> bool:
-        """As in :class:`artifactd.upstream.interfaces.UpstreamAccess`."""
-        request = ApiRequest(Kind.LIST, "GET", f"{self._url}/v2/", "")
+        """
+        Log in with ``credentials``, without asking for an image.
+
+        :returns: whether the upstream wanted them; else it has not checked them.
+        """
 
         async def take(response: HttpResponse) -> None:
-            await self._check_host(response)
             await response.read(_PAGE)
 
-        _, sent = await self._api(credentials).ask_as(request, take)
-        return sent is not None and sent.user is not None
+        request = ApiRequest(Kind.LIST, "GET", f"{self._url}/v2/", "")
+        return await self._ask(self._api(credentials), request, take)
 
     def _api(self, credentials: Credentials | None) -> RegistryApi:
         tokens = Tokens(self._token_exchanges, self._retries, self._clock)
         login = Login(self._disclosure, lambda: credentials, tokens)
-        return RegistryApi(
-            self._exchanges, login, self._retries, RateBudget(self._clock), self._clock
-        )
+        return RegistryApi(self._exchanges, login, self._retries, self._clock)
 
     async def _has_manifest(self, api: RegistryApi, image: str, reference: Reference) -> bool:
-        url = f"{self._url}/v2/{quote(image)}/manifests/{quote(str(reference), safe=':')}"
-        # Not counted as a manifest: HEAD is no pull, and the budget is not ours.
-        request = ApiRequest(Kind.LIST, "HEAD", url, image, {"Accept": ACCEPT})
-
         async def take(response: HttpResponse) -> None:
-            await self._check_host(response)
             await response.read(0)
 
-        _, sent = await api.ask_as(request, take)
-        return sent is not None and sent.user is not None
+        url = f"{self._url}/v2/{quote(image)}/manifests/{quote(str(reference), safe=':')}"
+        # Not of the kind MANIFEST: HEAD is no pull, and the rate limit is the client's.
+        request = ApiRequest(Kind.LIST, "HEAD", url, image, {"Accept": ACCEPT})
+        return await self._ask(api, request, take)
 
     async def _has_tags(self, api: RegistryApi, image: str) -> bool:
-        url = f"{self._url}/v2/{quote(image)}/tags/list?n=1"
-        request = ApiRequest(Kind.LIST, "GET", url, image, {"Accept": "application/json"})
-
         async def take(response: HttpResponse) -> None:
-            await self._check_host(response)
             try:
                 _decoder.decode(await response.read(_PAGE))
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                # Such as a page for people to log in, which anybody gets.
+                # Such as a login page for people, which anybody gets.
                 raise Unreachable(f"{response.host} answers no list of tags") from None
 
-        _, sent = await api.ask_as(request, take)
-        return sent is not None and sent.user is not None
+        url = f"{self._url}/v2/{quote(image)}/tags/list?n=1"
+        request = ApiRequest(Kind.LIST, "GET", url, image, {"Accept": "application/json"})
+        return await self._ask(api, request, take)
 
-    async def _check_host(self, response: HttpResponse) -> None:
-        """:raises Missing: if another host answers: what it lets pass says nothing."""
-        if response.host != self._disclosure.upstream.authority:
-            response.abort()
-            raise Missing(
-                f"{self._disclosure.upstream.authority} leads to {response.host}, whose word does"
-                " not count",
-                403,
-            )
+    async def _ask(
+        self,
+        api: RegistryApi,
+        request: ApiRequest,
+        take: Callable[[HttpResponse], Awaitable[None]],
+    ) -> bool:
+        """
+        Ask, and return whether the answer was given for the client's credentials.
+
+        :raises Missing: if another host answers: what that one allows says nothing.
+        """
+
+        async def attempt() -> bool:
+            response, sent = await api.answer(request)
+            upstream = self._disclosure.upstream.authority
+            if response.host != upstream:
+                response.abort()
+                raise Missing(
+                    f"{upstream} leads to {response.host}, whose word does not count", 403
+                )
+            await take(response)
+            return sent is not None and sent.user is not None
+
+        return await self._retries.run(attempt)

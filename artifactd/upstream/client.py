@@ -11,18 +11,18 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IProducer, IReactorTime
-from zope.interface import implementer
+from twisted.internet.interfaces import IConsumer, IReactorTime
 
+from artifactd.kit.streams import PassThrough
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Reference
+from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
-from artifactd.upstream.http.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Http, HttpResponse
-from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (
     BlobBody,
     UpstreamBlob,
@@ -32,22 +32,19 @@ from artifactd.upstream.interfaces import (
 )
 from artifactd.upstream.login import Authorization, Login, Tokens
 from artifactd.upstream.patience import (
-    BreakerSettings,
     CircuitBreaker,
     Exchanges,
-    RateBudget,
+    RateLimit,
     Retries,
     Throttle,
     refusal,
 )
 
-# The requests of the distribution spec to one upstream, with all that stands round them.
-
 _T = TypeVar("_T")
 
 
 class Kind(Enum):
-    """What is asked for, as far as upstreams count it apart."""
+    """The kinds of requests that upstreams throttle separately."""
 
     MANIFEST = "manifest"  # what Docker Hub's limit of pulls counts
     BLOB = "blob"
@@ -57,9 +54,10 @@ class Kind(Enum):
 @frozen
 class ApiRequest:
     """
-    :ivar kind: what it asks for.
+    A request to the API of a registry.
+
     :ivar method: ``GET`` or ``HEAD``.
-    :ivar url: without anything secret.
+    :ivar url: without credentials.
     :ivar image: the name that a token is needed for.
     :ivar expected: the statuses that are an answer; any other is an error.
     """
@@ -75,110 +73,88 @@ class ApiRequest:
 @define(eq=False)
 class RegistryApi:
     """
-    Asks an upstream: logs in where it wants that, asks again what may be asked again, and does not
-    ask while it is down or wants to be left alone.
+    Asks an upstream: logs in where it wants that, repeats what may be repeated, and does not ask
+    while the upstream is down or throttles us.
     """
 
     exchanges: Exchanges
     login: Login
     retries: Retries
-    budget: RateBudget
     clock: IReactorTime
+    rate_limit: RateLimit = field(init=False)
     _throttles: dict[Kind, Throttle] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.rate_limit = RateLimit(self.clock)
         self._throttles = {kind: Throttle(self.clock) for kind in Kind}
 
     async def ask(self, request: ApiRequest, take: Callable[[HttpResponse], Awaitable[_T]]) -> _T:
         """
-        What ``take`` makes of the answer.
+        Return what ``take`` makes of the answer to ``request``.
 
-        :param take: ends the response; is called again with the next one when it breaks off.
-        :raises UpstreamError: if there is no answer of those expected.
+        :param take: reads or aborts the answer; is called again with another one if it breaks off.
+        :raises UpstreamError: if no answer of the expected statuses comes.
         """
 
-        outcome, _ = await self.ask_as(request, take)
-        return outcome
-
-    async def ask_as(
-        self, request: ApiRequest, take: Callable[[HttpResponse], Awaitable[_T]]
-    ) -> tuple[_T, Authorization | None]:
-        """As :meth:`ask`, with what was shown for it."""
-
-        async def attempt() -> tuple[_T, Authorization | None]:
-            sent, response = await self._answer(request)
-            return await take(response), sent
+        async def attempt() -> _T:
+            response, _ = await self.answer(request)
+            return await take(response)
 
         return await self.retries.run(attempt)
 
-    async def _answer(self, request: ApiRequest) -> tuple[Authorization | None, HttpResponse]:
+    async def answer(self, request: ApiRequest) -> tuple[HttpResponse, Authorization | None]:
+        """
+        Return the answer to ``request``, and the credential it was given for, after one attempt.
+
+        :raises UpstreamError: if no answer of the expected statuses comes.
+        """
         throttle = self._throttles[request.kind]
         throttle.check()
-        sent, response = await self._logged_in(request)
+        sent = self.login.known(request.image)
+        response = await self._send(request, sent)
+        # To a token from the cache, 403 may mean that the token has other rights.
+        unauthorized = response.status == 401 or (response.status == 403 and sent and sent.token)
+        if unauthorized and self._is_ours(response):
+            await refusal(response)
+            challenges = response.headers("WWW-Authenticate")
+            sent = await self.login.answer(request.image, challenges, sent)
+            response = await self._send(request, sent)
         if response.status in request.expected:
-            return sent, response
-        error = await refusal(response, *_secrets(sent))
+            return response, sent
+        error = await refusal(response, *(sent.secrets if sent else ()))
         if isinstance(error, Throttled):
             throttle.tell(error)
-        if response.status in (401, 403):
-            if self._is_ours(response):
-                raise self._rejected(request, sent, error)
-            # Of where it is stored: the upstream itself has said that it is there.
+        if response.status not in (401, 403):
+            raise error
+        if not self._is_ours(response):
+            # The storage refuses, though the upstream has said that the content is there.
             raise Unreachable(error.reason, error.status)
-        raise error
-
-    async def _logged_in(self, request: ApiRequest) -> tuple[Authorization | None, HttpResponse]:
-        """What was sent at last, and the answer to that."""
-        sent = self.login.known(request.image)
-        response = await self._exchange(request, sent)
-        # With a token that is not fresh, 403 may mean that it is one of other rights.
-        refused = response.status == 401 or (response.status == 403 and sent and sent.token)
-        if not refused or not self._is_ours(response):
-            return sent, response
-        await refusal(response)
-        fields = response.headers("WWW-Authenticate")
-        sent = await self.login.answer(request.image, fields, sent)
-        return sent, await self._exchange(request, sent)
-
-    async def _exchange(
-        self, request: ApiRequest, authorization: Authorization | None
-    ) -> HttpResponse:
-        headers = dict(request.headers)
-        if authorization is not None:
-            headers["Authorization"] = authorization.value
-        response = await self.exchanges.ask(
-            request.method, request.url, headers, *_secrets(authorization)
-        )
-        if request.kind is Kind.MANIFEST:
-            self.budget.read(response)
-        return response
-
-    def _is_ours(self, response: HttpResponse) -> bool:
-        """Whether the upstream itself answers: where a redirect led, nobody was shown anything."""
-        return response.host == self.login.disclosure.upstream.authority
-
-    def _rejected(
-        self, request: ApiRequest, sent: Authorization | None, error: UpstreamError
-    ) -> UpstreamError:
-        """401 or 403 in spite of a fresh token, or without that one was asked for."""
         if sent is None:
-            return Missing(
+            raise Missing(
                 f"{error.reason} (anonymously: it is not there, or not for us)", error.status
             )
         withheld = self.login.withheld(request.image)
         self.login.reject(request.image, sent)
         if sent.token is None and error.status == 401:
-            return LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
+            raise LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
         why = f"{sent.who}: it is not there, or not for us"
         why = f"{why}; {withheld}" if withheld else why
-        return Missing(f"{error.reason} ({why})", error.status)
+        raise Missing(f"{error.reason} ({why})", error.status)
 
+    async def _send(self, request: ApiRequest, sent: Authorization | None) -> HttpResponse:
+        headers = dict(request.headers)
+        if sent is not None:
+            headers["Authorization"] = sent.value
+        secrets = sent.secrets if sent else ()
+        response = await self.exchanges.ask(request.method, request.url, headers, *secrets)
+        if request.kind is Kind.MANIFEST:
+            self.rate_limit.read(response)
+        return response
 
-def _secrets(authorization: Authorization | None) -> tuple[str, ...]:
-    return authorization.secrets if authorization else ()
+    def _is_ours(self, response: HttpResponse) -> bool:
+        """Whether the upstream itself answers: a redirect's target was shown no credential."""
+        return response.host == self.login.disclosure.upstream.authority
 
-
-# The body of a blob as an upstream answers it: which bytes of it come, and how many.
 
 # RFC 9110, 14.4 and 8.8.3; a weak tag is none that If-Range may have (13.1.5).
 _CONTENT_RANGE = re.compile(
@@ -187,23 +163,15 @@ _CONTENT_RANGE = re.compile(
 _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
-@implementer(IConsumer)
 @define(eq=False)
-class _Watched:
-    """Passes all on to a consumer, and counts."""
+class _Counted(PassThrough):
+    """Counts the bytes that it passes on."""
 
-    _consumer: IConsumer
     _watch: UpstreamWatch
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        self._consumer.registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        self._consumer.unregisterProducer()
 
     def write(self, data: bytes) -> None:
         self._watch.received(len(data))
-        self._consumer.write(data)
+        super().write(data)
 
 
 @define(eq=False)
@@ -218,75 +186,48 @@ class ResponseBody:
     _response: HttpResponse
     _watch: UpstreamWatch
 
-    def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """As in the protocol."""
-        delivered = self._response.deliver_to(IConsumer(_Watched(consumer, self._watch)))
-        # Where the answer has a length of its own, that has been held to it.
-        return (
-            delivered if self._response.length is not None else delivered.addCallback(self._ended)
-        )
+    @classmethod
+    def of(cls, response: HttpResponse, watch: UpstreamWatch) -> ResponseBody:
+        """
+        Make the body of a 200 or 206.
 
-    def _ended(self, count: int) -> int:
-        if self.length is not None and count != self.length:
-            raise Unreachable(f"{self.host} sent {count} bytes where it said {self.length}")
-        return count
+        :raises Unreachable: if a 206 doesn't say clearly which bytes it has; it is aborted then.
+        """
+        first, length, size, problem = 0, response.length, response.length, ""
+        if response.status == 206:
+            match = _CONTENT_RANGE.fullmatch((response.header("Content-Range") or "").strip())
+            if match is None:
+                problem = "without saying which"
+            else:
+                first, last = int(match[1]), int(match[2])
+                size = None if match[3] == "*" else int(match[3])
+                length = last - first + 1
+                if length < 1 or (size is not None and last >= size):
+                    problem = "that can't be"
+                elif response.length not in (None, length):
+                    problem = "of another length than it says"
+        if problem:
+            response.abort()
+            raise Unreachable(
+                f"{response.host} answers a part of a blob {problem}", response.status
+            )
+        tag = response.header("ETag") or ""
+        validator = tag if _STRONG.fullmatch(tag) else None
+        return cls(first, length, size, validator, response.host, response, watch)
+
+    def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
+        def ended(count: int) -> int:
+            # The transport holds an answer to a length of its own; a range may have none.
+            if self._response.length is None and self.length not in (None, count):
+                raise Unreachable(f"{self.host} sent {count} bytes where it said {self.length}")
+            return count
+
+        counted = _Counted(consumer, self._watch)
+        return self._response.deliver_to(IConsumer(counted)).addCallback(ended)
 
     def abort(self) -> None:
-        """As in the protocol."""
         self._response.abort()
 
-
-@frozen
-class _Part:
-    first: int
-    length: int | None
-    size: int | None
-
-
-def body_of(response: HttpResponse, watch: UpstreamWatch) -> ResponseBody:
-    """
-    The body of a 200 or 206.
-
-    :raises Unreachable: if a 206 doesn't say clearly which bytes it has; it is aborted then.
-    """
-    try:
-        part = _part(response) if response.status == 206 else _all(response)
-    except ValueError as error:
-        response.abort()
-        raise Unreachable(
-            f"{response.host} answers a part of a blob {error}", response.status
-        ) from None
-    tag = response.header("ETag") or ""
-    return ResponseBody(
-        part.first,
-        part.length,
-        part.size,
-        tag if _STRONG.fullmatch(tag) else None,
-        response.host,
-        response,
-        watch,
-    )
-
-
-def _all(response: HttpResponse) -> _Part:
-    return _Part(0, response.length, response.length)
-
-
-def _part(response: HttpResponse) -> _Part:
-    match = _CONTENT_RANGE.fullmatch((response.header("Content-Range") or "").strip())
-    if match is None:
-        raise ValueError("without saying which")
-    first, last = int(match[1]), int(match[2])
-    size = None if match[3] == "*" else int(match[3])
-    length = last - first + 1
-    if length < 1 or (size is not None and last >= size):
-        raise ValueError("that can't be")
-    if response.length not in (None, length):
-        raise ValueError("of another length than it says")
-    return _Part(first, length, size)
-
-
-# ``Link``: where a list goes on (RFC 8288; distribution-spec, "Listing Tags").
 
 # Characters of a field that are read.  No part of a pattern ever gives back what it has taken: a
 # field made for that would keep it busy.
@@ -302,101 +243,84 @@ _PARAMETER = re.compile(
 
 def next_page(fields: Iterable[str], query: Mapping[str, str]) -> Mapping[str, str] | None:
     """
-    The query parameters of the ``Link`` to the next page; nothing else of it is followed.
+    Return the query parameters of the ``Link`` to the next page; nothing else of it is followed.
 
     :param fields: the ``Link`` fields of an answer.
-    :param query: what this page was asked for with: a next page that is the same is none.
-    """
+    :param query: the parameters of this page: a link to the same ones is ignored.
+    """  # RFC 8288; distribution-spec, "Listing Tags"
     for value in fields:
         for target, parameters in _LINK.findall(value[:_FIELD]):
-            if "next" in _relations(parameters):
-                found = _query(target)
-                return found if found and found != query else None
+            relations = [
+                str(quoted or plain).lower().split()
+                for name, quoted, plain in _PARAMETER.findall(parameters)
+                if name.lower() == "rel"
+            ]
+            if not relations or "next" not in relations[0]:
+                continue
+            try:
+                found = dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
+            except ValueError:
+                return None
+            return found if found and found != query else None
     return None
 
 
-def _relations(parameters: str) -> list[str]:
-    """What the first ``rel`` says, in lower case."""
-    for name, quoted, plain in _PARAMETER.findall(parameters):
-        if name.lower() == "rel":
-            return str(quoted or plain).lower().split()
-    return []
-
-
-def _query(target: str) -> Mapping[str, str]:
-    try:
-        return dict(parse_qsl(urlsplit(target).query, keep_blank_values=True))
-    except ValueError:
-        return {}
-
-
-# Of manifests.  No "*/*": some registries convert what they have for whoever would take anything.
+# Without "*/*": some registries convert a manifest for clients that take anything.
 ACCEPT = ", ".join((OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST))
 _LISTS = f"{OCI_INDEX}, application/json"
 _PAGE = 8 << 20  # bytes of a page of a list
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _OK = frozenset({200})
-# What registries answer that do not know a method, or an endpoint, besides 404.
+# Statuses of registries that do not know a method, or an endpoint, besides 404.
 _NO_METHOD = frozenset({405, 501})
 _NO_ENDPOINT = frozenset({405, 406, 501})
 
 
 class RegistryUpstream:
     """
-    An :class:`artifactd.upstream.interfaces.Upstream`.
+    An :class:`artifactd.upstream.interfaces.Upstream` over HTTP.
 
-    :param name: of the repository, for logs.
-    :param url: of the upstream, as far as ``/v2/``.
-    :param transport: how it is reached; closed by whoever made it.
-    :param credentials: ours there; called whenever they are needed, in the reactor's thread.  An
-        OSError or ValueError of it is a refused login, and is logged.
-    :param auth_hosts: ``host`` or ``host:port`` of others that may have the credentials too.
+    :param name: the repository's name, for logs.
+    :param http: makes the requests; the caller closes it.
+    :param credentials: ours there; called whenever they are needed, in the reactor's thread.  If it
+        raises OSError or ValueError, the login is refused, and the error is logged.
     :param max_manifest: bytes that a manifest may have.
-    :param retries: how often a request that failed is repeated at most.
     :param random: for the time before a repetition.
-    :raises ValueError: if ``url`` is none of http or https.
+    :raises ValueError: if the URL of the settings is none of http or https.
     """
 
     def __init__(
         self,
         name: str,
-        url: str,
-        transport: Http,
+        settings: RemoteSettings,
+        http: Http,
         clock: IReactorTime,
         watch: UpstreamWatch,
         *,
         credentials: Callable[[], Credentials | None] = lambda: None,
-        auth_hosts: Iterable[str] = (),
         max_manifest: int = 4 << 20,
-        retries: int = 2,
         random: Random | None = None,
-        breaker: BreakerSettings | None = None,
     ) -> None:
-        upstream = Target.parse(url)
+        disclosure = Disclosure.of(settings)
+        host = disclosure.upstream.authority
+        retries = Retries(clock, random or Random(), settings.retries)
+        services = CircuitBreaker(name, f"the token service of {host}", clock)
+        tokens = Tokens(Exchanges(http, services, watch), retries, clock)
         self.name = name
-        self._url = upstream.url.rstrip("/")
+        self._url = disclosure.upstream.url.rstrip("/")
         self._watch = watch
         self._max_manifest = max_manifest
-        self._budget = RateBudget(clock)
-        repeated = Retries(clock, random or Random(), retries)
-
-        def exchanges(subject: str) -> Exchanges:
-            broken = CircuitBreaker(name, subject, clock, breaker or BreakerSettings())
-            return Exchanges(transport, broken, watch)
-
-        tokens = Tokens(exchanges(f"the token service of {upstream.authority}"), repeated, clock)
-        disclosure = Disclosure(upstream, frozenset(host.lower() for host in auth_hosts))
-        login = Login(disclosure, credentials, tokens)
-        self._api = RegistryApi(exchanges(upstream.authority), login, repeated, self._budget, clock)
+        self._api = RegistryApi(
+            Exchanges(http, CircuitBreaker(name, host, clock), watch),
+            Login(disclosure, credentials, tokens),
+            retries,
+            clock,
+        )
 
     def frugality(self) -> float:
-        """As :meth:`RateBudget.frugality`."""
-        return self._budget.frugality()
+        return self._api.rate_limit.frugality()
 
-    # -- manifests
-
-    async def manifest(self, image: str, reference: Reference) -> UpstreamManifest:
-        """end-3, GET."""
+    async def manifest(self, image: str, reference: Reference) -> UpstreamManifest:  # end-3
         request = self._manifest("GET", image, reference)
 
         async def take(response: HttpResponse) -> UpstreamManifest:
@@ -409,7 +333,6 @@ class RegistryUpstream:
     async def manifest_digest(
         self, image: str, reference: Reference, known: Digest | None
     ) -> Digest | None:
-        """end-3, HEAD."""
         headers = {} if known is None else {"If-None-Match": f'"{known}"'}
         expected = _OK | _NO_METHOD | (frozenset() if known is None else {304})
         request = self._manifest("HEAD", image, reference, headers, expected)
@@ -429,10 +352,7 @@ class RegistryUpstream:
             Kind.MANIFEST, method, url, image, {"Accept": ACCEPT, **(headers or {})}, expected
         )
 
-    # -- blobs
-
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
-        """end-2, HEAD."""
         request = ApiRequest(Kind.BLOB, "HEAD", self._at(image, "blobs", str(digest)), image)
         response = await self._api.ask(request, _ended)
         length = _LENGTH.fullmatch(response.header("Content-Length") or "")
@@ -446,7 +366,6 @@ class RegistryUpstream:
         last: int | None = None,
         validator: str | None = None,
     ) -> BlobBody:
-        """end-2, GET."""
         headers: dict[str, str] = {}
         expected = _OK
         if first or last is not None:
@@ -456,18 +375,14 @@ class RegistryUpstream:
                 headers["If-Range"] = validator
         url = self._at(image, "blobs", str(digest))
         request = ApiRequest(Kind.BLOB, "GET", url, image, headers, expected)
-        return body_of(await self._api.ask(request, _as_it_is), self._watch)
-
-    # -- lists
+        return ResponseBody.of(await self._api.ask(request, _as_it_is), self._watch)
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
-        """end-8."""
         return await self._page(self._at(image, "tags", "list"), image, query)
 
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
-        """end-12."""
         url = self._at(image, "referrers", str(subject))
         return await self._page(url, image, query, _NO_ENDPOINT)
 
@@ -494,13 +409,12 @@ class RegistryUpstream:
         )
 
     def _at(self, image: str, *path: str) -> str:
-        """The URL of something of ``image``."""
         parts = (quote(image), *(quote(part, safe=":") for part in path))
         return f"{self._url}/v2/{'/'.join(parts)}"
 
 
 def _digest(response: HttpResponse) -> Digest | None:
-    """What it says that the digest of a manifest is."""
+    """Return the digest that the upstream says a manifest has, if it says one."""
     try:
         return Digest.parse(response.header("Docker-Content-Digest") or "")
     except DigestInvalid:
@@ -509,8 +423,9 @@ def _digest(response: HttpResponse) -> Digest | None:
 
 def _is_json(response: HttpResponse) -> bool:
     """
-    Whether it may be an index: some registries lead whoever asks for what they don't know to a page
-    for people to log in.
+    Whether the answer may be an index.
+
+    Some registries redirect requests to unknown endpoints to a login page for people.
     """
     media_type = (response.header("Content-Type") or "json").partition(";")[0]
     return media_type.strip().lower().endswith("json")
@@ -521,13 +436,13 @@ async def _as_it_is(response: HttpResponse) -> HttpResponse:
 
 
 async def _ended(response: HttpResponse) -> HttpResponse:
-    """An answer to HEAD."""
+    """End an answer to HEAD."""
     await response.read(0)
     return response
 
 
 async def _whole(response: HttpResponse, limit: int) -> bytes:
-    """Its body, which is not begun with if it says that it is longer than ``limit``."""
+    """Read the body; at once refuse one that says that it is longer than ``limit`` bytes."""
     if response.length is not None and response.length > limit:
         response.abort()
         raise Unreachable(

@@ -6,9 +6,11 @@ import re
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Self
 
 from attrs import field, frozen
 
+from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.http.url import Target, bracketed
 
 _DOCKER_HUB = re.compile(r"(?:.+\.)?docker\.(?:io|com)")
@@ -17,27 +19,26 @@ _DOCKER_AUTH = "auth.docker.io"
 
 @frozen
 class Credentials:
-    """A user name, and a password or what a registry takes for one."""
+    """A user name, and a password or an access token in its place."""
 
     username: str
     password: str = field(repr=False)
 
     def basic(self) -> str:
-        """As ``Authorization`` (RFC 7617)."""
+        """Return the value of ``Authorization`` for Basic authentication."""  # RFC 7617
         return "Basic " + b64encode(f"{self.username}:{self.password}".encode()).decode()
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What of them nobody else may read."""
+        """The texts that no message may repeat."""
         return (self.password, self.basic().partition(" ")[2])
 
 
 @frozen
 class Disclosure:
     """
-    Who may be asked for a token, and who is shown the credentials.
+    Decides which token services are asked, and which of them get the credentials.
 
-    :ivar upstream: the upstream itself.
     :ivar auth_hosts: further hosts, in lower case, that may have the credentials; with a port
         (``host:port``) only that one.
     """
@@ -45,14 +46,22 @@ class Disclosure:
     upstream: Target
     auth_hosts: frozenset[str] = frozenset()
 
+    @classmethod
+    def of(cls, settings: RemoteSettings) -> Self:
+        """:raises ValueError: if the URL of ``settings`` is none of http or https."""
+        hosts = frozenset(host.lower() for host in settings.auth_hosts)
+        return cls(Target.parse(settings.upstream), hosts)
+
     def asks(self, realm: Target) -> bool:
-        """Whether a token may come from ``realm``: with TLS, or if the upstream has none either."""
+        """Whether ``realm`` is asked for tokens: with TLS, or if the upstream has none either."""
         return realm.scheme == "https" or self.upstream.scheme == "http"
 
     def shows(self, realm: Target) -> bool:
         """
-        Whether ``realm`` may have the credentials: it is on the upstream's own host (whatever the
-        port), Docker Hub's where the upstream is Docker Hub, or one of the settings'.
+        Whether ``realm`` may have the credentials.
+
+        It is on the upstream's own host (at any port), is Docker Hub's where the upstream is Docker
+        Hub, or is one of the settings' ``auth_hosts``.
         """
         if not self.asks(realm):
             return False
@@ -64,22 +73,18 @@ class Disclosure:
         return not self.auth_hosts.isdisjoint({host, f"{host}:{realm.port}"})
 
 
-def _nothing() -> None:
-    """Do nothing: nothing counts failed logins."""
-
-
 @frozen
 class UpstreamLogin:
     """
-    A client's own user name and password at the upstream of one repository, not necessarily right.
+    A client's own user name and password at the upstream of one repository; they may be wrong.
 
-    :ivar repository: the one whose upstream it is; the password is never sent to any other host.
-    :ivar user: the name there.
+    :ivar repository: the repository; the password is never sent to any host but its upstream's.
+    :ivar user: the user name at the upstream.
     :ivar mark: a keyed hash of all of it, under which proofs are remembered; it reveals nothing.
-    :ivar password: ``None`` where a token has come in its place, which holds the mark alone.
-    :ivar turn: in which the upstream is asked with the password, and ``failed`` called; raises
-        ``TooManyRequests`` if it may not be asked.
-    :ivar failed: to be called when the upstream says that the password is wrong.
+    :ivar password: ``None`` if the client has sent a token instead, which holds the mark alone.
+    :ivar turn: the context in which the upstream is asked with the password, and ``failed`` called;
+        raises ``TooManyRequests`` if it may not be asked.
+    :ivar failed: called when the upstream says that the password is wrong; it counts that.
     """
 
     repository: str
@@ -89,8 +94,8 @@ class UpstreamLogin:
     turn: Callable[[], AbstractAsyncContextManager[None]] = field(
         default=nullcontext, repr=False, eq=False
     )
-    failed: Callable[[], object] = field(default=_nothing, repr=False, eq=False)
+    failed: Callable[[], object] = field(default=lambda: None, repr=False, eq=False)
 
     def __str__(self) -> str:
-        """The user name that a client logs in with here: ``ghcr.io/alice``."""
+        """Return the user name that the client logs in with here, such as ``ghcr.io/alice``."""
         return f"{self.repository}/{self.user}"

@@ -1,4 +1,4 @@
-"""What an upstream registry refuses: each kind that a caller handles differently."""
+"""Refusals of an upstream registry: each kind that a caller handles differently."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from artifactd.upstream.http.errors import UpstreamError
 
 class Missing(UpstreamError):
     """
-    It definitely does not have it, or does not let us have it: 404, 410, or 401 and 403 in spite of
-    a fresh token (Docker Hub answers so for names that do not exist).
+    The upstream does not have the content, or does not let us have it.
 
-    :ivar asked: whether it was asked just now; else this is what is remembered of it.
+    It answered 404 or 410, or 401 or 403 in spite of a fresh token (Docker Hub does that for names
+    that do not exist).
+
+    :ivar asked: whether it was asked just now; else its answer is remembered from before.
     """
 
     def __init__(self, reason: str, status: int | None = None, *, asked: bool = True) -> None:
@@ -20,9 +22,9 @@ class Missing(UpstreamError):
 
 class Throttled(UpstreamError):
     """
-    429, or it has answered so lately.
+    The upstream answers 429, or did so a short time ago.
 
-    :ivar retry_after: seconds from now on in which it need not be asked again.
+    :ivar retry_after: seconds from now on in which it is not to be asked again.
     """
 
     def __init__(self, reason: str, retry_after: float, status: int | None = 429) -> None:
@@ -31,8 +33,8 @@ class Throttled(UpstreamError):
 
 
 class LoginRefused(UpstreamError):
-    """No token can be had, or the credentials are refused."""
+    """No token is given, or the credentials are refused."""
 
 
 class RangeRefused(UpstreamError):
-    """416: it has no byte of the range asked for."""
+    """The upstream has no byte of the range asked for: 416."""

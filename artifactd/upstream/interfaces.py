@@ -1,4 +1,4 @@
-"""What the registry asks of an upstream; ``tests/upstream`` holds the client to it."""
+"""What the registry asks of an upstream."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from twisted.internet.interfaces import IConsumer
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import Reference
-from artifactd.upstream.credentials import Credentials
 
 
 @frozen
 class UpstreamManifest:
     """
-    A manifest as an upstream sent it.  Not verified: that is for the caller.
+    A manifest as an upstream sent it.  The caller has to verify it.
 
     :ivar content_type: its ``Content-Type``, or ``None``.
-    :ivar digest: what the upstream says that its digest is; ``None`` where it doesn't.
+    :ivar digest: its digest by the word of the upstream; ``None`` if the upstream doesn't say it.
     """
 
     content: bytes = field(repr=False)
@@ -31,9 +30,9 @@ class UpstreamManifest:
 @frozen
 class UpstreamBlob:
     """
-    What an upstream tells of a blob.
+    A blob that an upstream has.
 
-    :ivar size: in bytes; ``None`` where it doesn't say.
+    :ivar size: in bytes; ``None`` if the upstream doesn't say it.
     """
 
     size: int | None
@@ -45,8 +44,8 @@ class UpstreamPage:
     One page of a list.
 
     :ivar body: the JSON document, as sent.
-    :ivar next: the query parameters of the ``Link`` to the next page; ``None``: there is none.
-    :ivar filtered: what ``OCI-Filters-Applied`` says, or ``None``.
+    :ivar next: the query parameters of the ``Link`` to the next page; ``None`` on the last one.
+    :ivar filtered: the value of ``OCI-Filters-Applied``, or ``None``.
     """
 
     body: bytes = field(repr=False)
@@ -56,16 +55,16 @@ class UpstreamPage:
 
 class BlobBody(Protocol):
     """
-    The body of a blob, or of a part of it, whose headers have come.
+    The body of a blob, or of a range of it, whose headers have come.
 
     Either :meth:`deliver_to` or :meth:`abort` has to be called.
 
-    :ivar first: offset in the blob of the first byte that comes: what was asked for, or 0 where the
-        upstream ignores ranges or the validator does not match any more.
-    :ivar length: bytes that come; ``None`` where the upstream doesn't say.
-    :ivar size: bytes of the whole blob; ``None`` where the upstream doesn't say.
+    :ivar first: offset in the blob of the first byte that comes: as asked for, or 0 if the upstream
+        ignores ranges or the validator does not match any more.
+    :ivar length: bytes that come; ``None`` if the upstream doesn't say.
+    :ivar size: bytes of the whole blob; ``None`` if the upstream doesn't say.
     :ivar validator: a strong entity tag (with its quotes) for ``If-Range``, or ``None``.
-    :ivar host: who sends it: the host of the last redirect.
+    :ivar host: the host that sends the body, to which the last redirect led.
     """
 
     first: int
@@ -76,47 +75,49 @@ class BlobBody(Protocol):
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         """
-        Deliver all of it to ``consumer``, which may pause it; fires with the number of bytes.
+        Deliver the body to ``consumer``, which may pause it; fires with the number of bytes.
 
-        Cancelling it, and ``stopProducing`` by the consumer, close the connection.
+        Cancelling it closes the connection, as does the consumer by ``stopProducing``.
 
         :raises Unreachable: if the upstream breaks off before the end.
         :raises TimedOut: if nothing comes for the idle timeout while the consumer takes bytes.
         """
 
     def abort(self) -> None:
-        """Nobody wants it: close the connection."""
+        """Close the connection instead of reading the body."""
 
 
 class Upstream(Protocol):
     """
     Another registry.  ``image`` is always the name there (``library/alpine``).
 
-    Everything raises :class:`artifactd.upstream.http.errors.UpstreamError` and nothing else.  What
-    may be retried has been, before it raises.
+    All methods raise :class:`artifactd.upstream.http.errors.UpstreamError` and nothing else, after
+    the retries that make sense.
 
-    :ivar name: of the repository whose upstream it is, for logs.
+    :ivar name: the name of its repository, for logs.
     """
 
     name: str
 
     async def manifest(self, image: str, reference: Reference) -> UpstreamManifest:
         """
-        end-3, GET, always with all media types that we know in ``Accept``.
+        Get a manifest, with all media types that we know in ``Accept``.
 
         :raises Unreachable: also if it has more bytes than a manifest may have.
-        """
+        """  # end-3
 
     async def manifest_digest(
         self, image: str, reference: Reference, known: Digest | None
     ) -> Digest | None:
         """
-        end-3, HEAD, with ``known`` in ``If-None-Match``: the digest that ``reference`` has there
-        now, ``known`` after a 304; ``None`` where the upstream doesn't say it.
-        """
+        Return the digest that ``reference`` has at the upstream now, by HEAD.
+
+        :param known: the digest that we have, sent as ``If-None-Match``, and returned after a 304.
+        :returns: ``None`` if the upstream doesn't say the digest.
+        """  # end-3
 
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
-        """end-2, HEAD."""
+        """Ask by HEAD whether the upstream has a blob, and how large it is."""  # end-2
 
     async def open_blob(
         self,
@@ -127,65 +128,39 @@ class Upstream(Protocol):
         validator: str | None = None,
     ) -> BlobBody:
         """
-        end-2, GET: bytes ``first`` to ``last`` (inclusive; ``None``: to the end) of a blob.
+        Get bytes ``first`` to ``last`` (inclusive; ``None``: to the end) of a blob.
 
         Without ``first`` and ``last`` no ``Range`` is sent.
 
         :param validator: sent as ``If-Range``.
         :raises RangeRefused: if the blob has no such bytes.
-        """
+        """  # end-2
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
-        """end-8, with ``n`` and ``last`` as ``query`` says."""
+        """List tags; ``query`` has ``n`` and ``last``, or the last page's ``next``."""  # end-8
 
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
         """
-        end-12, with ``artifactType`` and whatever the last page's ``next`` had as ``query``.
+        List the referrers of ``subject``; ``query`` has ``artifactType``, or the last page's
+        ``next``.
 
-        :raises Missing: also where the upstream does not know this endpoint.
-        """
+        :raises Missing: also if the upstream does not know this endpoint.
+        """  # end-12
 
     def frugality(self) -> float:
         """
-        By how much the freshness of tags is to be stretched, at least 1, as the budget of requests
-        that the upstream tells of (``RateLimit-Remaining``) falls (docs/pull-through.md).
-        """
-
-
-class UpstreamAccess(Protocol):
-    """
-    What an upstream lets others have.  Raises as :class:`Upstream`; ``LoginRefused`` with the
-    status 401 or 403 where the credentials are wrong, ``Missing`` where they don't do.
-    """
-
-    async def may_pull(
-        self, image: str, credentials: Credentials | None, known: Reference | None
-    ) -> bool:
-        """
-        Ask for ``image`` with ``credentials`` (``None``: anonymously).
-
-        :param known: what the image is known to have, or is asked for.
-        :returns: whether the credentials were needed for that; else anybody may have it.
-        :raises Missing: if it may not be had so.
-        """
-
-    async def logs_in(self, credentials: Credentials) -> bool:
-        """
-        Show ``credentials`` for no image.
-
-        :returns: whether they were wanted; else nothing is known of them.
+        Return the factor, at least 1, by which tags stay fresh for longer as the requests that the
+        upstream's rate limit leaves (``RateLimit-Remaining``) run out (docs/pull-through.md).
         """
 
 
 class UpstreamWatch(Protocol):
-    """
-    Is told what passes between an upstream and us; for counters.
-    """
+    """Counts the traffic with an upstream, for metrics."""
 
     def received(self, count: int) -> None:
-        """``count`` bytes of bodies of blobs and manifests came."""
+        """Count ``count`` bytes of bodies of blobs and manifests."""
 
     def requested(self, method: str, status: int | None) -> None:
-        """A request was answered, or (``None``) was not."""
+        """Count a request by the status of its answer; ``None``: no answer came."""

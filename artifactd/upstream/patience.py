@@ -1,4 +1,4 @@
-"""Asking again."""
+"""When to ask an upstream again, and when not: retries, circuit breaker, 429, rate limits."""
 
 from __future__ import annotations
 
@@ -20,42 +20,35 @@ from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import UpstreamWatch
 
-# A circuit breaker: a dead upstream costs nobody a timeout but those who found out.
+BREAKER_FAILURES = 5
+"""Failures in a row that open a circuit breaker."""
+
+BREAKER_PAUSE = 5.0
+"""Seconds for which it is open; doubled each time that the request after them fails too."""
+
+_LONGEST_BREAKER_PAUSE = 60.0
 
 
 class Interrupted(Unreachable):
-    """It was not asked: it has failed just before."""
-
-
-@frozen
-class BreakerSettings:
-    """
-    :ivar failures: in a row, after which nobody asks for a while.
-    :ivar pause: seconds of that while; doubled each time that asking again fails too.
-    :ivar longest: seconds that it is at most.
-    """
-
-    failures: int = 5
-    pause: float = 5.0
-    longest: float = 60.0
+    """The upstream was not asked, since the circuit breaker is open."""
 
 
 @define(eq=False)
 class CircuitBreaker:
     """
-    Counts the requests that failed in a row, each attempt of a retried one too.
+    Spares clients the timeouts of a host that is down.
 
-    Once there are too many, every request is refused for a while.  Then one is let through: if it
-    fails, the next while is longer; any answer ends it.
+    It counts the requests that failed in a row, each attempt of a retried one too.  After
+    :data:`BREAKER_FAILURES` it opens: every request is refused for a while.  Then one is let
+    through: if that fails, the next while is longer; any answer closes the breaker.
 
-    :param name: of the repository, for the log.
-    :param subject: what is asked, for reasons: a host.
+    :param name: the repository's name, for the log.
+    :param subject: the host that is asked, for reasons and the log.
     """
 
     name: str
     subject: str
     clock: IReactorTime
-    settings: BreakerSettings = field(factory=BreakerSettings)
     _failures: int = field(default=0, init=False)
     _cause: str = field(default="", init=False)
     _pause: float = field(default=0.0, init=False)
@@ -66,11 +59,11 @@ class CircuitBreaker:
 
     def admit(self) -> bool:
         """
-        A request is about to be made: whether it is the one that tries after a pause.
+        Ask for leave to make a request.  Returns whether it is the trial after a pause.
 
         One of :meth:`answered`, :meth:`failed` and :meth:`abandoned` has to follow.
 
-        :raises Interrupted: if it is not to be made.
+        :raises Interrupted: if the breaker is open.
         """
         if self._until is None:
             return False
@@ -89,24 +82,24 @@ class CircuitBreaker:
         return True
 
     def answered(self) -> None:
-        """It lives."""
+        """Note an answer: the breaker closes."""
         if self._until is not None:
             self._log.info("{name}: {subject} answers again", name=self.name, subject=self.subject)
         self._failures, self._pause, self._until, self._trying = 0, 0.0, None, False
 
     def failed(self, trial: bool, reason: str) -> None:
         """
-        It has not answered, or with a failure of its own.
+        Note that no answer came, or a 5xx.
 
-        :param trial: what :meth:`admit` said.
+        :param trial: what :meth:`admit` returned.
         """
         self._failures += 1
         if trial and self._until is not None:
             self._trying = False
-        elif self._until is not None or self._failures < self.settings.failures:
+        elif self._until is not None or self._failures < BREAKER_FAILURES:
             return  # begun before the pause: it tells nothing new
         self._cause = reason
-        self._pause = min(self._pause * 2 or self.settings.pause, self.settings.longest)
+        self._pause = min(self._pause * 2 or BREAKER_PAUSE, _LONGEST_BREAKER_PAUSE)
         self._until = self.clock.seconds() + self._pause
         self._log.warn(
             "{name}: {subject} is not asked for {pause} s, after {failures} failures: {reason}",
@@ -118,14 +111,14 @@ class CircuitBreaker:
         )
 
     def abandoned(self, trial: bool) -> None:
-        """Nobody wanted the answer any more."""
+        """Note that the request was cancelled."""
         if trial:
             self._trying = False
 
 
 _T = TypeVar("_T")
 
-# 5xx that are as good as a 4xx: asking again changes nothing (RFC 9110, 15.6.2 and 15.6.6).
+# 5xx after which asking again changes nothing (RFC 9110, 15.6.2 and 15.6.6).
 DEFINITE = (501, 505)
 
 # Seconds.
@@ -135,9 +128,9 @@ _LONGEST = 5.0
 
 def may_pass(error: Unreachable) -> bool:
     """
-    Whether ``error`` may be gone a moment later: no answer, one broken off, or a 5xx.
+    Whether a repetition may succeed: after no answer, one that broke off, or a 5xx.
 
-    Not a timeout: whoever waits has waited for long enough.
+    Not after a timeout: the client has waited long enough.
     """
     if isinstance(error, TimedOut | Interrupted):
         return False
@@ -150,7 +143,7 @@ class Retries:
     Exponential backoff with full jitter: before the n-th repetition a random time of up to
     0.25 · 2ⁿ⁻¹ seconds, at most 5.
 
-    :ivar times: how often a request is repeated at most.
+    :ivar times: repetitions of one request at most.
     """
 
     clock: IReactorTime
@@ -158,7 +151,7 @@ class Retries:
     times: int = 2
 
     async def run(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """The result of ``attempt``, which is called again as long as its failure may pass."""
+        """Return the result of ``attempt``, which is called again while its failure may pass."""
         for repetition in range(self.times):
             try:
                 return await attempt()
@@ -170,11 +163,8 @@ class Retries:
         return await attempt()
 
 
-# Dates in header fields (RFC 9110, 5.6.7).
-
-
-def parse_date(text: str | None) -> datetime | None:
-    """The date that ``text`` is, in UTC; ``None`` for anything else, or none."""
+def parse_date(text: str | None) -> datetime | None:  # RFC 9110, 5.6.7
+    """Parse a date of a header field, into UTC; ``None`` if it is absent or malformed."""
     try:
         date = parsedate_to_datetime(text or "")
         return date.replace(tzinfo=UTC) if date.tzinfo is None else date.astimezone(UTC)
@@ -182,20 +172,17 @@ def parse_date(text: str | None) -> datetime | None:
         return None
 
 
-# 429: how long an upstream wants to be left alone, and the memory of it.
-
-# Seconds.
+# Seconds after a 429.
 _DEFAULT = 60.0
 _SHORTEST_PAUSE = 1.0
 _LONGEST_PAUSE = 3600.0
 
 
-def retry_after(response: HttpResponse) -> float:
+def retry_after(response: HttpResponse) -> float:  # RFC 9110, 10.2.3
     """
-    The seconds that ``Retry-After`` asks for (RFC 9110, 10.2.3), 1 to 3600; 60 where it is absent
-    or makes no sense.
+    Return the seconds that ``Retry-After`` asks for, 1 to 3600; 60 if it is absent or malformed.
 
-    A date is compared with the answer's own ``Date``: clocks differ.
+    A date is compared with the answer's own ``Date``, since the upstream's clock may be wrong.
     """
     value = (response.header("Retry-After") or "").strip()
     if value.isascii() and value.isdigit():
@@ -210,87 +197,74 @@ def retry_after(response: HttpResponse) -> float:
 
 @define(eq=False)
 class Throttle:
-    """Whether somebody wants to be left alone."""
+    """Remembers a 429, so that nothing is asked until its ``Retry-After`` has passed."""
 
     clock: IReactorTime
     _until: float = field(default=0.0, init=False)
     _reason: str = field(default="", init=False)
 
     def check(self) -> None:
-        """:raises Throttled: as long as it does."""
+        """:raises Throttled: before ``Retry-After`` has passed."""
         left = self._until - self.clock.seconds()
         if left > 0:
             raise Throttled(self._reason, left)
 
     def tell(self, error: Throttled) -> None:
-        """It has answered so."""
+        """Remember a 429."""
         self._until = max(self._until, self.clock.seconds() + error.retry_after)
         self._reason = error.reason
 
-
-# The budget of requests that an upstream tells of.
 
 # "100;w=21600" (Docker Hub), "100", "100, 100;w=60" (earlier drafts of the IETF's).
 _QUOTA = re.compile(r"[ \t]*([0-9]{1,12})(?:[ \t]*;[ \t]*w=([0-9]{1,9}))?[ \t]*(?:[,;].*)?")
 _RESET = re.compile(r"[0-9]{1,9}")
 
-# From which share of the budget on requests are spared, and how much at most.
+# Requests are spared while less than this share of them remains, and by at most this factor.
 _ENOUGH = 0.5
-_LONGEST_WAIT = 60.0
-# Seconds that what is told holds where no window is told.
+_MOST_FRUGAL = 60.0
+# Seconds of the window where the upstream doesn't tell it.
 _WINDOW = 3600.0
 
 
-@frozen
-class _Told:
-    share: float
-    until: float
-
-
 @define(eq=False)
-class RateBudget:
+class RateLimit:
     """
-    What is left of the requests that an upstream allows in some window of time.
+    What remains of the requests that an upstream allows in a window of time.
 
     Docker Hub tells it with each manifest: ``RateLimit-Limit: 100;w=21600`` (100 in 21,600 s) and
     ``RateLimit-Remaining: 76;w=21600``.  GitLab and others send plain numbers, and with
-    ``RateLimit-Reset`` the seconds until the budget is full again.
+    ``RateLimit-Reset`` the seconds until all requests are allowed again.
     """
 
     clock: IReactorTime
-    _told: _Told | None = field(default=None, init=False)
+    _share: float = field(default=1.0, init=False)
+    _until: float = field(default=0.0, init=False)
 
     def read(self, response: HttpResponse) -> None:
-        """Remember what ``response`` tells, if it does."""
+        """Remember the rate limit that ``response`` tells, if it tells one."""
         limit = _QUOTA.fullmatch(response.header("RateLimit-Limit") or "")
         remaining = _QUOTA.fullmatch(response.header("RateLimit-Remaining") or "")
         if limit is None or remaining is None or not int(limit[1]):
             return
         reset = _RESET.fullmatch((response.header("RateLimit-Reset") or "").strip())
         window = reset[0] if reset else remaining[2] or limit[2]
-        self._told = _Told(
-            int(remaining[1]) / int(limit[1]),
-            self.clock.seconds() + (float(window) if window else _WINDOW),
-        )
+        self._share = int(remaining[1]) / int(limit[1])
+        self._until = self.clock.seconds() + (float(window) if window else _WINDOW)
 
     def frugality(self) -> float:
         """
-        By how much the freshness of tags is to be stretched, 1 to 60.
+        Return the factor by which tags stay fresh for longer, 1 to 60.
 
-        1 as long as at least half of the budget remains; below that half divided by the share that
-        remains (a quarter: 2, a twentieth: 10); 60 when nothing remains.  What was told is
-        forgotten when its window has passed.
+        It is 1 while at least half of the requests remain; below that half divided by the share
+        that remains (a quarter: 2, a twentieth: 10); 60 when none remains.  After the window it is
+        1 again.
         """
-        if self._told is None or self.clock.seconds() >= self._told.until:
+        if self.clock.seconds() >= self._until or self._share >= _ENOUGH:
             return 1.0
-        if self._told.share >= _ENOUGH:
-            return 1.0
-        return min(_ENOUGH / self._told.share, _LONGEST_WAIT) if self._told.share else _LONGEST_WAIT
+        return min(_ENOUGH / self._share, _MOST_FRUGAL) if self._share else _MOST_FRUGAL
 
 
-# Answers that are no success, as errors.
-
-# Bytes of the body of an error that are read, seconds that it may take, since nobody shall wait for
+# Bytes of an error's body that are read, seconds that it may take, since no client is to wait for
 # its words, and characters of its message that are passed on.
 _BODY = 64 << 10
 _BODY_SECONDS = 5.0
@@ -301,9 +275,8 @@ class _Error(msgspec.Struct):
     message: str | None = None
 
 
-class _Body(msgspec.Struct):
-    """distribution-spec, "Error Codes"; Docker Hub's gateways send a bare ``message``."""
-
+class _Body(msgspec.Struct):  # distribution-spec, "Error Codes"
+    # Docker Hub's gateways send a bare ``message``.
     errors: list[_Error] | None = None
     message: str | None = None
 
@@ -313,20 +286,12 @@ _decoder = msgspec.json.Decoder(_Body)
 
 async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     """
-    The error that ``response`` is, its body read to the end, if that comes soon.
+    Turn ``response`` into an error by its status, with the message of its body if that comes soon.
 
-    :param secrets: what was sent along: a message that repeats one of them is left out.
+    :param secrets: credentials sent with the request: a message that repeats one is left out.
     """
-    return error_of(response, f"answers {response.status}" + await _message(response, secrets))
-
-
-def error_of(response: HttpResponse, what: str) -> UpstreamError:
-    """
-    The error that ``response`` is by its status; its body is somebody else's to end.
-
-    :param what: what it does, for the reason, after the name of the host.
-    """
-    status, reason = response.status, f"{response.host} {what}"
+    status = response.status
+    reason = f"{response.host} answers {status}" + await _message(response, secrets)
     if status in (401, 403, 404, 410):
         return Missing(reason, status)
     if status == 416:
@@ -339,7 +304,7 @@ def error_of(response: HttpResponse, what: str) -> UpstreamError:
 
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
-    """``: `` and what the body says went wrong; or nothing."""
+    """Return ``: `` and the message in the body of an error, or nothing."""
     try:
         body = _decoder.decode(await response.read(_BODY, _BODY_SECONDS))
     except (UpstreamError, msgspec.MsgspecError, ValueError, RecursionError):
@@ -351,12 +316,9 @@ async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
     return f": {printable}" if printable else ""
 
 
-# Single requests: counted, and not made while whom they would go to is down.
-
-
 @frozen
 class Exchanges:
-    """Requests to a registry, or to whoever gives tokens for it."""
+    """Single requests to a registry or its token service, behind a circuit breaker, and counted."""
 
     http: Http
     breaker: CircuitBreaker
@@ -366,10 +328,10 @@ class Exchanges:
         self, method: str, url: str, headers: Mapping[str, str], *secrets: str
     ) -> HttpResponse:
         """
-        Its answer, whatever it is as long as it is not a failure of the server's.
+        Make one request and return the answer: any status, but no failure of the server's.
 
-        :param secrets: what of ``headers`` nobody else may read.
-        :raises Unreachable: if there is none; also if it is a 5xx other than 501 and 505.
+        :param secrets: the credentials in ``headers``, which no message may repeat.
+        :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
         trial = self.breaker.admit()
         try:

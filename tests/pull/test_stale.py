@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from artifactd.registry.local import index_of
-from artifactd.upstream import client
-from artifactd.upstream.patience import BreakerSettings
+from artifactd.upstream import patience
 from tests.api.served import Served
 from tests.process import Answer
 from tests.pull.mirrors import CONFIRMED, HIT, STORED, Instead, MirrorCase, digest_of
@@ -369,7 +367,7 @@ class BreakerTests(StaleCase):
     def setUp(self) -> None:
         super().setUp()
         # As long as the test takes, however slow the machine is.
-        self.patch(client, "BreakerSettings", partial(BreakerSettings, pause=3600.0))
+        self.patch(patience, "BREAKER_PAUSE", 3600.0)
 
     async def test_an_upstream_that_fails_is_soon_not_asked_at_all(self) -> None:
         registry = await self.primed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,6 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.values import Host, Url
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 
@@ -230,18 +232,28 @@ class UpstreamTestCase(SynchronousTestCase):
         self.clock = Clock()
         self.watch = Watch()
 
-    def upstream(self, answering: Answering, url: str = HUB, **settings: Any) -> RegistryUpstream:
-        """One that is answered by ``answering``; every answer is ended once when the test ends."""
+    def upstream(
+        self,
+        answering: Answering,
+        url: str = HUB,
+        *,
+        auth_hosts: Iterable[str] = (),
+        retries: int = 2,
+        **options: Any,
+    ) -> RegistryUpstream:
+        """Make one that ``answering`` answers; the test's end checks that each answer was ended."""
         self.http = ScriptedHttp(answering)
         self.addCleanup(self.assert_ended, self.http)
         return RegistryUpstream(
-            name="docker.io",
-            url=url,
-            transport=self.http,
-            clock=self.clock,
-            watch=self.watch,
+            "docker.io",
+            RemoteSettings(
+                upstream=Url(url), auth_hosts=tuple(map(Host, auth_hosts)), retries=retries
+            ),
+            self.http,
+            self.clock,
+            self.watch,
             random=Random(3),
-            **settings,
+            **options,
         )
 
     def assert_ended(self, http: ScriptedHttp) -> None:

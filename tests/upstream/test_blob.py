@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.client import ResponseBody, body_of
+from artifactd.upstream.client import ResponseBody
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 from tests.upstream.fake import Answer, Sink, Watch
 
@@ -16,7 +16,7 @@ class BodyTests(SynchronousTestCase):
         self.watch = Watch()
 
     def body(self, answer: Answer) -> ResponseBody:
-        return body_of(answer, self.watch)
+        return ResponseBody.of(answer, self.watch)
 
     def part(self, content_range: str, body: bytes = b"01234", length: int | None = -1) -> Answer:
         return Answer(206, body, {"Content-Range": content_range}, length=length)

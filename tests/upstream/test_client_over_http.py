@@ -13,6 +13,8 @@ from twisted.web.server import Request, Site
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import Tag
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.values import Url
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import Missing, RangeRefused
@@ -127,12 +129,11 @@ class ClientOverHttpTests(TestCase):
         self.addCleanup(lambda: Deferred.fromCoroutine(transport.close()))
         self.upstream = RegistryUpstream(
             "docker.io",
-            self.hub.url(0),
+            RemoteSettings(upstream=Url(self.hub.url(0)), retries=0),
             transport,
             reactor,
             self.watch,
             credentials=lambda: BOB,
-            retries=0,
         )
 
     async def test_a_pull(self) -> None:

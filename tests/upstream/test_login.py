@@ -11,11 +11,11 @@ from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublish
 from zope.interface import implementer
 
 from artifactd.oci.names import Tag
+from artifactd.upstream import patience
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.patience import BreakerSettings
 from tests.upstream.fake import (
     BEARER,
     DIGEST,
@@ -368,11 +368,11 @@ class DisclosureTests(LoginTestCase):
 
     def said(self, answering: Answering) -> list[str]:
         """All that is said and logged of one request after another, none of which succeeds."""
+        self.patch(patience, "BREAKER_FAILURES", 1)
         upstream = self.upstream(
             answering,
             credentials=lambda: BOB,
             retries=0,
-            breaker=BreakerSettings(failures=1),
         )
         said = []
         for _ in range(4):

@@ -34,10 +34,10 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
+from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.credentials import Credentials, UpstreamLogin
 from artifactd.upstream.errors import LoginRefused, Missing
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.interfaces import UpstreamAccess
 
 # What upstreams have said of who may have what: yes for everybody's processes, no for a moment.
 
@@ -266,7 +266,7 @@ class AccessProofs:
     """Asks one upstream with others' credentials, and remembers what it says."""
 
     marks: Marks
-    access: UpstreamAccess
+    access: RegistryAccess
     memory: ProofMemory
     catalog: Catalog
     _asked: SingleFlight[bytes, Verdict] = field(factory=SingleFlight, init=False)

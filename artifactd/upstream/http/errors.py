@@ -1,14 +1,14 @@
-"""What goes wrong between the daemon and an HTTP server."""
+"""Errors between the daemon and an HTTP server."""
 
 from __future__ import annotations
 
 
 class UpstreamError(Exception):
     """
-    An upstream has not given what was asked for.
+    A request to an upstream failed.
 
     :ivar reason: one sentence for the operator and the client; names the host, and no credential.
-    :ivar status: the status that the upstream answered with, if it answered.
+    :ivar status: the status of the upstream's answer, if it answered.
     """
 
     def __init__(self, reason: str, status: int | None = None) -> None:
@@ -18,8 +18,8 @@ class UpstreamError(Exception):
 
 
 class Unreachable(UpstreamError):
-    """It can't be connected to, broke off, answered 5xx or nonsense; or did so just before."""
+    """The upstream can't be reached, broke off, answered 5xx or nonsense; or did so just before."""
 
 
 class TimedOut(Unreachable):
-    """It took longer than the settings allow."""
+    """The upstream took longer than the settings allow."""

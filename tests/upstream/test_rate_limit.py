@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.upstream.patience import RateBudget
+from artifactd.upstream.patience import RateLimit
 from tests.upstream.fake import Answer
 
 
-class RateBudgetTests(SynchronousTestCase):
+class RateLimitTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.budget = RateBudget(self.clock)
+        self.rate_limit = RateLimit(self.clock)
 
     def tell(self, limit: str | None, remaining: str | None, reset: str | None = None) -> float:
         told = {
@@ -22,13 +22,13 @@ class RateBudgetTests(SynchronousTestCase):
             "RateLimit-Remaining": remaining,
             "RateLimit-Reset": reset,
         }
-        self.budget.read(
+        self.rate_limit.read(
             Answer(fields={n: value for n, value in told.items() if value is not None})
         )
-        return self.budget.frugality()
+        return self.rate_limit.frugality()
 
     def test_nobody_spares_what_was_never_limited(self) -> None:
-        self.assertEqual(1, self.budget.frugality())
+        self.assertEqual(1, self.rate_limit.frugality())
 
     def test_nothing_is_spared_while_half_remains(self) -> None:
         for remaining in (100, 76, 50):
@@ -48,9 +48,9 @@ class RateBudgetTests(SynchronousTestCase):
     def test_it_is_forgotten_when_the_window_has_passed(self) -> None:
         self.tell("100;w=21600", "0;w=21600")
         self.clock.advance(21599)
-        self.assertEqual(60, self.budget.frugality())
+        self.assertEqual(60, self.rate_limit.frugality())
         self.clock.advance(1)
-        self.assertEqual(1, self.budget.frugality())
+        self.assertEqual(1, self.rate_limit.frugality())
 
     def test_the_last_answer_counts(self) -> None:
         self.tell("100;w=21600", "0;w=21600")
@@ -64,14 +64,14 @@ class RateBudgetTests(SynchronousTestCase):
     def test_plain_numbers_hold_until_the_reset(self) -> None:
         self.assertEqual(2, self.tell("60", "15", "30"))
         self.clock.advance(30)
-        self.assertEqual(1, self.budget.frugality())
+        self.assertEqual(1, self.rate_limit.frugality())
 
     def test_without_a_window_they_hold_for_an_hour(self) -> None:
         self.assertEqual(2, self.tell("60", "15"))
         self.clock.advance(3599)
-        self.assertEqual(2, self.budget.frugality())
+        self.assertEqual(2, self.rate_limit.frugality())
         self.clock.advance(1)
-        self.assertEqual(1, self.budget.frugality())
+        self.assertEqual(1, self.rate_limit.frugality())
 
     def test_further_quotas_are_left_alone(self) -> None:
         self.assertEqual(2, self.tell("100, 100;w=1;burst=1000", "25"))
