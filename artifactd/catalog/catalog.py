@@ -1,16 +1,12 @@
-"""The catalog in a file of SQLite, shared by any number of processes of one machine."""
+"""Images with their blobs, manifests and tags, and upload sessions: rows in SQLite."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from sqlite3 import Connection
 
-from twisted.internet.interfaces import IReactorFromThreads
-
-from artifactd.catalog import blobs, images, manifests
-from artifactd.catalog.database import Database, ReadCache
+from artifactd.catalog import blobs, images, leases, manifests
+from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write
 from artifactd.catalog.records import (
     ManifestPut,
     ManifestRecord,
@@ -18,18 +14,21 @@ from artifactd.catalog.records import (
     UploadRecord,
     nothing,
 )
-from artifactd.oci.digest import Digest
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TooManyRequests
 from artifactd.oci.names import ImageName, Reference, Tag
 
 CACHED = 8192  # results of each kind
 LEASE = 24 * 3600.0  # seconds
-_CACHED_ANNOTATIONS = 512  # characters of one manifest's
+_CACHED_ANNOTATIONS = 512  # characters in one manifest
+_REFERRERS_ANNOTATIONS = 3 << 20  # characters in one list; one manifest may have 4 MiB
+_UPLOAD_COLUMNS = "id, repository, image, algorithm, started, owner"
+_RETRY_AFTER = "60"  # seconds: one of the sessions may have ended
 
 
-class Catalog:
+class Catalog(OnDatabase):
     """
-    The registry's metadata, in the file at ``path``, which
-    :func:`artifactd.catalog.migrations.migrate` has made.
+    The registry's metadata, shared by all processes on the data folder.
 
     A method either does everything it says, durably, or raises and does nothing.  Every later call
     of any process sees what a method has done.
@@ -37,63 +36,53 @@ class Catalog:
     A client's mistakes are raised as :mod:`artifactd.oci.errors`.  A catalog that can't be used now
     (locked, full disk) raises :class:`artifactd.oci.errors.Unavailable`.
 
-    Nothing is opened and no thread started before the first call, so it may be made before a fork.
-
-    :param readers: how many reads go on at the same time, each in a thread.
-    :param busy_timeout: seconds to wait for another process that is writing.
-    :param lease: seconds for which what a client was told of stays although nothing holds it; they
-        are renewed when a quarter has passed.
-    :param now: seconds since the epoch.
-    :ivar database: the connections to the file; :meth:`close` closes them.
+    :param lease: seconds for which a blob or manifest stays after a client was told that it is
+        here, although nothing holds it; renewed once a quarter has passed.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        reactor: IReactorFromThreads,
-        *,
-        readers: int = 4,
-        busy_timeout: float = 5.0,
-        lease: float = LEASE,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self.database = Database(path, reactor, readers=readers, busy_timeout=busy_timeout, now=now)
-        version = self.database.version
+    def __init__(self, database: Database, *, lease: float = LEASE) -> None:
+        super().__init__(database)
         self._renewed_after = lease / 4
         self._links: ReadCache[tuple[ImageName, Digest], blobs.Link | None]
-        self._links = ReadCache(version, CACHED)
-        self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None] = ReadCache(
-            version, CACHED, is_light
-        )
+        self._links = ReadCache(database.version, CACHED)
+        self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
+        self._manifests = ReadCache(database.version, CACHED, is_cacheable)
+
+    # -- blobs
 
     async def blob_size(self, image: ImageName, digest: Digest) -> int | None:
-        """The size in bytes of a blob that ``image`` holds, or ``None`` if it holds none such."""
+        """The size in bytes of a blob that ``image`` holds, or ``None`` if it does not hold it."""
         link = await self._link(image, digest)
         return None if link is None else link.size
 
     async def promise_blob(self, image: ImageName, digest: Digest) -> int | None:
         """
-        As :meth:`blob_size`, for a client that may rely on it: where no manifest of ``image`` holds
-        the blob its lease is renewed first, if a quarter of it has passed.
+        The same as :meth:`blob_size`, for a client that may rely on the answer: if no manifest of
+        ``image`` holds the blob, its lease is renewed once a quarter of it has passed.
         """
         link = await self._link(image, digest)
         if link is None:
             return None
-        at = self.database.now()
-        if not self._is_due(link.unheld_since, at):
+        if not self._is_due(link.unheld_since):
             return link.size
-        due = at - self._renewed_after
-        return await self.database.write(lambda db: blobs.promise(db, image, digest, at, due))
+        return await self._renew_blob(image, digest)
 
     async def _link(self, image: ImageName, digest: Digest) -> blobs.Link | None:
-        def query(db: Connection) -> blobs.Link | None:
-            return blobs.link_of(db, image, digest)
+        return await self._links.get(
+            (image, digest),
+            lambda: self.database.read(lambda db: blobs.link_of(db, image, digest)),
+        )
 
-        return await self._links.get((image, digest), lambda: self.database.read(query))
+    @write
+    def _renew_blob(self, db: Connection, image: ImageName, digest: Digest) -> int | None:
+        at = self.database.now()
+        leases.renew_blob(db, image, digest, at, at - self._renewed_after)
+        link = blobs.link_of(db, image, digest)
+        return None if link is None else link.size
 
-    def _is_due(self, since: float | None, at: float) -> bool:
+    def _is_due(self, since: float | None) -> bool:
         """Whether a lease that runs from ``since`` has to be renewed."""
-        return since is not None and since <= at - self._renewed_after
+        return since is not None and since <= self.database.now() - self._renewed_after
 
     async def add_blob(
         self,
@@ -106,180 +95,211 @@ class Catalog:
         quota: int = 0,
     ) -> None:
         """
-        Let ``image`` hold a blob whose bytes are published, and end the upload session they came
-        by.  ``confirm`` is called inside the transaction, ``release`` after it, in the same thread
-        (``StagedBlob``); if ``release`` fails that is logged and changes nothing.
+        Let ``image`` hold a blob whose bytes are published, and end the upload session that they
+        came by.
 
+        :param confirm: called inside the transaction to see that the bytes are there
+            (``StagedBlob``).
+        :param release: called after the commit, in the same thread; an error that it raises is
+            logged.
         :param quota: bytes that the image's repository may hold; 0: any number.
-        :raises QuotaExceeded: if it holds more with it than that, and than before; ``detail`` is
-            ``{"repository", "quota", "used", "requested"}``.
+        :raises QuotaExceeded: if the repository would hold more than ``quota``, and more than
+            before; ``detail`` is ``{"repository", "quota", "used", "requested"}``.
         """
-        at = self.database.now()
 
         def add(db: Connection) -> None:
+            at = self.database.now()
             with images.within_quota(db, image.repository, quota):
-                blobs.add(db, image, digest, size, confirm, upload, at)
+                confirm()
+                blobs.record(db, digest, size, at)
+                blobs.link(db, image, digest, used_at=None, at=at, due=at)
+            if upload is not None:
+                db.execute("DELETE FROM upload WHERE id = ?", (upload,))
 
         await self.database.write(add, release)
 
-    async def mount_blob(
-        self, image: ImageName, digest: Digest, source: ImageName | None, quota: int = 0
+    @write
+    def mount_blob(
+        self,
+        db: Connection,
+        image: ImageName,
+        digest: Digest,
+        source: ImageName | None,
+        quota: int = 0,
     ) -> int | None:
         """
-        Let ``image`` hold a blob that ``source`` (``None``: any image of the same repository)
-        holds.  Not of any other: whoever knows a digest need not have access to every repository.
-        Its lease is renewed as by :meth:`promise_blob`.
+        Let ``image`` hold a blob that ``source`` holds (``None``: any image of the same
+        repository).  Other repositories are not searched, because a client that knows a digest may
+        have no access to them.  The lease is renewed as by :meth:`promise_blob`.
 
-        Its size in bytes, or ``None`` if ``source`` does not hold it.
-
-        :raises QuotaExceeded: as :meth:`add_blob`.
+        :return: the size in bytes, or ``None`` if ``source`` does not hold the blob.
+        :raises QuotaExceeded: the same as :meth:`add_blob`.
         """
         at = self.database.now()
-        due = at - self._renewed_after
+        with images.within_quota(db, image.repository, quota):
+            if source is not None:
+                link = blobs.link_of(db, source, digest)
+                size = None if link is None else link.size
+            else:
+                row = db.execute(
+                    "SELECT size FROM blob WHERE digest = ? AND lost_at IS NULL AND EXISTS ("
+                    "SELECT 1 FROM blob_link JOIN image ON image.id = blob_link.image_id"
+                    " WHERE blob_link.blob_id = blob.id AND image.repository = ?)",
+                    (str(digest), image.repository),
+                ).fetchone()
+                size = None if row is None else int(row[0])
+            if size is not None:
+                blobs.link(db, image, digest, used_at=None, at=at, due=at - self._renewed_after)
+        return size
 
-        def mount(db: Connection) -> int | None:
-            with images.within_quota(db, image.repository, quota):
-                return blobs.mount(db, image, digest, source, at, due)
+    @read
+    def repository_size(self, db: Connection, repository: str) -> int:
+        """Bytes of all blobs and manifests that the images of ``repository`` hold, each once."""
+        return images.usage_size(db, repository)
 
-        return await self.database.write(mount)
-
-    async def repository_size(self, repository: str) -> int:
-        """Bytes of all that the images of ``repository`` hold, blobs and manifests, each once."""
-        return await self.database.read(lambda db: images.usage_size(db, repository))
-
-    async def delete_blob(
-        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str = ""
+    @write
+    def delete_blob(
+        self,
+        db: Connection,
+        image: ImageName,
+        digest: Digest,
+        *,
+        allow_held: bool,
+        actor: str = "",
     ) -> None:
         """
-        Take a blob out of ``image``; it can be brought back (``GarbageCatalog.undelete``).
+        Take a blob out of ``image``; ``GarbageCatalog.undelete`` can bring it back.
 
-        :raises BlobUnknown: if ``image`` does not hold it.
+        :raises BlobUnknown: if ``image`` does not hold the blob.
         :raises Unsupported: if a manifest of ``image`` holds it, unless ``allow_held``; ``detail``
             is ``{"digest": …, "heldBy": [digests, at most 10]}``.
         """
-        at = self.database.now()
-        await self.database.write(
-            lambda db: blobs.delete(db, image, digest, allow_held=allow_held, actor=actor, at=at)
+        image_id = images.find(db, image)
+        # A blob whose bytes are lost can be deleted too.
+        link = (image_id, str(digest))
+        where = "image_id = ? AND blob_id = (SELECT id FROM blob WHERE digest = ?)"
+        linked = db.execute(f"SELECT 1 FROM blob_link WHERE {where}", link).fetchone()
+        if image_id is None or linked is None:
+            raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
+        if not allow_held:
+            manifests.refuse_if_held(db, image_id, digest, "blob")
+        leases.bury_blob(db, image_id, digest, actor=actor, at=self.database.now())
+        db.execute(f"DELETE FROM blob_link WHERE {where}", link)
+
+    @write
+    def forget_blob(self, db: Connection, digest: Digest, unlink: Callable[[], None]) -> bool:
+        """
+        Call ``unlink`` inside the write transaction if the catalog does not list ``digest``.
+
+        :return: whether ``unlink`` was called.
+        """
+        listed = db.execute("SELECT 1 FROM blob WHERE digest = ?", (str(digest),)).fetchone()
+        if listed is None:
+            unlink()
+        db.execute("DELETE FROM dropped_blob WHERE digest = ?", (str(digest),))
+        return listed is None
+
+    @read
+    def dropped_blobs(self, db: Connection, after: str, limit: int) -> list[Digest]:
+        """
+        Digests that are no longer listed and have not been forgotten since: a process may die
+        between the two.  At most ``limit`` behind ``after``, in the order of their text.
+        """
+        rows = db.execute(
+            "SELECT digest FROM dropped_blob WHERE digest > ? ORDER BY digest LIMIT ?",
+            (after, limit),
         )
+        return [Digest.parse(digest) for (digest,) in rows]
 
-    async def forget_blob(self, digest: Digest, unlink: Callable[[], None]) -> bool:
-        """
-        Inside a write transaction: if no row needs the bytes of ``digest``, call ``unlink``.
-
-        Whether it did.  Rows need the bytes of a blob while the catalog lists it at all.
-        """
-        return await self.database.write(lambda db: blobs.forget(db, digest, unlink))
-
-    async def dropped_blobs(self, after: str, limit: int) -> list[Digest]:
-        """
-        Digests that are listed no longer and were not forgotten since: a process may die between
-        the two.  In the order of their text, those behind ``after``, at most ``limit``.
-        """
-        return await self.database.read(lambda db: blobs.dropped(db, after, limit))
+    # -- manifests
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
         """The manifest that ``reference`` names in ``image``, or ``None``."""
-
-        def query(db: Connection) -> ManifestRecord | None:
-            return manifests.find(db, image, reference)
-
-        return await self._manifests.get((image, reference), lambda: self.database.read(query))
+        return await self._manifests.get(
+            (image, reference),
+            lambda: self.database.read(lambda db: manifests.find(db, image, reference)),
+        )
 
     async def promise_manifest(
         self, image: ImageName, reference: Reference
     ) -> ManifestRecord | None:
         """
-        As :meth:`manifest`, for a client that may rely on it: where nothing keeps it in ``image``
-        that counts as pushed anew, if a quarter of a lease has passed.
+        The same as :meth:`manifest`, for a client that may rely on the answer: if nothing keeps the
+        manifest in ``image``, its lease is renewed once a quarter of it has passed.
         """
         record = await self.manifest(image, reference)
-        at = self.database.now()
-        if record is None or not self._is_due(record.free_since, at):
+        if record is None or not self._is_due(record.free_since):
             return record
-        digest, due = record.digest, at - self._renewed_after
-        return await self.database.write(lambda db: manifests.promise(db, image, digest, at, due))
+        return await self._renew_manifest(image, record.digest)
 
-    async def check_manifest(self, put: ManifestPut) -> None:
+    @write
+    def _renew_manifest(
+        self, db: Connection, image: ImageName, digest: Digest
+    ) -> ManifestRecord | None:
+        at = self.database.now()
+        leases.renew_manifest(db, image, digest, at, at - self._renewed_after)
+        return manifests.find(db, image, digest)
+
+    @read
+    def check_manifest(self, db: Connection, put: ManifestPut) -> None:
         """
-        Raise what :meth:`put_manifest` would raise if called now.
+        Raise the error that :meth:`put_manifest` would raise now, the quota's excepted.
 
         :raises ManifestBlobUnknown: if blobs or children are absent from the image, unless
             optional; ``detail`` is ``{"digests": […]}``.
         :raises ManifestInvalid: if a descriptor's size is not that of the stored content, or
-            indexes would be nested deeper than they may.
+            indexes would be nested too deep.
         :raises PreconditionFailed: if the precondition does not hold.
         """
-        await self.database.read(lambda db: manifests.check(db, put))
+        manifests.check(db, put)
 
     async def put_manifest(
         self, put: ManifestPut, confirm: Callable[[], None], release: Callable[[], None] = nothing
     ) -> None:
         """
-        Put a manifest whose bytes are published into an image and move its tags to it, journalling
-        each movement; all in one transaction.  Raises as :meth:`check_manifest` and, for the
-        quota, as :meth:`add_blob`.
+        Put a manifest whose bytes are published into an image, move its tags to it and journal each
+        movement, all in one transaction.  ``confirm`` and ``release`` work as in :meth:`add_blob`.
 
-        A tag that points at the manifest already does not move.  The media type of a manifest
-        pushed again is the newer one.
+        A tag that points at the manifest already does not move.  A manifest that is pushed again
+        takes the media type of the newer push.
+
+        :raises RegistryError: the errors of :meth:`check_manifest` and ``QuotaExceeded``.
         """
-        at = self.database.now()
 
         def store(db: Connection) -> None:
             with images.within_quota(db, put.image.repository, put.quota):
-                manifests.put(db, put, confirm, at)
+                manifests.check(db, put)
+                manifests.store(db, put, confirm, self.database.now(), used_at=None)
 
         await self.database.write(store, release)
 
-    async def delete_manifest(
-        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
+    @write
+    def delete_manifest(
+        self, db: Connection, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
     ) -> None:
         """
-        Take a manifest and all its tags out of ``image``.  They can be brought back
-        (``GarbageCatalog.undelete``); the lease of what nothing else holds runs from now.
+        Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
+        them back.  The leases of blobs and manifests that nothing else holds run from now.
 
         :raises NameUnknown: if the image is unknown.
-        :raises ManifestUnknown: if ``image`` does not have it.
+        :raises ManifestUnknown: if ``image`` does not have the manifest.
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
-            as for :meth:`delete_blob`.
+            is the same as for :meth:`delete_blob`.
         """
         at = self.database.now()
-        await self.database.write(
-            lambda db: manifests.delete(
-                db, image, digest, allow_held=allow_held, actor=actor, at=at
-            )
-        )
+        image_id = images.known(db, image)
+        manifest_id = manifests.row_of(db, image_id, digest)
+        if manifest_id is None:
+            raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+        if not allow_held:
+            manifests.refuse_if_held(db, image_id, digest, "manifest")
+        leases.bury_manifest(db, manifest_id, actor=actor, at=at)
+        manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
 
-    async def delete_tag(self, image: ImageName, tag: Tag, *, actor: str) -> None:
-        """
-        Take a tag off; it can be brought back (``GarbageCatalog.undelete``).
-
-        :raises NameUnknown: if the image is unknown.
-        :raises ManifestUnknown: if there is no such tag.
-        """
-        at = self.database.now()
-        await self.database.write(lambda db: images.delete_tag(db, image, tag, actor=actor, at=at))
-
-    async def tag_movements(self, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
-        """The journal of a tag, oldest first."""
-        return await self.database.read(lambda db: images.tag_movements(db, image, tag))
-
-    async def tags(
-        self, image: ImageName, after: str | None, limit: int | None
-    ) -> list[str] | None:
-        """
-        Tags in ASCII order, those behind ``after``, at most ``limit``; ``None`` if the image is
-        unknown: it has never had a manifest.
-        """
-        return await self.database.read(lambda db: images.tag_names(db, image, after, limit))
-
-    async def images(self, repository: str, after: str, limit: int) -> list[str]:
-        """
-        The names inside ``repository`` of its known images, in ASCII order, those behind ``after``.
-        """
-        return await self.database.read(lambda db: images.image_names(db, repository, after, limit))
-
-    async def referrers(
+    @read
+    def referrers(
         self,
+        db: Connection,
         image: ImageName,
         subject: Digest,
         artifact_type: str | None,
@@ -287,52 +307,169 @@ class Catalog:
         limit: int,
     ) -> list[ManifestRecord]:
         """
-        The manifests of ``image`` whose subject is ``subject``, ordered by the text of their
-        digest, those behind ``after``, at most ``limit``, only those of ``artifact_type`` if given.
+        The manifests of ``image`` whose subject is ``subject``, in the order of their digests'
+        text: at most ``limit`` behind ``after``, only those of ``artifact_type`` if it is given.
 
-        Fewer where their annotations exceed 3 MiB: then the last is one more than that.
+        The list is shorter if its annotations exceed 3 MiB: it ends with the manifest behind the
+        one that exceeded them.
         """
-        return await self.database.read(
-            lambda db: manifests.referrers(db, image, subject, artifact_type, after, limit)
-        )
+        query = manifests.BY_SUBJECT
+        values: list[str | int] = [image.repository, image.image, str(subject), after or ""]
+        if artifact_type is not None:
+            query += " AND artifact_type = ?"
+            values.append(artifact_type)
+        records: list[ManifestRecord] = []
+        size = 0
+        for row in db.execute(f"{query} ORDER BY manifest.digest LIMIT ?", (*values, limit)):
+            records.append(manifests.record_of(row))
+            if size > _REFERRERS_ANNOTATIONS:
+                break  # one more than fits, which tells that there are more
+            size += len(row[5])
+        return records
 
-    async def add_upload(
-        self, upload: UploadRecord, create: Callable[[], None] = nothing, most: int = 0
+    # -- images and tags
+
+    @read
+    def images(self, db: Connection, repository: str, after: str, limit: int) -> list[str]:
+        """
+        The names, inside ``repository``, of its known images: at most ``limit`` behind ``after``,
+        in ASCII order.
+        """
+        rows = db.execute(
+            "SELECT name FROM image"
+            " WHERE repository = ? AND name > ? AND known_at IS NOT NULL ORDER BY name LIMIT ?",
+            (repository, after, limit),
+        )
+        return [name for (name,) in rows]
+
+    @read
+    def tags(
+        self, db: Connection, image: ImageName, after: str | None, limit: int | None
+    ) -> list[str] | None:
+        """
+        The tags of ``image`` in ASCII order: at most ``limit`` behind ``after``.  ``None`` if the
+        image is unknown: it has never had a manifest.
+        """
+        image_id = images.find_known(db, image)
+        if image_id is None:
+            return None
+        rows = db.execute(
+            "SELECT name FROM tag WHERE image_id = ? AND name > ? ORDER BY name LIMIT ?",
+            (image_id, after or "", -1 if limit is None else limit),
+        )
+        return [name for (name,) in rows]
+
+    @read
+    def tag_movements(self, db: Connection, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
+        """The journal of a tag, oldest first."""
+        rows = db.execute(
+            "SELECT actor, at, before, after FROM tag_movement"
+            " WHERE image_id = (SELECT id FROM image WHERE repository = ? AND name = ?)"
+            " AND tag = ? ORDER BY id",
+            (image.repository, image.image, tag.text),
+        )
+        return [
+            TagMovement(
+                tag.text,
+                actor,
+                at,
+                None if before is None else Digest.parse(before),
+                None if after is None else Digest.parse(after),
+            )
+            for actor, at, before, after in rows
+        ]
+
+    @write
+    def delete_tag(self, db: Connection, image: ImageName, tag: Tag, *, actor: str) -> None:
+        """
+        Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
+
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if there is no such tag.
+        """
+        at = self.database.now()
+        image_id = images.known(db, image)
+        before = images.tag_target(db, image_id, tag)
+        if before is None:
+            raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+        leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
+        images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
+
+    # -- upload sessions
+
+    @write
+    def add_upload(
+        self,
+        db: Connection,
+        upload: UploadRecord,
+        create: Callable[[], None] = nothing,
+        most: int = 0,
     ) -> None:
         """
-        Remember an upload session.  ``create`` is called inside the transaction before the row is
-        written (``UploadStore.create``).
+        Record an upload session.
 
-        :param most: how many sessions of its owner there may be; 0: any number.
-        :raises TooManyRequests: if there are so many already; then ``create`` is not called.
+        :param create: called inside the transaction before the row is written; makes the session's
+            file (``UploadStore.create``).
+        :param most: how many sessions the session's owner may have; 0: any number.
+        :raises TooManyRequests: if the owner has so many already; then ``create`` is not called.
         """
-        await self.database.write(lambda db: images.add_upload(db, upload, create, most))
+        if most and upload.owner is not None:
+            last = db.execute(
+                "SELECT 1 FROM upload WHERE owner = ? LIMIT 1 OFFSET ?", (upload.owner, most - 1)
+            ).fetchone()
+            if last is not None:
+                raise TooManyRequests(
+                    f"{upload.owner} has too many upload sessions open: finish some, or cancel"
+                    " them",
+                    {"limit": most},
+                    {"Retry-After": _RETRY_AFTER},
+                )
+        create()
+        db.execute(
+            f"INSERT INTO upload ({_UPLOAD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                upload.id,
+                upload.image.repository,
+                upload.image.image,
+                str(upload.algorithm),
+                upload.started,
+                upload.owner,
+            ),
+        )
 
-    async def upload(self, upload_id: str) -> UploadRecord | None:
+    @read
+    def upload(self, db: Connection, upload_id: str) -> UploadRecord | None:
         """The session of that id, or ``None``."""
-        return await self.database.read(lambda db: images.find_upload(db, upload_id))
+        row = db.execute(
+            f"SELECT {_UPLOAD_COLUMNS} FROM upload WHERE id = ?", (upload_id,)
+        ).fetchone()
+        return None if row is None else _upload_record(*row)
 
-    async def delete_upload(self, upload_id: str) -> bool:
-        """Forget a session; whether there was one."""
-        return await self.database.write(lambda db: images.delete_upload(db, upload_id))
+    @read
+    def uploads(self, db: Connection, after: str, limit: int) -> list[UploadRecord]:
+        """Upload sessions in the order of their ids, at most ``limit`` behind ``after``."""
+        rows = db.execute(
+            f"SELECT {_UPLOAD_COLUMNS} FROM upload WHERE id > ? ORDER BY id LIMIT ?",
+            (after, limit),
+        )
+        return [_upload_record(*row) for row in rows]
 
-    async def uploads(self, after: str, limit: int) -> list[UploadRecord]:
-        """Sessions in the order of their ids, those behind ``after``, at most ``limit``."""
-        return await self.database.read(lambda db: images.upload_page(db, after, limit))
-
-    async def check(self) -> None:
-        """:raises Unavailable: if the catalog can't be read, or can't be locked for writing."""
-        self.database.check()
-        await self.database.read(lambda db: db.execute("SELECT 1 FROM image LIMIT 1").fetchone())
-        await self.database.write(lambda _: None)  # takes the lock, and writes nothing
-
-    async def close(self) -> None:
-        """Wait for what is in flight and close."""
-        await self.database.close()
+    @write
+    def delete_upload(self, db: Connection, upload_id: str) -> bool:
+        """Delete a session's row.  Returns whether there was one."""
+        return db.execute("DELETE FROM upload WHERE id = ?", (upload_id,)).rowcount > 0
 
 
-def is_light(record: ManifestRecord | None) -> bool:
-    """Whether a record takes so little memory that it may be kept."""
+def _upload_record(
+    upload_id: str, repository: str, image: str, algorithm: str, started: float, owner: str | None
+) -> UploadRecord:
+    return UploadRecord(
+        upload_id, ImageName(repository, image), Algorithm(algorithm), started, owner
+    )
+
+
+def is_cacheable(record: ManifestRecord | None) -> bool:
+    """Whether a record takes so little memory that the cache of reads may keep it."""
     if record is None:
         return True
     return sum(len(k) + len(v) for k, v in record.annotations.items()) <= _CACHED_ANNOTATIONS

@@ -1,37 +1,41 @@
-"""The file of a catalog: how it is read and written."""
+"""The connections to the catalog's file: snapshots, group commit, and the cache of reads."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from sqlite3 import Connection
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from attrs import field, frozen
+from cachetools import LRUCache
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.records import nothing
 from artifactd.oci.errors import Unavailable
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
-# From SQLite's errors to the registry's.
+_log = Logger()
+
+# -- errors of SQLite, told as the registry's
 
 _LOCKED = "another process holds its lock for long: try again, and look for what holds it"
 _UNWRITABLE = "it may not be written: look at the owner and permissions of the data folder"
 _DAMAGED = "its file is damaged: stop the registry and restore a backup"
 
-# Conditions of the machine or of other processes; any other error is a bug of ours.
+# Conditions of the machine or of other processes; any other error of SQLite is a bug of ours.
 _CONDITIONS = {
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
@@ -51,11 +55,11 @@ _DAMAGES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class Damaged(Unavailable):
-    """What is in the catalog's file is not what SQLite has written there."""
+    """The catalog's file does not hold what SQLite has written there."""
 
 
 def advice(error: Exception) -> str:
-    """``error``, and what the operator can do about it, for one line of text."""
+    """One line of text: ``error``, and what the operator can do about it."""
     code = getattr(error, "sqlite_errorcode", None)
     reason = None if code is None else _CONDITIONS.get(code & 0xFF)
     return f"{error}: {reason}" if reason else str(error)
@@ -63,8 +67,8 @@ def advice(error: Exception) -> str:
 
 def translated(failure: Failure) -> Failure:
     """
-    ``failure``, or instead of it :class:`Unavailable`, saying what the operator can do, if the
-    catalog can't be used as things are.
+    Turn an error of SQLite that the operator can do something about into :class:`Unavailable`,
+    whose message says what.  Any other failure is returned as it is.
     """
     error = failure.value
     # https://sqlite.org/rescode.html; errors of the sqlite3 module itself have no code.
@@ -80,48 +84,34 @@ def translated(failure: Failure) -> Failure:
     return Failure(unavailable)
 
 
-# Connections to SQLite, each in a thread of its own.
-
-
-class _Pool(Protocol):
-    """What is used of ``adbapi.ConnectionPool``, which bears no types."""
-
-    running: bool
-    threadpool: ThreadPool
-    connections: dict[int, sqlite3.Connection]
-
-    def start(self) -> None: ...
-
-    def runWithConnection(self, func: Callable[[sqlite3.Connection], _T], /) -> Deferred[_T]: ...  # noqa: N802
-
-    def close(self) -> None: ...
+# -- connections, each in a thread of its own
 
 
 def prepare_writer(connection: sqlite3.Connection) -> None:
-    """Commits are on disk when they return; readers never wait for them."""
+    """Set up the connection that writes: a commit is on disk when it returns."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def prepare_reader(connection: sqlite3.Connection) -> None:
-    """Let a connection read only."""
+    """Set up a connection that reads: it refuses to write."""
     connection.execute("PRAGMA query_only = ON")
 
 
 def in_snapshot(query: Callable[[sqlite3.Connection], _T], connection: sqlite3.Connection) -> _T:
-    """Let all statements of ``query`` see the same; as the work of :meth:`Connections.run`."""
-    connection.execute("BEGIN")  # which run() ends
+    """Run ``query`` so that all its statements see one snapshot; for :meth:`Connections.run`."""
+    connection.execute("BEGIN")  # run() ends the transaction
     return query(connection)
 
 
 class Connections:
     """
-    A bounded number of connections to one database.  Threads and connections come into being when
-    they are first needed, so that a daemon may still fork after this has been made.
+    A pool of connections to one database.  Threads and connections are made when they are first
+    needed, so that a daemon may still fork after the pool has been made.
 
     :param reactor: an ``IReactorCore`` too.
-    :param threads: how many connections, each with its thread.
+    :param threads: the most connections at a time, each with its own thread.
     :param busy_timeout: seconds that a connection waits for locks of other connections.
     :param prepare: called with each new connection.
     """
@@ -135,12 +125,13 @@ class Connections:
         prepare: Callable[[sqlite3.Connection], None],
     ) -> None:
         self._reactor = reactor
-        self._pool: _Pool = cast(Callable[..., _Pool], ConnectionPool)(
+        # Any: adbapi has no type annotations.
+        self._pool: Any = cast(Callable[..., object], ConnectionPool)(
             "sqlite3",
             str(path),
             timeout=busy_timeout,
-            isolation_level=None,  # no BEGIN but our own
-            check_same_thread=False,  # only so that close() may close them all in one thread
+            isolation_level=None,  # the sqlite3 module begins no transaction by itself
+            check_same_thread=False,  # close() closes all of them in one thread
             cp_min=1,
             cp_max=threads,
             cp_reactor=reactor,
@@ -151,10 +142,10 @@ class Connections:
 
     def run(self, work: Callable[[sqlite3.Connection], _T]) -> Deferred[_T]:
         """
-        Call ``work`` with a connection, in its thread; then commit the transaction that ``work``
-        may have begun, or roll it back if ``work`` raised.
+        Call ``work`` with a connection, in the connection's thread.  If ``work`` began a
+        transaction, it is committed then, or rolled back if ``work`` raised.
 
-        Cancelling the result does not stop ``work``; :meth:`close` waits for it all the same.
+        Cancelling the result does not stop ``work``, and :meth:`close` still waits for it.
 
         :raises Unavailable: if the database can't be used now.
         """
@@ -163,7 +154,7 @@ class Connections:
         if not self._pool.running:
             self._pool.start()
         result: Deferred[_T] = Deferred()
-        working = self._pool.runWithConnection(work)
+        working: Deferred[_T] = self._pool.runWithConnection(work)
         in_flight = cast(Deferred[object], working)
         self._in_flight.add(in_flight)
 
@@ -175,13 +166,13 @@ class Connections:
         return result
 
     async def close(self) -> None:
-        """Wait for what is in flight, then close the connections and end the threads."""
+        """Wait for the work in flight, then close the connections and end the threads."""
         if self._closed:
             return
         self._closed = True
         await DeferredList(list(self._in_flight))
         if self._pool.running:
-            # Closing the last connection to a database checkpoints it, so: in a thread.
+            # In a thread: closing the last connection to a database checkpoints it.
             await deferToThreadPool(self._reactor, self._pool.threadpool, self._disconnect)
         self._pool.close()  # joins threads that are idle by now
 
@@ -191,9 +182,9 @@ class Connections:
         self._pool.connections.clear()
 
 
-# Group commit: writes that come together share one transaction, and so one fsync.
+# -- group commit: writes that come together share one transaction, and so one fsync
 
-# More in one transaction would gain little and keep other processes from the lock for longer.
+# A larger transaction would gain little and keep other processes from the lock for longer.
 _BATCH = 64
 
 
@@ -206,16 +197,16 @@ class _Write(Generic[_T]):
 
     def run(self, connection: sqlite3.Connection) -> _T | Failure:
         """
-        Run inside the batch's transaction; what fails is undone and concerns nobody else.
+        Run inside the batch's transaction.  A failure undoes this write alone.
 
-        :raises sqlite3.Error: if SQLite has given up the whole transaction.
+        :raises sqlite3.Error: if SQLite has rolled back the whole transaction.
         """
         connection.execute("SAVEPOINT write")
         outcome: _T | Failure
         try:
             outcome = self.interaction(connection)
         except Exception:
-            if not connection.in_transaction:  # SQLite may do so, on a full disk for one
+            if not connection.in_transaction:  # rolled back by SQLite, on a full disk for example
                 raise
             outcome = translated(Failure())
             connection.execute("ROLLBACK TO write")
@@ -223,24 +214,24 @@ class _Write(Generic[_T]):
         return outcome
 
     def settle(self, outcome: object) -> None:
-        """The transaction is committed, and ``outcome`` is what :meth:`run` gave."""
+        """Call ``committed``, now that the transaction is, unless this write failed."""
         if not isinstance(outcome, Failure):
             try:
                 self.committed()
             except OSError as error:
                 _log.warn("left to the sweep: {error}", error=error)
             except Exception:
-                _log.failure("something is left over from a write that is committed")
+                _log.failure("cleaning up after a committed write has failed")
 
 
 class Writer:
     """
     Runs interactions one after the other on the one connection that writes.
 
-    What is queued while a transaction is in flight goes into the next one together, each
-    interaction inside a savepoint of its own.
+    All interactions that are queued while a transaction is in flight share the next one, each
+    inside a savepoint of its own.
 
-    :param connections: exactly one.
+    :param connections: a pool of exactly one connection.
     """
 
     def __init__(self, connections: Connections) -> None:
@@ -256,18 +247,15 @@ class Writer:
         last: bool = False,
     ) -> Deferred[_T]:
         """
-        The result of ``interaction``, when it is durable.  It runs in a thread and may block.
+        Run ``interaction`` in the writer's thread, where it may block; its result comes when its
+        transaction is durable.
 
-        ``committed`` is called in that thread, once its transaction is committed; if it raises,
-        that is logged.
+        Cancelled before its transaction has begun, the interaction never runs; later, it is
+        committed nevertheless.
 
-        ``last``: nothing that is queued behind it goes into its transaction, so that what acts on
-        its outcome outside the database acts on what is committed.
-
-        Cancelled before its transaction has begun, it never runs; later, it is committed
-        nevertheless.
-
-        :raises Exception: what ``interaction`` raised; then nothing of it has been written.
+        :param committed: called in the same thread after the commit; errors it raises are logged.
+        :param last: nothing that is queued behind it shares its transaction.
+        :raises Exception: anything ``interaction`` raised; then it has written nothing.
         :raises Unavailable: if the transaction could not be begun or committed.
         """
         write = _Write(interaction, committed, last)
@@ -277,8 +265,8 @@ class Writer:
         return write.done
 
     async def close(self) -> None:
-        """Wait for what is queued, then close the connection."""
-        with suppress(Unavailable):  # what was queued before has failed too, and its callers know
+        """Wait for the queued writes, then close the connection."""
+        with suppress(Unavailable):  # then the writes before it have failed too, and were told
             await self.run(lambda _: None)
         await self._connections.close()
 
@@ -312,8 +300,8 @@ class Writer:
 
 
 def _transact(batch: Sequence[_Write[Any]], connection: sqlite3.Connection) -> list[object]:
-    # At once, not at the first write: a transaction that has read before another process wrote
-    # can't write any more, however long it waits (SQLITE_BUSY_SNAPSHOT).
+    # IMMEDIATE takes the lock now.  A transaction that reads first, and writes after another
+    # process has written, fails with SQLITE_BUSY_SNAPSHOT, whatever the timeout.
     connection.execute("BEGIN IMMEDIATE")
     outcomes = [write.run(connection) for write in batch]
     connection.execute("COMMIT")
@@ -322,7 +310,7 @@ def _transact(batch: Sequence[_Write[Any]], connection: sqlite3.Connection) -> l
     return outcomes
 
 
-# Results of reads, kept for as long as nobody, in any process, has committed anything.
+# -- the cache of reads, valid until the next commit of any process
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -332,8 +320,8 @@ class DataVersion:
     """
     A number that changes with every commit of any other connection, in this process or another.
 
-    Asking takes some microseconds and never waits, so it is done in the reactor's thread, on a
-    connection that does nothing else: a connection's own commits would not count
+    Asking takes some microseconds and never waits, so it is done in the reactor's thread.  Its
+    connection does nothing else, because SQLite does not count a connection's own commits
     (https://sqlite.org/pragma.html#pragma_data_version).
     """
 
@@ -342,13 +330,13 @@ class DataVersion:
         self._connection: sqlite3.Connection | None = None
 
     def __call__(self) -> int | None:
-        """The number now, or ``None`` if it can't be told."""
+        """The number now, or ``None`` if SQLite can't tell it."""
         try:
             if self._connection is None:
                 self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
             version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error:
-            # Never a new connection instead: it would count from the beginning again.
+            # The connection is kept: a new one would count from the beginning again.
             return None
         return version
 
@@ -360,10 +348,10 @@ class DataVersion:
 
 class ReadCache(Generic[_K, _V]):
     """
-    The results of recent reads by what was asked, the least recently used dropped first.
+    An LRU cache of recent reads.  A commit of any process empties it.
 
     :param version: tells the version of the data; ``None`` where that is not known.
-    :param limit: results kept at most.
+    :param limit: the most results kept.
     :param keep: whether a result may be kept; one that takes much memory should not.
     """
 
@@ -374,45 +362,42 @@ class ReadCache(Generic[_K, _V]):
         keep: Callable[[_V], bool] = lambda _: True,
     ) -> None:
         self._version = version
-        self._limit = limit
         self._keep = keep
         self._valid_at: int | None = None
-        self._results: OrderedDict[_K, _V] = OrderedDict()
+        self._results: LRUCache[_K, _V] = LRUCache(limit)
 
     async def get(self, key: _K, read: Callable[[], Awaitable[_V]]) -> _V:
         """
-        The result of the last ``read`` for ``key``, or of a new one if anything has been committed
-        since then.
+        The cached result for ``key`` if nothing has been committed since it was read, else the
+        result of ``read``.  A cached result comes without a turn of the reactor.
         """
-        # Before the read: a commit between the two makes the result newer than its version, which
-        # costs another read; the other way round it would be older, and wrong.
+        # Asked before the read: then a commit between the two costs another read.  Asked after it,
+        # an old result would be kept under the new version.
         version = self._version()
         if version is None or version != self._valid_at:
             self._results.clear()
             self._valid_at = version
         elif key in self._results:
-            self._results.move_to_end(key)
             return self._results[key]
         result = await read()
         if version is not None and version == self._valid_at and self._keep(result):
             self._results[key] = result
-            if len(self._results) > self._limit:
-                self._results.popitem(last=False)
         return result
 
 
-_log = Logger()
+# -- reading and writing the catalog
 
 
 class Database:
     """
-    The connections of this process to the catalog at ``path``.
+    The connections of this process to the catalog at ``path``, which
+    :func:`artifactd.catalog.migrations.migrate` has made.
 
-    Nothing is opened and no thread started before the first call, so it may be made before a fork.
+    Nothing is opened and no thread started before the first call, so a daemon may still fork.
 
-    :param readers: how many reads go on at the same time, each in a thread.
+    :param readers: the most reads at the same time, each in a thread.
     :param busy_timeout: seconds to wait for another process that is writing.
-    :ivar now: seconds since the epoch.
+    :param now: tells the time in seconds since the epoch, in any thread.
     :ivar version: changes with every commit.
     """
 
@@ -421,9 +406,9 @@ class Database:
         path: Path,
         reactor: IReactorFromThreads,
         *,
-        readers: int,
-        busy_timeout: float,
-        now: Callable[[], float],
+        readers: int = 4,
+        busy_timeout: float = 5.0,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.now = now
         self.version = DataVersion(path)
@@ -432,8 +417,8 @@ class Database:
         self._writer = Writer(Connections(path, reactor, 1, busy_timeout, prepare_writer))
 
     def read(self, query: Callable[[Connection], _T]) -> Deferred[_T]:
-        """The result of ``query``, all of whose statements see one snapshot."""
-        return self._readers.run(partial(in_snapshot, query)).addErrback(self._noted)
+        """Run ``query`` in a reader's thread; all its statements see one snapshot."""
+        return self._readers.run(partial(in_snapshot, query)).addErrback(self._note_damage)
 
     def write(
         self,
@@ -443,26 +428,99 @@ class Database:
         last: bool = False,
     ) -> Deferred[_T]:
         """
-        As :meth:`artifactd.catalog.database.Writer.run`; but once the file was seen to be damaged,
-        nothing is written any more: what would be decided by it may be wrong.
+        Run ``interaction`` in the group commit, see :meth:`Writer.run`.
+
+        :raises Damaged: once any call has found the file damaged.  Nothing is written from then
+            on, because damaged rows lead to wrong decisions.
         """
         if self._damage is not None:
             return fail(self._damage)
-        return self._writer.run(interaction, committed, last=last).addErrback(self._noted)
+        return self._writer.run(interaction, committed, last=last).addErrback(self._note_damage)
 
-    def check(self) -> None:
-        """:raises Damaged: if the file was seen to be so, since the start."""
+    async def check(self) -> None:
+        """
+        :raises Damaged: if any call has found the file damaged since the start.
+        :raises Unavailable: if the catalog can't be read, or can't be locked for writing.
+        """
         if self._damage is not None:
             raise self._damage
+        await self.read(lambda db: db.execute("SELECT 1 FROM image LIMIT 1").fetchone())
+        await self.write(lambda _: None)  # takes the lock, and writes nothing
 
-    def _noted(self, failure: Failure) -> Failure:
+    def _note_damage(self, failure: Failure) -> Failure:
         if isinstance(failure.value, Damaged) and self._damage is None:
             self._damage = failure.value
-            _log.critical("nothing is written any more: {error}", error=failure.value.message)
+            _log.critical(
+                "the catalog is read-only from now on: {error}", error=failure.value.message
+            )
         return failure
 
     async def close(self) -> None:
-        """Wait for what is in flight and close."""
+        """Wait for the calls in flight, then close all connections."""
         self.version.close()
         await self._readers.close()
         await self._writer.close()
+
+
+class OnDatabase:
+    """
+    A class whose methods run SQL on ``database``; see :func:`read` and :func:`write`.
+
+    :ivar database: shared by all parts of the catalog; its maker closes it.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+
+_S = TypeVar("_S", bound=OnDatabase)
+
+
+def read(
+    method: Callable[Concatenate[_S, Connection, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """
+    Run a method in a reader's thread, all its statements in one snapshot.
+
+    The method is written with the connection as its first argument.  Callers leave that out, and
+    await the result.
+    """
+
+    @wraps(method)
+    async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self.database.read(lambda db: method(self, db, *args, **kwargs))
+
+    return call
+
+
+def write(
+    method: Callable[Concatenate[_S, Connection, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """
+    Run a method in the group commit; written and called as with :func:`read`.
+
+    Its result comes when its transaction is durable.  If it raises, it has written nothing.
+    """
+
+    @wraps(method)
+    async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self.database.write(lambda db: method(self, db, *args, **kwargs))
+
+    return call
+
+
+def write_last(
+    method: Callable[Concatenate[_S, Connection, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """
+    Run a method as :func:`write` does, as the last one of its transaction.
+
+    For methods that delete rows of ``blob``: a ``Catalog.forget_blob`` in the same transaction
+    would remove bytes whose rows come back if the commit fails.
+    """
+
+    @wraps(method)
+    async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self.database.write(lambda db: method(self, db, *args, **kwargs), last=True)
+
+    return call

@@ -1,8 +1,8 @@
-"""What the collector asks of a catalog."""
+"""Garbage collection, and bringing back deleted manifests, tags and blobs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from sqlite3 import Connection
 
@@ -10,7 +10,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from artifactd.catalog import blobs, images, leases, manifests
-from artifactd.catalog.database import Database
+from artifactd.catalog.database import OnDatabase, read, write
 from artifactd.catalog.leases import HELD, KEPT, loosen, settle
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
@@ -18,16 +18,16 @@ from artifactd.oci.names import ImageName, Reference, Tag
 
 
 class Garbage(StrEnum):
-    """Why something goes; docs/garbage-collection.md has the rules."""
+    """Why something is collected; docs/garbage-collection.md has the rules."""
 
     UNTAGGED = "untagged"
     """A manifest that no tag, index or subject has kept for as long as its repository allows."""
     LEASE = "lease"
-    """An image's hold on a blob that no manifest of it holds, and whose lease is over."""
+    """An image's hold on a blob that no manifest of the image holds, and whose lease is over."""
     DELETED = "deleted"
-    """What was kept of a deleted manifest, tag or blob, which can't be brought back any more."""
+    """A deleted manifest, tag or blob whose time for undelete is over."""
     BYTES = "bytes"
-    """A blob that nothing needs any more."""
+    """The bytes of a blob that nothing needs any more."""
     STRAY = "stray"
     """A file in the store that the catalog does not list."""
 
@@ -35,13 +35,13 @@ class Garbage(StrEnum):
 @frozen
 class Collected:
     """
-    Something that went.
+    Something that was collected.
 
-    :ivar image: where it was; ``None`` for bytes.
+    :ivar image: the image it was in; ``None`` for bytes.
     :ivar name: a digest, or a tag.
-    :ivar size: of its bytes, which go only with a :attr:`Garbage.BYTES` or a
-        :attr:`Garbage.STRAY` of that digest; 0 for a tag, and where nobody knows.
-    :ivar since: since when it was of no use, in seconds since the epoch.
+    :ivar size: bytes of its content, which are removed only with a :attr:`Garbage.BYTES` or a
+        :attr:`Garbage.STRAY` of that digest; 0 for a tag, and where the size is unknown.
+    :ivar since: since when it was unused, in seconds since the epoch.
     """
 
     why: Garbage
@@ -54,9 +54,9 @@ class Collected:
 @frozen
 class Restored:
     """
-    What came back.
+    The manifests, tags and blobs that were brought back.
 
-    :ivar occupied: tags that did not, since they point at something else by now.
+    :ivar occupied: deleted tags that were not, because they point at another manifest now.
     """
 
     manifests: tuple[Digest, ...] = ()
@@ -65,9 +65,9 @@ class Restored:
     occupied: tuple[str, ...] = ()
 
 
-# Collecting: a page of what is of no use at a time, each found by an index.
+_ACTOR = "collection"  # in the journal of tags
 
-_ACTOR = "collection"
+# -- the rows that may be collected, each found by an index
 
 UNTAGGED = (
     "SELECT image.name, image.id, manifest.id, manifest.digest, size, free_since"
@@ -98,108 +98,167 @@ LOOSE = (
 )
 
 
-def collect_untagged(
-    db: Connection, repository: str, before: float, limit: int, at: float
-) -> list[Collected]:
-    """``GarbageCatalog.collect_untagged``."""
-    collected = []
-    rows = db.execute(UNTAGGED, (before, repository, limit)).fetchall()
-    for name, image_id, manifest_id, text, size, since in rows:
-        digest = Digest.parse(text)
-        leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=at, collected=True)
-        manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
-        collected.append(
-            Collected(Garbage.UNTAGGED, ImageName(repository, name), text, size, since)
+class GarbageCatalog(OnDatabase):
+    """
+    The part of the catalog that only the collector uses.
+
+    Each ``collect_…`` method takes at most ``limit`` things in one transaction, each of them
+    unused since ``before`` at the latest, and returns what it took: nothing when nothing is left.
+    Images of remote repositories are left alone: eviction sees to them.
+    """
+
+    async def collect_untagged(
+        self, repository: str, before: float, limit: int
+    ) -> Sequence[Collected]:
+        """
+        Delete manifests that nothing keeps from the images of ``repository``, as a client would:
+        they can be brought back.  The leases of blobs and manifests that only they held run from
+        now, because clients may have been told of those.
+        """
+
+        def collect(db: Connection) -> list[Collected]:
+            at = self.database.now()
+            collected = []
+            rows = db.execute(UNTAGGED, (before, repository, limit)).fetchall()
+            for name, image_id, manifest_id, text, size, since in rows:
+                digest = Digest.parse(text)
+                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=at, collected=True)
+                manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
+                image = ImageName(repository, name)
+                collected.append(Collected(Garbage.UNTAGGED, image, text, size, since))
+            return collected
+
+        if not await self._finds((UNTAGGED, (before, repository, 1))):
+            return ()
+        return await self.database.write(collect)
+
+    async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
+        """Take blobs that no manifest of an image holds out of the image."""
+
+        def collect(db: Connection) -> list[Collected]:
+            collected = []
+            rows = db.execute(LINKS, (before, limit)).fetchall()
+            for repository, name, image_id, blob_id, digest, size, since in rows:
+                db.execute(
+                    "DELETE FROM blob_link WHERE image_id = ? AND blob_id = ?", (image_id, blob_id)
+                )
+                loosen(db, [digest], since)
+                image = ImageName(repository, name)
+                collected.append(Collected(Garbage.LEASE, image, digest, size, since))
+            return collected
+
+        if not await self._finds((LINKS, (before, 1))):
+            return ()
+        return await self.database.write(collect)
+
+    async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
+        """Forget deleted manifests, tags and blobs: they can't be brought back then."""
+
+        def collect(db: Connection) -> list[Collected]:
+            collected: list[Collected] = []
+            for query, forget in (
+                (DELETED_TAGS, leases.forget_tag),
+                (DELETED_MANIFESTS, leases.forget_manifest),
+                (DELETED_BLOBS, leases.forget_blob),
+            ):
+                rows = db.execute(query, (before, limit - len(collected))).fetchall()
+                for repository, name, image_id, deleted, size, since in rows:
+                    forget(db, image_id, deleted)
+                    image = ImageName(repository, name)
+                    collected.append(Collected(Garbage.DELETED, image, deleted, size, since))
+            return collected
+
+        queries = (DELETED_MANIFESTS, DELETED_TAGS, DELETED_BLOBS)
+        if not await self._finds(*((query, (before, 1)) for query in queries)):
+            return ()
+        return await self.database.write(collect)
+
+    async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
+        """
+        Delete the rows of blobs that nothing needs.  This is committed before any later write;
+        until ``Catalog.forget_blob`` their digests are among ``Catalog.dropped_blobs``.
+        """
+
+        def collect(db: Connection) -> list[Collected]:
+            rows = db.execute(LOOSE, (before, limit)).fetchall()
+            gone = set(blobs.unlist(db, [Digest.parse(digest) for _, digest, *_ in rows]))
+            # A blob that is needed after all is queued again when that need ends.
+            db.executemany("DELETE FROM loose_blob WHERE blob_id = ?", [(row[0],) for row in rows])
+            return [
+                Collected(Garbage.BYTES, None, digest, size, since)
+                for _, digest, size, since in rows
+                if Digest.parse(digest) in gone
+            ]
+
+        # Each round takes what it looks at out of the queue, so that the loop ends.
+        while await self._finds((LOOSE, (before, 1))):
+            # Last: a forget_blob in the same transaction would remove bytes whose rows come back
+            # if the commit fails.
+            collected = await self.database.write(collect, last=True)
+            if collected:
+                return collected
+        return ()
+
+    @read
+    def _finds(self, db: Connection, *queries: tuple[str, tuple[object, ...]]) -> bool:
+        """
+        Whether any of ``queries`` has a row.  Asked before each write, so that no other writer
+        waits where there is nothing to collect.
+        """
+        return any(db.execute(query, values).fetchone() for query, values in queries)
+
+    @read
+    def unlisted(self, db: Connection, digests: Sequence[Digest]) -> Sequence[Digest]:
+        """Those of ``digests`` that the catalog does not list."""
+        rows = db.execute(
+            "SELECT value FROM json_each(?) AS found"
+            " WHERE NOT EXISTS (SELECT 1 FROM blob WHERE blob.digest = found.value)",
+            (msgspec.json.encode([str(digest) for digest in digests]).decode(),),
         )
-    return collected
+        return [Digest.parse(digest) for (digest,) in rows]
 
+    @write
+    def undelete(
+        self, db: Connection, image: ImageName, reference: Reference | None, actor: str
+    ) -> Restored:
+        """
+        Bring back, as it was, what was deleted from an image:
 
-def collect_links(db: Connection, before: float, limit: int) -> list[Collected]:
-    """``GarbageCatalog.collect_links``."""
-    collected = []
-    rows = db.execute(LINKS, (before, limit)).fetchall()
-    for repository, name, image_id, blob_id, digest, size, since in rows:
-        db.execute("DELETE FROM blob_link WHERE image_id = ? AND blob_id = ?", (image_id, blob_id))
-        loosen(db, [digest], since)
-        image = ImageName(repository, name)
-        collected.append(Collected(Garbage.LEASE, image, digest, size, since))
-    return collected
+        - a tag, with its manifest if that was deleted too;
+        - a manifest, with its tags, and with the blobs and manifests that it held or kept and that
+          were deleted with it or after it;
+        - a blob;
+        - everything (``None``).
 
+        Movements of tags are journalled.
 
-def collect_deleted(db: Connection, before: float, limit: int) -> list[Collected]:
-    """``GarbageCatalog.collect_deleted``."""
-    collected: list[Collected] = []
-    for query, forget in (
-        (DELETED_TAGS, leases.forget_tag),
-        (DELETED_MANIFESTS, leases.forget_manifest),
-        (DELETED_BLOBS, leases.forget_blob),
-    ):
-        rows = db.execute(query, (before, limit - len(collected))).fetchall()
-        for repository, image, image_id, name, size, since in rows:
-            forget(db, image_id, name)
-            collected.append(
-                Collected(Garbage.DELETED, ImageName(repository, image), name, size, since)
+        :raises ManifestUnknown: if there is nothing of the kind to bring back.
+        :raises Unsupported: if the tag points at another manifest now.
+        """
+        image_id = images.find(db, image)
+        restored = Restored()
+        at = self.database.now()
+        if image_id is not None:
+            undeletion = _Undeletion(db, image_id, actor, at)
+            if reference is None:
+                undeletion.everything()
+            elif isinstance(reference, Tag):
+                undeletion.tag(reference)
+            else:
+                undeletion.digest(str(reference))
+            restored = undeletion.restored
+        if restored == Restored():
+            raise ManifestUnknown(
+                "nothing of that was deleted here that could be brought back",
+                {"name": str(image), "reference": None if reference is None else str(reference)},
             )
-    return collected
-
-
-def collect_bytes(db: Connection, before: float, limit: int) -> list[Collected]:
-    """``GarbageCatalog.collect_bytes``, of at most ``limit`` that are looked at."""
-    rows = db.execute(LOOSE, (before, limit)).fetchall()
-    gone = {str(digest) for digest in blobs.unlist(db, [Digest.parse(row[1]) for row in rows])}
-    # What is needed after all is put here again when that ends.
-    db.executemany("DELETE FROM loose_blob WHERE blob_id = ?", [(row[0],) for row in rows])
-    return [
-        Collected(Garbage.BYTES, None, digest, size, since)
-        for _, digest, size, since in rows
-        if digest in gone
-    ]
-
-
-def unlisted(db: Connection, digests: Sequence[Digest]) -> list[Digest]:
-    """``GarbageCatalog.unlisted``."""
-    rows = db.execute(
-        "SELECT value FROM json_each(?) AS found"
-        " WHERE NOT EXISTS (SELECT 1 FROM blob WHERE blob.digest = found.value)",
-        (msgspec.json.encode([str(digest) for digest in digests]).decode(),),
-    )
-    return [Digest.parse(digest) for (digest,) in rows]
-
-
-# Bringing back what was deleted.
-
-
-def undelete(
-    db: Connection, image: ImageName, reference: Reference | None, actor: str, at: float
-) -> Restored:
-    """``GarbageCatalog.undelete``."""
-    image_id = images.find(db, image)
-    if image_id is None:
-        raise _nothing(image, reference)
-    undeletion = _Undeletion(db, image_id, actor, at)
-    if reference is None:
-        undeletion.everything()
-    elif isinstance(reference, Tag):
-        undeletion.tag(reference)
-    else:
-        undeletion.digest(str(reference))
-    restored = undeletion.restored
-    if restored == Restored():
-        raise _nothing(image, reference)
-    images.make_known(db, image, at)
-    return restored
-
-
-def _nothing(image: ImageName, reference: Reference | None) -> ManifestUnknown:
-    return ManifestUnknown(
-        "nothing of that was deleted here that could be brought back",
-        {"name": str(image), "reference": None if reference is None else str(reference)},
-    )
+        images.make_known(db, image, at)
+        return restored
 
 
 @define
 class _Undeletion:
-    """Of one image, in one transaction."""
+    """Brings back what was deleted from one image, in one transaction."""
 
     _db: Connection
     _image_id: int
@@ -241,7 +300,7 @@ class _Undeletion:
                 " digest that it had",
                 {"tag": tag.text, "current": str(current), "deleted": row[0]},
             )
-        # Without the other tags that it had.
+        # The other tags that the manifest had stay deleted.
         self._manifest(row[0], with_tags=False)
         self._tag(tag.text, row[0])
 
@@ -253,7 +312,7 @@ class _Undeletion:
         return self._db.execute(query, (self._image_id,)).fetchall()
 
     def _manifest(self, digest: str, *, with_tags: bool = True) -> None:
-        """With what it held or kept, if that went when it did, or later."""
+        """Also brings back the manifests it held or kept, if they were deleted with it or later."""
         wanted, since = [digest], 0.0
         while wanted:
             each = wanted.pop()
@@ -316,7 +375,7 @@ class _Undeletion:
         self._manifests.append(digest)
 
     def _tags_of(self, digest: str, deleted_at: float) -> None:
-        """Those that went with it."""
+        """Bring back the tags that were deleted together with a manifest."""
         rows = self._db.execute(
             "SELECT name FROM deleted_tag WHERE image_id = ? AND digest = ? AND deleted_at = ?",
             (self._image_id, digest, deleted_at),
@@ -355,99 +414,3 @@ class _Undeletion:
         leases.forget_blob(db, image_id, digest)
         settle(db, image_id, [digest], self._at)
         self._blobs.append(digest)
-
-
-class GarbageCatalog:
-    """
-    The part of the catalog that only the collector uses.
-
-    Each ``collect_…`` method takes at most ``limit`` things in one transaction, each of them
-    unused since ``before`` at the latest, and returns what it took: nothing when nothing is left.
-    Images of remote repositories are left alone: eviction sees to them.
-
-    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def collect_untagged(
-        self, repository: str, before: float, limit: int
-    ) -> Sequence[Collected]:
-        """
-        Take manifests that nothing keeps out of the images of ``repository``, as if a client had
-        deleted them: they can be brought back, and the time of what only they held or kept runs
-        from now, since clients may have been told of that.
-        """
-        at = self._database.now()
-        return await self._collect(
-            [(UNTAGGED, (before, repository, 1))],
-            lambda db: collect_untagged(db, repository, before, limit, at),
-        )
-
-    async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
-        """Let images go on without blobs that no manifest of theirs holds."""
-        return await self._collect(
-            [(LINKS, (before, 1))],
-            lambda db: collect_links(db, before, limit),
-        )
-
-    async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
-        """Forget deleted manifests, tags and blobs."""
-        return await self._collect(
-            [
-                (query, (before, 1))
-                for query in (
-                    DELETED_MANIFESTS,
-                    DELETED_TAGS,
-                    DELETED_BLOBS,
-                )
-            ],
-            lambda db: collect_deleted(db, before, limit),
-        )
-
-    async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
-        """
-        Take blobs that nothing needs off the list; they are among ``Catalog.dropped_blobs`` until
-        they are forgotten, and this is committed before anything else is.
-        """
-        # What is looked at and needed after all leaves the queue, so that it ends.
-        while await self._any([(LOOSE, (before, 1))]):
-            # Last: forget_blob in the same transaction would remove bytes whose rows a failing
-            # commit brings back.
-            collected = await self._database.write(
-                lambda db: collect_bytes(db, before, limit), last=True
-            )
-            if collected:
-                return collected
-        return ()
-
-    async def unlisted(self, digests: Sequence[Digest]) -> Sequence[Digest]:
-        """Those of ``digests`` that the catalog does not list."""
-        return await self._database.read(lambda db: unlisted(db, digests))
-
-    async def undelete(self, image: ImageName, reference: Reference | None, actor: str) -> Restored:
-        """
-        Bring back what was deleted from an image, as it was: a tag with its manifest, if that went
-        too; a manifest with what it held and kept and went with it or after it, and the tags it
-        had; a blob; or (``None``) all there is.  Movements of tags are journalled.
-
-        :raises ManifestUnknown: if there is nothing of that to bring back.
-        :raises Unsupported: if the tag points at something else by now.
-        """
-        at = self._database.now()
-        return await self._database.write(lambda db: undelete(db, image, reference, actor, at))
-
-    async def _collect(
-        self,
-        queries: Sequence[tuple[str, tuple[object, ...]]],
-        write: Callable[[Connection], list[Collected]],
-    ) -> Sequence[Collected]:
-        # Nobody is kept from writing where there is nothing to do.
-        return await self._database.write(write) if await self._any(queries) else ()
-
-    async def _any(self, queries: Sequence[tuple[str, tuple[object, ...]]]) -> bool:
-        def read(db: Connection) -> bool:
-            return any(db.execute(query, values).fetchone() for query, values in queries)
-
-        return await self._database.read(read)

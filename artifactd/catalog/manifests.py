@@ -1,29 +1,32 @@
-"""Manifests: what they hold, and what refers to them."""
+"""What several methods of the catalog do with the rows of manifests, inside their transactions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from artifactd.catalog import blobs, images, leases
-from artifactd.catalog.leases import renew_manifest, settle
+from artifactd.catalog.leases import settle
 from artifactd.catalog.records import ManifestPut, ManifestRecord
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestInvalid,
-    ManifestUnknown,
     PreconditionFailed,
+    Unsupported,
 )
 from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference, Tag
 
-# What must be so before a manifest can be put into an image.
+_HOLDERS_NAMED = 10  # of the manifests that keep a blob or manifest from being deleted
 
-# One parameter however many digests; CROSS JOIN keeps SQLite from reading the image's rows instead.
+# -- checks before a manifest is put into an image
+
+# All digests are one parameter, a JSON list.  CROSS JOIN keeps SQLite from beginning with the
+# image's rows.
 _BLOB_SIZES = (
     "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
     " CROSS JOIN blob ON blob.digest = wanted.value AND lost_at IS NULL"
@@ -36,14 +39,22 @@ _MANIFEST_SIZES = (
 )
 
 
-def check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+def check(db: Connection, put: ManifestPut) -> None:
+    """Raise the errors of ``Catalog.check_manifest``."""
+    image_id = images.find(db, put.image)
+    _check_entries(db, image_id, put)
+    _check_depth(db, image_id, put)
+    _check_precondition(db, image_id, put)  # last: RFC 9110, 13.2.1
+
+
+def _check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> None:
     """
     :raises ManifestBlobUnknown: if the image lacks something that the manifest holds.
     :raises ManifestInvalid: if a descriptor's size is wrong.
     """
     manifest = put.manifest
     is_index = manifest.media_type in INDEX_TYPES
-    # What an index lists under a media type that we know nothing of may be either.
+    # An index may list blobs or manifests under a media type that artifactd does not know.
     either = manifest.blobs if is_index else ()
     blob_sizes = _sizes(db, _BLOB_SIZES, image_id, manifest.blobs)
     manifest_sizes = _sizes(db, _MANIFEST_SIZES, image_id, (*manifest.children, *either))
@@ -85,12 +96,10 @@ _DEPTH_ABOVE = """
 """
 
 
-def check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+def _check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None:
     """
-    An index of images has the depth 1.
-
-    :raises ManifestInvalid: if the manifest, with what it holds and what holds it already in the
-        image, is a nest of indexes that is too deep.
+    :raises ManifestInvalid: if indexes would be nested too deep, counting those that the manifest
+        holds and those of the image that hold it.  An index of image manifests has depth 1.
     """
     manifest = put.manifest
     if not manifest.children or image_id is None:
@@ -102,7 +111,7 @@ def check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None:
         "most": put.index_depth,
     }
     (depth,) = db.execute(_DEPTH_BELOW, named).fetchone()
-    if put.sparse:  # else what it holds came before it
+    if put.sparse:  # otherwise an index comes after its children, so nothing holds it yet
         depth += db.execute(_DEPTH_ABOVE, named).fetchone()[0]
     if depth > put.index_depth:
         raise ManifestInvalid(
@@ -127,7 +136,7 @@ def _absent(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> list[str
 
 
 def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> None:
-    """What is absent has no size to compare with but that of another mention."""
+    """Absent content has no known size: its descriptors are compared with one another."""
     right = dict(sizes)
     for descriptor in entries:
         digest = str(descriptor.digest)
@@ -141,8 +150,8 @@ def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> Non
             )
 
 
-def check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -> None:
-    """:raises PreconditionFailed: if it does not hold for one of the references."""
+def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """:raises PreconditionFailed: if the precondition does not hold for one of the references."""
     precondition = put.precondition
     if precondition.if_match is None and precondition.if_none_match is None:
         return
@@ -150,7 +159,7 @@ def check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -
         if image_id is None:
             current = None
         elif isinstance(reference, Digest):
-            current = reference if _has_manifest(db, image_id, reference) else None
+            current = None if row_of(db, image_id, reference) is None else reference
         else:
             current = images.tag_target(db, image_id, reference)
         if not precondition.holds(current):
@@ -164,9 +173,7 @@ def check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -
             )
 
 
-def _has_manifest(db: Connection, image_id: int, digest: Digest) -> bool:
-    query = "SELECT 1 FROM manifest WHERE image_id = ? AND digest = ?"
-    return db.execute(query, (image_id, str(digest))).fetchone() is not None
+# -- reading
 
 
 _SELECT = (
@@ -184,59 +191,25 @@ _BY_TAG = (
     f"{_SELECT} JOIN tag ON tag.image_id = image.id AND tag.name = ?"
     f" JOIN manifest ON manifest.id = tag.manifest_id{_BLOB}"
 )
-_BY_SUBJECT = (
+BY_SUBJECT = (
     f"{_SELECT} JOIN manifest ON manifest.image_id = image.id{_BLOB}"
     " AND subject = ? AND manifest.digest > ?"
 )
-
-# Characters of annotations in one list of referrers; a manifest may have 4 MiB of them.
-_ANNOTATIONS = 3 << 20
 
 _annotations = msgspec.json.Decoder(dict[str, str])
 
 
 def find(db: Connection, image: ImageName, reference: Reference) -> ManifestRecord | None:
-    """``Catalog.manifest``."""
+    """The manifest that ``reference`` names in ``image``, or ``None``."""
     query = _BY_TAG if isinstance(reference, Tag) else _BY_DIGEST
     row = db.execute(query, (str(reference), image.repository, image.image)).fetchone()
     return None if row is None else record_of(row)
 
 
-def promise(
-    db: Connection, image: ImageName, digest: Digest, at: float, due: float
-) -> ManifestRecord | None:
-    """``Catalog.promise_manifest``: renew the lease if it runs from ``due`` or before."""
-    renew_manifest(db, image, digest, at, due)
-    return find(db, image, digest)
-
-
-def referrers(
-    db: Connection,
-    image: ImageName,
-    subject: Digest,
-    artifact_type: str | None,
-    after: str | None,
-    limit: int,
-) -> list[ManifestRecord]:
-    """``Catalog.referrers``."""
-    wanted: list[str | int] = [image.repository, image.image, str(subject), after or ""]
-    query = _BY_SUBJECT
-    if artifact_type is not None:
-        query += " AND artifact_type = ?"
-        wanted.append(artifact_type)
-    records: list[ManifestRecord] = []
-    size = 0
-    for row in db.execute(f"{query} ORDER BY manifest.digest LIMIT ?", (*wanted, limit)):
-        records.append(record_of(row))
-        if size > _ANNOTATIONS:
-            break  # one more than fits, which tells that there are more
-        size += len(row[5])
-    return records
-
-
 def record_of(row: Sequence[Any]) -> ManifestRecord:
     """
-    A row of digest, size, media type, artifact type, subject, annotations and ``free_since``.
+    The record of a row of digest, size, media type, artifact type, subject, annotations and
+    ``free_since``.
     """
     digest, size, media_type, artifact_type, subject, annotations, free_since = row
     return ManifestRecord(
@@ -250,18 +223,29 @@ def record_of(row: Sequence[Any]) -> ManifestRecord:
     )
 
 
-def check(db: Connection, put: ManifestPut) -> None:
-    """``Catalog.check_manifest``."""
-    image_id = images.find(db, put.image)
-    check_entries(db, image_id, put)
-    check_depth(db, image_id, put)
-    check_precondition(db, image_id, put)  # last: RFC 9110, 13.2.1
+def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
+    """The id of the row of a manifest of an image, or ``None``."""
+    row = db.execute(
+        "SELECT id FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
+    ).fetchone()
+    return None if row is None else int(row[0])
 
 
-def put(db: Connection, put: ManifestPut, confirm: Callable[[], None], at: float) -> None:
-    """``Catalog.put_manifest``."""
-    check(db, put)
-    store(db, put, confirm, at, used_at=None)
+def entries_of(db: Connection, manifest_id: int) -> list[str]:
+    """The digests of the blobs and manifests that a manifest holds."""
+    rows = db.execute("SELECT digest FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
+    return [digest for (digest,) in rows]
+
+
+def referrers_of(db: Connection, image_id: int, subject: str) -> list[str]:
+    """The digests of the manifests of an image whose subject is ``subject``."""
+    rows = db.execute(
+        "SELECT digest FROM manifest WHERE image_id = ? AND subject = ?", (image_id, subject)
+    )
+    return [digest for (digest,) in rows]
+
+
+# -- writing
 
 
 def store(
@@ -273,7 +257,7 @@ def store(
     used_at: float | None,
 ) -> None:
     """
-    Put a manifest into an image, and move its tags, whether what it holds is there or not.
+    Put a manifest into an image and move its tags, without any check.
 
     :param used_at: as for :func:`artifactd.catalog.blobs.link`.
     """
@@ -283,9 +267,9 @@ def store(
     image_id = images.make_known(db, put.image, at)
     is_new = row_of(db, image_id, manifest.digest) is None
     manifest_id = _upsert(db, image_id, manifest, at, used_at)
-    touched = _entries(db, manifest_id) if not is_new else []
-    _replace_entries(db, image_id, manifest_id, manifest)
-    touched += _entries(db, manifest_id)
+    touched = entries_of(db, manifest_id) if not is_new else []
+    replace_entries(db, image_id, manifest_id, manifest)
+    touched += entries_of(db, manifest_id)
     if is_new:
         touched += referrers_of(db, image_id, str(manifest.digest))
         leases.forget_manifest(db, image_id, str(manifest.digest))
@@ -297,24 +281,8 @@ def store(
     )
 
 
-def rebuild(db: Connection, image: ImageName, manifest: Manifest, at: float) -> bool:
-    """``RepairCatalog.rebuild_manifest``."""
-    image_id = images.find(db, image)
-    manifest_id = None if image_id is None else row_of(db, image_id, manifest.digest)
-    if image_id is None or manifest_id is None:
-        return False
-    touched = _entries(db, manifest_id)
-    db.execute(
-        "UPDATE manifest SET media_type = ?, artifact_type = ?, subject = ?, annotations = ?"
-        " WHERE id = ?",
-        (*_described(manifest), manifest_id),
-    )
-    _replace_entries(db, image_id, manifest_id, manifest)
-    settle(db, image_id, [str(manifest.digest), *touched, *_entries(db, manifest_id)], at)
-    return True
-
-
-def _described(manifest: Manifest) -> tuple[str, str | None, str | None, str]:
+def columns_of(manifest: Manifest) -> tuple[str, str | None, str | None, str]:
+    """Its media type, artifact type, subject and annotations, for their columns."""
     return (
         manifest.media_type,
         manifest.artifact_type,
@@ -333,12 +301,12 @@ def _upsert(
         " ON CONFLICT DO UPDATE SET media_type = excluded.media_type,"
         " artifact_type = excluded.artifact_type, subject = excluded.subject,"
         " annotations = excluded.annotations, pushed_at = excluded.pushed_at,"
-        " used_at = max(manifest.used_at, excluded.used_at)"  # NULL, if one of them is
+        " used_at = max(manifest.used_at, excluded.used_at)"  # NULL if one of them is
         " RETURNING id",
         (
             image_id,
             str(manifest.digest),
-            *_described(manifest),
+            *columns_of(manifest),
             at,
             used_at,
         ),
@@ -346,8 +314,11 @@ def _upsert(
     return int(row[0])
 
 
-def _replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: Manifest) -> None:
-    """Replaced, since the same bytes may mean something else under another media type."""
+def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: Manifest) -> None:
+    """
+    Record what a manifest holds.  Its bytes may have been recorded under another media type, and
+    mean something else under this one.
+    """
 
     def entries(kind: str, held: Iterable[Descriptor]) -> Iterable[tuple[int, str, str, int]]:
         return ((image_id, str(descriptor.digest), kind, manifest_id) for descriptor in held)
@@ -361,48 +332,32 @@ def _replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: 
     db.executemany(insert, entries("manifest", manifest.children))
 
 
-def delete(
-    db: Connection, image: ImageName, digest: Digest, *, allow_held: bool, actor: str, at: float
+def refuse_if_held(
+    db: Connection, image_id: int, digest: Digest, kind: Literal["blob", "manifest"]
 ) -> None:
-    """``Catalog.delete_manifest``."""
-    image_id = images.known(db, image)
-    manifest_id = row_of(db, image_id, digest)
-    if manifest_id is None:
-        raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
-    if not allow_held:
-        blobs.refuse_if_held(db, image_id, digest, "manifest")
-    leases.bury_manifest(db, manifest_id, actor=actor, at=at)
-    remove(db, image_id, manifest_id, digest, actor=actor, at=at)
-
-
-def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
-    """The row of a manifest of an image."""
-    row = db.execute(
-        "SELECT id FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
-    ).fetchone()
-    return None if row is None else int(row[0])
+    """:raises Unsupported: if manifests of the image hold ``digest``; names at most 10 of them."""
+    rows = db.execute(
+        "SELECT manifest.digest FROM manifest_entry"
+        " JOIN manifest ON manifest.id = manifest_entry.manifest_id"
+        " WHERE manifest_entry.image_id = ? AND manifest_entry.digest = ? LIMIT ?",
+        (image_id, str(digest), _HOLDERS_NAMED),
+    )
+    holders = sorted(holder for (holder,) in rows)
+    if holders:
+        raise Unsupported(
+            f"manifests of this image still hold this {kind}: delete those first",
+            {"digest": str(digest), "heldBy": holders},
+        )
 
 
 def remove(
     db: Connection, image_id: int, manifest_id: int, digest: Digest, *, actor: str, at: float
 ) -> None:
     """
-    Take out a manifest and its tags, and journal those; leases of what only it held run from now.
+    Delete a manifest and its tags from an image, and journal the tags' movements.  The leases of
+    blobs and manifests that only this one held run from ``at``.
     """
-    touched = _entries(db, manifest_id) + referrers_of(db, image_id, str(digest))
+    touched = entries_of(db, manifest_id) + referrers_of(db, image_id, str(digest))
     images.delete_tags_of(db, manifest_id, digest, actor=actor, at=at)
     db.execute("DELETE FROM manifest WHERE id = ?", (manifest_id,))
     settle(db, image_id, touched, at)
-
-
-def _entries(db: Connection, manifest_id: int) -> list[str]:
-    rows = db.execute("SELECT digest FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
-    return [digest for (digest,) in rows]
-
-
-def referrers_of(db: Connection, image_id: int, subject: str) -> list[str]:
-    """The digests of the manifests of an image whose subject is ``subject``."""
-    rows = db.execute(
-        "SELECT digest FROM manifest WHERE image_id = ? AND subject = ?", (image_id, subject)
-    )
-    return [digest for (digest,) in rows]

@@ -265,7 +265,7 @@ def settle(
             [(size, str(digest)) for digest, size in right.items()],
         )
         for digest in absent:
-            repair.lose(db, digest, lambda: True, at)
+            repair.note_lost(db, digest, at)
             repair.drop_lost(db, digest, at)
             lost += [digest] if repair.holders(db, digest, 1) else []
         db.execute("COMMIT")

@@ -1,4 +1,4 @@
-"""What is asked of a catalog to see whether it and the store agree, and to mend what does not."""
+"""Damage: lost blobs, and checks that the catalog agrees with itself and with the store."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from sqlite3 import Connection
 
 from attrs import frozen
 
-from artifactd.catalog import blobs, manifests
-from artifactd.catalog.database import Database
-from artifactd.catalog.leases import HELD, KEPT, loosen
+from artifactd.catalog import blobs, images, manifests
+from artifactd.catalog.database import OnDatabase, read, write, write_last
+from artifactd.catalog.leases import HELD, KEPT, loosen, settle
 from artifactd.catalog.records import ManifestRecord, nothing
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
@@ -21,8 +21,9 @@ class Holder:
     """
     An image that has a digest.
 
-    :ivar is_manifest: as a manifest; else as a blob.
-    :ivar is_remote: it came from an upstream, where it can be had again; else it was pushed here.
+    :ivar is_manifest: whether it has the digest as a manifest, or else as a blob.
+    :ivar is_remote: whether it came from an upstream, from which it can be fetched again, or else
+        was pushed here.
     """
 
     image: ImageName
@@ -33,8 +34,9 @@ class Holder:
 @frozen
 class ListedBlob:
     """
-    Bytes that the catalog lists; ``size`` in bytes.
+    A row of ``blob``: bytes that the store should have.
 
+    :ivar size: in bytes.
     :ivar lost_at: since when they are known to be lost, in seconds since the epoch, or ``None``.
     """
 
@@ -48,10 +50,10 @@ class ListedManifest:
     """
     A manifest of an image as the catalog has it.
 
-    :ivar position: where to go on behind it.
-    :ivar entries: what it holds: digests, and whether as a manifest.
+    :ivar position: the next page starts behind this.
+    :ivar entries: the digests that it holds, each with whether it is held as a manifest.
     :ivar absent: those of them that the image does not have, or that are lost.
-    :ivar is_lost: whether its own bytes are.
+    :ivar is_lost: whether the manifest's own bytes are lost.
     """
 
     position: int
@@ -68,7 +70,7 @@ class Slip:
     """
     A row that contradicts others.
 
-    :ivar repairable: whether :meth:`RepairCatalog.mend` puts it right.
+    :ivar repairable: whether :meth:`RepairCatalog.mend` corrects it.
     """
 
     kind: str
@@ -77,11 +79,10 @@ class Slip:
     repairable: bool
 
 
-# What was lost of the store: rows that stay, so that it is known what to push or fetch again.
+_ACTOR = "fsck"  # in the journal of tags
 
-_ACTOR = "fsck"
-
-# By turns, so that neither those who can push it again nor those who can fetch it are cut off.
+# By turns, so that a limit cuts off neither the images whose owners can push the bytes again nor
+# those that can fetch them.
 _HOLDERS = (
     "SELECT repository, name, is_manifest, is_remote FROM ("
     "SELECT *, row_number() OVER ("
@@ -96,38 +97,18 @@ _HOLDERS = (
 )
 
 
-def lose(db: Connection, digest: Digest, is_so: Callable[[], bool], at: float) -> bool:
-    """``RepairCatalog.lose_blob``."""
-    if not is_so():
-        return False
+def note_lost(db: Connection, digest: Digest, at: float) -> None:
+    """
+    Note that the bytes of ``digest`` are lost.  All rows stay, so that it is known which images
+    have lost them, but to every reader the blob is absent.
+    """
     db.execute(
         "UPDATE blob SET lost_at = ? WHERE digest = ? AND lost_at IS NULL", (at, str(digest))
     )
-    return True
-
-
-def take_out(db: Connection, digest: Digest, move: Callable[[], bool]) -> bool:
-    """``RepairCatalog.take_out``."""
-    listed = db.execute(
-        "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NULL", (str(digest),)
-    ).fetchone()
-    return listed is None and move()
-
-
-def is_lost(db: Connection, digest: Digest) -> bool:
-    """``RepairCatalog.is_lost``."""
-    lost = "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NOT NULL"
-    return db.execute(lost, (str(digest),)).fetchone() is not None
-
-
-def restore(db: Connection, digest: Digest, confirm: Callable[[], None]) -> None:
-    """``RepairCatalog.restore_blob``."""
-    confirm()
-    db.execute("UPDATE blob SET lost_at = NULL WHERE digest = ?", (str(digest),))
 
 
 def holders(db: Connection, digest: Digest, limit: int) -> list[Holder]:
-    """``RepairCatalog.holders``."""
+    """See :meth:`RepairCatalog.holders`."""
     return [
         Holder(ImageName(repository, name), bool(is_manifest), bool(is_remote))
         for repository, name, is_manifest, is_remote in db.execute(_HOLDERS, (str(digest), limit))
@@ -135,7 +116,7 @@ def holders(db: Connection, digest: Digest, limit: int) -> list[Holder]:
 
 
 def drop_lost(db: Connection, digest: Digest, at: float) -> int:
-    """``RepairCatalog.drop_lost``."""
+    """See :meth:`RepairCatalog.drop_lost`."""
     lost = db.execute(
         "SELECT id FROM blob WHERE digest = ? AND lost_at IS NOT NULL", (str(digest),)
     ).fetchone()
@@ -156,24 +137,7 @@ def drop_lost(db: Connection, digest: Digest, at: float) -> int:
     return dropped + len(rows)
 
 
-def listed_quarantine(db: Connection, after: str, limit: int) -> list[ListedBlob]:
-    """``RepairCatalog.listed_blobs``."""
-    rows = db.execute(
-        "SELECT digest, size, lost_at FROM blob WHERE digest > ? ORDER BY digest LIMIT ?",
-        (after, limit),
-    )
-    return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
-
-
-def is_absent(db: Connection, digest: Digest, is_there: Callable[[], bool]) -> bool:
-    """``RepairCatalog.is_absent``."""
-    listed = db.execute(
-        "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NULL", (str(digest),)
-    ).fetchone()
-    return listed is not None and not is_there()
-
-
-# Whether rows agree with one another and with the bytes of manifests.
+# -- checks that rows agree with one another and with the bytes of manifests
 
 _MANIFESTS = (
     "SELECT manifest.id, repository, name, used_at IS NOT NULL, lost_at IS NOT NULL,"
@@ -182,7 +146,7 @@ _MANIFESTS = (
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     " WHERE manifest.id > ? ORDER BY manifest.id LIMIT ?"
 )
-# What an index lists as a blob may be a manifest that we know nothing of.
+# An index may list manifests as blobs, under a media type that artifactd does not know.
 _ENTRIES = (
     "SELECT digest, kind, (kind = 'blob' AND EXISTS ("
     "SELECT 1 FROM blob CROSS JOIN blob_link ON blob_link.blob_id = blob.id"
@@ -193,13 +157,7 @@ _ENTRIES = (
     " FROM manifest_entry AS entry WHERE manifest_id = ?"
 )
 _UNNEEDED = (
-    "NOT EXISTS (SELECT 1 FROM blob_link WHERE blob_link.blob_id = blob.id)"
-    " AND NOT EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest)"
-    " AND NOT EXISTS (SELECT 1 FROM deleted_manifest WHERE deleted_manifest.digest = blob.digest)"
-    " AND NOT EXISTS (SELECT 1 FROM deleted_entry"
-    " WHERE deleted_entry.digest = blob.digest AND linked = 1)"
-    " AND NOT EXISTS (SELECT 1 FROM deleted_blob WHERE deleted_blob.digest = blob.digest)"
-    " AND NOT EXISTS (SELECT 1 FROM loose_blob WHERE loose_blob.blob_id = blob.id)"
+    f"{blobs.UNNEEDED} AND NOT EXISTS (SELECT 1 FROM loose_blob WHERE loose_blob.blob_id = blob.id)"
 )
 _IMAGE = "repository || '/' || image.name"
 
@@ -208,8 +166,8 @@ _IMAGE = "repository || '/' || image.name"
 class _Check:
     kind: str
     text: str
-    query: str  # the name of each that is wrong
-    mended: str = ""  # ?1 is now
+    query: str  # selects the name of each wrong row
+    mended: str = ""  # corrects all wrong rows; ?1 is now
 
 
 _CHECKS = (
@@ -257,36 +215,157 @@ _CHECKS = (
 )
 
 
-def integrity(db: Connection) -> list[str]:
-    """``RepairCatalog.integrity``."""
-    wrong = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
-    for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
-        wrong.append(f"row {row} of {table} refers to a row of {parent} that is not there")
-    return wrong
+class RepairCatalog(OnDatabase):
+    """The part of the catalog that only the scrubber and ``artifactd fsck`` use."""
 
+    # -- damage
 
-def slips(db: Connection, limit: int) -> list[Slip]:
-    """``RepairCatalog.slips``."""
-    return [
-        Slip(check.kind, name, check.text, bool(check.mended))
-        for check in _CHECKS
-        for (name,) in db.execute(f"{check.query} LIMIT ?", (limit,))
-    ]
+    @write
+    def lose_blob(self, db: Connection, digest: Digest, is_so: Callable[[], bool]) -> bool:
+        """
+        If ``is_so``, note that the bytes of ``digest`` are lost.  ``is_so`` is called inside the
+        write transaction, while nobody publishes or removes bytes.  To every reader the blob is
+        absent from the commit on, until its bytes are published again.
 
+        :return: whether it was so.
+        """
+        if not is_so():
+            return False
+        note_lost(db, digest, self.database.now())
+        return True
 
-def mend(db: Connection, at: float) -> None:
-    """``RepairCatalog.mend``."""
-    for check in _CHECKS:
-        if check.mended:
-            db.execute(check.mended, (at,))
+    @write
+    def take_out(self, db: Connection, digest: Digest, move: Callable[[], bool]) -> bool:
+        """
+        If no row says that the bytes of ``digest`` are here, call ``move`` inside the write
+        transaction.
 
+        :return: the answer of ``move``; ``False`` if it was not called.
+        """
+        listed = db.execute(
+            "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NULL", (str(digest),)
+        ).fetchone()
+        return listed is None and move()
 
-def listed(db: Connection, after: int, limit: int) -> Sequence[ListedManifest]:
-    """``RepairCatalog.listed_manifests``."""
-    return [
-        _listed(db, position, ImageName(repository, name), bool(remote), bool(lost), row)
-        for position, repository, name, remote, lost, *row in db.execute(_MANIFESTS, (after, limit))
-    ]
+    @read
+    def is_lost(self, db: Connection, digest: Digest) -> bool:
+        """Whether ``digest`` is listed and noted as lost."""
+        lost = "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NOT NULL"
+        return db.execute(lost, (str(digest),)).fetchone() is not None
+
+    async def restore_blob(
+        self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
+    ) -> None:
+        """
+        Note that lost bytes are published again, for all images that had them.  ``confirm`` and
+        ``release`` work as in ``Catalog.add_blob``.
+        """
+
+        def restore(db: Connection) -> None:
+            confirm()
+            db.execute("UPDATE blob SET lost_at = NULL WHERE digest = ?", (str(digest),))
+
+        await self.database.write(restore, release)
+
+    @read
+    def holders(self, db: Connection, digest: Digest, limit: int) -> Sequence[Holder]:
+        """
+        At most ``limit`` images that have ``digest``, lost or not.  Images to which it was pushed
+        and images that have it from an upstream come by turns, as long as there are both.
+        """
+        return holders(db, digest, limit)
+
+    @write_last
+    def drop_lost(self, db: Connection, digest: Digest) -> int:
+        """
+        Take a lost blob or manifest out of the images that have it from an upstream, so that the
+        next pull fetches it again.  Returns how many images that were.
+        """
+        return drop_lost(db, digest, self.database.now())
+
+    # -- checks
+
+    @read
+    def integrity(self, db: Connection) -> Sequence[str]:
+        """A line for each thing that SQLite finds wrong with the database itself."""
+        wrong = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
+        for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
+            wrong.append(f"row {row} of {table} refers to a row of {parent} that is not there")
+        return wrong
+
+    @read
+    def listed_blobs(self, db: Connection, after: str, limit: int) -> Sequence[ListedBlob]:
+        """At most ``limit`` listed blobs behind ``after``, in the order of their digests' text."""
+        rows = db.execute(
+            "SELECT digest, size, lost_at FROM blob WHERE digest > ? ORDER BY digest LIMIT ?",
+            (after, limit),
+        )
+        return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
+
+    @write
+    def is_absent(self, db: Connection, digest: Digest, is_there: Callable[[], bool]) -> bool:
+        """
+        Whether ``digest`` is listed, not known as lost, and not there.  ``is_there`` is called
+        inside the write transaction, while nobody publishes or removes bytes.
+        """
+        listed = db.execute(
+            "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NULL", (str(digest),)
+        ).fetchone()
+        return listed is not None and not is_there()
+
+    @read
+    def listed_manifests(self, db: Connection, after: int, limit: int) -> Sequence[ListedManifest]:
+        """At most ``limit`` manifests behind the position ``after``."""
+        return [
+            _listed(db, position, ImageName(repository, name), bool(remote), bool(lost), row)
+            for position, repository, name, remote, lost, *row in db.execute(
+                _MANIFESTS, (after, limit)
+            )
+        ]
+
+    @write
+    def rebuild_manifest(self, db: Connection, image: ImageName, manifest: Manifest) -> bool:
+        """
+        Correct the rows of a manifest of ``image`` from its bytes.
+
+        :return: whether the image still has the manifest.
+        """
+        image_id = images.find(db, image)
+        manifest_id = None if image_id is None else manifests.row_of(db, image_id, manifest.digest)
+        if image_id is None or manifest_id is None:
+            return False
+        touched = [str(manifest.digest), *manifests.entries_of(db, manifest_id)]
+        db.execute(
+            "UPDATE manifest SET media_type = ?, artifact_type = ?, subject = ?, annotations = ?"
+            " WHERE id = ?",
+            (*manifests.columns_of(manifest), manifest_id),
+        )
+        manifests.replace_entries(db, image_id, manifest_id, manifest)
+        touched += manifests.entries_of(db, manifest_id)
+        settle(db, image_id, touched, self.database.now())
+        return True
+
+    @write
+    def correct_size(self, db: Connection, digest: Digest, size: int) -> None:
+        """Set the listed size of bytes that have the digest they should have."""
+        db.execute("UPDATE blob SET size = ? WHERE digest = ?", (size, str(digest)))
+
+    @read
+    def slips(self, db: Connection, limit: int) -> Sequence[Slip]:
+        """Rows that contradict others, at most ``limit`` of each kind."""
+        return [
+            Slip(check.kind, name, check.text, bool(check.mended))
+            for check in _CHECKS
+            for (name,) in db.execute(f"{check.query} LIMIT ?", (limit,))
+        ]
+
+    @write
+    def mend(self, db: Connection) -> None:
+        """Correct the repairable slips: leases, and the queue of collection."""
+        at = self.database.now()
+        for check in _CHECKS:
+            if check.mended:
+                db.execute(check.mended, (at,))
 
 
 def _listed(
@@ -302,101 +381,3 @@ def _listed(
     return ListedManifest(
         position, image, remote, record, frozenset(entries), frozenset(absent), lost
     )
-
-
-def rebuild(db: Connection, image: ImageName, manifest: Manifest, at: float) -> bool:
-    """``RepairCatalog.rebuild_manifest``."""
-    return manifests.rebuild(db, image, manifest, at)
-
-
-class RepairCatalog:
-    """
-    The part of the catalog that only the scrubber and ``artifactd fsck`` use.
-
-    :param database: that of a :class:`artifactd.catalog.catalog.Catalog`, which closes it.
-    """
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    async def lose_blob(self, digest: Digest, is_so: Callable[[], bool]) -> bool:
-        """
-        Inside a write transaction, in which nobody publishes or removes: if ``is_so``, note that
-        the bytes of ``digest`` are lost; whether it was.  To every reader they are not here then,
-        until they are published again.
-        """
-        at = self._database.now()
-        return await self._database.write(lambda db: lose(db, digest, is_so, at))
-
-    async def take_out(self, digest: Digest, move: Callable[[], bool]) -> bool:
-        """
-        Inside a write transaction: ``move`` the bytes of ``digest`` if no row says that they are
-        here; what ``move`` said.
-        """
-        return await self._database.write(lambda db: take_out(db, digest, move))
-
-    async def is_lost(self, digest: Digest) -> bool:
-        """Whether ``digest`` is listed, and its bytes are noted as lost."""
-        return await self._database.read(lambda db: is_lost(db, digest))
-
-    async def restore_blob(
-        self, digest: Digest, confirm: Callable[[], None], release: Callable[[], None] = nothing
-    ) -> None:
-        """Bytes that were lost are published again; as ``Catalog.add_blob``, for who had them."""
-        await self._database.write(lambda db: restore(db, digest, confirm), release)
-
-    async def holders(self, digest: Digest, limit: int) -> Sequence[Holder]:
-        """
-        Who has ``digest``, lost or not; at most ``limit``: by turns one who pushed it, the first,
-        and one from an upstream, as long as there are both.
-        """
-        return await self._database.read(lambda db: holders(db, digest, limit))
-
-    async def drop_lost(self, digest: Digest) -> int:
-        """
-        Take a lost blob or manifest out of the images of upstreams, so that it is fetched again
-        when it is wanted; from how many.
-        """
-        at = self._database.now()
-        return await self._database.write(lambda db: drop_lost(db, digest, at), last=True)
-
-    async def integrity(self) -> Sequence[str]:
-        """What is wrong with the database itself; each a line."""
-        return await self._database.read(integrity)
-
-    async def listed_blobs(self, after: str, limit: int) -> Sequence[ListedBlob]:
-        """In the order of their digests' text, those behind ``after``, at most ``limit``."""
-        return await self._database.read(lambda db: listed_quarantine(db, after, limit))
-
-    async def is_absent(self, digest: Digest, is_there: Callable[[], bool]) -> bool:
-        """
-        Whether ``digest`` is listed, not known as lost, and not there: seen inside a write
-        transaction, in which nobody publishes or removes.
-        """
-        return await self._database.write(lambda db: is_absent(db, digest, is_there))
-
-    async def listed_manifests(self, after: int, limit: int) -> Sequence[ListedManifest]:
-        """Those behind the position ``after``, at most ``limit``."""
-        return await self._database.read(lambda db: listed(db, after, limit))
-
-    async def rebuild_manifest(self, image: ImageName, manifest: Manifest) -> bool:
-        """Make the rows of a manifest of ``image`` anew; whether it still has it."""
-        at = self._database.now()
-        return await self._database.write(lambda db: rebuild(db, image, manifest, at))
-
-    async def correct_size(self, digest: Digest, size: int) -> None:
-        """Bytes that have their digest are ``size`` of them, whatever the row says."""
-
-        def write(db: Connection) -> None:
-            db.execute("UPDATE blob SET size = ? WHERE digest = ?", (size, str(digest)))
-
-        await self._database.write(write)
-
-    async def slips(self, limit: int) -> Sequence[Slip]:
-        """Rows that contradict others; at most ``limit`` of each kind."""
-        return await self._database.read(lambda db: slips(db, limit))
-
-    async def mend(self) -> None:
-        """Put right what can be: leases, and what waits for collection."""
-        at = self._database.now()
-        await self._database.write(lambda db: mend(db, at))

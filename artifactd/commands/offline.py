@@ -16,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog, Restored
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.commands.options import SettingsOptions
@@ -342,7 +343,7 @@ async def _try(parts: Assembly, settings: Settings) -> int:
     with TemporaryDirectory(prefix="artifactd-gc-") as folder:
         copy = Path(folder, "catalog.sqlite3")
         await parts.run(copy_catalog, parts.folder.catalog, copy)
-        catalog = Catalog(copy, parts.reactor, lease=settings.lease)
+        catalog = Catalog(Database(copy, parts.reactor), lease=settings.lease)
         collector = Collector(
             catalog,
             GarbageCatalog(catalog.database),
@@ -358,7 +359,7 @@ async def _try(parts: Assembly, settings: Settings) -> int:
         try:
             await collector.run()
         finally:
-            await catalog.close()
+            await catalog.database.close()
     print(f"would be collected: {listing}")
     return 0
 

@@ -16,6 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.proofs import ProofCatalog
@@ -340,7 +341,7 @@ class Assembly:
         try:
             await self.accesses.write()
         finally:
-            await self.catalog.close()
+            await self.catalog.database.close()
             self.pool.stop()
             self.blobs.close()
             self.folder.close()
@@ -372,7 +373,7 @@ def assemble(
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
     budgets = Budgets.of(settings)
-    catalog = Catalog(folder.catalog, reactor, lease=settings.lease, now=now)
+    catalog = Catalog(Database(folder.catalog, reactor, now=now), lease=settings.lease)
     remote = RemoteCatalog(catalog.database)
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)

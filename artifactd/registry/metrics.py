@@ -168,7 +168,7 @@ class Health:
 
     async def check(self) -> None:
         """:raises Unavailable: if the catalog or the store can't be used, saying which and why."""
-        await self.catalog.check()
+        await self.catalog.database.check()
         try:
             await self.blobs.check_writable()
         except OSError as error:

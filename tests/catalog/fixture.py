@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.remote import RemoteCatalog
@@ -38,9 +39,9 @@ class SQLiteCatalogTestCase(CatalogTestCase):
         super().setUp()
 
     def open_catalog(self, busy_timeout: float = 60.0) -> Catalog:
-        catalog = Catalog(self.path, REACTOR, busy_timeout=busy_timeout, now=lambda: self.time)
-        self.addCleanup(catalog.close)
-        return catalog
+        database = Database(self.path, REACTOR, busy_timeout=busy_timeout, now=lambda: self.time)
+        self.addCleanup(database.close)
+        return Catalog(database)
 
     def configure_repositories(self, names: Sequence[str], default: str | None) -> None:
         configure_repositories(self.path, names, default)

@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
@@ -185,8 +186,8 @@ class Version1Tests(TestCase):
         with closing(sqlite3.connect(self.path)) as db:
             db.executescript(CONTENT_OF_VERSION_1)
         migrate(self.path, nullcontext)
-        self.catalog = Catalog(self.path, REACTOR, now=lambda: 20.0)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(Database(self.path, REACTOR, now=lambda: 20.0))
+        self.addCleanup(self.catalog.database.close)
         self.remote = RemoteCatalog(self.catalog.database)
 
     async def test_all_that_was_there_is_there(self) -> None:
@@ -261,8 +262,8 @@ class Version2Tests(TestCase):
             db.executescript(ROWS)
         self.before = time.time()
         migrate(self.path, nullcontext)
-        self.catalog = Catalog(self.path, REACTOR)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(Database(self.path, REACTOR))
+        self.addCleanup(self.catalog.database.close)
         self.garbage = GarbageCatalog(self.catalog.database)
 
     async def collected(self, before: float) -> set[str]:

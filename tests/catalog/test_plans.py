@@ -3,29 +3,73 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog import blobs, garbage, images, manifests, remote
+from artifactd.catalog import garbage
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
+from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord, nothing
-from artifactd.catalog.remote import CachedPage, Held
+from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName, Tag
-from tests.catalog.fixture import new_catalog
+from tests.catalog.fixture import REACTOR, new_catalog
 from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
+
+_T = TypeVar("_T")
 
 V1 = Tag.parse("v1")
 ALPINE = ImageName("docker.io", "library/alpine")
 DIGEST = Digest.of(b"blob")
 
 
-class PlanTests(SynchronousTestCase):
-    def setUp(self) -> None:
-        self.db = sqlite3.connect(new_catalog(self), isolation_level=None)
-        self.addCleanup(self.db.close)
+class AtOnce(Database):
+    """
+    A database that answers at once, on one connection, and remembers the statements.
+
+    :ivar time: the time now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.time = 1.0
+        super().__init__(path, REACTOR, now=lambda: self.time)
+        self.version.close()
+        self.db = sqlite3.connect(path, isolation_level=None)
         self.db.execute("PRAGMA foreign_keys = ON")
         self.statements: list[str] = []
         self.db.set_trace_callback(self.statements.append)
+
+    def read(self, query: Callable[[Connection], _T]) -> Deferred[_T]:
+        return succeed(query(self.db))
+
+    def write(
+        self,
+        interaction: Callable[[Connection], _T],
+        committed: Callable[[], None] = nothing,
+        *,
+        last: bool = False,
+    ) -> Deferred[_T]:
+        return succeed(interaction(self.db))
+
+
+class PlanTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.database = AtOnce(new_catalog(self))
+        self.db, self.statements = self.database.db, self.database.statements
+        self.addCleanup(self.db.close)
+        self.addCleanup(self.database.version.close)
+        self.catalog = Catalog(self.database, lease=0.0)
+        self.remote = RemoteCatalog(self.database)
+        self.garbage = GarbageCatalog(self.database)
+
+    def do(self, call: Coroutine[Any, Any, _T]) -> _T:
+        return self.successResultOf(Deferred.fromCoroutine(call))
 
     def scans(self) -> list[str]:
         """The steps that read all rows of a table, in whatever has been executed."""
@@ -46,112 +90,121 @@ class PlanTests(SynchronousTestCase):
 
     def put(self, *names: str) -> None:
         child = manifest(b"child", blobs=[descriptor(b"blob")], subject=DIGEST)
-        blobs.add(self.db, APP, DIGEST, 4, confirmed, "u1", 1.0)
-        manifests.put(self.db, ManifestPut(APP, child), confirmed, 1.0)
+        self.do(self.catalog.add_blob(APP, DIGEST, 4, confirmed, upload="u1"))
+        self.do(self.catalog.put_manifest(ManifestPut(APP, child), confirmed))
         wanted = tuple(Tag.parse(name) for name in names)
         condition = Precondition(if_none_match=("*",))
         holder = index(b"[]", [descriptor(b"child")])
-        manifests.put(self.db, ManifestPut(APP, holder, wanted, condition), confirmed, 1.0)
+        self.do(self.catalog.put_manifest(ManifestPut(APP, holder, wanted, condition), confirmed))
+
+    def delete(self, *contents: bytes) -> None:
+        for content in contents:
+            digest = Digest.of(content)
+            self.do(self.catalog.delete_manifest(APP, digest, allow_held=False, actor="anne"))
+
+    def delete_blob(self, digest: Digest) -> None:
+        self.do(self.catalog.delete_blob(APP, digest, allow_held=False, actor="anne"))
 
     def test_pushing_scans_nothing(self) -> None:
         self.put("v1", "v2")
-        blobs.mount(self.db, OTHER, DIGEST, APP, 1.0, 0.0)
-        blobs.mount(self.db, OTHER, DIGEST, None, 1.0, 0.0)
-        blobs.forget(self.db, DIGEST, lambda: None)
+        self.do(self.catalog.mount_blob(OTHER, DIGEST, APP))
+        self.do(self.catalog.mount_blob(OTHER, DIGEST, None))
+        self.do(self.catalog.forget_blob(DIGEST, nothing))
         self.assertEqual([], self.scans())
 
     def test_pulling_and_listing_scan_nothing(self) -> None:
-        blobs.size(self.db, APP, DIGEST)
-        manifests.find(self.db, APP, DIGEST)
-        manifests.find(self.db, APP, V1)
-        manifests.referrers(self.db, APP, DIGEST, None, None, 10)
-        manifests.referrers(self.db, APP, DIGEST, "text/x", str(DIGEST), 10)
+        self.do(self.catalog.blob_size(APP, DIGEST))
+        self.do(self.catalog.manifest(APP, DIGEST))
+        self.do(self.catalog.manifest(APP, V1))
+        self.do(self.catalog.referrers(APP, DIGEST, None, None, 10))
+        self.do(self.catalog.referrers(APP, DIGEST, "text/x", str(DIGEST), 10))
         self.put("v1")
-        images.tag_names(self.db, APP, None, 10)
-        images.tag_names(self.db, APP, "v1", None)
-        images.tag_movements(self.db, APP, V1)
-        images.image_names(self.db, "local", "", 10)
+        self.do(self.catalog.tags(APP, None, 10))
+        self.do(self.catalog.tags(APP, "v1", None))
+        self.do(self.catalog.tag_movements(APP, V1))
+        self.do(self.catalog.images("local", "", 10))
         self.assertEqual([], self.scans())
 
     def test_deleting_scans_nothing(self) -> None:
         self.put("v1", "v2")
-        images.delete_tag(self.db, APP, V1, actor="anne", at=1.0)
-        for content in (b"[]", b"child"):
-            digest = Digest.of(content)
-            manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=1.0)
-        blobs.delete(self.db, APP, DIGEST, allow_held=False, actor="anne", at=1.0)
+        self.do(self.catalog.delete_tag(APP, V1, actor="anne"))
+        self.delete(b"[]", b"child")
+        self.delete_blob(DIGEST)
         self.assertEqual([], self.scans())
 
-    def test_what_a_repository_holds_is_never_looked_at_whole(self) -> None:
-        with images.within_quota(self.db, "local", 1):
-            images.usage_size(self.db, "local")
+    def test_a_repository_is_never_read_whole_for_its_quota(self) -> None:
+        self.do(self.catalog.add_blob(APP, DIGEST, 4, confirmed, quota=10))
+        self.do(self.catalog.repository_size("local"))
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:
         record = UploadRecord("u1", ImageName("local", "app"), Algorithm.SHA256, 1.0)
-        images.add_upload(self.db, record, nothing, 0)
+        self.do(self.catalog.add_upload(record, nothing, 0))
         owned = UploadRecord("u2", ImageName("local", "app"), Algorithm.SHA256, 1.0, "anne")
-        images.add_upload(self.db, owned, nothing, 5)
-        images.find_upload(self.db, "u1")
-        images.upload_page(self.db, "", 10)
-        images.delete_upload(self.db, "u1")
+        self.do(self.catalog.add_upload(owned, nothing, 5))
+        self.do(self.catalog.upload("u1"))
+        self.do(self.catalog.uploads("", 10))
+        self.do(self.catalog.delete_upload("u1"))
         self.assertEqual([], self.scans())
 
     def fill(self) -> None:
-        """An index, a manifest and a blob come from upstream."""
-        remote.add_remote_blob(self.db, [ALPINE], DIGEST, 4, confirmed, 1.0)
+        """Fetch an index, a manifest and a blob from upstream."""
+        self.do(self.remote.add_blobs([ALPINE], DIGEST, 4, confirmed))
         child = manifest(b"child", blobs=[descriptor(b"blob")])
-        remote.cache_manifest(self.db, ALPINE, child, None, confirmed, 1.0)
+        self.do(self.remote.cache_manifest(ALPINE, child, None, confirmed))
         holder = index(b"[]", [descriptor(b"child")])
-        remote.cache_manifest(self.db, ALPINE, holder, V1, confirmed, 1.0)
+        self.do(self.remote.cache_manifest(ALPINE, holder, V1, confirmed))
 
     def test_what_comes_from_upstream_is_kept_without_a_scan(self) -> None:
         self.fill()
-        remote.point_tag(self.db, ALPINE, V1, Digest.of(b"child"), 2.0)
-        remote.keep_tag(self.db, ALPINE, V1, DIGEST, 2.0)
-        remote.link_remote_blob(self.db, ALPINE, DIGEST, 2.0)
-        remote.put_page(self.db, ALPINE, "tags", CachedPage(b"{}", {"n": "1"}, None, 1.0))
-        images.remember_origin(self.db, "alpine", "docker.io")
+        self.do(self.remote.point_tag(ALPINE, V1, Digest.of(b"child")))
+        self.do(self.remote.keep_tag(ALPINE, V1, DIGEST))
+        self.do(self.remote.link_blob(ALPINE, DIGEST))
+        self.do(self.remote.cache_page(ALPINE, "tags", CachedPage(b"{}", {"n": "1"}, None, 1.0)))
+        self.do(self.remote.set_origin("alpine", "docker.io"))
         self.assertEqual([], self.scans())
 
     def test_pulling_from_remote_images_scans_nothing(self) -> None:
         self.fill()
-        remote.find_tag(self.db, ALPINE, V1)
-        remote.find_page(self.db, ALPINE, "tags")
-        images.find_known(self.db, ALPINE)
-        blobs.size_anywhere(self.db, DIGEST)
-        images.find_origin(self.db, "alpine")
+        self.do(self.remote.cached_tag(ALPINE, V1))
+        self.do(self.remote.cached_page(ALPINE, "tags"))
+        self.do(self.remote.is_known(ALPINE))
+        self.do(self.remote.stored_size(DIGEST))
+        self.do(self.remote.origin("alpine"))
         self.assertEqual([], self.scans())
 
     def test_evicting_scans_nothing(self) -> None:
         self.fill()
         used = {(ALPINE, DIGEST): 2.0, (ALPINE, Digest.of(b"[]")): 2.0}
-        remote.touch(self.db, used)
-        remote.held_bytes(self.db, "docker.io")
-        held = remote.least_used(self.db, "docker.io", 9.0, 0, 10)
-        self.assertEqual(3, len(remote.drop(self.db, held, 9.0)))
+        self.do(self.remote.touch(used))
+        self.do(self.remote.held_bytes("docker.io"))
+        held = self.do(self.remote.least_used("docker.io", 9.0, 0, 10))
+        self.assertEqual(3, len(self.do(self.remote.drop(held))))
         self.assertEqual([], self.scans())
 
     def test_purging_and_releasing_scan_nothing(self) -> None:
         for reference in (V1, DIGEST, None):
             self.fill()
-            remote.purge(self.db, ALPINE, reference, 1.0)
-        images.make_known(self.db, APP, 1.0)
-        images.release(self.db, APP, 1.0)
+            self.do(self.remote.purge(ALPINE, reference))
+        self.put()
+        self.delete(b"[]", b"child")
+        self.do(self.remote.release_image(APP))
         self.assertEqual([], self.scans())
 
     def collect(self, at: float) -> None:
-        """What is of no use since ``at``, to its end."""
+        """Collect everything that has been unused since ``at``."""
+        self.database.time = at
         for _ in range(2):
-            garbage.collect_untagged(self.db, "local", at, 10, at)
-            garbage.collect_links(self.db, at, 10)
-            garbage.collect_deleted(self.db, at, 10)
-            garbage.collect_bytes(self.db, at, 10)
-        garbage.unlisted(self.db, [DIGEST])
+            self.do(self.garbage.collect_untagged("local", at, 10))
+            self.do(self.garbage.collect_links(at, 10))
+            self.do(self.garbage.collect_deleted(at, 10))
+            self.do(self.garbage.collect_bytes(at, 10))
+        self.do(self.garbage.unlisted([DIGEST]))
 
     def test_collecting_scans_nothing(self) -> None:
         self.put("v1", "v2")
-        manifests.delete(self.db, APP, Digest.of(b"[]"), allow_held=False, actor="anne", at=2.0)
+        self.database.time = 2.0
+        self.delete(b"[]")
         self.collect(3.0)
         self.assertEqual([], self.scans())
         self.assertEqual([], self.db.execute("SELECT digest FROM blob").fetchall())
@@ -159,19 +212,23 @@ class PlanTests(SynchronousTestCase):
     def test_bringing_back_scans_nothing(self) -> None:
         self.put("v1", "v2")
         other = Digest.of(b"other")
-        blobs.add(self.db, APP, other, 5, confirmed, None, 1.0)
-        blobs.delete(self.db, APP, other, allow_held=False, actor="anne", at=2.0)
-        for content in (b"[]", b"child"):
-            digest = Digest.of(content)
-            manifests.delete(self.db, APP, digest, allow_held=False, actor="anne", at=2.0)
+        self.do(self.catalog.add_blob(APP, other, 5, confirmed))
+        self.database.time = 2.0
+        self.delete_blob(other)
+        self.delete(b"[]", b"child")
         for reference in (V1, other, None):
-            garbage.undelete(self.db, APP, reference, "anne", 3.0)
+            self.do(self.garbage.undelete(APP, reference, "anne"))
         self.assertEqual([], self.scans())
 
     def test_renewing_a_lease_scans_nothing(self) -> None:
-        blobs.add(self.db, APP, DIGEST, 4, confirmed, None, 1.0)
-        self.assertEqual(4, blobs.promise(self.db, APP, DIGEST, 2.0, 1.0))
-        manifests.promise(self.db, APP, DIGEST, 2.0, 1.0)
+        self.put()
+        self.do(self.catalog.add_blob(APP, Digest.of(b"other"), 5, confirmed))
+        self.database.time = 2.0
+        before = len(self.statements)
+        self.assertEqual(5, self.do(self.catalog.promise_blob(APP, Digest.of(b"other"))))
+        self.do(self.catalog.promise_manifest(APP, Digest.of(b"[]")))
+        renewed = [s for s in self.statements[before:] if s.startswith("UPDATE")]
+        self.assertEqual(2, len(renewed))
         self.assertEqual([], self.scans())
 
     def test_what_is_collected_comes_out_of_an_index_in_its_order(self) -> None:
@@ -197,31 +254,31 @@ class PlanTests(SynchronousTestCase):
         ]
 
     def test_what_is_least_used_comes_out_of_an_index_without_being_sorted(self) -> None:
-        remote.least_used(self.db, "docker.io", 9.0, 0, 10)
+        self.do(self.remote.least_used("docker.io", 9.0, 0, 10))
         steps = self.steps()
         for used in ("blob_link_used", "manifest_used"):
             self.assertEqual(1, sum(used in step for step in steps), steps)
         self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
 
     def test_the_oldest_pages_come_out_of_an_index_without_their_bodies(self) -> None:
-        remote.put_page(self.db, ALPINE, "tags", CachedPage(b"{}", None, None, 1.0))
+        self.do(self.remote.cache_page(ALPINE, "tags", CachedPage(b"{}", None, None, 1.0)))
         steps = self.steps()
         self.assertTrue([s for s in steps if "COVERING INDEX upstream_page_fetched" in s], steps)
         self.assertFalse([step for step in steps if "B-TREE FOR ORDER BY" in step])
 
     def test_what_is_dropped_is_found_by_its_key_not_by_its_time(self) -> None:
         for is_manifest in (False, True):
-            remote.drop(self.db, [Held(ALPINE, DIGEST, 4, 1.0, is_manifest)], 1.0)
-        remote.touch(self.db, {(ALPINE, DIGEST): 1.0})
+            self.do(self.remote.drop([Held(ALPINE, DIGEST, 4, 1.0, is_manifest)]))
+        self.do(self.remote.touch({(ALPINE, DIGEST): 1.0}))
         self.assertFalse([step for step in self.steps() if "_used" in step])
 
     def test_listings_come_out_of_an_index_in_their_order(self) -> None:
         self.put("v1")
-        manifests.referrers(self.db, APP, DIGEST, None, None, 10)
-        images.tag_names(self.db, APP, None, 10)
-        images.tag_movements(self.db, APP, V1)
-        images.image_names(self.db, "local", "", 10)
-        images.upload_page(self.db, "", 10)
+        self.do(self.catalog.referrers(APP, DIGEST, None, None, 10))
+        self.do(self.catalog.tags(APP, None, 10))
+        self.do(self.catalog.tag_movements(APP, V1))
+        self.do(self.catalog.images("local", "", 10))
+        self.do(self.catalog.uploads("", 10))
         self.db.set_trace_callback(None)
         sorted_afterwards = [
             statement
@@ -233,7 +290,7 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([], sorted_afterwards)
 
     def test_referrers_are_found_by_their_subject(self) -> None:
-        manifests.referrers(self.db, APP, DIGEST, "text/x", None, 10)
+        self.do(self.catalog.referrers(APP, DIGEST, "text/x", None, 10))
         self.db.set_trace_callback(None)
         [query] = self.statements
         plan = [step for *_, step in self.db.execute(f"EXPLAIN QUERY PLAN {query}")]

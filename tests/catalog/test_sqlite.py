@@ -12,7 +12,7 @@ from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessValue
 
 from artifactd.catalog.catalog import LEASE, Catalog
-from artifactd.catalog.database import DataVersion
+from artifactd.catalog.database import Database, DataVersion
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
@@ -87,8 +87,8 @@ class SQLiteTests(SQLiteCatalogTestCase):
         target = Path(self.mktemp())
         copy_catalog(self.path, target)
         await self.put(b"[]", "v2")
-        restored = Catalog(target, REACTOR)
-        self.addCleanup(restored.close)
+        restored = Catalog(Database(target, REACTOR))
+        self.addCleanup(restored.database.close)
         self.assertEqual(["v1"], await restored.tags(APP, None, None))
         self.assertIsNotNone(await restored.manifest(APP, V1))
         with closing(sqlite3.connect(target)) as db:
@@ -116,9 +116,9 @@ class SQLiteTests(SQLiteCatalogTestCase):
         catalog = self.open_catalog(busy_timeout=0.01)
         with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            error = await self.assert_raises(Unavailable, catalog.check())
+            error = await self.assert_raises(Unavailable, catalog.database.check())
         self.assertIn("SQLITE_BUSY", str(error))
-        self.assertIsNone(await Deferred.fromCoroutine(catalog.check()))
+        self.assertIsNone(await Deferred.fromCoroutine(catalog.database.check()))
 
     async def test_reading_goes_on_while_another_process_writes(self) -> None:
         await self.put(b"{}", "v1")
@@ -131,7 +131,7 @@ class SQLiteTests(SQLiteCatalogTestCase):
     async def test_a_closed_catalog_answers_nothing(self) -> None:
         await self.put(b"{}", "v1")
         await self.catalog.manifest(APP, V1)
-        await self.catalog.close()
-        await self.catalog.close()
+        await self.catalog.database.close()
+        await self.catalog.database.close()
         await self.assert_raises(Unavailable, self.catalog.manifest(APP, V1))
         await self.assert_raises(Unavailable, self.catalog.delete_upload("u1"))

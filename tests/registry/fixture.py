@@ -16,6 +16,7 @@ from twisted.logger import LogEvent, capturedLogs, formatEvent
 from zope.interface import implementer
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
@@ -227,8 +228,8 @@ class RemoteTestCase(FilesystemTestCase):
         super().setUp()
         self.time = 1000.0
         self.clock = WatchedClock()
-        self.catalog = Catalog(new_catalog(self), reactor, now=lambda: self.time)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(Database(new_catalog(self), reactor, now=lambda: self.time))
+        self.addCleanup(self.catalog.database.close)
         self.remote = RemoteCatalog(self.catalog.database)
         self.upstream = PlayedUpstream()
         self.all_counters = Counters()

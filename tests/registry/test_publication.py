@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
@@ -17,8 +18,8 @@ DIGEST = Digest.of(b"blob")
 class PublicationTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.catalog = Catalog(new_catalog(self), REACTOR)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(Database(new_catalog(self), REACTOR))
+        self.addCleanup(self.catalog.database.close)
 
     async def publish(self, failures: int) -> None:
         """Publish a blob; its row can't be written at first, so many times."""

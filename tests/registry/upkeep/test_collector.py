@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
@@ -52,8 +53,10 @@ class CollectorTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.time = time.time()
-        self.catalog = Catalog(new_catalog(self), reactor, lease=LEASE, now=lambda: self.time)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(
+            Database(new_catalog(self), reactor, now=lambda: self.time), lease=LEASE
+        )
+        self.addCleanup(self.catalog.database.close)
         self.garbage = GarbageCatalog(self.catalog.database)
         self.clock = Clock()
         self.counters = Counters()
@@ -214,7 +217,7 @@ class CollectorTests(FilesystemTestCase):
         running = Deferred.fromCoroutine(self.collector.run())
         paused = 0.0
         while not running.called:
-            await self.catalog.check()  # once round, so that a step under way ends
+            await self.catalog.database.check()  # once round, so that a step under way ends
             for call in self.clock.getDelayedCalls():
                 paused += call.getTime() - self.clock.seconds()
                 self.clock.advance(call.getTime() - self.clock.seconds())
@@ -228,7 +231,7 @@ class CollectorTests(FilesystemTestCase):
         self.time += 1e9
         running = Deferred.fromCoroutine(self.collector.run([]))
         while not self.clock.getDelayedCalls():
-            await self.catalog.check()
+            await self.catalog.database.check()
         self.collector.stop()
         await self.assert_raises(NotNow, running)
         self.assertEqual([], self.clock.getDelayedCalls())

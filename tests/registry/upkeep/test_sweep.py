@@ -7,6 +7,7 @@ import time
 from uuid import uuid4
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database
 from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
@@ -24,8 +25,8 @@ NEWBORN = 60.0
 class SweepTests(FilesystemTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.catalog = Catalog(new_catalog(self), reactor)
-        self.addCleanup(self.catalog.close)
+        self.catalog = Catalog(Database(new_catalog(self), reactor))
+        self.addCleanup(self.catalog.database.close)
 
     async def sweep(self, upload_timeout: float = TIMEOUT) -> int:
         """What another process would sweep; how much went."""
