@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Annotated, Any, Self, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Annotated, Self
 
-from attrs import frozen
-from msgspec import Meta, Struct, field
-from msgspec.structs import fields
+from msgspec import Meta, field
 
 from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns as Compiled
 from artifactd.settings.access import Action, Subject
-from artifactd.settings.toml import as_table, key, read_values, shown
+from artifactd.settings.toml import Section, key, shown
 from artifactd.settings.values import (
     Duration,
     Expiry,
@@ -27,8 +25,6 @@ from artifactd.settings.values import (
     is_trustworthy,
 )
 
-_S = TypeVar("_S", bound=Struct)
-
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SECRET_HASH = re.compile(
     r"sha256:[0-9a-f]{64}|\$2[aby]\$(0[4-9]|1[0-7])\$[./A-Za-z0-9]{53}"  # what htpasswd -C allows
@@ -36,7 +32,7 @@ _SECRET_HASH = re.compile(
 
 
 class SecretHash(str):
-    """What a robot's secret is compared with: ``sha256:`` and 64 hexadecimal digits, or bcrypt."""
+    """The hash of a robot's secret: ``sha256:`` and 64 hexadecimal digits, or bcrypt."""
 
     __slots__ = ()
 
@@ -73,8 +69,8 @@ Hash = Annotated[
 Failures = Annotated[int, Meta(ge=1, le=10_000, description="a whole number from 1 to 10000")]
 
 
-class AuthSettings(Struct, frozen=True, kw_only=True):
-    """``[auth]``: ``etc/artifactd.toml`` tells what each means."""
+class AuthSettings(Section, frozen=True, kw_only=True):
+    """``[auth]``; ``etc/artifactd.toml`` explains each setting."""
 
     htpasswd: Text = ""
     remember: Length = Duration(60)
@@ -84,16 +80,16 @@ class AuthSettings(Struct, frozen=True, kw_only=True):
     groups: Groups = field(default_factory=dict)
 
 
-class AccessSettings(Struct, frozen=True, kw_only=True):
-    """One ``[[access]]``: who may do what to which images, by their canonical names."""
+class AccessSettings(Section, frozen=True, kw_only=True):
+    """One ``[[access]]``: subjects, actions, and patterns of the images' canonical names."""
 
     who: Subjects
     may: Actions
     images: Patterns
 
 
-class RobotSettings(Struct, frozen=True, kw_only=True):
-    """``[robot.<name>]``: an account for a machine; rules give it access, and this limits it."""
+class RobotSettings(Section, frozen=True, kw_only=True):
+    """``[robot.<name>]``: an account for a machine; its ``may`` and ``images`` limit it."""
 
     secret_hash: Hash
     expires: Moment = Expiry("")
@@ -101,96 +97,69 @@ class RobotSettings(Struct, frozen=True, kw_only=True):
     images: Patterns = (Pattern("*"),)
 
 
-@frozen
-class Accounts:
-    """The tables that this module reads, checked against each other by :meth:`check`."""
+def check_accounts(
+    auth: AuthSettings,
+    access: Sequence[AccessSettings],
+    robots: Mapping[str, RobotSettings],
+    where: str,
+    repositories: Collection[str],
+    issuers: Collection[str],
+    proving: Collection[str],
+) -> None:
+    """
+    Check accounts and access rules against each other and against the other tables.
 
-    auth: AuthSettings
-    access: tuple[AccessSettings, ...]
-    robot: Mapping[str, RobotSettings]
-
-    @classmethod
-    def read(cls, tables: dict[str, Any], where: str) -> Self:
-        """
-        Take ``auth``, ``access`` and ``robot`` out of ``tables``.
-
-        :param where: what an error calls the file.
-        :raises StartError: naming the first setting that is wrong, and what it should be.
-        """
-        auth = _read_auth(tables.pop("auth", {}), f"{where}: auth")
-        access = tables.pop("access", [])
-        if not isinstance(access, list):
-            raise StartError(f"{where}: access: expected [[access]] tables, got {shown(access)}")
-        robots = as_table(tables.pop("robot", {}), f"{where}: robot")
-        return cls(
-            auth,
-            tuple(
-                _read(AccessSettings, table, f"{where}: access[{number}]")
-                for number, table in enumerate(access)
-            ),
-            {name: _read_robot(name, table, where) for name, table in robots.items()},
+    :param where: names the file in an error.
+    :param repositories: the names of those configured: canonical names begin with one.
+    :param issuers: the names of those configured.
+    :param proving: the names of the repositories with ``proof_of_access``.
+    :raises StartError: if a rule, a group or a robot names something that is not configured.
+    """
+    for name, members in auth.groups.items():
+        place = f"{where}: auth.groups.{key(name)}"
+        check_name(name, place)
+        for member in members:
+            robot = member.removeprefix("robot:")
+            if robot != member and robot not in robots:
+                raise _unknown(place, "robots", robot, robots)
+    for name, settings in robots.items():
+        place = f"{where}: robot.{key(name)}"
+        check_name(name, place)
+        _check_images(settings.images, f"{place}.images", repositories)
+    for number, rule in enumerate(access):
+        place = f"{where}: access[{number}]"
+        for subject in rule.who:
+            name = subject.name
+            match subject.kind:
+                case "user" if not auth.htpasswd:
+                    raise StartError(
+                        f"{place}.who: {shown(subject)}: expected auth.htpasswd with it"
+                    )
+                case "group" if name not in auth.groups:
+                    raise _unknown(f"{place}.who", "groups", name, auth.groups)
+                case "robot" if not any(map(Compiled((name,)).match, robots)):
+                    raise _unknown(f"{place}.who", "robots", name, robots)
+                case "upstream":
+                    repository, _, user = name.partition("/")
+                    if repository not in proving or not user:
+                        what = "repositories with proof_of_access, as <repository>/*"
+                        raise _unknown(f"{place}.who", what, name, proving)
+                case "issuer" | "claim" if name not in issuers:
+                    raise _unknown(f"{place}.who", "issuers", name, issuers)
+        _check_visitors(rule, place)
+        _check_images(rule.images, f"{place}.images", repositories)
+    if not access and (auth.htpasswd or robots or issuers or proving):
+        raise StartError(
+            f"{where}: access: expected at least one [[access]]: without any nobody may do anything"
         )
-
-    def check(
-        self,
-        where: str,
-        repositories: Collection[str],
-        issuers: Collection[str] | None = None,
-        proving: Collection[str] = (),
-    ) -> None:
-        """
-        :param repositories: the configured ones, which canonical names begin with.
-        :param issuers: the configured ones; ``None`` lets every name pass.
-        :param proving: the repositories that want proof of access.
-        :raises StartError: if a rule, a group or a robot means what there is not.
-        """
-        for name, members in self.auth.groups.items():
-            for member in members:
-                robot = member.removeprefix("robot:")
-                if robot != member and robot not in self.robot:
-                    raise _unknown(f"{where}: auth.groups.{key(name)}", "robots", robot, self.robot)
-        for number, rule in enumerate(self.access):
-            for subject in rule.who:
-                self._check_subject(subject, f"{where}: access[{number}].who", issuers, proving)
-            _check_visitors(rule, f"{where}: access[{number}]")
-            _check_images(rule.images, f"{where}: access[{number}].images", repositories)
-        for name, robot_settings in self.robot.items():
-            place = f"{where}: robot.{key(name)}.images"
-            _check_images(robot_settings.images, place, repositories)
-        if not self.access and (self.auth.htpasswd or self.robot or issuers or proving):
-            raise StartError(
-                f"{where}: access: expected at least one [[access]]: without any nobody may do"
-                " anything"
-            )
-
-    def _check_subject(
-        self,
-        subject: Subject,
-        where: str,
-        issuers: Collection[str] | None,
-        proving: Collection[str],
-    ) -> None:
-        name = subject.name
-        match subject.kind:
-            case "user" if not self.auth.htpasswd:
-                raise StartError(f"{where}: {shown(subject)}: expected auth.htpasswd with it")
-            case "group" if name not in self.auth.groups:
-                raise _unknown(where, "groups", name, self.auth.groups)
-            case "robot" if not any(map(Compiled((name,)).match, self.robot)):
-                raise _unknown(where, "robots", name, self.robot)
-            case "upstream":
-                repository, _, user = name.partition("/")
-                if repository not in proving or not user:
-                    what = "repositories with proof_of_access, as <repository>/*"
-                    raise _unknown(where, what, name, proving)
-            case "issuer" | "claim" if issuers is not None and name not in issuers:
-                raise _unknown(where, "issuers", name, issuers)
 
 
 def _check_visitors(rule: AccessSettings, where: str) -> None:
     """
-    What is said to those of an upstream: many upstreams look at the password alone, so that the
-    name is whatever a client says, and anybody may have an account there.
+    Check a rule for users of an upstream.
+
+    Many upstreams check the password alone, so that a client can take any user name; and anybody
+    may have an account there.
     """
     for subject in rule.who:
         if subject.kind != "upstream":
@@ -208,29 +177,6 @@ def _check_visitors(rule: AccessSettings, where: str) -> None:
                     f" {shown(action)}: anybody may have an account there; let accounts of this"
                     " registry do it, in another rule"
                 )
-
-
-def _read_auth(value: object, where: str) -> AuthSettings:
-    settings = _read(AuthSettings, value, where)
-    for name in settings.groups:
-        check_name(name, f"{where}.groups.{key(name)}")
-    return settings
-
-
-def _read_robot(name: str, value: object, where: str) -> RobotSettings:
-    place = f"{where}: robot.{key(name)}"
-    check_name(name, place)
-    return _read(RobotSettings, value, place)
-
-
-def _read(kind: type[_S], value: object, where: str) -> _S:
-    """``value`` as a table of ``kind``, with everything that has no default."""
-    values = read_values(kind, as_table(value, where), lambda name: f"{where}.{name}")
-    for each in fields(kind):
-        if each.required and each.name not in values:
-            expected = next(m.description for m in each.type.__metadata__ if m.description)
-            raise StartError(f"{where}.{each.name}: expected {expected}, got nothing")
-    return kind(**values)
 
 
 def check_name(name: str, where: str) -> None:
@@ -263,11 +209,11 @@ def _choice(names: Iterable[str]) -> str:
     return ", ".join(shown(name) for name in sorted(names))
 
 
-# Settings of Bearer tokens: artifactd's own token service, and other issuers.
+# Bearer tokens of artifactd's own token service and of other issuers.
 
 SERVICE_NAME = "artifactd"
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA")
-"""Signatures of other issuers' tokens that may be allowed: all that need no shared secret."""
+"""The signature algorithms that an issuer's tokens may have: all without a shared secret."""
 
 # Seconds: registry-auth-token, "a token should never be returned with less than 60 seconds".
 _LEAST = Duration(60)
@@ -278,7 +224,11 @@ _Service = Annotated[
 ]
 _Audience = Annotated[
     tuple[Annotated[str, Meta(min_length=1)], ...],
-    Meta(min_length=1, description='texts such as "https://registry.example.com", at least one'),
+    Meta(
+        min_length=1,
+        description='texts such as "https://registry.example.com", at least one',
+        extra={"missing": 'the "aud" of tokens that are for this registry'},
+    ),
 ]
 _Algorithms = Annotated[
     tuple[Annotated[str, Meta(pattern=f"^(?:{'|'.join(ALGORITHMS)})$")], ...],
@@ -289,12 +239,13 @@ _Claims = Annotated[
     Meta(description='claims with patterns such as "repository_owner=octo-org"'),
 ]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SOURCES = ("jwks_file", "jwks_url")
+_ISS = 'the "iss" of its tokens, such as "https://gitlab.example.com"'
+_Issuer = Annotated[Text, Meta(extra={"missing": _ISS})]
 
 
-class TokenServiceSettings(Struct, frozen=True):
+class TokenServiceSettings(Section, frozen=True):
     """
-    ``[token_service]``: ``etc/artifactd.toml`` tells what each means.
+    ``[token_service]``; ``etc/artifactd.toml`` explains each setting.
 
     :ivar key_rotation: seconds; 0: never.
     """
@@ -306,21 +257,17 @@ class TokenServiceSettings(Struct, frozen=True):
     key_rotation: Length = Duration(30 * 86400)
     leeway: Length = Duration(10)
 
-    @classmethod
-    def read(cls, table: object, where: str) -> TokenServiceSettings:
-        """:raises StartError: naming the first setting that is wrong."""
-        return cls(**read_values(cls, as_table(table, where), lambda name: f"{where}.{name}"))
 
-
-class IssuerSettings(Struct, frozen=True, kw_only=True):
+class IssuerSettings(Section, frozen=True, kw_only=True):
     """
-    ``[issuer.<name>]``: ``etc/artifactd.toml`` tells what each means.
+    ``[issuer.<name>]``; ``etc/artifactd.toml`` explains each setting.
 
-    :ivar jwks_file: a path, or empty, as is ``ca_file``; with neither it nor ``jwks_url``, the keys
-        are where the issuer's discovery document says.
+    :ivar jwks_file: a path, or empty; without it and ``jwks_url`` the issuer's discovery document
+        says where its keys are.
+    :ivar ca_file: a path, or empty.
     """
 
-    issuer: Text
+    issuer: _Issuer
     audience: _Audience
     claims: _Claims = ()
     jwks_file: Text = ""
@@ -332,47 +279,33 @@ class IssuerSettings(Struct, frozen=True, kw_only=True):
     refresh: _Lifetime = Duration(3600)
     timeout: Timeout = Duration(10)
 
-    @classmethod
-    def read(cls, table: object, where: str) -> IssuerSettings:
-        """:raises StartError: naming the first setting that is wrong or missing."""
-        values = read_values(cls, as_table(table, where), lambda name: f"{where}.{name}")
-        for name, expected in (
-            ("issuer", 'the "iss" of its tokens, such as "https://gitlab.example.com"'),
-            ("audience", 'the "aud" of tokens that are for this registry'),
-        ):
-            if not values.get(name):
-                raise StartError(f"{where}.{name}: expected {expected}, got nothing")
-        _check_source(values, where)
-        return cls(**values)
 
-
-def read_issuers(tables: object, where: str) -> Mapping[str, IssuerSettings]:
+def check_issuers(issuers: Mapping[str, IssuerSettings], where: str) -> None:
     """
-    ``[issuer.<name>]``, by their names.
-
-    :raises StartError: naming the first setting that is wrong, or issuers that can't be told apart.
+    :param where: names the table of all issuers in an error.
+    :raises StartError: if the keys of an issuer could be tampered with on the way, or come from
+        two places, or if two issuers are the same.
     """
-    issuers: dict[str, IssuerSettings] = {}
     named: dict[str, str] = {}
-    for name, table in as_table(tables, where).items():
+    for name, issuer in issuers.items():
+        place = f"{where}.{key(name)}"
         if not _NAME.fullmatch(name):
-            raise StartError(f"{where}.{key(name)}: expected a name of letters, digits and . _ -")
-        issuers[name] = issuer = IssuerSettings.read(table, f"{where}.{key(name)}")
+            raise StartError(f"{place}: expected a name of letters, digits and . _ -")
+        if not issuer.issuer:
+            raise StartError(f"{place}.issuer: expected {_ISS}, got nothing")
+        if issuer.jwks_file and issuer.jwks_url:
+            raise StartError(f"{place}.jwks_url: expected one source of keys, got jwks_file too")
+        if issuer.jwks_url and not is_trustworthy(issuer.jwks_url):
+            raise StartError(f'{place}.jwks_url: expected a URL that begins with "https://"')
+        # With neither setting the issuer itself is asked where its keys are.
+        if not (issuer.jwks_file or issuer.jwks_url or is_trustworthy(issuer.issuer)):
+            raise StartError(
+                f'{place}.issuer: expected a URL that begins with "https://", or jwks_file or'
+                " jwks_url with it"
+            )
         other = named.setdefault(issuer.issuer, name)
         if other != name:
             raise StartError(
-                f"{where}.{key(name)}.issuer: expected an issuer of its own, got"
+                f"{place}.issuer: expected an issuer of its own, got"
                 f' "{issuer.issuer}", which is {key(other)} too'
             )
-    return issuers
-
-
-def _check_source(values: Mapping[str, Any], where: str) -> None:
-    """One place the keys come from, which nobody on the way can change."""
-    given = [name for name in _SOURCES if values.get(name)]
-    if len(given) > 1:
-        raise StartError(f"{where}.{given[1]}: expected one source of keys, got {given[0]} too")
-    asked = given[0] if given else "issuer"
-    if asked != "jwks_file" and not is_trustworthy(values[asked]):
-        what = "" if given else ", or jwks_file or jwks_url with it"
-        raise StartError(f'{where}.{asked}: expected a URL that begins with "https://"{what}')

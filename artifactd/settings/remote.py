@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from artifactd.kit.start import StartError
-from artifactd.settings.toml import key, read_values
+from artifactd.settings.toml import Section, key
 from artifactd.settings.values import (
     Attempts,
     Bytes,
@@ -35,20 +35,19 @@ from artifactd.settings.values import (
 
 _Remote = Annotated[Literal["remote"], Meta(description='"local" or "remote"')]
 
-# Whichever of its addresses Docker Hub is asked at, "alpine" is "library/alpine" there.
+# The hosts of Docker Hub, where "alpine" is short for "library/alpine".
 _DOCKER_HUB = {"docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"}
-_PASSWORDS = ("password", "password_file", "password_env")
 
 
-class RemoteSettings(Struct, frozen=True, kw_only=True):
+class RemoteSettings(Section, frozen=True, kw_only=True):
     """
-    ``[repository.<name>]`` of kind ``remote``: ``etc/artifactd.toml`` tells what each means.
+    ``[repository.<name>]`` of kind ``remote``; ``etc/artifactd.toml`` explains each setting.
 
-    :ivar ca_file: a path, or empty, as is ``password_file``.
+    :ivar ca_file, password_file: a path, or empty.
     """
 
     kind: _Remote = "remote"
-    upstream: Location
+    upstream: Annotated[Location, Meta(extra={"missing": "the URL of a registry"})]
     hosts: Hosts = ()
     library: NamePrefix = Prefix("")
     username: Login = User("")
@@ -78,38 +77,20 @@ class RemoteSettings(Struct, frozen=True, kw_only=True):
     finish_fills: Flag = True
 
     @classmethod
-    def read(
-        cls, name: str, table: Mapping[str, object], where: str, environ: Mapping[str, str]
-    ) -> RemoteSettings:
-        """
-        The settings that ``table`` has for the repository ``name``.
-
-        :param where: what an error calls the table.
-        :param environ: where ``password_env`` is looked up.
-        :raises StartError: naming the first setting that is wrong, and what it should be.
-        """
-        values = read_values(cls, table, lambda setting: f"{where}.{setting}")
-        if "upstream" not in values:
-            raise StartError(f"{where}.upstream: expected the URL of a registry, got nothing")
+    def complete(cls, name: str, values: dict[str, Any]) -> None:
+        """Let the repository answer for its own name and its upstream's host by default."""
         host = values["upstream"].host
-        values.setdefault("hosts", (Host(name), host))
-        values["hosts"] = tuple(dict.fromkeys(values["hosts"]))
+        values["hosts"] = tuple(dict.fromkeys(values.get("hosts", (Host(name), host))))
         values.setdefault("library", Prefix("library/" if host in _DOCKER_HUB else ""))
-        _check_login(values, where)
-        settings = cls(**values)
-        try:
-            settings.read_password(environ)
-        except ValueError as error:
-            raise StartError(f"{where}.{error}") from None
-        return settings
 
     def read_password(self, environ: Mapping[str, str]) -> Secret:
         """
-        The password as it is now: a file is read again, so that it can be changed in place.
+        The password in force now: its file is read again each time, so that it can be changed.
 
-        It is empty if there is no login.  Of a file the end of the last line does not count.
+        Empty if there is no login.  The newline at the end of the file is not part of it.
 
-        :raises ValueError: in one line that begins with the setting's name.
+        :raises ValueError: if it can't be read; the message is one line that begins with the
+            setting's name.
         """
         if self.password_file:
             return _secret("password_file", self.password_file, _read_file(self.password_file))
@@ -129,44 +110,54 @@ def docker_hub() -> RemoteSettings:
     )
 
 
-def proving(repositories: Mapping[str, object]) -> list[str]:
-    """The names of those that want proof of access."""
-    return [
-        name
-        for name, each in repositories.items()
-        if isinstance(each, RemoteSettings) and each.proof_of_access
-    ]
-
-
-def check_hosts(repositories: Mapping[str, object], where: str) -> None:
-    """:raises StartError: if two remote repositories answer for one host."""
+def check_remotes(
+    repositories: Mapping[str, object], where: str, environ: Mapping[str, str]
+) -> None:
+    """
+    :param where: names the table of all repositories in an error.
+    :param environ: the variables that ``password_env`` may name.
+    :raises StartError: if two remote repositories answer for one host, or a login is incomplete or
+        its password can't be read.
+    """
     answering: dict[str, str] = {}
-    for name, repository in repositories.items():
-        if isinstance(repository, RemoteSettings):
-            for host in repository.hosts:
-                other = answering.setdefault(host, name)
-                if other != name:
-                    raise StartError(
-                        f"{where}.{key(name)}.hosts: expected hosts of its own, got"
-                        f' "{host}", which is one of {key(other)} too'
-                    )
+    for name, remote in repositories.items():
+        if not isinstance(remote, RemoteSettings):
+            continue
+        place = f"{where}.{key(name)}"
+        _check_login(remote, place)
+        try:
+            remote.read_password(environ)
+        except ValueError as error:
+            raise StartError(f"{place}.{error}") from None
+        for host in remote.hosts:
+            other = answering.setdefault(host, name)
+            if other != name:
+                raise StartError(
+                    f"{place}.hosts: expected hosts of its own, got"
+                    f' "{host}", which is one of {key(other)} too'
+                )
 
 
-def _check_login(values: Mapping[str, Any], where: str) -> None:
-    """A name and one password, or neither."""
-    given = [setting for setting in _PASSWORDS if values.get(setting)]
+def _check_login(remote: RemoteSettings, where: str) -> None:
+    """A user name and one password, or neither."""
+    passwords = {
+        "password": remote.password,
+        "password_file": remote.password_file,
+        "password_env": remote.password_env,
+    }
+    given = [setting for setting, value in passwords.items() if value]
     if len(given) > 1:
         raise StartError(f"{where}.{given[1]}: expected one password, got {given[0]} too")
-    if values.get("username") and not given:
+    if remote.username and not given:
         raise StartError(
             f"{where}.username: expected password, password_file or password_env with it"
         )
-    if values.get("proof_of_access") and not given:
+    if remote.proof_of_access and not given:
         raise StartError(
             f"{where}.proof_of_access: expected username and a password with it: what others have"
             " shown that they may have is fetched with them"
         )
-    if given and not values.get("username"):
+    if given and not remote.username:
         raise StartError(f"{where}.{given[0]}: expected username with it")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 from msgspec.structs import fields
 
 from artifactd.kit.start import StartError
@@ -21,15 +21,15 @@ from artifactd.oci.errors import NameInvalid
 from artifactd.oci.names import RepositoryName
 from artifactd.settings.accounts import (
     AccessSettings,
-    Accounts,
     AuthSettings,
     IssuerSettings,
     RobotSettings,
     TokenServiceSettings,
-    read_issuers,
+    check_accounts,
+    check_issuers,
 )
-from artifactd.settings.remote import RemoteSettings, check_hosts, docker_hub, proving
-from artifactd.settings.toml import as_table, key, read_values, shown, write_lines
+from artifactd.settings.remote import RemoteSettings, check_remotes, docker_hub
+from artifactd.settings.toml import Section, as_table, key, read_values, shown, write_lines
 from artifactd.settings.values import (
     Buffers,
     Bytes,
@@ -54,8 +54,6 @@ from artifactd.settings.values import (
     Untagged,
 )
 
-# Settings that bound what one client may take.
-
 _MOST = 10**9
 
 _Count = Annotated[int, Meta(ge=0, le=_MOST, description=f"a whole number from 0 to {_MOST}")]
@@ -66,8 +64,8 @@ _Depth = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to
 _Nesting = Annotated[int, Meta(ge=8, le=500, description="a whole number from 8 to 500")]
 
 
-class LimitsSettings(Struct, frozen=True, kw_only=True):
-    """``[limits]``: ``etc/artifactd.toml`` tells what each means; 0 is none, where it may be."""
+class LimitsSettings(Section, frozen=True, kw_only=True):
+    """``[limits]``; ``etc/artifactd.toml`` explains each.  0, where allowed: no limit."""
 
     connections: _Count = 4096
     address_connections: _Count = 512
@@ -87,21 +85,16 @@ class LimitsSettings(Struct, frozen=True, kw_only=True):
     index_depth: _Depth = 4
     json_depth: _Nesting = 100
 
-    @classmethod
-    def read(cls, table: object, where: str) -> LimitsSettings:
-        """:raises StartError: naming the first setting that is wrong."""
-        return cls(**read_values(cls, as_table(table, where), lambda name: f"{where}.{name}"))
-
 
 _PREFIX = "ARTIFACTD_"
-# Tests read the first; Kubernetes sets the others in every pod beside a service named artifactd.
+# Tests read the first; Kubernetes sets the others in pods beside a service named artifactd.
 _NOT_SETTINGS = re.compile(r"REQUIRE_PROGRAMS|PORT(_.*)?|SERVICE_.*")
 
 _LOCAL, _HUB = "local", "docker.io"
 _Local = Annotated[Literal["local"], Meta(description='"local" or "remote"')]
 
 
-class LocalSettings(Struct, frozen=True):
+class LocalSettings(Section, frozen=True):
     """``[repository.<name>]`` of kind ``local``: the images under ``/v2/<name>/``, pushed here."""
 
     kind: _Local = "local"
@@ -115,13 +108,13 @@ class LocalSettings(Struct, frozen=True):
 RepositorySettings = LocalSettings | RemoteSettings
 
 
-class DefaultSettings(Struct, frozen=True):
+class DefaultSettings(Section, frozen=True):
     """
     ``[default]``: the images whose names begin with no configured repository.
 
     :ivar push: the local repository that takes their pushes; empty if there is none.
-    :ivar pull: the repositories they are looked for in, in this order, ``push`` first.
-    :ivar local_only: patterns of names that are not looked for upstream.
+    :ivar pull: the repositories that are searched for them, in this order, ``push`` first.
+    :ivar local_only: patterns of names that no upstream is asked for.
     """
 
     push: Text = _LOCAL
@@ -129,9 +122,9 @@ class DefaultSettings(Struct, frozen=True):
     local_only: Patterns = ()
 
 
-class Settings(Struct, frozen=True, kw_only=True):
+class Settings(Section, frozen=True, kw_only=True):
     """
-    Everything an operator can set; ``etc/artifactd.toml`` tells what each means.
+    All settings; ``etc/artifactd.toml`` explains each.
 
     Made by :meth:`load`; ``Settings()`` has the embedded defaults.
     """
@@ -174,45 +167,52 @@ class Settings(Struct, frozen=True, kw_only=True):
     @property
     def authentication(self) -> bool:
         """
-        Whether any authentication is configured: then nothing is allowed but what a rule of
-        ``access`` allows.
+        Whether any authentication is configured; then only the rules of ``access`` allow anything.
         """
         return bool(self.auth.htpasswd or self.access or self.robot or self.issuer or self.proving)
 
     @property
     def proving(self) -> Sequence[str]:
-        """The remote repositories whose images are for those whom the upstream lets have them."""
-        return proving(self.repository)
+        """The names of the remote repositories with ``proof_of_access``."""
+        return [
+            name
+            for name, each in self.repository.items()
+            if isinstance(each, RemoteSettings) and each.proof_of_access
+        ]
 
     @classmethod
     def load(cls, path: Path | None, environ: Mapping[str, str]) -> Settings:
         """
-        The defaults, changed by the file at ``path``, if any, and by ``ARTIFACTD_<NAME>`` variables
-        for top-level settings, lists separated by spaces.
+        The defaults, overridden by the file at ``path``, and that by the variables
+        ``ARTIFACTD_<NAME>``: for top-level settings only, lists separated by spaces.
 
         :raises StartError: naming the first setting that is wrong, and what it should be.
         """
         tables = {} if path is None else _read(path)
-        where = f"{path}: repository"
-        repositories = _repositories(tables.pop("repository", None), where, environ)
-        default = _default(tables.pop("default", {}), f"{path}: default", repositories)
-        limits = LimitsSettings.read(tables.pop("limits", {}), f"{path}: limits")
-        accounts = Accounts.read(tables, str(path))
-        tokens = TokenServiceSettings.read(
-            tables.pop("token_service", {}), f"{path}: token_service"
-        )
-        issuers = read_issuers(tables.pop("issuer", {}), f"{path}: issuer")
-        accounts.check(str(path), repositories, issuers, proving(repositories))
+        default = tables.pop("default", {})
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
+        repositories = values.setdefault("repository", Settings().repository)
         values |= _from_environment(environ, repositories)
-        values |= {"repository": repositories, "default": default}
-        values |= {"auth": accounts.auth, "access": accounts.access, "robot": accounts.robot}
-        return cls(**values, limits=limits, token_service=tokens, issuer=issuers)
+        _check_names(repositories, f"{path}: repository")
+        check_remotes(repositories, f"{path}: repository", environ)
+        values["default"] = _default(default, f"{path}: default", repositories)
+        settings = cls(**values)
+        check_issuers(settings.issuer, f"{path}: issuer")
+        check_accounts(
+            settings.auth,
+            settings.access,
+            settings.robot,
+            str(path),
+            repositories,
+            settings.issuer,
+            settings.proving,
+        )
+        return settings
 
     def __str__(self) -> str:
         """
-        The settings as a TOML document, which :meth:`load` reads as the same settings, but for
-        passwords: they are not in it.
+        The settings as a TOML document.  :meth:`load` reads it as the same settings, except for
+        the passwords, which are left out.
         """
         return "\n".join(write_lines(self))
 
@@ -226,36 +226,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise StartError(f"{path}: not TOML: {error}") from None
 
 
-def _repositories(
-    tables: object, where: str, environ: Mapping[str, str]
-) -> Mapping[str, RepositorySettings]:
-    """``[repository.<name>]``; the embedded ones if there is none."""
-    if tables is None:
-        return Settings().repository
-    repositories = {
-        name: _repository(name, table, f"{where}.{key(name)}", environ)
-        for name, table in as_table(tables, where).items()
-    }
-    check_hosts(repositories, where)
-    return repositories
-
-
-def _repository(
-    name: str, value: object, where: str, environ: Mapping[str, str]
-) -> RepositorySettings:
-    try:
-        RepositoryName.parse(name)
-    except NameInvalid as error:
-        raise StartError(f"{where}: {error.message}") from None
-    if "/" in name:
-        raise StartError(f"{where}: expected a name of one component, without /")
-    table = as_table(value, where)
-    if table.get("kind") == "remote":
-        return RemoteSettings.read(name, table, where, environ)
-    if "kind" not in table:
-        raise StartError(f'{where}.kind: expected "local" or "remote", got nothing')
-    table = {"kind": table["kind"], **table}  # a wrong kind is told before what it does not have
-    return LocalSettings(**read_values(LocalSettings, table, lambda each: f"{where}.{each}"))
+def _check_names(repositories: Iterable[str], where: str) -> None:
+    for name in repositories:
+        try:
+            RepositoryName.parse(name)
+        except NameInvalid as error:
+            raise StartError(f"{where}.{key(name)}: {error.message}") from None
+        if "/" in name:
+            raise StartError(f"{where}.{key(name)}: expected a name of one component, without /")
 
 
 def _default(table: object, where: str, known: Mapping[str, RepositorySettings]) -> DefaultSettings:
@@ -285,7 +263,7 @@ def _check_pull(
             raise StartError(f"{where}: expected none of kind local but push, got {shown(name)}")
         if name in pull[:position]:
             raise StartError(f"{where}: expected each once, got {shown(name)} twice")
-    # What was pushed is served before anybody else is asked for it.
+    # A pushed image is served before an upstream is asked for its name.
     if push and push not in pull[:1]:
         raise StartError(
             f"{where}: expected {shown(push)}, which is push, first, got {shown(pull)}"
@@ -299,13 +277,13 @@ def _choice(names: Iterable[str]) -> str:
 def _from_environment(
     environ: Mapping[str, str], repositories: Mapping[str, RepositorySettings]
 ) -> dict[str, Any]:
-    """The top-level settings that ``environ`` overrides."""
+    """The top-level settings that ``environ`` has."""
     passwords = {
         each.password_env for each in repositories.values() if isinstance(each, RemoteSettings)
     }
     table: dict[str, object] = {}
     defaults = Settings()
-    # What has a description is written as one value.
+    # A setting that is one value has a description; a table has none.
     tables = {each.name for each in fields(Settings) if not hasattr(each.type, "__metadata__")}
     for variable in sorted(environ.keys() - passwords):
         name = variable.removeprefix(_PREFIX)

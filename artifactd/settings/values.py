@@ -1,4 +1,4 @@
-"""What a setting may be: texts of a certain form, and what an error calls each type."""
+"""The types of settings: parsed texts, and the words that an error describes each type with."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from msgspec import Meta
 
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.names import RepositoryName
-
-# Durations and sizes as an operator writes them: a whole number and a unit.
 
 # From the smallest; each unit is a multiple of the one before.
 _MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -85,8 +83,8 @@ class Host(str):
 
 class Url(str):
     """
-    Where a registry is: ``http`` or ``https``, a host, and perhaps a path that stands before
-    ``/v2/``; without a slash at its end.
+    The base URL of a registry: ``http`` or ``https``, a host, and perhaps the path before ``/v2/``;
+    without a slash at its end.
     """
 
     __slots__ = ()
@@ -104,12 +102,12 @@ class Url(str):
 
     @property
     def host(self) -> Host:
-        """Its host, with the port if it names one."""
+        """The host, with its port if the URL has one."""
         return Host(self.split("/")[2])
 
 
 class Origin(str):
-    """By what clients know the daemon: ``http`` or ``https`` and a host; or nothing."""
+    """The URL under which clients reach the daemon, without a path; or an empty text."""
 
     __slots__ = ()
 
@@ -123,7 +121,7 @@ class Origin(str):
 
 
 class Proxy(str):
-    """Whose word counts: an address, a network, or ``unix`` for all on a Unix socket."""
+    """A trusted proxy: an address, a network, or ``unix`` for every peer on a Unix socket."""
 
     __slots__ = ()
 
@@ -134,7 +132,7 @@ class Proxy(str):
 
 
 class Prefix(str):
-    """What is put before a name: nothing, or components that end in a slash."""
+    """A text put before a name: empty, or path components that end in a slash."""
 
     __slots__ = ()
 
@@ -152,7 +150,7 @@ class Prefix(str):
 
 
 class Pattern(str):
-    """A pattern of names as :mod:`fnmatch` has them: ``*`` matches slashes too."""
+    """A pattern of names in the syntax of :mod:`fnmatch`: ``*`` matches slashes too."""
 
     __slots__ = ()
 
@@ -165,7 +163,7 @@ class Pattern(str):
 
 
 class Untagged(str):
-    """``keep``, or a duration after which untagged manifests go."""
+    """``keep``, or a duration after which untagged manifests are collected."""
 
     __slots__ = ()
 
@@ -176,35 +174,35 @@ class Untagged(str):
 
     @property
     def seconds(self) -> float | None:
-        """Of the duration; ``None``: they stay."""
+        """The duration; ``None``: untagged manifests are kept."""
         return None if self == "keep" else Duration.parse(self)
 
 
 class User(str):
-    """The name of a login; RFC 7617, 2: without a colon and control characters."""
+    """A user name, without a colon and control characters (RFC 7617, 2)."""
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """:raises ValueError: if it can't be sent."""
+        """:raises ValueError: if HTTP Basic cannot carry it."""
         if ":" in text or _CONTROL.search(text):
             raise ValueError(text)
         return cls(text)
 
 
 class Secret(str):
-    """A password, which is not shown; RFC 7617, 2: without control characters."""
+    """A password, without control characters (RFC 7617, 2); its repr() does not show it."""
 
     __slots__ = ()
 
-    # Whatever it is printed inside of, a traceback or a failed test.
+    # A traceback or a failed test may print the value that holds the password.
     def __repr__(self) -> str:
         return "'(not shown)'" if self else "''"
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """:raises ValueError: if it can't be sent."""
+        """:raises ValueError: if HTTP Basic cannot carry it."""
         if _CONTROL.search(text):
             raise ValueError("it holds a control character")
         if not text.isprintable() and re.search("[\ud800-\udfff]", text):
@@ -213,7 +211,7 @@ class Secret(str):
 
 
 class Expiry(str):
-    """A moment as RFC 3339 writes it, with its offset from UTC; or empty: never."""
+    """A date-time of RFC 3339 with its offset from UTC; or empty: never."""
 
     __slots__ = ()
 
@@ -231,7 +229,7 @@ class Expiry(str):
 
     @property
     def moment(self) -> datetime | None:
-        """In UTC."""
+        """The date-time in UTC; ``None``: never."""
         return datetime.fromisoformat(self).astimezone(UTC) if self else None
 
 
@@ -282,11 +280,8 @@ Moment = Annotated[
 ]
 
 
-# Where the keys of other issuers may come from.
-
-
 def is_trustworthy(url: str) -> bool:
-    """Whether nobody on the way can change what is there: https, or http on this machine."""
+    """Whether nobody on the network can tamper with ``url``: https, or http on this machine."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""

@@ -10,6 +10,7 @@ from msgspec.structs import fields
 from artifactd.kit.start import StartError
 from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
 from artifactd.settings.settings import Settings
+from artifactd.settings.toml import read_table
 from tests.settings.test_settings import SHIPPED, SettingsCase
 
 GITHUB = """\
@@ -71,7 +72,7 @@ class IssuerSettingsTests(RefusedCase):
         shown = document["issuer"]["github"]
         self.assertEqual(list(shown), [each.name for each in fields(IssuerSettings)])
         owner = 'claims = ["repository_owner=octo-org"]\n'
-        self.assertEqual(IssuerSettings.read(shown, ""), self.issuer(owner))
+        self.assertEqual(read_table(IssuerSettings, shown, ""), self.issuer(owner))
 
     def test_required_claims_have_patterns(self) -> None:
         for claim in ("repository", "=octo", "a b=c", "a="):
