@@ -1,9 +1,8 @@
-"""Logging in to an upstream as its challenges ask for."""
+"""Logging in to an upstream: challenges, tokens, and what is sent with a request."""
 
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -11,6 +10,7 @@ from urllib.parse import urlencode
 
 import msgspec
 from attrs import define, field, frozen
+from cachetools import LRUCache, TLRUCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -23,7 +23,7 @@ from artifactd.upstream.http.response import HttpResponse
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal
 
-# Bearer tokens: Docker Registry v2 authentication ("Requesting a Token").
+# Docker Registry v2 authentication, "Requesting a Token".
 
 # Bytes of an answer with a token.
 _BODY = 64 << 10
@@ -39,7 +39,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 @frozen
 class TokenRequest:
-    """What a token is asked for, and where: the parameters of a challenge."""
+    """The parameters of a challenge: where to ask for a token, and for what."""
 
     realm: Target
     service: str | None
@@ -47,7 +47,7 @@ class TokenRequest:
 
     @property
     def url(self) -> str:
-        """The scopes are divided by spaces, and go one by one."""
+        """The URL to ask; each scope is a parameter of its own."""
         service = [] if self.service is None else [("service", self.service)]
         query = urlencode([*service, *(("scope", scope) for scope in self.scope.split())])
         return f"{self.realm.url}{'&' if '?' in self.realm.resource else '?'}{query}"
@@ -56,8 +56,10 @@ class TokenRequest:
 @frozen
 class Token:
     """
-    :ivar until: when it is to be used no longer, by the reactor's clock.
-    :ivar user: who it was given to; ``None``: to anybody.
+    A bearer token.
+
+    :ivar until: the time by the reactor's clock from which on it is not used any more.
+    :ivar user: the user that it was given to; ``None``: it was given anonymously.
     """
 
     text: str = field(repr=False)
@@ -78,47 +80,43 @@ _decoder = msgspec.json.Decoder(_Answer, strict=False)
 @define(eq=False)
 class Tokens:
     """
-    The tokens of one upstream, until shortly before they expire.
+    An LRU cache of the tokens of one upstream, each until shortly before it expires.
 
-    :param exchanges: with those who give tokens.
-    :param limit: how many are kept; the longest unused goes first.
+    :param exchanges: with the token services.
+    :param limit: tokens that are kept at most.
     """
 
     exchanges: Exchanges
     retries: Retries
     clock: IReactorTime
     limit: int = 1024
-    _kept: OrderedDict[TokenRequest, Token] = field(factory=OrderedDict, init=False)
+    _kept: TLRUCache[TokenRequest, Token] = field(init=False)
     _fetches: SingleFlight[TokenRequest, Token] = field(init=False)
     _throttle: Throttle = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._kept = TLRUCache(
+            self.limit, ttu=lambda wanted, token, now: token.until, timer=self.clock.seconds
+        )
         self._fetches = SingleFlight(cancel_unwanted=True)
         self._throttle = Throttle(self.clock)
 
     def kept(self, wanted: TokenRequest) -> Token | None:
-        """The one that is here, if it is good for a while yet."""
-        token = self._kept.get(wanted)
-        if token is None:
-            return None
-        if self.clock.seconds() >= token.until:
-            del self._kept[wanted]
-            return None
-        self._kept.move_to_end(wanted)
-        return token
+        """Return the cached token, if there is one that can still be used."""
+        return self._kept.get(wanted)
 
     def drop(self, wanted: TokenRequest, refused: Token) -> None:
-        """``refused`` is not accepted; another one that may have taken its place stays."""
+        """Drop ``refused``, unless another token has taken its place."""
         if self._kept.get(wanted) is refused:
             del self._kept[wanted]
 
     def fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Deferred[Token]:
         """
-        A fresh one.  Asked for once, however many want it; cancelling disturbs no other.
+        Fetch a fresh token, once for all callers at the same time.  Cancelling disturbs no other.
 
-        :raises LoginRefused: if none can be had, or the credentials are refused.
-        :raises Missing: if none is given to anybody.
-        :raises Throttled: if they who give them want fewer requests.
+        :raises LoginRefused: if none is given, or the credentials are refused.
+        :raises Missing: if none is given anonymously.
+        :raises Throttled: if the token service answers 429.
         """
         return self._fetches.join(wanted, partial(self._fetch, wanted, credentials))
 
@@ -140,11 +138,6 @@ class Tokens:
             raise
         except UpstreamError as error:
             raise _refused(error, wanted, credentials) from error
-        token = self._read(response, body, credentials)
-        self._keep(wanted, token)
-        return token
-
-    def _read(self, response: HttpResponse, body: bytes, credentials: Credentials | None) -> Token:
         try:
             answer = _decoder.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -156,26 +149,21 @@ class Tokens:
         left = lifetime - _age(answer.issued_at, response)
         margin = min(lifetime * _SHARE_LEFT, _SECONDS_LEFT)
         user = credentials.username if credentials else None
-        return Token(text, self.clock.seconds() + left - margin, user)
-
-    def _keep(self, wanted: TokenRequest, token: Token) -> None:
-        self._kept[wanted] = token
-        self._kept.move_to_end(wanted)
-        while len(self._kept) > self.limit:
-            self._kept.popitem(last=False)
+        token = self._kept[wanted] = Token(text, self.clock.seconds() + left - margin, user)
+        return token
 
 
 def _refused(
     error: UpstreamError, wanted: TokenRequest, credentials: Credentials | None
 ) -> LoginRefused | Missing:
-    """What ``error`` of those who give tokens means to who wanted one."""
+    """Explain an error of a token service."""
     if not isinstance(error, Missing) or error.status not in (401, 403):
         return LoginRefused(f"no token for {wanted.scope} can be had: {error.reason}", error.status)
     if credentials is not None:
         return LoginRefused(
             f"login refused to user {credentials.username}: {error.reason}", error.status
         )
-    # As ghcr.io answers for what is private or does not exist.
+    # ghcr.io answers so for images that are private or do not exist.
     return Missing(
         f"no token for {wanted.scope} is given anonymously, so it is not there or not for us:"
         f" {error.reason}",
@@ -185,9 +173,9 @@ def _refused(
 
 def _age(issued_at: object, response: HttpResponse) -> float:
     """
-    The seconds since a token was issued, for the same one may be given to many.
+    Return the seconds since a token was issued; a token service may cache tokens.
 
-    ``issued_at`` is compared with the answer's ``Date``: their clock is not ours.
+    ``issued_at`` is compared with the answer's ``Date``, since the service's clock may be wrong.
     """
     now = parse_date(response.header("Date"))
     if now is None or not isinstance(issued_at, str):
@@ -200,14 +188,13 @@ def _age(issued_at: object, response: HttpResponse) -> float:
     return max(age.total_seconds(), 0.0)
 
 
-# Challenges: what a 401 says about how to log in (RFC 9110, 11.6.1).
-
+# Challenges: RFC 9110, 11.6.1.
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 # Characters of a field that are read.
 _FIELD = 8192
 _SCHEME = re.compile(_TOKEN)
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
-# A value without quotes is a token by the grammar; some registries leave a URL's quotes away.
+# By the grammar a value without quotes is a token; some registries leave out a URL's quotes.
 _PARAMETER = re.compile(
     rf'({_TOKEN})[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",]+))[ \t]*+(?=,|$)', re.DOTALL
 )
@@ -218,10 +205,10 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 @frozen
 class Challenge:
     """
-    One way to log in.
+    One way to log in that a 401 offers.
 
     :ivar scheme: in lower case: ``bearer``, ``basic``.
-    :ivar parameters: by their names in lower case; empty where a token68 stands instead.
+    :ivar parameters: by their names in lower case; empty if there is a token68 instead.
     """
 
     scheme: str
@@ -230,9 +217,9 @@ class Challenge:
 
 def parse_challenges(values: Iterable[str]) -> list[Challenge]:
     """
-    The challenges of the ``WWW-Authenticate`` fields ``values``, each of which may hold several.
+    Parse the ``WWW-Authenticate`` fields ``values``, each of which may hold several challenges.
 
-    What comes after something malformed in a field is left out.
+    The rest of a field after something malformed is ignored.
     """
     return [challenge for value in values for challenge in _parse(value[:_FIELD])]
 
@@ -241,7 +228,8 @@ def _parse(value: str) -> list[Challenge]:
     found: list[tuple[str, dict[str, str]]] = []
     at = 0
     while True:
-        at = _end(_SEPARATORS, value, at)
+        if separators := _SEPARATORS.match(value, at):
+            at = separators.end()
         if parameter := _PARAMETER.match(value, at):
             at = parameter.end()
             if found:
@@ -250,27 +238,22 @@ def _parse(value: str) -> list[Challenge]:
                 found[-1][1].setdefault(name.lower(), text)
         elif scheme := _SCHEME.match(value, at):
             found.append((scheme[0].lower(), {}))
-            at = _end(_TOKEN68, value, scheme.end())
+            token68 = _TOKEN68.match(value, scheme.end())
+            at = token68.end() if token68 else scheme.end()
         else:
             return [Challenge(name, parameters) for name, parameters in found]
-
-
-def _end(pattern: re.Pattern[str], value: str, at: int) -> int:
-    """Where what ``pattern`` matches at ``at`` ends; ``at`` if it doesn't match."""
-    match = pattern.match(value, at)
-    return match.end() if match else at
 
 
 @frozen
 class Authorization:
     """
-    What is sent with a request.
+    The ``Authorization`` of a request.
 
-    :ivar value: of the header field.
-    :ivar secrets: the parts of it that nobody else may read.
-    :ivar who: as whom that asks, for reasons: ``as user alice``, ``anonymously``.
-    :ivar token: the token that it is, if it is one.
-    :ivar user: whose credentials it is, or was given for; ``None``: nobody's.
+    :ivar value: the value of the header field.
+    :ivar secrets: the parts of the value that no message may repeat.
+    :ivar who: the identity that it asks with, for reasons: ``as user alice``, ``anonymously``.
+    :ivar token: the token in it, or ``None``.
+    :ivar user: the user whose credentials were sent, here or for the token; ``None``: anonymous.
     """
 
     value: str = field(repr=False)
@@ -281,13 +264,13 @@ class Authorization:
 
     @classmethod
     def of_token(cls, token: Token) -> Authorization:
-        """RFC 6750, 2.1."""
+        """Make it of a bearer token."""  # RFC 6750, 2.1
         who = f"as user {token.user}" if token.user else "anonymously"
         return cls(f"Bearer {token.text}", (token.text,), who, token, token.user)
 
     @classmethod
     def of_credentials(cls, credentials: Credentials) -> Authorization:
-        """RFC 7617."""
+        """Make it of a user name and a password."""  # RFC 7617
         user = credentials.username
         return cls(credentials.basic(), credentials.secrets, f"as user {user}", user=user)
 
@@ -295,26 +278,29 @@ class Authorization:
 @define(eq=False)
 class Login:
     """
-    What one upstream wants to see, as far as it has told.
+    Decides what is sent to one upstream, and answers its challenges.
 
-    :param credentials: ours, read anew each time that they are needed; may raise
-        OSError and ValueError, whose text must hold nothing of them.
-    :param limit: of how many images it is remembered which token they need.
+    :param credentials: returns ours, read anew each time that they are needed; may raise
+        OSError and ValueError, whose texts hold nothing of them.
+    :param limit: images at most whose token requests are remembered, the last used ones.
     """
 
     disclosure: Disclosure
     credentials: Callable[[], Credentials | None]
     tokens: Tokens
     limit: int = 4096
-    _wanted: OrderedDict[str, TokenRequest] = field(factory=OrderedDict, init=False)
+    _wanted: LRUCache[str, TokenRequest] = field(init=False)
     _basic: bool = field(default=False, init=False)
 
     _log = Logger()
 
+    def __attrs_post_init__(self) -> None:
+        self._wanted = LRUCache(self.limit)
+
     def known(self, image: str) -> Authorization | None:
         """
-        What may be sent without having been asked for: a token that is here, or the credentials to
-        an upstream that has wanted them before.
+        Return what to send without a challenge: a cached token, or the credentials to an upstream
+        that has asked for them before.
 
         :raises LoginRefused: if the credentials can't be read.
         """
@@ -328,96 +314,27 @@ class Login:
         self, image: str, fields: Sequence[str], refused: Authorization | None
     ) -> Authorization:
         """
-        What a 401 is answered with.
+        Answer the challenges of a 401.
 
-        :param fields: the ``WWW-Authenticate`` fields of the 401.
-        :param refused: what was sent and did not do.
-        :raises LoginRefused: if it is not to be had, or there is no other than ``refused``.
+        :param fields: its ``WWW-Authenticate`` fields.
+        :param refused: what was sent with the request.
+        :raises LoginRefused: if there is nothing to send but ``refused``.
         :raises Missing, Throttled: as :meth:`Tokens.fetch`.
         """
         challenges = parse_challenges(fields)
         if wanted := self._token_request(image, challenges):
-            return await self._token(image, wanted, refused)
-        if any(challenge.scheme == "basic" for challenge in challenges):
-            return self._from_credentials(refused)
-        schemes = ", ".join(challenge.scheme for challenge in challenges)[:100]
-        raise LoginRefused(
-            f"{self._host} wants a login by {schemes or 'no scheme that it names'},"
-            " of which none is supported",
-            401,
-        )
-
-    def withheld(self, image: str) -> str:
-        """
-        Where the token for ``image`` was asked for without the credentials that there are: a
-        sentence's end that says so, else nothing.
-        """
-        wanted = self._wanted.get(image)
-        if wanted is None or self.disclosure.shows(wanted.realm):
-            return ""
-        try:
-            return _withheld_from(wanted.realm) if self._credentials() else ""
-        except LoginRefused:
-            return ""
-
-    def reject(self, image: str, refused: Authorization) -> None:
-        """``refused`` does not do, fresh as it is: don't send it again."""
-        wanted = self._wanted.pop(image, None)
-        if wanted and refused.token:
-            self.tokens.drop(wanted, refused.token)
-
-    @property
-    def _host(self) -> str:
-        return self.disclosure.upstream.authority
-
-    def _token_request(self, image: str, challenges: Sequence[Challenge]) -> TokenRequest | None:
-        for challenge in challenges:
-            realm = challenge.parameters.get("realm")
-            if challenge.scheme == "bearer" and realm:
-                pull = f"repository:{image}:pull" if image else ""
-                scope = challenge.parameters.get("scope") or pull
-                return TokenRequest(self._realm(realm), challenge.parameters.get("service"), scope)
-        # Some say 401 without a challenge when a token has expired.
-        return None if challenges else self._wanted.get(image)
-
-    def _realm(self, text: str) -> Target:
-        try:
-            realm = Target.parse(text)
-        except ValueError as error:
+            if refused and refused.token:
+                self.tokens.drop(wanted, refused.token)
+            token = self.tokens.kept(wanted) or await self._fetch(wanted)
+            self._wanted[image] = wanted
+            return Authorization.of_token(token)
+        if not any(challenge.scheme == "basic" for challenge in challenges):
+            schemes = ", ".join(challenge.scheme for challenge in challenges)[:100]
             raise LoginRefused(
-                f"{self._host} names a realm that can't be asked: {error}", 401
-            ) from None
-        if not self.disclosure.asks(realm):
-            raise LoginRefused(
-                f"{self._host} wants a token of {realm.authority}, which is not asked without TLS",
+                f"{self._host} wants a login by {schemes or 'no scheme that it names'},"
+                " of which none is supported",
                 401,
             )
-        return realm
-
-    async def _token(
-        self, image: str, wanted: TokenRequest, refused: Authorization | None
-    ) -> Authorization:
-        if refused and refused.token:
-            self.tokens.drop(wanted, refused.token)
-        token = self.tokens.kept(wanted) or await self._fetch(wanted)
-        self._wanted[image] = wanted
-        self._wanted.move_to_end(image)
-        while len(self._wanted) > self.limit:
-            self._wanted.popitem(last=False)
-        return Authorization.of_token(token)
-
-    async def _fetch(self, wanted: TokenRequest) -> Token:
-        credentials = self._credentials()
-        if credentials is None or self.disclosure.shows(wanted.realm):
-            return await self.tokens.fetch(wanted, credentials)
-        try:
-            return await self.tokens.fetch(wanted, None)
-        except Missing as error:
-            raise LoginRefused(
-                f"{error.reason} ({_withheld_from(wanted.realm)})", error.status
-            ) from error
-
-    def _from_credentials(self, refused: Authorization | None) -> Authorization:
         credentials = self._credentials()
         if credentials is None:
             raise LoginRefused(
@@ -431,11 +348,73 @@ class Login:
         self._basic = True
         return authorization
 
+    def withheld(self, image: str) -> str:
+        """
+        If our credentials were withheld from the token service of ``image``, say so in words that
+        end a sentence; else return nothing.
+        """
+        wanted = self._wanted.get(image)
+        if wanted is None or self.disclosure.shows(wanted.realm):
+            return ""
+        try:
+            return _withheld_from(wanted.realm) if self._credentials() else ""
+        except LoginRefused:
+            return ""
+
+    def reject(self, image: str, refused: Authorization) -> None:
+        """Don't send ``refused`` again: the upstream has refused it though it was fresh."""
+        wanted = self._wanted.pop(image, None)
+        if wanted and refused.token:
+            self.tokens.drop(wanted, refused.token)
+
+    @property
+    def _host(self) -> str:
+        return self.disclosure.upstream.authority
+
+    def _token_request(self, image: str, challenges: Sequence[Challenge]) -> TokenRequest | None:
+        """
+        Return the request that the first bearer challenge asks for.
+
+        :raises LoginRefused: if its token service may not be asked.
+        """
+        for challenge in challenges:
+            address = challenge.parameters.get("realm")
+            if challenge.scheme != "bearer" or not address:
+                continue
+            try:
+                realm = Target.parse(address)
+            except ValueError as error:
+                raise LoginRefused(
+                    f"{self._host} names a realm that can't be asked: {error}", 401
+                ) from None
+            if not self.disclosure.asks(realm):
+                raise LoginRefused(
+                    f"{self._host} wants a token of {realm.authority},"
+                    " which is not asked without TLS",
+                    401,
+                )
+            pull = f"repository:{image}:pull" if image else ""
+            scope = challenge.parameters.get("scope") or pull
+            return TokenRequest(realm, challenge.parameters.get("service"), scope)
+        # Some registries answer 401 without a challenge when a token has expired.
+        return None if challenges else self._wanted.get(image)
+
+    async def _fetch(self, wanted: TokenRequest) -> Token:
+        credentials = self._credentials()
+        if credentials is None or self.disclosure.shows(wanted.realm):
+            return await self.tokens.fetch(wanted, credentials)
+        try:
+            return await self.tokens.fetch(wanted, None)
+        except Missing as error:
+            raise LoginRefused(
+                f"{error.reason} ({_withheld_from(wanted.realm)})", error.status
+            ) from error
+
     def _credentials(self) -> Credentials | None:
         try:
             return self.credentials()
         except (OSError, ValueError) as error:
-            # The reason goes to clients, whom our paths do not concern.
+            # The reason goes to clients, which our paths do not concern.
             self._log.error(
                 "the credentials for {host} can't be read: {error}", host=self._host, error=error
             )
