@@ -1,4 +1,4 @@
-"""What a route answers, as a value; and how it gets to the client."""
+"""An answer as a value that can send itself."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 from attrs import define, field
+from twisted.internet.defer import Deferred
 from twisted.web import resource, server
 
 from artifactd import __version__
@@ -26,9 +27,9 @@ class Answer:
     A response.
 
     :ivar length: the ``Content-Length`` in bytes where it is not that of ``body`` (HEAD); a HEAD
-        with neither is answered without.
-    :ivar blob: sent instead of ``body``: its bytes ``span``, as they become available; ``None``:
-        all of them, also where nobody knows yet how many that are.  Owned by the answer.
+        with neither is answered without one.
+    :ivar blob: sent instead of ``body``, as its bytes become available.  The answer owns it.
+    :ivar span: the bytes of ``blob`` to send; ``None``: all, also if their number is not known yet.
     """
 
     status: int = 200
@@ -48,7 +49,7 @@ class Answer:
 
     @classmethod
     def error(cls, error: RegistryError) -> Answer:
-        """The spec's JSON for ``error``."""
+        """The JSON of the spec for ``error``."""
         return cls(
             status=error.status,
             headers={"Content-Type": "application/json", **error.headers},
@@ -56,33 +57,19 @@ class Answer:
         )
 
     def close(self) -> None:
-        """Give up what has not been sent."""
+        """Close the blob of an answer that is not sent."""
         if self.blob is not None:
             self.blob.close()
 
-    async def send(self, request: RegistryRequest, sender: FileSender) -> None:
-        """Write all of it but the finish, which is Klein's."""
-        if self.blob is None:
-            self.write(request)
-            return
-        self._write_head(request)
-        if self.span is None:
-            await sender.send(request, self.blob, 0, None)
-        else:
-            await sender.send(request, self.blob, self.span.first, self.span.length)
+    def send(
+        self, request: RegistryRequest, sender: FileSender | None = None
+    ) -> Deferred[bool] | None:
+        """
+        Write the answer; the caller finishes the request.
 
-    def write(self, request: RegistryRequest) -> None:
-        """Write an answer without a blob; the finish is the caller's."""
-        self._write_head(request)
-        head = request.method == b"HEAD"
-        length = self.length
-        if length is None and (self.body or not head):
-            length = len(self.body)
-        if length is not None and self.status not in (204, 304):
-            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if head else self.body)
-
-    def _write_head(self, request: RegistryRequest) -> None:
+        :param sender: sends the blob; an answer without one needs none.
+        :returns: where there is a blob, fires when it is sent or the client is gone.
+        """
         request.setResponseCode(self.status)
         headers = request.responseHeaders
         headers.setRawHeaders(b"Server", [_SERVER])
@@ -92,15 +79,24 @@ class Answer:
         for name, value in self.headers.items():
             headers.setRawHeaders(name, [value])
         if request.sees_cache:
-            # What it took tells what was looked up.
+            # The time of an answer tells whether its bytes were here, as Cache-Status does.
             headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))
-
-
-# The bytes of a manifest or a blob as an answer.
+        if self.blob is not None:
+            assert sender is not None
+            first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
+            return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
+        head = request.method == b"HEAD"
+        length = self.length
+        if length is None and (self.body or not head):
+            length = len(self.body)
+        if length is not None and self.status not in (204, 304):
+            headers.setRawHeaders(b"Content-Length", [b"%d" % length])
+        request.write(b"" if head else self.body)
+        return None
 
 
 def body_answer(body: OpenBlob | bytes, size: int | None, headers: dict[str, str]) -> Answer:
-    """All of ``body``; ``size`` in bytes, ``None`` as long as nobody knows."""
+    """Answer with all of ``body``; ``size`` is in bytes, ``None`` as long as it is not known."""
     if isinstance(body, bytes):
         return Answer(200, headers, body)
     span = None if size is None else ByteRange(0, size - 1)
@@ -108,7 +104,7 @@ def body_answer(body: OpenBlob | bytes, size: int | None, headers: dict[str, str
 
 
 def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
-    """What was found of a blob: all of it, or (206) the part that was asked for."""
+    """Answer with all of a blob, or (206) with the part that was asked for."""
     if found.body is None:
         return Answer(200, headers, length=found.size)
     span = found.span
@@ -120,16 +116,13 @@ def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
     return Answer(206, headers, blob=found.body, span=span)
 
 
-# A page of a list as an answer.
-
-
 def list_answer(
     document: Mapping[str, object],
     path: str,
     following: Mapping[str, str] | None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """One page; ``following`` is the query of the next one."""
+    """Answer with one page of a list; ``following`` is the query of the next page."""
     answer_headers = dict(headers or {})
     if following is not None:
         answer_headers["Link"] = link_to_next(path, following)
@@ -147,13 +140,13 @@ class Refusal(resource.Resource):
 
     def render(self, request: server.Request) -> int:
         assert isinstance(request, RegistryRequest)
-        Answer.error(self._error).write(request)
+        Answer.error(self._error).send(request)
         request.finish()
         return server.NOT_DONE_YET
 
 
 def stopping() -> Refusal:
-    """Answers the requests that come while the daemon stops."""
+    """Make the resource that answers requests while the daemon stops."""
     return Refusal(
         Unavailable(
             "the registry is being stopped: try again in a moment", None, {"Retry-After": "10"}

@@ -1,4 +1,4 @@
-"""The Registry V2 API: distribution-spec, "Endpoints".  Routes parse, call, and answer."""
+"""The Registry V2 API: distribution-spec, "Endpoints"."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
-from artifactd.registry.registry import Registry, Target
+from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer, blob_answer, body_answer, list_answer
-from artifactd.web.audit import AuditLog
 from artifactd.web.fields import (
     blob_headers,
     blob_wanted,
@@ -41,28 +40,21 @@ from artifactd.web.fields import (
     required_digest,
     upload_headers,
 )
-from artifactd.web.gate import Gate, Need
-from artifactd.web.routing import new_app, route
+from artifactd.web.gate import Need
+from artifactd.web.routing import Routed, new_app, route
 from artifactd.web.server.limits import counted_address
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.sendfile import FileSender
 from artifactd.web.token import answer_get, answer_post
 
-# What the daemon is asked about itself.
 
-
-@define(slots=False)  # Klein hangs the bound app onto the instance
-class OwnApi:
+@define(slots=False)  # as its base
+class OperationsApi(Routed):
     """
-    Endpoints that are about no image; :class:`artifactd.web.api.Api` adds those that are.
+    The endpoints about the registry itself: health, metrics, version and tokens.
 
-    :param service: gives tokens; ``None``: nobody does.
+    :param service: gives tokens; ``None``: there is no token service.
     """
 
-    registry: Registry
-    gate: Gate
-    audit: AuditLog
-    sender: FileSender
     health: Health
     counters: Counters
     service: TokenService | None = field(kw_only=True)
@@ -77,8 +69,9 @@ class OwnApi:
     @route(app, "/readyz", "GET", needs=Need.NOTHING)
     async def readyz(self, request: RegistryRequest) -> Answer:
         """
-        200 while the store takes bytes and the catalog answers, otherwise 503.  Reading goes on in
-        the read-only mode, so it is no reason to send nobody here any more.
+        200 while the store takes bytes and the catalog answers, otherwise 503.
+
+        Also 200 in the read-only mode: pulls are still answered, so load balancers should stay.
         """
         await self.health.check()
         mode = {"mode": "read-only"} if self.gate.read_only() else {}
@@ -91,17 +84,17 @@ class OwnApi:
 
     @route(app, "/v2/", "GET", needs=Need.IDENTITY)
     async def version(self, request: RegistryRequest) -> Answer:
-        """end-1: says that the spec is implemented here."""
+        """Say that the distribution-spec is implemented here."""  # end-1
         return Answer.json({})
 
     @route(app, "/token", "GET", needs=Need.TOKEN)
     async def token(self, request: RegistryRequest) -> Answer:
-        """registry-auth-token, "Requesting a Token"."""
+        """Give a token for the caller: registry-auth-token, "Requesting a Token"."""
         return await answer_get(self._service(), request, request.caller)
 
     @route(app, "/token", "POST", needs=Need.TOKEN)
     async def token_by_form(self, request: RegistryRequest) -> Answer:
-        """registry-auth-oauth, "Getting a token"."""
+        """Give a token for the login in a form: registry-auth-oauth, "Getting a token"."""
         return await answer_post(self._service(), request, request.address)
 
     def _service(self) -> TokenService:
@@ -110,9 +103,7 @@ class OwnApi:
         return self.service
 
 
-# Manifests that are pushed: whole in memory, so few at a time, and each only for a while.
-
-# What one may take from when it is first asked for to its last byte: a client has it all by then.
+# Seconds for the body of a pushed manifest, from when it is first asked for to its last byte.
 BODY_SECONDS = 60.0
 
 _log = Logger()
@@ -121,14 +112,14 @@ _log = Logger()
 @frozen
 class ManifestBodies:
     """
-    Reads them.
+    Reads the manifests that are pushed into memory.
 
-    What they may take in memory is theirs alone: it is taken before the first byte is there, so
-    whoever sends slowly would hold up what others transfer.
+    They have a buffer budget of their own.  A manifest takes its room before its first byte has
+    come, so that slow senders would otherwise hold up all other transfers.
 
-    :ivar budget: of no other transfers.
+    :ivar budget: shared with no other transfers.
     :ivar max_size: bytes of a manifest at most.
-    :ivar timers: of the time that a body may take.
+    :ivar timers: makes the deadlines of the bodies.
     """
 
     budget: BufferBudget
@@ -138,30 +129,28 @@ class ManifestBodies:
     @asynccontextmanager
     async def read(self, request: RegistryRequest) -> AsyncIterator[bytes]:
         """
-        The body of ``request``, in memory until the end of the context; waits for room first.
+        Wait for room, and read the body of ``request`` into memory until the end of the context.
 
         A client that has not sent all of it after :data:`BODY_SECONDS` is cut off.
 
         :raises ContentTooLarge: if it has more than ``max_size`` bytes.
         """
-        declared = request.body.length if request.body else 0
+        if request.body is None:
+            yield b""
+            return
+        declared = request.body.length
         wanted = self.max_size if declared is None else min(declared, self.max_size)
         size = min(wanted, self.budget.limit)
         await self.budget.acquire(size)
-        try:
-            yield await self._in_time(request)
-        finally:
-            self.budget.release(size)
-
-    async def _in_time(self, request: RegistryRequest) -> bytes:
-        if request.body is None:
-            return b""
         due = self.timers.deadline(partial(_cut_off, request))
         due.start(BODY_SECONDS)
         try:
-            return await request.body.read(self.max_size)
+            content = await request.body.read(self.max_size)
+            due.cancel()
+            yield content
         finally:
             due.cancel()
+            self.budget.release(size)
 
 
 def _cut_off(request: RegistryRequest) -> None:
@@ -176,16 +165,16 @@ def _cut_off(request: RegistryRequest) -> None:
 
 
 # One app for the routes of both classes.
-app = OwnApi.app
+app = OperationsApi.app
 
 
 @define(slots=False)  # as its base
-class Api(OwnApi):
+class Api(OperationsApi):
     """
-    Every endpoint of the spec.
+    All endpoints: those of the spec about images, and those of :class:`OperationsApi`.
 
-    :param manifests: reads those that are pushed.
-    :param min_chunk: bytes, told as ``OCI-Chunk-Min-Length``; 0: not told.
+    :param manifests: reads the manifests that are pushed.
+    :param min_chunk: bytes, sent as ``OCI-Chunk-Min-Length``; 0: not sent.
     """
 
     manifests: ManifestBodies
@@ -195,7 +184,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/_catalog", "GET", needs=Need.CATALOG)
     async def images(self, request: RegistryRequest) -> Answer:
-        """The images there are, in pages; not in the OCI spec, but in Docker's."""
+        """List the images, in pages."""  # not in the OCI spec, but in Docker's
         wanted = list_wanted(request)
         names: list[str] = []
         if self.gate.may_pull_any(request):
@@ -216,7 +205,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/blobs/<digest>", "GET", needs=Action.PULL)
     async def get_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
-        """end-2, GET and HEAD, ranges included."""
+        """Answer a GET or HEAD of a blob, or of a range of it."""  # end-2
         parsed = Digest.parse(digest)
         tag = etag(parsed)
         unchanged = not_modified(request, tag)
@@ -232,7 +221,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE", needs=Action.DELETE)
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
-        """end-10."""
+        """Delete a blob from one image."""  # end-10
         await target.local.delete_blob(target.image, Digest.parse(digest), _actor(request))
         return Answer(202)
 
@@ -240,7 +229,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/blobs/uploads/", "POST", needs=Action.PUSH)
     async def start_upload(self, request: RegistryRequest, target: Target) -> Answer:
-        """end-4a to end-4c, end-11."""
+        """Open an upload session, mount, or push in one request."""  # end-4, end-11
         mount = parameter(request, "mount")
         if mount is not None:
             digest = Digest.parse(mount)
@@ -260,7 +249,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/blobs/uploads/", "PUT", needs=Action.PUSH)
     async def put_blob(self, request: RegistryRequest, target: Target) -> Answer:
-        """A whole blob without a session, as end-4b by another method."""
+        """Push a whole blob without a session."""  # end-4b, by another method
         return await self._push(request, target)
 
     async def _push(self, request: RegistryRequest, target: Target) -> Answer:
@@ -270,7 +259,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH", needs=Action.PUSH)
     async def append(self, request: RegistryRequest, target: Target, upload_id: str) -> Answer:
-        """end-5."""
+        """Append a chunk to an upload session."""  # end-5
         try:
             offset = await self.registry.uploads.append(
                 target.pushed, upload_id, content_range(request), request.body
@@ -284,7 +273,7 @@ class Api(OwnApi):
     async def close_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
-        """end-6."""
+        """Close an upload session, with or without a last chunk."""  # end-6
         digest = required_digest(request)
         try:
             await self.registry.uploads.close(
@@ -299,7 +288,7 @@ class Api(OwnApi):
     async def upload_status(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
-        """end-13."""
+        """Tell how many bytes an upload session has."""  # end-13
         offset = await self.registry.uploads.offset(target.pushed, upload_id)
         return Answer(204, upload_headers(target, upload_id, offset))
 
@@ -307,7 +296,7 @@ class Api(OwnApi):
     async def cancel_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
-        """end-14."""
+        """Cancel an upload session."""  # end-14
         await self.registry.uploads.cancel(target.pushed, upload_id)
         return Answer(204)
 
@@ -317,7 +306,7 @@ class Api(OwnApi):
     async def get_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
-        """end-3, GET and HEAD."""
+        """Answer a GET or HEAD of a manifest, by tag or digest."""  # end-3
         parsed = parse_reference(reference)
         found = await target.readable.manifest(target.image, parsed)
         record = found.record
@@ -336,7 +325,7 @@ class Api(OwnApi):
     async def put_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
-        """end-7a, end-7b."""
+        """Push a manifest, by tag or digest."""  # end-7a, end-7b
         parsed = parse_reference(reference)
         tags = [Tag.parse(tag) for tag in dict.fromkeys(parameters(request, "tag"))]
         if tags and isinstance(parsed, Tag):
@@ -365,7 +354,7 @@ class Api(OwnApi):
     async def delete_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
-        """end-9."""
+        """Delete a manifest, or a tag alone."""  # end-9
         await target.local.delete_manifest(
             target.image, parse_reference(reference), _actor(request)
         )
@@ -375,7 +364,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/tags/list", "GET", needs=Action.PULL)
     async def tags(self, request: RegistryRequest, target: Target) -> Answer:
-        """end-8a, end-8b."""
+        """List the tags of an image, in pages."""  # end-8a, end-8b
         found = await target.readable.tags(target.image, list_wanted(request))
         return list_answer(
             {"name": str(target.name), "tags": found.tags},
@@ -386,7 +375,7 @@ class Api(OwnApi):
 
     @route(app, "/v2/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
-        """end-12a, end-12b."""
+        """List the referrers of a manifest as an index, in pages."""  # end-12a, end-12b
         subject = Digest.parse(digest)
         artifact_type = parameter(request, "artifactType") or None
         found = await target.readable.referrers(
@@ -403,8 +392,8 @@ class Api(OwnApi):
 
 def _owner(request: RegistryRequest) -> str | None:
     """
-    Whose upload sessions count together: a user's, or those of an address.  No user's name has a
-    colon.
+    Return the owner of the upload session: sessions of one user count together, and those of one
+    address that has not logged in.  No user's name has a colon.
     """
     identity = request.caller.identity
     if identity.kind is not Kind.ANONYMOUS:
@@ -414,5 +403,5 @@ def _owner(request: RegistryRequest) -> str | None:
 
 
 def _actor(request: RegistryRequest) -> str:
-    """Who is asking, for the journal: a name once there is one, and the address."""
+    """Return the caller's name and address, for the journal of tags."""
     return f"{request.actor}@{request.address}"

@@ -1,4 +1,4 @@
-"""The audit log: who has changed what, or tried to; and who was refused."""
+"""The audit log: the changes that were made or tried, and the requests that were refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionClosed
 from twisted.logger import Logger
 
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
+from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
@@ -32,33 +33,31 @@ Outcome = Literal["done", "refused", "failed"]
 @define
 class Asked:
     """
-    What a request is about.
+    What a request asks for, as far as the audit log tells it.
 
     :ivar needs: what its route needs.
-    :ivar name: of the image, as in the path; empty where it is about none.
-    :ivar namespace: of a mirror's request.
-    :ivar parts: the other variables of the path.
+    :ivar parts: the variables of the path besides the name.
+    :ivar changes: whether the request changes something if it is granted.
     :ivar admitted: whether the gate has let it pass.
-    :ivar image: the canonical name, once it is known.
+    :ivar image: the canonical name, once it is known; ``None`` too where it is about no image.
     """
 
     needs: Action | Need
-    name: str
-    namespace: str | None
     parts: Mapping[str, str]
+    changes: bool
     admitted: bool = False
-    image: str = ""
+    image: ImageName | None = None
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     """
-    One line.
+    One line of the audit log.
 
-    ``who`` is the caller, ``claimed`` the name of a login that failed, ``address`` the client's;
-    ``action`` is what was needed and ``method`` how it was asked for; ``image`` and ``reference``
-    are the canonical name, and a tag, a digest or an upload session.  ``outcome`` is ``done``,
-    ``refused`` (the caller may not) or ``failed`` (it could not be done), the last two with the
-    ``code`` of the error.  ``request`` is the request's id in the access log.
+    ``who`` is the caller, ``claimed`` the name of a login that failed, ``address`` the client's
+    address; ``action`` is the permission that was needed and ``method`` the HTTP method; ``image``
+    is the canonical name, and ``reference`` a tag, a digest or an upload session.  ``outcome`` is
+    ``done``, ``refused`` (the caller may not) or ``failed`` (it could not be done), the last two
+    with the ``code`` of the error.  ``request`` is the request's id in the access log.
     """
 
     time: str
@@ -78,8 +77,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
 @define
 class AuditLog:
     """
-    Writes a JSON object per line: for every request that changes something or tries to, and for
-    every one that is refused.  Never raises; what keeps a line from being written is logged.
+    Writes a JSON object per line: for each request that changes something or tries to, and for each
+    one that is refused.  Writing never raises; that a line can't be written is logged.
 
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.audit``.
@@ -94,34 +93,60 @@ class AuditLog:
         self._file = LineFile(self.path, "audit log")
 
     def open(self) -> None:
-        """:raises OSError: if the file can't be opened."""
+        """Open the file.  :raises OSError: if it can't be opened."""
         if self.path:
             self._file.open()
 
     def close(self) -> None:
-        """Lines are dropped until it is opened again."""
+        """Close the file; lines are dropped until it is opened again."""
         self._file.close()
 
-    def answered(self, request: RegistryRequest, asked: Asked, status: int) -> None:
-        """What was asked has been done."""
-        if _changes(request, asked):
-            self._write(request, asked, "done", status, "")
+    def done(self, request: RegistryRequest, asked: Asked, status: int) -> None:
+        """Log a change that has been made."""
+        self._write(request, asked, str(asked.image or ""), "done", status, "")
 
-    def failed(self, request: RegistryRequest, asked: Asked, error: Exception) -> None:
-        """What was asked has not been done; status 0 where the client has left meanwhile."""
+    def failed(
+        self, request: RegistryRequest, asked: Asked, image: object, error: Exception
+    ) -> None:
+        """
+        Log a request that was refused, or a change that failed; status 0 if the client has left.
+
+        :param image: the canonical name as far as it is known, otherwise the name in the path.
+        """
+        outcome: Outcome = "failed"
+        if isinstance(error, Unauthorized) or (
+            not asked.admitted and isinstance(error, Denied | TooManyRequests | Unsupported)
+        ):
+            if asked.needs is Need.IDENTITY and not request.requestHeaders.hasHeader(
+                b"Authorization"
+            ):
+                return  # every client begins so, to learn how to log in
+            outcome = "refused"
+        elif not asked.changes:
+            return
         told = expected_error(error)
         left = isinstance(error, ConnectionClosed | CancelledError)
         status, code = (0, "") if left else (told.status, told.code)
-        if _is_refusal(error, asked):
-            if not _asks_how_to_log_in(request, asked):
-                self._write(request, asked, "refused", status, code)
-        elif _changes(request, asked):
-            self._write(request, asked, "failed", status, code)
+        self._write(request, asked, str(image), outcome, status, code)
 
     def _write(
-        self, request: RegistryRequest, asked: Asked, outcome: Outcome, status: int, code: str
+        self,
+        request: RegistryRequest,
+        asked: Asked,
+        image: str,
+        outcome: Outcome,
+        status: int,
+        code: str,
     ) -> None:
         at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
+        # The id of an upload session only where there is no digest that it became.
+        reference = (
+            asked.parts.get("reference")
+            or asked.parts.get("digest")
+            or parameter(request, "digest")
+            or parameter(request, "mount")
+            or asked.parts.get("upload_id", "")
+        )
         event = Event(
             time=at.replace("+00:00", "Z"),
             who=request.actor,
@@ -132,37 +157,13 @@ class AuditLog:
             status=status,
             request=request.request_id,
             code=code,
-            image=asked.image[:_LONGEST],
-            reference=_reference(request, asked.parts),
+            image=image[:_LONGEST],
+            reference=reference[:_LONGEST],
             claimed=request.claimed[:_LONGEST],
         )
-        # ASCII, so that nothing a client has sent ends a line for any reader.
+        # ASCII, so that no character of a client ends a line for any reader.
         line = json.dumps(msgspec.to_builtins(event))
         if self.path:
             self._file.write(line)
         else:
             _log.info("{line}", line=line)
-
-
-def _changes(request: RegistryRequest, asked: Asked) -> bool:
-    """Whether the request is one that changes something, if it is granted."""
-    writes = isinstance(asked.needs, Action) and asked.needs is not Action.PULL
-    return writes and request.method not in (b"GET", b"HEAD")
-
-
-def _is_refusal(error: Exception, asked: Asked) -> bool:
-    if isinstance(error, Unauthorized):
-        return True
-    return not asked.admitted and isinstance(error, Denied | TooManyRequests | Unsupported)
-
-
-def _reference(request: RegistryRequest, parts: Mapping[str, str]) -> str:
-    """A session is known by what has become of it."""
-    given = parts.get("reference") or parts.get("digest")
-    asked = given or parameter(request, "digest") or parameter(request, "mount")
-    return (asked or parts.get("upload_id", ""))[:_LONGEST]
-
-
-def _asks_how_to_log_in(request: RegistryRequest, asked: Asked) -> bool:
-    """With that every client begins: it has said nothing that could be refused."""
-    return asked.needs is Need.IDENTITY and not request.requestHeaders.hasHeader(b"Authorization")

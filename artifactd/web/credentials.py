@@ -1,4 +1,4 @@
-"""What a request brings to say who makes it."""
+"""The credentials of a request: ``Authorization``, or the client's certificate."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from artifactd.auth.passwords import fits_basic
 from artifactd.oci.errors import Unauthorized, Unsupported
 from artifactd.web.server.protocol import RegistryRequest
 
-# Client certificates as identities.  That they are genuine, the TLS handshake has checked.
-
-# What an alternative name is called among the claims.
+# The claims that alternative names become.
 _ALTERNATIVES: dict[type[Any], str] = {
     x509.DNSName: "dns",
     x509.RFC822Name: "email",
@@ -29,9 +27,11 @@ _ALTERNATIVES: dict[type[Any], str] = {
 
 def certified(request: RegistryRequest) -> Caller | None:
     """
-    Whose certificate the client has shown on this connection; ``None`` if none, or one without any
-    name.  A transport that asks for certificates checks them itself and offers what it was shown
-    as ``getPeerCertificate``.
+    Return the caller that the client's certificate names; ``None`` if it has shown none, or one
+    without any name.
+
+    The TLS handshake has verified the certificate: a transport that asks for one offers it as
+    ``getPeerCertificate``.
     """
     channel = request.channel
     if not channel.identified:
@@ -44,7 +44,7 @@ def certified(request: RegistryRequest) -> Caller | None:
 
 
 def _parsed(shown: Any) -> x509.Certificate:
-    """Twisted shows pyOpenSSL's."""
+    """Convert pyOpenSSL's certificate, which Twisted's transports offer."""
     parsed: x509.Certificate = (
         shown if isinstance(shown, x509.Certificate) else (shown.to_cryptography())
     )
@@ -53,8 +53,9 @@ def _parsed(shown: Any) -> x509.Certificate:
 
 def identity_of(certificate: x509.Certificate) -> Identity | None:
     """
-    Its subject's common name, or else its first alternative name, with all alternative names as
-    the claims ``dns``, ``email``, ``uri`` and ``ip``, several separated by spaces.
+    Return the identity in a certificate: its subject's common name, or else its first alternative
+    name.  All alternative names are the claims ``dns``, ``email``, ``uri`` and ``ip``, several
+    separated by spaces.  ``None`` if it has no name.
     """
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     claims = _alternatives(certificate)
@@ -78,7 +79,7 @@ def _alternatives(certificate: x509.Certificate) -> dict[str, str]:
 
 
 class AmbiguousCredentials(Unsupported):
-    """More than one ``Authorization``; the spec has no code for it."""
+    """A request has more than one ``Authorization``; the spec has no code for that."""
 
     status = 400
 
@@ -86,10 +87,11 @@ class AmbiguousCredentials(Unsupported):
 @frozen
 class Credentials:
     """
-    Turns them into a :class:`Caller`.
+    Authenticates requests.
 
-    :ivar tokens: ``None``: Bearer tokens count for nothing here.
-    :ivar visitors: who logs in with an upstream's credential; ``None``: nobody does.
+    :ivar logins: checks names and passwords.
+    :ivar tokens: checks Bearer tokens; ``None``: they are not accepted.
+    :ivar visitors: checks logins with an upstream's credential; ``None``: they are not accepted.
     """
 
     logins: Logins
@@ -98,17 +100,17 @@ class Credentials:
 
     async def caller(self, request: RegistryRequest) -> Caller:
         """
-        Who makes ``request``: as ``Authorization`` says, else as the client's certificate does,
-        else nobody knows.
+        Return the caller that ``Authorization`` names, or else the client's certificate, or else an
+        anonymous one.
 
-        :raises AmbiguousCredentials: if it says so twice.
-        :raises Unauthorized: if what it says is malformed, or not so.
-        :raises TooManyRequests: as ``Logins.log_in``.
-        :raises BadGateway: as ``Visitors.log_in``.
+        :raises AmbiguousCredentials: if there is more than one ``Authorization``.
+        :raises Unauthorized: if the credentials are malformed or wrong.
+        :raises TooManyRequests: see ``Logins.log_in``.
+        :raises BadGateway: see ``Visitors.log_in``.
         """
         values = request.requestHeaders.getRawHeaders(b"Authorization")
         if not values:
-            return _unnamed(request)
+            return certified(request) or Caller()
         if len(values) > 1:
             raise AmbiguousCredentials("more than one Authorization header: send one")
         scheme, _, rest = values[0].strip().partition(b" ")
@@ -116,27 +118,26 @@ class Credentials:
         if scheme.lower() == b"basic":
             name, password = user_and_password(given)
             if not (name or password):
-                # podman and skopeo, told of no login and asked for Basic, send it all the same.
-                return _unnamed(request)
+                # podman and skopeo send this when they are asked for Basic and have no login.
+                return certified(request) or Caller()
             request.claimed = name
             caller = await caller_of(self.logins, self.visitors, name, password, request.address)
             request.claimed = ""
             return caller
         if scheme.lower() == b"bearer" and self.tokens is not None:
-            return await self.tokens.verify(_token(given))
+            try:
+                token = given.decode("ascii")
+            except UnicodeDecodeError:
+                raise Unauthorized("malformed Bearer token: expected ASCII") from None
+            return await self.tokens.verify(token)
         raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")
-
-
-def _unnamed(request: RegistryRequest) -> Caller:
-    """Who makes a request that names nobody."""
-    return certified(request) or Caller()
 
 
 def user_and_password(given: bytes) -> tuple[str, str]:
     """
-    What Basic has behind its name: RFC 7617, 2.
+    Parse the credentials of Basic: RFC 7617, 2.
 
-    :raises Unauthorized: if it is malformed.
+    :raises Unauthorized: if they are malformed.
     """
     try:
         text = base64.b64decode(given, validate=True).decode()
@@ -146,10 +147,3 @@ def user_and_password(given: bytes) -> tuple[str, str]:
     if not colon or not fits_basic(name, password):
         raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
     return name, password
-
-
-def _token(given: bytes) -> str:
-    try:
-        return given.decode("ascii")
-    except UnicodeDecodeError:
-        raise Unauthorized("malformed Bearer token: expected ASCII") from None

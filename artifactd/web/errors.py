@@ -1,4 +1,4 @@
-"""One mapping from what went wrong to what the client reads."""
+"""Maps every exception to the error that the client reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FULL = "the registry is out of disk space: nothing was stored; try again later"
 _BROKEN = "the registry's disk fails to read or write: try again later; its system's log has more"
 _DESCRIPTORS = "the registry is out of file descriptors: try again later, or raise its limit"
 
-# Conditions of the machine; any other error is a bug of ours, or somebody has changed our files.
+# Conditions of the machine; any other OSError is a bug, or our files were changed from outside.
 _CONDITIONS = {
     errno.ENOSPC: _FULL,
     errno.EDQUOT: _FULL,
@@ -30,8 +30,8 @@ _log = Logger()
 
 def registry_error(request: RegistryRequest, failure: Failure) -> RegistryError:
     """
-    The error to answer with.  Logs it in one line, an unexpected one with its traceback and the
-    request id that the client is told.
+    Return the error to answer with, and log it: in one line, or if it is unexpected with its
+    traceback and the request id, which the client is told too.
     """
     error = expected_error(failure.value)
     if type(error) is RegistryError:
@@ -44,7 +44,7 @@ def registry_error(request: RegistryRequest, failure: Failure) -> RegistryError:
 
 
 def expected_error(error: BaseException | None) -> RegistryError:
-    """``error`` as a client reads it; a bare :class:`RegistryError` where nobody expected it."""
+    """Return ``error`` as the client reads it; a bare :class:`RegistryError` if it is a bug."""
     if isinstance(error, RegistryError):
         return error
     if isinstance(error, MethodNotAllowed):
@@ -78,8 +78,8 @@ def _unexpected(request: RegistryRequest, failure: Failure) -> RegistryError:
 
 def _is_ordinary(request: RegistryRequest, error: RegistryError) -> bool:
     """
-    Whether it is an answer like any other: a 404 to a read, since clients ask before they push, and
-    a 401 to who has not said who he is, since with that every login begins.
+    Whether it is not worth a line in the log: a 404 to a read, since clients ask before they push,
+    and a 401 to a request without credentials, since every login begins with that.
     """
     if error.status == 401:
         return not request.requestHeaders.hasHeader(b"Authorization")

@@ -1,4 +1,4 @@
-"""Header fields: those of a request as text, and those that several answers have in common."""
+"""Header fields and query parameters of a request, and header fields that several answers share."""
 
 from __future__ import annotations
 
@@ -21,51 +21,56 @@ _FOR_EVER = "max-age=31536000, immutable"
 
 _LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
 
-# What can't stand in a quoted string without being escaped.
+# The characters that a quoted string can't hold unescaped.
 _UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
 
 
 def header(request: Request, name: str) -> str | None:
-    """The last value of a header field, or ``None``."""
+    """Return the last value of a header field, or ``None``."""
     values = header_values(request, name)
     return values[-1] if values else None
 
 
 def header_values(request: Request, name: str) -> list[str]:
     """
-    All values of a header field.
+    Return all values of a header field.
 
-    Any byte may stand in one (RFC 9110, 5.5), so they are not decoded as UTF-8, which would fail.
+    Any byte may stand in one (RFC 9110, 5.5), so that decoding them as UTF-8 could fail.
     """
     values = request.requestHeaders.getRawHeaders(name.encode(), ())
     return [value.decode("latin-1").strip() for value in values]
 
 
 def content_range(request: Request) -> ByteRange | None:
-    """Where a chunk belongs, if the client says it.  :raises BlobUploadInvalid: if badly."""
+    """
+    Return the range of a chunk in its upload session, if the client tells it.
+
+    :raises BlobUploadInvalid: if ``Content-Range`` is malformed.
+    """
     value = header(request, "Content-Range")
     return None if value is None else parse_content_range(value)
 
 
 def etag(digest: Digest) -> str:
-    """The entity tag of what has ``digest``: strong, since the bytes are the same."""
+    """Return the entity tag of content with ``digest``: strong, since the bytes are the same."""
     return f'"{digest}"'
 
 
 def content_headers(media_type: str, digest: Digest) -> dict[str, str]:
-    """Of what is pulled by its digest."""
+    """Return the header fields of content with ``digest``."""
+    text = str(digest)
     return {
         "Content-Type": media_type,
-        "Docker-Content-Digest": str(digest),
-        "ETag": etag(digest),
+        "Docker-Content-Digest": text,
+        "ETag": f'"{text}"',
         "Cache-Control": _FOR_EVER,
     }
 
 
 def provenance_headers(provenance: Provenance) -> dict[str, str]:
     """
-    Where an answer comes from: ``Cache-Status`` (RFC 9211), the upstream's part of
-    ``Server-Timing``, and ``Warning: 299`` if it is older than it should be.
+    Return the header fields that tell where an answer comes from: ``Cache-Status`` (RFC 9211), the
+    upstream's part of ``Server-Timing``, and ``Warning: 299`` if it is older than it should be.
     """
     if provenance is LOCAL:
         return _LOCAL
@@ -74,7 +79,7 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
         "Cache-Status": f"artifactd; {provenance.cache}",
     }
     if "detail=unverified" in provenance.cache:
-        headers["Cache-Control"] = "no-store"  # nobody may make a whole of it
+        headers["Cache-Control"] = "no-store"  # no cache may make a whole of such parts
     if provenance.waited is not None:
         headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
     if provenance.stale is not None:
@@ -84,12 +89,16 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
 
 
 def blob_headers(target: Target, digest: Digest) -> dict[str, str]:
-    """Of a blob that the image has now."""
+    """Return the header fields of the answer to a blob's upload or mount."""
     return {"Location": f"{target.path}/blobs/{digest}", "Docker-Content-Digest": str(digest)}
 
 
 def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str]:
-    """``Range`` has no way to say "nothing": an empty session answers ``0-0``, as Docker does."""
+    """
+    Return the header fields that tell the state of an upload session.
+
+    ``Range`` has no way to say "nothing": an empty session answers ``0-0``, as Docker does.
+    """
     return {
         "Location": f"{target.path}/blobs/uploads/{upload_id}",
         "Range": f"0-{max(offset - 1, 0)}",
@@ -97,26 +106,28 @@ def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str
     }
 
 
-# Query parameters, and the ``Link`` to the next page.
-
-# A list is answered in pages of at most this many entries, with a Link to the next.
 PAGE_LIMIT = 10_000
+"""A list is answered in pages of at most this many entries, with a ``Link`` to the next."""
 
 
 def parameter(request: Request, name: str) -> str | None:
-    """The first value of a query parameter, or ``None``."""
+    """Return the first value of a query parameter, or ``None``."""
     values = parameters(request, name)
     return values[0] if values else None
 
 
 def parameters(request: Request, name: str) -> list[str]:
-    """All values of a query parameter; what is not UTF-8 can't match anything and stays visible."""
+    """
+    Return all values of a query parameter.
+
+    Bytes that are not UTF-8 become the replacement character, which no name or digest holds.
+    """
     args = request.args or {}
     return [value.decode("utf-8", "replace") for value in args.get(name.encode(), [])]
 
 
 def required_digest(request: Request) -> Digest:
-    """:raises DigestInvalid: if there is no ``digest`` parameter, or it is none."""
+    """Return the ``digest`` parameter.  :raises DigestInvalid: if it is missing or malformed."""
     text = parameter(request, "digest")
     if text is None:
         raise DigestInvalid("the digest of the whole blob is missing: add ?digest=<digest>")
@@ -125,7 +136,7 @@ def required_digest(request: Request) -> Digest:
 
 def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
     """
-    The page that ``n`` and ``last`` ask for.
+    Return the page that ``n`` and ``last`` ask for, of at most ``most`` entries.
 
     :raises QueryInvalid: if ``n`` is not a whole number from 0.
     """
@@ -142,7 +153,7 @@ def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
 
 
 def link_to_next(path: str, query: Mapping[str, str]) -> str:
-    """The value of a ``Link`` header: RFC 8288, relation ``next``; always a relative path."""
+    """Return the value of a ``Link`` header: RFC 8288, relation ``next``; a relative path."""
     return f'<{quote(path, safe="/:@")}?{urlencode(query)}>; rel="next"'
 
 
@@ -157,7 +168,7 @@ def _entity_tags(request: Request, name: str) -> tuple[str, ...] | None:
 
 
 def precondition(request: Request) -> Precondition:
-    """``If-Match`` and ``If-None-Match`` of a write."""
+    """Return ``If-Match`` and ``If-None-Match`` of a write."""
     return Precondition(
         if_match=_entity_tags(request, "If-Match"),
         if_none_match=_entity_tags(request, "If-None-Match"),
@@ -166,15 +177,17 @@ def precondition(request: Request) -> Precondition:
 
 def not_modified(request: Request, current: str) -> bool:
     """Whether a read may be answered 304: ``If-None-Match`` has ``current`` (weak comparison)."""
+    if not request.requestHeaders.hasHeader(b"If-None-Match"):
+        return False
     tags = _entity_tags(request, "If-None-Match")
     return bool(tags) and any(tag == "*" or tag.removeprefix("W/") == current for tag in tags or ())
 
 
 def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:
     """
-    What a GET or HEAD wants of the blob with the entity tag ``current``.
+    Return what a GET or HEAD wants of the blob with the entity tag ``current``.
 
-    :param head: nothing of it, whatever the method.
+    :param head: whether it wants no bytes, whatever its method is.
     """
     wanted = header(request, "Range")
     patient = request.clientproto == b"HTTP/1.0"
@@ -187,7 +200,7 @@ def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:
 
 
 def range_applies(request: Request, current: str) -> bool:
-    """Whether a ``Range`` header counts: no ``If-Range``, or one that is ``current`` (13.1.5)."""
+    """Whether a ``Range`` header applies: no ``If-Range``, or one that is ``current`` (13.1.5)."""
     value = header(request, "If-Range")
     return value is None or value == current
 
@@ -196,7 +209,7 @@ def range_applies(request: Request, current: str) -> bool:
 
 
 def mirrored_registry(request: Request) -> str | None:
-    """The host that ``ns`` names; ``None`` if there is none, or it is this very one."""
+    """Return the host that ``ns`` names; ``None`` if it names none, or this very registry."""
     namespace = parameter(request, "ns")
     if not namespace:
         return None

@@ -1,8 +1,8 @@
 """
-Who may do what: asked for every route, before anything is looked up.
+The gate: decides for every route whether the caller may use it, before anything is looked up.
 
-An answer of the gate is the same whether what was asked for exists or not: it depends on the
-caller, on the name as text, and on the settings.
+A decision depends on the caller, on the name as text, and on the settings.  It is the same whether
+the image exists or not.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from artifactd.web.server.proxies import TrustedProxies, is_local
 
 
 class Need(StrEnum):
-    """What a route that is about no single image needs."""
+    """What a route needs that is about no single image."""
 
-    NOTHING = "nothing"  # anybody may ask
-    IDENTITY = "login"  # somebody who is known, where anybody is
-    CATALOG = "list"  # the list of images; it shows each caller his
-    TOKEN = "token"  # nothing but credentials that are right, if there are any
-    METRICS = "metrics"  # somebody on this machine, or an administrator of everything
+    NOTHING = "nothing"  # everybody may use it
+    IDENTITY = "login"  # an authenticated caller, where authentication is configured
+    CATALOG = "list"  # as IDENTITY; the list shows only images that the caller may pull
+    TOKEN = "token"  # credentials that are right, or none
+    METRICS = "metrics"  # a client on this machine, or an administrator of all images
 
 
 class Gate(Protocol):
     """
-    Decides.  What it raises is what the client is told.
+    Decides about each request; the client gets the error that a method raises.
 
-    :ivar read_only: whether nothing may be changed now.
+    :ivar read_only: returns whether the read-only mode is on.
     """
 
     @property
@@ -49,10 +49,10 @@ class Gate(Protocol):
 
     async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
         """
-        Set ``request.caller`` and ``request.actor``.
+        Authenticate the caller: set ``request.caller`` and ``request.actor``.
 
-        :param needed: where no one but Basic leads to it, only that is asked for.
-        :raises Unauthorized, TooManyRequests, AmbiguousCredentials: as ``Credentials.caller``.
+        :param needed: what the route needs; a challenge to log in names the scheme for that.
+        :raises Unauthorized, TooManyRequests, AmbiguousCredentials: see ``Credentials.caller``.
         """
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
@@ -67,45 +67,45 @@ class Gate(Protocol):
         namespace: str | None,
     ) -> Target:
         """
-        What ``name`` stands for, as far as the caller may know; with nothing looked up.
+        Resolve ``name``, limited to the images that the caller may know of.  Nothing is looked up.
 
         :param namespace: the registry that a mirror's request is meant for.
-        :raises Unauthorized, Denied: if ``action`` is not for him.
-        :raises Unsupported: if it changes something while nothing may be changed.
-        :raises NameInvalid, NameUnknown: as ``Registry.target``.
+        :raises Unauthorized, Denied: if the caller may not do ``action``.
+        :raises Unsupported: if it changes something and the read-only mode is on.
+        :raises NameInvalid, NameUnknown: see ``Registry.target``.
         """
 
     def may_pull(
         self, request: RegistryRequest, name: str | None = None
     ) -> Callable[[ImageName], bool] | None:
         """
-        Which images the caller may pull; ``None``: all.
+        Return a test for the images that the caller may pull; ``None``: all.
 
-        :param name: of the image as the client has it, where that counts for the scopes of a
-            token; ``None``: the scopes don't count, since a list is of images nobody has named.
+        :param name: the image's name as the client wrote it, which the scopes of a token are
+            compared with; ``None``: they are not, since a list is of images that nobody has named.
         """
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
-        """Whether it is worth looking for an image that :meth:`may_pull` lets the caller pull."""
+        """Whether there may be any image that the caller may pull."""
 
     def asker(self, request: RegistryRequest) -> Asker:
-        """Whom the proofs of access that some images want are asked of."""
+        """Return the caller as an asker, of whom some images want proof of access."""
 
     def unproved(
         self, request: RegistryRequest, error: NoProof, target: Target, action: Action
     ) -> NoProof:
-        """``error`` as the caller reads it who has no proof of access, with the challenge."""
+        """Return ``error`` for a caller without proof of access, with the challenge to log in."""
 
     def nothing_listed(self, request: RegistryRequest) -> None:
         """
-        An empty list is due.
+        Decide about a list that would be empty.
 
-        :raises Unauthorized: to somebody nobody knows: he may want to say who he is.
+        :raises Unauthorized: if the caller is anonymous, and may see more after a login.
         """
 
 
 def refuse_changes(request: RegistryRequest) -> NoReturn:
-    """:raises Unsupported: saying what the read-only mode is."""
+    """:raises Unsupported: telling the client about the read-only mode."""
     raise Unsupported(
         "the registry is read-only at present: its operator ends that with"
         " 'artifactd read-only off', or by the setting read_only",
@@ -117,16 +117,16 @@ def refuse_changes(request: RegistryRequest) -> NoReturn:
 @frozen
 class LoopbackGate:
     """
-    No authentication is configured: everybody reads, and who is on this machine writes.
+    The gate without authentication: everybody may pull, and clients on this machine may push.
     """
 
     read_only: Callable[[], bool]
 
     async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
-        """Nobody is known."""
+        """Every caller is anonymous."""
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
-        """Anybody."""
+        """Everybody is admitted."""
 
     def target(
         self,
@@ -136,7 +136,6 @@ class LoopbackGate:
         name: str,
         namespace: str | None,
     ) -> Target:
-        """As in :class:`Gate`."""
         if action is not Action.PULL:
             if not is_local(request):
                 raise Denied(
@@ -148,27 +147,22 @@ class LoopbackGate:
         return registry.target(name, namespace)
 
     def may_pull(self, request: RegistryRequest, name: str | None = None) -> None:
-        """Everything."""
+        """All images."""
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
-        """As in :class:`Gate`."""
         return True
 
     def asker(self, request: RegistryRequest) -> Asker:
-        """Nobody is known."""
         return NOBODY
 
     def unproved(
         self, request: RegistryRequest, error: NoProof, target: Target, action: Action
     ) -> NoProof:
-        """Not where there is no authentication: proofs are some."""
-        return error
+        return error  # never called: proofs of access need authentication
 
     def nothing_listed(self, request: RegistryRequest) -> None:
-        """There is nobody to become."""
+        """The list is empty for everybody."""
 
-
-# ``WWW-Authenticate``: how a client may say who it is.
 
 BASIC = 'Basic realm="artifactd", charset="UTF-8"'
 
@@ -176,13 +170,13 @@ BASIC = 'Basic realm="artifactd", charset="UTF-8"'
 @frozen
 class Challenge:
     """
-    RFC 7617 (Basic), or registry-auth-token, "How to authenticate" (Bearer).
+    Makes ``WWW-Authenticate``: RFC 7617 (Basic), or registry-auth-token, "How to authenticate".
 
-    Never both: clients choose the first scheme that they know, or the last.
+    Never both: some clients choose the first scheme that they know, others the last.
 
-    :ivar proxies: whose word tells by what URL a client has come.
-    :ivar external_url: the URL of the daemon as clients know it; ``""``: as each has come.
-    :ivar service: the name of the token service; ``""``: there is none, and Basic is asked for.
+    :ivar proxies: the proxies that are believed about the URL that a client has used.
+    :ivar external_url: the URL of the daemon for all clients; ``""``: the one that each has used.
+    :ivar service: the name of the token service; ``""``: there is none, and the scheme is Basic.
     """
 
     proxies: TrustedProxies
@@ -191,8 +185,10 @@ class Challenge:
 
     def value(self, request: Request, scopes: Iterable[str] = (), error: str = "") -> str:
         """
-        :param scopes: what a token has to be for.
-        :param error: what is wrong with the one that came: RFC 6750, 3.1.
+        Return the value of the header.
+
+        :param scopes: the scopes that a token needs.
+        :param error: the code for the token that came: RFC 6750, 3.1.
         """
         if not self.service:
             return BASIC
@@ -205,12 +201,10 @@ class Challenge:
         return "Bearer " + ",".join(f'{name}="{v}"' for name, v in parameters.items() if v)
 
 
-# The gate while authentication is configured: what no rule grants is refused.
-
-# How registry-auth-scope calls the list of all images, and a token's scopes here.
+# The list of all images, as registry-auth-scope calls it, and among the scopes of a caller.
 _CATALOG_SCOPE, _CATALOG = "registry:catalog:*", "*"
 
-# What a token is asked to be for.  Who pushes pulls too: clients look what is there first.
+# The actions that a challenge asks for.  A client that pushes also pulls, to see what is there.
 _SCOPES = {
     Action.PULL: "pull",
     Action.PUSH: "pull,push",
@@ -221,7 +215,7 @@ _SCOPES = {
 
 @frozen
 class AccessGate:
-    """As :class:`artifactd.web.gate.Gate` says."""
+    """The gate with authentication: everything is refused that no access rule grants."""
 
     credentials: Credentials
     rules: Rules
@@ -229,11 +223,12 @@ class AccessGate:
     read_only: Callable[[], bool]
 
     async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
-        """As in :class:`Gate`."""
         try:
             request.caller = await self.credentials.caller(request)
         except Unauthorized as error:
-            problem = "invalid_token" if _bears(request) else ""
+            values = request.requestHeaders.getRawHeaders(b"Authorization", [b""])
+            bearer = values[0].strip().lower().startswith(b"bearer")
+            problem = "invalid_token" if bearer else ""
             error.headers["WWW-Authenticate"] = (
                 BASIC if needed is Need.TOKEN else self.challenge.value(request, error=problem)
             )
@@ -241,11 +236,10 @@ class AccessGate:
         request.actor = str(request.caller.identity)
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
-        """As in :class:`Gate`."""
         caller = request.caller
         if need is Need.IDENTITY:
-            # Docker chooses its scheme here, even where it may pull without.  A token of nobody
-            # is one.
+            # Docker chooses its scheme by this answer, even where it may pull without a login.  An
+            # anonymous caller may have a token.
             if _nobody(caller) and caller.scopes is None and caller.presented is None:
                 self._unauthorized(request)
         elif need is Need.CATALOG:
@@ -254,7 +248,7 @@ class AccessGate:
         elif need is Need.METRICS and not is_local(request):
             if _nobody(caller):
                 self._unauthorized(request)
-            # A token of ours is for images, and no other has scopes.
+            # Tokens with scopes are for images only.
             if caller.scopes is not None or (
                 Action.ADMINISTER not in self.rules.granted_everywhere(caller.identity)
             ):
@@ -271,30 +265,30 @@ class AccessGate:
         name: str,
         namespace: str | None,
     ) -> Target:
-        """As in :class:`Gate`."""
         try:
             target = registry.target(name, namespace)
         except NameUnknown:
-            # Of no repository there is: only a rule about every name is about it.
+            # There is no such repository: only a rule about every name can grant anything there.
             nowhere = ImageName(namespace or "", name)
             self._permitted(request, action, [nowhere], name, str(nowhere))
             raise
         scope = name if namespace is None else str(target.image)
+        caller = request.caller
+        asker = Asker(caller.identity.kind is not Kind.ANONYMOUS, caller.presented)
         if action is Action.PULL:
             permitted = self._permitted(request, action, target.candidates, name, scope)
             request.sees_cache = True
-            return target.limited_to(permitted).asked_by(self.asker(request))
+            return target.limited_to(permitted).asked_by(asker)
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)
         pulled = list(filter(self.may_pull(request, scope), target.candidates))
         request.sees_cache = bool(pulled)
-        return target.limited_to(pulled).asked_by(self.asker(request))
+        return target.limited_to(pulled).asked_by(asker)
 
     def may_pull(
         self, request: RegistryRequest, name: str | None = None
     ) -> Callable[[ImageName], bool]:
-        """As in :class:`Gate`."""
         caller = request.caller
 
         def may(image: ImageName) -> bool:
@@ -304,17 +298,14 @@ class AccessGate:
         return may
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
-        """As in :class:`Gate`."""
         return self.rules.grants_any(request.caller.identity, Action.PULL)
 
     def asker(self, request: RegistryRequest) -> Asker:
-        """As in :class:`Gate`."""
         return Asker(not _nobody(request.caller), request.caller.presented)
 
     def unproved(
         self, request: RegistryRequest, error: NoProof, target: Target, action: Action
     ) -> NoProof:
-        """As in :class:`Gate`."""
         request.sees_cache = False
         if isinstance(error, ProofWanted):
             scope = str(target.name) if target.namespace is None else str(target.image)
@@ -324,7 +315,6 @@ class AccessGate:
         return error
 
     def nothing_listed(self, request: RegistryRequest) -> None:
-        """As in :class:`Gate`."""
         if _nobody(request.caller) and request.caller.scopes is None:
             self._unauthorized(request, _CATALOG_SCOPE)
 
@@ -337,14 +327,17 @@ class AccessGate:
         scope: str,
     ) -> list[ImageName]:
         """
-        Those of ``images`` that the caller may do ``action`` to; at least one.
+        Return those of ``images`` that the caller may do ``action`` to; at least one.
 
-        :param name: as the client has it.
-        :param scope: the name that a token is for.
+        :param name: the name as the client wrote it.
+        :param scope: the name that the scopes of a token are compared with.
+        :raises Unauthorized, Denied: if there is none.
         """
         caller = request.caller
         granted = [i for i in images if action in self.rules.granted(caller.identity, i)]
-        permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
+        permitted = granted
+        if caller.scopes is not None:
+            permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
         if permitted:
             return permitted
         wanted = f"repository:{scope}:{_SCOPES[action]}"
@@ -375,13 +368,8 @@ def _nobody(caller: Caller) -> bool:
 
 
 def _in_scope(caller: Caller, action: Action, image: ImageName, name: str) -> bool:
-    """Whether the caller's token is for it, by the name it was asked for or the canonical one."""
+    """Whether the caller's token, if it has scopes, is for the image by either of its names."""
     scopes = caller.scopes
     if scopes is None:
         return True
     return action in scopes.get(name, ()) or action in scopes.get(str(image), ())
-
-
-def _bears(request: RegistryRequest) -> bool:
-    values = request.requestHeaders.getRawHeaders(b"Authorization", [b""])
-    return values[0].strip().lower().startswith(b"bearer")

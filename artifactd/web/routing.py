@@ -1,11 +1,12 @@
-"""Between Klein and the routes: names in paths, answers as values, one way for errors."""
+"""Between Klein and the handlers: names in paths, the gate, answers as values, errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import partial, wraps
-from typing import Any, Protocol, TypeVar
+from functools import wraps
+from typing import Any, TypeVar
 
+from attrs import define
 from klein import Klein, KleinRenderable
 from klein.resource import KleinResource
 from twisted.internet.defer import CancelledError, Deferred
@@ -34,28 +35,29 @@ class _NameConverter(BaseConverter):
     """
     The ``<name>`` of a path: any number of components.
 
-    Takes as much as it can, so that the last ``/manifests/`` of a path is the endpoint's and all
-    before it the image's.  Whether it is a name is for the handler to say, as ``NAME_INVALID``.
+    It takes as much of the path as it can, so that the last ``/manifests/`` is the endpoint's and
+    all before it the image's.  Whether the text is a name is decided later, as ``NAME_INVALID``.
     """
 
     regex = ".+"
     part_isolating = False
 
 
-class Routed(Protocol):
-    """What a class with routes has to have."""
+@define(slots=False)  # Klein hangs the bound app onto the instance
+class Routed:
+    """
+    The base of a class with routes.
 
-    @property
-    def registry(self) -> Registry: ...
+    :ivar registry: resolves the names in paths.
+    :ivar gate: decides about each request before its handler is called.
+    :ivar audit: is told of changes and of refusals.
+    :ivar sender: sends blobs.
+    """
 
-    @property
-    def gate(self) -> Gate: ...
-
-    @property
-    def audit(self) -> AuditLog: ...
-
-    @property
-    def sender(self) -> FileSender: ...
+    registry: Registry
+    gate: Gate
+    audit: AuditLog
+    sender: FileSender
 
 
 _Handler = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
@@ -64,8 +66,8 @@ _H = TypeVar("_H", bound=_Handler)
 
 def new_app() -> Klein:
     """
-    A Klein app whose routes may hold ``<name:name>``, and do without the slash that they end in;
-    its every error is the spec's JSON.
+    Make a Klein app whose routes may hold ``<name:name>``, and may be asked for without the slash
+    that they end in; every error of it is the spec's JSON.
     """
     app = Klein()
     app.url_map.converters["name"] = _NameConverter
@@ -77,9 +79,9 @@ def new_app() -> Klein:
         assert isinstance(request, RegistryRequest)
         error = registry_error(request, failure)
         if request.startedWriting:
-            request.abort()  # too late to say anything: nobody may take this for a whole answer
+            request.abort()  # too late for an answer: the client must not take this for a whole one
         else:
-            Answer.error(error).write(request)
+            Answer.error(error).send(request)
 
     return app
 
@@ -88,82 +90,81 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     """
     Register a method of a :class:`Routed` that returns an :class:`Answer`.
 
-    ``<name:name>`` in ``path`` reaches it as ``target``.  What it has begun goes on to its end
-    when the client leaves; nothing is sent then.
+    The method gets the image that ``<name:name>`` in ``path`` stands for as ``target``.  If the
+    client disconnects, it still runs to completion; its answer is dropped.
 
-    :param needs: what its caller must be permitted: decided before the handler is called, and
-        before anything is looked up.  Where that is to pull, ``ns=`` may say of which registry.
+    :param needs: what the caller must be permitted.  It is decided before the method is called, and
+        before anything is looked up.  Where that is to pull, the query ``ns=`` may name a registry.
     """
+    writes = isinstance(needs, Action) and needs is not Action.PULL
 
     def register(handler: _H) -> _H:
-        async def decided(self: Routed, request: RegistryRequest, asked: Asked) -> Answer:
-            if needs is not Need.NOTHING:
-                rates = request.site.rates
-                if rates is not None:
-                    rates.charge_address(request.address)
-                await self.gate.identify(request, needs)
-                if rates is not None:
-                    rates.charge_user(request.caller.identity)
-            if not isinstance(needs, Action):
-                self.gate.admit(request, needs)
-                # Whether a token is for him, the handler decides.
-                asked.admitted = needs is not Need.TOKEN
-                return await handler(self, request, **asked.parts)
-            target = self.gate.target(request, needs, self.registry, asked.name, asked.namespace)
-            asked.admitted, asked.image = True, str(target.image)
-            if asked.namespace is not None:
-                # Of this request alone: an error may be that of others too, who asked without.
-                request.responseHeaders.setRawHeaders("OCI-Namespace", [asked.namespace])
-            try:
-                return await handler(self, request, target, **asked.parts)
-            except NoProof as error:
-                asked.admitted = False
-                raise self.gate.unproved(request, error, target, needs) from None
-
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
-            namespace = mirrored_registry(request) if needs is Action.PULL else None
-            asked = Asked(needs, parts.pop("name", ""), namespace, parts)
+            name, namespace = parts.pop("name", ""), None
+            if request.args and needs is Action.PULL:
+                namespace = mirrored_registry(request)
+            changes = writes and request.method not in (b"GET", b"HEAD")
+            asked = Asked(needs, parts, changes)
             try:
-                answered = await decided(self, request, asked)
+                if needs is not Need.NOTHING:
+                    rates = request.site.rates
+                    if rates is not None:
+                        rates.charge_address(request.address)
+                    await self.gate.identify(request, needs)
+                    if rates is not None:
+                        rates.charge_user(request.caller.identity)
+                if isinstance(needs, Action):
+                    target = self.gate.target(request, needs, self.registry, name, namespace)
+                    asked.admitted, asked.image = True, target.image
+                    if namespace is not None:
+                        # Only in this answer: other requests may share the error without it.
+                        request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])
+                    try:
+                        answered = await handler(self, request, target, **parts)
+                    except NoProof as error:
+                        asked.admitted = False
+                        raise self.gate.unproved(request, error, target, needs) from None
+                else:
+                    self.gate.admit(request, needs)
+                    # Whether the caller gets a token is decided by the handler.
+                    asked.admitted = needs is not Need.TOKEN
+                    answered = await handler(self, request, **parts)
             except Exception as error:
-                if not asked.image:
-                    asked.image = self.registry.named(asked.name, namespace)
-                self.audit.failed(request, asked, error)
+                self.audit.failed(
+                    request, asked, asked.image or self.registry.named(name, namespace), error
+                )
                 raise
-            self.audit.answered(request, asked, answered.status)
+            if changes:
+                self.audit.done(request, asked, answered.status)
             return answered
 
         @app.route(path, methods=methods)
         @wraps(handler)
-        async def serve(self: Routed, request: RegistryRequest, **parts: str) -> None:
-            answered = await uncancelled(
-                answer(self, request, parts),
-                lambda unheard: unheard.close(),
-                partial(_failed_unheard, request),
-            )
-            await answered.send(request, self.sender)
+        def serve(self: Routed, request: RegistryRequest, **parts: str) -> Deferred[Any]:
+            answering = Deferred.fromCoroutine(answer(self, request, parts))
+            if not answering.called:
+                # Klein cancels what it waits for when the client disconnects.
+                answering = uncancelled(
+                    answering, Answer.close, lambda failure: _log_dropped(request, failure)
+                )
+            return answering.addCallback(Answer.send, request, self.sender)
 
         return handler
 
     return register
 
 
-def _failed_unheard(request: RegistryRequest, failure: Failure) -> None:
-    """Log what went wrong in a handler whose client has disconnected."""
+def _log_dropped(request: RegistryRequest, failure: Failure) -> None:
     if not failure.check(ConnectionClosed, CancelledError):
         registry_error(request, failure)
 
 
 class ApiResource(KleinResource):
-    """Klein's resource, which is asked only for paths that mean the same to it as to everybody."""
+    """Klein's resource, which sees only paths that mean the same to Klein as to every proxy."""
 
     def render(self, request: IRequest) -> KleinRenderable:
-        """
-        As ``Resource.render``.
-
-        Klein routes the unquoted path, in which an encoded slash divides components, and answers
-        what is not UTF-8 by itself.
-        """
+        # Klein routes the unquoted path, in which an encoded slash divides components, and answers
+        # a path that is not UTF-8 by itself.
         assert isinstance(request, RegistryRequest)
         try:
             problem = path_problem(request.path)
@@ -174,8 +175,8 @@ class ApiResource(KleinResource):
                 raise Unsupported("no such method here: methods are written in capitals")
             return super().render(request)
         except Exception:
-            # Klein catches what goes wrong in a route, but not what goes wrong before it.
+            # Klein catches an error in a route, but not one before it.
             error = registry_error(request, Failure())
-        Answer.error(error).write(request)
+        Answer.error(error).send(request)
         request.finish()
         return NOT_DONE_YET  # type: ignore[return-value]  # an int, which Klein returns too

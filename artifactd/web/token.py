@@ -18,22 +18,22 @@ from artifactd.web.fields import parameter, parameters
 from artifactd.web.server.protocol import RegistryRequest
 
 FORM_LIMIT = 64 << 10
-"""Bytes of a form; 413 beyond.  The largest thing in one is a CI system's token as a password."""
+"""Bytes of a form; 413 beyond.  The largest field is a CI system's token as a password."""
 
 _FIELDS = 50
 _FORM = "application/x-www-form-urlencoded"
-# RFC 6749, 5.1; both, as it says.
+# RFC 6749, 5.1, asks for both.
 _HEADERS: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
-# RFC 9110, 15.5.2: a 401 has a challenge, and this is what a login for a token is by.
+# RFC 9110, 15.5.2: a 401 has a challenge; a login for a token is by Basic.
 _CHALLENGE: Final = {"WWW-Authenticate": 'Basic realm="artifactd", charset="UTF-8"'}
 _CLIENT = re.compile(r"[ -~]+")  # RFC 6749, A.1
 
 
 class FormInvalid(QueryInvalid):
     """
-    A form that is not one of registry-auth-oauth.
+    A form that registry-auth-oauth does not allow.
 
-    :ivar error: how RFC 6749, 5.2, calls it.
+    :ivar error: the code of RFC 6749, 5.2.
     """
 
     def __init__(self, message: str, error: str = "invalid_request") -> None:
@@ -43,10 +43,10 @@ class FormInvalid(QueryInvalid):
 
 async def answer_get(service: TokenService, request: RegistryRequest, caller: Caller) -> Answer:
     """
-    A token for ``caller``: registry-auth-token, "Requesting a Token".
+    Answer with a token for ``caller``: registry-auth-token, "Requesting a Token".
 
-    :param caller: as Basic says, or another issuer's token, or nobody.
-    :raises Unauthorized, QueryInvalid: as :meth:`TokenService.for_caller`.
+    :param caller: authenticated by Basic or by another issuer's token, or anonymous.
+    :raises Unauthorized, QueryInvalid: see :meth:`TokenService.for_caller`.
     """
     asked = Asked(
         scopes=parameters(request, "scope"),
@@ -61,13 +61,13 @@ async def answer_get(service: TokenService, request: RegistryRequest, caller: Ca
 
 async def answer_post(service: TokenService, request: RegistryRequest, address: str) -> Answer:
     """
-    A token for a form: registry-auth-oauth, "Getting a token".
+    Answer with a token for the login in a form: registry-auth-oauth, "Getting a token".
 
-    Its errors have the members of RFC 6749, 5.2, beside those of the spec.  A login that fails is
-    401, for Docker as for :func:`answer_get`.
+    Errors have the members of RFC 6749, 5.2, beside those of the spec.  A login that fails is 401
+    for Docker's sake, as with :func:`answer_get`.
 
-    :param address: of the client.
-    :raises Unauthorized, TooManyRequests, QueryInvalid: as :class:`TokenService`.
+    :param address: the client's address.
+    :raises Unauthorized, TooManyRequests, QueryInvalid: see :class:`TokenService`.
     :raises ContentTooLarge: if the form has more than :data:`FORM_LIMIT` bytes.
     """
     try:
@@ -108,7 +108,11 @@ async def _by_form(
 
 
 async def _read_form(request: RegistryRequest) -> Mapping[str, str]:
-    """:raises FormInvalid: if it is no form, or has a field twice (RFC 6749, 3.2)."""
+    """
+    Read the form of ``request``.
+
+    :raises FormInvalid: if the body is no form, or has a field twice (RFC 6749, 3.2).
+    """
     kind = (request.getHeader("Content-Type") or "").partition(";")[0].strip().lower()
     if kind != _FORM:
         raise FormInvalid(f"expected a form: Content-Type: {_FORM}")
@@ -148,7 +152,11 @@ def _answer(granted: Granted) -> Answer:
 
 
 def _marked(error: RegistryError) -> RegistryError:
-    """One of our own: ``error`` may be that of others too, who logged in for something else."""
+    """
+    Return a copy of ``error`` with the header fields of a token's answer.
+
+    A copy, since other requests with the same login may have got the same exception.
+    """
     marked = copy(error)
     marked.headers = {**error.headers, **_HEADERS}
     if isinstance(error, Unauthorized):
@@ -158,7 +166,7 @@ def _marked(error: RegistryError) -> RegistryError:
 
 
 def _oauth_error(error: RegistryError) -> str:
-    """RFC 6749, 5.2; it has none for too many requests, RFC 8628, 3.5, does."""
+    """Return the code of RFC 6749, 5.2; for too many requests that of RFC 8628, 3.5."""
     if isinstance(error, FormInvalid):
         return error.error
     if isinstance(error, Unauthorized):

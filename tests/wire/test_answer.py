@@ -24,7 +24,9 @@ class AnswerLengthTests(WireCase):
 
         @self.app.route("/", methods=["GET", "HEAD"])
         async def answer(request: RegistryRequest) -> None:
-            await self.answer.send(request, sender)
+            sending = self.answer.send(request, sender)
+            if sending is not None:
+                await sending
 
         self.site.resource = self.app.resource()
 
