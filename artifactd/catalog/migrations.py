@@ -1,4 +1,9 @@
-"""Numbered migrations: ``schema/NNNN.sql`` makes version N of the schema out of N-1."""
+"""
+The catalog's file before and beside the daemon: migrations, copies for backups, configured
+repositories.
+
+Migrations are numbered: ``schema/NNNN.sql`` makes version N of the schema out of version N-1.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from artifactd.catalog import repair
@@ -17,15 +23,19 @@ from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.store.files import FileOperations
 
-# Consistent copies of a catalog that is in use.
+SCHEMA: Traversable = resources.files("artifactd.catalog") / "schema"
+_OLDEST_SQLITE = (3, 37, 0)  # the first with STRICT tables
+_APPLICATION_ID = 0x61727464  # the same as in 0001.sql
+
+# -- consistent copies of a catalog that is in use
 
 
 def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> None:
     """
-    Write what ``source`` sees to ``target``, durably; at no time does ``target`` hold less.
+    Copy the database of ``source`` to ``target``, durably.  ``target`` appears when it is whole.
 
-    Inside a transaction of ``source`` that is the transaction's snapshot, however much other
-    connections write meanwhile; they are not held up.
+    Inside a transaction of ``source`` the copy is the transaction's snapshot.  Other connections
+    may write meanwhile.
 
     :raises FileExistsError: if there is a ``target``.
     :raises OSError, sqlite3.Error: if it can't be written; then there is no ``target``.
@@ -34,7 +44,7 @@ def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> Non
         raise FileExistsError(f"{target} exists already")
     partial = target.with_name(f".{target.name}.partial")
     with opened(target.parent) as folder:
-        files.unlink(folder, partial.name)  # of an attempt that was cut short
+        files.unlink(folder, partial.name)  # left by an attempt that was cut short
         fd = files.create(folder, partial.name)  # its OSError says more than SQLite's error
         try:
             with closing(sqlite3.connect(partial)) as copied:
@@ -66,14 +76,13 @@ def opened(folder: Path) -> Iterator[int]:
         os.close(fd)
 
 
-_OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-_APPLICATION_ID = 0x61727464  # as in 0001.sql
+# -- migrations
 
 
 def migrate(
     path: Path,
     exclusive: Callable[[], AbstractContextManager[None]],
-    steps: Sequence[str] | None = None,
+    schema: Traversable | None = None,
     files: FileOperations | None = None,
     occupied: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -81,37 +90,41 @@ def migrate(
     Bring the catalog at ``path`` to the schema that this release works with, creating it if there
     is none.  Blocks; to be called before the reactor runs.
 
-    Before each step a copy is kept as ``<name>.before-<version>``.  A step is done whole or not at
-    all, so that a failure or crash leaves a catalog of an older version.
+    Before each migration of a catalog that has a schema, a copy is kept as
+    ``<name>.before-<version>``.  Each migration is one transaction, so that a failure or crash
+    leaves a catalog of an older version.
 
     :param exclusive: makes sure that no other process uses the catalog, or raises StartError; not
         called if there is nothing to do.
-    :param steps: the SQL scripts, the first one making version 1; by default the package's.
-    :param occupied: whether the store has blobs: a new catalog would list none of them, and they
+    :param schema: the folder of the scripts; by default :data:`SCHEMA`.
+    :param occupied: whether the store has blobs.  A new catalog would list none of them, and they
         would be collected.
     :raises StartError: if the catalog can't be opened or migrated, is of a newer release, or has
         been lost.
     """
     _check_sqlite()
-    scripts = _scripts() if steps is None else steps
+    scripts = _scripts(schema or SCHEMA)
     files = files or FileOperations()
     try:
         if path.exists():
             with closing(sqlite3.connect(path, isolation_level=None)) as db:
                 if _version(db, path, len(scripts)) == len(scripts):
-                    # Who has made it may have been killed before it came to this.
+                    # The process that made it may have been killed before it synced the folder.
                     return sync(path.parent, files)
         with exclusive(), closing(sqlite3.connect(path, isolation_level=None)) as db:
-            # Asked again: another process may just have done it.
+            # Another process may have migrated it meanwhile.
             version = _version(db, path, len(scripts))
-            if _is_empty(db) and occupied():
+            is_new = _is_empty(db)
+            if is_new and occupied():
                 raise StartError(
                     f"the catalog {path} is lost, and there are blobs beside it, which a new one"
                     " would not list: put a backup of it there, or choose an empty data folder"
                 )
             _use_wal(db, path)
             for number in range(version + 1, len(scripts) + 1):
-                _step(db, path, number, scripts[number - 1], files)
+                if not is_new:
+                    _keep_copy(db, path, number, files)
+                _step(db, path, number, scripts[number - 1])
             sync(path.parent, files)
     except (sqlite3.Error, OSError) as error:
         raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
@@ -119,12 +132,12 @@ def migrate(
 
 def check_current(path: Path, name: Path) -> None:
     """
-    See that the catalog at ``path``, a copy of the one at ``name``, has the schema of this release.
-    Blocks.
+    Check that the catalog at ``path``, a copy of the one at ``name``, has the schema of this
+    release.  Blocks.
 
-    :raises StartError: if it is older or newer, or can't be read.
+    :raises StartError: if its schema is older or newer, or can't be read.
     """
-    latest = len(_scripts())
+    latest = len(_scripts(SCHEMA))
     try:
         with closing(sqlite3.connect(path)) as db:
             version = _version(db, name, latest)
@@ -147,8 +160,7 @@ def _check_sqlite() -> None:
         raise StartError("this SQLite is built without threads: use a Python with another")
 
 
-def _scripts() -> list[str]:
-    folder = resources.files("artifactd.catalog") / "schema"
+def _scripts(folder: Traversable) -> list[str]:
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".sql")), key=lambda f: f.name)
     return [file.read_text("utf-8") for file in files]
 
@@ -179,14 +191,14 @@ def _use_wal(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _step(
-    db: sqlite3.Connection, path: Path, number: int, script: str, files: FileOperations
-) -> None:
-    if not _is_empty(db):
-        kept = path.with_name(f"{path.name}.before-{number}")
-        with opened(path.parent) as folder:
-            files.unlink(folder, kept.name)  # of an attempt at this same step
-        copy(db, kept, files)
+def _keep_copy(db: sqlite3.Connection, path: Path, number: int, files: FileOperations) -> None:
+    kept = path.with_name(f"{path.name}.before-{number}")
+    with opened(path.parent) as folder:
+        files.unlink(folder, kept.name)  # left by an earlier attempt at the same migration
+    copy(db, kept, files)
+
+
+def _step(db: sqlite3.Connection, path: Path, number: int, script: str) -> None:
     db.execute("BEGIN IMMEDIATE")
     try:
         for statement in _statements(script):
@@ -202,7 +214,7 @@ def _step(
 
 
 def _statements(script: str) -> Iterator[str]:
-    """One by one: ``executescript`` would commit what came before it."""
+    """The statements of a script.  ``executescript`` would commit the transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -213,14 +225,13 @@ def _statements(script: str) -> Iterator[str]:
         yield statement
 
 
-# A catalog's way into a backup: a copy of what is committed, then in the place of an older one.
+# -- backups: copy the catalog, correct the copy, put it in the place of the last one
 
 
 def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = None) -> None:
     """
-    Write a consistent copy of ``catalog``, in use or not, to ``target``; an older one goes.
-
-    Blocks.
+    Write a consistent copy of ``catalog``, in use or not, to ``target``, and replace an older
+    copy there.  Blocks.
 
     :raises StartError: if ``catalog`` can't be read.
     :raises OSError: if ``target`` can't be written.
@@ -228,7 +239,7 @@ def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = Non
     files = files or FileOperations()
     with opened(target.parent) as folder:
         files.unlink(folder, target.name)
-    # Not read-only: where nobody else has it open, reading a WAL needs its index to be made.
+    # Not read-only: if no other process has it open, SQLite has to make the index of the WAL.
     address = f"{catalog.absolute().as_uri()}?mode=rw"
     try:
         with closing(sqlite3.connect(address, uri=True)) as db:
@@ -238,7 +249,7 @@ def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = Non
 
 
 def listed_blobs(catalog: Path) -> Sequence[ListedBlob]:
-    """What ``catalog`` lists, lost or not.  Blocks."""
+    """All blobs that ``catalog`` lists, lost or not.  Blocks."""
     with closing(sqlite3.connect(catalog)) as db:
         rows = db.execute("SELECT digest, size, lost_at FROM blob").fetchall()
     return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
@@ -248,12 +259,13 @@ def settle(
     catalog: Path, right: Mapping[Digest, int], absent: Iterable[Digest], files: FileOperations
 ) -> list[Digest]:
     """
-    Let a copy of a catalog, which nobody else has open, say what lies beside it.  Durable after.
-    Blocks.
+    Make a copy of a catalog agree with the blobs that lie beside it, durably.  No other process
+    may have it open.  Blocks.
 
-    :param right: is there, whatever the copy says, in that many bytes.
-    :param absent: is not there: images of upstreams go on without, for others it is noted.
-    :return: those of ``absent`` that images have which were pushed.
+    :param right: blobs that are there, with their sizes in bytes.
+    :param absent: blobs that are not there.  They are taken out of images of upstreams, and noted
+        as lost for the images to which they were pushed.
+    :return: those of ``absent`` that were pushed.
     """
     lost: list[Digest] = []
     with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
@@ -279,11 +291,11 @@ def settle(
 
 def replace_catalog(copied: Path, catalog: Path, files: FileOperations) -> None:
     """
-    Put ``copied`` in the place of ``catalog``, durably.  Blocks; nobody may have either open.
+    Put ``copied`` in the place of ``catalog``, durably.  No process may have either open.  Blocks.
 
-    :raises OSError: if it can't be done.
+    :raises OSError: if the file system refuses it.
     """
-    # What was left in the old one's log would be taken for the new one's.
+    # SQLite would take a log left by the old catalog for the new one's.
     with opened(catalog.parent) as folder, opened(copied.parent) as source:
         for suffix in ("-wal", "-shm"):
             files.unlink(folder, catalog.name + suffix)
@@ -292,19 +304,18 @@ def replace_catalog(copied: Path, catalog: Path, files: FileOperations) -> None:
         files.sync(folder)
 
 
-# Which repositories are configured, seen to before a process serves any of them.
+# -- the configured repositories, recorded before a process serves any of them
 
 
 def configure_repositories(path: Path, names: Collection[str], default: str | None) -> None:
     """
-    Remember which repositories are configured, in the catalog at ``path``.
+    Record which repositories are configured, in the catalog at ``path``.
 
-    Blocks; to be called before the reactor runs, after
-    :func:`artifactd.catalog.migrations.migrate`.
+    Blocks; to be called before the reactor runs, after :func:`migrate`.
 
     :param default: the repository whose images are named without a prefix.
-    :raises StartError: if one that was not configured before would hide images of ``default`` whose
-        names begin with its own.
+    :raises StartError: if a repository that was not configured before would hide images of
+        ``default``, because their names begin with its name.
     """
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as db:

@@ -31,6 +31,15 @@ def new_catalog(case: SynchronousTestCase) -> Path:
     return path
 
 
+def schema_folder(case: SynchronousTestCase, *scripts: str) -> Path:
+    """A folder of migrations, the first one to version 1."""
+    folder = Path(case.mktemp())
+    folder.mkdir()
+    for number, script in enumerate(scripts, 1):
+        (folder / f"{number:04}.sql").write_text(script, "utf-8")
+    return folder
+
+
 class SQLiteCatalogTestCase(CatalogTestCase):
     """:ivar path: of the test's catalog."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 import tomllib
 from contextlib import closing, nullcontext
 from datetime import UTC, datetime, timedelta
 from errno import ENOSPC
-from importlib import resources
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
@@ -313,9 +313,9 @@ class BackUpTests(TestCase):
     async def test_a_catalog_of_an_older_release_is_told_before_anything_is_copied(self) -> None:
         data, target = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
         DataFolder.open(data).close()
-        folder = resources.files("artifactd.catalog") / "schema"
-        first = (folder / "0001.sql").read_text("utf-8")
-        migrate(data / "catalog.sqlite3", nullcontext, [first])
+        migrate(data / "catalog.sqlite3", nullcontext)
+        with closing(sqlite3.connect(data / "catalog.sqlite3")) as db:
+            db.execute("PRAGMA user_version = 0")
         stray = Digest.of(b"pushed")
         blob = data / "blobs" / stray.algorithm / stray.encoded[:2] / stray.encoded
         blob.parent.mkdir(parents=True)
@@ -323,7 +323,7 @@ class BackUpTests(TestCase):
         result = await artifactd(self, "backup", str(target), ARTIFACTD_DATA=str(data))
         self.assertEqual((result.status, result.out), (1, ""), result.err)
         self.assertRegex(result.err, r"\Aartifactd: [^\n]+ start the daemon of this [^\n]+\n\Z")
-        self.assertIn(f"{data}/catalog.sqlite3 has schema 1", result.err)
+        self.assertIn(f"{data}/catalog.sqlite3 has schema 0", result.err)
         self.assertEqual(list(target.rglob(stray.encoded)), [])
         self.assertFalse((target / "catalog.sqlite3").exists())
 

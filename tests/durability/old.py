@@ -1,10 +1,9 @@
-"""A data folder as the first release made it."""
+"""A data folder of an older schema, and the migrations that a newer release would bring."""
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, nullcontext
-from importlib import resources
 from pathlib import Path
 
 from artifactd.catalog.migrations import migrate
@@ -14,9 +13,28 @@ from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
 from tests.durability.recording import CATALOG
 
+LATER = (
+    """
+    CREATE TABLE pushed (manifest_id INTEGER PRIMARY KEY, at REAL NOT NULL) STRICT;
+    INSERT INTO pushed (manifest_id, at) SELECT id, pushed_at FROM manifest;
+    ALTER TABLE blob ADD COLUMN seen_at REAL;
+    UPDATE blob SET seen_at = created_at;
+    """,
+    """
+    CREATE TRIGGER manifest_pushed AFTER INSERT ON manifest BEGIN
+        INSERT INTO pushed (manifest_id, at) VALUES (NEW.id, NEW.pushed_at);
+    END;
+    """,
+)
+"""Migrations behind that of this release; the daemon works with the result as well."""
+
 
 def make_version_1(data: Path) -> dict[str, bytes]:
-    """Make one with an image in it; what its paths answer."""
+    """
+    Make a data folder with an image in it, its catalog of version 1.
+
+    :return: what GET of its paths answers.
+    """
     folder = DataFolder.open(data)
     folder.close()
     config, layer = b"{}", b"a layer of old"
@@ -28,24 +46,26 @@ def make_version_1(data: Path) -> dict[str, bytes]:
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
         path.write_bytes(blob)
         path.chmod(0o444)
-    script = resources.files("artifactd.catalog") / "schema" / "0001.sql"
-    migrate(data / CATALOG, nullcontext, [script.read_text("utf-8")])
+    migrate(data / CATALOG, nullcontext)
     digest = Digest.of(manifest)
     with closing(sqlite3.connect(data / CATALOG)) as db:
         db.execute("INSERT INTO repository VALUES ('local')")
         db.execute("INSERT INTO image VALUES (1, 'local', 'app', 10.0)")
         for number, blob in enumerate(blobs):
             row = (number, str(Digest.of(blob)), len(blob))
-            db.execute("INSERT INTO blob VALUES (?, ?, ?, 9.0)", row)
-        db.execute("INSERT INTO blob_link VALUES (1, 0), (1, 1)")
+            db.execute("INSERT INTO blob (id, digest, size, created_at) VALUES (?, ?, ?, 9.0)", row)
+        db.execute("INSERT INTO blob_link (image_id, blob_id) VALUES (1, 0), (1, 1)")
         db.execute(
-            "INSERT INTO manifest VALUES (1, 1, ?, ?, NULL, NULL, '{}', 10.0)",
+            "INSERT INTO manifest (id, image_id, digest, media_type, annotations, pushed_at)"
+            " VALUES (1, 1, ?, ?, '{}', 10.0)",
             (str(digest), OCI_MANIFEST),
         )
         for blob in (config, layer):
             entry = (str(Digest.of(blob)),)
             db.execute("INSERT INTO manifest_entry VALUES (1, ?, 'blob', 1)", entry)
-        db.execute("INSERT INTO tag VALUES (1, 'v1', 1, 10.0)")
+        db.execute(
+            "INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (1, 'v1', 1, 10.0)"
+        )
         db.commit()
     return {
         "/v2/app/manifests/v1": manifest,

@@ -20,16 +20,18 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from artifactd.catalog import migrations
 from artifactd.commands.backup import Backup
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
+from tests.catalog.fixture import schema_folder
 from tests.durability.client import Recorded, blob_key, manifest_key
 from tests.durability.disk import Disk, State
-from tests.durability.old import make_version_1
+from tests.durability.old import LATER, make_version_1
 from tests.durability.recording import Recording
-from tests.durability.replay import DATA, LATEST, Broken, Replay
+from tests.durability.replay import DATA, Broken, Replay, latest
 from tests.programs import wait_for
 from tests.pull.case import noise
 from tests.upstreams.faulty import CDN
@@ -45,24 +47,24 @@ class PowerLossTestCase(TestCase):
     timeout = 600
 
     async def assert_survives(
-        self, recorded: Recorded, since: int = 0, oldest: int = LATEST
+        self, recorded: Recorded, since: int = 0, oldest: int | None = None
     ) -> None:
         """
         Every crash point from event ``since`` on leaves what was promised.
 
-        :param oldest: the schema that the catalog had at first.
+        :param oldest: the schema that the catalog had at first, if not the latest.
         """
         await recorded.restart()
         await self.assert_replays(recorded.recording, recorded.toml, since, oldest)
 
     async def assert_replays(
-        self, recording: Recording, toml: str, since: int = 0, oldest: int = LATEST
+        self, recording: Recording, toml: str, since: int = 0, oldest: int | None = None
     ) -> None:
         """As :meth:`assert_survives`, for a recording."""
         events = list(recording.events)
         random = Random(_SEED)
         disk = Disk(recording.root)
-        replay = Replay(self, beside_no_upstream(toml), oldest)
+        replay = Replay(self, beside_no_upstream(toml), oldest or latest())
         points, seen, found = 0, set(), []
         try:
             for position in range(len(events) + 1):
@@ -257,6 +259,8 @@ class UpgradeTests(PowerLossTestCase):
     async def test_an_upgrade_from_the_first_schema(self) -> None:
         recorded = Recorded.prepare(self)
         contents = make_version_1(recorded.data)
+        first = (migrations.SCHEMA / "0001.sql").read_text("utf-8")
+        self.patch(migrations, "SCHEMA", schema_folder(self, first, *LATER))
         recorded.recording.adopt(recorded.data)
         for key, content in contents.items():
             recorded.recording.asked(key, content)
