@@ -437,7 +437,7 @@ def assemble(
         names=names,
         repositories=repositories,
         unprefixed=_unprefixed(settings, repositories, catalog, remote),
-        uploads=Uploads(catalog, uploads, now, upload_limits(settings)),
+        uploads=Uploads(catalog, uploads, now, reactor, upload_limits(settings)),
         stored=stored,
         catalog=catalog,
     )

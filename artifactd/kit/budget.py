@@ -104,6 +104,13 @@ class BufferBudget:
         self._hold()
         return request.granted
 
+    def acquire_at_once(self, size: int) -> bool:
+        """Take ``size`` bytes if nobody would have to wait for that; whether they were taken."""
+        if self.pressed or self.used + size > self.threshold:
+            return False
+        self.used += size
+        return True
+
     def release(self, size: int) -> None:
         """``size`` bytes have gone out, or were dropped."""
         self.used -= size

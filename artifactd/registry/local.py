@@ -198,7 +198,7 @@ class LocalRepository(Repository):
         # Asked before a byte is stored, so that a refused manifest leaves nothing; and again in
         # the transaction, since the answer may have changed.
         await self.catalog.check_manifest(put)
-        staged = await self.stored.blobs.stage(put.manifest.digest, put.manifest.content)
+        staged = await self.stored.blobs.publish(put.manifest.digest, put.manifest.content)
         await publish(
             staged,
             self.catalog,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 from uuid import uuid4
 
 from attrs import define, field, frozen
+from cachetools import LRUCache
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IConsumer, IProducer
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
+from artifactd.kit.budget import BufferBudget
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,
@@ -29,7 +31,14 @@ from artifactd.oci.errors import (
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
-from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession, UploadStore
+from artifactd.store.publication import StagedBlob
+from artifactd.store.uploads import (
+    UploadBusy,
+    UploadMisplaced,
+    UploadMissing,
+    UploadSession,
+    UploadStore,
+)
 
 # How much may be pushed, and by how many sessions.
 
@@ -80,6 +89,10 @@ class UploadLimits:
         if room is not None and declared is not None and declared > room.size:
             raise room.error
         return room
+
+    def apply_to(self, image: ImageName) -> bool:
+        """Whether :meth:`room` limits what may come for ``image``."""
+        return bool(self.blob_size or self.quotas.get(image.repository, 0))
 
     def _too_large(self) -> ContentTooLarge:
         return ContentTooLarge(
@@ -134,37 +147,189 @@ class Bounded:
                 self._producer.stopProducing()
 
 
-_REMEMBERED = 1024  # sessions
-
-
 class Body(Protocol):
-    """The body of a request, while it arrives.  ``length`` in bytes; ``None``: not declared."""
+    """
+    The body of a request, while it arrives.
+
+    :ivar length: in bytes; ``None``: not declared.
+    :ivar awaits_continue: whether the client sends it only once it is asked to.
+    """
 
     @property
     def length(self) -> int | None: ...
 
+    @property
+    def awaits_continue(self) -> bool: ...
+
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """Deliver all of it; fires with the number of bytes, fails if the peer goes away."""
+        """Deliver it; fires with the number of bytes, fails if the client leaves before the end."""
+
+
+SMALL = 256 * 1024
+"""The most bytes of a body that is gathered in memory and stored in one turn of a thread."""
+
+PROMPT = 0.05
+"""Seconds for which a small body is waited for before its session is claimed all the same."""
+
+
+@implementer(IConsumer, IPushProducer)
+class EarlyBody:
+    """
+    A body that is gathered in memory until it is complete, or has turned out too large or too slow.
+
+    A complete one can be stored in one turn of a thread.  Any other is delivered like every
+    :class:`Body`, beginning with the bytes that are here.
+
+    :param acquired: bytes taken from ``budget``, to be given back by :meth:`release`.
+    :ivar pieces: what has arrived, until it is delivered.
+    :ivar size: bytes that have arrived.
+    :ivar complete: whether nothing more comes.
+    :ivar failure: why not, if the client left before the end.
+    """
+
+    awaits_continue = False
+
+    def __init__(self, body: Body | None, budget: BufferBudget, acquired: int) -> None:
+        self.length = _declared(body)
+        self._budget, self._acquired = budget, acquired
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.complete = body is None
+        self.failure: Failure | None = None
+        self._body = body
+        self._producer: IPushProducer | None = None
+        self._consumer: IConsumer | None = None
+        self._gathered: Deferred[None] = Deferred()
+        self._delivery: Deferred[None] | None = None
+        self._delivered: Deferred[int] | None = None
+        self._paused = False
+
+    async def gather(self, clock: IReactorTime) -> None:
+        """Take in what comes within :data:`PROMPT` seconds, about :data:`SMALL` bytes at most."""
+        if self._body is None:
+            return
+        too_slow = clock.callLater(PROMPT, self._stop_gathering)
+        self._delivery = self._body.deliver_to(self).addBoth(self._ended)
+        try:
+            await self._gathered
+        finally:
+            if too_slow.active():
+                too_slow.cancel()
+
+    def is_whole(self, chunk: ByteRange | None) -> bool:
+        """Whether it is complete and as long as ``chunk`` says."""
+        cut = self.failure is not None
+        return self.complete and (cut or chunk is None or self.size == chunk.length)
+
+    def release(self) -> None:
+        """Give back what was taken from the budget.  Further calls do nothing."""
+        acquired, self._acquired = self._acquired, 0
+        self._budget.release(acquired)
+
+    def check(self) -> None:
+        """:raises Exception: the reason if the client left before the end."""
+        if self.failure is not None:
+            self.failure.raiseException()
+
+    def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
+        """As :meth:`Body.deliver_to`, once :meth:`gather` has ended."""
+        delivered: Deferred[int] = Deferred(lambda _: self._cancel())
+        self._delivered, self._consumer = delivered, consumer
+        consumer.registerProducer(self, True)
+        pieces, self.pieces = self.pieces, []
+        for piece in pieces:
+            consumer.write(piece)
+        self.release()
+        if self.complete:
+            self._tell()
+        elif not self._paused and self._producer is not None:
+            self._producer.resumeProducing()
+        return delivered
+
+    # The body's consumer
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = IPushProducer(producer)
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self._consumer is not None:
+            self._consumer.write(data)
+            return
+        self.pieces.append(data)
+        if self.size > SMALL:
+            self._stop_gathering()
+
+    # The producer of the consumer that it is delivered to
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._producer is not None:
+            self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    def _stop_gathering(self) -> None:
+        if not self._gathered.called:
+            if self._producer is not None:
+                self._producer.pauseProducing()
+            self._gathered.callback(None)
+
+    def _ended(self, outcome: int | Failure) -> None:
+        self.complete = True
+        if isinstance(outcome, Failure):
+            self.failure = outcome
+        if not self._gathered.called:
+            self._gathered.callback(None)
+        if self._delivered is not None:
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._consumer is not None:
+            self._consumer.unregisterProducer()
+        if self._delivered is not None and not self._delivered.called:
+            self._delivered.callback(self.size if self.failure is None else self.failure)
+
+    def _cancel(self) -> None:
+        if self._delivery is not None:
+            self._delivery.cancel()
+
+
+_REMEMBERED = 1024  # sessions
 
 
 @define
 class Uploads:
     """
-    Pushing blobs into images, by sessions or at once.
+    Pushes blobs into images, by sessions or in one request.
 
-    Nothing of a session is in this object alone: the record is in ``catalog``, the bytes in
+    No state of a session is in this object alone: its record is in ``catalog``, its bytes in
     ``store``, so any process can serve any step.
 
     :param now: the time in seconds since the epoch.
+    :param clock: limits how long a small body is waited for.
     """
 
     catalog: Catalog
     store: UploadStore
-    now: Callable[[], float] = time.time
+    now: Callable[[], float]
+    clock: IReactorTime
     limits: UploadLimits = UNLIMITED
     # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
     # has no bytes in the store, which every step asks.
-    _begun: OrderedDict[str, UploadRecord] = field(factory=OrderedDict, init=False)
+    _begun: LRUCache[str, UploadRecord] = field(factory=partial(LRUCache, _REMEMBERED), init=False)
+    # Sessions that requests of this process are writing to: some have not claimed them yet.
+    _writing: set[str] = field(factory=set, init=False)
 
     async def start(
         self,
@@ -173,45 +338,55 @@ class Uploads:
         owner: str | None = None,
     ) -> str:
         """
-        end-4a, end-4c: open a session; its id, a UUID.
+        Open a session; its id, a UUID.
 
-        :param owner: whose sessions are counted; ``None``: they are not.
-        :raises TooManyRequests: if he has too many.
-        """
+        :param owner: the client whose sessions are counted; ``None``: they are not.
+        :raises TooManyRequests: if that client has too many open.
+        """  # end-4a, end-4c
         upload_id = str(uuid4())
         record = UploadRecord(upload_id, image, algorithm, self.now(), owner)
         await self.catalog.add_upload(
             record, lambda: self.store.create(upload_id), self.limits.sessions
         )
         self._begun[upload_id] = record
-        if len(self._begun) > _REMEMBERED:
-            self._begun.popitem(last=False)
         return upload_id
 
     async def push(self, image: ImageName, digest: Digest, body: Body | None) -> None:
         """
-        end-4b: a blob in one request.
+        Push a blob in one request.
 
         :raises DigestInvalid: if the body does not have ``digest``; nothing is left of it.
         :raises ContentTooLarge, QuotaExceeded: if it is larger than a blob may be, or than the
             quota has room for; also by :meth:`append` and :meth:`close`.
-        """
+        """  # end-4b
         room = await self.limits.room(self.catalog, image, 0, _declared(body), digest)
-        session = await self.store.begin(str(uuid4()), digest.algorithm)
-        try:
-            await _receive(session, None, body, room)
-            await self._close(session, image, digest)
-        except BaseException:
-            await session.discard()
-            raise
-        finally:
-            await session.close()
+        upload_id = str(uuid4())
+        undeclared = room is not None and body is not None and body.length is None
+        async with self._early(body, None, limited=undeclared) as early:
+            staged = None
+            whole = early is not None and early.is_whole(None)
+            if early is not None and whole:
+                early.check()
+                session, staged = await self.store.close(
+                    upload_id, digest.algorithm, early.pieces, None, digest, create=True
+                )
+            else:
+                session = await self.store.begin(upload_id, digest.algorithm)
+            try:
+                if not whole:
+                    await _receive(session, None, early or body, room)
+                await self._close(session, staged, image, digest)
+            except BaseException:
+                await session.discard()
+                raise
+            finally:
+                await session.close()
 
     async def append(
         self, image: ImageName, upload_id: str, chunk: ByteRange | None, body: Body | None
     ) -> int:
         """
-        end-5: append a chunk; the session's offset after it, in bytes.
+        Append a chunk; the session's offset after it, in bytes.
 
         A body cut short leaves the bytes that arrived; any error leaves the old offset.
 
@@ -220,14 +395,24 @@ class Uploads:
         :raises ChunkOutOfOrder: if ``chunk`` does not begin at the offset, or another request is
             writing to the session.
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
-        """
+        """  # end-5
         record = await self._record(image, upload_id)
-        async with self._claimed(upload_id, record.algorithm) as session:
-            room = await self.limits.room(self.catalog, image, session.offset, _declared(body))
-            await _receive(session, chunk, body, room)
-            if not await session.still_there():
-                raise _unknown(upload_id)
-            return session.offset
+        limited = self.limits.apply_to(image)
+        async with (
+            self._only_writer(image, upload_id),
+            self._early(body, chunk, limited=limited) as early,
+        ):
+            if early is not None and early.is_whole(chunk):
+                return await self._append(record, early, chunk)
+            session = await self.store.claim(upload_id, record.algorithm)
+            try:
+                room = await self.limits.room(self.catalog, image, session.offset, _declared(body))
+                await _receive(session, chunk, early or body, room)
+                if not await session.still_there():
+                    raise _unknown(upload_id)
+                return session.offset
+            finally:
+                await session.close()
 
     async def close(
         self,
@@ -238,36 +423,54 @@ class Uploads:
         body: Body | None,
     ) -> None:
         """
-        end-6: append the last chunk, if any, and turn what is staged into a blob of ``image``.
+        Append the last chunk, if any, and turn the staged bytes into a blob of ``image``.
 
         :raises DigestInvalid, QuotaExceeded: if the bytes do not have ``digest``, or exceed the
             quota once they are here; ends the session.
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
-        """
+        """  # end-6
         record = await self._record(image, upload_id)
-        async with self._claimed(upload_id, record.algorithm) as session:
-            room = await self.limits.room(
-                self.catalog, image, session.offset, _declared(body), digest
-            )
-            await _receive(session, chunk, body, room)
+        limited = self.limits.apply_to(image)
+        async with (
+            self._only_writer(image, upload_id),
+            self._early(body, chunk, limited=limited) as early,
+        ):
+            staged = None
+            whole = early is not None and early.is_whole(chunk)
+            if early is not None and whole:
+                if early.failure is not None:
+                    await self._append(record, early, chunk)
+                session, staged = await self.store.close(
+                    upload_id, record.algorithm, early.pieces, _first(chunk), digest
+                )
+            else:
+                session = await self.store.claim(upload_id, record.algorithm)
             try:
-                await self._close(session, image, digest, upload_id)
-            except (DigestInvalid, QuotaExceeded):
-                await self.catalog.delete_upload(upload_id)
-                await session.discard()
-                raise
+                if not whole:
+                    room = await self.limits.room(
+                        self.catalog, image, session.offset, _declared(body), digest
+                    )
+                    await _receive(session, chunk, early or body, room)
+                try:
+                    await self._close(session, staged, image, digest, upload_id)
+                except (DigestInvalid, QuotaExceeded):
+                    await self.catalog.delete_upload(upload_id)
+                    await session.discard()
+                    raise
+            finally:
+                await session.close()
 
     async def offset(self, image: ImageName, upload_id: str) -> int:
-        """end-13: bytes staged so far.  :raises BlobUploadUnknown: if there is no such session."""
-        await self._record(image, upload_id)
+        """The bytes staged so far.  :raises BlobUploadUnknown: if there is no such session."""
+        await self._record(image, upload_id)  # end-13
         try:
             return await self.store.offset(upload_id)
         except UploadMissing:
             raise _unknown(upload_id) from None
 
     async def cancel(self, image: ImageName, upload_id: str) -> None:
-        """end-14: end a session.  :raises BlobUploadUnknown: if there is no such session."""
-        await self._record(image, upload_id)
+        """End a session.  :raises BlobUploadUnknown: if there is no such session."""
+        await self._record(image, upload_id)  # end-14
         if not await self.catalog.delete_upload(upload_id):
             raise _unknown(upload_id)
         await self.store.discard(upload_id)
@@ -279,47 +482,84 @@ class Uploads:
         return record
 
     @asynccontextmanager
-    async def _claimed(self, upload_id: str, algorithm: Algorithm) -> AsyncIterator[UploadSession]:
+    async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[None]:
+        """
+        Keep other requests of this process from writing to the session meanwhile; those of other
+        processes are kept out by the claim.
+        """
+        if upload_id in self._writing:
+            raise _busy(await self.offset(image, upload_id))
+        self._writing.add(upload_id)
         try:
-            session = await self.store.claim(upload_id, algorithm)
+            yield
         except UploadMissing:
             raise _unknown(upload_id) from None
         except UploadBusy as busy:
-            raise ChunkOutOfOrder(
-                "another request is writing to this upload: ask for its status and go on there",
-                busy.offset,
-            ) from None
-        try:
-            yield session
+            raise _busy(busy.offset) from None
+        except UploadMisplaced as misplaced:
+            raise _out_of_order(misplaced.offset) from None
         finally:
-            await session.close()
+            self._writing.discard(upload_id)
+
+    @asynccontextmanager
+    async def _early(
+        self, body: Body | None, chunk: ByteRange | None, *, limited: bool
+    ) -> AsyncIterator[EarlyBody | None]:
+        """
+        The body, gathered in memory as far as it is small and arrives at once.
+
+        :param limited: whether the session's offset decides how much of the body may come.
+        :returns: ``None`` if the session is to be claimed before the body is asked for.
+        """
+        length = _declared(body)
+        wrong = chunk is not None and length is not None and length != chunk.length
+        size = SMALL if length is None else length
+        waits = body is not None and body.awaits_continue
+        if limited or wrong or waits or size > SMALL or not self.store.budget.acquire_at_once(size):
+            yield None
+            return
+        early = EarlyBody(body, self.store.budget, size)
+        try:
+            await early.gather(self.clock)
+            yield early
+        finally:
+            early.release()
+
+    async def _append(self, record: UploadRecord, early: EarlyBody, chunk: ByteRange | None) -> int:
+        offset = await self.store.append(record.id, record.algorithm, early.pieces, _first(chunk))
+        early.check()
+        return offset
 
     async def _close(
-        self, session: UploadSession, image: ImageName, digest: Digest, upload_id: str | None = None
+        self,
+        session: UploadSession,
+        staged: StagedBlob | None,
+        image: ImageName,
+        digest: Digest,
+        upload_id: str | None = None,
     ) -> None:
-        actual = await session.digest(digest.algorithm)
-        if actual != digest:
-            raise DigestInvalid(
-                "the uploaded bytes do not have the digest given: push the blob again",
-                {"digest": str(digest), "actual": str(actual), "size": session.offset},
-            )
-        try:
-            staged = await session.stage(digest)
-        except UploadMissing:
-            raise _unknown(session.id) from None
+        if staged is None:
+            actual = await session.digest(digest.algorithm)
+            if actual != digest:
+                raise DigestInvalid(
+                    "the uploaded bytes do not have the digest given: push the blob again",
+                    {"digest": str(digest), "actual": str(actual), "size": session.offset},
+                )
+            try:
+                staged = await session.stage(digest)
+            except UploadMissing:
+                raise _unknown(session.id) from None
+        size, confirm, release = staged.size, staged.confirm, staged.release
+        quota = self.limits.quotas.get(image.repository, 0)
         await publish(
             staged,
             self.catalog,
-            lambda: self.catalog.add_blob(
-                image,
-                digest,
-                staged.size,
-                staged.confirm,
-                staged.release,
-                upload_id,
-                self.limits.quotas.get(image.repository, 0),
-            ),
+            lambda: self.catalog.add_blob(image, digest, size, confirm, release, upload_id, quota),
         )
+
+
+def _first(chunk: ByteRange | None) -> int | None:
+    return None if chunk is None else chunk.first
 
 
 def _declared(body: Body | None) -> int | None:
@@ -333,9 +573,7 @@ async def _receive(
     declared = _declared(body)
     if chunk is not None:
         if chunk.first != start:
-            raise ChunkOutOfOrder(
-                f"chunk out of order: the next one has to start at byte {start}", start
-            )
+            raise _out_of_order(start)
         if declared is not None and declared != chunk.length:
             raise _wrong_size(chunk, declared)
     if body is not None:
@@ -357,6 +595,18 @@ def _wrong_size(chunk: ByteRange, actual: int) -> SizeInvalid:
     return SizeInvalid(
         "the body is not as long as Content-Range says",
         {"Content-Range": f"{chunk.first}-{chunk.last}", "expected": chunk.length, "got": actual},
+    )
+
+
+def _out_of_order(offset: int) -> ChunkOutOfOrder:
+    return ChunkOutOfOrder(
+        f"chunk out of order: the next one has to start at byte {offset}", offset
+    )
+
+
+def _busy(offset: int) -> ChunkOutOfOrder:
+    return ChunkOutOfOrder(
+        "another request is writing to this upload: ask for its status and go on there", offset
     )
 
 

@@ -100,6 +100,16 @@ class BlobStore:
         adding = self._run(self.staging.add, digest, content)
         return await uncancelled(adding, StagedBlob.abandon)
 
+    async def publish(self, digest: Digest, content: bytes) -> StagedBlob:
+        """
+        :meth:`stage` and publish ``content`` in one turn of a thread.
+
+        :returns: the staged blob, whose ``publish`` tells how its publication went.
+        :raises OSError: if it can't be staged.
+        """
+        adding = self._run(lambda: self.staging.add(digest, content).publish_now())
+        return await uncancelled(adding, StagedBlob.abandon)
+
     def remove(self, digest: Digest) -> None:
         """
         Remove a blob's bytes, if they are here; open descriptors can still be read.

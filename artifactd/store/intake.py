@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 from attrs import define, field
+from cachetools import LRUCache
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.interfaces import (
     IConsumer,
@@ -28,13 +28,9 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations, split
 from artifactd.store.publication import StagedBlob, Staging
 
-# Hashes over bytes that come piece by piece, and the memory of those not finished.
-
 
 class RunningDigest:
-    """
-    The digest of the first ``length`` bytes of an upload, going on.
-    """
+    """A hash over bytes that arrive piece by piece, ``length`` of them so far."""
 
     def __init__(self, algorithm: Algorithm) -> None:
         self.algorithm = algorithm
@@ -58,35 +54,36 @@ class RunningDigest:
         return Digest(self.algorithm, self._hasher.hexdigest())
 
 
-@define
 class RunningDigests:
     """
-    What this process has hashed of uploads that are not being written to now.
+    An LRU cache of the hash states of uploads that are not being written to now.
 
-    Only a cache: what is not in it is hashed by reading the bytes.  The bytes of an upload never
-    change, they only get more, so an entry holds as long as it isn't longer than the file.
+    Bytes of an upload whose state is not cached are read back and hashed.  They never change, there
+    only come more, so a state is valid unless it is longer than the file.
 
-    :param limit: how many are kept; the longest unused goes first.
+    :param limit: how many states are kept.
     """
 
-    limit: int = 1024
-    _kept: OrderedDict[str, RunningDigest] = field(factory=OrderedDict, init=False)
+    def __init__(self, limit: int = 1024) -> None:
+        self._kept: LRUCache[str, RunningDigest] = LRUCache(limit)
 
     def keep(self, upload_id: str, running: RunningDigest) -> None:
-        """Remember one, before the claim on its upload is given up."""
+        """Cache the state of an upload."""
         self._kept[upload_id] = running
-        while len(self._kept) > self.limit:
-            self._kept.popitem(last=False)
 
-    def take(self, upload_id: str, algorithm: Algorithm, size: int) -> RunningDigest:
-        """The one for an upload of ``size`` bytes, once it is claimed; a fresh one if need be."""
+    def take(self, upload_id: str, algorithm: Algorithm) -> RunningDigest:
+        """
+        Take the state of an upload out of the cache; a fresh one if it has none of ``algorithm``.
+
+        Once the upload is claimed, the caller compares its length with that of the file.
+        """
         running = self._kept.pop(upload_id, None)
-        if running is None or running.algorithm != algorithm or running.length > size:
+        if running is None or running.algorithm != algorithm:
             return RunningDigest(algorithm)
         return running
 
     def forget(self, upload_id: str) -> None:
-        """The upload is no more."""
+        """Drop the state of an upload that has ended."""
         self._kept.pop(upload_id, None)
 
 

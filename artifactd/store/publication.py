@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from inspect import isawaitable
+from typing import Self
 from uuid import uuid4
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 
 from artifactd.kit.deferreds import RunInThread, Serial
@@ -265,10 +266,29 @@ class StagedBlob:
     _blobs: BlobTree
     _files: FileOperations
     _threads: Serial
+    # Of publish_now(): what it raised; nothing is tried again, since a second fsync would succeed.
+    _failure: Exception | None = field(default=None, init=False)
+    _tried: bool = field(default=False, init=False)
+
+    def publish_now(self) -> Self:
+        """Do the work of :meth:`publish`, which tells how it went.  Blocks."""
+        self._tried = True
+        try:
+            self._publish()
+        except Exception as error:
+            self._failure = error
+        return self
 
     async def publish(self) -> None:
-        """Make the bytes visible under their digest, durably, and keep the staged copy."""
-        await self._threads.run(self._publish)
+        """
+        Make the bytes visible under their digest, durably, and keep the staged copy.
+
+        :raises OSError: if that fails; the caller withdraws the blob then.
+        """
+        if not self._tried:
+            await self._threads.run(self._publish)
+        elif self._failure is not None:
+            raise self._failure
 
     def confirm(self) -> None:
         """

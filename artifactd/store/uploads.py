@@ -6,8 +6,9 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import TypeVar
 
 from attrs import define, field, frozen
 
@@ -19,6 +20,7 @@ from artifactd.store.files import Directory, FileOperations, is_sealed
 from artifactd.store.folder import DataFolder
 from artifactd.store.intake import (
     BATCH,
+    TURN,
     FileConsumer,
     HashedFile,
     RunningDigest,
@@ -26,6 +28,8 @@ from artifactd.store.intake import (
     hashed,
 )
 from artifactd.store.publication import StagedBlob, Staging
+
+_T = TypeVar("_T")
 
 
 class UploadMissing(Exception):
@@ -37,6 +41,18 @@ class UploadBusy(Exception):
     Another request, of this process or another, is writing to the upload.
 
     :ivar offset: bytes staged at the time of asking.
+    """
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+
+class UploadMisplaced(Exception):
+    """
+    Bytes do not belong at the end of the upload.
+
+    :ivar offset: bytes staged.
     """
 
     def __init__(self, offset: int) -> None:
@@ -72,11 +88,6 @@ class UploadDirectory:
         if not _ID.fullmatch(upload_id):
             raise ValueError(f"not a UUID: {upload_id!r}")
         os.close(self._files.create(self.directory.fd, upload_id))
-
-    def begin(self, upload_id: str) -> tuple[int, int]:
-        """An empty upload, claimed: its descriptor and its size.  Errors as of :meth:`create`."""
-        self.create(upload_id)
-        return self.claim(upload_id)
 
     def claim(self, upload_id: str) -> tuple[int, int]:
         """
@@ -178,6 +189,31 @@ class UploadFile(HashedFile):
         self.size = size
         self.running = self._hashed_at_claim.copy()
 
+    def append_at(self, first: int | None, pieces: Sequence[bytes]) -> None:
+        """
+        Append ``pieces``, which belong at the offset ``first``; ``None``: at the end.
+
+        :raises UploadMisplaced: if that is not the end.
+        :raises OSError: if not all could be written.  What was written stays.
+        """
+        if first is not None and first != self.size:
+            raise UploadMisplaced(self.size)
+        self.append(pieces)
+
+    def published(self, staging: Staging, digest: Digest) -> StagedBlob | None:
+        """
+        Stage and publish it if it has ``digest``; ``None`` if it has not, or if the bytes that are
+        not hashed yet are too many for one turn of a thread.
+
+        :raises UploadMissing: if it is no longer there.
+        :raises OSError: if it can't be read or staged.
+        """
+        running = self.running
+        if running.algorithm != digest.algorithm or self.size - running.length > TURN:
+            return None
+        self.catch_up(running)
+        return self.stage(staging, digest).publish_now() if running.digest() == digest else None
+
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """Move it to the staged files.  :raises UploadMissing: if it is no longer there."""
         try:
@@ -261,6 +297,7 @@ class UploadStore:
 
     :param blobs: where the uploads become blobs; of the same folder.
     :param now: the time in seconds since the epoch.
+    :ivar budget: the buffers of all transfers.
     """
 
     def __init__(
@@ -275,7 +312,7 @@ class UploadStore:
         self._files = files or FileOperations()
         self._run = run
         self._staging = blobs.staging
-        self._budget = budget
+        self.budget = budget
         self._now = now
         self._uploads = UploadDirectory(folder.uploads, self._files)
         self._digests = RunningDigests()
@@ -292,30 +329,120 @@ class UploadStore:
 
     async def begin(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
         """:meth:`create` and :meth:`claim`, for an upload that needs no row."""
-        return await self._claim(self._uploads.begin, upload_id, algorithm)
+
+        def begin(running: RunningDigest) -> UploadFile:
+            self._uploads.create(upload_id)
+            return self._open(upload_id, running)
+
+        return self._session(await self._claimed(upload_id, algorithm, begin, UploadFile.close))
 
     async def claim(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
         """
         Take the upload for writing, to be hashed with ``algorithm``.
 
         :raises UploadMissing: if there is no such upload.
-        :raises UploadBusy: if somebody else holds it.
+        :raises UploadBusy: if another request, of any process, holds it.
         """
-        return await self._claim(self._uploads.claim, upload_id, algorithm)
+        claim = partial(self._open, upload_id)
+        return self._session(await self._claimed(upload_id, algorithm, claim, UploadFile.close))
 
-    async def _claim(
+    async def append(
+        self, upload_id: str, algorithm: Algorithm, pieces: Sequence[bytes], first: int | None
+    ) -> int:
+        """
+        Claim the upload, append ``pieces``, check that it was not discarded meanwhile, and let go:
+        all in one turn of a thread.
+
+        :param first: the offset at which they belong; ``None``: at the end.
+        :returns: the offset after them, in bytes.
+        :raises UploadMissing, UploadBusy: as :meth:`claim`.
+        :raises UploadMisplaced: if the upload does not end at ``first``; nothing is written.
+        :raises OSError: if not all could be written; what was written stays.
+        """
+
+        def append(running: RunningDigest) -> tuple[int, RunningDigest]:
+            file = self._open(upload_id, running)
+            try:
+                file.append_at(first, pieces)
+                if not file.is_there():
+                    raise UploadMissing(upload_id)
+                return file.size, file.running
+            finally:
+                file.close()
+
+        offset, running = await self._claimed(upload_id, algorithm, append)
+        self._digests.keep(upload_id, running)
+        return offset
+
+    async def close(
         self,
-        claim: Callable[[str], tuple[int, int]],
         upload_id: str,
         algorithm: Algorithm,
-    ) -> UploadSession:
-        claiming = self._run(claim, upload_id)
-        fd, size = await uncancelled(claiming, lambda claimed: os.close(claimed[0]))
-        running = self._digests.take(upload_id, algorithm, size)
-        directory = self._uploads.directory
-        file = UploadFile(upload_id, fd, size, self._files, running, directory)
+        pieces: Sequence[bytes],
+        first: int | None,
+        digest: Digest,
+        *,
+        create: bool = False,
+    ) -> tuple[UploadSession, StagedBlob | None]:
+        """
+        Claim the upload, append ``pieces``, and stage and publish the bytes if they have
+        ``digest``: all in one turn of a thread.
+
+        :param create: make the upload first; it is removed again if an exception is raised.
+        :returns: the claimed upload, and the staged blob, whose ``publish`` tells how its
+            publication went.  ``None`` instead of it if the bytes do not have ``digest``, or if
+            too many are still to be hashed for one turn: the caller asks the session then.
+        :raises UploadMissing, UploadBusy, UploadMisplaced, OSError: as :meth:`append`.
+        """
+
+        def close(running: RunningDigest) -> tuple[UploadFile, StagedBlob | None]:
+            if create:
+                self._uploads.create(upload_id)
+            file = self._open(upload_id, running)
+            try:
+                file.append_at(first, pieces)
+                return file, file.published(self._staging, digest)
+            except BaseException:
+                if create:
+                    file.discard()
+                if not file.handed_over:
+                    file.close()
+                raise
+
+        def abandoned(closed: tuple[UploadFile, StagedBlob | None]) -> None:
+            file, staged = closed
+            if staged is not None:
+                staged.abandon()
+            elif not file.handed_over:
+                file.close()
+
+        file, staged = await self._claimed(upload_id, algorithm, close, abandoned)
+        return self._session(file), staged
+
+    async def _claimed(
+        self,
+        upload_id: str,
+        algorithm: Algorithm,
+        work: Callable[[RunningDigest], _T],
+        abandoned: Callable[[_T], object] = lambda _: None,
+    ) -> _T:
+        """Run ``work``, which claims the upload, in a thread, with the hash state of the upload."""
+        running = self._digests.take(upload_id, algorithm)
+        try:
+            return await uncancelled(self._run(work, running), abandoned)
+        except (UploadBusy, UploadMisplaced):
+            self._digests.keep(upload_id, running)
+            raise
+
+    def _open(self, upload_id: str, running: RunningDigest) -> UploadFile:
+        fd, size = self._uploads.claim(upload_id)
+        if running.length > size:
+            running = RunningDigest(running.algorithm)
+        return UploadFile(upload_id, fd, size, self._files, running, self._uploads.directory)
+
+    def _session(self, file: UploadFile) -> UploadSession:
         return UploadSession(
-            file, self._budget, Serial(self._run), BATCH, self._staging, self._digests
+            file, self.budget, Serial(self._run), BATCH, self._staging, self._digests
         )
 
     async def offset(self, upload_id: str) -> int:

@@ -65,6 +65,7 @@ class Body:
     """The body of a request that is here whole."""
 
     content: bytes
+    awaits_continue: bool = False
 
     @property
     def length(self) -> int:

@@ -35,33 +35,25 @@ class RunningDigestsTests(SynchronousTestCase):
 
     def test_one_that_was_kept_goes_on(self) -> None:
         self.kept.keep("upload", digest := running(b"bytes"))
-        self.assertIs(digest, self.kept.take("upload", SHA256, 5))
-
-    def test_it_holds_when_the_upload_has_grown_elsewhere(self) -> None:
-        self.kept.keep("upload", running(b"bytes"))
-        self.assertEqual(5, self.kept.take("upload", SHA256, 8).length)
-
-    def test_it_is_dropped_when_the_upload_is_shorter(self) -> None:
-        self.kept.keep("upload", running(b"bytes"))
-        self.assertEqual(0, self.kept.take("upload", SHA256, 4).length)
+        self.assertIs(digest, self.kept.take("upload", SHA256))
 
     def test_it_is_dropped_for_another_algorithm(self) -> None:
         self.kept.keep("upload", running(b"bytes"))
-        fresh = self.kept.take("upload", SHA512, 5)
+        fresh = self.kept.take("upload", SHA512)
         self.assertEqual((SHA512, 0), (fresh.algorithm, fresh.length))
 
     def test_it_serves_one_claim(self) -> None:
         self.kept.keep("upload", running(b"bytes"))
-        self.kept.take("upload", SHA256, 5)
-        self.assertEqual(0, self.kept.take("upload", SHA256, 5).length)
+        self.kept.take("upload", SHA256)
+        self.assertEqual(0, self.kept.take("upload", SHA256).length)
 
     def test_a_forgotten_one_is_gone(self) -> None:
         self.kept.keep("upload", running(b"bytes"))
         self.kept.forget("upload")
-        self.assertEqual(0, self.kept.take("upload", SHA256, 5).length)
+        self.assertEqual(0, self.kept.take("upload", SHA256).length)
 
     def test_the_oldest_goes_when_there_are_too_many(self) -> None:
         for upload_id in "abc":
             self.kept.keep(upload_id, running(b"bytes"))
-        lengths = [self.kept.take(upload_id, SHA256, 5).length for upload_id in "abc"]
+        lengths = [self.kept.take(upload_id, SHA256).length for upload_id in "abc"]
         self.assertEqual([0, 5, 5], lengths)

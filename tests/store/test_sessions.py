@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -173,6 +174,14 @@ class HashingTests(SessionTestCase):
         digest = self.ended(self.session.digest(Algorithm.SHA256))
         self.assertEqual(Digest.of(b"here there here"), digest)
         self.assertEqual(len(b"there here"), self.files.read_back)
+
+    def test_all_is_read_of_an_upload_that_is_shorter_than_what_was_hashed(self) -> None:
+        self.session.write(b"bytes")
+        self.ended(self.session.close())
+        os.truncate(self.path / "uploads" / self.upload_id, 4)
+        self.session = self.claimed()
+        digest = self.ended(self.session.digest(Algorithm.SHA256))
+        self.assertEqual(Digest.of(b"byte"), digest)
 
     def test_all_is_read_for_another_algorithm(self) -> None:
         self.session.write(b"bytes")

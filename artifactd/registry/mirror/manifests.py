@@ -270,7 +270,7 @@ class RemoteManifests:
         )
 
     async def _keep(self, image: ImageName, tag: Tag | None, manifest: Manifest) -> ManifestFound:
-        staged = await self.blobs.stage(manifest.digest, manifest.content)
+        staged = await self.blobs.publish(manifest.digest, manifest.content)
         await publish(
             staged,
             self.catalog,

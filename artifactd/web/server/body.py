@@ -23,6 +23,7 @@ class RequestBody:
     :param invite: tells the client that the body is wanted; called at most once.
     :param pause: stops reading from the client; bytes that were read before may still arrive.
     :param resume: reads from the client again.
+    :param awaits_continue: whether the client sends the body only once it is invited.
     :ivar received: bytes received so far, without the framing of chunks.
     :ivar complete: whether the last byte has been received.
     """
@@ -33,8 +34,11 @@ class RequestBody:
         invite: Callable[[], None],
         pause: Callable[[], None],
         resume: Callable[[], None],
+        *,
+        awaits_continue: bool = False,
     ) -> None:
         self.length = length
+        self.awaits_continue = awaits_continue
         self.received = 0
         self.complete = False
         self._invite, self._pause, self._resume = invite, pause, resume

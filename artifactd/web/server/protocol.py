@@ -436,10 +436,11 @@ class RegistryRequest(server.Request):
             return
         channel = self.channel
         continues = expect is not None and expect[0].lower() == b"100-continue"
-        self._peer = peer = _Peer(
-            self, awaits_continue=continues and channel._version == b"HTTP/1.1"
+        awaits_continue = continues and channel._version == b"HTTP/1.1"
+        self._peer = peer = _Peer(self, awaits_continue=awaits_continue)
+        self.body = RequestBody(
+            length, peer.invite, peer.pause, peer.resume, awaits_continue=awaits_continue
         )
-        self.body = RequestBody(length, peer.invite, peer.pause, peer.resume)
         super().requestReceived(channel._command, origin_form(channel._path), channel._version)
 
     def handleContentChunk(self, data: bytes) -> None:

@@ -1,0 +1,118 @@
+"""How often a push of a small blob goes from the reactor to a thread and back, and when not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.python.threadpool import ThreadPool
+
+from artifactd.oci.digest import Digest
+from artifactd.registry.uploads import SMALL
+from tests.api.case import ApiTestCase, Connection
+from tests.programs import wait_for
+
+CONTENT = b"blob" * 1024
+DIGEST = Digest.of(CONTENT)
+UPLOADS = "/v2/hello/blobs/uploads/"
+
+
+class TurnTests(ApiTestCase):
+    """:ivar turns: how often work was given to a thread; not to those of the test's client."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.turns = 0
+        clients: Any = reactor
+        give = ThreadPool.callInThreadWithCallback
+
+        def counted(pool: ThreadPool, *args: Any, **kwargs: Any) -> None:
+            self.turns += pool is not clients.getThreadPool()
+            give(pool, *args, **kwargs)
+
+        self.patch(ThreadPool, "callInThreadWithCallback", counted)
+
+    async def fewest(self, push: Callable[[bytes, Digest], Awaitable[object]]) -> int:
+        """The turns of ``push``, by whichever of some had the daemon to itself."""
+        taken = []
+        for number in range(20):
+            content = b"%d" % number * 2048
+            before = self.turns
+            await push(content, Digest.of(content))
+            taken.append(self.turns - before)
+        return min(taken)
+
+    async def test_a_small_blob_in_a_chunk_takes_four(self) -> None:
+        for chunked in (False, True):
+
+            async def push(content: bytes, digest: Digest, chunked: bool = chunked) -> None:
+                location = await self.start_upload()
+                await self.accepted(202, "PATCH", location, content, chunked=chunked)
+                await self.accepted(201, "PUT", f"{location}?digest={digest}")
+
+            self.assertEqual(await self.fewest(push), 4)
+
+    async def test_a_small_blob_that_comes_with_the_closing_request_takes_three(self) -> None:
+        async def push(content: bytes, digest: Digest) -> None:
+            location = await self.start_upload()
+            await self.accepted(201, "PUT", f"{location}?digest={digest}", content)
+
+        self.assertEqual(await self.fewest(push), 3)
+
+    async def test_a_small_blob_in_one_request_takes_two(self) -> None:
+        for method in ("POST", "PUT"):
+
+            async def push(content: bytes, digest: Digest, method: str = method) -> None:
+                await self.accepted(201, method, f"{UPLOADS}?digest={digest}", content)
+
+            self.assertEqual(await self.fewest(push), 2)
+
+
+class SlowBodyTests(ApiTestCase):
+    async def test_its_session_is_claimed_while_it_arrives(self) -> None:
+        location = await self.start_upload()
+        chunk = await Connection.begin_body(
+            self, self.registry.port, "PATCH", location, len(CONTENT)
+        )
+        await chunk.send(CONTENT[:100])
+        file = self.registry.data / "uploads" / location.rpartition("/")[2]
+
+        def claimed() -> bool:
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(fd)
+            return False
+
+        await wait_for(claimed)
+        answer = await self.registry.request("PATCH", location, b"evil")
+        self.assert_error(answer, 416, "BLOB_UPLOAD_INVALID")
+        await chunk.send(CONTENT[100:])
+        self.assertEqual((await chunk.answer()).status, 202)
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_what_has_arrived_of_it_stays_when_the_client_leaves(self) -> None:
+        location = await self.start_upload()
+        chunk = await Connection.begin_body(
+            self, self.registry.port, "PATCH", location, len(CONTENT)
+        )
+        await chunk.send(CONTENT[:100])
+        chunk.leave()
+        file = self.registry.data / "uploads" / location.rpartition("/")[2]
+        await wait_for(lambda: file.stat().st_size == 100)
+        await self.accepted(202, "PATCH", location, CONTENT[100:])
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_a_body_that_turns_out_large_is_passed_on_whole(self) -> None:
+        content = os.urandom(8 * SMALL + 1)
+        location = await self.start_upload()
+        await self.accepted(202, "PATCH", location, content, chunked=True)
+        await self.accepted(201, "PUT", f"{location}?digest={Digest.of(content)}")
+        answer = await self.accepted(200, "GET", f"/v2/hello/blobs/{Digest.of(content)}")
+        self.assertEqual(answer.body, content)
