@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -16,7 +15,7 @@ from attrs import asdict, define, field, frozen
 
 from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Digest
-from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
+from artifactd.store.files import PUBLISHED, Directory, FileOperations, try_lock, write_all
 from artifactd.store.publication import BlobTree
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
@@ -215,9 +214,7 @@ class ScrubLock:
         """
         with Directory.open(self._path) as folder:
             fd = folder.ensure_file(_FILE, self._files)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(fd):
             os.close(fd)
             return False
         self._fd = fd

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Sequence
@@ -132,6 +133,7 @@ __all__ = [
     "is_sealed",
     "read_all",
     "split",
+    "try_lock",
     "write_all",
 ]
 
@@ -196,6 +198,19 @@ def split(
             return head, [view[size:], *pieces[index + 1 :]]
         size -= len(piece)
     return pieces, []
+
+
+def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """
+    Lock an open file (flock), exclusively or shared, without waiting; whether it is locked now.
+
+    The lock belongs to the descriptor: closing that, or the end of the process, ends it.
+    """
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @frozen
@@ -281,6 +296,35 @@ class Directory:
             return files.open_unreadable(handle), status
         finally:
             os.close(handle)
+
+    def open_locked(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
+        """
+        As :meth:`open_file`, and lock the file exclusively (flock), which its close ends.
+
+        :raises BlockingIOError: if it is locked.
+        :raises FileNotFoundError: also if the file lost its name while it was locked.
+        """
+        fd, status = self.open_file(name, flags)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.holds(name, status):
+                raise FileNotFoundError(errno.ENOENT, "no longer there", f"{self.path}/{name}")
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, status
+
+    def is_locked(self, name: str) -> bool:
+        """
+        Whether a living process has locked a file exclusively; errors as of :meth:`open_file`.
+
+        The look is a shared lock for an instant, so that two of them do not see each other.
+        """
+        fd, _ = self.open_file(name)
+        try:
+            return not try_lock(fd, fcntl.LOCK_SH)
+        finally:
+            os.close(fd)
 
     def ensure_file(self, name: str, files: FileOperations) -> int:
         """

@@ -8,7 +8,6 @@ Everything that a second process needs to follow a fill, or to take it over, lie
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import time
@@ -382,7 +381,7 @@ class FillDirectory:
             try:
                 if is_sealed(self.directory.status(blob)):
                     self._remove(blob, lambda: True)
-                return self._lock(blob, os.O_RDWR)
+                return self.directory.open_locked(blob, os.O_RDWR)[0]
             except FileNotFoundError:
                 if not create:
                     return None
@@ -394,28 +393,11 @@ class FillDirectory:
                 self._pause(_INSTANT)
         return None
 
-    def _lock(self, blob: str, flags: int) -> int:
-        """
-        Open and lock a fill.
-
-        :raises FileNotFoundError: if there is none.
-        :raises BlockingIOError: if somebody has locked it.
-        """
-        fd, status = self.directory.open_file(blob, flags)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not self.directory.holds(blob, status):
-                raise FileNotFoundError(blob)  # staged or removed in this moment
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-
     def _remove(self, blob: str, condition: Callable[[], bool], names: Iterable[str] = ()) -> bool:
         fd = None
         try:
             with suppress(FileNotFoundError):
-                fd = self._lock(blob, os.O_RDONLY)
+                fd, _ = self.directory.open_locked(blob)
             is_wanted = condition()
             if is_wanted:
                 self.files.drop(blob, names, fill=fd is not None)

@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 
 from artifactd.kit.start import StartError
 from artifactd.store import procfs
-from artifactd.store.files import Directory, FileOperations, write_all
+from artifactd.store.files import Directory, FileOperations, try_lock, write_all
 
 MARKER = "artifactd.lock"
 FORMAT = "artifactd data folder, format 1\n"
@@ -115,16 +115,12 @@ class DataFolder:
         if self._is_exclusive:
             yield
             return
-        try:
-            fcntl.flock(self._marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            # Trying has given up the shared lock.
-            with suppress(BlockingIOError):
-                fcntl.flock(self._marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if not try_lock(self._marker):
+            try_lock(self._marker, fcntl.LOCK_SH)  # trying has given it up
             raise StartError(
                 f"the data folder {self.path} is needed alone, for a migration or a backup into it,"
                 f" but is in use by {_holders(self._marker, self._locks)}: stop it first"
-            ) from None
+            )
         self._is_exclusive = True
         try:
             yield
@@ -213,13 +209,11 @@ def _lock(
     marker: int, path: Path, locks: Path, patience: float, sleep: Callable[[float], None]
 ) -> bool:
     """Lock the folder; whether exclusively."""
-    with suppress(BlockingIOError):
-        fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if try_lock(marker):
         return True
     waited = 0.0
     while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(marker, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if try_lock(marker, fcntl.LOCK_SH):
             return False
         if waited >= patience:
             raise StartError(
@@ -484,7 +478,7 @@ class FolderCollectionLock:
         # Two threads may come here at once: the lock alone decides, which is a descriptor's.
         collector = _open_lock(self._path, _COLLECTOR, self._files)
         try:
-            if not _try_lock(collector, fcntl.LOCK_EX):
+            if not try_lock(collector):
                 os.close(collector)
                 return False
             self._claimed = collector, _open_lock(self._path, _HOLD, self._files)
@@ -505,7 +499,7 @@ class FolderCollectionLock:
         assert self._claimed is not None, "not claimed"
         _, hold = self._claimed
         try:
-            yield _try_lock(hold, fcntl.LOCK_EX)
+            yield try_lock(hold)
         finally:
             fcntl.flock(hold, fcntl.LOCK_UN)
 
@@ -548,7 +542,7 @@ class CopyLock:
         """
         if self._fd < 0:
             self._fd = _open_lock(self._path, _COPY, self._files)
-        if not _try_lock(self._fd, fcntl.LOCK_EX):
+        if not try_lock(self._fd):
             raise OSError(errno.EBUSY, "the store is being copied")
         try:
             yield
@@ -565,11 +559,3 @@ class CopyLock:
 def _open_lock(path: Path, name: str, files: FileOperations) -> int:
     with Directory.open(path) as folder:
         return folder.ensure_file(name, files)
-
-
-def _try_lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

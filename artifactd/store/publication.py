@@ -412,19 +412,10 @@ class Staging:
     def is_held(self, digest: Digest) -> bool:
         """Whether a living process has a staged file of ``digest``."""
         mine = staged_name(digest, "")
-        return any(self._is_locked(name) for name in self.names() if name.startswith(mine))
-
-    def _is_locked(self, name: str) -> bool:
-        try:
-            fd, _ = self._directory.open_file(name)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                if name.startswith(mine) and self._directory.is_locked(name):
+                    return True
         return False
 
     def take_over(self, name: str) -> StagedBlob | None:
@@ -438,19 +429,10 @@ class Staging:
         digest = _staged_digest(name)
         if digest is None:
             return None
-        try:
-            fd, status = self._directory.open_file(name)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        if not self._directory.holds(name, status):
-            os.close(fd)
-            return None
-        return self._staged_blob(digest, name, fd)
+        with suppress(FileNotFoundError, BlockingIOError):
+            fd, _ = self._directory.open_locked(name)
+            return self._staged_blob(digest, name, fd)
+        return None
 
     def check_writable(self) -> None:
         """Create, sync and remove a small file."""

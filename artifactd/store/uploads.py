@@ -16,7 +16,7 @@ from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
-from artifactd.store.files import Directory, FileOperations, is_sealed
+from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock
 from artifactd.store.folder import DataFolder
 from artifactd.store.intake import (
     BATCH,
@@ -133,16 +133,14 @@ class UploadDirectory:
         return [name for name in self.directory.names() if self._is_idle(name, before)]
 
     def _lock(self, fd: int) -> bool:
-        """Lock a file unless somebody else has; whoever only looks (:meth:`idle`) is waited for."""
+        """
+        Lock a file unless another request has; a process that only looks (:meth:`idle`) holds a
+        shared lock for an instant, and is waited for.
+        """
         for _ in range(_LOOKS):
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(fd):
                 return True
-            except BlockingIOError:
-                pass
-            try:
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not try_lock(fd, fcntl.LOCK_SH):
                 return False
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._pause(_LOOK_SECONDS)
@@ -152,19 +150,10 @@ class UploadDirectory:
         if not _ID.fullmatch(name):
             return False
         try:
-            if self.directory.status(name).st_mtime > before:
-                return False
-            fd, _ = self.directory.open_file(name)
+            written = self.directory.status(name).st_mtime
+            return written <= before and not self.directory.is_locked(name)
         except OSError:
             return False  # gone, or not ours
-        try:
-            # Shared, so that a claim can tell it from another claim.
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
 
 
 @define(eq=False)
