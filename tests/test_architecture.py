@@ -53,7 +53,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "upstream.http",
         "registry.mirror",
     ),
-    "auth": ("oci", "kit", "settings", "upstream"),
+    "auth": (
+        "oci",
+        "kit",
+        "settings",
+        "store",
+        "upstream",
+        "upstream.http",
+        "registry.mirror",
+    ),
     # HTTP: it knows what a blob is that can be sent, and who may be asking; no routes, no OCI.
     "web.server": ("oci", "kit", "settings", "store", "auth"),
     "web": (

@@ -1,22 +1,21 @@
-"""Who carries a Bearer token: RFC 6750, 2.1."""
+"""Bearer tokens (RFC 6750, 2.1) of this registry and of other issuers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from attrs import define, field, frozen
+from cachetools import LRUCache
 from twisted.logger import Logger
 
-from artifactd.auth.identity import Caller, Identity, Kind
+from artifactd.auth.identity import Caller, Groups, Identity, Kind
 from artifactd.auth.jwt import invalid, is_token, read_header, read_source
+from artifactd.auth.passwords import Accounts
 from artifactd.oci.errors import Unauthorized
 from artifactd.settings.access import Action
 from artifactd.upstream.credentials import UpstreamLogin
-
-# What is known of an account between logins, without its password.
 
 _WITH_PASSWORD = frozenset({Kind.USER, Kind.ROBOT})
 
@@ -24,69 +23,63 @@ _WITH_PASSWORD = frozenset({Kind.USER, Kind.ROBOT})
 @frozen
 class Account:
     """
-    Somebody as the settings and files have them now.
+    An account as the settings and files have it now.
 
-    :ivar identity: with the groups of now.
-    :ivar fingerprint: changes with the password, and says nothing of it; empty where there is
-        none.  Tokens hold it, and die when it is another.
+    :ivar identity: with its groups of now.
+    :ivar fingerprint: changes with the password, and does not reveal it; empty if the account has
+        no password here.  A token holds it, and is refused once it is another.
     """
 
     identity: Identity
     fingerprint: str = field(default="", repr=False)
 
 
-class Directory(Protocol):
-    """Everybody to whom a token may have been given."""
-
-    async def current(self, identity: Identity) -> Account | None:
-        """
-        What ``identity``, which a token tells of, is now; ``None`` if it is no more: the user is
-        gone from the file, the robot from the settings, or has expired.
-
-        Asked at every request with a token, so it costs microseconds.  Certificates and anonymous
-        are what the token says, and so are jobs of another issuer, as long as it is accepted.
-        """
-
-
 @frozen
-class AccountDirectory:
+class Directory:
     """
-    The accounts that are listed here, and everybody else.
+    The present state of the accounts that tokens were given to.
 
-    :param mark: what stays the same as long as the password of an account does; ``None`` if there
-        is no such account (:meth:`artifactd.auth.logins.Accounts.mark`).
-    :param regrouped: an account with the groups that the settings have it in now.
-    :param accepted: whether somebody of another issuer is accepted, as the settings are now.
+    :param accounts: the kinds of accounts that are listed here.
+    :param accepted: whether the settings still accept an identity of another issuer.
     """
 
-    mark: Callable[[Identity], Awaitable[str | None]]
-    regrouped: Callable[[Identity], Identity]
+    accounts: Sequence[Accounts]
+    groups: Groups
     accepted: Callable[[Identity], bool]
 
     async def current(self, identity: Identity) -> Account | None:
-        """As in :class:`Directory`."""
+        """
+        The account of the identity in a token, as it is now.  ``None`` if it is gone: the user from
+        the file, the robot from the settings or expired, the issuer's identity no longer accepted.
+        Certificates and anonymous stay as the token has them.
+
+        Each request with a token asks this, so it takes microseconds.
+        """
         if identity.kind is Kind.ISSUER and not self.accepted(identity):
             return None
         if identity.kind not in _WITH_PASSWORD:
             return Account(identity)
-        mark = await self.mark(identity)
-        return None if mark is None else Account(self.regrouped(identity), mark)
+        for accounts in self.accounts:
+            mark = await accounts.mark(identity)
+            if mark is not None:
+                return Account(self.groups.identity(identity.kind, identity.name), mark)
+        return None
 
 
 CACHED = 4096
-"""Tokens whose signatures are not verified again."""
+"""The number of tokens whose signatures are not verified again."""
 
 
 @frozen
 class Opened:
     """
-    What a token says, its signature and its times verified.
+    The content of a token whose signature and times are verified.
 
     :ivar identity: as it was when the token was given.
-    :ivar scopes: as ``Caller`` has them.
-    :ivar fingerprint: of the account then; empty: it had none.
-    :ivar until: when it ends, in seconds since 1970.
-    :ivar kid: of the key that it is signed with.
+    :ivar scopes: as :class:`~artifactd.auth.identity.Caller` has them.
+    :ivar fingerprint: of the account then; empty if it had none.
+    :ivar until: the end of its validity, in seconds since 1970.
+    :ivar kid: the id of the key that it is signed with.
     :ivar presented: the upstream's credential that it was given for, without the password.
     """
 
@@ -99,33 +92,39 @@ class Opened:
 
 
 class TokenSource(Protocol):
-    """Somebody who gives tokens: artifactd itself, or another issuer."""
+    """
+    An issuer of tokens: this registry (:class:`artifactd.auth.tokens.Tokens`), or another issuer
+    (:class:`artifactd.auth.issuers.Issuer`).
+    """
 
     async def open(self, token: str) -> Opened:
         """
-        Verify one.
+        Verify a token of this issuer.
 
         :raises Unauthorized: if it isn't valid.
-        :raises Unavailable: if that can't be told now.
+        :raises Unavailable: if the keys that it takes can't be had now.
         """
 
     async def stands(self, opened: Opened) -> bool:
-        """Whether the key of one that was verified before is still good.  Takes microseconds."""
+        """
+        Whether the key of a token that was verified before is still good.  Takes microseconds.
+        """
 
 
 @define(eq=False)
 class BearerTokens:
     """
-    The tokens of all sources: a :class:`artifactd.auth.logins.TokenCheck`, and for those of
-    other issuers a :class:`artifactd.auth.logins.PasswordCheck` too.
+    Verifies Bearer tokens of all issuers, and tokens of other issuers given as passwords.
 
-    Verifying a signature takes a tenth of a millisecond and more, so that what was verified is
-    kept by the token's hash.  What may have changed since is asked anew each time: whether the
-    account is there and has the same password, and whether the key is still good.
+    Verifying a signature takes a tenth of a millisecond and more, so verified tokens are kept in an
+    LRU cache, by their hash.  Each request still checks everything that may have changed since: the
+    time, the key, the account and its password.
 
-    :param own: gives the tokens whose ``iss`` is ``own_name``; ``None``: nobody does.
+    :param own_name: the ``iss`` of the tokens that ``own`` gives.
+    :param own: the token service of this registry; ``None``: it is off.
     :param others: by the ``iss`` of their tokens.
     :param now: seconds since 1970.
+    :param limit: tokens in the cache.
     """
 
     own_name: str
@@ -134,43 +133,51 @@ class BearerTokens:
     accounts: Directory
     now: Callable[[], float]
     limit: int = CACHED
-    _cached: OrderedDict[bytes, tuple[TokenSource, Opened]] = field(factory=OrderedDict, init=False)
+    _cached: LRUCache[bytes, tuple[TokenSource, Opened]] = field(init=False)
     _log = Logger()
+
+    @_cached.default
+    def _cache(self) -> LRUCache[bytes, tuple[TokenSource, Opened]]:
+        return LRUCache(self.limit)
 
     async def verify(self, token: str) -> Caller:
         """
-        Who carries ``token``, as they are now, and what it is for.
+        The identity that ``token`` was given to, as it is now, and the token's scopes.
 
         :raises Unauthorized: if it isn't valid here and now; the message says why.
         :raises Unavailable: if its issuer's keys can't be had.
         """
-        return await self._verify(token, self._source)
+        return await self._verify(token, own=True)
 
     async def check(self, name: str, password: str) -> Identity | None:
         """
-        Whose token is given as the password; ``None`` if it is none.  Any ``name`` does, and
-        tokens of artifactd's own are not passwords.
+        The identity of the token given as ``password``, with any ``name``; ``None`` if it is no
+        valid token of another issuer.  Tokens of this registry are not passwords.
         """
         if not is_token(password):
             return None
         try:
-            return (await self._verify(password, self._other)).identity
+            return (await self._verify(password, own=False)).identity
         except Unauthorized as error:
             self._log.info("a password is refused as a token: {reason}", reason=error.message)
             return None
 
-    async def _verify(self, token: str, source_of: Callable[[str], TokenSource]) -> Caller:
+    async def _verify(self, token: str, *, own: bool) -> Caller:
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         source, opened = self._cached.get(digest, (None, None))
         if source is None or opened is None:
             read_header(token)
-            source = source_of(read_source(token))
+            source = self._source(read_source(token), own=own)
             opened = await source.open(token)
-            self._keep(digest, source, opened)
-        elif source is self.own and source_of == self._other:
+            self._cached[digest] = source, opened
+        elif source is self.own and not own:
             raise invalid("it is no password")
-        else:
-            await self._check_again(digest, source, opened)
+        elif self.now() >= opened.until:
+            self._cached.pop(digest, None)
+            raise invalid("it has expired")
+        elif not await source.stands(opened):
+            self._cached.pop(digest, None)
+            raise invalid("the key that it is signed with is no longer good")
         account = await self.accounts.current(opened.identity)
         if account is None:
             raise invalid("the account that it was given to is no more")
@@ -178,30 +185,10 @@ class BearerTokens:
             raise invalid("the password has changed since it was given")
         return Caller(account.identity, opened.scopes, opened.presented)
 
-    async def _check_again(self, digest: bytes, source: TokenSource, opened: Opened) -> None:
-        if self.now() >= opened.until:
-            reason = "it has expired"
-        elif not await source.stands(opened):
-            reason = "the key that it is signed with is no longer good"
-        else:
-            if digest in self._cached:
-                self._cached.move_to_end(digest)
-            return
-        self._cached.pop(digest, None)
-        raise invalid(reason)
-
-    def _source(self, issuer: str) -> TokenSource:
-        if issuer == self.own_name and self.own is not None:
+    def _source(self, issuer: str, *, own: bool) -> TokenSource:
+        if own and issuer == self.own_name and self.own is not None:
             return self.own
-        return self._other(issuer)
-
-    def _other(self, issuer: str) -> TokenSource:
         source = self.others.get(issuer)
         if source is None:
             raise invalid("its issuer is none that this registry trusts")
         return source
-
-    def _keep(self, digest: bytes, source: TokenSource, opened: Opened) -> None:
-        self._cached[digest] = source, opened
-        if len(self._cached) > self.limit:
-            self._cached.popitem(last=False)

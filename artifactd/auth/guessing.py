@@ -1,4 +1,7 @@
-"""Failed logins, counted so that guessing is slow."""
+"""
+Slows down the guessing of passwords: counts failed logins, and limits how many logins of one client
+address are checked at a time.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,29 @@ import math
 from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
-from attrs import define, field, frozen
+from attrs import define, field
+from cachetools import FIFOCache
 from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.oci.errors import TooManyRequests
+from artifactd.settings.accounts import AuthSettings
 
-_PREFIX = 64  # bits: what one IPv6 customer has at least
+_PREFIX = 64  # bits: the smallest network that one IPv6 customer gets
+_AT_ONCE = 4  # logins of one address that are checked at a time; its others wait
+_PENDING = 64  # logins of one address that are checked or wait
+_ALL_PENDING = 256  # logins of all addresses that are checked or wait
 
 
+@lru_cache(maxsize=4096)
 def network(address: str) -> str:
     """
-    What counts as one address: an IPv4 address, also one written in IPv6, or an IPv6 network of 64
-    bits; what is neither (a unix socket) counts as it is.
+    The key under which a client address is counted: an IPv4 address, also when it is written as
+    IPv6, or the /64 network of an IPv6 address.  Any other text, as of a unix socket, is returned
+    as it is.
     """
     try:
         parsed = ip_address(address.partition("%")[0])
@@ -41,95 +52,83 @@ class _Count:
 
 class Failures:
     """
-    Counts that leak: ``limit`` failures are forgotten, evenly, within ``period`` seconds.
+    Counts failures by key in leaky buckets: ``limit`` failures leak, evenly, in ``period`` seconds.
 
-    :param size: how many counts are kept; beyond that the one that changed longest ago goes.
+    :param size: the number of counts kept.  Beyond it the count whose last failure is the oldest
+        goes; reading a count does not keep it longer.
     """
 
     def __init__(self, limit: int, period: float, clock: IReactorTime, size: int = 10_000) -> None:
         self._limit = limit
         self._leak = limit / period  # failures a second
         self._clock = clock
-        self._size = size
-        self._counts: dict[Hashable, _Count] = {}
+        self._counts: FIFOCache[Hashable, _Count] = FIFOCache(size)
 
     def __len__(self) -> int:
         return len(self._counts)
 
     def wait(self, key: Hashable) -> float:
-        """Seconds until another attempt may be made; 0 if it may be made now."""
+        """Seconds until another attempt is allowed; 0 if one is allowed now."""
         count = self._counts.get(key)
         if count is None:
             return 0.0
         return max(0.0, (self._left(count) - (self._limit - 1)) / self._leak)
 
     def add(self, key: Hashable) -> None:
-        """One more failure."""
-        count = self._counts.pop(key, None)
+        """Count a failure."""
+        count = self._counts.get(key)
         left = 0.0 if count is None else self._left(count)
-        if count is None and len(self._counts) >= self._size:
-            del self._counts[next(iter(self._counts))]
         self._counts[key] = _Count(left + 1, self._clock.seconds())
 
     def forget(self, key: Hashable) -> float:
-        """No failures any more; how many there were."""
+        """Set a count to 0, and return what it was."""
         count = self._counts.pop(key, None)
         return 0.0 if count is None else self._left(count)
 
     def subtract(self, key: Hashable, failures: float) -> None:
-        """``failures`` fewer."""
+        """Lower a count by ``failures``, at most to 0."""
         count = self._counts.get(key)
-        if count is not None:
-            left = self._left(count) - failures
-            if left > 0:
-                self._counts[key] = _Count(left, self._clock.seconds())
-            else:
-                del self._counts[key]
+        if count is None:
+            return
+        count.failures, count.at = self._left(count) - failures, self._clock.seconds()
+        if count.failures <= 0:
+            del self._counts[key]
 
     def _left(self, count: _Count) -> float:
-        elapsed = max(0.0, self._clock.seconds() - count.at)  # clocks are set back, too
+        elapsed = max(0.0, self._clock.seconds() - count.at)  # a clock may be set back
         return max(0.0, count.failures - elapsed * self._leak)
 
 
-# How guessing at logins is slowed down, whoever checks them.
+class Blocked(Enum):
+    """The further logins that are refused after a failed one."""
 
-
-@frozen
-class Slowing:
-    """
-    ``[auth]`` in the settings tells what each means.
-
-    :ivar failure_period: in seconds.
-    """
-
-    name_failures: int = 5
-    address_failures: int = 20
-    failure_period: float = 300.0
-
-
-AS_SET_BY_DEFAULT = Slowing()
-
-
-class Slowed(Enum):
-    """Whose further logins have to wait."""
-
-    NOBODYS = "nobody's"
-    NAMES = "those of the name from that address"
-    ADDRESSES = "all from that address"
+    NOTHING = "none"
+    NAME = "those with the same name, from the same address"
+    ADDRESS = "all from the same address"
 
 
 class Guesses:
     """
-    Failed logins by address and name, and by address.  One who may log in here can't wipe away the
-    failures that come of guessing others' passwords.
+    Counts failed logins, both by address with name and by address alone.
+
+    A success clears only the failures of its own name, so that an account here does not help its
+    owner to guess the passwords of others.
+
+    :param settings: how many failures are allowed in which time.
     """
 
-    def __init__(self, slowing: Slowing, clock: IReactorTime) -> None:
-        self._by_name = Failures(slowing.name_failures, slowing.failure_period, clock)
-        self._by_address = Failures(slowing.address_failures, slowing.failure_period, clock)
+    def __init__(self, settings: AuthSettings, clock: IReactorTime) -> None:
+        period = settings.failure_period
+        self._by_name = Failures(settings.name_failures, period, clock)
+        self._by_address = Failures(settings.address_failures, period, clock)
 
     def refuse_early(self, source: str, name: str) -> None:
-        """:raises TooManyRequests: while nothing is checked for them, not even the password."""
+        """
+        Refuse a login before its password is looked at, if it has to wait.
+
+        :param source: the client address, as :func:`network` returns it.
+        :raises TooManyRequests: with ``Retry-After``.
+        """
         wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
         if wait > 0:
             seconds = math.ceil(wait)
@@ -140,33 +139,23 @@ class Guesses:
             )
 
     def succeeded(self, source: str, name: str) -> None:
-        """A login was right."""
-        self._by_address.subtract(source, self._by_name.forget((source, name)))
+        """Clear the failures of ``name`` from ``source``."""
+        forgotten = self._by_name.forget((source, name))
+        if forgotten:
+            self._by_address.subtract(source, forgotten)
 
-    def failed(self, source: str, name: str) -> Slowed:
-        """A login was wrong; who has to wait now."""
+    def failed(self, source: str, name: str) -> Blocked:
+        """Count a wrong login; returns which further logins are refused now."""
         self._by_name.add((source, name))
         self._by_address.add(source)
         if self._by_address.wait(source):
-            return Slowed.ADDRESSES
-        return Slowed.NAMES if self._by_name.wait((source, name)) else Slowed.NOBODYS
-
-
-# Turns: of each address few logins are checked at a time, so that guesses are counted in time.
-
-_AT_ONCE = 4  # logins of one address that are checked; its others wait for their turn
-_WAITING = 64  # logins of one address
-_ALL = 256  # logins of all addresses
-
-
-def crowded() -> TooManyRequests:
-    """What is told to whom :meth:`Turns.is_crowded` turns away."""
-    return TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
+            return Blocked.ADDRESS
+        return Blocked.NAME if self._by_name.wait((source, name)) else Blocked.NOTHING
 
 
 @define
 class _Queue:
-    """Logins of one address."""
+    """The logins of one address."""
 
     turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
     pending: int = 0
@@ -175,9 +164,9 @@ class _Queue:
 @define(eq=False)
 class Turns:
     """
-    By address.
+    Limits how many password checks run or wait, per client address and in all.
 
-    :ivar pending: logins that have or await a turn.
+    :ivar pending: the number of logins that are checked or wait.
     """
 
     pending: int = field(default=0, init=False)
@@ -185,21 +174,29 @@ class Turns:
 
     def is_crowded(self, source: str, known: bool = False) -> bool:
         """
-        Whether another login of ``source`` is to be turned away.
+        Whether another login of ``source`` is refused because too many run or wait.
 
-        :param known: whether it has been right before: then the flood of others does not count.
+        :param known: whether the same login was right before.  Then only its own address counts:
+            a flood from everywhere locks no such client out.
         """
         queue = self._queues.get(source)
-        if queue is not None and queue.pending >= _WAITING:
+        if queue is not None and queue.pending >= _PENDING:
             return True
-        return self.pending >= _ALL and not known
+        return self.pending >= _ALL_PENDING and not known
 
     @asynccontextmanager
-    async def turn(self, source: str) -> AsyncIterator[None]:
+    async def turn(self, source: str, known: bool = False) -> AsyncIterator[None]:
         """
-        Wait for a turn, and have it.  What is counted, and what is looked at before a check, belong
-        in it: whoever is next sees the count.
+        Wait until a login of ``source`` may be checked, and keep the turn for the context.
+
+        Look at the counts of failures inside, and count there too: then the next login in line sees
+        the outcome of this one.
+
+        :param known: see :meth:`is_crowded`.
+        :raises TooManyRequests: at once, if too many logins run or wait.
         """
+        if self.is_crowded(source, known):
+            raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
         queue = self._queues.setdefault(source, _Queue())
         queue.pending += 1
         self.pending += 1

@@ -1,4 +1,4 @@
-"""Who is asking."""
+"""The identities of clients."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from artifactd.upstream.credentials import UpstreamLogin
 
 
 class Kind(StrEnum):
-    """By what somebody is known."""
+    """How a client is known."""
 
-    ANONYMOUS = "anonymous"
-    USER = "user"  # of the htpasswd file
-    ROBOT = "robot"  # of the settings
-    CERTIFICATE = "certificate"  # a client certificate
-    ISSUER = "issuer"  # a token of another issuer, such as a CI system's
-    UPSTREAM = "upstream"  # a login that an upstream knows
+    ANONYMOUS = "anonymous"  # it is not
+    USER = "user"  # by the htpasswd file
+    ROBOT = "robot"  # by the settings
+    CERTIFICATE = "certificate"  # by a client certificate
+    ISSUER = "issuer"  # by a token of another issuer, such as a CI system
+    UPSTREAM = "upstream"  # by a login that an upstream accepts
 
 
 @frozen
 class Identity:
     """
-    Somebody who asks; :data:`ANONYMOUS` where nothing tells who.
+    A user, robot, certificate, CI job or upstream's user; :data:`ANONYMOUS` if the client has not
+    identified itself.
 
-    :ivar name: of the user or robot; of a certificate its subject's common name; of another
-        issuer's token ``<issuer>/<subject>``, the issuer by its name in the settings; of an
+    :ivar name: of the user or robot; for a certificate the common name of its subject; for a token
+        of another issuer ``<issuer>/<subject>``, with the issuer's name in the settings; for an
         upstream's user ``<repository>/<user>``.
-    :ivar groups: the groups of the settings that it is in.
-    :ivar claims: what another issuer's token says of it, as text.
+    :ivar groups: the groups of the settings that it belongs to.
+    :ivar claims: the claims of another issuer's token, as text.
     """
 
     kind: Kind
@@ -52,12 +53,12 @@ ANONYMOUS = Identity(Kind.ANONYMOUS)
 @frozen
 class Caller:
     """
-    Who makes a request, and what its token limits it to.
+    The identity that makes a request, and the limits of its token.
 
-    :ivar scopes: by the names of images, as the token has them, the actions that the token is for;
-        ``None`` where there is no such limit: then only the access rules count.  The name ``*`` is
-        the catalog (``registry:catalog:*``).
-    :ivar presented: the upstream's credential that it was logged in with, if it was one.
+    :ivar scopes: the actions that the token is for, by the names of images as the token has them;
+        ``None`` without a token of this registry: then only the access rules count.  The name ``*``
+        is the catalog (``registry:catalog:*``).
+    :ivar presented: the upstream's credential, if the client logged in with one.
     """
 
     identity: Identity = ANONYMOUS
@@ -65,23 +66,20 @@ class Caller:
     presented: UpstreamLogin | None = None
 
 
-# Who is in which group.
-
-
 class Groups:
-    """The groups of the settings: makes the identities of those who may be in one."""
+    """
+    The groups of the settings.
+
+    :param members: by groups, users by their names, and robots as ``robot:<name>``.
+    """
 
     def __init__(self, members: Mapping[str, Iterable[str]]) -> None:
-        """:param members: by groups, users, and robots as ``robot:<name>``."""
         self._of: dict[str, frozenset[str]] = {}
         for group, names in members.items():
             for name in names:
                 self._of[name] = self._of.get(name, frozenset()) | {group}
 
-    def user(self, name: str) -> Identity:
-        """A user of the htpasswd file."""
-        return Identity(Kind.USER, name, self._of.get(name, frozenset()))
-
-    def robot(self, name: str) -> Identity:
-        """A robot of the settings, by its name there."""
-        return Identity(Kind.ROBOT, name, self._of.get(f"robot:{name}", frozenset()))
+    def identity(self, kind: Kind, name: str) -> Identity:
+        """The user or robot of that name, with its groups."""
+        key = name if kind is Kind.USER else f"robot:{name}"
+        return Identity(kind, name, self._of.get(key, frozenset()))

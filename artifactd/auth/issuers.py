@@ -1,16 +1,16 @@
-"""Tokens of other issuers, such as GitHub Actions and GitLab CI: OpenID Connect Core 1.0, 2."""
+"""Tokens of other issuers, such as GitHub Actions and GitLab CI (OpenID Connect Core 1.0, 2)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-from attrs import define, field, frozen
-from twisted.internet.defer import Deferred, DeferredLock
+from attrs import define, field
+from twisted.internet.defer import Deferred, DeferredLock, TimeoutError
 from twisted.logger import Logger
 
 from artifactd.auth.bearer import Opened
@@ -29,17 +29,24 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.oci.errors import Unauthorized, Unavailable
 from artifactd.oci.names import Patterns
+from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.values import is_trustworthy
-
-# The keys of another issuer: in a file, or fetched from where it has them.
+from artifactd.upstream.http.errors import UpstreamError
+from artifactd.upstream.http.transport import Transport
 
 Fetch = Callable[[str], Awaitable[bytes]]
-"""What is at a URL.  :raises KeysUnavailable: if it can't be had."""
+"""Returns the content at a URL.  :raises KeysUnavailable: if it can't be had."""
 
-# Seconds between two fetches that tokens with unknown keys ask for; without any keys yet.
+# Seconds between two fetches because of tokens with unknown keys: with keys at hand, without any.
 _PATIENCE = 60.0
 _IMPATIENCE = 5.0
+# Seconds between two looks at a file.
 _LOOK_EVERY = 1.0
+# Fetching keys may take this many times the timeout of one step, in all.
+_STEPS = 3
+# Keys that are tried if a token doesn't tell its key.
+_TRIED = 8
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class KeysUnavailable(Exception):
@@ -47,17 +54,17 @@ class KeysUnavailable(Exception):
 
 
 class KeySource(Protocol):
-    """Where the keys of an issuer are."""
+    """The keys of an issuer: :class:`FetchedKeys`, or :class:`KeysInFile`."""
 
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
         """
-        Those that are ``wanted``, perhaps after a look whether there are new ones.
+        The keys for which ``wanted`` is true, perhaps after a look for new keys.
 
-        :raises Unavailable: if there are none at all yet, and none can be had.
+        :raises Unavailable: if there are no keys at all yet, and none can be had.
         """
 
     def holds(self, kid: str) -> bool:
-        """Whether there is a key of that id, as far as is known.  Takes microseconds."""
+        """Whether the keys at hand have one of that id.  Takes microseconds."""
 
 
 class _Discovery(msgspec.Struct, frozen=True):
@@ -69,9 +76,9 @@ class _Discovery(msgspec.Struct, frozen=True):
 
 async def discover(issuer: str, fetch: Fetch) -> str:
     """
-    The URL of an issuer's keys: OpenID Connect Discovery 1.0, 4.
+    The URL of an issuer's key set: OpenID Connect Discovery 1.0, 4.
 
-    :raises KeysUnavailable: if it can't be had, or can't be trusted.
+    :raises KeysUnavailable: if the discovery document can't be had, or can't be trusted.
     """
     content = await fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
     try:
@@ -85,15 +92,46 @@ async def discover(issuer: str, fetch: Fetch) -> str:
     return found.jwks_uri
 
 
+def key_set_of(
+    settings: IssuerSettings, transport: Transport, reactor: Any
+) -> Callable[[], Awaitable[bytes]]:
+    """
+    Returns a function that fetches the key set of an issuer, as :class:`FetchedKeys` takes it: from
+    ``jwks_url``, or else from the URL in its discovery document.
+    """
+    seconds = settings.timeout * _STEPS
+
+    async def ask(url: str) -> bytes:
+        response = await transport.request("GET", url, {"Accept": "application/json"})
+        if response.status != 200:
+            response.drop()
+            raise KeysUnavailable(f"{url} answers {response.status}")
+        return await response.read(KEY_SET_LIMIT)
+
+    async def fetch(url: str) -> bytes:
+        try:
+            return await Deferred.fromCoroutine(ask(url)).addTimeout(seconds, reactor)
+        except TimeoutError:
+            raise KeysUnavailable(f"{url} takes longer than {seconds:g} s") from None
+        except UpstreamError as error:
+            raise KeysUnavailable(f"{url}: {error.reason}") from None
+
+    async def key_set() -> bytes:
+        return await fetch(settings.jwks_url or await discover(settings.issuer, fetch))
+
+    return key_set
+
+
 @define(eq=False)
 class FetchedKeys:
     """
-    Keys that are fetched, and kept for a while; longer when they can't be fetched again.
+    Fetches keys when the first is wanted, and again when they get old or a token has an unknown
+    key.  If a fetch fails, the keys at hand stay.
 
     :param name: of the issuer in the settings.
-    :param fetch: gets the key set.
+    :param fetch: returns the key set.  :raises KeysUnavailable: if it can't be had.
     :param now: seconds since 1970.
-    :param refresh: seconds after which they are fetched again.
+    :param refresh: seconds after which the keys are fetched again.
     """
 
     name: str
@@ -108,13 +146,12 @@ class FetchedKeys:
     _log = Logger()
 
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
-        """As in :class:`KeySource`."""
         found = list(filter(wanted, self._keys))
         if not found:
             await self._fetch(self.now() - (_PATIENCE if self._keys else _IMPATIENCE))
             found = list(filter(wanted, self._keys))
-        elif self._is_old():
-            Deferred.fromCoroutine(self._fetch(self.now() - _PATIENCE))  # nobody waits for that
+        else:
+            self._refresh()
         if not self._keys:
             raise Unavailable(
                 f"the keys of the issuer {self.name} can't be had now: {self._problem};"
@@ -123,17 +160,17 @@ class FetchedKeys:
         return found
 
     def holds(self, kid: str) -> bool:
-        """As in :class:`KeySource`."""
-        if self._is_old():
-            Deferred.fromCoroutine(self._fetch(self.now() - _PATIENCE))
+        self._refresh()
         return any(key.kid == kid for key in self._keys)
 
-    def _is_old(self) -> bool:
+    def _refresh(self) -> None:
+        """Begin to fetch the keys if they are old; nobody waits for that."""
         now = self.now()
-        return now - self._fetched >= self.refresh and now - self._tried >= _PATIENCE
+        if now - self._fetched >= self.refresh and now - self._tried >= _PATIENCE:
+            Deferred.fromCoroutine(self._fetch(now - _PATIENCE))
 
     async def _fetch(self, unless_since: float) -> None:
-        """Fetch them, unless it was tried since then; never fails."""
+        """Fetch the keys, unless that was tried after ``unless_since``; never fails."""
         await self._lock.acquire()
         try:
             if self._tried > unless_since:
@@ -155,60 +192,45 @@ class FetchedKeys:
             self._lock.release()
 
 
-@define(eq=False)
 class KeysInFile:
     """
-    Keys in a file, which is read again when it has changed.
+    Reads keys from a file, and again when it has changed.
 
-    :param run: calls what blocks in a thread.
+    :param run: runs in a thread.
     :param now: seconds since 1970.
     """
 
-    path: Path
-    run: RunInThread
-    now: Callable[[], float]
-    _followed: Followed[Sequence[VerificationKey]] = field(init=False)
     _log = Logger()
 
-    @_followed.default
-    def _follow(self) -> Followed[Sequence[VerificationKey]]:
-        return Followed(
-            partial(stamp_of, self.path),
-            self._read,
-            self.run,
-            self.now,
-            _LOOK_EVERY,
-            refused=self._refused,
-        )
+    def __init__(self, path: Path, run: RunInThread, now: Callable[[], float]) -> None:
+        """
+        Blocks.
 
-    def start(self) -> None:
-        """Read them.  Blocks.  :raises OSError, ValueError: if that can't be done."""
+        :raises OSError, ValueError: if the file can't be read, or has no keys.
+        """
+        self._path = path
+        self._followed = Followed(
+            partial(stamp_of, path), self._read, run, now, _LOOK_EVERY, refused=self._refused
+        )
         self._followed.load()
 
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
-        """As in :class:`KeySource`."""
         await self._followed.look()
         return list(filter(wanted, self._followed.content))
 
     def holds(self, kid: str) -> bool:
-        """As in :class:`KeySource`."""
         if self._followed.is_due():
             Deferred.fromCoroutine(self._followed.look())  # nobody waits for that
         return any(key.kid == kid for key in self._followed.content)
 
-    def _refused(self, problem: str) -> None:
-        self._log.error(
-            "the keys in {path} stay as they were: {error}", path=self.path, error=problem
-        )
-
     def _read(self) -> Sequence[VerificationKey]:
-        with self.path.open("rb") as file:
+        with self._path.open("rb") as file:
             return parse_key_set(file.read(KEY_SET_LIMIT))
 
-
-# Keys that are tried where a token doesn't say which it is signed with.
-_TRIED = 8
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+    def _refused(self, problem: str) -> None:
+        self._log.error(
+            "the keys in {path} stay as they were: {error}", path=self._path, error=problem
+        )
 
 
 class _Registered(msgspec.Struct, frozen=True):
@@ -222,65 +244,65 @@ class _Registered(msgspec.Struct, frozen=True):
     iat: float = 0.0
 
 
-@frozen
+@define(eq=False)
 class Issuer:
     """
-    One of the settings; an :class:`artifactd.auth.bearer.TokenSource`.
+    Verifies the tokens of another issuer.
 
-    :param name: in the settings.
-    :param issuer: the ``iss`` of its tokens.
-    :param audience: of which their ``aud`` has to have one.
-    :param required: claims without which no token of it is accepted, with what they have to match.
-    :param algorithms: of the signatures that are accepted.
-    :param leeway: seconds by which its clock may differ.
+    :param name: of the issuer in the settings.
     :param now: seconds since 1970.
     """
 
     name: str
-    issuer: str
-    audience: Collection[str]
-    required: Sequence[tuple[str, Patterns]]
-    algorithms: Collection[str]
-    leeway: float
-    keys: KeySource
+    settings: IssuerSettings
+    source: KeySource
     now: Callable[[], float]
+    _required: Sequence[tuple[str, Patterns]] = field(init=False)
+
+    @_required.default
+    def _compile(self) -> Sequence[tuple[str, Patterns]]:
+        claims = [claim.partition("=") for claim in self.settings.claims]
+        return [(name, Patterns((pattern,))) for name, _, pattern in claims]
 
     async def open(self, token: str) -> Opened:
-        """As in :class:`artifactd.auth.bearer.TokenSource`."""
+        """Verify a token; see :class:`artifactd.auth.bearer.TokenSource`."""
         header = read_header(token)
-        if header.alg not in self.algorithms:
+        if header.alg not in self.settings.algorithms:
             raise invalid(f"signatures by {header.alg[:16]!r} are not accepted from its issuer")
         claims, kid = await self._verified(token, header)
         try:
             registered = msgspec.convert(claims, _Registered)
         except msgspec.ValidationError as error:
             raise invalid(f"its claims are not those of a token ({error})") from None
-        if registered.iss != self.issuer:
+        if registered.iss != self.settings.issuer:
             raise invalid("its issuer is none that this registry trusts")
         audience = registered.aud if isinstance(registered.aud, list) else [registered.aud]
-        if not any(each in self.audience for each in audience):
+        if not any(each in self.settings.audience for each in audience):
             raise invalid(
-                f"it is for another audience than {', '.join(self.audience)}: ask"
+                f"it is for another audience than {', '.join(self.settings.audience)}: ask"
                 f" {self.name} for one that is for this"
             )
-        check_times(self.now(), self.leeway, registered.exp, registered.nbf, registered.iat)
+        leeway = self.settings.leeway
+        check_times(self.now(), leeway, registered.exp, registered.nbf, registered.iat)
         if not registered.sub or _CONTROL.search(registered.sub):
-            raise invalid("it says of nobody that it is theirs")
+            raise invalid("its subject is empty, or has control characters")
         texts = as_text(claims)
         if not self.accepts(texts):
-            names = ", ".join(name for name, _ in self.required)
-            raise invalid(f"nobody is accepted whose {names} are like that")
+            raise invalid(
+                "its claims are not accepted: the settings of this registry limit"
+                f" {', '.join(name for name, _ in self._required)}"
+            )
         identity = Identity(Kind.ISSUER, f"{self.name}/{registered.sub}", claims=texts)
-        return Opened(identity, None, "", registered.exp + self.leeway, kid)
+        return Opened(identity, None, "", registered.exp + leeway, kid)
 
     async def stands(self, opened: Opened) -> bool:
-        """As in :class:`artifactd.auth.bearer.TokenSource`."""
-        return self.keys.holds(opened.kid)
+        """Whether the key of a token is still one of the issuer's."""
+        return self.source.holds(opened.kid)
 
     def accepts(self, claims: Mapping[str, str]) -> bool:
-        """Whether somebody with ``claims`` has those that are required."""
+        """Whether ``claims`` match all those that the settings require."""
         return all(
-            name in claims and patterns.match(claims[name]) for name, patterns in self.required
+            name in claims and patterns.match(claims[name]) for name, patterns in self._required
         )
 
     async def _verified(self, token: str, header: Header) -> tuple[Mapping[str, Any], str]:
@@ -289,7 +311,7 @@ class Issuer:
         def fits(key: VerificationKey) -> bool:
             return header.alg in key.algorithms and header.kid in ("", key.kid)
 
-        keys = await self.keys.keys(fits)
+        keys = await self.source.keys(fits)
         for key in keys[:_TRIED]:
             try:
                 return verify(token, key.public, header.alg, dict[str, Any]), key.kid
@@ -304,8 +326,8 @@ class Issuer:
 
 def as_text(claims: Mapping[str, Any]) -> Mapping[str, str]:
     """
-    Claims as rules compare them: texts as they are, all else as JSON without spaces: ``true``,
-    ``42``, ``["a","b"]``.  What is ``null`` is left out.
+    Claims as text, to compare them with rules: strings as they are, all else as JSON without
+    spaces (``true``, ``42``, ``["a","b"]``).  ``null`` is left out.
     """
     return {
         name: value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,11 +1,11 @@
-"""The keys that tokens are signed with: ES256, made at the first start, replaced now and then."""
+"""The keys that this registry signs its tokens with (ES256), and their rotation."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+from typing import Self
 
 import msgspec
 from attrs import define, field, frozen
@@ -22,33 +22,22 @@ from twisted.logger import Logger
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.followed import Followed
 from artifactd.kit.start import StartError
+from artifactd.store.folder import PrivateFile
 
-# Seconds for which another process may go on signing with a key that has just been replaced.
+# Seconds for which another process may still sign with a key that has just been replaced.
 _HAND_OVER = 60.0
 # Seconds between two looks at whether another process has changed the keys.
 _LOOK_EVERY = 1.0
 
 
-class KeyFile(Protocol):
-    """Where keys are kept: :class:`artifactd.store.folder.PrivateFile`."""
-
-    def version(self) -> object | None:
-        """Which content it has; ``None``: there is none.  Takes microseconds."""
-
-    def read(self) -> tuple[bytes, Any] | None:
-        """The content and its version.  Blocks."""
-
-    def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Any]:
-        """Change it, one process at a time; durable when it returns.  Blocks."""
-
-
 class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     """
-    A key as it stands in the file.
+    A key in the file.
 
-    :ivar x, y, d: as RFC 7518, 6.2, has them; ``d`` is gone from a key that signs no more.
-    :ivar made: when it was, in seconds since 1970.
-    :ivar until: when the last token that it signed will have expired; 0: it still signs.
+    :ivar x, y, d: the members of a JSON Web Key (RFC 7518, 6.2); a key that no longer signs has
+        lost its ``d``.
+    :ivar made: the time it was made at, in seconds since 1970.
+    :ivar until: the time at which the last token that it signed has expired; 0: it still signs.
     """
 
     x: str
@@ -59,7 +48,7 @@ class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class _Content(msgspec.Struct, frozen=True):
-    """The file: the newest key is the first, and the one that signs."""
+    """The file: the first key is the newest, and the one that signs."""
 
     keys: list[_Kept]
 
@@ -67,8 +56,10 @@ class _Content(msgspec.Struct, frozen=True):
 @frozen
 class SigningKey:
     """
-    :ivar kid: the key's id, its thumbprint: RFC 7638.
-    :ivar made: when it was, in seconds since 1970.
+    The key that signs.
+
+    :ivar kid: its id, which is its thumbprint (RFC 7638).
+    :ivar made: the time it was made at, in seconds since 1970.
     """
 
     kid: str
@@ -86,7 +77,7 @@ class _Ring:
 
     @classmethod
     def read(cls, content: bytes) -> Self:
-        """:raises ValueError: if ``content`` is not what was written here."""
+        """:raises ValueError: if ``content`` was not written by this class."""
         keys = _decode(content)
         verifying = {thumbprint(each.x, each.y): _public(each) for each in keys}
         first = keys[0] if keys else None
@@ -102,15 +93,17 @@ class _Ring:
 @define(eq=False)
 class Keys:
     """
-    The keys of all processes on a data folder.
+    The signing keys, shared by all processes on a data folder.
+
+    The first start makes a key; after ``rotation`` seconds a new one replaces it.  A replaced key
+    verifies until the last token that it signed has expired.
 
     :param now: seconds since 1970.
-    :param rotation: seconds after which another key is made; 0: never.
-    :param lifetime: seconds for which any token is good, at most; so long, a key that was replaced
-        still verifies.
+    :param rotation: seconds after which a new key is made; 0: never.
+    :param lifetime: seconds for which a token is valid at most.
     """
 
-    file: KeyFile
+    file: PrivateFile
     run: RunInThread
     now: Callable[[], float]
     rotation: float
@@ -132,9 +125,9 @@ class Keys:
 
     def start(self) -> None:
         """
-        Read them, or make the first.  Blocks.
+        Read the keys, or make the first one.  Blocks.
 
-        :raises StartError: if they can't be read or made.
+        :raises StartError: if that fails.
         """
         try:
             self._followed.load()
@@ -147,7 +140,7 @@ class Keys:
         """
         Sign with a new key from now on, and return its id.  Blocks.
 
-        :param forget: accept no token that was given before.
+        :param forget: refuse all tokens that were given before.
         :raises OSError, ValueError: if it can't be done; then nothing has changed.
         """
         ring, version = self._renew(lambda keys: [] if forget else keys)
@@ -155,7 +148,7 @@ class Keys:
         return ring.signing.kid
 
     async def signing(self) -> SigningKey:
-        """The key to sign with; another one when this one's time is over."""
+        """The key to sign with; a new one if the last one is older than the rotation."""
         await self._followed.look(fresh=True)
         if self._is_due(self._followed.content.signing.made):
             try:
@@ -168,9 +161,10 @@ class Keys:
 
     async def verifying(self, kid: str, *, look: bool = False) -> EllipticCurvePublicKey | None:
         """
-        The key of that id, if tokens that it signed may still be good.
+        The key of that id; ``None`` if all tokens that it signed have expired.
 
-        :param look: whether another process has dropped it this very second.
+        :param look: look first whether another process has just dropped it; else that takes up to a
+            second to be noticed.
         """
         await self._followed.look(fresh=look)
         if kid not in self._followed.content.verifying:
@@ -199,8 +193,10 @@ class Keys:
 
     def _renew(self, keep: Callable[[list[_Kept]], list[_Kept] | None]) -> tuple[_Ring, object]:
         """
-        Make a new key, before those that ``keep`` leaves of the ones in the file; ``None``: there
-        is no need to.
+        Make a new key and put it before those in the file.
+
+        :param keep: returns the old keys to keep, or ``None`` to change nothing.
+        :returns: the keys, and the version of the file.
         """
 
         def renewed(content: bytes | None) -> bytes | None:
@@ -218,7 +214,7 @@ class Keys:
 
 
 def thumbprint(x: str, y: str) -> str:
-    """The id of the P-256 key with these coordinates: RFC 7638, 3, without padding."""
+    """The id of the P-256 key with these coordinates: RFC 7638, 3."""
     canonical = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
     return _text(hashlib.sha256(canonical.encode()).digest())
 
@@ -241,12 +237,12 @@ def _new_key(now: float) -> _Kept:
 
 
 def _retired(key: _Kept, until: float) -> _Kept:
-    """What is left of a key when another one signs."""
+    """The key without its private part, for verifying only."""
     return key if key.until else _Kept(x=key.x, y=key.y, made=key.made, until=until)
 
 
 def _public(key: _Kept) -> EllipticCurvePublicKey:
-    """:raises ValueError: if it is no point of the curve."""
+    """:raises ValueError: if it is not on the curve."""
     return EllipticCurvePublicNumbers(_integer(key.x), _integer(key.y), SECP256R1()).public_key()
 
 

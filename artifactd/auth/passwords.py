@@ -1,4 +1,4 @@
-"""Passwords compared with bcrypt hashes: in threads, few at once, and seldom twice."""
+"""Accounts with passwords: the users of an htpasswd file, and the robots of the settings."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
 from functools import partial
 from hmac import compare_digest, digest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import bcrypt
 from attrs import field, frozen
+from cachetools import FIFOCache
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -22,9 +22,10 @@ from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.kit.start import StartError
+from artifactd.settings.accounts import RobotSettings, SecretHash
 
-LONGEST = 72  # bytes: bcrypt looks at no more
-COSTS = range(4, 18)  # what Apache's htpasswd makes; each takes twice as long as the one before
+LONGEST = 72  # bytes of a password: bcrypt reads no more
+COSTS = range(4, 18)  # those of Apache's htpasswd; each takes twice as long as the one before
 _USUAL_COST = 12
 _REMEMBERED = 4096
 _FORM = re.compile(rb"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
@@ -35,7 +36,7 @@ def read_cost(hashed: bytes) -> int:
     """
     The cost of a bcrypt hash (``$2a$``, ``$2b$``, ``$2y$``).
 
-    :raises ValueError: if it is none, or of a cost that is not one of :data:`COSTS`.
+    :raises ValueError: if it is no bcrypt hash, or its cost is not one of :data:`COSTS`.
     """
     match = _FORM.fullmatch(hashed)
     if match is None or int(match[1]) not in COSTS:
@@ -44,24 +45,15 @@ def read_cost(hashed: bytes) -> int:
 
 
 def make_dummy(cost: int) -> bytes:
-    """A hash that no password has, and with which comparing one takes as long as with another."""
+    """A hash of that cost which no password has."""
     checksum = "".join(secrets.choice(_ALPHABET) for _ in range(31))
     return bcrypt.gensalt(cost) + checksum.encode()
 
 
-def _encode(password: str) -> bytes | None:
-    """What bcrypt looks at all of; ``None`` if there is no such thing."""
-    try:
-        secret = password.encode()
-    except UnicodeEncodeError:
-        return None
-    return secret if 0 < len(secret) <= LONGEST and b"\0" not in secret else None
-
-
 class Dummies:
     """
-    Hashes with which to compare the passwords of accounts there are not, so that these take as long
-    to be refused as the others: their costs are as frequent as those of the hashes there are.
+    Hashes to compare the passwords of unknown accounts with, so that these take as long to refuse
+    as known ones: each cost is as frequent as among ``hashes``.
     """
 
     def __init__(self, hashes: Iterable[bytes]) -> None:
@@ -71,22 +63,23 @@ class Dummies:
         self._key = secrets.token_bytes(32)
 
     def choose(self, account: str) -> bytes:
-        """Always the same for the same."""
+        """The dummy of that name, always the same one."""
         chosen = digest(self._key, account.encode(errors="surrogatepass"), "sha256")
         return self._hashes[int.from_bytes(chosen[:8]) % len(self._hashes)]
 
 
 class Passwords:
     """
-    Compares passwords of accounts with hashes.
+    Compares passwords with bcrypt hashes, in a few threads.
 
-    What matched is remembered for a short while, by a keyed hash over all three: so a pull
-    of many layers costs one bcrypt, a hash that is changed finds nothing remembered, and what is in
-    memory tells nobody the password.  Several who ask the same at the same time share one answer.
+    A match is remembered for a short while, by a keyed hash of account, password and bcrypt hash:
+    so a pull of many layers costs one bcrypt, a changed bcrypt hash has no match remembered, and
+    the memory of the process does not reveal the password.  The same comparison asked for several
+    times at once is done once (single flight).
 
     :param run: runs in a thread.
-    :param parallel: how many such threads there are at most; others wait for their turn.
-    :param remember: seconds.
+    :param parallel: the number of threads at most; further comparisons wait.
+    :param remember: seconds for which a match is remembered; 0: not at all.
     """
 
     def __init__(
@@ -97,52 +90,75 @@ class Passwords:
         self._turns = DeferredSemaphore(parallel)
         self._remember = remember
         self._key = secrets.token_bytes(32)
-        self._matched: dict[bytes, float] = {}  # when, the oldest first
+        # The times of matches.  No TTLCache: it remembers longer when the clock is set back.
+        self._matched: FIFOCache[bytes, float] = FIFOCache(_REMEMBERED)
         self._single_flight: SingleFlight[bytes, bool] = SingleFlight()
 
     async def match(self, account: str, password: str, hashed: bytes) -> bool:
         """
-        Whether ``password`` is that of ``hashed``.
+        Whether ``hashed`` is a hash of ``password``.
 
-        :param account: whose it is; one answer is for one account.  If those that don't exist
-            shared their dummy's answer, they would be told apart by the time it takes.
-        One that bcrypt would look at in part only (:data:`LONGEST`, a NUL), is empty, or can't be
-        written in UTF-8 is that of no hash; it takes no time, and so tells nothing.
+        A password that bcrypt would read only in part (longer than :data:`LONGEST`, or with a NUL),
+        that is empty or not UTF-8, matches no hash.  That takes no time, and so tells nothing.
+
+        :param account: the name it is checked for.  The comparisons for two accounts are never one
+            flight: unknown accounts with the same dummy hash would be told apart by their time.
         """
-        secret = _encode(password)
-        if secret is None:
-            return False
-        key = self._digest(account, secret, hashed)
-        if self._is_remembered(key):
+        if self.recall(account, password, hashed):
             return True
-        return await self._single_flight.join(key, partial(self._check, key, secret, hashed))
+        key = self._digest(account, password, hashed)
+        if key is None:
+            return False
+        check = partial(self._check, key, password.encode(), hashed)
+        return await self._single_flight.join(key, check)
 
     def recall(self, account: str, password: str, hashed: bytes) -> bool:
-        """Whether that has been found to match, and is remembered."""
-        secret = _encode(password)
-        return secret is not None and self._is_remembered(self._digest(account, secret, hashed))
+        """Whether that comparison has matched, and is remembered."""
+        key = self._digest(account, password, hashed)
+        matched = None if key is None else self._matched.get(key)
+        return matched is not None and 0 <= self._clock.seconds() - matched < self._remember
 
-    def _digest(self, account: str, secret: bytes, hashed: bytes) -> bytes:
+    def _digest(self, account: str, password: str, hashed: bytes) -> bytes | None:
+        try:
+            secret = password.encode()
+        except UnicodeEncodeError:
+            return None
+        if not 0 < len(secret) <= LONGEST or b"\0" in secret:
+            return None
         name = hashlib.sha256(account.encode(errors="surrogatepass")).digest()
         return digest(self._key, name + hashed + b"\0" + secret, "sha256")
-
-    def _is_remembered(self, key: bytes) -> bool:
-        matched = self._matched.get(key)
-        return matched is not None and 0 <= self._clock.seconds() - matched < self._remember
 
     async def _check(self, key: bytes, secret: bytes, hashed: bytes) -> bool:
         # The turn ends with the thread: nothing cancels a flight.
         check: Callable[[], Deferred[Any]] = partial(self._run, bcrypt.checkpw, secret, hashed)
         matches: bool = await self._turns.run(check)
         if matches and self._remember:
-            self._matched.pop(key, None)
-            if len(self._matched) >= _REMEMBERED:
-                del self._matched[next(iter(self._matched))]
             self._matched[key] = self._clock.seconds()
         return matches
 
 
-# Users, listed in a file as Apache's ``htpasswd -B`` writes it.
+class Accounts(Protocol):
+    """One kind of accounts that are listed here: :class:`Htpasswd`, or :class:`Robots`."""
+
+    async def check(self, name: str, password: str) -> Identity | None:
+        """
+        The account with that name and password; ``None`` if there is none, which may take as long
+        to find out as if there were.
+        """
+
+    def recall(self, name: str, password: str) -> Identity | None:
+        """
+        The same in microseconds: ``None`` too if :meth:`check` would need a thread or a look at a
+        file.
+        """
+
+    async def mark(self, identity: Identity) -> str | None:
+        """
+        A text that stays the same as long as the password of ``identity`` does, in every process
+        that has the same settings, and does not reveal the password; ``None`` if the account is
+        gone.  Tokens hold it, and so die with the password.
+        """
+
 
 _LOOK_INTERVAL = 1.0  # seconds
 _LARGEST = 16 << 20  # bytes
@@ -193,13 +209,13 @@ def _wrong(path: Path, problem: object) -> StartError:
 
 def parse(text: str) -> dict[str, bytes]:
     """
-    The hashes of a file, by users.  Empty lines and those that begin with ``#`` don't count, nor
-    does what follows a second colon.
+    The hashes in the text of an htpasswd file, by users.  Empty lines, lines that begin with ``#``
+    and the text after a second colon are ignored.
 
-    :raises ValueError: naming the first line that is wrong, but not what stands in it as a hash.
+    :raises ValueError: naming the first line that is wrong, without its hash.
     """
     hashes: dict[str, bytes] = {}
-    # Not splitlines, which knows ends of lines that may be in a name.
+    # Not splitlines: it also splits at characters that a name may hold.
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if not line or line.startswith("#"):
             continue
@@ -222,9 +238,10 @@ def parse(text: str) -> dict[str, bytes]:
 
 class Htpasswd:
     """
-    Accounts: the users of an htpasswd file, which is read again when it has changed.
+    :class:`Accounts` of the users in a file as Apache's ``htpasswd -B`` writes it.
 
-    While the file can't be read, or is wrong, the users of before stay.
+    The file is read again when it has changed.  While it can't be read, or is wrong, the users of
+    before stay.
     """
 
     _log = Logger()
@@ -265,14 +282,18 @@ class Htpasswd:
         if hashed is None or not matches:
             return None
         # The file may have changed meanwhile: then the old password is refused.
-        return self._groups.user(name) if self._users.content.hashes.get(name) == hashed else None
+        if self._users.content.hashes.get(name) != hashed:
+            return None
+        return self._groups.identity(Kind.USER, name)
 
     def recall(self, name: str, password: str) -> Identity | None:
         """The user, if the password was found right and the file looked at just now."""
         hashed = self._users.content.hashes.get(name)
         if hashed is None or self._users.is_due():
             return None
-        return self._groups.user(name) if self._passwords.recall(name, password, hashed) else None
+        if not self._passwords.recall(name, password, hashed):
+            return None
+        return self._groups.identity(Kind.USER, name)
 
     async def mark(self, identity: Identity) -> str | None:
         """The SHA-256 of the hash, which gets a new salt each time that a password is set."""
@@ -293,58 +314,41 @@ class Htpasswd:
         )
 
 
-# Robots: accounts for machines, which the settings list.
-
-LOGIN_PREFIX = "robot+"  # what no name in a Basic credential may hold is a colon
-_SECRET_PREFIX = "artifactd_"  # by which those who search for leaked secrets know one
+# The prefix of a robot's login.  No name in a Basic credential may hold a colon.
+LOGIN_PREFIX = "robot+"
+_SECRET_PREFIX = "artifactd_"  # scanners for leaked secrets can search for it
 _SECRET_BYTES = 32
 _SHA256 = "sha256:"
 
 
-@frozen
-class Robot:
-    """
-    One robot.
-
-    :ivar secret_hash: ``sha256:`` and the SHA-256 of its secret, in hexadecimal, or a bcrypt hash.
-    :ivar expires: in UTC; ``None``: never.
-    """
-
-    secret_hash: str = field(repr=False)
-    expires: datetime | None = None
-
-    @property
-    def is_generated(self) -> bool:
-        """Whether its secret can't be guessed, however fast: not one for bcrypt."""
-        return self.secret_hash.startswith(_SHA256)
-
-
 def make_secret() -> str:
-    """A secret for a robot, that can't be guessed."""
+    """A random secret for a robot, which can't be guessed."""
     return _SECRET_PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
 
 
-def hash_secret(secret: str) -> str:
-    """What the settings hold of a secret; only for one that :func:`make_secret` has made."""
-    return _SHA256 + hashlib.sha256(secret.encode()).hexdigest()
+def hash_secret(secret: str) -> SecretHash:
+    """The hash for the settings of a secret that :func:`make_secret` has made, and of no other."""
+    return SecretHash(_SHA256 + hashlib.sha256(secret.encode()).hexdigest())
 
 
 class Robots:
     """
-    Accounts: the robots of the settings, who log in as ``robot+<name>``.
+    :class:`Accounts` of the robots in the settings, which log in as ``robot+<name>``.
 
+    :param robots: by their names.
     :param now: seconds since the epoch (:func:`time.time`).
     """
 
     def __init__(
         self,
-        robots: Mapping[str, Robot],
+        robots: Mapping[str, RobotSettings],
         passwords: Passwords,
         groups: Groups,
         now: Callable[[], float],
     ) -> None:
-        self._robots = dict(robots)
-        chosen = [each.secret_hash.encode() for each in robots.values() if not each.is_generated]
+        self._robots = robots
+        hashes = [robot.secret_hash for robot in robots.values()]
+        chosen = [hashed.encode() for hashed in hashes if not hashed.is_generated]
         self._dummies = Dummies(chosen) if chosen else None
         self._passwords = passwords
         self._groups = groups
@@ -354,63 +358,54 @@ class Robots:
         """
         The robot, unless it has expired.
 
-        Where there are secrets for bcrypt, being refused takes one, whichever robot it is.
+        If any robot's hash is a bcrypt hash, refusing a login takes one bcrypt, for each robot and
+        for unknown ones alike.
         """
         recalled = self.recall(name, password)
         if recalled is not None or self._dummies is None or not name.startswith(LOGIN_PREFIX):
             return recalled
-        robot = self._called(name)
-        if robot is None or robot.is_generated:
+        robot = self._valid(name.removeprefix(LOGIN_PREFIX))
+        if robot is None or robot.secret_hash.is_generated:
             await self._passwords.match(name, password, self._dummies.choose(name))
             return None
         matches = await self._passwords.match(name, password, robot.secret_hash.encode())
         return self._identity(name) if matches else None
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """The robot, unless its secret is one for bcrypt that was not given just now."""
-        robot = self._called(name)
+        """The robot, unless its hash is a bcrypt hash whose match is not remembered."""
+        if not name.startswith(LOGIN_PREFIX):
+            return None
+        robot = self._valid(name.removeprefix(LOGIN_PREFIX))
         if robot is None:
             return None
-        if robot.is_generated:
-            matches = _is_secret(password, robot.secret_hash)
+        if robot.secret_hash.is_generated:
+            given = hashlib.sha256(password.encode(errors="surrogatepass")).hexdigest()
+            matches = compare_digest(given, robot.secret_hash.removeprefix(_SHA256))
         else:
             matches = self._passwords.recall(name, password, robot.secret_hash.encode())
         return self._identity(name) if matches else None
 
     async def mark(self, identity: Identity) -> str | None:
-        """Of the secret's hash; ``None`` too once the robot has expired."""
+        """The SHA-256 of the secret's hash; ``None`` too once the robot has expired."""
         robot = self._valid(identity.name) if identity.kind is Kind.ROBOT else None
         return None if robot is None else hashlib.sha256(robot.secret_hash.encode()).hexdigest()
 
     def _identity(self, login: str) -> Identity:
-        return self._groups.robot(login.removeprefix(LOGIN_PREFIX))
+        return self._groups.identity(Kind.ROBOT, login.removeprefix(LOGIN_PREFIX))
 
-    def _called(self, login: str) -> Robot | None:
-        """The robot that logs in by that name."""
-        if not login.startswith(LOGIN_PREFIX):
-            return None
-        return self._valid(login.removeprefix(LOGIN_PREFIX))
-
-    def _valid(self, name: str) -> Robot | None:
+    def _valid(self, name: str) -> RobotSettings | None:
         robot = self._robots.get(name)
-        if robot is None or robot.expires is None or self._now() < robot.expires.timestamp():
-            return robot
-        return None
+        if robot is None or self._now() >= robot.expires.timestamp:
+            return None
+        return robot
 
-
-def _is_secret(secret: str, hashed: str) -> bool:
-    given = hashlib.sha256(secret.encode(errors="surrogatepass")).hexdigest()
-    return compare_digest(given, hashed.removeprefix(_SHA256))
-
-
-# What a user and a password may be made of: RFC 7617, 2.
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def fits_basic(user: str, password: str) -> bool:
     """
-    Whether they arrive by Basic as they are: a ``:`` would end the user early, and control
-    characters are not allowed.  Others that Basic is spoken to, upstreams, are shown no such ones.
+    Whether Basic can carry them (RFC 7617, 2): a colon would end the user early, and control
+    characters are not allowed.
     """
     return ":" not in user and not _CONTROL.search(user + password)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from typing import Self
 
 from attrs import frozen
+from cachetools import LRUCache
 
 from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.names import ImageName, Patterns
 from artifactd.settings.access import Action, Claims, Subject
+from artifactd.settings.accounts import AccessSettings, RobotSettings
 
 Matcher = Callable[[Identity], bool]
 
@@ -18,116 +20,93 @@ _REMEMBERED = 1024  # identities
 
 
 @frozen
-class Rule:
-    """One ``[[access]]``: ``who`` may do what ``may`` says to images of names like ``images``."""
-
-    who: tuple[Subject, ...]
-    may: frozenset[Action]
-    images: tuple[str, ...]
-
-
-@frozen
-class Limit:
-    """
-    What a robot can't exceed, whatever the rules allow it.
-
-    :ivar expires: in UTC; from then on it may do nothing; ``None``: never.
-    """
-
-    may: frozenset[Action]
-    images: tuple[str, ...]
-    expires: datetime | None = None
-
-
-@frozen
 class _Grant:
     may: frozenset[Action]
     images: Patterns
     everything: bool  # whether it is for all images there could be
 
+    @classmethod
+    def of(cls, settings: AccessSettings | RobotSettings) -> Self:
+        images = settings.images
+        return cls(frozenset(settings.may), Patterns(images), "*" in images)
+
+    def covers(self, name: str | None) -> bool:
+        return self.everything if name is None else self.images.match(name)
+
 
 class AccessRules:
     """
-    Rules that allow: what none of them allows is denied.
+    Decides what identities may do.  Rules only allow: what no rule allows is denied.
 
-    :param robots: by their names, what limits them; any other robot may do nothing.
-    :param now: seconds since the epoch (:func:`time.time`), by which robots expire.
+    A robot may do what both the rules and its own limits in the settings allow, until it expires;
+    a robot that is not in the settings may do nothing.
+
+    :param robots: by their names.
+    :param now: seconds since the epoch (:func:`time.time`).
     """
 
     def __init__(
-        self, rules: Iterable[Rule], robots: Mapping[str, Limit], now: Callable[[], float]
+        self,
+        rules: Iterable[AccessSettings],
+        robots: Mapping[str, RobotSettings],
+        now: Callable[[], float],
     ) -> None:
         self._rules = [
-            (tuple(matcher(subject) for subject in rule.who), _grant(rule.may, rule.images))
-            for rule in rules
+            (tuple(matcher(subject) for subject in rule.who), _Grant.of(rule)) for rule in rules
         ]
         self._limits = {
-            name: (_grant(limit.may, limit.images), _timestamp(limit.expires))
-            for name, limit in robots.items()
+            name: (_Grant.of(robot), robot.expires.timestamp) for name, robot in robots.items()
         }
         self._now = now
-        self._grants: dict[Identity, tuple[_Grant, ...]] = {}
+        self._cache: LRUCache[Identity, tuple[_Grant, ...]] = LRUCache(_REMEMBERED)
 
-    def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
+    def granted(self, identity: Identity, image: ImageName | None) -> frozenset[Action]:
         """
-        What ``identity`` may do to ``image``, in microseconds; nothing is looked up, so the image
-        needn't exist.
-        """
-        name = str(image)
-        return self._allowed(identity, lambda grant: grant.images.match(name))
+        The actions that ``identity`` may do to ``image``, in microseconds.  Nothing is looked up,
+        so the image needn't exist.
 
-    def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
+        :param image: ``None`` stands for every image there could be, and for the registry itself:
+            a rule for ``*`` grants that.
         """
-        What ``identity`` may do to every image there could be: what a rule for ``*`` allows it.
-        Whoever may administer everywhere may administer the registry itself.
-        """
-        return self._allowed(identity, lambda grant: grant.everything)
-
-    def grants_any(self, identity: Identity, action: Action) -> bool:
-        """
-        Whether a rule allows ``identity`` to do ``action`` to some images; where a robot's limit
-        is for others there may be none, though.
-        """
-        return action in self._allowed(identity, lambda _: True)
-
-    def _allowed(self, identity: Identity, covers: Callable[[_Grant], bool]) -> frozenset[Action]:
-        limit = None
-        if identity.kind is Kind.ROBOT:
-            limit, expires = self._limits.get(identity.name, (None, 0.0))
-            if limit is None or self._now() >= expires or not covers(limit):
-                return _NOTHING
+        name = None if image is None else str(image)
+        limit, grants = self._grants_of(identity)
+        if limit is not None and not limit.covers(name):
+            return _NOTHING
         allowed = _NOTHING
-        for grant in self._grants_of(identity):
-            if not grant.may <= allowed and covers(grant):
+        for grant in grants:
+            if not grant.may <= allowed and grant.covers(name):
                 allowed |= grant.may
         return allowed if limit is None else allowed & limit.may
 
-    def _grants_of(self, identity: Identity) -> tuple[_Grant, ...]:
-        """Those of the rules that are for ``identity``: whoever asks, asks often."""
-        if identity.claims:  # those of each token differ, and are not in the hash
-            return self._find_grants(identity)
-        grants = self._grants.get(identity)
+    def grants_any(self, identity: Identity, action: Action) -> bool:
+        """
+        Whether some rule allows ``identity`` to do ``action`` to some images.  A robot's limit may
+        be for other images: then it is ``True`` although the robot may do nothing.
+        """
+        limit, grants = self._grants_of(identity)
+        return any(action in grant.may for grant in grants) and (
+            limit is None or action in limit.may
+        )
+
+    def _grants_of(self, identity: Identity) -> tuple[_Grant | None, tuple[_Grant, ...]]:
+        """The limit of ``identity``, if it is a robot, and the grants of the rules for it."""
+        limit = None
+        if identity.kind is Kind.ROBOT:
+            limit, expires = self._limits.get(identity.name, (None, 0.0))
+            if limit is None or self._now() >= expires:
+                return None, ()
+        grants = None if identity.claims else self._cache.get(identity)
         if grants is None:
-            grants = self._find_grants(identity)
-            if len(self._grants) >= _REMEMBERED:
-                del self._grants[next(iter(self._grants))]
-            self._grants[identity] = grants
-        return grants
-
-    def _find_grants(self, identity: Identity) -> tuple[_Grant, ...]:
-        return tuple(grant for who, grant in self._rules if any(meant(identity) for meant in who))
-
-
-def _grant(may: frozenset[Action], images: tuple[str, ...]) -> _Grant:
-    return _Grant(may, Patterns(images), "*" in images)
-
-
-def _timestamp(moment: datetime | None) -> float:
-    return float("inf") if moment is None else moment.timestamp()
+            grants = tuple(
+                grant for who, grant in self._rules if any(meant(identity) for meant in who)
+            )
+            if not identity.claims:  # those of each token differ, and are not in the hash
+                self._cache[identity] = grants
+        return limit, grants
 
 
 def matcher(subject: Subject) -> Matcher:
-    """A function that says in about a microsecond whether an identity is ``subject``."""
+    """A function that tells in about a microsecond whether ``subject`` means an identity."""
     match subject.kind:
         case "anonymous":
             return lambda identity: True

@@ -9,7 +9,8 @@ from attrs import evolve, field, frozen
 from artifactd.auth.bearer import Account, Directory
 from artifactd.auth.identity import Caller, Identity
 from artifactd.auth.jwt import invalid
-from artifactd.auth.logins import Logins, Rules, Visitors, caller_of
+from artifactd.auth.logins import Logins, Visitors
+from artifactd.auth.rules import AccessRules
 from artifactd.auth.tokens import (
     CATALOG,
     EVERYTHING,
@@ -25,12 +26,12 @@ from artifactd.settings.access import Action
 from artifactd.upstream.credentials import UpstreamLogin
 
 MOST_SCOPES = 100
-"""Scopes that one token may be asked for."""
+"""The number of scopes that one request for a token may have."""
 
 Resolve = Callable[[str], Sequence[ImageName]]
 """
-The images that a name in a scope may mean, written as clients write it: ``hello`` may be
-``local/hello`` when it is pushed and ``docker.io/library/hello`` when it is pulled.  Empty where it
+Returns the images that a name in a scope may mean, as clients write it: ``hello`` may be
+``local/hello`` when it is pushed and ``docker.io/library/hello`` when it is pulled.  Empty if it
 means none; never fails.
 """
 
@@ -38,11 +39,11 @@ means none; never fails.
 @frozen
 class Asked:
     """
-    What a token is asked for.
+    A request for a token.
 
-    :ivar scopes: resource scopes, each text one or several divided by spaces.
-    :ivar service: for which service; empty where the client doesn't say.
-    :ivar offline: with a refresh token.
+    :ivar scopes: resource scopes; each text holds one, or several divided by spaces.
+    :ivar service: the service that the token is for; empty if the client doesn't say.
+    :ivar offline: whether a refresh token is wanted too.
     """
 
     scopes: Sequence[str] = ()
@@ -53,12 +54,12 @@ class Asked:
 @frozen
 class Granted:
     """
-    What a client is given: registry-auth-token, "Token Response Fields".
+    The answer to a request for a token: registry-auth-token, "Token Response Fields".
 
     :ivar expires_in: seconds from ``issued_at``.
     :ivar issued_at: seconds since 1970.
-    :ivar scope: what was granted of what was asked, divided by spaces.
-    :ivar refresh_token: ``None`` where none was asked for, or the caller can't have one.
+    :ivar scope: the granted scopes, divided by spaces.
+    :ivar refresh_token: ``None`` if none was asked for, or the caller can't have one.
     """
 
     token: str = field(repr=False)
@@ -71,22 +72,21 @@ class Granted:
 @frozen
 class TokenService:
     """
-    Gives tokens to whoever can log in, and to anybody for what anonymous may.
+    Gives tokens to clients that log in, and anonymous ones for the access of anonymous.
 
-    A token is for what was asked of it and the rules grant; if that is nothing, it is a token none
-    the less, "as it is not the responsibility of the token server to indicate authorization errors"
-    (registry-auth-token, "Requesting a Token").  ``docker login`` asks for such a one.
+    A token is for the scopes that were asked for and that the rules grant.  If that is none, the
+    client still gets a token, "as it is not the responsibility of the token server to indicate
+    authorization errors" (registry-auth-token, "Requesting a Token").  ``docker login`` asks for no
+    scope at all.
 
-    :param resolve: what names in scopes mean.
-    :param visitors: who logs in with an upstream's credential; ``None``: nobody does.
+    :param resolve: returns the images that a name in a scope may mean.
     """
 
     logins: Logins
     accounts: Directory
-    rules: Rules
+    rules: AccessRules
     resolve: Resolve
     tokens: Tokens
-    visitors: Visitors | None = None
 
     async def for_login(self, name: str, password: str, address: str, asked: Asked) -> Granted:
         """
@@ -96,7 +96,7 @@ class TokenService:
         :raises QueryInvalid: if ``asked`` is for another service, or for too much.
         """
         self._check(asked)
-        caller = await caller_of(self.logins, self.visitors, name, password, address)
+        caller = await self.logins.log_in(name, password, address)
         return await self.for_caller(caller, asked)
 
     async def for_caller(self, caller: Caller, asked: Asked) -> Granted:
@@ -114,11 +114,11 @@ class TokenService:
         account = await self.accounts.current(caller.identity)
         if account is None:
             raise Unauthorized("the account has gone this very moment: log in again")
-        if caller.presented is not None and self.visitors is not None:
-            await self._prove(self.visitors, account.identity, caller.presented, asked)
+        if caller.presented is not None and self.logins.visitors is not None:
+            await self._prove(self.logins.visitors, account.identity, caller.presented, asked)
         granted = await self._grant(account, asked, caller.presented)
         if asked.offline and account.fingerprint:
-            # Others come with something that ends, and a refresh token would outlive it.
+            # The certificate or token of other callers expires; a refresh token would outlive it.
             refresh_token = await self.tokens.issue_refresh(account)
             granted = evolve(granted, refresh_token=refresh_token)
         return granted
@@ -138,7 +138,7 @@ class TokenService:
         return evolve(await self._grant(account, asked), refresh_token=text)
 
     def _check(self, asked: Asked) -> None:
-        service = self.tokens.service
+        service = self.tokens.settings.service
         if asked.service and asked.service != service:
             raise QueryInvalid(
                 f"tokens are given for the service {service!r} alone",
@@ -151,12 +151,12 @@ class TokenService:
         self, visitors: Visitors, identity: Identity, presented: UpstreamLogin, asked: Asked
     ) -> None:
         """
-        Let the upstream say now what may be had with the credential: the token that comes of it
-        tells no password that the upstream could be asked with later.  What it refuses, whoever
-        brings the token is told.
+        Let the upstream say now which images the credential gives access to: the token will not
+        hold the password to ask with later.  A refusal is reported to the client that uses the
+        token.
         """
         upstream = visitors.upstreams[presented.repository]
-        proved, unasked = False, None
+        proved, failure = False, None
         for scope in parse_scopes(asked.scopes):
             if scope.type != REPOSITORY or Action.PULL not in scope.wanted:
                 continue
@@ -169,9 +169,9 @@ class TokenService:
                     await upstream.prove(image, presented)
                     proved = True
                 except BadGateway as error:
-                    unasked = error
-        if unasked is not None and not proved:
-            raise unasked
+                    failure = error
+        if failure is not None and not proved:
+            raise failure
 
     async def _grant(
         self, account: Account, asked: Asked, presented: UpstreamLogin | None = None
@@ -182,13 +182,13 @@ class TokenService:
         return Granted(issued.text, issued.expires_in, issued.issued_at, scope)
 
     def _granted(self, identity: Identity, texts: Sequence[str]) -> Iterator[Scope]:
-        """The intersection of what is asked and what is allowed, without what is empty."""
+        """The scopes asked for, each with the actions that are allowed; without empty ones."""
         for scope in parse_scopes(texts):
             if scope.type == REPOSITORY:
                 granted = scope.wanted & self._allowed(identity, scope.name)
                 actions = tuple(action.value for action in Action if action in granted)
             elif (scope.type, scope.name) == (REGISTRY, CATALOG) and EVERYTHING in scope.actions:
-                # The list of images shows to each what he may pull, so anybody may ask for it.
+                # Everybody may ask for the catalog: it lists to each caller what they may pull.
                 actions = (EVERYTHING,)
             else:
                 actions = ()
@@ -197,8 +197,8 @@ class TokenService:
 
     def _allowed(self, identity: Identity, name: str) -> frozenset[Action]:
         """
-        What may be done to some image that ``name`` may mean.  Which of them a request is about,
-        the gate decides then, and asks the rules again.
+        The actions that are allowed to any image that ``name`` may mean.  The gate decides which of
+        them a request is about, and asks the rules again.
         """
         granted = [self.rules.granted(identity, image) for image in self._meant(name)]
         return frozenset[Action]().union(*granted)

@@ -1,8 +1,8 @@
 """
-artifactd's own tokens: registry-auth-jwt.
+This registry's own tokens: registry-auth-jwt.
 
-Access tokens are what registries verify by themselves; refresh tokens, which only the token
-service takes, are made in the same way, so that any process on the data folder serves any step.
+Access tokens go to the registry, refresh tokens to the token service alone.  Both are signed and
+hold all state, so that any process on the data folder can serve any request.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from artifactd.auth.jwt import TOKEN_LIMIT, check_times, invalid, read_header, s
 from artifactd.auth.keys import Keys
 from artifactd.oci.errors import QueryInvalid
 from artifactd.settings.access import Action
+from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
 from artifactd.upstream.credentials import UpstreamLogin
 
-# What a token is for: registry-auth-scope, "Resource Scope Grammar".
+# registry-auth-scope, "Resource Scope Grammar".
 
 REPOSITORY = "repository"
 REGISTRY = "registry"
 CATALOG = "catalog"
 EVERYTHING = "*"
-"""The action that stands for all; and in ``Caller.scopes`` the name of the catalog."""
+"""The action that stands for all actions, and in ``Caller.scopes`` the name of the catalog."""
 
 # A name may have a port in it, so it ends at the last colon; registry-auth-scope, note on
 # "resourcename".  The class of a type is ignored, "Resource Class".
@@ -43,11 +44,11 @@ _SCOPE = re.compile(
 @frozen
 class Scope:
     """
-    A resource, and what is to be done to it.
+    A resource and actions on it.
 
-    :ivar type: ``repository``, ``registry``, or one that there is nothing of here.
+    :ivar type: ``repository``, ``registry``, or an unknown one.
     :ivar name: as the client writes it.
-    :ivar actions: without doubles, in the order given; perhaps ``*``, perhaps unknown ones.
+    :ivar actions: without doubles, in the order given; ``*`` and unknown ones may be among them.
     """
 
     type: str
@@ -56,7 +57,7 @@ class Scope:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """``None`` if it is no scope."""
+        """The scope in ``text``; ``None`` if it is malformed."""
         match = _SCOPE.fullmatch(text)
         if match is None:
             return None
@@ -65,7 +66,7 @@ class Scope:
 
     @property
     def wanted(self) -> frozenset[Action]:
-        """The actions that there are, of those asked for; unknown ones are ignored."""
+        """The known actions; ``*`` stands for all."""
         if EVERYTHING in self.actions:
             return frozenset(Action)
         return frozenset(action for action in Action if action in self.actions)
@@ -76,10 +77,11 @@ class Scope:
 
 def parse_scopes(texts: Iterable[str]) -> Iterator[Scope]:
     """
-    The scopes in ``texts``, each one or several divided by spaces; those of one resource together.
+    The scopes in ``texts``, each of which holds one, or several divided by spaces.  Scopes of the
+    same resource become one.
 
-    What is no scope is left out: it grants nothing, and asking for too much is no error
-    (registry-auth-token, "Requesting a Token").
+    Malformed ones are left out: asking for too much is no error (registry-auth-token, "Requesting
+    a Token").
     """
     actions: dict[tuple[str, str], dict[str, None]] = {}
     for text in texts:
@@ -93,7 +95,7 @@ def parse_scopes(texts: Iterable[str]) -> Iterator[Scope]:
 
 
 ISSUER = "artifactd"
-"""The ``iss`` of its own tokens; other issuers' are URLs, or whatever the settings call them."""
+"""The ``iss`` of this registry's tokens."""
 
 _ALGORITHM = "ES256"
 _ACCESS, _REFRESH = "JWT", "refresh+jwt"
@@ -109,9 +111,9 @@ class _Access(msgspec.Struct, frozen=True):
 
 class _Shown(msgspec.Struct, frozen=True):
     """
-    An upstream's credential that a token was given for, without the password.
+    The upstream's credential that a token was given for, without the password.
 
-    :ivar mark: in hexadecimal digits; as of :class:`UpstreamLogin`.
+    :ivar mark: the mark of the :class:`UpstreamLogin`, in hexadecimal digits.
     """
 
     repository: str
@@ -121,12 +123,12 @@ class _Shown(msgspec.Struct, frozen=True):
 
 class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
-    registry-auth-jwt, "Claim Set", and what it takes to know the subject again.
+    The claims of registry-auth-jwt, "Claim Set", and those that identify the subject here.
 
-    :ivar kind: of the subject.
+    :ivar kind: the kind of identity that ``sub`` names.
     :ivar pwd: the fingerprint of the account.
-    :ivar claims: of another issuer's token that this one was given for.
-    :ivar shown: of a login with an upstream's credential.
+    :ivar claims: those of another issuer's token, if this one was given for it.
+    :ivar shown: the upstream's credential, if this token was given for one.
     """
 
     iss: str
@@ -146,7 +148,7 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 @frozen
 class Issued:
     """
-    A token that was given.
+    An access token that was issued.
 
     :ivar issued_at: seconds since 1970.
     :ivar expires_in: seconds.
@@ -160,33 +162,26 @@ class Issued:
 @define(eq=False)
 class Tokens:
     """
-    Gives tokens, and takes them.
+    Issues and verifies this registry's own tokens.
 
-    :param service: whom they are for, the ``aud``.
-    :param lifetime: seconds of an access token; at least 60.
-    :param refresh_lifetime: seconds of a refresh token.
-    :param leeway: seconds by which clocks may differ.
+    :param issuers: the other issuers of the settings, by their names: an access token given for a
+        token of one of them has that issuer's ``session`` as its lifetime.
     :param now: seconds since 1970.
-    :param sessions: seconds of an access token that is given for one of another issuer, by the
-        names of these in the settings.
     """
 
     keys: Keys
-    service: str
-    lifetime: float
-    refresh_lifetime: float
-    leeway: float
+    settings: TokenServiceSettings
+    issuers: Mapping[str, IssuerSettings]
     now: Callable[[], float]
-    sessions: Mapping[str, float] = field(factory=dict)
 
     async def issue(
         self, account: Account, granted: Sequence[Scope], presented: UpstreamLogin | None = None
     ) -> Issued:
         """
-        An access token for ``granted``, which may be nothing.
+        An access token for ``granted``, which may be empty.
 
-        :param presented: the upstream's credential that was logged in with; the token has its mark.
-        :raises QueryInvalid: if it is more than a token can hold.
+        :param presented: the upstream's credential of the login; the token holds its mark.
+        :raises QueryInvalid: if the scopes are more than a token can hold.
         """
         access = [_Access(each.type, each.name, list(each.actions)) for each in granted]
         claims = self._claims(account, self._lifetime(account), access, presented)
@@ -196,27 +191,29 @@ class Tokens:
         return Issued(text, claims.iat, claims.exp - claims.iat)
 
     async def issue_refresh(self, account: Account) -> str:
-        """A refresh token, which is good for getting access tokens and for nothing else."""
-        return await self._sign(self._claims(account, self.refresh_lifetime), _REFRESH)
+        """A refresh token, which is valid for getting access tokens only."""
+        return await self._sign(self._claims(account, self.settings.refresh_lifetime), _REFRESH)
 
     async def open(self, token: str) -> Opened:
-        """As :class:`artifactd.auth.bearer.TokenSource` says."""
+        """Verify an access token; see :class:`artifactd.auth.bearer.TokenSource`."""
         return await self._open(token, _ACCESS)
 
     async def open_refresh(self, token: str) -> Opened:
-        """The same for a refresh token; it has no scopes."""
+        """Verify a refresh token; it has no scopes.  :raises Unauthorized: if it isn't valid."""
         return await self._open(token, _REFRESH)
 
     async def stands(self, opened: Opened) -> bool:
-        """As :class:`artifactd.auth.bearer.TokenSource` says."""
+        """Whether the key of a token is still good."""
         return await self.keys.verifying(opened.kid) is not None
 
     def _lifetime(self, account: Account) -> float:
-        """Of an access token.  What a job logs in with may end before its push does."""
+        """Of an access token.  The token that a CI job logs in with may expire before its push."""
         identity = account.identity
-        if identity.kind is not Kind.ISSUER:
-            return self.lifetime
-        return self.sessions.get(identity.name.partition("/")[0], self.lifetime)
+        if identity.kind is Kind.ISSUER:
+            issuer = self.issuers.get(identity.name.partition("/")[0])
+            if issuer is not None:
+                return issuer.session
+        return self.settings.lifetime
 
     def _claims(
         self,
@@ -229,7 +226,7 @@ class Tokens:
         return _Claims(
             iss=ISSUER,
             sub=identity.name,
-            aud=self.service,
+            aud=self.settings.service,
             exp=issued + int(lifetime),
             nbf=issued,
             iat=issued,
@@ -255,14 +252,14 @@ class Tokens:
         if header.typ != typ:
             raise invalid("it is not for this purpose")
         claims = verify(token, key, _ALGORITHM, _Claims)
-        if claims.iss != ISSUER or claims.aud != self.service:
+        if claims.iss != ISSUER or claims.aud != self.settings.service:
             raise invalid("it is for another service")
-        check_times(self.now(), self.leeway, claims.exp, claims.nbf, claims.iat)
+        check_times(self.now(), self.settings.leeway, claims.exp, claims.nbf, claims.iat)
         return Opened(
             identity=Identity(claims.kind, claims.sub, claims=claims.claims),
             scopes=_scopes(claims.access or []),
             fingerprint=claims.pwd,
-            until=claims.exp + self.leeway,
+            until=claims.exp + self.settings.leeway,
             kid=header.kid,
             presented=_presented(claims.shown),
         )
@@ -275,7 +272,7 @@ def _presented(shown: _Shown | None) -> UpstreamLogin | None:
 
 
 def _scopes(access: Sequence[_Access]) -> Mapping[str, frozenset[Action]]:
-    """As ``Caller.scopes`` has them."""
+    """The ``access`` claim, as ``Caller.scopes`` has it."""
     scopes: dict[str, frozenset[Action]] = {}
     for each in access:
         scope = Scope(each.type, each.name, tuple(each.actions))

@@ -32,9 +32,21 @@ _SECRET_HASH = re.compile(
 
 
 class SecretHash(str):
-    """The hash of a robot's secret: ``sha256:`` and 64 hexadecimal digits, or bcrypt."""
+    """The hash of a robot's secret: ``sha256:`` and 64 hexadecimal digits, or a bcrypt hash."""
 
     __slots__ = ()
+
+    # Whatever it is printed inside of, a traceback or a failed test.
+    def __repr__(self) -> str:
+        return "'(not shown)'"
+
+    @property
+    def is_generated(self) -> bool:
+        """
+        Whether ``artifactd robot`` made the secret, so that it can't be guessed, however fast: then
+        it needs no bcrypt.
+        """
+        return self.startswith("sha256:")
 
     @classmethod
     def parse(cls, text: str) -> Self:

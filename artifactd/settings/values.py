@@ -232,6 +232,11 @@ class Expiry(str):
         """The date-time in UTC; ``None``: never."""
         return datetime.fromisoformat(self).astimezone(UTC) if self else None
 
+    @property
+    def timestamp(self) -> float:
+        """Seconds since the epoch; infinite for never."""
+        return float("inf") if self.moment is None else self.moment.timestamp()
+
 
 # The description completes "expected …" in an error.
 Text = Annotated[str, Meta(description="a text")]

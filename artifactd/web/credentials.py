@@ -10,8 +10,9 @@ from attrs import frozen
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from artifactd.auth.bearer import BearerTokens
 from artifactd.auth.identity import Caller, Identity, Kind
-from artifactd.auth.logins import Logins, TokenCheck, Visitors, caller_of
+from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
 from artifactd.oci.errors import Unauthorized, Unsupported
 from artifactd.web.server.protocol import RegistryRequest
@@ -90,13 +91,11 @@ class Credentials:
     Authenticates requests.
 
     :ivar logins: checks names and passwords.
-    :ivar tokens: checks Bearer tokens; ``None``: they are not accepted.
-    :ivar visitors: checks logins with an upstream's credential; ``None``: they are not accepted.
+    :ivar tokens: checks Bearer tokens.
     """
 
     logins: Logins
-    tokens: TokenCheck | None = None
-    visitors: Visitors | None = None
+    tokens: BearerTokens
 
     async def caller(self, request: RegistryRequest) -> Caller:
         """
@@ -106,7 +105,7 @@ class Credentials:
         :raises AmbiguousCredentials: if there is more than one ``Authorization``.
         :raises Unauthorized: if the credentials are malformed or wrong.
         :raises TooManyRequests: see ``Logins.log_in``.
-        :raises BadGateway: see ``Visitors.log_in``.
+        :raises BadGateway: see ``Logins.log_in``.
         """
         values = request.requestHeaders.getRawHeaders(b"Authorization")
         if not values:
@@ -121,10 +120,10 @@ class Credentials:
                 # podman and skopeo send this when they are asked for Basic and have no login.
                 return certified(request) or Caller()
             request.claimed = name
-            caller = await caller_of(self.logins, self.visitors, name, password, request.address)
+            caller = await self.logins.log_in(name, password, request.address)
             request.claimed = ""
             return caller
-        if scheme.lower() == b"bearer" and self.tokens is not None:
+        if scheme.lower() == b"bearer":
             try:
                 token = given.decode("ascii")
             except UnicodeDecodeError:

@@ -15,7 +15,7 @@ from attrs import frozen
 from twisted.web.server import Request
 
 from artifactd.auth.identity import Caller, Kind
-from artifactd.auth.logins import Rules
+from artifactd.auth.rules import AccessRules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import NoProof, ProofWanted
@@ -218,7 +218,7 @@ class AccessGate:
     """The gate with authentication: everything is refused that no access rule grants."""
 
     credentials: Credentials
-    rules: Rules
+    rules: AccessRules
     challenge: Challenge
     read_only: Callable[[], bool]
 
@@ -250,7 +250,7 @@ class AccessGate:
                 self._unauthorized(request)
             # Tokens with scopes are for images only.
             if caller.scopes is not None or (
-                Action.ADMINISTER not in self.rules.granted_everywhere(caller.identity)
+                Action.ADMINISTER not in self.rules.granted(caller.identity, None)
             ):
                 raise Denied(
                     "only an administrator of all images, logged in by Basic, may read this from"

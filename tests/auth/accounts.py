@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field
+from twisted.internet.task import Clock
 
-from artifactd.auth.bearer import Account
-from artifactd.auth.identity import Identity, Kind
-from artifactd.oci.errors import Unauthorized
+from artifactd.auth.bearer import Directory
+from artifactd.auth.identity import Groups, Identity, Kind
+from artifactd.auth.logins import Logins
+from artifactd.auth.rules import AccessRules
 from artifactd.oci.names import ImageName
-from artifactd.settings.access import Action
+from artifactd.settings.access import Action, Subject
+from artifactd.settings.accounts import AccessSettings, AuthSettings
+from artifactd.settings.values import Pattern
 
 ALICE = Identity(Kind.USER, "alice")
 BUILDER = Identity(Kind.ROBOT, "builder")
@@ -29,48 +33,43 @@ class Now:
 @define
 class FakeAccounts:
     """
-    Logins and a directory of accounts.
+    Users and robots without bcrypt.
 
     :ivar passwords: by names.
-    :ivar groups: by names.
+    :ivar asked: the names and passwords that were checked.
     """
 
     passwords: dict[str, str] = field(factory=lambda: {"alice": "secret"})
-    groups: dict[str, frozenset[str]] = field(factory=dict)
-    asked: list[tuple[str, str, str]] = field(factory=list)
+    asked: list[tuple[str, str]] = field(factory=list)
 
-    async def log_in(self, name: str, password: str, address: str) -> Identity:
-        self.asked.append((name, password, address))
-        if self.passwords.get(name) != password:
-            raise Unauthorized("wrong name or password")
-        return self._identity(Kind.USER, name)
+    async def check(self, name: str, password: str) -> Identity | None:
+        self.asked.append((name, password))
+        return Identity(Kind.USER, name) if self.passwords.get(name) == password else None
 
-    async def current(self, identity: Identity) -> Account | None:
-        if identity.kind not in (Kind.USER, Kind.ROBOT):
-            return Account(identity)
+    def recall(self, name: str, password: str) -> Identity | None:
+        return None
+
+    async def mark(self, identity: Identity) -> str | None:
         password = self.passwords.get(identity.name)
-        if password is None:
-            return None
-        return Account(self._identity(identity.kind, identity.name), f"mark of {password}")
+        return None if password is None else f"mark of {password}"
 
-    def _identity(self, kind: Kind, name: str) -> Identity:
-        return Identity(kind, name, self.groups.get(name, frozenset()))
+    def directory(self, **groups: list[str]) -> Directory:
+        """The directory with these accounts in ``groups``."""
+        return Directory([self], Groups(groups), lambda identity: True)
+
+    def logins(self) -> Logins:
+        """Logs these accounts in."""
+        return Logins([self], AuthSettings(), Clock())
 
 
-@define
-class FakeRules:
-    """Rules that grant actions on images, by the names of those who ask."""
-
-    grants: Mapping[str, Mapping[str, frozenset[Action]]]
-
-    def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
-        return self.grants.get(str(identity), {}).get(str(image), frozenset())
-
-    def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
-        return frozenset()
-
-    def grants_any(self, identity: Identity, action: Action) -> bool:
-        return any(action in actions for actions in self.grants.get(str(identity), {}).values())
+def granting(grants: Mapping[str, Mapping[str, Iterable[Action]]]) -> AccessRules:
+    """Rules that grant actions on images, by the subjects that they are for."""
+    rules = [
+        AccessSettings(who=(Subject.parse(who),), may=tuple(actions), images=(Pattern(image),))
+        for who, images in grants.items()
+        for image, actions in images.items()
+    ]
+    return AccessRules(rules, {}, lambda: 0.0)
 
 
 def resolve(name: str) -> Sequence[ImageName]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.bearer import Account, AccountDirectory, BearerTokens, Opened, TokenSource
+from artifactd.auth.bearer import Account, BearerTokens, Opened, TokenSource
 from artifactd.auth.identity import ANONYMOUS, Caller, Identity, Kind
 from artifactd.auth.tokens import ISSUER
 from artifactd.oci.errors import Unauthorized
@@ -41,11 +41,16 @@ class BearerCase(TestCase):
         self.own = Counted(self.tokens)
         self.other = Counted(make_issuer(self.fake))
         self.bearer = BearerTokens(
-            ISSUER, self.own, {GITHUB: self.other}, self.accounts, self.now, limit=2
+            ISSUER,
+            self.own,
+            {GITHUB: self.other},
+            self.accounts.directory(),
+            self.now,
+            limit=2,
         )
 
     async def own_token(self, identity: Identity = ALICE) -> str:
-        account = await self.accounts.current(identity)
+        account = await self.accounts.directory().current(identity)
         assert account is not None
         return (await self.tokens.issue(account, [PULL])).text
 
@@ -124,9 +129,9 @@ class BearerTests(BearerCase):
 
     async def test_groups_are_those_of_now(self) -> None:
         token = await self.own_token()
-        self.accounts.groups["alice"] = frozenset({"staff"})
+        self.bearer.accounts = self.accounts.directory(staff=["alice"])
         self.assertEqual((await self.bearer.verify(token)).identity.groups, {"staff"})
-        self.accounts.groups.clear()
+        self.bearer.accounts = self.accounts.directory()
         self.assertEqual((await self.bearer.verify(token)).identity.groups, frozenset())
 
     async def test_issuers_nobody_trusts_are_refused(self) -> None:
@@ -134,7 +139,7 @@ class BearerTests(BearerCase):
         self.refused("nonsense", "no JSON Web Token")
 
     async def test_without_the_token_service_its_tokens_are_worth_nothing(self) -> None:
-        bearer = BearerTokens(ISSUER, None, {}, self.accounts, self.now)
+        bearer = BearerTokens(ISSUER, None, {}, self.accounts.directory(), self.now)
         verifying = Deferred.fromCoroutine(bearer.verify(await self.own_token()))
         self.failureResultOf(verifying, Unauthorized)
 
@@ -166,21 +171,21 @@ class PasswordTests(BearerCase):
 
 class DirectoryTests(TestCase):
     def setUp(self) -> None:
-        self.marks: dict[str, str] = {"alice": "mark"}
-
-    async def mark(self, identity: Identity) -> str | None:
-        return self.marks.get(identity.name)
+        self.accounts = FakeAccounts()
 
     async def test_accounts_are_as_they_are_listed_and_others_as_they_came(self) -> None:
-        staff = Identity(Kind.USER, "alice", frozenset({"staff"}))
-        directory = AccountDirectory(self.mark, lambda identity: staff, lambda identity: True)
-        self.assertEqual(await directory.current(ALICE), Account(staff, "mark"))
-        job = Identity(Kind.ISSUER, "alice", claims={"a": "b"})
-        self.assertEqual(await directory.current(job), Account(job))
-        self.marks.clear()
+        directory = self.accounts.directory(staff=["alice", "robot:alice"])
+        for kind in (Kind.USER, Kind.ROBOT):
+            staff = Identity(kind, "alice", frozenset({"staff"}))
+            current = await directory.current(Identity(kind, "alice"))
+            self.assertEqual(current, Account(staff, "mark of secret"))
+        for kind in (Kind.ISSUER, Kind.CERTIFICATE, Kind.ANONYMOUS):
+            other = Identity(kind, "alice", claims={"a": "b"})
+            self.assertEqual(await directory.current(other), Account(other))
+        self.accounts.passwords.clear()
         self.assertIsNone(await directory.current(ALICE))
 
     async def test_a_job_whose_issuer_is_accepted_no_more_is_nobody(self) -> None:
-        directory = AccountDirectory(self.mark, lambda identity: identity, lambda identity: False)
+        directory = evolve(self.accounts.directory(), accepted=lambda identity: False)
         self.assertIsNone(await directory.current(Identity(Kind.ISSUER, "github/x")))
         self.assertIsNotNone(await directory.current(ALICE))

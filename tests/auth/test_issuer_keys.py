@@ -149,7 +149,6 @@ class KeysInFileTests(TestCase):
         self.path = Path(self.mktemp())
         self.path.write_bytes(self.fake.key_set())
         self.source = KeysInFile(self.path, at_once, self.now)
-        self.source.start()
 
     def found(self) -> list[str]:
         async def find() -> list[str]:
@@ -184,4 +183,4 @@ class KeysInFileTests(TestCase):
 
     def test_a_damaged_one_is_told_at_the_start(self) -> None:
         self.replace(b"{}")
-        self.assertRaises(ValueError, KeysInFile(self.path, at_once, self.now).start)
+        self.assertRaises(ValueError, KeysInFile, self.path, at_once, self.now)

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attrs import define, evolve
+from attrs import define
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
@@ -16,7 +16,7 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.issuers import Issuer, as_text
 from artifactd.auth.jwt import VerificationKey, parse_key_set
 from artifactd.oci.errors import Unauthorized
-from artifactd.oci.names import Patterns
+from artifactd.settings.accounts import IssuerSettings
 from tests.auth.accounts import Now
 from tests.auth.issuing import AUDIENCE, GITHUB, RSA_KEY, FakeIssuer, ec_key
 from tests.auth.test_tokens import encode, read_part
@@ -37,17 +37,8 @@ class FakeKeys:
 
 def make_issuer(fake: FakeIssuer, **more: Any) -> Issuer:
     """As the settings would make it."""
-    issuer = Issuer(
-        name="github",
-        issuer=GITHUB,
-        audience=(AUDIENCE, "other"),
-        required=[],
-        algorithms=("RS256", "ES256"),
-        leeway=60,
-        keys=FakeKeys(fake),
-        now=fake.now,
-    )
-    return evolve(issuer, **more)
+    settings = IssuerSettings(issuer=GITHUB, audience=(AUDIENCE, "other"), **more)
+    return Issuer("github", settings, FakeKeys(fake), fake.now)
 
 
 class IssuerTests(TestCase):
@@ -93,14 +84,15 @@ class IssuerTests(TestCase):
         self.refused(self.fake.token(sub=None), "claims")
         self.refused(self.fake.token(exp=None), "claims")
         self.refused(self.fake.token(aud=None), "claims")
-        self.refused(self.fake.token(sub=""), "nobody")
-        self.refused(self.fake.token(sub="a\nb"), "nobody")
+        self.refused(self.fake.token(sub=""), "subject")
+        self.refused(self.fake.token(sub="a\nb"), "subject")
 
     async def test_a_claim_may_be_required_of_every_token(self) -> None:
-        octo = [("repository", Patterns(("octo/*",))), ("run_attempt", Patterns(("2",)))]
-        self.issuer = make_issuer(self.fake, required=octo)
+        octo = ("repository=octo/*", "run_attempt=2", "repository=*/hello")
+        self.issuer = make_issuer(self.fake, claims=octo)
         await self.issuer.open(self.fake.token())
-        self.refused(self.fake.token(repository="mallory/octo"), "repository")
+        for other in ("mallory/hello", "octo/other"):
+            self.refused(self.fake.token(repository=other), "repository")
         self.refused(self.fake.token(repository=None), "repository")
         self.refused(self.fake.token(run_attempt=3), "run_attempt")
 

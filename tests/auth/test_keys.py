@@ -13,36 +13,40 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.keys import Keys, thumbprint
 from artifactd.kit.start import StartError
-from artifactd.store.folder import PrivateFile
+from artifactd.store.folder import PrivateFile, Version
 from tests.auth.accounts import Now
 from tests.store.fixture import at_once
 
 DAY = 86400.0
 
 
-@define
-class MemoryFile:
-    """A private file that is none: what all processes on it have in common."""
+@define(eq=False)
+class MemoryFile(PrivateFile):
+    """A private file in memory: all processes on a data folder share it."""
 
+    folder: Path = Path()
+    name: str = ""
     content: bytes | None = None
     writes: int = 0
     error: OSError | None = None
 
-    def version(self) -> object | None:
-        return None if self.content is None else (self.writes, self.content)
+    def version(self) -> Version | None:
+        return None if self.content is None else Version(self.writes, hash(self.content), 0)
 
-    def read(self) -> tuple[bytes, object] | None:
-        return None if self.content is None else (self.content, self.version())
+    def read(self) -> tuple[bytes, Version] | None:
+        version = self.version()
+        return None if self.content is None or version is None else (self.content, version)
 
-    def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, object]:
+    def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Version]:
         changed = change(self.content)
         if changed is not None:
             if self.error is not None:
                 raise self.error
             self.content = changed
             self.writes += 1
-        assert self.content is not None
-        return self.content, self.version()
+        found = self.read()
+        assert found is not None
+        return found
 
 
 class KeysTests(TestCase):

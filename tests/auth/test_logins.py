@@ -8,10 +8,15 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.guessing import Slowing
+from artifactd.auth.bearer import BearerTokens
 from artifactd.auth.identity import Identity, Kind
-from artifactd.auth.logins import PasswordLogins
+from artifactd.auth.logins import Logins
+from artifactd.auth.tokens import ISSUER
 from artifactd.oci.errors import TooManyRequests, Unauthorized
+from artifactd.settings.accounts import AuthSettings
+from tests.auth.accounts import FakeAccounts, Now
+from tests.auth.issuing import GITHUB, FakeIssuer
+from tests.auth.test_issuers import make_issuer
 
 HOME, AWAY = "192.0.2.1", "198.51.100.7"
 
@@ -23,6 +28,7 @@ class Known:
     kind: Kind
     names: set[str]
     held: bool = False
+    recalled: set[str] = field(factory=set)
     asked: list[tuple[str, str]] = field(factory=list)
     waiting: list[Deferred[None]] = field(factory=list)
 
@@ -34,6 +40,12 @@ class Known:
         right = name in self.names and password == name
         return Identity(self.kind, name) if right else None
 
+    def recall(self, name: str, password: str) -> Identity | None:
+        return Identity(self.kind, name) if password == name in self.recalled else None
+
+    async def mark(self, identity: Identity) -> str | None:
+        raise AssertionError("logging in takes no mark")
+
     def finish(self) -> None:
         self.waiting.pop(0).callback(None)
 
@@ -43,10 +55,11 @@ class LoginsCase(SynchronousTestCase):
         self.clock = Clock()
         self.users = Known(Kind.USER, {"alice", "bob"})
         self.robots = Known(Kind.ROBOT, {"robot+ci"})
-        self.logins = PasswordLogins([self.robots, self.users], self.clock, Slowing())
+        self.logins = Logins([self.robots, self.users], AuthSettings(), self.clock)
 
     def begin(self, name: str, password: str, address: str = HOME) -> Deferred[Identity]:
-        return Deferred.fromCoroutine(self.logins.log_in(name, password, address))
+        logging_in = Deferred.fromCoroutine(self.logins.log_in(name, password, address))
+        return logging_in.addCallback(lambda caller: caller.identity)
 
     def assert_in(self, name: str, address: str = HOME) -> None:
         self.assertEqual(self.successResultOf(self.begin(name, name, address)).name, name)
@@ -108,6 +121,21 @@ class LoginTests(LoginsCase):
         gone.cancel()
         self.users.finish()
         self.assertEqual(self.successResultOf(stays).name, "alice")
+
+
+class TokenTests(SynchronousTestCase):
+    def test_a_token_of_another_issuer_given_as_the_password_comes_first(self) -> None:
+        now = Now()
+        fake, users = FakeIssuer(now), Known(Kind.USER, set())
+        bearer = BearerTokens(
+            ISSUER, None, {GITHUB: make_issuer(fake)}, FakeAccounts().directory(), now
+        )
+        logins = Logins([users], AuthSettings(), Clock(), bearer)
+        caller = self.successResultOf(
+            Deferred.fromCoroutine(logins.log_in("alice", fake.token(), HOME))
+        )
+        self.assertEqual((caller.identity.kind, users.asked), (Kind.ISSUER, []))
+        self.assertIsNone(caller.scopes)
 
 
 class SlowingTests(LoginsCase):
@@ -180,11 +208,11 @@ class SlowingTests(LoginsCase):
         self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
 
     def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:
-        class Broken:
+        class Broken(Known):
             async def check(self, name: str, password: str) -> Identity | None:
                 raise OSError
 
-        self.logins = PasswordLogins([Broken()], self.clock)
+        self.logins = Logins([Broken(Kind.USER, set())], AuthSettings(), self.clock)
         for _ in range(30):
             self.failureResultOf(self.begin("alice", "alice"), OSError)
         self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
@@ -214,15 +242,7 @@ class SlowingTests(LoginsCase):
 class RecallTests(LoginsCase):
     def setUp(self) -> None:
         super().setUp()
-        self.logins = PasswordLogins(
-            [self.robots, self.users], self.clock, recall=[self.recall_none, self.recall]
-        )
-
-    def recall_none(self, name: str, password: str) -> Identity | None:
-        return None
-
-    def recall(self, name: str, password: str) -> Identity | None:
-        return Identity(Kind.USER, name) if name == password == "alice" else None
+        self.users.recalled = {"alice"}
 
     def test_who_is_recalled_is_not_checked(self) -> None:
         self.assert_in("alice")

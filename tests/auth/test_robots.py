@@ -10,12 +10,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Groups, Identity, Kind
-from artifactd.auth.passwords import Passwords, Robot, Robots, hash_secret, make_secret, read_cost
+from artifactd.auth.passwords import Passwords, Robots, hash_secret, make_secret, read_cost
+from artifactd.settings.accounts import RobotSettings, SecretHash
+from artifactd.settings.values import Expiry
 from tests.auth.held import HeldThreads
 
 SECRET = make_secret()
 EXPIRES = datetime(2027, 1, 31, tzinfo=UTC)
 CI = Identity(Kind.ROBOT, "ci", frozenset({"builders"}))
+
+
+def robot(secret_hash: str, expires: str = "") -> RobotSettings:
+    return RobotSettings(secret_hash=SecretHash.parse(secret_hash), expires=Expiry.parse(expires))
 
 
 class RobotsTests(SynchronousTestCase):
@@ -24,12 +30,12 @@ class RobotsTests(SynchronousTestCase):
         self.threads = HeldThreads()
         self.hashed = bcrypt.hashpw(b"chosen", bcrypt.gensalt(4))
         self.robots = self.listed(
-            ci=Robot(hash_secret(SECRET)),
-            old=Robot(self.hashed.decode()),
-            guest=Robot(hash_secret(SECRET), EXPIRES),
+            ci=robot(hash_secret(SECRET)),
+            old=robot(self.hashed.decode()),
+            guest=robot(hash_secret(SECRET), EXPIRES.isoformat()),
         )
 
-    def listed(self, **robots: Robot) -> Robots:
+    def listed(self, **robots: RobotSettings) -> Robots:
         passwords = Passwords(self.threads, Clock(), parallel=1, remember=60)
         return Robots(robots, passwords, Groups({"builders": ["robot:ci"]}), lambda: self.now)
 
@@ -93,7 +99,7 @@ class RobotsTests(SynchronousTestCase):
     def test_its_mark_changes_with_its_secret(self) -> None:
         mark = self.mark("ci")
         self.assertEqual(self.mark("ci"), mark)
-        self.robots = self.listed(ci=Robot(hash_secret(make_secret())))
+        self.robots = self.listed(ci=robot(hash_secret(make_secret())))
         self.assertNotIn(self.mark("ci"), (mark, None))
         self.assertIsNone(self.mark("old"))
         self.assertIsNone(self.mark("ci", Kind.USER))
@@ -104,4 +110,4 @@ class RobotsTests(SynchronousTestCase):
         self.assertEqual({len(each) for each in secrets}, {len("artifactd_") + 43})
 
     def test_a_hash_is_not_shown(self) -> None:
-        self.assertNotIn("sha256", repr(Robot(hash_secret(SECRET))))
+        self.assertNotIn("sha256", repr(robot(hash_secret(SECRET))))

@@ -21,6 +21,8 @@ from artifactd.auth.keys import Keys, SigningKey
 from artifactd.auth.tokens import Scope, Tokens
 from artifactd.oci.errors import QueryInvalid, Unauthorized
 from artifactd.settings.access import Action
+from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
+from artifactd.settings.values import Duration
 from tests.auth.accounts import ALICE, Now
 from tests.auth.test_keys import MemoryFile
 from tests.store.fixture import at_once
@@ -33,17 +35,9 @@ def make_tokens(now: Now, file: MemoryFile | None = None, **more: Any) -> Tokens
     """The tokens of a process of its own."""
     keys = Keys(file or MemoryFile(), at_once, now, 0, 90 * 86400)
     keys.start()
-    return Tokens(
-        keys,
-        **{
-            "service": "registry",
-            "lifetime": 300,
-            "refresh_lifetime": 86400,
-            "leeway": 10,
-            "now": now,
-            **more,
-        },
-    )
+    service = {"service": "registry", "refresh_lifetime": Duration(86400), **more}
+    github = IssuerSettings(issuer="https://github.example", audience=("registry",))
+    return Tokens(keys, TokenServiceSettings(**service), {"github": github}, now)
 
 
 def read_part(token: str, index: int) -> dict[str, Any]:
@@ -124,7 +118,6 @@ class AccessTokenTests(TokensCase):
         self.assertEqual(opened.identity, job)
 
     async def test_a_job_may_go_on_for_longer(self) -> None:
-        self.tokens = make_tokens(self.now, self.file, sessions={"github": 3600})
         for name, lifetime in (("github/repo:a/b", 3600), ("githubs/x", 300)):
             issued = await self.tokens.issue(Account(Identity(Kind.ISSUER, name)), [])
             self.assertEqual(issued.expires_in, lifetime)

@@ -8,16 +8,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.auth.guessing import Slowing
-from artifactd.auth.logins import AccessProver, Visitors
+from artifactd.auth.logins import Visitors
 from artifactd.oci.errors import TooManyRequests
 from artifactd.oci.names import ImageName
+from artifactd.registry.mirror.proofs import AccessProofs
+from artifactd.settings.accounts import AuthSettings
 from artifactd.upstream.credentials import UpstreamLogin
 
 HOME, AWAY = "192.0.2.1", "192.0.2.2"
 
 
-class Refusing:
+class Refusing(AccessProofs):
     """
     An upstream to which every password is wrong, once it answers.
 
@@ -48,7 +49,7 @@ class Refusing:
 class VisitorsCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.upstream = Refusing()
-        self.visitors = Visitors({"ghcr.io": self.upstream}, "", Clock(), Slowing())
+        self.visitors = Visitors({"ghcr.io": self.upstream}, "", Clock(), AuthSettings())
 
     def present(self, password: str, address: str = HOME) -> UpstreamLogin:
         presented = self.visitors.present("ghcr.io/alice", password, address)
@@ -104,7 +105,3 @@ class GuessingTests(VisitorsCase):
         self.assertEqual(self.visitors._turns.pending, 0)
         for each in made[:64]:
             each.addErrback(lambda failure: None)
-
-
-def _satisfies_the_protocol(upstream: Refusing) -> AccessProver:
-    return upstream

@@ -1,4 +1,4 @@
-"""Tokens as the settings have them: keys of other issuers over TLS, and keys in the data folder."""
+"""Accounts, rules and tokens, put together as the settings say."""
 
 from __future__ import annotations
 
@@ -6,25 +6,110 @@ import json
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from artifactd.auth.identity import Identity
-from artifactd.auth.token_service import Asked
-from artifactd.daemon.gate import TokensWiring, wire_tokens
+from artifactd.auth.bearer import Account
+from artifactd.auth.identity import ANONYMOUS, Groups, Identity
+from artifactd.auth.logins import Logins
+from artifactd.auth.passwords import hash_secret, make_secret
+from artifactd.auth.rules import AccessRules
+from artifactd.daemon.gate import TokensWiring, listed_accounts
 from artifactd.kit.start import StartError
-from artifactd.oci.errors import Unauthorized, Unavailable
+from artifactd.oci.errors import TooManyRequests, Unauthorized, Unavailable
+from artifactd.oci.names import ImageName
 from artifactd.settings.settings import Settings
-from tests.auth.accounts import FakeAccounts, FakeRules, Now, resolve
+from tests.auth.accounts import ALICE, FakeAccounts, Now
+from tests.auth.held import HeldThreads
 from tests.auth.issuing import FakeIssuer
+from tests.settings.test_settings import SettingsCase
 from tests.store.fixture import at_once
 from tests.upstream.http.test_tls import OTHER, TlsCase
 from tests.upstream.wire import start
 
+SECRET = make_secret()
+APP, HUB = ImageName("local", "mycorp/app"), ImageName("docker.io", "library/alpine")
 
-async def mark(identity: Identity) -> str | None:
-    """Everybody is there, with one password for ever."""
-    return "mark"
+
+class AccountsTests(SettingsCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.threads = HeldThreads()
+        self.users = Path(self.mktemp())
+        hashed = bcrypt.hashpw(b"alice's", bcrypt.gensalt(4)).decode()
+        self.users.write_text(f"alice:{hashed}\nbob:{hashed}\n")
+        self.settings = self.load(
+            f"""
+            [auth]
+            htpasswd = "{self.users}"
+            name_failures = 2
+            [auth.groups]
+            dev = ["alice", "robot:ci"]
+            [[access]]
+            who = ["anonymous"]
+            may = ["pull"]
+            images = ["docker.io/*"]
+            [[access]]
+            who = ["group:dev"]
+            may = ["pull", "push", "delete"]
+            images = ["local/*"]
+            [robot.ci]
+            secret_hash = "{hash_secret(SECRET)}"
+            may = ["pull", "push"]
+            images = ["local/mycorp/*"]
+            """
+        )
+
+        self.logins = self.log_in_as(self.settings)
+
+    def log_in_as(self, settings: Settings) -> Logins:
+        groups = Groups(settings.auth.groups)
+        accounts = listed_accounts(settings, groups, self.threads, self.clock, lambda: 0.0)
+        return Logins(accounts, settings.auth, self.clock)
+
+    def log_in(self, name: str, password: str) -> Identity:
+        coroutine = self.logins.log_in(name, password, "192.0.2.1")
+        return self.successResultOf(Deferred.fromCoroutine(coroutine)).identity
+
+    def test_who_logs_in_may_do_what_the_rules_say(self) -> None:
+        alice, ci = self.log_in("alice", "alice's"), self.log_in("robot+ci", SECRET)
+        granted = AccessRules(self.settings.access, self.settings.robot, lambda: 0.0).granted
+        self.assertEqual(granted(alice, APP), {"pull", "push", "delete"})
+        self.assertEqual(granted(alice, HUB), {"pull"})
+        self.assertEqual(granted(ci, APP), {"pull", "push"})
+        self.assertEqual(granted(ci, ImageName("local", "other")), set())
+        self.assertEqual(granted(self.log_in("bob", "alice's"), APP), set())
+        self.assertEqual(granted(ANONYMOUS, HUB), {"pull"})
+
+    def test_the_limits_of_the_settings_hold(self) -> None:
+        for expected in (Unauthorized, Unauthorized, TooManyRequests):
+            outcome = Deferred.fromCoroutine(self.logins.log_in("alice", "x", "192.0.2.1"))
+            self.failureResultOf(outcome, expected)
+
+    def test_a_flood_from_one_address_takes_few_threads_and_delays_no_other(self) -> None:
+        self.threads.held = True
+        for number in range(40):
+            guess = self.logins.log_in(f"user {number}", "guess", "192.0.2.1")
+            Deferred.fromCoroutine(guess).addErrback(lambda failure: None)
+        other = Deferred.fromCoroutine(self.logins.log_in("alice", "alice's", "198.51.100.7"))
+        for _ in range(4):  # as many as one address may have checked at a time
+            self.assertEqual(self.threads.running, 2)
+            self.threads.finish()
+        self.assertNoResult(other)
+        self.threads.finish()
+        self.assertEqual(self.successResultOf(other).identity.name, "alice")
+
+    def test_a_wrong_file_stops_the_start(self) -> None:
+        self.users.write_text("alice:secret\n")
+        with self.assertRaisesRegex(StartError, "auth.htpasswd: .* line 1: alice: expected a bcr"):
+            self.log_in_as(
+                self.load(
+                    f'[auth]\nhtpasswd = "{self.users}"\n[[access]]\nwho = ["authenticated"]\n'
+                    'may = ["pull"]\nimages = ["*"]'
+                )
+            )
 
 
 RULE = '[[access]]\nwho = ["anonymous"]\nmay = ["pull"]\nimages = ["*"]\n'
@@ -47,7 +132,9 @@ class WiringCase(TlsCase):
             f'audience = ["https://registry.example.com"]\nca_file = "{self.ca_file}"\n{RULE}'
         )
         settings = Settings.load(path, {})
-        wiring = wire_tokens(settings, self.reactor, at_once, mark, lambda i: i, {}, self.now)
+        wiring = TokensWiring(
+            settings, self.reactor, at_once, Groups({}), [FakeAccounts()], {}, self.now
+        )
         self.addCleanup(wiring.close)
         return wiring
 
@@ -100,11 +187,8 @@ class IssuerWiringTests(WiringCase):
 
 class ServiceWiringTests(WiringCase):
     async def log_in(self, wiring: TokensWiring) -> str:
-        accounts = FakeAccounts()
-        service = wiring.service(accounts, FakeRules({}), resolve)
-        assert service is not None
-        asked = Asked(offline=True)
-        return (await service.for_login("alice", "secret", "127.0.0.1", asked)).token
+        assert wiring.tokens is not None
+        return (await wiring.tokens.issue(Account(ALICE, "mark of secret"), [])).text
 
     async def test_processes_on_one_data_folder_take_each_others_tokens(self) -> None:
         token = await self.log_in(self.wire())
@@ -119,7 +203,7 @@ class ServiceWiringTests(WiringCase):
 
     def test_without_the_service_there_are_no_keys(self) -> None:
         wiring = self.wire("[token_service]\nenabled = false")
-        self.assertIsNone(wiring.service(FakeAccounts(), FakeRules({}), resolve))
+        self.assertIsNone(wiring.tokens)
         self.assertEqual(list(self.data.iterdir()), [])
 
     def test_an_authority_that_can_not_be_read_is_named(self) -> None:
@@ -143,6 +227,6 @@ class KeyFileWiringTests(TestCase):
         )
         settings = Settings.load(path, {})
         error = self.assertRaises(
-            StartError, wire_tokens, settings, None, at_once, mark, lambda i: i, {}
+            StartError, TokensWiring, settings, None, at_once, Groups({}), [], {}
         )
         self.assertIn("issuer.ci.jwks_file: /nowhere/keys.json", str(error))
