@@ -12,13 +12,13 @@ RECEIVE_SIZE = 256 * 1024
 
 
 class Buffering(Protocol):
-    """What takes bytes in and writes them out later."""
+    """A consumer that gathers bytes in memory before it writes them."""
 
     def hold(self) -> None:
-        """Take no more in, and write out what is there, be it ever so little."""
+        """Pause the producer, and write out the bytes gathered, however few."""
 
     def go_on(self) -> None:
-        """Take in again."""
+        """Resume the producer."""
 
 
 @define(eq=False)
@@ -32,9 +32,10 @@ class BufferBudget:
     """
     The bytes that all transfers together may hold in memory.
 
-    Who takes bytes in that it can't refuse joins, and is held when the budget is used up; who asks
-    for a buffer beforehand acquires it.  Both wait in one queue, first come, first served; while
-    it is not empty (:attr:`pressed`), bytes taken in are written out at once and not gathered.
+    Consumers that cannot refuse data call :meth:`join` and are paused while the budget is
+    exhausted; readers that allocate first call :meth:`acquire`.  Both wait in one queue, first
+    come, first served; while it is not empty (:attr:`pressed`), consumers write at once and gather
+    nothing.
 
     A transport that is paused may still deliver what it has received, so everybody is held
     ``receive_size`` bytes for each before ``limit``, and for the one that fills it up once more,
@@ -55,34 +56,34 @@ class BufferBudget:
 
     @property
     def threshold(self) -> int:
-        """The bytes at which everybody is held."""
+        """The bytes in use at which all consumers are paused."""
         reserve = (len(self._joined) + 1) * self.receive_size if self._joined else 0
         return max(self.limit // 4, self.limit - reserve)
 
     @property
     def pressed(self) -> bool:
-        """Whether somebody waits."""
+        """Whether a consumer or a reader waits."""
         return bool(self._waiting)
 
     def join(self, consumer: Buffering) -> None:
-        """``consumer`` is going to take bytes in.  It may be held at once."""
+        """Add ``consumer``, which is going to receive bytes.  It may be paused at once."""
         self._joined.add(consumer)
         self._running[consumer] = None
         if self.pressed or self.used >= self.threshold:
             self._hold()
 
     def leave(self, consumer: Buffering) -> None:
-        """``consumer`` takes nothing in any more; what it took it has released."""
+        """Remove ``consumer``, which has released its bytes and receives no more."""
         self._joined.discard(consumer)
         self._running.pop(consumer, None)
         self._waiting.pop(consumer, None)
         self._admit()
 
     def take(self, consumer: Buffering, size: int) -> None:
-        """``consumer``, which has joined, has taken ``size`` bytes in."""
+        """Count ``size`` bytes that ``consumer`` has received."""
         self.used += size
         if consumer in self._running:
-            # Who has had least of late stays in front, and will be the first to go on.
+            # The consumer served longest ago stays in front, and is the first to be resumed.
             del self._running[consumer]
             self._running[consumer] = None
         if self.used >= self.threshold:
@@ -112,7 +113,7 @@ class BufferBudget:
         return True
 
     def release(self, size: int) -> None:
-        """``size`` bytes have gone out, or were dropped."""
+        """Return ``size`` bytes that were written or dropped."""
         self.used -= size
         self._admit()
 

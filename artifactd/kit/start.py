@@ -1,10 +1,9 @@
-"""What stops the start."""
+"""The error that stops the start."""
 
 from __future__ import annotations
 
 
 class StartError(Exception):
     """
-    The daemon can't start as things are; the message is one line for the operator, saying what to
-    do about it.
+    The daemon can't start.  The message is one line for the operator that says what to do.
     """

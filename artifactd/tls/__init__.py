@@ -1,1 +1,1 @@
-"""TLS for those who connect to the daemon: Twisted endpoints that follow their files."""
+"""TLS for the daemon's clients: a Twisted endpoint that follows its files."""

@@ -1,4 +1,4 @@
-"""Connections that speak TLS, and what is told of those that don't come about."""
+"""Connections of clients over TLS; failed handshakes are logged, and plain HTTP gets a hint."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _HINT = Unsupported("this port speaks HTTPS: use https://").body()
 _log = Logger()
 
 
-@implementer(ISSLTransport)  # of Twisted's it is so only by the order of what TCP provides
+@implementer(ISSLTransport)  # Twisted's class is one only if TCP's interfaces come in that order
 class TlsConnection(BufferingTLSTransport):
     """
-    A client's connection, once TLS is agreed on.
+    A client's connection over TLS.
 
-    Its protocol is connected before: so its timeout is what bounds the handshake.
+    Its protocol is connected before the handshake, so the protocol's timeout bounds the handshake.
 
-    :ivar refusal: why the client's certificate is refused, if it is.
+    :ivar refusal: why the client's certificate is refused, or empty.
     """
 
     transport: ITCPTransport
@@ -69,7 +69,7 @@ class TlsConnection(BufferingTLSTransport):
 
 
 class TlsFactory(TLSMemoryBIOFactory):
-    """Puts TLS before what ``factory`` makes, and follows the files while it is listened on."""
+    """Puts TLS under the protocols of ``factory``, and follows the files while a port listens."""
 
     protocol = TlsConnection
 

@@ -1,6 +1,6 @@
 """
-How TLS is spoken with clients: the protocols and ciphers of Mozilla's "intermediate" but for DHE,
-HTTP/1.1 alone, and certificates of clients that OpenSSL verifies or does not let in.
+The TLS context for clients: versions and ciphers of Mozilla's "intermediate" without DHE, HTTP/1.1
+alone, and client certificates that OpenSSL verifies.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from OpenSSL.crypto import X509, PKey, X509StoreFlags
 from artifactd.kit.start import StartError
 from artifactd.tls.files import KeyPair, TlsFiles
 
-# Those of TLS 1.2; all of TLS 1.3's are good.
+# For TLS 1.2; of TLS 1.3 all are allowed.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 
 # Certificates between a client's and its root, at most.
 _DEPTH = 8
 
-# Bytes of names of authorities that clients are told: RFC 5246, 7.4.4 has room for 65,535, and a
-# client that is told none may show what it has.
+# The names of the authorities are sent to clients if they take at most so many bytes: RFC 5246,
+# 7.4.4 has room for 65,535.  A client that gets none may send any certificate.
 _NAMES = 32768
 
-# What OpenSSL's numbers mean that clients come by: X509_verify_cert_error_string(3).
+# OpenSSL's errors that clients' certificates cause: X509_verify_cert_error_string(3).
 _ERRORS = {
     7: "its signature is wrong",
     9: "it is not valid yet",
@@ -43,16 +43,15 @@ _ERRORS = {
 
 def make_context(files: TlsFiles, pair: KeyPair, required: bool) -> SSL.Context:
     """
-    TLS as ``pair`` says.
+    Make the context of ``pair``.
 
-    :param required: whether a client has to show a certificate; if not, one that shows none gets
-        in, but one that shows a wrong one does not.
-    :raises StartError: naming the file, if OpenSSL won't have what is in it.
+    :param required: whether a client has to send a certificate; a wrong one is refused in any case.
+    :raises StartError: naming the file, if OpenSSL refuses its content.
     """
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(_CIPHERS)
-    # No session is resumed: its client would not be verified again.
+    # Without sessions: the client of a resumed one would not be verified again.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(
         SSL.OP_NO_COMPRESSION
@@ -84,7 +83,7 @@ def _ask_clients(
     assert store is not None
     for each in authorities:
         store.add_cert(X509.from_cryptography(each))
-    # Also one that somebody else vouches for, as a company's department is given.
+    # An authority of client_ca may be intermediate, such as a department's.
     store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
     if sum(len(each.subject.public_bytes()) for each in authorities) <= _NAMES:
         for each in authorities:
@@ -95,7 +94,7 @@ def _ask_clients(
 
 
 def _verify(connection: SSL.Connection, shown: X509, error: int, depth: int, ok: int) -> bool:
-    """OpenSSL's own verdict, noted where the connection is."""
+    """Accept OpenSSL's verdict, and note a refusal for the connection's log line."""
     if not ok:
         why = _ERRORS.get(error, f"X.509 error {error}")
         protocol = connection.get_app_data()
@@ -104,7 +103,7 @@ def _verify(connection: SSL.Connection, shown: X509, error: int, depth: int, ok:
 
 
 def _named(certificate: X509) -> str:
-    # Whoever connects has written it: no line of its own in the log, and not a long one.
+    # The client has chosen the name: it must not make lines of its own in the log, or long ones.
     try:
         return ascii(certificate.to_cryptography().subject.rfc4514_string()[:100])
     except Exception:
@@ -116,7 +115,7 @@ def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """What OpenSSL says, in short."""
+    """Return the last of OpenSSL's reasons."""
     first = error.args[0] if error.args else None
     if isinstance(first, list) and first:
         return str(first[-1][-1])

@@ -38,7 +38,7 @@ class TlsEndpoint:
     """
     Listens for TLS over TCP.
 
-    :ivar certificates: what it shows to clients; loaded by :meth:`listen`.
+    :ivar certificates: the certificates that it sends to clients; loaded by :meth:`listen`.
     """
 
     reactor: Any
@@ -50,9 +50,11 @@ class TlsEndpoint:
     @classmethod
     def parse(cls, reactor: Any, *arguments: str, **options: str) -> TlsEndpoint:
         """
+        Make the endpoint of an endpoint string.
+
         :param arguments: the port.
-        :param options: as they stand in the string.
-        :raises ValueError: telling what is wrong.
+        :param options: the string's options.
+        :raises ValueError: saying what is wrong with the string.
         """
         unknown = sorted(options.keys() - {"port", *_OPTIONS})
         if unknown:
@@ -89,7 +91,7 @@ class TlsEndpoint:
         )
 
     def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
-        """Fails with :class:`StartError` if a file can't be used."""
+        """Listen; fails with :class:`StartError` if a file can't be used."""
         try:
             self.certificates.load()
         except StartError:
@@ -105,5 +107,5 @@ def _number(text: str, what: str, most: int) -> int:
 
 
 def _in_thread(reactor: Any, work: Any) -> Deferred[Any]:
-    # The reactor's own: those of transfers may all be at work for long.
+    # The reactor's own pool: all threads of transfers may be busy for long.
     return deferToThreadPool(reactor, reactor.getThreadPool(), work)

@@ -22,10 +22,11 @@ _KEY = re.compile(rb"-----BEGIN (%b)-----.*?-----END \1-----" % _LABEL, re.DOTAL
 @frozen
 class KeyPair:
     """
-    What a listener shows to its clients, and whom it believes.
+    The key and certificates of a listener.
 
     :ivar chain: its own certificate, then those of the authorities between it and the root.
-    :ivar authorities: who vouches for clients; empty: clients aren't asked for certificates.
+    :ivar authorities: those that may sign clients' certificates; empty: clients aren't asked for
+        certificates.
     """
 
     key: Any
@@ -34,19 +35,19 @@ class KeyPair:
 
     @property
     def not_before(self) -> datetime:
-        """When the last of the chain begins to be valid."""
+        """The time from which on all certificates of the chain are valid."""
         return max(each.not_valid_before_utc for each in self.chain)
 
     @property
     def not_after(self) -> datetime:
-        """When the first of the chain expires."""
+        """The time at which the first certificate of the chain expires."""
         return min(each.not_valid_after_utc for each in self.chain)
 
 
 @frozen
 class TlsFiles:
     """
-    Where they are, all in PEM.
+    The paths of a listener's files, all in PEM.
 
     :ivar key: a private key without a passphrase; the same file as ``cert`` if that has both.
     :ivar cert: the certificate of the key, followed by the intermediate ones.
@@ -64,7 +65,7 @@ class TlsFiles:
         return stamp_of(self.key, self.cert, *authorities)
 
     def read(self) -> KeyPair:
-        """:raises StartError: naming the file that can't be used, and why."""
+        """Read the files.  Raises StartError naming the one that can't be used, and why."""
         key = _key(self.key)
         chain = _certificates(self.cert)
         public = key.public_key()

@@ -1,4 +1,4 @@
-"""Proxies, as the environment names them."""
+"""Proxies of the environment variables, and tunnels through them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from zope.interface import implementer
 from artifactd.kit.start import StartError
 from artifactd.upstream.http.url import Target, is_loopback
 
-# ``no_proxy``: the hosts that are asked without a proxy.
-
 _RULE = re.compile(r"(?P<host>\[[^\]]*\](?:/[0-9]+)?|[^:]*)(?::(?P<port>[0-9]+))?")
 
 
 @frozen
 class _Rule:
     """
-    :ivar domain: it and all below it; ``""`` is every host.
-    :ivar network: an address is a network of one.
+    One rule of ``no_proxy``.
+
+    :ivar domain: the domain, which covers all below it too; ``""`` covers every host.
+    :ivar network: the network; an address is a network of one.
     """
 
     domain: str | None
@@ -67,28 +67,30 @@ class _Rule:
 @frozen
 class NoProxy:
     """
-    The rules, as curl has them: separated by commas or spaces; each a domain (it and all below it,
-    with or without a leading dot), an address or a network in CIDR notation, any of them with
-    ``:port``; ``*`` is every host.
+    The hosts that are asked without a proxy, by the rules of ``no_proxy``.
+
+    They are curl's: separated by commas or spaces; each a domain (which covers all below it, with
+    or without a leading dot), an address or a network in CIDR notation, any of them with ``:port``;
+    ``*`` is every host.
     """
 
     _rules: tuple[_Rule, ...] = ()
 
     @classmethod
     def parse(cls, value: str) -> Self:
-        """What can't be understood covers nothing."""
+        """Parse the rules; a malformed one covers nothing."""
         return cls(tuple(_Rule.parse(text) for text in re.split(r"[\s,]+", value.lower()) if text))
 
     def covers(self, host: str, port: int) -> bool:
-        """Whether ``host`` (in lower case) is to be asked without a proxy at ``port``."""
+        """Whether ``host`` (in lower case) is asked at ``port`` without a proxy."""
         host = host.rstrip(".")
         return any(rule.covers(host, port) for rule in self._rules)
 
 
 _URL = re.compile(r"(?:(?P<scheme>[A-Za-z0-9+.-]+)://)?(?:(?P<login>[^/?#]*)@)?(?P<rest>[^@]*)")
 
-# In this order.  Not HTTP_PROXY: where a web server runs programs by CGI, that is what a client
-# has sent as its header "Proxy" (CVE-2016-5385).
+# In this order.  Not HTTP_PROXY: a web server that runs a program by CGI sets it to the client's
+# header "Proxy" (CVE-2016-5385).
 _VARIABLES = {
     "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
     "https": ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),
@@ -127,9 +129,9 @@ class Proxy:
 @frozen
 class Proxies:
     """
-    Who is asked through which proxy.
+    Chooses the proxy for a target.
 
-    This machine's own loopback never is: a proxy elsewhere would ask its own.
+    This machine's loopback is asked without one: a proxy elsewhere would ask its own loopback.
 
     :ivar by_scheme: the proxy for targets of a scheme.
     """
@@ -140,10 +142,10 @@ class Proxies:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Self:
         """
-        What ``http_proxy`` (only so), ``https_proxy``, ``all_proxy`` and ``no_proxy`` (also in
-        upper case) say; an empty variable is as good as none.
+        Read ``http_proxy`` (in lower case only), and ``https_proxy``, ``all_proxy`` and
+        ``no_proxy`` (also in upper case); an empty variable counts as unset.
 
-        :raises StartError: if one that counts is not the URL of an ``http`` proxy.
+        :raises StartError: if a variable that counts is not the URL of an ``http`` proxy.
         """
         by_scheme: dict[str, Proxy] = {}
         for scheme, names in _VARIABLES.items():
@@ -154,7 +156,7 @@ class Proxies:
         return cls(by_scheme, NoProxy.parse(exempt))
 
     def for_target(self, target: Target) -> Proxy | None:
-        """The proxy through which ``target`` is asked, or ``None``."""
+        """Return the proxy through which ``target`` is asked, or ``None``."""
         if is_loopback(target.host) or self._exempt.covers(target.host, target.port):
             return None
         return self.by_scheme.get(target.scheme)
@@ -170,8 +172,6 @@ def _proxy(name: str, url: str) -> Proxy:
         ) from None
 
 
-# Tunnels through an HTTP proxy: RFC 9110, 9.3.6 (CONNECT).
-
 MAX_HEAD = 64 * 1024
 """Bytes of status line and headers that a proxy may answer with."""
 
@@ -181,9 +181,9 @@ _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})(?: [^\r\n]*)?\r?\n")
 
 class ProxyRefused(Exception):
     """
-    A proxy has not made the tunnel.
+    A proxy refused to make a tunnel.
 
-    :ivar status: that it answered with; ``None`` if that was not HTTP.
+    :ivar status: the status of its answer; ``None`` if that was not HTTP.
     """
 
     def __init__(self, status: int | None) -> None:
@@ -193,9 +193,9 @@ class ProxyRefused(Exception):
 
 class _Tunnel(Protocol):
     """
-    The proxy's connection: until the proxy agrees, and then that of the protocol inside.
+    Asks a proxy for a tunnel, and connects another protocol inside of it.
 
-    :ivar made: fires with that protocol.
+    :ivar made: fires with the protocol inside.
     """
 
     transport: ITCPTransport
@@ -252,7 +252,7 @@ class _Tunnel(Protocol):
 
 
 class _TunnelFactory(Factory):
-    """Makes a :class:`_Tunnel`; ``inside`` makes what is to use it."""
+    """Makes a :class:`_Tunnel`; ``inside`` makes the protocol inside of it."""
 
     noisy = False
 
@@ -269,12 +269,12 @@ class _TunnelFactory(Factory):
 @frozen
 class TunnelEndpoint:
     """
-    Connects to a host through a proxy.
+    Connects to a host through a proxy's tunnel.
 
     :ivar proxy: connects to the proxy.
     :ivar destination: ``host:port``, with a port always.
     :ivar authorization: the value of ``Proxy-Authorization``, or ``None``.
-    """
+    """  # RFC 9110, 9.3.6 (CONNECT)
 
     proxy: IStreamClientEndpoint
     destination: str

@@ -1,4 +1,4 @@
-"""Answers of upstreams, whose bodies are yet to come."""
+"""Answers of upstreams, and the delivery of their bodies."""
 
 from __future__ import annotations
 
@@ -23,21 +23,19 @@ from zope.interface import implementer
 from artifactd.kit.timers import Timers
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 
-# Bodies of answers, on their way to whoever wants them.
-
 
 @implementer(IPushProducer)
 class Delivery(protocol.Protocol):
     """
-    One body, delivered to one consumer as it arrives.
+    Delivers one body to one consumer as it arrives.
 
-    While the consumer has paused it nothing is read, but what one read of the socket had brought
-    before may still be written.
+    While the consumer pauses it nothing is read from the socket, but the rest of the last read may
+    still be written.
 
-    :param idle_timeout: seconds for which we wait for the peer; the time for which the consumer
-        has paused it does not count.
-    :param host: who sends it, for messages.
-    :param length: its bytes, or ``None``, for messages.
+    :param idle_timeout: seconds without a byte after which it fails; they don't run while the
+        consumer pauses it.
+    :param host: the host that sends the body, for messages.
+    :param length: bytes of the body, or ``None``, for messages.
     """
 
     transport: Any  # an IPushProducer
@@ -64,15 +62,15 @@ class Delivery(protocol.Protocol):
         Deliver the body of ``response``.
 
         Fires with the number of bytes when all are delivered, or when the consumer has called
-        :meth:`stopProducing`: then it knows why.  Cancelling it closes the connection.  The
-        consumer has no producer any more when it fires or fails.
+        :meth:`stopProducing`.  Cancelling it closes the connection.  The consumer is unregistered
+        before it fires or fails.
 
-        :raises Unreachable: if it breaks off before its end, or has an end that does not show.
+        :raises Unreachable: if the body breaks off, or only the connection's end marks its end.
         :raises TimedOut: if nothing comes for the idle timeout.
         """
         response.deliverBody(self)
         if self._paused:
-            # It has just resumed the transport without asking.
+            # deliverBody has just resumed the transport.
             self.transport.pauseProducing()
         return self._done
 
@@ -92,7 +90,7 @@ class Delivery(protocol.Protocol):
         try:
             self._consumer.write(data)
         except Exception:
-            # Raised any further, it would be taken for a mistake of the peer's.
+            # The HTTP client would take it for an error of the peer's.
             self._fail(Failure())
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -102,8 +100,8 @@ class Delivery(protocol.Protocol):
         if reason.check(ResponseDone):
             self._done.callback(self._received)
         else:
-            # Also where the end of the connection is all that ends it (RFC 9112, 6.3): whether
-            # that was all can't be told.
+            # Also where the connection's end is the body's end (RFC 9112, 6.3), since that can't
+            # be told from a broken connection.
             self._done.errback(Unreachable(f"{self._host} broke off {self._progress()}"))
 
     # IPushProducer, for the consumer
@@ -163,9 +161,9 @@ class Refusal(protocol.Protocol):
 @implementer(IConsumer)
 class Pieces:
     """
-    Up to ``limit`` bytes in memory; more stops the producer.
+    Keeps up to ``limit`` bytes in memory; more stop the producer.
 
-    :ivar exceeded: whether there were more.
+    :ivar exceeded: whether more came.
     """
 
     def __init__(self, limit: int) -> None:
@@ -176,7 +174,7 @@ class Pieces:
 
     @property
     def content(self) -> bytes:
-        """What has come."""
+        """The bytes that have come, or none if they exceeded the limit."""
         return bytes(self._content)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -197,7 +195,7 @@ class Pieces:
 
 DROPPED_BYTES = 64 * 1024
 DROPPED_SECONDS = 5.0
-"""What of an unwanted body is read, for the sake of its connection, before that is closed."""
+"""A short unwanted body is read within these bounds, so that its connection can be used again."""
 
 
 @define(eq=False)
@@ -208,8 +206,8 @@ class Response:
     One of :meth:`read`, :meth:`deliver_to`, :meth:`drop` and :meth:`abort` has to be called, or its
     connection stays open and idle.
 
-    :ivar host: ``host[:port]`` of who answered, which is where the last redirect led.
-    :ivar url: that was answered.
+    :ivar host: ``host[:port]`` that answered, to which the last redirect led.
+    :ivar url: the URL that was answered.
     """
 
     _original: IResponse
@@ -229,31 +227,30 @@ class Response:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body that comes (HEAD, 204, 304: 0); ``None`` where that isn't said."""
+        """Bytes of the body (HEAD, 204, 304: 0); ``None`` if the upstream doesn't say."""
         length = self._original.length
         return None if length is UNKNOWN_LENGTH else length
 
     def header(self, name: str) -> str | None:
-        """The first value of a header field, or ``None``; see :meth:`headers`."""
+        """Return the first value of a header field, or ``None``; see :meth:`headers`."""
         return next(iter(self.headers(name)), None)
 
     def headers(self, name: str) -> list[str]:
         """
-        All values of a header field, bytes beyond ASCII as in ISO 8859-1.
+        Return all values of a header field, bytes beyond ASCII decoded from ISO 8859-1.
 
-        There is no ``Content-Length`` here but in the answer to a HEAD; of others it is
-        :attr:`length`.
+        Only the answer to a HEAD has ``Content-Length`` here; others have :attr:`length`.
         """
         values = self._original.headers.getRawHeaders(name.encode("ascii"), [])
         return [value.decode("iso-8859-1") for value in values]
 
     async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
-        The whole body.
+        Read the whole body.
 
-        :param seconds: in which all of it has to come; ``None``: as long as some of it comes.
+        :param seconds: the time for all of it; ``None``: only the idle timeout counts.
         :raises Unreachable: if it has more than ``limit`` bytes, or breaks off.
-        :raises TimedOut: if it stands still, or does not come in time.
+        :raises TimedOut: if it stands still, or takes longer than ``seconds``.
         """
         pieces = Pieces(limit)
         if self.length is not None and self.length > limit:
@@ -273,11 +270,9 @@ class Response:
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         """
-        As :meth:`artifactd.upstream.interfaces.BlobBody.deliver_to`.
+        Deliver the body to ``consumer``; see :meth:`Delivery.start`.
 
-        When the consumer has called ``stopProducing``, it fires with the bytes delivered by then.
-
-        :raises RuntimeError: if the body has been asked for or refused before.
+        :raises RuntimeError: if the body has been delivered or aborted before.
         """
         if self._refused or self._delivery is not None:
             raise RuntimeError("a body can be delivered only once")
@@ -287,7 +282,7 @@ class Response:
         return self._delivery.start(self._original)
 
     def abort(self) -> None:
-        """Nobody wants it, or no more of it: close the connection, unless all has come."""
+        """Close the connection instead of reading the rest of the body, if there is a rest."""
         if self._delivery is not None:
             self._delivery.stopProducing()
         elif not self._refused:
@@ -295,16 +290,13 @@ class Response:
             self._original.deliverBody(Refusal())
 
     def drop(self) -> None:
-        """Nobody wants it; if it is short, its connection may yet be of use."""
+        """Discard the body: read a short one, to keep its connection, and abort a long one."""
         if self.length is None or self.length > DROPPED_BYTES:
             self.abort()
             return
         dropping = self.deliver_to(Pieces(DROPPED_BYTES))
         dropping.addTimeout(DROPPED_SECONDS, self._clock)
         dropping.addErrback(lambda _: None)
-
-
-# What the client asks of HTTP; ``artifactd.upstream.http.transport`` does it.
 
 
 class HttpResponse(Protocol):
@@ -320,39 +312,39 @@ class HttpResponse(Protocol):
 
     @property
     def host(self) -> str:
-        """``host[:port]`` of who answered: of the last redirect."""
+        """``host[:port]`` that answered, to which the last redirect led."""
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body that comes; ``None`` where that isn't said."""
+        """Bytes of the body; ``None`` if the upstream doesn't say."""
 
     def header(self, name: str) -> str | None:
-        """The value of a header field, or ``None``."""
+        """Return the first value of a header field, or ``None``."""
 
     def headers(self, name: str) -> list[str]:
-        """All values of a header field."""
+        """Return all values of a header field."""
 
     async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
-        The whole body.
+        Read the whole body.
 
-        :param seconds: in which all of it has to come; ``None``: as long as some of it comes.
-        :raises Unreachable: if it has more than ``limit`` bytes, or breaks off, or takes longer.
+        :param seconds: the time for all of it; ``None``: only the idle timeout counts.
+        :raises Unreachable: if it has more than ``limit`` bytes, breaks off, or takes longer.
         """
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """As ``BlobBody.deliver_to``."""
+        """Deliver the body to ``consumer``, as ``BlobBody.deliver_to`` does."""
 
     def abort(self) -> None:
         """Close the connection."""
 
 
 class Http(Protocol):
-    """HTTP as it goes to one upstream."""
+    """HTTP to one upstream; ``artifactd.upstream.http.transport`` implements it."""
 
     async def request(self, method: str, url: str, headers: Mapping[str, str]) -> HttpResponse:
         """
-        Ask, and follow redirects; ``Authorization`` goes to the origin of ``url`` alone.
+        Make a request and follow redirects; ``Authorization`` goes to the origin of ``url`` alone.
 
-        :raises Unreachable: if no answer can be had.
+        :raises Unreachable: if no answer comes.
         """

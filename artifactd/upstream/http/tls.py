@@ -1,4 +1,4 @@
-"""TLS to upstreams: whom it trusts."""
+"""TLS to upstreams: the trusted authorities, and the verification of names."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-
 @frozen
 class _Verifying:
     """
-    Speaks TLS with a host.
+    Creates TLS connections to a host and verifies its certificate.
 
-    Not Twisted's ``optionsForClientTLS``: that lets a certificate pass in which service-identity
-    finds no name at all, or one that it does not understand, and takes no name with an underscore.
+    Twisted's ``optionsForClientTLS`` would not do: it accepts a certificate in which
+    service-identity finds no name, or only names that it does not understand, and refuses hosts
+    with an underscore.
     """
 
     host: str
@@ -51,7 +52,7 @@ class _Verifying:
             try:
                 verify_service_identity(extract_patterns(certificate), [self.identity], [])
             except Exception:
-                # Whatever it is: raised any further, it would be lost in OpenSSL.
+                # OpenSSL would swallow any exception.
                 if (asking := protocol()) is not None:
                     asking.failVerification(Failure())
                 return False
@@ -66,8 +67,7 @@ class Trust:
     """
     The authorities that vouch for upstreams: the platform's, and those of a file.
 
-    A certificate has to be valid for the name asked for (service-identity); of ALPN's protocols
-    only ``http/1.1`` is offered.
+    A certificate has to be valid for the host's name; ALPN offers ``http/1.1`` alone.
     """
 
     _authorities: tuple[X509, ...] = ()
@@ -86,9 +86,9 @@ class Trust:
 
     def options(self, host: str) -> IOpenSSLClientConnectionCreator:
         """
-        How to speak TLS with ``host``, a name or an address.
+        Return the TLS options for ``host``, a name or an address.
 
-        :raises ValueError: if it can't be one.
+        :raises ValueError: if it is neither.
         """
         if self._context is None:
             self._context = self._make()
@@ -102,7 +102,7 @@ class Trust:
         for authority in self._authorities:
             store.add_cert(authority)  # no harm if it is there
         if self._authorities:
-            # Also one that somebody else vouches for, as a company's department is given.
+            # An authority of the file may be intermediate, such as a department's.
             store.set_flags(X509StoreFlags.PARTIAL_CHAIN)
         return context
 

@@ -44,11 +44,10 @@ class Target:
         """
         Parse an absolute URL; its fragment is left out.
 
-        What may not be in a URL (spaces, characters beyond ASCII) is percent-encoded, nothing else
-        is changed.
+        Spaces and characters beyond ASCII are percent-encoded; nothing else is changed.
 
         :raises ValueError: if it is another kind of URL, malformed, or has a user name in it; the
-            message does not repeat it.
+            message does not repeat the URL.
         """
         match = _ABSOLUTE.match(quote(url.strip(), safe=_PRINTABLE))
         scheme = match["scheme"].lower() if match else ""
@@ -60,11 +59,11 @@ class Target:
 
     def join(self, reference: str) -> Self:
         """
-        What a ``Location`` here means (RFC 9110, 10.2.2).
+        Resolve a ``Location`` relative to this URL.
 
-        :param reference: bytes beyond ASCII as in ISO 8859-1.
+        :param reference: its bytes beyond ASCII decoded from ISO 8859-1.
         :raises ValueError: as :meth:`parse`.
-        """
+        """  # RFC 9110, 10.2.2
         location = quote(reference.strip(), safe=_PRINTABLE, encoding="iso-8859-1")
         return self.parse(
             location if _ABSOLUTE.match(location) else urljoin(self.url, location),
@@ -72,23 +71,23 @@ class Target:
 
     @property
     def origin(self) -> tuple[str, str, int]:
-        """What has to be the same for a credential to go along (RFC 6454, 4)."""
+        """The origin: credentials go along to the same one only."""  # RFC 6454, 4
         return self.scheme, self.host, self.port
 
     @property
     def authority(self) -> str:
-        """``host[:port]``, the port only where it is not the scheme's."""
+        """``host[:port]``, the port only if it is not the scheme's."""
         host = bracketed(self.host)
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """All of it: not for messages, since a query may be a signature."""
+        """The whole URL.  Not for messages, since a query may be a signature."""
         return f"{self.scheme}://{self.authority}{self.resource}"
 
 
 def bracketed(host: str) -> str:
-    """``host`` as it is written before a port."""
+    """Put an IPv6 address into brackets; return any other host as it is."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -123,10 +122,8 @@ def _ipv6(text: str) -> str:
         raise ValueError("malformed IPv6 address") from None
 
 
-# Where a redirect leads, and what may go along.
-
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-"""Redirects that are followed; a GET or HEAD stays what it is on all of them (RFC 9110, 15.4)."""
+"""Redirects that are followed, all with the same method: it is GET or HEAD (RFC 9110, 15.4)."""
 
 LIMIT = 5
 """Redirects that one request follows at most."""
@@ -135,10 +132,10 @@ LIMIT = 5
 @define
 class Trail:
     """
-    The way of one request over its redirects.
+    Follows the redirects of one request.
 
-    :ivar target: who is to be asked next.
-    :ivar headers: what is to be sent there.
+    :ivar target: the URL of the next step.
+    :ivar headers: the headers to send there.
     """
 
     target: Target
@@ -147,13 +144,13 @@ class Trail:
 
     def follow(self, location: str | None) -> None:
         """
-        Go where ``target`` has redirected to.
+        Move on to ``location``, to which ``target`` has redirected.
 
-        ``Authorization`` goes along to the very same origin only (RFC 9110, 15.4), and does not
-        come back when a later redirect leads back.
+        ``Authorization`` goes along to the very same origin only, and is not sent again when a
+        later redirect leads back.
 
         :raises Unreachable: if it leads in a circle, too far, from https to http, or nowhere.
-        """
+        """  # RFC 9110, 15.4
         before = self.target
         self._seen.add(before)
         try:
