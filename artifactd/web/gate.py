@@ -276,9 +276,12 @@ class AccessGate:
         caller = request.caller
         asker = Asker(caller.identity.kind is not Kind.ANONYMOUS, caller.presented)
         if action is Action.PULL:
-            permitted = self._permitted(request, action, target.candidates, name, scope)
+            candidates = target.candidates
+            permitted = self._permitted(request, action, candidates, name, scope)
             request.sees_cache = True
-            return target.limited_to(permitted).asked_by(asker)
+            if len(permitted) < len(candidates):
+                target = target.limited_to(permitted)
+            return target.asked_by(asker)
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)

@@ -31,11 +31,6 @@ class LineFile:
     _file: FileIO | None = field(default=None, init=False)
     _failing: bool = field(default=False, init=False)
 
-    @property
-    def is_open(self) -> bool:
-        """Whether lines are written anywhere."""
-        return self._file is not None
-
     def open(self) -> None:
         """
         Open the file, or open it again after it has been renamed.
@@ -110,15 +105,18 @@ class AccessLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.access``.
     :param now: seconds since the epoch.
+    :ivar wanted: whether a line would be written anywhere.
     """
 
     style: Style = "text"
     path: str = ""
     now: Callable[[], float] = time.time
+    wanted: bool = field(init=False)
     _file: LineFile = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._file = LineFile(self.path, "access log")
+        self.wanted = self.style != "off" and not self.path
 
     def open(self) -> None:
         """
@@ -129,15 +127,12 @@ class AccessLog:
         self.close()
         if self.style != "off" and self.path:
             self._file.open()
+            self.wanted = True
 
     def close(self) -> None:
         """Close the file; lines are dropped until it is opened again."""
         self._file.close()
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a line would be written anywhere."""
-        return self.style != "off" and (not self.path or self._file.is_open)
+        self.wanted = self.style != "off" and not self.path
 
     def write(self, access: Access) -> None:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""

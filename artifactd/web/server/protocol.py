@@ -577,7 +577,7 @@ class RegistrySite(server.Site):
         due, when the client has taken it; a new request on another one is answered 503.  When no
         request is in flight any more, all are closed.
         """
-        self.draining = True
+        self.draining, self.resource = True, self._stopping
         self.settle()
         if not self.channels:
             return
@@ -594,13 +594,6 @@ class RegistrySite(server.Site):
             for channel in list(self.channels):
                 if not channel.transport.disconnecting:
                     channel.loseConnection()
-
-    def getResourceFor(self, request: server.Request) -> IResource:
-        # Every request comes by here.
-        if self.draining:
-            return self._stopping
-        found: IResource = super().getResourceFor(request)
-        return found
 
     def channel_opened(self, channel: RegistryChannel) -> bool:
         """Count ``channel``, which has been connected.  Returns whether there is room for it."""
