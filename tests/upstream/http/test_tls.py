@@ -15,8 +15,7 @@ from artifactd.kit.start import StartError
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import RECEIVE_SIZE, Transport
 from tests.upstream.certificates import Authority
-from tests.upstream.sinks import Sink
-from tests.upstream.wire import Peer, Server, TransportCase, head, start
+from tests.upstream.wire import Peer, Server, Sink, TransportCase, head, start
 
 AUTHORITY = Authority.make("the authority of the tests")
 OTHER = Authority.make("another authority")
