@@ -1,4 +1,4 @@
-"""What the daemon and the commands that work on its data have in common: all parts but the web."""
+"""The rooms put together, except the web: for the daemon, and for commands on its data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import ManifestBounds
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository, LocalRules
-from artifactd.registry.metrics import Counters, RepositoryCounters
+from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.eviction import Accesses, Eviction
 from artifactd.registry.mirror.fill import FillRules, Fills
@@ -69,16 +69,14 @@ from artifactd.upstream.http.proxy import Proxies
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 
-# What one client may take, put together as the settings say.
-
 
 @frozen
 class Budgets:
     """
-    The buffers of ``transfer_buffers``, dealt out.
+    The memory of ``transfer_buffers``, divided in two.
 
-    :ivar transfers: of all that passes through.
-    :ivar manifests: of those that are pushed: a quarter, or as much as one of ``max_manifest``
+    :ivar transfers: for the bytes of blobs.
+    :ivar manifests: for manifests that are pushed: a quarter, or as much as the largest manifest
         takes, but no more than half.
     """
 
@@ -87,14 +85,14 @@ class Budgets:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Those that ``settings`` say."""
+        """Divide the ``transfer_buffers`` of ``settings``."""
         buffers = int(settings.transfer_buffers)
         manifests = min(max(buffers // 4, int(settings.max_manifest)), buffers // 2)
         return cls(BufferBudget(buffers - manifests), BufferBudget(manifests))
 
 
 def upload_limits(settings: Settings) -> UploadLimits:
-    """What may be pushed."""
+    """The bounds of uploads that ``settings`` set."""
     return UploadLimits(
         blob_size=int(settings.limits.blob_size),
         sessions=settings.limits.user_uploads,
@@ -107,7 +105,7 @@ def upload_limits(settings: Settings) -> UploadLimits:
 
 
 def manifest_bounds(settings: LimitsSettings) -> ManifestBounds:
-    """Those of ``[limits]`` that are of a manifest."""
+    """The bounds of manifests that ``[limits]`` sets."""
     return ManifestBounds(
         nesting=settings.json_depth,
         entries=settings.manifest_entries,
@@ -115,17 +113,15 @@ def manifest_bounds(settings: LimitsSettings) -> ManifestBounds:
     )
 
 
-# Remote repositories, put together as the settings say.
-
 _KEY = 32  # bytes
 
 
 @define(eq=False)
 class RemoteWiring:
     """
-    Makes the remote repositories, and keeps what of them has to be run and closed.
+    Makes the remote repositories, and keeps what of each has to be run and closed.
 
-    :ivar evictions: one for each; to be run now and then.
+    :ivar evictions: one for each repository; to be run now and then.
     """
 
     settings: Settings
@@ -142,45 +138,79 @@ class RemoteWiring:
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
-    _proof_key: bytes = field(default=b"", init=False, repr=False)
 
     def repository(self, name: str, settings: RemoteSettings) -> RemoteRepository:
         """
-        The repository ``name``.
+        Make the repository ``name``.
 
         :raises StartError: if the environment names a proxy that can't be used, or the key of
-            proofs can't be.
+            proofs of access can't be read or made.
         """
+        catalog, remote, reactor = self.catalog, self.remote, self.reactor
         counters = self.counters.of(name)
-        upstream = self._upstream(name, settings, counters)
-        refusals = Refusals(self.reactor, settings.negative_freshness)
+        upstream = RegistryUpstream(
+            name,
+            settings,
+            self._transport(settings),
+            reactor,
+            counters,
+            credentials=lambda: _credentials(settings, os.environ),
+            max_manifest=int(self.settings.max_manifest),
+        )
+        refusals = Refusals(reactor, settings.negative_freshness)
         manifests = RemoteManifests(
             upstream,
-            self.catalog,
-            self.remote,
+            catalog,
+            remote,
             self.stored.blobs,
             self.accesses,
             counters,
-            _tag_rules(settings),
+            TagRules(
+                freshness=settings.freshness,
+                max_stale=settings.max_stale,
+                cooldown=settings.cooldown,
+                cooldown_except=settings.cooldown_except,
+                offline=settings.offline,
+            ),
             refusals,
             self.run,
             bounds=manifest_bounds(self.settings.limits),
         )
         lists = RemoteLists(
-            upstream,
-            self.catalog,
-            self.remote,
-            manifests,
-            self.stored.contents,
-            counters,
-            refusals,
+            upstream, catalog, remote, manifests, self.stored.contents, counters, refusals
         )
-        self.evictions.append(self._eviction(name, settings, counters))
-        names = self._names(name, settings)
-        blobs = self._blobs(upstream, settings, counters)
+        parts = Parts(self.fills.store, settings.resumes, reactor)
+        self._parts.append(parts)
+        blobs = RemoteBlobs(
+            upstream,
+            catalog,
+            remote,
+            self.stored,
+            self.fills,
+            parts,
+            self.accesses,
+            counters,
+            FillRules(settings.resumes, settings.finish_fills),
+            reactor,
+            settings.freshness,
+            settings.offline,
+        )
+        self.evictions.append(
+            Eviction(name, settings, catalog, remote, self.stored.blobs, counters)
+        )
+        local_only = self.settings.default.local_only
+        names = NameRules(settings.allow, settings.deny, local_only, str(settings.library))
         repository = RemoteRepository(name, names, self.stored, blobs, manifests, lists)
         if settings.proof_of_access:
-            proofs = self._proofs(name, settings, counters)
+            rules = ProofRules(
+                settings.proof_lifetime, settings.negative_freshness, settings.offline
+            )
+            proofs = AccessProofs(
+                Marks(proof_key(self.folder), name, str(settings.upstream)),
+                RegistryAccess(name, settings, self._transport(settings), reactor, counters),
+                ProofMemory(ProofCatalog(catalog.database), rules, reactor),
+                catalog,
+            )
             repository = GuardedRepository(
                 name, names, self.stored, blobs, manifests, lists, proofs
             )
@@ -189,9 +219,9 @@ class RemoteWiring:
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
         """
-        Get what was lost again (:data:`artifactd.registry.upkeep.damage.Refetch`).
+        Fetch a lost digest again (:data:`artifactd.registry.upkeep.damage.Refetch`).
 
-        :raises RegistryError: if it can't be had.
+        :raises RegistryError: if the upstream does not give it.
         """
         repository = self._repositories.get(holder.image.repository)
         if repository is None:
@@ -199,7 +229,7 @@ class RemoteWiring:
         await repository.refetch(holder.image, digest, manifest=holder.is_manifest)
 
     async def close(self) -> None:
-        """Break off what is fetched, and close the connections."""
+        """Cancel the fetches under way, and close the connections."""
         for parts in self._parts:
             await parts.stop()
         for transport in self._transports:
@@ -217,68 +247,12 @@ class RemoteWiring:
         self._transports.append(transport)
         return transport
 
-    def _proofs(
-        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
-    ) -> AccessProofs:
-        if not self._proof_key:
-            self._proof_key = proof_key(self.folder)
-        access = RegistryAccess(name, settings, self._transport(settings), self.reactor, counters)
-        rules = ProofRules(settings.proof_lifetime, settings.negative_freshness, settings.offline)
-        return AccessProofs(
-            Marks(self._proof_key, name, str(settings.upstream)),
-            access,
-            ProofMemory(ProofCatalog(self.catalog.database), rules, self.reactor),
-            self.catalog,
-        )
-
-    def _upstream(
-        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
-    ) -> RegistryUpstream:
-        return RegistryUpstream(
-            name,
-            settings,
-            self._transport(settings),
-            self.reactor,
-            counters,
-            credentials=lambda: _credentials(settings, os.environ),
-            max_manifest=int(self.settings.max_manifest),
-        )
-
-    def _blobs(
-        self, upstream: RegistryUpstream, settings: RemoteSettings, counters: RepositoryCounters
-    ) -> RemoteBlobs:
-        parts = Parts(self.fills.store, settings.resumes, self.reactor)
-        self._parts.append(parts)
-        return RemoteBlobs(
-            upstream,
-            self.catalog,
-            self.remote,
-            self.stored,
-            self.fills,
-            parts,
-            self.accesses,
-            counters,
-            FillRules(settings.resumes, settings.finish_fills),
-            self.reactor,
-            settings.freshness,
-            settings.offline,
-        )
-
-    def _eviction(
-        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
-    ) -> Eviction:
-        return Eviction(name, settings, self.catalog, self.remote, self.stored.blobs, counters)
-
-    def _names(self, name: str, settings: RemoteSettings) -> NameRules:
-        local_only = self.settings.default.local_only
-        return NameRules(settings.allow, settings.deny, local_only, str(settings.library))
-
 
 def proof_key(folder: Path) -> bytes:
     """
-    The key of the data folder's proofs of access, made where there is none.  Blocks.
+    Read the key of the data folder's proofs of access, or make one if there is none.  Blocks.
 
-    :raises StartError: if it can't be read or made.
+    :raises StartError: if that fails.
     """
     file = PrivateFile(folder, "proofs.key")
     try:
@@ -292,16 +266,6 @@ def proof_key(folder: Path) -> bytes:
     return found
 
 
-def _tag_rules(settings: RemoteSettings) -> TagRules:
-    return TagRules(
-        freshness=settings.freshness,
-        max_stale=settings.max_stale,
-        cooldown=settings.cooldown,
-        cooldown_except=settings.cooldown_except,
-        offline=settings.offline,
-    )
-
-
 def _credentials(settings: RemoteSettings, environ: Mapping[str, str]) -> Credentials | None:
     if not settings.username:
         return None
@@ -310,7 +274,7 @@ def _credentials(settings: RemoteSettings, environ: Mapping[str, str]) -> Creden
 
 @frozen
 class Assembly:
-    """Everything between the data folder and the registry."""
+    """All objects between the data folder and the registry."""
 
     reactor: Any
     folder: DataFolder
@@ -334,7 +298,7 @@ class Assembly:
     read_only: ReadOnlyMode
 
     async def close(self) -> None:
-        """Leave all fills for later, write down what is not written yet, and close."""
+        """Stop the fills, which can be resumed, write the access times, and close the folder."""
         await self.fills.stop()
         await self.remotes.close()
         await self.damage.stop()
@@ -355,12 +319,12 @@ def assemble(
     files: FileOperations | None = None,
 ) -> Assembly:
     """
-    Open the data folder and put the parts together; the thread pool is not started yet.
+    Open the data folder and put the rooms together; the thread pool is not started yet.
 
-    :param opened: is given what has to be closed if the rest fails.
+    :param opened: takes the callbacks that close everything again if a later step fails.
     :param now: seconds since the epoch.
-    :param files: what all that changes the data folder goes through, but for SQLite's work.
-    :raises StartError: if it can't be done as things are.
+    :param files: makes all changes in the data folder, except those of SQLite.
+    :raises StartError: if the data folder or a file that the settings name can't be used.
     """
     check_ca_files(settings)
     names = _names(settings)
