@@ -1,8 +1,9 @@
-"""``artifactd``: what an operator types.  The daemon itself is ``twistd artifactd``."""
+"""The console script ``artifactd``.  The daemon itself is ``twistd artifactd``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import ClassVar
 
 from attrs import frozen
@@ -114,15 +115,28 @@ class Command(usage.Options):
             )
 
 
-def main() -> int:
-    """Run the command line of this process; the exit status."""
+ERRORS = (usage.UsageError, StartError, OSError)
+"""What a command may raise; the message says in one line what is wrong."""
+
+
+def parse(argv: Sequence[str]) -> SettingsOptions:
+    """
+    The command that ``argv`` chooses, with its options.
+
+    :raises UsageError: if ``argv`` is wrong.
+    """
     command = Command()
+    command.parseOptions(list(argv))
+    chosen = command.subOptions
+    assert isinstance(chosen, SettingsOptions)
+    return chosen
+
+
+def main() -> int:
+    """Run the command line of this process.  Returns the exit status."""
     try:
-        command.parseOptions()
-        chosen = command.subOptions
-        assert isinstance(chosen, SettingsOptions)
-        return chosen.run()
-    except (usage.UsageError, StartError, OSError) as error:
+        return parse(sys.argv[1:]).run()
+    except ERRORS as error:
         print(f"artifactd: {error}", file=sys.stderr)
         return 1
 

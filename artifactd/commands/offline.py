@@ -1,10 +1,10 @@
-"""Commands that work on the data folder, beside a running daemon or without one."""
+"""The commands that work on the data folder, beside a running daemon or without one."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +17,14 @@ from twisted.internet.task import react
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
-from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog, Restored
+from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
-from artifactd.oci.names import ImageName, RepositoryName
+from artifactd.oci.names import ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
@@ -35,65 +35,97 @@ from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
 
-_Work = Callable[[Assembly], Coroutine[Deferred[Any], Any, int]]
 
-
-def with_parts(settings: Settings, work: _Work) -> int:
+class DataCommand(SettingsOptions):
     """
-    Call ``work`` with everything but the web, in a reactor that ends with it; its exit status.
+    A command that works on the data folder.
 
-    :raises StartError: if the data folder can't be used.
+    :cvar makes_folder: whether it makes a data folder where there is none.
     """
-    status = 1
-    problem: StartError | None = None
-    ended: Deferred[None] = Deferred()
 
-    async def main(reactor: Any) -> None:
-        nonlocal status, problem
-        try:
-            with ExitStack() as opened:
-                parts = assemble(settings, reactor, opened)
-                opened.pop_all()
-        except StartError as error:
-            problem = error
-            return
+    makes_folder = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._working: Deferred[int] | None = None
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        """
+        Do it.  Returns the exit status.
+
+        :raises RegistryError, OSError: if it can't be done.
+        """
+        raise NotImplementedError
+
+    async def carry_out(self, reactor: Any, settings: Settings) -> int:
+        """
+        Open the data folder, do the work and close everything.  Returns the exit status.
+
+        :raises StartError: if the data folder can't be used.
+        """
+        if not self.makes_folder and not (settings.data / MARKER).exists():
+            raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
+        with ExitStack() as opened:
+            parts = assemble(settings, reactor, opened)
+            opened.pop_all()
         parts.pool.start()
         try:
-            status = await _interruptible(reactor, work(parts), ended)
+            self._working = Deferred.fromCoroutine(self.work(parts, settings))
+            return await self._working
         except RegistryError as error:
             print(f"artifactd: {_explained(error)}", file=sys.stderr)
         except CancelledError:
             print("artifactd: interrupted", file=sys.stderr)
         finally:
+            await parts.close()
+        return 1
+
+    def run(self) -> int:
+        settings = self.load()
+        status = 1
+        problem: StartError | None = None
+        ended: Deferred[None] = Deferred()
+
+        def interrupt() -> Deferred[None]:
+            """On a signal: cancel the work, and let the reactor wait until all is closed."""
+            if self._working is not None:
+                self._working.cancel()
+            return ended
+
+        async def main(reactor: Any) -> None:
+            nonlocal status, problem
+            reactor.addSystemEventTrigger("before", "shutdown", interrupt)
             try:
-                await parts.close()
+                status = await self.carry_out(reactor, settings)
+            except StartError as error:
+                problem = error
             finally:
                 ended.callback(None)
 
-    try:
-        react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
-    except SystemExit as end:
-        status = status or int(bool(end.code))
-    if problem is not None:
-        raise problem
-    return status
+        try:
+            react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+        except SystemExit as end:
+            status = status or int(bool(end.code))
+        if problem is not None:
+            raise problem
+        return status
 
 
-async def _interruptible(
-    reactor: Any, work: Coroutine[Deferred[Any], Any, int], ended: Deferred[None]
-) -> int:
-    """
-    What ``work`` returns.  A signal that stops the reactor cancels it instead, and the reactor
-    waits until all is closed: ``ended``.
-    """
-    working = Deferred.fromCoroutine(work)
+class ImageCommand(DataCommand):
+    """A command on the data of one image."""
 
-    def stop() -> Deferred[None]:
-        working.cancel()
-        return ended
+    synopsis = "[options] IMAGE"
 
-    reactor.addSystemEventTrigger("before", "shutdown", stop)
-    return await working
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str) -> None:  # type: ignore[override]
+        self.image = image
+
+    def reference(self) -> tuple[str, Tag | Digest | None]:
+        """The name that the command was given, and the tag or digest behind it."""
+        if "@" not in self.image and ":" not in self.image:
+            return self.image, None
+        asked = ImageReference.parse(self.image)
+        return asked.name, asked.reference
 
 
 def _explained(error: RegistryError) -> str:
@@ -101,39 +133,22 @@ def _explained(error: RegistryError) -> str:
     return f"{error.message}: {reason}" if reason else error.message
 
 
-def used(settings: Settings) -> Settings:
-    """
-    ``settings`` whose data folder a daemon has used: a new one would be made for nothing.
-
-    :raises StartError: if there is none.
-    """
-    if not (settings.data / MARKER).exists():
-        raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
-    return settings
+def _is_read_only(parts: Assembly) -> bool:
+    if parts.read_only.on():
+        print("artifactd: read-only mode is on: end it first", file=sys.stderr)
+    return parts.read_only.on()
 
 
-class Purge(SettingsOptions):
-    """``artifactd purge``: forget what was cached."""
+class Purge(ImageCommand):
+    """``artifactd purge``: drop cached images."""
 
     longdesc = (
         "Drop IMAGE (name, name:tag or name@digest, such as docker.io/library/alpine:3) from the"
         " cache, so that the upstream is asked for it anew."
     )
-    synopsis = "[options] IMAGE"
 
-    # Options calls this with the arguments left over.
-    def parseArgs(self, image: str) -> None:  # type: ignore[override]
-        self.image = image
-
-    def run(self) -> int:
-        return with_parts(used(self.load()), self._purge)
-
-    async def _purge(self, parts: Assembly) -> int:
-        reference = None
-        name = self.image
-        if "@" in name or ":" in name:
-            asked = ImageReference.parse(name)
-            name, reference = asked.name, asked.reference
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        name, reference = self.reference()
         image = await _remote_image(parts, name)
         gone = await parts.remote.purge(image, reference)
         if isinstance(reference, Digest):
@@ -161,32 +176,23 @@ async def _remote_image(parts: Assembly, name: str) -> ImageName:
     return image
 
 
-class Release(SettingsOptions):
-    """``artifactd release``: let an emptied local name go."""
+class Release(ImageCommand):
+    """``artifactd release``: let an emptied local name be pulled from an upstream again."""
 
     longdesc = (
         "Release the local image IMAGE, whose manifests are all deleted: from then on its name may"
         " be answered by an upstream again."
     )
-    synopsis = "[options] IMAGE"
 
-    # Options calls this with the arguments left over.
-    def parseArgs(self, image: str) -> None:  # type: ignore[override]
-        self.image = image
-
-    def run(self) -> int:
-        return with_parts(used(self.load()), self._release)
-
-    async def _release(self, parts: Assembly) -> int:
-        await parts.remote.release_image(
-            parts.registry.names.resolve(RepositoryName.parse(self.image))
-        )
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        name = RepositoryName.parse(self.image)
+        await parts.remote.release_image(parts.registry.names.resolve(name))
         print(f"released {self.image}")
         return 0
 
 
-class Warm(SettingsOptions):
-    """``artifactd warm``: fill the cache before anybody pulls."""
+class Warm(DataCommand):
+    """``artifactd warm``: fill the cache before clients pull."""
 
     longdesc = (
         "Copy images, with all that belongs to them, into the cache.  What is there already is not"
@@ -196,6 +202,8 @@ class Warm(SettingsOptions):
     optParameters: ClassVar = [
         ["file", "f", None, 'A file that lists images, one a line; "-" is standard input.'],
     ]
+
+    makes_folder = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,13 +220,6 @@ class Warm(SettingsOptions):
     def parseArgs(self, *images: str) -> None:
         self.images = list(images)
 
-    def run(self) -> int:
-        settings = self.load()
-        self.images += self._listed()
-        if not self.images:
-            raise StartError("warm: say which images, or --file with a list of them")
-        return with_parts(settings, self._warm)
-
     def _listed(self) -> list[str]:
         if self["file"] is None:
             return []
@@ -231,7 +232,13 @@ class Warm(SettingsOptions):
             raise StartError(f"--file: {self['file']}: not UTF-8") from None
         return [text for text in texts if text]
 
-    async def _warm(self, parts: Assembly) -> int:
+    async def carry_out(self, reactor: Any, settings: Settings) -> int:
+        self.images += self._listed()
+        if not self.images:
+            raise StartError("warm: say which images, or --file with a list of them")
+        return await super().carry_out(reactor, settings)
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
         from tqdm import tqdm  # noqa: PLC0415 - the daemon has no use for it
 
         def bar(digest: Digest, size: int | None) -> Any:
@@ -252,8 +259,6 @@ class Warm(SettingsOptions):
         return 1 if failed else 0
 
 
-# Commands that collect garbage, and bring back what was deleted.
-
 _WHY = {
     Garbage.UNTAGGED: "neither a tag nor an index nor a subject keeps it",
     Garbage.LEASE: "no manifest of the image holds it, and its lease is over",
@@ -264,8 +269,8 @@ _WHY = {
 
 
 @define
-class _GarbageListing:
-    """Prints what goes, and adds it up."""
+class _GarbageReport:
+    """Prints each item that is collected, and counts them."""
 
     _counts: Counter[Garbage] = field(factory=Counter)
     _bytes: int = 0
@@ -287,8 +292,8 @@ class _GarbageListing:
         return f"{counts}; {self._bytes} bytes of the store"
 
 
-class _Copy:
-    """The :class:`artifactd.store.folder.CollectionLock` of what nobody else knows."""
+class _NoLock:
+    """The :class:`CollectionLock` of a copy that no other process knows."""
 
     def claim(self) -> bool:
         return True
@@ -301,7 +306,7 @@ class _Copy:
         yield True
 
 
-class CollectGarbage(SettingsOptions):
+class CollectGarbage(DataCommand):
     """``artifactd gc``: collect garbage now."""
 
     longdesc = (
@@ -311,17 +316,16 @@ class CollectGarbage(SettingsOptions):
     )
     optFlags: ClassVar = [["dry-run", "n", "Only list what would go, and why."]]
 
-    def run(self) -> int:
-        settings = used(self.load())
+    async def work(self, parts: Assembly, settings: Settings) -> int:
         if self["dry-run"]:
-            return with_parts(settings, lambda parts: _try(parts, settings))
-        return with_parts(settings, lambda parts: _collect(parts, settings))
+            return await _list_garbage(parts, settings)
+        return await _collect(parts, settings)
 
 
 async def _collect(parts: Assembly, settings: Settings) -> int:
     if _is_read_only(parts):
         return 1
-    listing = _GarbageListing()
+    listing = _GarbageReport()
     parts.collector.report = listing.add
     swept = await Sweep(
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
@@ -336,8 +340,8 @@ async def _collect(parts: Assembly, settings: Settings) -> int:
     return 0
 
 
-async def _try(parts: Assembly, settings: Settings) -> int:
-    listing = _GarbageListing()
+async def _list_garbage(parts: Assembly, settings: Settings) -> int:
+    listing = _GarbageReport()
     for upload in await parts.uploads.idle(settings.upload_timeout):
         print(f"upload: {upload}: nobody has written to it for {settings.upload_timeout}")
     with TemporaryDirectory(prefix="artifactd-gc-") as folder:
@@ -348,7 +352,7 @@ async def _try(parts: Assembly, settings: Settings) -> int:
             catalog,
             GarbageCatalog(catalog.database),
             parts.blobs,
-            _Copy(),
+            _NoLock(),
             settings,
             parts.run,
             parts.reactor,
@@ -364,54 +368,31 @@ async def _try(parts: Assembly, settings: Settings) -> int:
     return 0
 
 
-class Undelete(SettingsOptions):
-    """``artifactd undelete``: bring back what was deleted."""
+class Undelete(ImageCommand):
+    """``artifactd undelete``: bring deleted tags, manifests and blobs back."""
 
     longdesc = (
         "Bring back IMAGE:TAG, IMAGE@DIGEST (a manifest or a blob), or all that was deleted from"
         " IMAGE, as it was, within the grace period after it was deleted."
     )
-    synopsis = "[options] IMAGE"
 
-    # Options calls this with the arguments left over.
-    def parseArgs(self, image: str) -> None:  # type: ignore[override]
-        self.image = image
-
-    def run(self) -> int:
-        return with_parts(used(self.load()), self._undelete)
-
-    async def _undelete(self, parts: Assembly) -> int:
+    async def work(self, parts: Assembly, settings: Settings) -> int:
         if _is_read_only(parts):
             return 1
-        name, reference = self.image, None
-        if "@" in name or ":" in name:
-            asked = ImageReference.parse(name)
-            name, reference = asked.name, asked.reference
+        name, reference = self.reference()
         image = parts.registry.names.resolve(RepositoryName.parse(name))
         restored = await parts.garbage.undelete(image, reference, "undelete")
-        print(f"brought back of {image}: {_told(restored)}")
+        print(
+            f"brought back of {image}: {len(restored.manifests)} manifests,"
+            f" {len(restored.tags)} tags ({', '.join(restored.tags) or 'none'}),"
+            f" {len(restored.blobs)} blobs"
+        )
         for tag in restored.occupied:
             print(
                 f"artifactd: the tag {tag} points at something else by now and stays so",
                 file=sys.stderr,
             )
         return 0
-
-
-def _is_read_only(parts: Assembly) -> bool:
-    if parts.read_only.on():
-        print("artifactd: read-only mode is on: end it first", file=sys.stderr)
-    return parts.read_only.on()
-
-
-def _told(restored: Restored) -> str:
-    return (
-        f"{len(restored.manifests)} manifests, {len(restored.tags)} tags"
-        f" ({', '.join(restored.tags) or 'none'}), {len(restored.blobs)} blobs"
-    )
-
-
-# ``artifactd fsck``: whether the catalog and the store agree.
 
 
 @define
@@ -425,7 +406,7 @@ class _Reports:
         print(f"{report.state}: {report.kind}: {report.name}: {report.text}", flush=True)
 
 
-class CheckData(SettingsOptions):
+class CheckData(DataCommand):
     """``artifactd fsck``: check the catalog against the store, both ways."""
 
     longdesc = (
@@ -438,12 +419,8 @@ class CheckData(SettingsOptions):
         ["no-hash", None, "Don't read all bytes: see that files are there, in their size."],
     ]
 
-    def run(self) -> int:
-        settings = used(self.load())
-        return with_parts(settings, lambda parts: self._check(parts, settings))
-
-    async def _check(self, parts: Assembly, settings: Settings) -> int:
-        parts.damage.heals = False  # the daemon's work, or a later pull's
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        parts.damage.heals = False  # the daemon or a later pull does that
         listing = _Reports()
         check = Check(
             parts.catalog,

@@ -1,4 +1,4 @@
-"""What all commands have: the settings they work with."""
+"""The options that all commands have."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from artifactd.settings.settings import Settings
 
 
 class SettingsOptions(usage.Options):
-    """A command that works with the daemon's settings."""
+    """A command that reads the daemon's settings."""
 
     def __init__(self) -> None:
         self._config: Path | None = None
@@ -28,5 +28,5 @@ class SettingsOptions(usage.Options):
         return Settings.load(self._config, os.environ)
 
     def run(self) -> int:
-        """Do it; the exit status.  :raises StartError, OSError: if it can't be done."""
+        """Do it.  Returns the exit status.  :raises StartError, OSError: if it can't be done."""
         raise NotImplementedError

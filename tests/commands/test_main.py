@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 import tomllib
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from errno import ENOSPC
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 from twisted.trial.unittest import TestCase
 
@@ -17,11 +20,13 @@ from artifactd.auth.keys import thumbprint
 from artifactd.auth.passwords import hash_secret
 from artifactd.catalog.migrations import migrate
 from artifactd.commands.backup import Backup
+from artifactd.commands.main import ERRORS, parse
+from artifactd.commands.offline import DataCommand
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
 from tests.process import Daemon
-from tests.programs import Result, run
+from tests.programs import Result, reactor, run
 
 HELLO = b"hello"
 HELLO_DIGEST = Digest.of(HELLO)
@@ -29,7 +34,27 @@ AGAIN = b"hello again"
 
 
 async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
-    """Run the command line."""
+    """Run a command in this process: a process of its own takes a second to start."""
+    out, err = StringIO(), StringIO()
+    with (
+        patch.dict(os.environ, environ),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        try:
+            command = parse(argv)
+            if isinstance(command, DataCommand):
+                status = await command.carry_out(reactor, command.load())
+            else:
+                status = command.run()
+        except ERRORS as error:
+            print(f"artifactd: {error}", file=sys.stderr)
+            status = 1
+    return Result(status, out.getvalue(), err.getvalue())
+
+
+async def process(test: TestCase, *argv: str, **environ: str) -> Result:
+    """Run the command line as a process of its own."""
     env = {"PYTHONPATH": str(Path(__file__).parents[2]), **environ}
     return await run(
         test, sys.executable, "-m", "artifactd.commands.main", *argv, env=env, check=False
@@ -38,7 +63,7 @@ async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
 
 class CheckConfigTests(TestCase):
     async def test_right_settings_are_printed_as_they_are_in_force(self) -> None:
-        result = await artifactd(self, "check-config", ARTIFACTD_THREADS="3")
+        result = await process(self, "check-config", ARTIFACTD_THREADS="3")
         self.assertEqual((result.status, result.err), (0, ""))
         self.assertEqual(result.out.splitlines()[0], "ok")
         self.assertIn("threads = 3", result.out.splitlines())
@@ -123,13 +148,20 @@ class RobotTests(TestCase):
 
 class CommandTests(TestCase):
     async def test_without_a_command_it_says_which_there_are(self) -> None:
-        result = await artifactd(self)
+        result = await process(self)
         self.assertEqual(result.status, 1)
         self.assertEqual(
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
             " warm, purge, gc, fsck, undelete, rotate-keys, release; --help tells more\n",
         )
+
+    async def test_a_command_on_the_data_ends_when_its_work_is_done(self) -> None:
+        data = Path(self.mktemp()).absolute()
+        DataFolder.open(data).close()
+        result = await process(self, "fsck", ARTIFACTD_DATA=str(data))
+        self.assertEqual((result.status, result.err), (0, ""))
+        self.assertRegex(result.out, r"\Achecked 0 blobs and 0 manifests: [^\n]+\n\Z")
 
 
 class ReadOnlyTests(TestCase):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from artifactd.oci.digest import Digest
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
-from tests.commands.test_main import artifactd
+from tests.commands.test_main import process
 from tests.crash.pulling import MIB, Pull, content
 from tests.crash.test_sweep import listed, stored
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS
@@ -96,7 +96,7 @@ class PurgeTests(MaintenanceTestCase):
     async def test_without_a_data_folder_none_is_made(self) -> None:
         absent = Path(self.mktemp()).absolute()
         for name in ("purge", "release"):
-            result = await artifactd(self, name, "app", ARTIFACTD_DATA=str(absent))
+            result = await process(self, name, "app", ARTIFACTD_DATA=str(absent))
             self.assertEqual((result.status, result.out), (1, ""))
             self.assertRegex(result.err, rf"\Aartifactd: {absent}: there is no [^\n]+\n\Z")
         self.assertFalse(absent.exists())
