@@ -19,8 +19,16 @@ from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord, n
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName, Tag
-from tests.catalog.fixture import REACTOR, new_catalog
-from tests.contracts.catalog import APP, OTHER, confirmed, descriptor, index, manifest
+from tests.catalog.fixture import (
+    APP,
+    OTHER,
+    REACTOR,
+    confirmed,
+    descriptor,
+    index,
+    manifest,
+    new_catalog,
+)
 
 _T = TypeVar("_T")
 

@@ -6,14 +6,14 @@ from itertools import product
 
 from artifactd.oci.names import ImageName
 from artifactd.registry.names import Names, listed_images
-from tests.catalog.fixture import SQLiteCatalogTestCase
+from tests.catalog.fixture import CatalogTestCase
 
 # Names that sort on both sides of each other's slash: "-" and "." before it, digits behind.
 REPOSITORIES = ("local", "a", "a-b", "a.c", "a0")
 IMAGES = ("x", "a", "a-b", "a/x", "a-b/x", "a.c/x", "a0/x", "a1", "a/b/x", "local/x", "z/a/x")
 
 
-class ListedImagesTests(SQLiteCatalogTestCase):
+class ListedImagesTests(CatalogTestCase):
     async def fill(self) -> None:
         """Put every one of ``IMAGES`` into every one of ``REPOSITORIES``."""
         for repository, image in product(REPOSITORIES, IMAGES):

@@ -14,7 +14,7 @@ from artifactd.registry.mirror.eviction import Accesses, Eviction, forget
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Duration, Pattern, Size, Url
-from tests.contracts.catalog import APP, manifest
+from tests.catalog.fixture import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase
 
 ELSEWHERE = ImageName("ghcr.io", "team/app")

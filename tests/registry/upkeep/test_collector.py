@@ -23,8 +23,7 @@ from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.publication import StagedBlob
-from tests.catalog.fixture import new_catalog
-from tests.contracts.catalog import descriptor, manifest
+from tests.catalog.fixture import descriptor, manifest, new_catalog
 from tests.programs import reactor
 from tests.store.fixture import FilesystemTestCase
 

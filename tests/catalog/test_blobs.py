@@ -1,4 +1,4 @@
-"""What every catalog does with blobs."""
+"""Blobs of images: pushed, mounted, deleted."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
 from artifactd.oci.names import ImageName
-from tests.contracts.catalog import (
+from tests.catalog.fixture import (
     APP,
     OTHER,
     CatalogTestCase,
@@ -17,7 +17,7 @@ from tests.contracts.catalog import (
 )
 
 
-class BlobContract(CatalogTestCase):
+class BlobTests(CatalogTestCase):
     async def test_an_image_holds_no_blob_at_first(self) -> None:
         self.assertIsNone(await self.catalog.blob_size(APP, Digest.of(b"blob")))
 

@@ -1,4 +1,4 @@
-"""What repositories hold together, counted while it changes."""
+"""The bytes that repositories hold, counted while they change, and quotas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,18 @@ from artifactd.catalog.records import ManifestPut, UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
 from artifactd.oci.names import ImageName, Tag
-from tests.contracts.catalog import APP, OTHER, CatalogTestCase, confirmed, manifest
+from tests.catalog.fixture import (
+    APP,
+    OTHER,
+    CatalogTestCase,
+    confirmed,
+    manifest,
+)
 
 ELSEWHERE = ImageName("elsewhere", "app")
 
 
-class UsageContract(CatalogTestCase):
+class UsageTests(CatalogTestCase):
     """A catalog that counts."""
 
     async def size(self, repository: str = "local") -> int:

@@ -1,129 +1,38 @@
-"""
-What every catalog does: upload sessions, repositories, and how processes share it.
-
-A backend's tests subclass each contract, here and in the modules ``catalog_…`` beside this one, and
-say how to open a catalog.
-"""
+"""Upload sessions, repositories, several processes, the cache of reads, backups and locks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import TypeVar
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.trial.unittest import TestCase
+from twisted.internet.threads import deferToThread
+from twisted.internet.utils import getProcessValue
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.database import Database, DataVersion
+from artifactd.catalog.migrations import configure_repositories, copy_catalog
 from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
+from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName, Tag
-
-_E = TypeVar("_E", bound=BaseException)
-
-APP = ImageName("local", "app")
-OTHER = ImageName("local", "other")
-
-
-class ConfirmFailed(Exception):
-    """The bytes that a row was to be written for are gone."""
-
-
-def confirmed() -> None:
-    """The bytes are there."""
+from tests.catalog.fixture import (
+    APP,
+    LEASE,
+    REACTOR,
+    V1,
+    CatalogTestCase,
+    ConfirmFailed,
+    confirmed,
+    manifest,
+    not_confirmed,
+)
 
 
-def not_confirmed() -> None:
-    raise ConfirmFailed
-
-
-def descriptor(content: bytes, size: int | None = None, *, optional: bool = False) -> Descriptor:
-    """Of ``content``, or lying about its size."""
-    return Descriptor(
-        "application/octet-stream",
-        Digest.of(content),
-        len(content) if size is None else size,
-        optional,
-    )
-
-
-def manifest(
-    content: bytes,
-    *,
-    blobs: Sequence[Descriptor] = (),
-    media_type: str = OCI_MANIFEST,
-    artifact_type: str | None = None,
-    subject: Digest | None = None,
-    annotations: Mapping[str, str] | None = None,
-) -> Manifest:
-    """An image manifest; a catalog does not look into ``content``."""
-    return Manifest(
-        content=content,
-        digest=Digest.of(content),
-        media_type=media_type,
-        artifact_type=artifact_type,
-        subject=subject,
-        annotations=annotations or {},
-        blobs=tuple(blobs),
-    )
-
-
-def index(content: bytes, children: Sequence[Descriptor]) -> Manifest:
-    """An image index."""
-    return Manifest(content, Digest.of(content), OCI_INDEX, children=tuple(children))
-
-
-class CatalogTestCase(TestCase):
-    """
-    :ivar catalog: an empty one.
-    :ivar time: what it takes for the time, in seconds since the epoch.
-    """
-
-    catalog: Catalog
-
-    def open_catalog(self) -> Catalog:
-        """
-        Open the test's catalog once more, as another process would, with ``self.time`` for the
-        time; it is closed after the test.
-        """
-        raise NotImplementedError
-
-    def configure_repositories(self, names: Sequence[str], default: str | None) -> None:
-        """
-        Begin a process with these repositories, ``default`` the one of names without a prefix.
-
-        :raises StartError: if that would hide images.
-        """
-        raise NotImplementedError
-
-    def setUp(self) -> None:
-        self.time = 1000.0
-        self.catalog = self.open_catalog()
-
-    async def assert_raises(self, error: type[_E], call: Awaitable[object]) -> _E:
-        try:
-            await call
-        except error as raised:
-            return raised
-        self.fail(f"{error.__name__} was not raised")
-
-    async def blob(self, content: bytes, image: ImageName = APP) -> Descriptor:
-        """Let ``image`` hold a blob."""
-        await self.catalog.add_blob(image, Digest.of(content), len(content), confirmed)
-        return descriptor(content)
-
-    async def put(
-        self, content: Manifest | bytes, *tags: str, image: ImageName = APP, actor: str = "anne"
-    ) -> Digest:
-        """Put a manifest."""
-        pushed = content if isinstance(content, Manifest) else manifest(content)
-        wanted = tuple(Tag.parse(tag) for tag in tags)
-        await self.catalog.put_manifest(ManifestPut(image, pushed, wanted, actor=actor), confirmed)
-        return pushed.digest
-
-
-class UploadContract(CatalogTestCase):
+class UploadTests(CatalogTestCase):
     def session(self, upload_id: str) -> UploadRecord:
         return UploadRecord(upload_id, APP, Algorithm.SHA512, 12.5)
 
@@ -157,13 +66,13 @@ class UploadContract(CatalogTestCase):
         self.assertEqual([], await self.catalog.images("local", "", 10))
 
 
-class RepositoryContract(CatalogTestCase):
+class RepositoryTests(CatalogTestCase):
     TEAM_APP = ImageName("local", "team/app")
 
     def refusal(self, *names: str, default: str | None = "local") -> str | None:
         """Start a process with these repositories; what stops the start."""
         try:
-            self.configure_repositories(names, default)
+            configure_repositories(self.path, names, default)
         except StartError as error:
             return str(error)
         return None
@@ -208,7 +117,7 @@ class RepositoryContract(CatalogTestCase):
         self.assertIsNone(self.refusal("local", "elsewhere", "team"))
 
 
-class SharedContract(CatalogTestCase):
+class SharedTests(CatalogTestCase):
     """One catalog, several processes."""
 
     def setUp(self) -> None:
@@ -264,3 +173,113 @@ class SharedContract(CatalogTestCase):
             await deferred
         self.assertEqual(["DENIED", "put"], sorted(outcomes))
         self.assertEqual(1, len(await self.catalog.tag_movements(APP, Tag.parse("v1"))))
+
+
+class SharedFileTests(CatalogTestCase):
+    async def test_what_was_read_before_is_answered_without_a_thread(self) -> None:
+        blob = await self.blob(b"blob")
+        await self.put(b"{}", "v1")
+        await self.catalog.blob_size(APP, blob.digest)
+        record = await self.catalog.manifest(APP, V1)
+        size = Deferred.fromCoroutine(self.catalog.blob_size(APP, blob.digest))
+        self.assertEqual(4, self.successResultOf(size))
+        found = Deferred.fromCoroutine(self.catalog.manifest(APP, V1))
+        self.assertEqual(record, self.successResultOf(found))
+
+    async def test_a_head_writes_only_where_a_lease_has_to_be_renewed(self) -> None:
+        held, unheld = await self.blob(b"held"), await self.blob(b"unheld")
+        await self.put(manifest(b"{}", blobs=[held]))
+        version = DataVersion(self.path)
+        self.addCleanup(version.close)
+        before = version()
+        self.time += LEASE / 4 - 1
+        for blob in (held, unheld):
+            await self.catalog.promise_blob(APP, blob.digest)
+            await self.catalog.mount_blob(APP, blob.digest, APP)
+        self.assertEqual(before, version())
+        self.time += 1
+        await self.catalog.promise_blob(APP, held.digest)
+        self.assertEqual(before, version())
+        await self.catalog.promise_blob(APP, unheld.digest)
+        self.assertNotEqual(before, version())
+
+    async def test_what_was_promised_before_is_promised_without_a_thread(self) -> None:
+        blob = await self.blob(b"blob")
+        await self.put(b"{}")
+        await self.catalog.promise_blob(APP, blob.digest)
+        await self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        size = Deferred.fromCoroutine(self.catalog.promise_blob(APP, blob.digest))
+        self.assertEqual(4, self.successResultOf(size))
+        promised = self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        self.assertIsNotNone(self.successResultOf(Deferred.fromCoroutine(promised)))
+
+    async def test_a_commit_of_another_process_is_seen_at_once(self) -> None:
+        await self.put(b"{}", "v1")
+        self.assertIsNotNone(await self.catalog.manifest(APP, V1))
+        script = (
+            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
+            "db.execute('DELETE FROM tag'); db.commit()"
+        )
+        self.assertEqual(0, await getProcessValue(sys.executable, ["-c", script, str(self.path)]))
+        self.assertIsNone(await self.catalog.manifest(APP, V1))
+
+    async def test_a_manifest_with_large_annotations_is_not_kept_in_memory(self) -> None:
+        await self.put(manifest(b"{}", annotations={"a": "x" * 5000}), "v1")
+        await self.catalog.manifest(APP, V1)
+        again = Deferred.fromCoroutine(self.catalog.manifest(APP, V1))
+        self.assertNoResult(again)
+        self.assertIsNotNone(await again)
+
+    async def test_a_backup_is_a_catalog_as_it_was_then(self) -> None:
+        await self.put(b"{}", "v1")
+        target = Path(self.mktemp())
+        copy_catalog(self.path, target)
+        await self.put(b"[]", "v2")
+        restored = Catalog(Database(target, REACTOR))
+        self.addCleanup(restored.database.close)
+        self.assertEqual(["v1"], await restored.tags(APP, None, None))
+        self.assertIsNotNone(await restored.manifest(APP, V1))
+        with closing(sqlite3.connect(target)) as db:
+            self.assertEqual(("ok",), db.execute("PRAGMA integrity_check").fetchone())
+
+    def test_a_backup_that_cannot_be_written_leaves_nothing(self) -> None:
+        target = Path(self.mktemp()) / "nowhere" / "backup"
+        self.assertRaises(OSError, copy_catalog, self.path, target)
+        self.assertFalse(target.parent.exists())
+
+    async def test_a_backup_holds_up_no_writer_and_shows_one_moment(self) -> None:
+        for number in range(50):
+            await self.blob(b"%d" % number)
+        target = Path(self.mktemp())
+        backup = deferToThread(copy_catalog, self.path, target)
+        while not backup.called:
+            await self.put(b"{}", "v1")
+            await self.catalog.delete_tag(APP, V1, actor="anne")
+        await backup
+        with closing(sqlite3.connect(target)) as db:
+            self.assertEqual((0,), db.execute("SELECT count(*) % 50 FROM blob_link").fetchone())
+            self.assertEqual(("ok",), db.execute("PRAGMA integrity_check").fetchone())
+
+    async def test_the_check_fails_while_the_catalog_cannot_be_locked(self) -> None:
+        catalog = self.open_catalog(busy_timeout=0.01)
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            error = await self.assert_raises(Unavailable, catalog.database.check())
+        self.assertIn("SQLITE_BUSY", str(error))
+        self.assertIsNone(await Deferred.fromCoroutine(catalog.database.check()))
+
+    async def test_reading_goes_on_while_another_process_writes(self) -> None:
+        await self.put(b"{}", "v1")
+        catalog = self.open_catalog(busy_timeout=0.01)
+        with closing(sqlite3.connect(self.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("DELETE FROM tag")
+            self.assertIsNotNone(await catalog.manifest(APP, V1))
+
+    async def test_a_closed_catalog_answers_nothing(self) -> None:
+        await self.put(b"{}", "v1")
+        await self.catalog.manifest(APP, V1)
+        await self.catalog.database.close()
+        await self.catalog.database.close()
+        await self.assert_raises(Unavailable, self.catalog.manifest(APP, V1))
+        await self.assert_raises(Unavailable, self.catalog.delete_upload("u1"))

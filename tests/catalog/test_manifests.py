@@ -1,4 +1,4 @@
-"""What every catalog does with manifests."""
+"""Manifests: checked, put, deleted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from artifactd.oci.errors import (
     Unsupported,
 )
 from artifactd.oci.manifest import OCI_MANIFEST, Descriptor
-from artifactd.oci.names import Tag
-from tests.contracts.catalog import (
+from tests.catalog.fixture import (
     APP,
     OTHER,
+    V1,
+    V2,
     CatalogTestCase,
     ConfirmFailed,
     confirmed,
@@ -26,10 +27,8 @@ from tests.contracts.catalog import (
     not_confirmed,
 )
 
-V1, V2 = Tag.parse("v1"), Tag.parse("v2")
 
-
-class ManifestContract(CatalogTestCase):
+class ManifestTests(CatalogTestCase):
     async def refused(self, error: type[RegistryError], put: ManifestPut) -> object:
         """
         Check and put are refused alike, and nothing has changed; the detail of the refusal.
@@ -147,7 +146,7 @@ class ManifestContract(CatalogTestCase):
         await self.accepted(ManifestPut(APP, index(b"[]", children), sparse=True))
 
 
-class ManifestDeletionContract(CatalogTestCase):
+class ManifestDeletionTests(CatalogTestCase):
     async def delete(self, digest: Digest, *, allow_held: bool = False) -> None:
         await self.catalog.delete_manifest(APP, digest, allow_held=allow_held, actor="bob")
 

@@ -1,4 +1,4 @@
-"""What every catalog does with tags: when they move, and the journal of it."""
+"""Tags: when they move, and the journal of their movements."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from artifactd.oci.errors import (
     NameUnknown,
     PreconditionFailed,
 )
-from artifactd.oci.names import Tag
-from tests.contracts.catalog import APP, OTHER, CatalogTestCase, confirmed, descriptor, manifest
+from tests.catalog.fixture import (
+    APP,
+    OTHER,
+    V1,
+    V2,
+    CatalogTestCase,
+    confirmed,
+    descriptor,
+    manifest,
+)
 
-V1, V2 = Tag.parse("v1"), Tag.parse("v2")
 
-
-class PreconditionContract(CatalogTestCase):
+class PreconditionTests(CatalogTestCase):
     def precondition(self, content: bytes) -> Precondition:
         return Precondition(if_match=(f'"{Digest.of(content)}"',))
 
@@ -71,7 +77,7 @@ class PreconditionContract(CatalogTestCase):
         await self.assert_raises(ManifestBlobUnknown, self.catalog.check_manifest(put))
 
 
-class TagContract(CatalogTestCase):
+class TagTests(CatalogTestCase):
     async def test_every_movement_is_journalled_with_who_and_when(self) -> None:
         first = await self.put(b"1", "v1", actor="anne")
         self.time = 2000.0

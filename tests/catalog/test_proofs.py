@@ -1,26 +1,21 @@
-"""What every catalog keeps of proofs of access."""
+"""Proofs of access."""
 
 from __future__ import annotations
 
-from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.proofs import ProofCatalog
-from tests.contracts.catalog import CatalogTestCase
+from tests.catalog.fixture import (
+    CatalogTestCase,
+)
 
 FIRST, SECOND, THIRD = (bytes([number]) * 32 for number in range(3))
 
 
-class ProofContract(CatalogTestCase):
+class ProofTests(CatalogTestCase):
     """:ivar kept: of the same catalog as ``catalog``."""
-
-    kept: ProofCatalog
-
-    def open_proofs(self, catalog: Catalog) -> ProofCatalog:
-        """The proofs of a catalog of :meth:`open_catalog`."""
-        raise NotImplementedError
 
     def setUp(self) -> None:
         super().setUp()
-        self.kept = self.open_proofs(self.catalog)
+        self.kept = ProofCatalog(self.catalog.database)
 
     async def test_what_was_added_is_known_until_when_it_counts(self) -> None:
         await self.kept.add_proofs([FIRST, SECOND], self.time + 60)
@@ -34,7 +29,7 @@ class ProofContract(CatalogTestCase):
             self.assertEqual(await self.kept.proofs([FIRST]), {FIRST: self.time + seconds})
 
     async def test_another_process_knows_it(self) -> None:
-        other = self.open_proofs(self.open_catalog())
+        other = ProofCatalog(self.open_catalog().database)
         await self.kept.add_proofs([FIRST], self.time + 60)
         self.assertEqual(await other.proofs([FIRST]), {FIRST: self.time + 60})
 

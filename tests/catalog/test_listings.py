@@ -1,4 +1,4 @@
-"""What every catalog lists: tags, images and referrers, in ASCII order and page by page."""
+"""Listings of tags, images and referrers: in ASCII order, page by page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
 from artifactd.oci.names import ImageName
-from tests.contracts.catalog import APP, OTHER, CatalogTestCase, manifest
+from tests.catalog.fixture import (
+    APP,
+    OTHER,
+    CatalogTestCase,
+    manifest,
+)
 
 SUBJECT = Digest.of(b"subject")
 
 
-class TagListContract(CatalogTestCase):
+class TagListTests(CatalogTestCase):
     async def test_tags_are_in_ascii_order(self) -> None:
         await self.put(b"1", "b", "B", "a", "1", "_", "a.1", "a-1", "10")
         self.assertEqual(
@@ -38,7 +43,7 @@ class TagListContract(CatalogTestCase):
         self.assertEqual([APP.image], await self.catalog.images("local", "", 10))
 
 
-class ImageListContract(CatalogTestCase):
+class ImageListTests(CatalogTestCase):
     async def test_known_images_of_a_repository_are_in_ascii_order(self) -> None:
         for name in ("b", "a/b", "a-b", "a"):
             await self.put(b"1", image=ImageName("local", name))
@@ -49,7 +54,7 @@ class ImageListContract(CatalogTestCase):
         self.assertEqual([], await self.catalog.images("nowhere", "", 10))
 
 
-class ReferrerContract(CatalogTestCase):
+class ReferrerTests(CatalogTestCase):
     async def referrers(
         self, artifact_type: str | None = None, after: str | None = None, limit: int = 100
     ) -> list[Digest]:

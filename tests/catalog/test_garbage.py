@@ -1,63 +1,27 @@
-"""
-What every catalog knows of what is of no use: leases, and what is collected.
-
-A backend's tests subclass each contract, as those of :mod:`tests.contracts.catalog`.
-"""
+"""Leases, and what is collected."""
 
 from __future__ import annotations
 
-from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.garbage import Garbage, GarbageCatalog
+from artifactd.catalog.garbage import Garbage
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.names import ImageName, Tag
-from tests.contracts.catalog import APP, OTHER, confirmed, index, manifest
-from tests.contracts.catalog_remote import ALPINE, RemoteCatalogTestCase
-
-LEASE = 24 * 3600.0
-QUARTER = LEASE / 4
-EVER = 1e12
-"""Seconds."""
-
-
-class GarbageCatalogTestCase(RemoteCatalogTestCase):
-    """:ivar garbage: of the same catalog as ``catalog``."""
-
-    garbage: GarbageCatalog
-
-    def open_garbage(self, catalog: Catalog) -> GarbageCatalog:
-        """What the collector asks of a catalog of :meth:`open_catalog`."""
-        raise NotImplementedError
-
-    def setUp(self) -> None:
-        super().setUp()
-        self.garbage = self.open_garbage(self.catalog)
-
-    async def links(self, before: float | None = None) -> list[tuple[ImageName | None, str]]:
-        """The links that go now, whose lease runs from ``before`` or earlier."""
-        if before is None:
-            before = self.time - LEASE
-        return [(c.image, c.name) for c in await self.garbage.collect_links(before, 100)]
-
-    async def bytes(self, before: float = EVER) -> list[str]:
-        """What nothing needs any more, since ``before`` or earlier."""
-        collected = await self.garbage.collect_bytes(before, 100)
-        self.assertEqual({Garbage.BYTES}, {each.why for each in collected} or {Garbage.BYTES})
-        return [each.name for each in collected]
-
-    async def deleted(self, before: float = EVER) -> list[str]:
-        return [each.name for each in await self.garbage.collect_deleted(before, 100)]
-
-    async def untagged(self, before: float = EVER, repository: str = "local") -> list[str]:
-        collected = await self.garbage.collect_untagged(repository, before, 100)
-        return [each.name for each in collected]
-
-    async def delete(self, digest: Digest, image: ImageName = APP) -> None:
-        await self.catalog.delete_manifest(image, digest, allow_held=False, actor="bob")
+from artifactd.oci.names import Tag
+from tests.catalog.fixture import (
+    ALPINE,
+    APP,
+    EVER,
+    LEASE,
+    OTHER,
+    QUARTER,
+    GarbageCatalogTestCase,
+    confirmed,
+    index,
+    manifest,
+)
 
 
-class LeaseContract(GarbageCatalogTestCase):
+class LeaseTests(GarbageCatalogTestCase):
     async def test_a_blob_that_nothing_holds_goes_when_its_lease_is_over(self) -> None:
         blob = await self.blob(b"blob")
         self.time += LEASE - 1
@@ -154,7 +118,7 @@ class LeaseContract(GarbageCatalogTestCase):
         self.assertEqual([(ALPINE, str(layer.digest))], await self.links(EVER))
 
 
-class UntaggedContract(GarbageCatalogTestCase):
+class UntaggedTests(GarbageCatalogTestCase):
     async def tagged_index(self) -> tuple[Digest, Digest]:
         """An index, tagged v1, and the one manifest that it lists."""
         child = await self.put(manifest(b"child"))
@@ -244,7 +208,7 @@ class UntaggedContract(GarbageCatalogTestCase):
         self.assertEqual([2, 2, 1, 0], pages)
 
 
-class BytesContract(GarbageCatalogTestCase):
+class BytesTests(GarbageCatalogTestCase):
     async def test_bytes_go_when_the_last_link_has_gone(self) -> None:
         blob = await self.blob(b"blob")
         await self.blob(b"blob", OTHER)

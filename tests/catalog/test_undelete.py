@@ -1,4 +1,4 @@
-"""What every catalog brings back of what was deleted."""
+"""Bringing back what was deleted."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ from artifactd.catalog.records import TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.names import ImageName, Reference, Tag
-from tests.contracts.catalog import APP, OTHER, index, manifest
-from tests.contracts.catalog_garbage import EVER, GarbageCatalogTestCase
+from artifactd.oci.names import ImageName, Reference
+from tests.catalog.fixture import (
+    APP,
+    EVER,
+    OTHER,
+    V1,
+    V2,
+    GarbageCatalogTestCase,
+    index,
+    manifest,
+)
 
-V1, V2 = Tag.parse("v1"), Tag.parse("v2")
 DIGEST = Digest.of(b"{}")
 
 
-class UndeleteContract(GarbageCatalogTestCase):
+class UndeleteTests(GarbageCatalogTestCase):
     async def undelete(
         self, reference: Reference | None = None, image: ImageName = APP
     ) -> Restored:
