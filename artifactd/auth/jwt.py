@@ -1,29 +1,23 @@
-"""JSON Web Tokens: RFC 7519, signed as RFC 7515 says, by PyJWT."""
+"""JSON Web Tokens (RFC 7519) and JSON Web Key Sets (RFC 7517), on top of PyJWT."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from attrs import field, frozen
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    SECP384R1,
-    EllipticCurve,
-    EllipticCurvePublicNumbers,
-)
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
-from jwt import PyJWS
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from jwt import PyJWK, PyJWS
 from jwt.exceptions import PyJWTError
+from msgspec import Meta
 
 from artifactd.oci.errors import Unauthorized
 
 TOKEN_LIMIT = 12 << 10
-"""Characters of a token at most; the line of a header has 16 KiB."""
+"""The length of a token in characters, at most; the line of a header may have 16 KiB."""
 
 _jws = PyJWS()
 _T = TypeVar("_T")
@@ -31,9 +25,9 @@ _T = TypeVar("_T")
 
 class Header(msgspec.Struct, frozen=True):
     """
-    What a token says of its signature, before that is verified.
+    The header of a token, which nothing has verified yet.
 
-    :ivar crit: extensions that have to be understood; none is here.
+    :ivar crit: extensions that a verifier has to understand; this one understands none.
     """
 
     alg: str
@@ -44,23 +38,23 @@ class Header(msgspec.Struct, frozen=True):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """Who a token says that it is from, before that is verified."""
+    """The issuer that a token claims, which nothing has verified yet."""
 
     iss: str
 
 
 def invalid(reason: str) -> Unauthorized:
-    """What a token that isn't valid is answered with."""
+    """The error for a token that isn't valid."""
     return Unauthorized(f"the token is not valid: {reason}; get a new one")
 
 
 def is_token(text: str) -> bool:
-    """Whether ``text`` looks like a signed token at all; passwords seldom do."""
+    """Whether ``text`` looks like a signed token; passwords seldom do."""
     return text.startswith("eyJ") and text.count(".") == 2 and text.isascii()
 
 
 def read_header(token: str) -> Header:
-    """:raises Unauthorized: if ``token`` is none, or needs what is not understood here."""
+    """:raises Unauthorized: if ``token`` is no token, or has extensions or is too long."""
     if len(token) > TOKEN_LIMIT:
         raise invalid(f"it has more than {TOKEN_LIMIT} characters")
     if not is_token(token):
@@ -72,16 +66,20 @@ def read_header(token: str) -> Header:
 
 
 def read_source(token: str) -> str:
-    """The ``iss`` of a token that :func:`read_header` takes.  :raises Unauthorized: if none."""
+    """
+    The ``iss`` of a token that :func:`read_header` accepts, which nothing has verified yet.
+
+    :raises Unauthorized: if it has none.
+    """
     return _part(token, 1, Source).iss
 
 
 def verify(token: str, key: Any, algorithm: str, kind: type[_T]) -> _T:
     """
-    The claims of ``token``, if its signature is of ``key``.
+    The claims of ``token``, once its signature is verified.
 
-    :param algorithm: which it has to be made with, whatever the token says.
-    :raises Unauthorized: if it isn't, or the claims are not of ``kind``.
+    :param algorithm: the only one accepted, whatever the header of the token says.
+    :raises Unauthorized: if ``key`` did not sign it, or the claims are not of ``kind``.
     """
     try:
         payload = _jws.decode(token, key, algorithms=[algorithm])
@@ -91,16 +89,17 @@ def verify(token: str, key: Any, algorithm: str, kind: type[_T]) -> _T:
 
 
 def sign(claims: msgspec.Struct, key: Any, algorithm: str, kid: str, typ: str) -> str:
-    """A token of ``claims``; registry-auth-jwt, "Getting a Bearer Token"."""
+    """A signed token with ``claims``: registry-auth-jwt, "Getting a Bearer Token"."""
     headers = {"kid": kid, "typ": typ}
     return _jws.encode(msgspec.json.encode(claims), key, algorithm=algorithm, headers=headers)
 
 
 def check_times(now: float, leeway: float, exp: float, nbf: float, iat: float) -> None:
     """
-    RFC 7519, 4.1.4 to 4.1.6; all in seconds since 1970.
+    Check the time claims of a token (RFC 7519, 4.1.4 to 4.1.6), all in seconds since 1970.
 
-    :raises Unauthorized: if it is too early or too late.
+    :param leeway: seconds by which the issuer's clock may differ.
+    :raises Unauthorized: if the token has expired, or is not valid yet.
     """
     if now >= exp + leeway:
         raise invalid("it has expired")
@@ -124,33 +123,37 @@ def _decode(content: bytes, kind: type[_T]) -> _T:
         raise invalid(f"not the JSON of a token ({error})"[:200]) from None
 
 
-# JSON Web Key Sets: RFC 7517, of the keys that others sign their tokens with.
-
 KEY_SET_LIMIT = 1 << 20
-"""Bytes of a key set at most."""
+"""The size of a key set in bytes, at most."""
 
-# Bits of an RSA key: NIST SP 800-131A wants that many; more than that many take long to verify.
+# NIST SP 800-131A demands at least that many bits; larger keys take long to verify.
 _RSA_BITS = range(2048, 8193)
 _RSA_EXPONENT = range(3, 1 << 33)
-_CURVES: dict[str, tuple[EllipticCurve, str]] = {
-    "P-256": (SECP256R1(), "ES256"),
-    "P-384": (SECP384R1(), "ES384"),
-}
+# The algorithms of the keys that are taken, by their "kty" and "crv".
 _RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
+_ALGORITHMS = {
+    ("RSA", ""): _RSA,
+    ("EC", "P-256"): frozenset({"ES256"}),
+    ("EC", "P-384"): frozenset({"ES384"}),
+    ("OKP", "Ed25519"): frozenset({"EdDSA"}),
+}
+
+# Base64url of the largest RSA modulus.
+_Number = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]*={0,2}$", max_length=1400)]
 
 
 class _Jwk(msgspec.Struct, frozen=True):
-    """RFC 7517, 4, and RFC 7518, 6."""
+    """A JSON Web Key without its private part: RFC 7517, 4, and RFC 7518, 6."""
 
     kty: str
     use: str = "sig"
     alg: str = ""
     kid: str = ""
     crv: str = ""
-    x: str = ""
-    y: str = ""
-    n: str = ""
-    e: str = ""
+    x: _Number = ""
+    y: _Number = ""
+    n: _Number = ""
+    e: _Number = ""
 
 
 class _KeySet(msgspec.Struct, frozen=True):
@@ -160,6 +163,8 @@ class _KeySet(msgspec.Struct, frozen=True):
 @frozen
 class VerificationKey:
     """
+    A public key of an issuer.
+
     :ivar kid: its id; empty if it has none.
     :ivar algorithms: of the signatures that it can verify.
     """
@@ -171,10 +176,10 @@ class VerificationKey:
 
 def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
     """
-    The keys in ``content`` that signatures can be verified with; what is of another kind, or
-    broken, is left out: RFC 7517, 5.
+    The keys in a JSON Web Key Set that can verify signatures; others, and broken ones, are left
+    out: RFC 7517, 5.
 
-    :raises ValueError: if it is no key set, or there is none such key in it.
+    :raises ValueError: if ``content`` is no key set, or has no such key.
     """
     try:
         listed = msgspec.json.decode(content, type=_KeySet).keys
@@ -189,35 +194,20 @@ def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
 def _read(raw: msgspec.Raw) -> VerificationKey | None:
     try:
         jwk = msgspec.json.decode(raw, type=_Jwk)
-        public, algorithms = _public(jwk)
-    except (msgspec.MsgspecError, RecursionError, ValueError):
+    except (msgspec.MsgspecError, RecursionError):
         return None
+    algorithms = _ALGORITHMS.get((jwk.kty, "" if jwk.kty == "RSA" else jwk.crv), frozenset())
     if jwk.alg:
         algorithms &= {jwk.alg}
-    return VerificationKey(jwk.kid, algorithms, public) if algorithms and jwk.use == "sig" else None
-
-
-def _public(jwk: _Jwk) -> tuple[Any, frozenset[str]]:
-    """:raises ValueError: if it is of another kind, or broken."""
-    if jwk.kty == "RSA":
-        modulus, exponent = _integer(jwk.n), _integer(jwk.e)
-        if modulus.bit_length() in _RSA_BITS and exponent in _RSA_EXPONENT:
-            return RSAPublicNumbers(exponent, modulus).public_key(), _RSA
-    elif jwk.kty == "EC" and jwk.crv in _CURVES:
-        curve, algorithm = _CURVES[jwk.crv]
-        numbers = EllipticCurvePublicNumbers(_integer(jwk.x), _integer(jwk.y), curve)
-        return numbers.public_key(), frozenset({algorithm})
-    elif jwk.kty == "OKP" and jwk.crv == "Ed25519":
-        return Ed25519PublicKey.from_public_bytes(_bytes(jwk.x)), frozenset({"EdDSA"})
-    raise ValueError("not a key that is known here")
-
-
-def _bytes(text: str) -> bytes:
+    if not algorithms or jwk.use != "sig":
+        return None
+    members = {"kty": jwk.kty, "crv": jwk.crv, "x": jwk.x, "y": jwk.y, "n": jwk.n, "e": jwk.e}
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True)
-    except binascii.Error:
-        raise ValueError("not base64url") from None
-
-
-def _integer(text: str) -> int:
-    return int.from_bytes(_bytes(text), "big")
+        public = PyJWK({name: value for name, value in members.items() if value}).key
+    except (PyJWTError, ValueError):
+        return None
+    if isinstance(public, RSAPublicKey) and not (
+        public.key_size in _RSA_BITS and public.public_numbers().e in _RSA_EXPONENT
+    ):
+        return None
+    return VerificationKey(jwk.kid, algorithms, public)
