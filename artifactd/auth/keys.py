@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -13,10 +12,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     EllipticCurvePrivateKey,
     EllipticCurvePublicKey,
-    EllipticCurvePublicNumbers,
-    derive_private_key,
     generate_private_key,
 )
+from jwt.algorithms import ECAlgorithm
+from jwt.exceptions import PyJWTError
+from jwt.utils import base64url_encode
 from twisted.logger import Logger
 
 from artifactd.kit.deferreds import RunInThread
@@ -79,15 +79,24 @@ class _Ring:
     def read(cls, content: bytes) -> Self:
         """:raises ValueError: if ``content`` was not written by this class."""
         keys = _decode(content)
-        verifying = {thumbprint(each.x, each.y): _public(each) for each in keys}
-        first = keys[0] if keys else None
-        if first is None or not first.d:
+        if not keys or not keys[0].d:
             raise ValueError("the file has no key that signs: remove it")
-        private = derive_private_key(_integer(first.d), SECP256R1())
-        if private.public_key() != _public(first):
-            raise ValueError("the file has a private key that is not the public one's: remove it")
+        private = None
+        verifying: dict[str, EllipticCurvePublicKey] = {}
+        for each in keys:
+            public = {"kty": "EC", "crv": "P-256", "x": each.x, "y": each.y}
+            try:
+                key = ECAlgorithm.from_jwk(public)
+                if each is keys[0]:
+                    private = ECAlgorithm.from_jwk({**public, "d": each.d})
+            except (PyJWTError, ValueError) as error:
+                raise ValueError(f"the file has a broken key ({error}): remove it") from None
+            assert isinstance(key, EllipticCurvePublicKey)
+            verifying[thumbprint(each.x, each.y)] = key
+        assert isinstance(private, EllipticCurvePrivateKey)
         until = {thumbprint(each.x, each.y): each.until for each in keys}
-        return cls(SigningKey(thumbprint(first.x, first.y), private, first.made), verifying, until)
+        signing = SigningKey(thumbprint(keys[0].x, keys[0].y), private, keys[0].made)
+        return cls(signing, verifying, until)
 
 
 @define(eq=False)
@@ -216,7 +225,7 @@ class Keys:
 def thumbprint(x: str, y: str) -> str:
     """The id of the P-256 key with these coordinates: RFC 7638, 3."""
     canonical = f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'
-    return _text(hashlib.sha256(canonical.encode()).digest())
+    return base64url_encode(hashlib.sha256(canonical.encode()).digest()).decode()
 
 
 def _decode(content: bytes) -> list[_Kept]:
@@ -229,30 +238,10 @@ def _decode(content: bytes) -> list[_Kept]:
 
 
 def _new_key(now: float) -> _Kept:
-    key = generate_private_key(SECP256R1()).private_numbers()
-    public = key.public_numbers
-    return _Kept(
-        x=_coordinate(public.x), y=_coordinate(public.y), d=_coordinate(key.private_value), made=now
-    )
+    key = ECAlgorithm.to_jwk(generate_private_key(SECP256R1()), as_dict=True)
+    return _Kept(x=key["x"], y=key["y"], d=key["d"], made=now)
 
 
 def _retired(key: _Kept, until: float) -> _Kept:
     """The key without its private part, for verifying only."""
     return key if key.until else _Kept(x=key.x, y=key.y, made=key.made, until=until)
-
-
-def _public(key: _Kept) -> EllipticCurvePublicKey:
-    """:raises ValueError: if it is not on the curve."""
-    return EllipticCurvePublicNumbers(_integer(key.x), _integer(key.y), SECP256R1()).public_key()
-
-
-def _coordinate(number: int) -> str:
-    return _text(number.to_bytes(32, "big"))
-
-
-def _integer(text: str) -> int:
-    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
-
-
-def _text(content: bytes) -> str:
-    return base64.urlsafe_b64encode(content).decode("ascii").rstrip("=")
