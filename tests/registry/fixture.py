@@ -29,7 +29,7 @@ from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 ALPINE = ImageName("docker.io", "library/alpine")
 BUSYBOX = ImageName("docker.io", "library/busybox")
@@ -218,7 +218,7 @@ class WatchedClock(Clock):
         return call
 
 
-class RemoteTestCase(FilesystemTestCase):
+class RemoteTestCase(StoreTestCase):
     """
     :ivar clock: of what is fetched.
     :ivar time: of the catalog, in seconds since the epoch.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.registry.content import Contents
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 LIMIT = 800  # so that a manifest of more than 100 bytes is not kept
 
 
-class ContentsTests(FilesystemTestCase):
+class ContentsTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.contents = Contents(self.stores.blobs, LIMIT)

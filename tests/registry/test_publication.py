@@ -9,13 +9,13 @@ from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.content import publish
 from tests.catalog.fixture import REACTOR, new_catalog
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 IMAGE = ImageName("local", "hello")
 DIGEST = Digest.of(b"blob")
 
 
-class PublicationTests(FilesystemTestCase):
+class PublicationTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.catalog = Catalog(Database(new_catalog(self), REACTOR))

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+from uuid import uuid4
 
-from attrs import define, field
-from twisted.internet.defer import Deferred, fail, succeed
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
+from twisted.internet.interfaces import IPushProducer
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
+from twisted.trial.unittest import TestCase
+from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread
+from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
 from artifactd.store.fills import FillStore
 from artifactd.store.folder import DataFolder
-from artifactd.store.uploads import UploadStore
-from tests.contracts.storage import StorageTestCase, Stores
+from artifactd.store.publication import StagedBlob
+from artifactd.store.uploads import UploadSession, UploadStore
 from tests.programs import reactor
 
 _P = ParamSpec("_P")
+
+
 _T = TypeVar("_T")
 
 
@@ -65,8 +72,40 @@ class SlowThreads:
             self.run_one()
 
 
-class FilesystemTestCase(StorageTestCase):
+_E = TypeVar("_E", bound=BaseException)
+
+
+@frozen
+class Stores:
+    """The stores of one process."""
+
+    blobs: BlobStore
+    uploads: UploadStore
+    fills: FillStore
+
+
+@define
+class Rows:
+    """What a catalog says when a store asks whether bytes are needed."""
+
+    needed: set[Digest] = field(factory=set)
+    asked: list[Digest] = field(factory=list)
+
+    async def forget(self, digest: Digest, unlink: Callable[[], None]) -> bool:
+        """As ``Catalog.forget_blob``."""
+        self.asked.append(digest)
+        if digest in self.needed:
+            return False
+        unlink()
+        return True
+
+
+class StoreTestCase(TestCase):
     """
+    Stores on files in one data folder.
+
+    :ivar stores: empty ones.
+    :ivar rows: the catalog's; none at first.
     :ivar path: of the data folder.
     :ivar budget: of all the test's stores.
     """
@@ -77,7 +116,8 @@ class FilesystemTestCase(StorageTestCase):
         self.run_in_thread = self.threads()
         self.path = Path(self.mktemp())
         self.budget = BufferBudget(64 * 1024 * 1024)
-        super().setUp()
+        self.stores = self.open_stores()
+        self.rows = Rows()
 
     def threads(self) -> RunInThread:
         """What runs things in threads."""
@@ -86,6 +126,7 @@ class FilesystemTestCase(StorageTestCase):
     def open_stores(
         self, files: FileOperations | None = None, run: RunInThread | None = None
     ) -> Stores:
+        """Open the test's stores once more, as another process would; closed after the test."""
         run = run or self.run_in_thread
         folder = DataFolder.open(self.path)
         self.addCleanup(folder.close)
@@ -100,8 +141,29 @@ class FilesystemTestCase(StorageTestCase):
         root = self.path / name
         return sorted(str(f.relative_to(root)) for f in root.rglob("*") if not f.is_dir())
 
+    async def assert_raises(self, error: type[_E], call: Awaitable[object]) -> _E:
+        try:
+            await call
+        except error as raised:
+            return raised
+        self.fail(f"{error.__name__} was not raised")
 
-class ThreadedTestCase(FilesystemTestCase):
+    async def published(self, content: bytes, stores: Stores | None = None) -> StagedBlob:
+        """Stage and publish a blob that has no row yet."""
+        staged = await (stores or self.stores).blobs.stage(Digest.of(content), content)
+        await staged.publish()
+        return staged
+
+    async def assert_blob(self, content: bytes, digest: Digest | None = None) -> None:
+        """``content`` is what the store has under its digest."""
+        digest = digest or Digest.of(content)
+        self.assertEqual(content, await self.stores.blobs.read(digest))
+
+    async def assert_no_blob(self, digest: Digest) -> None:
+        self.assertIsNone(await self.stores.blobs.read(digest))
+
+
+class ThreadedTestCase(StoreTestCase):
     """The stores work in real threads."""
 
     def threads(self) -> RunInThread:
@@ -109,6 +171,63 @@ class ThreadedTestCase(FilesystemTestCase):
         pool.start()
         self.addCleanup(pool.stop)
         return partial(deferToThreadPool, reactor, pool)
+
+
+MEBIBYTE = 1024 * 1024
+
+
+@implementer(IPushProducer)
+@define
+class RecordedProducer:
+    """A sender that does nothing but remember what it was told."""
+
+    told: list[str] = field(factory=list)
+
+    def pauseProducing(self) -> None:
+        self.told.append("pause")
+
+    def resumeProducing(self) -> None:
+        self.told.append("resume")
+
+    def stopProducing(self) -> None:
+        self.told.append("stop")
+
+
+class UploadTestCase(StoreTestCase):
+    """Uploads in the stores of a test."""
+
+    async def created(self) -> str:
+        upload_id = str(uuid4())
+        self.stores.uploads.create(upload_id)
+        return upload_id
+
+    async def claimed(
+        self,
+        upload_id: str,
+        algorithm: Algorithm = Algorithm.SHA256,
+        stores: Stores | None = None,
+    ) -> UploadSession:
+        session = await (stores or self.stores).uploads.claim(upload_id, algorithm)
+        self.addCleanup(lambda: ensureDeferred(session.close()))
+        return session
+
+    async def appended(self, upload_id: str, *pieces: bytes, stores: Stores | None = None) -> None:
+        """One request that appends ``pieces``."""
+        session = await self.claimed(upload_id, stores=stores)
+        for piece in pieces:
+            session.write(piece)
+        await session.flush()
+        await session.close()
+
+    async def content(self, upload_id: str) -> bytes | None:
+        """All that is staged, by turning it into a blob."""
+        session = await self.claimed(upload_id)
+        digest = await session.digest(Algorithm.SHA256)
+        staged = await session.stage(digest)
+        await session.close()
+        await staged.publish()
+        staged.release()
+        return await self.stores.blobs.read(digest)
 
 
 @define(eq=False)

@@ -8,13 +8,13 @@ from uuid import uuid4
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import UploadMissing
-from tests.store.fixture import FilesystemTestCase, RecordedFiles
+from tests.store.fixture import RecordedFiles, StoreTestCase
 
 DIGEST = Digest.of(b"blob")
 FAN_OUT = f"blobs/sha256/{DIGEST.encoded[:2]}"
 
 
-class OrderTests(FilesystemTestCase):
+class OrderTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.recorded = RecordedFiles()
@@ -138,7 +138,7 @@ class OrderTests(FilesystemTestCase):
         self.assertEqual([], self.below("staging"))
 
 
-class FileTests(FilesystemTestCase):
+class FileTests(StoreTestCase):
     async def test_a_blob_lies_under_its_digest_and_can_be_read_only(self) -> None:
         for algorithm in Algorithm:
             digest = Digest.of(b"blob", algorithm)

@@ -17,8 +17,7 @@ from artifactd.store.files import FileOperations
 from artifactd.store.folder import DataFolder, collection_held
 from artifactd.store.publication import BlobTree
 from artifactd.store.quarantine import Quarantine
-from tests.contracts.storage import Stores
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import Stores, StoreTestCase
 
 CONTENT = b"blob" * 400_000
 DIGEST = Digest.of(CONTENT)
@@ -65,7 +64,7 @@ class BadDisk(FileOperations):
         self.dropped.append((offset, size))
 
 
-class ExaminationTests(FilesystemTestCase):
+class ExaminationTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.disk = BadDisk()

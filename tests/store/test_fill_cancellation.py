@@ -8,8 +8,7 @@ from twisted.internet.defer import CancelledError, ensureDeferred
 
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import FillInfo, FillState
-from tests.contracts.storage_fills import DIGEST
-from tests.store.filling import SlowFillTestCase
+from tests.store.filling import DIGEST, SlowFillTestCase
 
 
 class FillCancellationTests(SlowFillTestCase):

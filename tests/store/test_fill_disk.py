@@ -8,10 +8,8 @@ import os
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import FillInfo, FillState
-from tests.contracts.storage_fills import CONTENT, DIGEST, INFO
-from tests.contracts.storage_uploads import RecordedProducer
-from tests.store.filling import NAME, FillFilesTestCase
-from tests.store.fixture import FullDisk
+from tests.store.filling import CONTENT, DIGEST, INFO, NAME, FillFilesTestCase
+from tests.store.fixture import FullDisk, RecordedProducer
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 

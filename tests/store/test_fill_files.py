@@ -8,9 +8,8 @@ from uuid import uuid4
 
 from artifactd.store import procfs
 from artifactd.store.files import Directory
-from tests.contracts.storage_fills import CONTENT, DIGEST, INFO
 from tests.programs import require
-from tests.store.filling import NAME, FillFilesTestCase, fill_directory
+from tests.store.filling import CONTENT, DIGEST, INFO, NAME, FillFilesTestCase, fill_directory
 
 
 class StrangeFilesTests(FillFilesTestCase):

@@ -9,8 +9,7 @@ from attrs import define
 
 from artifactd.store.files import Directory
 from artifactd.store.fills import FillState, FillView
-from tests.contracts.storage_fills import DIGEST, INFO
-from tests.store.filling import NAME, FillFilesTestCase
+from tests.store.filling import DIGEST, INFO, NAME, FillFilesTestCase
 from tests.store.fixture import RecordedFiles, WatchedFiles
 
 

@@ -10,8 +10,7 @@ from subprocess import PIPE, Popen
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import FillState
-from tests.contracts.storage_fills import CONTENT, DIGEST, INFO, FillTestCase, read
-from tests.store.fixture import FilesystemTestCase
+from tests.store.filling import CONTENT, DIGEST, INFO, FillTestCase, read
 
 # Arguments: data folder, digest.  Claims the fill, and does what it is told, line by line.
 PROGRAM = """
@@ -59,7 +58,7 @@ ensureDeferred(work())
 """
 
 
-class OtherProcessTests(FilesystemTestCase, FillTestCase):
+class OtherProcessTests(FillTestCase):
     """Another process has claimed the fill."""
 
     def setUp(self) -> None:

@@ -12,8 +12,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.files import Directory
-from tests.contracts.storage_fills import DIGEST
-from tests.store.filling import NAME, FillFilesTestCase, fill_directory
+from tests.store.filling import DIGEST, NAME, FillFilesTestCase, fill_directory
 from tests.store.fixture import WatchedFiles
 
 

@@ -7,13 +7,12 @@ from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.uploads import UploadMissing, UploadSession
-from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
-from tests.store.fixture import FilesystemTestCase, FullDisk
+from tests.store.fixture import MEBIBYTE, FullDisk, RecordedProducer, StoreTestCase
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")
 
 
-class FullDiskTests(FilesystemTestCase):
+class FullDiskTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.disk = FullDisk(1000 * MEBIBYTE, NO_SPACE)

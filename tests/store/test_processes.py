@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.uploads import UploadBusy
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 # Arguments: data folder, upload.  Writes to the upload, publishes a blob, and hangs.
 PROGRAM = """
@@ -41,7 +41,7 @@ ensureDeferred(work())
 """
 
 
-class KilledProcessTests(FilesystemTestCase):
+class KilledProcessTests(StoreTestCase):
     async def begin(self) -> None:
         """A process that has an upload and a staged blob in its hands."""
         self.upload_id = str(uuid4())

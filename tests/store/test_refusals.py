@@ -8,13 +8,13 @@ from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
 from tests.programs import require
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 DIGEST = Digest.of(b"blob")
 FOREIGN = 4711
 
 
-class RefusalTests(FilesystemTestCase):
+class RefusalTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.elsewhere = Path(self.mktemp())

@@ -14,15 +14,20 @@ from zope.interface.verify import verifyObject
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.intake import BATCH, HIGH_WATER
 from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession
-from tests.contracts.storage_uploads import MEBIBYTE, RecordedProducer
-from tests.store.fixture import FilesystemTestCase, RecordedFiles, SlowThreads
+from tests.store.fixture import (
+    MEBIBYTE,
+    RecordedFiles,
+    RecordedProducer,
+    SlowThreads,
+    StoreTestCase,
+)
 
 _T = TypeVar("_T")
 
 CHUNK = b"x" * (256 * 1024)
 
 
-class SessionTestCase(FilesystemTestCase):
+class SessionTestCase(StoreTestCase):
     """
     :ivar threads: those of ``slow``, stores whose threads begin when told to.
     """

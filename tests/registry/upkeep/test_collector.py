@@ -25,7 +25,7 @@ from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import descriptor, manifest, new_catalog
 from tests.programs import reactor
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 APP = ImageName("local", "app")
 LEASE, GRACE, UNTAGGED = 100.0, 1000.0, "150s"
@@ -43,7 +43,7 @@ def settings(untagged: str = UNTAGGED, rate: int = 0) -> Settings:
 SETTINGS = settings()
 
 
-class CollectorTests(FilesystemTestCase):
+class CollectorTests(StoreTestCase):
     """
     :ivar time: of the catalog and the collector, in seconds since the epoch.
     :ivar collected: what has gone.

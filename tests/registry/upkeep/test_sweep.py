@@ -15,14 +15,14 @@ from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
-from tests.store.fixture import FilesystemTestCase
+from tests.store.fixture import StoreTestCase
 
 APP = ImageName("local", "app")
 TIMEOUT = 3600.0
 NEWBORN = 60.0
 
 
-class SweepTests(FilesystemTestCase):
+class SweepTests(StoreTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.catalog = Catalog(Database(new_catalog(self), reactor))

@@ -1,97 +1,20 @@
-"""
-What every store of blobs does; ``storage_uploads`` has what every store of uploads does, and
-``storage_fills`` and ``storage_extents`` what every store of fills does.
-
-A backend's tests subclass the contracts and say how to open its stores.
-"""
+"""Blobs: reading, shelves, publication."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
-from attrs import define, field, frozen
-from twisted.trial.unittest import TestCase
+from collections.abc import Callable
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.store.blobs import SHELVES, BlobStore, OpenBlob
-from artifactd.store.fills import FillStore
-from artifactd.store.publication import StagedBlob
-from artifactd.store.uploads import UploadStore
-
-_E = TypeVar("_E", bound=BaseException)
-
+from artifactd.store.blobs import SHELVES, OpenBlob
+from tests.store.fixture import ThreadedTestCase
 
 EVER = 1e12
 """Seconds since the epoch."""
 
 
-@frozen
-class Stores:
-    """The stores of one process."""
-
-    blobs: BlobStore
-    uploads: UploadStore
-    fills: FillStore
-
-
-@define
-class Rows:
-    """What a catalog says when a store asks whether bytes are needed."""
-
-    needed: set[Digest] = field(factory=set)
-    asked: list[Digest] = field(factory=list)
-
-    async def forget(self, digest: Digest, unlink: Callable[[], None]) -> bool:
-        """As ``Catalog.forget_blob``."""
-        self.asked.append(digest)
-        if digest in self.needed:
-            return False
-        unlink()
-        return True
-
-
-class StorageTestCase(TestCase):
-    """
-    :ivar stores: empty ones.
-    :ivar rows: the catalog's; none at first.
-    """
-
-    stores: Stores
-
-    def open_stores(self) -> Stores:
-        """Open the test's stores once more, as another process would; closed after the test."""
-        raise NotImplementedError
-
-    def setUp(self) -> None:
-        self.stores = self.open_stores()
-        self.rows = Rows()
-
-    async def assert_raises(self, error: type[_E], call: Awaitable[object]) -> _E:
-        try:
-            await call
-        except error as raised:
-            return raised
-        self.fail(f"{error.__name__} was not raised")
-
-    async def published(self, content: bytes, stores: Stores | None = None) -> StagedBlob:
-        """Stage and publish a blob that has no row yet."""
-        staged = await (stores or self.stores).blobs.stage(Digest.of(content), content)
-        await staged.publish()
-        return staged
-
-    async def assert_blob(self, content: bytes, digest: Digest | None = None) -> None:
-        """``content`` is what the store has under its digest."""
-        digest = digest or Digest.of(content)
-        self.assertEqual(content, await self.stores.blobs.read(digest))
-
-    async def assert_no_blob(self, digest: Digest) -> None:
-        self.assertIsNone(await self.stores.blobs.read(digest))
-
-
-class BlobReadingContract(StorageTestCase):
+class BlobReadingTests(ThreadedTestCase):
     async def opened(self, digest: Digest) -> OpenBlob:
         blob = await self.stores.blobs.open(digest)
         assert blob is not None
@@ -150,7 +73,7 @@ class BlobReadingContract(StorageTestCase):
         self.assertEqual(0, await self.stores.blobs.sweep(self.rows.forget), "it left something")
 
 
-class ShelfContract(StorageTestCase):
+class ShelfTests(ThreadedTestCase):
     async def on_shelf(self, digest: Digest, before: float) -> list[tuple[Digest, int]]:
         return list(await self.stores.blobs.published(int(digest.encoded[:2], 16), before))
 
@@ -173,7 +96,7 @@ class ShelfContract(StorageTestCase):
         self.assertEqual([], await self.on_shelf(staged.digest, before))
 
 
-class PublicationContract(StorageTestCase):
+class PublicationTests(ThreadedTestCase):
     async def test_a_staged_blob_is_not_seen(self) -> None:
         staged = await self.stores.blobs.stage(Digest.of(b"blob"), b"blob")
         self.assertEqual((Digest.of(b"blob"), 4), (staged.digest, staged.size))
