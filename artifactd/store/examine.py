@@ -58,16 +58,16 @@ class Examination:
         is_held: Callable[[Digest], bool],
     ) -> Self | None:
         """
-        Open what is published under ``digest``; ``None`` if nothing is.  Blocks.
+        Open the file published under ``digest``; ``None`` if there is none.  Blocks.
 
-        :param size: what it should have, in bytes.
+        :param size: the bytes it should have.
         """
         opened = blobs.open_to_examine(digest)
         if opened is None:
             return None
         fd, status = opened
-        # Else the kernel would have read what lies behind a piece, and it would look as if others
-        # had; tmpfs for one knows no such advice.
+        # Without read-ahead: bytes that it brought into the page cache would look as if other
+        # readers had.  Some filesystems, such as tmpfs, ignore this advice.
         files.expect_no_reading_on(fd)
         self = cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
         if size is not None and status.st_size != size:
@@ -85,7 +85,7 @@ class Examination:
         threads: Serial,
         is_held: Callable[[Digest], bool],
     ) -> Self:
-        """Open what lies in ``quarantine`` as ``name``.  Blocks."""
+        """Open the file ``name`` of the quarantine.  Blocks."""
         fd, status = quarantine.open_sealed(name, files)
         files.expect_no_reading_on(fd)
         return cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
@@ -115,13 +115,13 @@ class Examination:
         if not self.is_published():
             return False
         if os.fstat(self._fd).st_nlink > 1 and self._is_held(self.digest):
-            return False  # just being published
+            return False  # it is being published
         assert self.flaw is not None, "nothing is wrong with it"
         return self._blobs.quarantine(self.digest, self.flaw, self._file)
 
     def close(self) -> None:
         """Close the file; further calls do nothing."""
-        # After the thread that may still read: its end comes before what is queued here.
+        # In the queue of threads, behind the one that may still be reading.
         self._threads.run(self._close)
 
     def _close(self) -> None:
@@ -167,8 +167,6 @@ class Examination:
         self._files.drop_cached(self._fd, self._offset, len(piece))
         return piece
 
-
-# The one scrubber of a data folder: a lock, and in its file how far it has come.
 
 _FILE = "scrub.lock"
 _MOST = 4096  # bytes of a position

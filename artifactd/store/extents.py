@@ -36,10 +36,10 @@ def map_name(blob: str) -> str:
 @frozen
 class ExtentMap:
     """
-    What a map says.
+    The content of a map.
 
     :ivar name: of the file with the extents.
-    :ivar spans: what lies there; in order, and with a gap before each.
+    :ivar spans: the bytes that are there, in order, and with a gap before each.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ExtentMap:
 
     @classmethod
     def parse(cls, blob: str, content: bytes) -> ExtentMap | None:
-        """``None`` for what is no map; a power cut may leave such a thing."""
+        """``None`` if ``content`` is no map, which a power cut may leave."""
         named = _UUID.match(content)
         if named is None:
             return None
@@ -64,7 +64,7 @@ class ExtentMap:
 @define(eq=False)
 class ExtentFile(AppendedFile):
     """
-    A part of a blob on its way into the extents.  All methods block; one call at a time.
+    The file of an extent that is being written.  All methods block; one call at a time.
 
     :ivar size: the offset of the next byte.
     """
@@ -92,7 +92,7 @@ class ExtentFile(AppendedFile):
             raise OSError(errno.ENOSPC, "the record of an extent did not go in", self.name)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close both files."""
         os.close(self._map)
         super().close()
 
@@ -100,15 +100,14 @@ class ExtentFile(AppendedFile):
 @frozen
 class Extents:
     """
-    The extents of all blobs, by what the names of a blob's files begin with.  All methods block
-    and raise OSError.
+    The extents of all blobs, by ``<algorithm>-<encoded>``.  All methods block and raise OSError.
     """
 
     _directory: Directory
     _files: FileOperations
 
     def map(self, blob: str) -> ExtentMap | None:
-        """What there is of a blob, or ``None``."""
+        """The map of a blob, or ``None``."""
         try:
             fd, _ = self._directory.open_file(map_name(blob))
         except FileNotFoundError:
@@ -119,7 +118,7 @@ class Extents:
             os.close(fd)
 
     def find(self, blob: str, span: ByteRange) -> OpenFile | None:
-        """The extents, if they have all of ``span``."""
+        """The file of the extents, open, if it has all of ``span``."""
         found = self.map(blob)
         if found is None:
             return None
@@ -129,7 +128,7 @@ class Extents:
 
     def copy(self, blob: str, target: AppendedFile, until: int | None) -> int:
         """
-        Append to ``target`` what there is from its end on without a gap; how many bytes.
+        Append to ``target`` the extents that follow its end without a gap; how many bytes.
 
         :param until: the offset to stop at; and never more than 16 MiB.
         """
@@ -151,7 +150,7 @@ class Extents:
         return target.size - start
 
     def begin(self, blob: str, first: int) -> ExtentFile:
-        """A part that begins at the offset ``first``."""
+        """Begin an extent at the offset ``first``."""
         while True:
             with suppress(FileNotFoundError):
                 return self._part(blob, first)
@@ -170,7 +169,7 @@ class Extents:
                 raise FileNotFoundError(errno.ENOENT, "not a map", map_name(blob))
             fd, _ = self._directory.open_file(found.name, os.O_RDWR)
         except BaseException as error:
-            # What a power cut has left of the two; or they are being removed in this moment.
+            # One of the two is missing: after a power cut, or while both are being removed.
             half = isinstance(error, FileNotFoundError)
             if half and self._directory.holds(map_name(blob), status):
                 self._files.unlink(self._directory.fd, map_name(blob))
@@ -179,7 +178,7 @@ class Extents:
         return ExtentFile(found.name, fd, first, self._files, map_fd)
 
     def _create(self, blob: str) -> None:
-        """A map without records and its file, unless somebody else is faster."""
+        """Make a map without records and its file, unless another process is faster."""
         directory, uuid = self._directory.fd, str(uuid4())
         extents, written = f"{blob}.{uuid}.extents", f"{blob}.{uuid}.new"
         os.close(self._files.create(directory, extents))

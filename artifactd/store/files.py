@@ -1,4 +1,4 @@
-"""Files and directories of the store: what changes them, and how they are opened."""
+"""Files and directories of the store: system calls that change them, and strict opening."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Self
 
 from attrs import define, frozen
 
-# The narrow seam through which everything goes that changes files of the data folder.
-
 PRIVATE = 0o600
 DIRECTORY = 0o700
 
@@ -27,29 +25,29 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 class FileOperations:
     """
-    Every system call that changes the data folder, and those that read bytes back; but for
-    the files of the catalog, which SQLite writes.
+    Every system call that changes the data folder, and those that read bytes back, except for the
+    files of the catalog, which SQLite writes.
 
-    One small class, so that a test can record them, make one fail, or replay them up to a crash
-    (docs/durability.md).
-    Directories are given by descriptor, files in them by name.  All block, and raise OSError.
+    They are in one small class so that a test can record them, make one fail, or replay them up to
+    a crash (docs/durability.md).  Directories are given by descriptor, files in them by name.  All
+    methods block, and raise OSError.
     """
 
     def make_directory(self, directory: int, name: str) -> None:
-        """mkdir(2), for us alone.  :raises FileExistsError:"""
+        """mkdir(2), for this user alone.  :raises FileExistsError:"""
         os.mkdir(name, DIRECTORY, dir_fd=directory)
 
     def create(self, directory: int, name: str) -> int:
-        """A new, empty file for reading and writing.  :raises FileExistsError:"""
+        """Make an empty file, open for reading and writing.  :raises FileExistsError:"""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | FILE_FLAGS
         return os.open(name, flags, PRIVATE, dir_fd=directory)
 
     def write(self, fd: int, pieces: Sequence[bytes | memoryview], offset: int) -> int:
-        """pwritev(2): how many bytes went, which may be fewer than there are."""
+        """pwritev(2): the number of bytes written, which may be fewer than given."""
         return os.pwritev(fd, pieces[:_IOV_MAX], offset)
 
     def append(self, fd: int, piece: bytes) -> int:
-        """write(2), to a file opened with ``O_APPEND``: how many bytes went."""
+        """write(2), to a file opened with ``O_APPEND``: the number of bytes written."""
         return os.write(fd, piece)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
@@ -57,7 +55,7 @@ class FileOperations:
         return os.pread(fd, size, offset)
 
     def read_cached(self, fd: int, size: int, offset: int) -> bytes | None:
-        """The bytes that memory has from ``offset`` on; ``None`` if that can't be told."""
+        """The bytes from ``offset`` on that are in the page cache; ``None`` if it can't be told."""
         if not _NOWAIT:
             return None
         buffer = bytearray(size)
@@ -67,12 +65,12 @@ class FileOperations:
             return None
 
     def expect_no_reading_on(self, fd: int) -> None:
-        """posix_fadvise(2): what is read is all that is wanted of the file for now."""
+        """posix_fadvise(2): no read-ahead."""
         with suppress(OSError):
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def drop_cached(self, fd: int, offset: int, size: int) -> None:
-        """posix_fadvise(2): memory need not keep these bytes."""
+        """posix_fadvise(2): the page cache need not keep these bytes."""
         with suppress(OSError):
             os.posix_fadvise(fd, offset, size, os.POSIX_FADV_DONTNEED)
 
@@ -86,10 +84,10 @@ class FileOperations:
 
     def open_unreadable(self, handle: int) -> int:
         """
-        A descriptor to read a file of ours whose mode forbids that, and forbids it again after.
+        A descriptor to read a file of this user whose mode forbids that; the mode is restored.
 
-        :param handle: of it, opened with ``O_PATH``.
-        :raises PermissionError: if there is no ``/proc``, which it takes.
+        :param handle: of the file, opened with ``O_PATH``.
+        :raises PermissionError: if there is no ``/proc``, which this needs.
         """
         path = f"/proc/self/fd/{handle}"
         mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -119,7 +117,7 @@ class FileOperations:
         os.rename(name, target_name, src_dir_fd=directory, dst_dir_fd=target)
 
     def unlink(self, directory: int, name: str) -> None:
-        """unlink(2), which finding nothing does not trouble."""
+        """unlink(2); does nothing if there is no such file."""
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
 
@@ -139,14 +137,14 @@ __all__ = [
 
 PUBLISHED = 0o444
 QUARANTINED = 0o000
-"""Of a file that was found damaged: whoever has it open passes on no more of it."""
+"""The mode of a damaged file: processes that have it open send no more of it."""
 
 _DIRECTORY_FLAGS = os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @define(eq=False)
 class OpenFile:
-    """A file open for reading; closed by whoever has opened it."""
+    """A file open for reading."""
 
     _fd: int
 
@@ -163,8 +161,9 @@ class OpenFile:
 
 def is_sealed(status: os.stat_result) -> bool:
     """
-    Whether a file has been staged or published, so that nobody may write to it any more: if it is
-    found under the name that it had before, a power cut has brought that back.
+    Whether a file has been staged or published, so that it must not be written to any more.
+
+    If such a file has its former name, a power cut has brought that back.
     """
     return status.st_nlink != 1 or not status.st_mode & stat.S_IWUSR
 
@@ -233,7 +232,7 @@ class Directory:
 
     def subdirectory(self, name: str, flags: int = os.O_RDONLY) -> Directory:
         """
-        Open one in it; with ``os.O_PATH`` just to reach what is inside.
+        Open a directory in it; ``os.O_PATH`` is enough to reach files by name.
 
         :raises FileNotFoundError: if there is none.
         :raises OSError: if it is no directory, or a symbolic link.
@@ -243,9 +242,8 @@ class Directory:
 
     def ensure(self, name: str, files: FileOperations) -> Directory:
         """
-        Open one in it, made if need be, and durable in any case.
-
-        Somebody else may have made it an instant ago, and not have synced it yet.
+        Open a directory in it, made if need be, and durable in any case: another process may have
+        made it an instant ago and not synced it yet.
         """
         with suppress(FileExistsError):
             files.make_directory(self.fd, name)
@@ -259,7 +257,7 @@ class Directory:
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
         """
-        Open a file of ours, and its status.
+        Open a file that artifactd made; its descriptor and status.
 
         :raises FileNotFoundError: if there is none.
         :raises OSError: if it is not a regular file that belongs to this user.
@@ -276,7 +274,7 @@ class Directory:
 
     def open_sealed(self, name: str, files: FileOperations) -> tuple[int, os.stat_result]:
         """
-        As :meth:`open_file`, also a file of ours that has a mode by which not even we may read it.
+        Like :meth:`open_file`, and open also a file whose mode forbids this user to read it.
 
         :raises PermissionError: if that is not for its mode.
         """
@@ -328,14 +326,14 @@ class Directory:
 
     def ensure_file(self, name: str, files: FileOperations) -> int:
         """
-        A descriptor to read and write a file of ours, made if need be; errors as :meth:`open_file`.
+        A descriptor to read and write a file, made if need be; errors as of :meth:`open_file`.
         """
         with suppress(FileExistsError):
             os.close(files.create(self.fd, name))
         return self.open_file(name, os.O_RDWR)[0]
 
     def status(self, name: str) -> os.stat_result:
-        """The status of a file of ours; errors as of :meth:`open_file`."""
+        """The status of a file that artifactd made; errors as of :meth:`open_file`."""
         status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         _check_ours(status, f"{self.path}/{name}")
         return status

@@ -36,15 +36,15 @@ from artifactd.store.publication import StagedBlob, Staging
 
 
 class Contradicted(Exception):
-    """Bytes that came again are not those that came before."""
+    """An upstream sent a blob's bytes again, and they differ from those it sent before."""
 
 
 @frozen
 class FillInfo:
     """
-    What an upstream has told of a blob, kept beside its bytes.
+    What an upstream told of a blob, kept beside its bytes.
 
-    :ivar size: in bytes; ``None`` where it didn't say.
+    :ivar size: in bytes; ``None`` if it did not say.
     :ivar validator: the strong entity tag for ``If-Range``, or ``None``.
     """
 
@@ -53,87 +53,41 @@ class FillInfo:
 
 
 class FillState(Enum):
-    """What has become of a fill, as its file tells anybody who has it open."""
+    """The state of a fill, which its file tells every process that has it open."""
 
-    GROWING = "growing"  # or left alone: whoever can claim it goes on
+    GROWING = "growing"  # or left alone: a process that claims it goes on
     VERIFIED = "verified"  # the file is the blob
     FAILED = "failed"  # the file is unlinked
 
 
-# ``<blob>.info``: what an upstream has told of a blob that is coming, as JSON.
-
-_decoder = msgspec.json.Decoder(FillInfo)
-_MOST = 64 * 1024
-
-
-def info_name(blob: str) -> str:
-    """The name of what is known of the blob whose files' names begin with ``blob``."""
-    return f"{blob}.info"
-
-
-def read_info(directory: Directory, files: FileOperations, blob: str) -> FillInfo | None:
-    """
-    What is known, or ``None``; what can't be understood counts as nothing.  Blocks.
-
-    :raises OSError: if it can't be read.
-    """
-    try:
-        fd, _ = directory.open_file(info_name(blob))
-    except FileNotFoundError:
-        return None
-    try:
-        info = _decoder.decode(files.read(fd, _MOST, 0))
-    except ValueError:
-        return None
-    finally:
-        os.close(fd)
-    return info if info.size is None or info.size >= 0 else None
-
-
-def write_info(directory: Directory, files: FileOperations, blob: str, info: FillInfo) -> None:
-    """
-    Keep ``info`` in place of what was known before.  Blocks.
-
-    Not synced, for somebody waits for the blob: after a power cut it may be as good as absent.
-
-    :raises OSError: if it can't be written; what was known before is then still there.
-    """
-    written = f"{blob}.{uuid4()}.new"
-    fd = files.create(directory.fd, written)
-    try:
-        write_all(files, fd, [msgspec.json.encode(info)], 0)
-        files.rename(directory.fd, written, directory.fd, info_name(blob))
-    except BaseException:
-        files.unlink(directory.fd, written)
-        raise
-    finally:
-        os.close(fd)
-
-
-# The files of a blob that is coming, by their names in ``fills``.
-
+# Files in ``fills``, of which ``<blob>`` stands for ``<algorithm>-<encoded>``:
+# ``<blob>``         the bytes, one after the other; locked (flock) by the process that appends
+# ``<blob>.info``    a FillInfo as JSON
+# ``<blob>.map``, ``<blob>.<uuid>.extents``   see extents.py
+# ``<blob>.<uuid>.new``   a file that is renamed to one of these when it is written
 _UNIQUE = r"\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(?:extents|new)"
 _NAME = re.compile(
     r"(?P<blob>sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})"
     rf"(?:\.info|\.map|(?P<unique>{_UNIQUE}))?"
 )
 
+_decoder = msgspec.json.Decoder(FillInfo)
+_INFO_SIZE = 64 * 1024  # bytes read of a FillInfo
 
-def blob_name(digest: Digest) -> str:
-    """What the names of the files of a blob begin with, and the name of its fill."""
+
+def _blob_name(digest: Digest) -> str:
+    """The name of a fill, with which the names of all files of its blob begin."""
     return f"{digest.algorithm}-{digest.encoded}"
 
 
-def blob_of(name: str) -> str | None:
-    """The :func:`blob_name` that a file's name begins with; ``None`` for a file that isn't ours."""
-    match = _NAME.fullmatch(name)
-    return None if match is None else match["blob"]
+def _info_name(blob: str) -> str:
+    return f"{blob}.info"
 
 
 @frozen
 class FillFiles:
     """
-    What can be done with the files of a blob, by its :func:`blob_name`, whoever has locked it.
+    The files of a blob that is coming, by its ``<algorithm>-<encoded>``; no lock is looked at.
 
     All methods block and raise OSError.
     """
@@ -143,49 +97,68 @@ class FillFiles:
     _files: FileOperations
 
     def info(self, blob: str) -> FillInfo | None:
-        """What is known of a blob."""
-        return read_info(self.directory, self._files, blob)
+        """What the upstream told of a blob; ``None`` if nothing, or if that can't be parsed."""
+        try:
+            fd, _ = self.directory.open_file(_info_name(blob))
+        except FileNotFoundError:
+            return None
+        try:
+            info = _decoder.decode(self._files.read(fd, _INFO_SIZE, 0))
+        except ValueError:
+            return None
+        finally:
+            os.close(fd)
+        return info if info.size is None or info.size >= 0 else None
 
     def describe(self, blob: str, info: FillInfo) -> None:
-        """Keep ``info``."""
-        write_info(self.directory, self._files, blob, info)
+        """
+        Keep ``info`` in place of what was kept before; that stays if this fails.
+
+        Not synced, since clients wait for the blob: a power cut may make it unreadable.
+        """
+        directory, written = self.directory.fd, f"{blob}.{uuid4()}.new"
+        fd = self._files.create(directory, written)
+        try:
+            write_all(self._files, fd, [msgspec.json.encode(info)], 0)
+            self._files.rename(directory, written, directory, _info_name(blob))
+        except BaseException:
+            self._files.unlink(directory, written)
+            raise
+        finally:
+            os.close(fd)
 
     def forget(self, blob: str) -> str | None:
-        """Drop what is known, and put the extents out of reach; the name of their file."""
+        """Drop the info and the map of the extents; the name of their file, which stays."""
         found = self.extents.map(blob)
         self._files.unlink(self.directory.fd, map_name(blob))
-        self._files.unlink(self.directory.fd, info_name(blob))
+        self._files.unlink(self.directory.fd, _info_name(blob))
         return found.name if found is not None else None
 
     def drop(self, blob: str, names: Iterable[str] = (), *, fill: bool = True) -> None:
         """
-        Remove all that there is of a blob.
+        Remove all files of a blob.
 
-        :param names: of its files, some of which may have no part in it any more.
-        :param fill: the fill, too, which the caller has locked.
+        :param names: of its files, also of those that no map names any more.
+        :param fill: also the fill, which the caller has locked.
         """
         extents = self.forget(blob)
         if fill:
             self.unlink(blob)
-        # From here on others may begin anew: only what has a name of its own may go.  That is the
-        # long work.
+        # From here on another process may begin the blob anew, so only files with unique names may
+        # be removed; these are the large ones.
         for name in (extents, *names):
             if name and (match := _NAME.fullmatch(name)) and match["unique"]:
                 self.unlink(name)
 
     def unlink(self, name: str | None) -> None:
-        """Remove the file ``name``, if that is one."""
+        """Remove the file ``name``, if there is one; ``None``: do nothing."""
         if name is not None:
             self._files.unlink(self.directory.fd, name)
 
 
-# A fill, open: by who has claimed it (``fills/<algorithm>-<encoded>``), or who looks from
-# outside.
-
-
 @define(eq=False)
 class FillFile(HashedFile):
-    """A claimed fill.  All methods block, unless they say not; one call at a time."""
+    """The file of a claimed fill.  All methods block, unless they say not; one call at a time."""
 
     _fills: FillFiles
     # The offset of the next byte that comes again, if any does.
@@ -193,18 +166,18 @@ class FillFile(HashedFile):
 
     @property
     def compared(self) -> bool:
-        """Whether all bytes that were here have come again since :meth:`restart`.  Doesn't block"""
+        """As :attr:`FillSession.compared`.  Does not block."""
         return self._again is None
 
     def restart(self) -> None:
-        """What is appended next is compared from the first byte on.  Does not block."""
+        """Compare what is appended next, from the first byte on.  Does not block."""
         self._again = 0 if self.size else None
 
     def append(self, pieces: Sequence[bytes | memoryview]) -> None:
         """
-        Compare ``pieces`` with what is here, as far as they have come again; append the rest.
+        Compare ``pieces`` with the file, as far as they are bytes that came again; append the rest.
 
-        :raises Contradicted: at the first difference; nothing is changed then.
+        :raises Contradicted: at the first difference; nothing is appended.
         :raises OSError: if not all could be written.  What was written is hashed, and stays.
         """
         super().append(self._compare(pieces))
@@ -221,17 +194,18 @@ class FillFile(HashedFile):
         return next((s.first for s in spans if s.first > self.size and s.length >= least), None)
 
     def describe(self, info: FillInfo) -> None:
-        """Keep ``info`` beside the bytes."""
+        """As :meth:`FillFiles.describe`."""
         self._fills.describe(self.name, info)
 
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """
-        Sync it, move it to the staged files, and drop what was kept beside it.
+        Sync the file, move it to the staged ones, and drop the files beside it.
 
-        :raises OSError: if that fails.  If it can't be synced it is removed.
+        :raises OSError: if that fails.  A file that can't be synced is removed.
         """
-        # Before it moves, so that until then others find it here, and a crash leaves it whole.
-        # What can't be synced must not be tried again: the bytes are lost, and fsync forgets it.
+        # Synced before it moves, so that other processes find it here until then, and a crash
+        # leaves it whole.  A sync that failed must not be tried again: the second one would
+        # succeed, although the first has lost the bytes.
         try:
             self._files.sync_data(self.fd)
         except OSError:
@@ -241,11 +215,11 @@ class FillFile(HashedFile):
         try:
             return self.move(staging, digest, str(uuid4()))
         finally:
-            with suppress(OSError):  # the sweep's, then
+            with suppress(OSError):  # left to the sweep
                 self._fills.unlink(extents)
 
     def discard(self) -> None:
-        """Remove it, and what is kept beside it."""
+        """Remove the file, and those beside it."""
         if self.is_there():
             self._fills.drop(self.name)
         self.ended = True
@@ -273,8 +247,8 @@ class FillView(OpenFile):
 
     def look(self) -> tuple[FillState, int]:
         """Its state, and then the bytes in its file."""
-        # First the name, then the links: what is unlinked in between has failed, while a file that
-        # has lost its name here and has another has been staged.
+        # First the name, then the links: a file that is unlinked in between has failed, and one
+        # that has another name instead of this one has been staged.
         is_named = self._directory.holds(self._name, self._file)
         status = os.fstat(self.fileno())
         if not status.st_nlink:
@@ -282,24 +256,16 @@ class FillView(OpenFile):
         return FillState.GROWING if is_named else FillState.VERIFIED, status.st_size
 
 
-# ``fills``: blobs that are coming.
-#
-# ``<algorithm>-<encoded>`` has the bytes, one after the other; beside it lie what the upstream
-# has
-# told (``fillinfo.py``) and the extents (``extents.py``).  The file is claimed by locking it
-# (flock);
-# who removes what nobody has claimed has it locked, too, for an instant.
-
-# How long somebody who claims waits, once, for somebody who is removing.
+# Seconds for which a claim waits, once, for a process that has locked the fill to remove it.
 _INSTANT = 0.001
 
 
 @frozen
 class FillDirectory:
     """
-    The fills.  All methods block and raise OSError.
+    All fills: claims, looks, removal.  All methods block and raise OSError.
 
-    :param pause: waits so many seconds, in the thread.
+    :param pause: waits the given number of seconds, in the thread.
     :param booted: when the machine has started, in seconds since the epoch.
     """
 
@@ -310,8 +276,8 @@ class FillDirectory:
     _booted: float = 0.0
 
     def claim(self, digest: Digest, create: bool) -> tuple[FillFile, FillInfo | None] | None:
-        """A fill, locked, and what is known of it; ``None`` as ``FillStore.claim`` says."""
-        blob = blob_name(digest)
+        """A locked fill and its info; ``None`` as :meth:`FillStore.claim` says."""
+        blob = _blob_name(digest)
         fd = self._claim(blob, create)
         if fd is None:
             return None
@@ -326,8 +292,8 @@ class FillDirectory:
 
     def _trusted_size(self, fd: int) -> int:
         """
-        Bytes of a locked fill.  One that was last written to before the machine started is emptied:
-        the power may have failed, and its bytes, which nobody has verified, have been spoilt.
+        The bytes of a locked fill.  One that was last written to before the machine started is
+        emptied: its bytes are not verified, and a power cut may have spoilt them.
         """
         status = os.fstat(fd)
         if status.st_size and status.st_mtime < self._booted:
@@ -336,8 +302,8 @@ class FillDirectory:
         return status.st_size
 
     def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """A fill to look at, and what is known of it; ``None`` if there is none."""
-        blob = blob_name(digest)
+        """A fill to look at, and its info; ``None`` if there is none."""
+        blob = _blob_name(digest)
         try:
             fd, status = self.directory.open_file(blob)
         except FileNotFoundError:
@@ -353,28 +319,28 @@ class FillDirectory:
         return None
 
     def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentFile:
-        """Begin a part; ``info`` is kept unless more is known."""
-        blob = blob_name(digest)
+        """Begin an extent; ``info`` is kept unless a size is known already."""
+        blob = _blob_name(digest)
         known = self.files.info(blob)
         if known is None or known.size is None:
             self.files.describe(blob, info)
         return self.files.extents.begin(blob, first)
 
     def stale(self, before: float) -> dict[str, list[str]]:
-        """The blobs of which no file was written to after ``before``, and their files' names."""
+        """The blobs none of whose files was written to after ``before``, and their files' names."""
         groups: dict[str, list[str]] = {}
         for name in self.directory.names():
-            if blob := blob_of(name):
-                groups.setdefault(blob, []).append(name)
+            if match := _NAME.fullmatch(name):
+                groups.setdefault(match["blob"], []).append(name)
         return {blob: names for blob, names in groups.items() if self._is_stale(names, before)}
 
     def remove_stale(self, blob: str, names: list[str], before: float) -> bool:
-        """Remove one of those, if it still is and nobody has claimed it; whether it went."""
+        """Remove a blob that is still stale and that nobody has claimed; whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
 
     def discard(self, digest: Digest) -> None:
-        """Remove what there is of a blob, unless somebody has claimed its fill."""
-        self._remove(blob_name(digest), lambda: True)
+        """Remove all files of a blob, unless its fill is claimed."""
+        self._remove(_blob_name(digest), lambda: True)
 
     def _claim(self, blob: str, create: bool) -> int | None:
         for attempt in range(3):
@@ -415,18 +381,16 @@ class FillDirectory:
         try:
             return self.directory.status(name).st_mtime
         except FileNotFoundError:
-            return 0.0  # it went in this moment
+            return 0.0  # it was removed in this moment
         except OSError:
-            return float("inf")  # not ours: left alone
+            return float("inf")  # artifactd did not make it: left alone
 
-
-# Fills and extents in the reactor's world, while bytes arrive for them.
 
 GATHER = 512 * 1024
-"""Bytes before a thread is worth its while; somebody waits for them, so not for long."""
+"""Bytes that are gathered before a thread writes them; followers wait for them."""
 
 EXTENT = 1024 * 1024
-"""Bytes of an extent from which on it is worth asking the upstream only for what comes before."""
+"""Bytes of an extent that are worth a request of their own, for the bytes before it alone."""
 
 
 @define(eq=False)
@@ -451,7 +415,7 @@ class FillSession(FileConsumer[FillFile]):
     _catching_up: bool = field(default=False, init=False)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        """``IConsumer``; until its first bytes come, those found at the claim are hashed."""
+        """``IConsumer``; hashes the bytes found at the claim until the first new ones come."""
         super().registerProducer(producer, streaming)
         self._pump()
 
@@ -460,7 +424,7 @@ class FillSession(FileConsumer[FillFile]):
         return _reader(self._directory, self._file)
 
     async def describe(self, info: FillInfo) -> None:
-        """Keep ``info`` for whoever follows the fill, or takes it over."""
+        """Keep ``info`` for processes that follow the fill, or take it over."""
         await self._threads.run(partial(self._file.describe, info))
         self.info = info
 
@@ -519,8 +483,6 @@ class FillSession(FileConsumer[FillFile]):
         """Remove the bytes and all that is kept beside them; followers see ``FAILED``."""
         await self._threads.run(self._file.discard)
 
-    # -- threads
-
     def _took(self) -> None:
         self.offset = self._position = self._file.size
         self._tell_growth(self._file.size)
@@ -532,7 +494,7 @@ class FillSession(FileConsumer[FillFile]):
         if self._file.running.length < self._file.size:
             self._catching_up = True
             turn = self._threads.run(partial(self._file.catch_up, self._file.running))
-            # What can't be read now is tried once more by computed(), which says so.
+            # If it fails, computed() reads once more, and raises.
             turn.addCallbacks(self._caught_up, lambda _: None)
 
     def _caught_up(self, _: None) -> None:
@@ -557,7 +519,7 @@ class ExtentSession(FileConsumer[ExtentFile]):
 
 
 def _reader(directory: Directory, file: AppendedFile) -> OpenFile:
-    """Another description of ``file``: one that shared its own would keep its lock, too."""
+    """Open ``file`` once more; a duplicate of its descriptor would share, and keep, its lock."""
     fd, status = directory.open_file(file.name)
     if not os.path.samestat(status, os.fstat(file.fd)):
         os.close(fd)
@@ -570,10 +532,10 @@ class FillStore:
     Blobs that are coming, by digest; what has come survives the process.
 
     :param blobs: where the fills become blobs; of the same folder.
-    :param clock: limits how long bytes may lie before they are written; without one each piece is
-        written at once.
+    :param clock: limits how long bytes are gathered before they are written; without one each piece
+        is written at once.
     :param now: the time in seconds since the epoch.
-    :param pause: waits so many seconds, in a thread.
+    :param pause: waits the given number of seconds, in a thread.
     """
 
     _log = Logger()
@@ -625,13 +587,13 @@ class FillStore:
         )
 
     async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """The fill of ``digest`` and what is known of it, or ``None`` if there is none."""
+        """The fill of ``digest`` and its info, or ``None`` if there is none."""
         viewing = self._run(self._fills.view, digest)
         return await uncancelled(viewing, _close_first)
 
     async def info(self, digest: Digest) -> FillInfo | None:
-        """What is known of a blob that is coming, or of which there are extents."""
-        return await self._run(self._files.info, blob_name(digest))
+        """What the upstream told of a blob that is coming, or of which there are extents."""
+        return await self._run(self._files.info, _blob_name(digest))
 
     async def is_staged(self, digest: Digest) -> bool:
         """
@@ -641,8 +603,8 @@ class FillStore:
         return await self._run(self._staging.is_held, digest)
 
     async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
-        """A file that has the bytes ``span`` at their offsets, if the extents have all of them."""
-        finding = self._run(self._files.extents.find, blob_name(digest), span)
+        """A file with the bytes ``span`` at their offsets, if the extents have all of them."""
+        finding = self._run(self._files.extents.find, _blob_name(digest), span)
         return await uncancelled(finding, _close)
 
     async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
@@ -655,11 +617,11 @@ class FillStore:
         )
 
     async def discard(self, digest: Digest) -> None:
-        """Remove what there is of a blob, unless somebody has claimed its fill."""
+        """Remove all files of a blob, unless its fill is claimed."""
         await self._run(self._fills.discard, digest)
 
     async def sweep(self, seconds: float) -> int:
-        """Remove what nobody has written to for ``seconds`` and nobody holds; how many blobs'."""
+        """Remove blobs not written to for ``seconds`` that nobody has claimed; how many."""
         swept, before = 0, self._now() - seconds
         for blob, names in (await self._run(self._fills.stale, before)).items():
             try:

@@ -1,4 +1,4 @@
-"""From a producer into a file: what arrives, what a thread is writing, and flow control."""
+"""From a producer into a file: hashing, appending in threads, and flow control."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class RunningDigest:
         self._hasher = hashlib.new(algorithm)
 
     def update(self, piece: bytes | memoryview) -> None:
-        """The next bytes.  Blocks; lets other threads run."""
+        """Hash the next bytes.  Blocks; lets other threads run."""
         self._hasher.update(piece)
         self.length += len(piece)
 
     def copy(self) -> RunningDigest:
-        """As it is now."""
+        """A copy of the present state."""
         copy = RunningDigest.__new__(RunningDigest)
         copy.algorithm, copy.length = self.algorithm, self.length
         copy._hasher = self._hasher.copy()
         return copy
 
     def digest(self) -> Digest:
-        """Of what has come."""
+        """The digest of the bytes so far."""
         return Digest(self.algorithm, self._hasher.hexdigest())
 
 
@@ -87,15 +87,13 @@ class RunningDigests:
         self._kept.pop(upload_id, None)
 
 
-# Files that are appended to: what arrives is written at the end, and hashed on the way.
-
 READ = 1024 * 1024
 """Bytes read back at once."""
 
 TURN = 16 * READ
-"""Bytes read back in one go before other work gets a turn in the thread."""
+"""The most bytes read back in one turn of a thread."""
 
-# More pieces than this cost more in calls than in being copied together.
+# More pieces than this are joined: writing them one by one would cost more than the copy.
 _PIECES = 64
 
 
@@ -107,7 +105,7 @@ class AppendedFile:
     :ivar name: in its directory.
     :ivar fd: open for reading and writing.
     :ivar size: the offset at which it ends.
-    :ivar handed_over: ``fd`` is not ours to close any more.
+    :ivar handed_over: another object closes ``fd``.
     """
 
     name: str
@@ -133,17 +131,17 @@ class AppendedFile:
         self.size += size
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the file."""
         os.close(self.fd)
 
 
 @define(eq=False)
 class HashedFile(AppendedFile):
     """
-    A file that grows, in a directory of the store, until it is staged or discarded; locked.
+    A locked file that grows, in a directory of the store, until it is staged or discarded.
 
-    :ivar running: the digest as far as it is known; at most over ``size`` bytes.
-    :ivar ended: the file is not in its directory any more.
+    :ivar running: the hash state, over at most ``size`` bytes.
+    :ivar ended: whether the file has left its directory.
     """
 
     running: RunningDigest
@@ -158,13 +156,13 @@ class HashedFile(AppendedFile):
                 self.running.update(piece)
 
     def catch_up(self, running: RunningDigest) -> None:
-        """Let ``running`` go on over bytes read back: 16 MiB, or up to the end."""
+        """Hash into ``running`` bytes that are read back, up to the end or 16 MiB."""
         end = min(self.size, running.length + TURN)
         while running.length < end:
             running.update(self._read(min(READ, end - running.length), running.length))
 
     def is_there(self) -> bool:
-        """Whether it has neither been staged nor discarded, by anybody."""
+        """Whether no process has staged or discarded it."""
         return not self.ended and self._directory.holds(self.name, os.fstat(self.fd))
 
     def move(self, staging: Staging, digest: Digest, staging_id: str) -> StagedBlob:
@@ -189,7 +187,9 @@ class HashedFile(AppendedFile):
 
 async def hashed(file: HashedFile, running: RunningDigest, threads: Serial) -> Digest:
     """
-    The digest of all of ``file``, which nobody is writing to; reads what ``running`` has not seen.
+    The digest of ``file``, to which nothing is being written.
+
+    Reads the bytes that ``running`` has not hashed.
 
     :raises OSError: if it can't be read.
     """
@@ -199,15 +199,15 @@ async def hashed(file: HashedFile, running: RunningDigest, threads: Serial) -> D
 
 
 BATCH = 1024 * 1024
-"""Bytes gathered before a thread is worth its while, if nobody is waiting."""
+"""Bytes that are gathered before a thread writes them, unless they are flushed."""
 
 HIGH_WATER = 2 * BATCH
-# Not below a batch: less than one would neither be written nor let the producer go on.
+# Not below a batch: less than one would neither be written nor resume the producer.
 LOW_WATER = BATCH
-"""Bytes not written yet, those in the thread included, that pause and resume the producer."""
+"""Unwritten bytes, including those in the thread, at which the producer is paused and resumed."""
 
 LINGER = 0.003
-"""Seconds for which bytes may lie before they are written, where that is limited."""
+"""Seconds for which bytes are gathered at most, where there is a clock."""
 
 _F = TypeVar("_F", bound=AppendedFile)
 
@@ -216,12 +216,14 @@ _F = TypeVar("_F", bound=AppendedFile)
 @define(eq=False)
 class FileConsumer(Generic[_F]):
     """
-    An ``IConsumer`` whose bytes are appended to a file, in a thread, while the next ones gather.
+    An ``IConsumer`` that appends to a file: a thread writes one batch while the next one gathers.
 
-    :param gather: bytes before a thread is worth its while; less if somebody waits.
-    :param clock: with one, what is gathered is written after :data:`LINGER` seconds at the latest.
-    :ivar offset: where the next byte will go.
-    :ivar written: the offset up to which bytes are in the file.
+    Its producer is paused while the disk is slower than it, or the budget of buffers is used up.
+
+    :param gather: bytes of a batch; less if the consumer is flushed or the budget is used up.
+    :param clock: with one, bytes are written after :data:`LINGER` seconds at the latest.
+    :ivar offset: where the next byte will go: in the blob, from 0.
+    :ivar written: the offset up to which bytes are in the file, so that others may read them.
     """
 
     high_water: ClassVar[int] = HIGH_WATER
@@ -234,7 +236,7 @@ class FileConsumer(Generic[_F]):
     _clock: IReactorTime | None = field(default=None, kw_only=True)
     offset: int = field(init=False)
     written: int = field(init=False)
-    # Where the producer is: before the offset, if it sends again what was here already.
+    # The offset of the producer: less than ``offset`` while it sends bytes again.
     _position: int = field(init=False)
     _backlog: list[bytes] = field(factory=list, init=False)
     _gathered: int = field(default=0, init=False)
@@ -251,8 +253,6 @@ class FileConsumer(Generic[_F]):
     def __attrs_post_init__(self) -> None:
         self.offset = self.written = self._position = self._file.size
         self._budget.join(self)
-
-    # -- IConsumer
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         """``IConsumer``; ``streaming`` is always true."""
@@ -282,20 +282,16 @@ class FileConsumer(Generic[_F]):
         self._pump()
         self._control()
 
-    # -- Buffering
-
     def hold(self) -> None:
-        """The budget is used up: take no more in, and write out what is there."""
+        """``Buffering``: the budget is used up; write out what is here."""
         self._held = True
         self._pump()
         self._control()
 
     def go_on(self) -> None:
-        """There is room again."""
+        """``Buffering``: the budget has room again."""
         self._held = False
         self._control()
-
-    # -- for whoever has opened it
 
     def watch(self, grown: Callable[[int], None]) -> None:
         """Call ``grown`` with :attr:`written` whenever that has grown, in the reactor's thread."""
@@ -313,7 +309,7 @@ class FileConsumer(Generic[_F]):
         return self.written
 
     async def close(self) -> None:
-        """Wait for what is in flight, then let go of the file.  Further calls do nothing."""
+        """Wait for what is in flight, then close the file.  Further calls do nothing."""
         if not self._closed:
             self._closed = True
             await uncancelled(ensureDeferred(self._close()))
@@ -330,8 +326,6 @@ class FileConsumer(Generic[_F]):
     async def _let_go(self) -> None:
         if not self._file.handed_over:
             await self._threads.run(self._file.close)
-
-    # -- flow
 
     def _drained(self) -> Deferred[None]:
         drained: Deferred[None] = Deferred(self._waiting.remove)
@@ -367,7 +361,7 @@ class FileConsumer(Generic[_F]):
 
     def _wrote(self, _: None) -> None:
         size, self._in_thread = self._in_thread, 0
-        grown = self._file.size  # as long as no thread has it again
+        grown = self._file.size  # read before the next thread changes it
         self._pump()
         self._tell_growth(grown)
         self._budget.release(size)

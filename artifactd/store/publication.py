@@ -53,18 +53,18 @@ class PublishedBlob:
 
     @property
     def available(self) -> int:
-        """All of it."""
+        """The size: all bytes are here."""
         return self.size
 
     def wait(self, beyond: int) -> Deferred[None]:
-        """All of it is here."""
+        """Fires at once."""
         return succeed(None)
 
     def fileno(self) -> int:
         """
-        A descriptor to read with ``os.pread`` and ``os.sendfile``, to be asked for before each.
+        A descriptor for ``os.pread`` and ``os.sendfile``, to be asked for before each read.
 
-        :raises OSError: if the blob was found damaged since, by whatever process.
+        :raises OSError: if any process has found the blob damaged since it was opened.
         """
         if self._fd >= 0 and stat.S_IMODE(os.fstat(self._fd).st_mode) == QUARANTINED:
             raise OSError(errno.EIO, "the blob was found damaged while it was read")
@@ -101,9 +101,10 @@ class BlobTree:
 
     def open_to_examine(self, digest: Digest) -> tuple[int, os.stat_result] | None:
         """
-        What is published under ``digest``, to be read whatever its mode says, and its status.
+        Open the file published under ``digest`` for reading, even if its mode forbids that, and
+        return its status too.
 
-        A process that was killed while it quarantined a file leaves it there with a mode of 0000.
+        A process that was killed while it quarantined a file leaves it with the mode 0000.
         """
         try:
             with self._fan_out(digest) as directory:
@@ -126,9 +127,10 @@ class BlobTree:
 
     def publish(self, staging: Directory, name: str, digest: Digest, file: os.stat_result) -> None:
         """
-        Give ``file``, which is staged as ``name``, the place of its digest; durable after.
+        Publish ``file``, which is staged as ``name``, under its digest, durably.
 
-        It takes the place of another file: that was right once, and this one was hashed just now.
+        A file that has the name already is replaced: it was right once, but this one was hashed
+        just now.
         """
         with self._durable_fan_out(digest) as directory:
             while True:
@@ -137,23 +139,23 @@ class BlobTree:
                 try:
                     published = directory.status(digest.encoded)
                 except FileNotFoundError:
-                    continue  # there was one, and it was withdrawn in this very moment
+                    continue  # there was one, and it was withdrawn in this moment
                 if os.path.samestat(published, file):
                     break
                 if published.st_size != file.st_size:
-                    # Provably damaged.  Who comes between has replaced it already.
-                    with suppress(FileNotFoundError):
+                    # Provably damaged.
+                    with suppress(FileNotFoundError):  # another push has replaced it already
                         flaw = f"it has {published.st_size} bytes instead of {file.st_size}"
                         self._quarantine.keep(directory, digest, flaw, time.time(), published)
                 self._replace(staging, name, directory, digest)
                 break
-            # Also where somebody else has linked it: it need not have come to syncing it.
+            # Even if another process has linked it: that may not have synced it yet.
             self._files.sync(directory.fd)
 
     def _replace(self, staging: Directory, name: str, directory: Directory, digest: Digest) -> None:
-        # A second name to be renamed: the first one stays until there is a row.
+        # A second name is renamed: the first one stays until the row is committed.
         second = f"{name}-0"
-        with suppress(FileExistsError):  # from an attempt that failed: it is the same file
+        with suppress(FileExistsError):  # of an attempt that failed: the same file
             self._files.link(staging.fd, name, staging.fd, second)
         try:
             self._files.rename(staging.fd, second, directory.fd, digest.encoded)
@@ -163,17 +165,17 @@ class BlobTree:
 
     def quarantine(self, digest: Digest, flaw: str, file: os.stat_result) -> bool:
         """
-        Take ``file`` out of the store, if it is what is published under ``digest``; whether it was.
+        Move ``file`` to quarantine, if it is the one published under ``digest``; whether it was.
 
         Called inside a write transaction of the catalog.
         """
         try:
             with self._fan_out(digest, os.O_RDONLY) as directory:
                 self._quarantine.keep(directory, digest, flaw, time.time(), file)
-                # A push that renames its file to here between this look and the unlink loses
-                # that name, and no more: the mode was set through a descriptor of the damaged
-                # file, the staged name is there until there is a row, and before it writes that
-                # it waits for this transaction to end, and ``confirm`` publishes the file again.
+                # A push that renames its file to here between this check and the unlink loses
+                # that name, and nothing else: the mode was set through a descriptor of the damaged
+                # file, and the staged name stays until there is a row.  To write the row the push
+                # waits for this transaction to end, and its ``confirm`` publishes the file again.
                 if directory.holds(digest.encoded, file):
                     self._files.unlink(directory.fd, digest.encoded)
                     self._files.sync(directory.fd)
@@ -191,7 +193,7 @@ class BlobTree:
         return True
 
     def holds(self, digest: Digest, file: os.stat_result) -> bool:
-        """Whether ``file`` is what is published under ``digest``."""
+        """Whether ``file`` is the one published under ``digest``."""
         try:
             with self._fan_out(digest) as directory:
                 return directory.holds(digest.encoded, file)
@@ -238,7 +240,7 @@ def _published(
     algorithm: Algorithm, directory: Directory, before: float
 ) -> Iterator[tuple[Digest, int]]:
     for name in directory.names():
-        # What somebody else has put there is not for us to judge.
+        # Files that artifactd did not put there are left alone.
         with suppress(DigestInvalid, OSError):
             digest, status = Digest.parse(f"{algorithm}:{name}"), directory.status(name)
             if status.st_ctime < before:
@@ -296,7 +298,7 @@ class StagedBlob:
 
         Blocks; called in the catalog's thread, inside its write transaction.
         """
-        # The file of another push may have been put there since, and not be durable yet.
+        # The name may be that of another push's file by now, which may not be durable yet.
         if not self._blobs.holds(self.digest, self._file):
             self._publish()
 
@@ -318,7 +320,7 @@ class StagedBlob:
         :param forget: :meth:`artifactd.catalog.catalog.Catalog.forget_blob`, which decides whether
             the published name goes too.  If it fails, both are left to the next sweep.
         """
-        # A caller that was cancelled may have left a thread publishing.
+        # A thread may still be publishing for a caller that was cancelled.
         await self._threads.idle()
         try:
             forgotten = forget(self.digest, self._unlink_published)
@@ -366,20 +368,20 @@ class Staging:
         """
         Move a locked file in that lies in ``source``; its new name, for :meth:`synced`.
 
-        It is synced afterwards: what can't be synced must never be tried again, for the second
-        fsync would succeed although the first has lost the bytes; and a crash in between leaves
-        nothing half-done under the old name.
+        It is synced after the move, not before: an fsync that failed must never be tried again,
+        since the second one would succeed although the first has lost the bytes; and a crash in
+        between leaves nothing half-done under the old name.
 
         :raises FileNotFoundError: if it is no longer there.
         """
-        # Neither directory is synced: after a crash the file has one name or the other, or both,
-        # and each has its sweep.
+        # Neither directory is synced: after a crash the file has either name or both, and each is
+        # swept.
         staged = staged_name(digest, staging_id)
         self._files.rename(source.fd, name, self._directory.fd, staged)
         return staged
 
     def add(self, digest: Digest, content: bytes) -> StagedBlob:
-        """Write and sync ``content``, which ``digest`` is of."""
+        """Write and sync ``content``, which has ``digest``."""
         name, fd = self._create(digest)
         try:
             write_all(self._files, fd, [content], 0)
@@ -390,14 +392,14 @@ class Staging:
 
     def link_in(self, source: Directory, name: str, digest: Digest) -> StagedBlob:
         """
-        Stage a file of ``source`` whose bytes were just seen to be right; it stays there, too.
+        Stage a file of ``source`` whose bytes were just verified; it stays there, too.
 
-        :raises BlockingIOError: if somebody does so already.
+        :raises BlockingIOError: if another process is staging it.
         """
         fd, _ = source.open_sealed(name, self._files)
         staged = staged_name(digest, str(uuid4()))
         try:
-            # Before it has the name, so that no sweep takes it for a dead process's.
+            # Locked before it has the name, so that no sweep takes it for a dead process's.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._files.link(source.fd, name, self._directory.fd, staged)
         except BaseException:
@@ -406,7 +408,7 @@ class Staging:
         return self.synced(digest, staged, fd)
 
     def names(self) -> list[str]:
-        """Of all that is there."""
+        """The names of all files there."""
         return self._directory.names()
 
     def is_held(self, digest: Digest) -> bool:
@@ -456,9 +458,9 @@ class Staging:
 
     def synced(self, digest: Digest, name: str, fd: int) -> StagedBlob:
         """
-        The staged blob of a file that is here; what can't be synced is removed.
+        Sync a staged file and make it read-only; one that can't be synced is removed.
 
-        :param fd: open on it; the staged blob's from now on, or closed.
+        :param fd: open on it; the staged blob closes it.
         """
         try:
             self._files.set_mode(fd, PUBLISHED)

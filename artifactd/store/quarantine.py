@@ -1,7 +1,7 @@
 """
-``quarantine/<algorithm>-<encoded>.<id>``: what lay in the store under a digest it did not have.
+``quarantine/<algorithm>-<encoded>.<id>``: damaged files that were published under that digest.
 
-Beside each file lies a record, ``….json``: what was wrong, and when that was found.
+Beside each file lies a record, ``….json``, of what was wrong and when that was found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Record(msgspec.Struct):
 
 @frozen
 class Quarantine:
-    """What was taken out of the published files.  All methods block and raise OSError."""
+    """The damaged files.  All methods block and raise OSError."""
 
     directory: Directory
     _files: FileOperations
@@ -41,20 +41,20 @@ class Quarantine:
         self, source: Directory, digest: Digest, flaw: str, at: float, file: os.stat_result
     ) -> None:
         """
-        Give ``file``, which lies in ``source`` under ``digest``, a name here, durably.
+        Link ``file``, which lies in ``source`` under ``digest``, into quarantine, durably.
 
-        Whoever has it open sees by its mode that it is not to be passed on.
+        Its mode becomes 0000, by which processes that have it open see that they must not send it.
 
-        :raises FileNotFoundError: if there is nothing, or another file by now.
+        :raises FileNotFoundError: if the name is gone, or another file's by now.
         """
         name = f"{digest.algorithm}-{digest.encoded}.{uuid4()}"
         fd, status = source.open_sealed(digest.encoded, self._files)
         try:
-            # A push may have put a good one there since: that one keeps its mode and its name.
+            # A push may have put a good file there since, which keeps its mode and its name.
             if not os.path.samestat(status, file):
                 raise FileNotFoundError(errno.ENOENT, "it was replaced", str(digest))
-            # It comes first, so that no file is here without one; the file is what matters.
-            with suppress(OSError):
+            # The record first, so that no file is here without one.
+            with suppress(OSError):  # the file matters more
                 self._write(f"{name}.json", _Record(str(digest), status.st_size, flaw, at))
             self._files.link(source.fd, digest.encoded, self.directory.fd, name)
             if not self.directory.holds(name, status):
@@ -70,14 +70,14 @@ class Quarantine:
 
     def expired(self, before: float) -> list[tuple[str, Digest]]:
         """
-        The files that came before ``before``, in seconds since the epoch: their names here, and
-        what they should have been.  Records without a file go.
+        The files quarantined before ``before``, in seconds since the epoch: their names, and the
+        digests they should have.  Records without a file are removed.
         """
         found, names = [], set(self.directory.names())
         for name in sorted(names):
             match = _FILE.fullmatch(name)
             with suppress(FileNotFoundError, DigestInvalid):
-                # Its last change is its coming here.
+                # The last change of a file's status is its quarantine.
                 if match is None or self.directory.status(name).st_ctime >= before:
                     continue
                 if match["json"] is None:
@@ -92,7 +92,7 @@ class Quarantine:
         self._files.unlink(self.directory.fd, f"{name}.json")
 
     def digests(self) -> Sequence[Digest]:
-        """What is here, each as often as it is."""
+        """The digests that the files should have, one for each file."""
         found = []
         for name in sorted(self.directory.names()):
             match = _FILE.fullmatch(name)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -133,7 +133,7 @@ class ClaimTests(ThreadedTestCase, UploadTestCase):
         won = []
 
         async def attempt(stores: Stores) -> None:
-            with suppress(UploadBusy):
+            with contextlib.suppress(UploadBusy):
                 won.append(await self.claimed(upload_id, stores=stores))
 
         await gatherResults([ensureDeferred(attempt(p)) for p in processes * 5])
