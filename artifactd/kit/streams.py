@@ -1,4 +1,4 @@
-"""Consumers that stand between a producer and another consumer."""
+"""Consumers: some pass bytes on to another consumer, one collects them."""
 
 from __future__ import annotations
 
@@ -52,4 +52,39 @@ class Bounded(PassThrough):
         super().write(data)
         too_far = self._end is not None and self._offset() > self._end
         if too_far and self._producer is not None:
+            self._producer.stopProducing()
+
+
+@implementer(IConsumer)
+class Collected:
+    """
+    Collects up to ``limit`` bytes in memory, and stops the producer if more come.
+
+    :ivar exceeded: whether more came.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.exceeded = False
+        self._limit = limit
+        self._content = bytearray()
+        self._producer: IProducer | None = None
+
+    @property
+    def content(self) -> bytes:
+        """The bytes that have come; none if they exceeded the limit."""
+        return bytes(self._content)
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = producer
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+
+    def write(self, data: bytes) -> None:
+        if not self.exceeded and len(self._content) + len(data) <= self._limit:
+            self._content += data
+            return
+        self.exceeded = True
+        self._content.clear()
+        if self._producer is not None:
             self._producer.stopProducing()

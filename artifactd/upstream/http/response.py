@@ -10,7 +10,6 @@ from twisted.internet import protocol
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import (
     IConsumer,
-    IProducer,
     IPushProducer,
     IReactorTime,
 )
@@ -20,6 +19,7 @@ from twisted.web.client import ResponseDone
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
+from artifactd.kit.streams import Collected
 from artifactd.kit.timers import Timers
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 
@@ -158,41 +158,6 @@ class Refusal(protocol.Protocol):
         self.transport.stopProducing()
 
 
-@implementer(IConsumer)
-class Pieces:
-    """
-    Keeps up to ``limit`` bytes in memory; more stop the producer.
-
-    :ivar exceeded: whether more came.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.exceeded = False
-        self._limit = limit
-        self._content = bytearray()
-        self._producer: IProducer | None = None
-
-    @property
-    def content(self) -> bytes:
-        """The bytes that have come, or none if they exceeded the limit."""
-        return bytes(self._content)
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        self._producer = producer
-
-    def unregisterProducer(self) -> None:
-        self._producer = None
-
-    def write(self, data: bytes) -> None:
-        if len(self._content) + len(data) <= self._limit:
-            self._content += data
-            return
-        self.exceeded = True
-        self._content.clear()
-        if self._producer is not None:
-            self._producer.stopProducing()
-
-
 DROPPED_BYTES = 64 * 1024
 DROPPED_SECONDS = 5.0
 """A short unwanted body is read within these bounds, so that its connection can be used again."""
@@ -252,7 +217,7 @@ class Response:
         :raises Unreachable: if it has more than ``limit`` bytes, or breaks off.
         :raises TimedOut: if it stands still, or takes longer than ``seconds``.
         """
-        pieces = Pieces(limit)
+        pieces = Collected(limit)
         if self.length is not None and self.length > limit:
             pieces.exceeded = True
             self.abort()
@@ -294,7 +259,7 @@ class Response:
         if self.length is None or self.length > DROPPED_BYTES:
             self.abort()
             return
-        dropping = self.deliver_to(Pieces(DROPPED_BYTES))
+        dropping = self.deliver_to(Collected(DROPPED_BYTES))
         dropping.addTimeout(DROPPED_SECONDS, self._clock)
         dropping.addErrback(lambda _: None)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
+from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from artifactd.kit.streams import Collected
 from artifactd.oci.errors import ContentTooLarge
 
 
@@ -86,11 +87,14 @@ class RequestBody:
         :raises ContentTooLarge: as soon as the length declared, or what has been received,
             exceeds ``limit``; the rest is not read.
         """
-        if self.length is not None and self.length > limit:
-            raise _too_large(limit)
-        pieces = _Pieces(limit)
-        await self.deliver_to(pieces)
-        return pieces.joined()
+        collected = Collected(limit)
+        if self.length is None or self.length <= limit:
+            await self.deliver_to(collected)
+            if not collected.exceeded:
+                return collected.content
+        raise ContentTooLarge(
+            f"request body too large: at most {limit} bytes are accepted here", {"limit": limit}
+        )
 
     # Called by the request
 
@@ -176,40 +180,3 @@ class RequestBody:
         if consumer is not None:
             consumer.unregisterProducer()
         return delivery
-
-
-@implementer(IConsumer)
-class _Pieces:
-    """Up to ``limit`` bytes in memory."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._producer: IProducer | None = None
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        self._producer = producer
-
-    def unregisterProducer(self) -> None:
-        self._producer = None
-
-    def write(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size <= self._limit:
-            self._pieces.append(data)
-        elif self._producer is not None:
-            self._pieces.clear()
-            self._producer.stopProducing()
-
-    def joined(self) -> bytes:
-        """:raises ContentTooLarge: if more than ``limit`` bytes were written."""
-        if self._size > self._limit:
-            raise _too_large(self._limit)
-        return b"".join(self._pieces)
-
-
-def _too_large(limit: int) -> ContentTooLarge:
-    return ContentTooLarge(
-        f"request body too large: at most {limit} bytes are accepted here", {"limit": limit}
-    )
