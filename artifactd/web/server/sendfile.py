@@ -28,8 +28,6 @@ from artifactd.kit.timers import Deadline, Timers
 from artifactd.store.blobs import OpenBlob
 from artifactd.web.server.protocol import RegistryRequest
 
-# What every way to send a blob has in common: reading it, a deadline, one end.
-
 InThread = Callable[..., Deferred[Any]]
 
 # Linux reads at least this much of a cold file at a time, in bytes.
@@ -41,7 +39,7 @@ _NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 
 @define(eq=False)
 class BlobReader:
-    """Reads a blob; closes it when asked to and no thread reads."""
+    """Reads a blob, and closes it once it is not wanted and no thread reads it."""
 
     _blob: OpenBlob
     _in_thread: InThread
@@ -69,18 +67,18 @@ class BlobReader:
             self._blob.close()
 
     def cached(self, first: int, length: int) -> bytes | None:
-        """The bytes, if they can be had without waiting for the disk."""
+        """Return the bytes if they are in the page cache; ``None`` if not, or if unknown."""
         if not _NOWAIT:
             return None
         buffer = bytearray(length)
         try:
             got = os.preadv(self._blob.fileno(), [buffer], first, _NOWAIT)
-        except OSError:  # some are on disk, or the filesystem can't tell
+        except OSError:  # some are on disk, or the filesystem does not tell
             return None
         return bytes(buffer) if got == length else None
 
     def is_cached(self, first: int, length: int) -> bool:
-        """Whether a read of these bytes would not wait for the disk, as far as samples tell."""
+        """Whether samples of these bytes are in the page cache, so that reading won't wait."""
         if self._in_memory:
             return True
         samples = range(first, first + length, _STRIDE)
@@ -91,11 +89,11 @@ class BlobReader:
         return self._run(os.pread, length, first)
 
     def read_ahead(self, first: int, length: int) -> Deferred[None]:
-        """Get bytes into the page cache, in a thread."""
+        """Read bytes into the page cache, in a thread."""
         return self._run(_touch, length, first)
 
     def _run(self, read: Callable[[int, int, int], Any], length: int, first: int) -> Deferred[Any]:
-        # Cancelling what is returned leaves the thread alone, and us waiting for it.
+        # Cancelling the returned Deferred leaves the thread alone; the file stays open for it.
         waiting: Deferred[Any] = Deferred()
         try:
             fd = self._blob.fileno()
@@ -107,7 +105,7 @@ class BlobReader:
         return waiting
 
     def failed(self, error: OSError) -> None:
-        """Reading has failed; sending, too, where the kernel does both: then it may be no fault."""
+        """Report an error of the disk.  Other errors of ``sendfile`` may be the connection's."""
         if error.errno == errno.EIO:
             self._blob.failed(error)
 
@@ -128,10 +126,10 @@ def _touch(fd: int, length: int, first: int) -> None:
 
 class Transfer:
     """
-    The body of one response: bytes of a file that may still grow, a deadline, one end.
+    The body of one response: bytes of a blob that may still grow, sent under a stall timeout.
 
-    :ivar offset: where the next byte to send is in the blob.
-    :ivar end: the offset behind the last one; ``None`` as long as nobody knows.
+    :ivar offset: the offset in the blob of the next byte to send.
+    :ivar end: the offset behind the last byte to send; ``None`` as long as it is not known.
     :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
     """
 
@@ -155,7 +153,7 @@ class Transfer:
 
     def start(self, timers: Timers, stall: float) -> Deferred[bool]:
         """
-        Fires with whether all was sent, when the connection is free again or lost.
+        Begin to send.  Fires with whether all was sent, when the connection is free again or lost.
 
         :param stall: seconds without progress after which the connection is dropped.
         """
@@ -165,10 +163,6 @@ class Transfer:
         self.request.notifyFinish().addBoth(self._request_ended)
         self.register()
         return self._done
-
-    def live(self) -> bool:
-        """Whether there is somebody to send to."""
-        return not self.ended
 
     def register(self) -> None:
         """Become the producer of the connection."""
@@ -180,10 +174,10 @@ class Transfer:
 
     def more(self) -> Deferred[None]:
         """
-        Fires once :attr:`here` is further than it is now, or known to be :attr:`end`.
+        Wait until :attr:`here` is further than it is now, or known to be :attr:`end`.
 
-        Until then the client has no deadline, since it is not the client that we wait for.  The
-        end of the transfer cancels it.
+        Meanwhile the stall timeout does not apply, since the client is not to blame.  The end of
+        the transfer cancels it.
 
         :raises EOFError: if the blob ends before what was promised.
         :raises OSError: if the bytes will never come.
@@ -193,23 +187,23 @@ class Transfer:
         return growth.addCallback(self._grown, beyond)
 
     def advance(self, count: int) -> None:
-        """``count`` more bytes are with the connection."""
+        """Note that ``count`` more bytes have been handed to the connection."""
         self.offset += count
         self.progress()
 
     def progress(self) -> None:
-        """The client takes bytes, or it is not the client that we wait for."""
+        """Restart the stall timeout: the client takes bytes, or is not to blame for the wait."""
         if not self.ended:
             self._deadline.start(self._stall)
 
     def complete(self) -> None:
-        """All bytes are with the connection."""
+        """End the transfer: all bytes have been handed to the connection."""
         self._end()
         self.unregister()
         self._done.callback(True)
 
     def cut(self, problem: str) -> None:
-        """What was promised can't be delivered: the connection has to die."""
+        """Drop the connection: the rest of the response can't be delivered."""
         if not self.ended:
             self._log.warn(
                 "response to {path} cut off, request {request_id}: {problem}",
@@ -220,11 +214,11 @@ class Transfer:
             self.transport.abortConnection()
 
     def failed(self, failure: Failure) -> None:
-        """:meth:`cut`, with the reason from ``failure``."""
+        """Drop the connection for the reason in ``failure``."""
         self.cut(failure.getErrorMessage())
 
     def stopped(self) -> None:
-        """Nothing more is to be sent."""
+        """Called at the end of the transfer, for subclasses."""
 
     def _look(self) -> None:
         if self.end is None:
@@ -263,18 +257,16 @@ class Transfer:
         self.transport.abortConnection()
 
 
-# Blobs as the bodies of responses where their bytes pass through this process.
-
 _PIECE = 64 * 1024  # bytes
 
 
 @implementer(IPushProducer)
 class Relay(Transfer):
     """
-    Pieces read in a thread, the next when the transport has got rid of the one before: for TLS,
-    and for the chunks of a blob whose length nobody knows yet.
+    Sends pieces that a thread reads, each when the transport has sent the one before: for TLS, and
+    for the chunks of a blob whose length is not known yet.
 
-    No buffer is held while there is nothing to put into it.
+    It takes a buffer of the budget only while it has a piece to send.
     """
 
     def __init__(
@@ -307,11 +299,11 @@ class Relay(Transfer):
             resumed.callback(None)
 
     def stopProducing(self) -> None:
-        """The connection is lost; the request is told next, and tells us."""
+        """The connection is lost: the request ends next, and with it the transfer."""
 
     def stopped(self) -> None:
         self._granted.cancel()
-        self.resumeProducing()  # to its end
+        self.resumeProducing()  # so that the pump ends
 
     async def _pump(self) -> None:
         if self.end is None:
@@ -343,9 +335,9 @@ class Relay(Transfer):
         self.request.write(b"")
 
     async def _relay(self, size: int) -> bool:
-        """Send a piece and wait until it is sent; whether there is reason to go on."""
+        """Send a piece and wait until it is sent.  Returns whether the transfer goes on."""
         piece = await self.reader.read(self.offset, size)
-        if not self.live():
+        if self.ended:
             return False
         if len(piece) < size:
             raise EOFError("the file is shorter than it was")
@@ -354,14 +346,14 @@ class Relay(Transfer):
         if self._resumed is not None:
             await self._resumed
             self.progress()
-        return self.live()
+        return not self.ended
 
 
 # All sizes are in bytes.
-SMALL = 64 * 1024  # up to here a body is read at once and written with its headers
+SMALL = 64 * 1024  # a body of up to this size is read at once and written with its headers
 _AT_A_TIME = 512 * 1024  # per wake-up of one connection: fairness to the others
 _WINDOW = 4 * 1024 * 1024  # how far a cold file is read ahead
-_UNSENT = 128 * 1024  # how much the kernel takes from us beyond what is on its way
+_UNSENT = 128 * 1024  # how much the kernel buffers beyond the bytes on their way
 
 
 @frozen
@@ -370,9 +362,9 @@ class FileSender:
     Sends blobs as response bodies.
 
     :param in_thread: calls a function with arguments in a thread, as ``deferToThread`` does.
-    :param stall: seconds after which a client that takes nothing is dropped, unless it is the blob
-        that it waits for.
-    :param in_memory: whether blobs lie in memory anyway, on a filesystem that can't be asked.
+    :param stall: seconds after which a client that takes nothing is dropped, unless the blob has
+        no more bytes to send yet.
+    :param in_memory: whether the filesystem keeps all blobs in memory, and does not tell.
     """
 
     timers: Timers
@@ -391,10 +383,10 @@ class FileSender:
         The headers go at once.  Without a length they go without ``Content-Length``, and the body
         is chunked (RFC 9112, 7.1); to a client of HTTP/1.0 they wait until the length is known.
 
-        Closes ``blob`` in every case, when no thread reads it any more.  ``True`` means that all
-        bytes are with the connection and the request can be finished; ``False`` that the client
-        is gone, or has been dropped, and nothing is left to do.  A client never gets a complete
-        response with bytes missing.
+        Closes ``blob`` in every case, when no thread reads it any more.  Returns ``True`` when all
+        bytes have been handed to the connection and the request can be finished; ``False`` when the
+        client is gone, or has been dropped.  A client never gets a complete response with bytes
+        missing.
         """
         reader = BlobReader(blob, self.in_thread, self.in_memory)
         try:
@@ -428,7 +420,7 @@ class FileSender:
 
 
 def _possible(request: RegistryRequest) -> bool:
-    """Whether the socket itself can be written to, in the order of what the channel writes."""
+    """Whether bytes can go to the socket itself, after all that the channel has written."""
     transport = request.channel.transport
     return (
         hasattr(os, "sendfile")
@@ -441,7 +433,8 @@ def _possible(request: RegistryRequest) -> bool:
 @implementer(IPullProducer)
 class _Sendfile(Transfer):
     """
-    A pull producer on the TCP transport itself, which asks for more when its own buffer is empty.
+    Sends by ``os.sendfile``, as a pull producer on the TCP transport, which asks for more when its
+    own buffer is empty.
 
     A file that is not in the page cache is read ahead in a thread, so that ``sendfile`` does not
     wait for the disk.  When all that is available has been sent, the transport is left alone until
@@ -450,9 +443,9 @@ class _Sendfile(Transfer):
 
     _first = True
     _taken_over = False
-    _ahead = 0  # up to here the file can be sent without waiting
-    _margin = 0  # how far ahead of the client to look: far in a cold file
-    _pending = False  # something is being read ahead, or has yet to come
+    _ahead = 0  # the offset up to which the file can be sent without waiting for the disk
+    _margin = 0  # how far ahead of the client to read: far in a cold file
+    _pending = False  # whether it waits for a read ahead, or for the blob to grow
 
     def register(self) -> None:
         self._ahead = self.offset
@@ -469,12 +462,12 @@ class _Sendfile(Transfer):
 
     def resumeProducing(self) -> None:
         if self._first:
-            # Called by registerProducer: the headers may be in the buffer, or sent long ago.
+            # Called by registerProducer: the headers may be in the buffer, or sent already.
             self._first = False
             self.transport.startWriting()
             return
         if not self._taken_over:
-            # The transport may have paused the channel before; its "go on" has come to us.
+            # The transport may have paused the channel before; it resumes only this producer.
             self._taken_over = True
             self.channel.resumeProducing()
         ready = self._ready()
@@ -482,7 +475,7 @@ class _Sendfile(Transfer):
             self._send(min(ready, _AT_A_TIME))
 
     def stopProducing(self) -> None:
-        """The connection is lost; the request is told next, and tells us."""
+        """The connection is lost: the request ends next, and with it the transfer."""
 
     def _send(self, count: int) -> None:
         try:
@@ -507,7 +500,7 @@ class _Sendfile(Transfer):
             self._wait()
 
     def _ready(self) -> int:
-        """How many bytes can be sent without waiting for the disk; has more read if need be."""
+        """Return how many bytes can be sent without waiting; reads ahead if they are few."""
         if self._ahead <= self.offset + self._margin and not self._pending:
             self._look_ahead()
         return self._ahead - self.offset
