@@ -17,7 +17,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 import artifactd
-from tests.programs import Process
+from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
 
 _CHECKOUT = Path(artifactd.__file__).parents[1]
@@ -45,7 +45,7 @@ async def request(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     chunked: bool = False,
-    seconds: float = 60,
+    seconds: float = PATIENCE,
     tls: SSLContext | None = None,
 ) -> Answer:
     """

@@ -36,6 +36,9 @@ class IReactor(IReactorCore, IReactorProcess, IReactorTCP, IReactorThreads, IRea
 
 reactor = cast(IReactor, _reactor)
 
+# How many seconds to wait for what should come at once: no test fails because the machine is busy.
+PATIENCE = 300.0
+
 
 def require(*names: str, root: bool = False) -> None:
     """
@@ -53,7 +56,9 @@ def require(*names: str, root: bool = False) -> None:
         raise SkipTest(reason)
 
 
-async def wait_for(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
+async def wait_for(
+    condition: Callable[[], bool | Awaitable[bool]], seconds: float = PATIENCE
+) -> None:
     """
     Wait until ``condition`` holds, for what tells no event.
 
@@ -119,7 +124,7 @@ class Process(ProcessProtocol):
         """All that it has written, in the order of reading."""
         return self._written.decode(errors="replace")
 
-    def matched(self, pattern: str, seconds: float = 60) -> Deferred[re.Match[str]]:
+    def matched(self, pattern: str, seconds: float = PATIENCE) -> Deferred[re.Match[str]]:
         """
         The first match of ``pattern`` in its output, once it is there.
 
@@ -130,7 +135,7 @@ class Process(ProcessProtocol):
         self._look()
         return expected.addTimeout(seconds, reactor).addErrback(self._explain)
 
-    def ended(self, seconds: float = 60) -> Deferred[int]:
+    def ended(self, seconds: float = PATIENCE) -> Deferred[int]:
         """
         Its exit status, or minus the signal that ended it, once it has ended.
 
@@ -143,7 +148,7 @@ class Process(ProcessProtocol):
             end.callback(self.status)
         return end.addTimeout(seconds, reactor).addErrback(self._explain)
 
-    def kill(self, number: int, seconds: float = 60) -> Deferred[int]:
+    def kill(self, number: int, seconds: float = PATIENCE) -> Deferred[int]:
         """Send it a signal, if it still runs, and wait for its end as :meth:`ended`."""
         if self.status is None:
             os.kill(self.pid, number)
@@ -194,7 +199,7 @@ async def run(
     *argv: str,
     env: Mapping[str, str] | None = None,
     stdin: bytes = b"",
-    seconds: float = 120,
+    seconds: float = PATIENCE,
     check: bool = True,
 ) -> Result:
     """
@@ -264,7 +269,7 @@ class DockerEngine:
         return self
 
     async def docker(
-        self, *argv: str, stdin: bytes = b"", seconds: float = 300, check: bool = True
+        self, *argv: str, stdin: bytes = b"", seconds: float = PATIENCE, check: bool = True
     ) -> Result:
         """Run ``docker`` against it; parameters as of :func:`run`."""
         env = {

@@ -14,13 +14,11 @@ _SOAK = Path(artifactd.__file__).parents[1] / "bench" / "soak.py"
 
 
 class SoakTests(TestCase):
-    timeout = 300
-
     async def test_it_loses_nothing_and_leaves_nothing_behind(self) -> None:
         folder = Path(self.mktemp()).absolute()
         folder.mkdir(parents=True)
         command = (sys.executable, str(_SOAK), "--seconds", "4", "--data", str(folder))
-        soaked = await run(self, *command, seconds=280)
+        soaked = await run(self, *command)
         for line in ("losses: 0", "corrupt: 0", "amiss: 0"):
             self.assertIn(f"{line}\n", soaked.out)
         self.assertRegex(soaked.out, r"seed: \d+\n")

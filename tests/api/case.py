@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from tests.api.served import Served
 from tests.process import Answer
+from tests.programs import PATIENCE
 
 
 @implementer(ILogObserver)
@@ -127,7 +128,7 @@ class Connection:
     """A connection on which any bytes may be sent."""
 
     def __init__(self, test: TestCase, port: int) -> None:
-        self._socket = create_connection(("127.0.0.1", port), timeout=60)
+        self._socket = create_connection(("127.0.0.1", port), timeout=PATIENCE)
         test.addCleanup(self._socket.close)
 
     @classmethod

@@ -20,6 +20,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
 from tests.api.case import ApiTestCase
 from tests.api.served import image_manifest
+from tests.programs import PATIENCE
 
 CODES = {
     "BLOB_UNKNOWN",
@@ -170,7 +171,9 @@ class AnyRequestTests(ApiTestCase):
         """
 
         def examples() -> None:
-            with closing(HTTPConnection("127.0.0.1", self.registry.port, timeout=60)) as connection:
+            with closing(
+                HTTPConnection("127.0.0.1", self.registry.port, timeout=PATIENCE)
+            ) as connection:
                 for asked, status in certain.items():
                     self.assertEqual(self.check(connection, asked), status, asked)
 

@@ -18,8 +18,6 @@ SIZES = (0, 1000, 1000 * 1000)
 
 
 class ContainersTestCase(TestCase):
-    timeout = 240
-
     daemon: Daemon
     tools: Containers
 

@@ -19,8 +19,6 @@ LARGE = 300 * 1000 * 1000
 
 
 class DockerTestCase(TestCase):
-    timeout = 240
-
     daemon: Daemon
     engine: DockerEngine
 

@@ -23,8 +23,6 @@ SIZE = 32 * MIB
 
 
 class MirrorTestCase(TestCase):
-    timeout = 240
-
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         self.upstream = await Upstream.start(self)
         # The upstream is asked about a tag each time, so that its absence is noticed.

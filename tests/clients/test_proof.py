@@ -16,7 +16,6 @@ NAME = f"docker.io/{APP}"
 
 
 class ProofTests(ProofCase):
-    timeout = 240
     tokens = True
 
     async def daemon(self) -> Daemon:

@@ -22,7 +22,6 @@ class SecuredContainersTestCase(TestCase):
     :cvar tokens: whether there is a token service.
     """
 
-    timeout = 240
     tokens = True
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it

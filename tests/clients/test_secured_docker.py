@@ -19,7 +19,6 @@ class SecuredDockerTestCase(TestCase):
     :cvar tokens: whether there is a token service.
     """
 
-    timeout = 240
     tokens = True
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
@@ -182,8 +181,6 @@ class TokenTests(SecuredDockerTestCase):
 
 
 class UntrustedTests(TestCase):
-    timeout = 240
-
     async def test_docker_tells_an_authority_that_it_does_not_trust(self) -> None:
         engine = await DockerEngine.start(self)
         secured = await Secured.start(self, tokens=True)

@@ -35,8 +35,6 @@ SEED = "COLLECTION_SEED"
 
 
 class LinearizabilityTests(TestCase):
-    timeout = 600
-
     async def test_what_is_acknowledged_and_not_deleted_is_whole(self) -> None:
         seed = int(os.environ.get(SEED) or randrange(1 << 32))
         self.data, path = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()

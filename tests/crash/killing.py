@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
+from tests.programs import PATIENCE
 
 TAGS = ("one", "two", "three")
 
@@ -109,7 +110,7 @@ class Worker:
 
     def work(self, port: int, progress: Progress) -> None:
         """Go on until the daemon is no more."""
-        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
 
             def ask(method: str, path: str, body: bytes | None = None) -> Answer:
                 answer = _ask(connection, method, path, body)
@@ -190,7 +191,7 @@ class Worker:
 
     def check(self, port: int) -> None:
         """All that it was told is so."""
-        with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
             for tag in TAGS:
                 self.check_tag(lambda *asked: _ask(connection, *asked), tag)
 

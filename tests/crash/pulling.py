@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from tests.process import Daemon
-from tests.programs import reactor
+from tests.programs import PATIENCE, reactor
 
 MIB = 1 << 20
 NAME = "library/app"
@@ -92,14 +92,14 @@ class Pull(Protocol):
         reached: Deferred[None] = Deferred()
         self._awaited.append((count, reached))
         self._tell()
-        return reached.addTimeout(60, reactor)
+        return reached.addTimeout(PATIENCE, reactor)
 
     async def ended(self) -> Self:
         """Wait until the connection has ended, however it does."""
         if not self._lost:
             end: Deferred[None] = Deferred()
             self._awaited.append((-1, end))
-            await end.addTimeout(60, reactor)
+            await end.addTimeout(PATIENCE, reactor)
         return self
 
     def leave(self) -> None:

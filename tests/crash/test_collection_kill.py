@@ -106,8 +106,6 @@ class Client:
 
 
 class CollectionKillTests(TestCase):
-    timeout = 600
-
     async def test_what_was_pushed_and_not_deleted_is_whole_after_each_kill(self) -> None:
         seed = int(os.environ.get("CRASH_SEED") or SystemRandom().getrandbits(32))
         try:

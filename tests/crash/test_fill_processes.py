@@ -24,8 +24,6 @@ OTHER = "library/other"
 
 
 class ProcessesTestCase(TestCase):
-    timeout = 240
-
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         self.hub = Hub.start(self)
         toml = settings_for(self.hub)

@@ -190,8 +190,6 @@ class FsckTests(MaintenanceTestCase):
 
 
 class BackupTests(MaintenanceTestCase):
-    timeout = 600  # several processes start one after the other
-
     async def test_a_copy_made_under_load_passes_and_has_all_that_was_told(self) -> None:
         target = Path(self.mktemp()).absolute()
         told = {f"app{n}": await self.push(f"app{n}", content(n)) for n in range(4)}

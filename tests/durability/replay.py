@@ -27,7 +27,7 @@ from artifactd.store import procfs
 from tests.api.served import image_manifest
 from tests.durability.disk import State
 from tests.durability.recording import CATALOG
-from tests.programs import reactor, wait_for
+from tests.programs import PATIENCE, reactor, wait_for
 
 DATA = "data"
 # What comes to nothing goes at last: long after any lease, grace period or timeout.
@@ -233,7 +233,7 @@ async def collected(collector: Collector, shelves: Sequence[int]) -> None:
 
 def _use(port: int, promised: Promises, sessions: Sequence[str]) -> None:
     """Go on with uploads, ask for all that was promised, and push and pull an image."""
-    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
 
         def ask(
             method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}

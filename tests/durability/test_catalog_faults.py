@@ -28,8 +28,6 @@ from tests.programs import require
 
 
 class CatalogTestCase(TestCase):
-    timeout = 300
-
     def start(self, data: Path | None = None) -> Served:
         return Served.start(self, LOCAL, data=data, gc_rate="0")
 

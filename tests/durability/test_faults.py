@@ -115,7 +115,6 @@ LARGE = noise(100_000)
 
 
 class FaultTestCase(TestCase):
-    timeout = 600
     toml = LOCAL
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
@@ -307,8 +306,6 @@ class WhileItLastsTests(FaultTestCase):
 
 
 class StartTests(TestCase):
-    timeout = 600
-
     async def test_a_start_on_a_disk_that_fails_ends_in_one_line_and_the_next_one_succeeds(
         self,
     ) -> None:

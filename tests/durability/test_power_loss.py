@@ -44,8 +44,6 @@ _SEED = int(os.environ.get("DURABILITY_SEED") or SystemRandom().getrandbits(32))
 
 
 class PowerLossTestCase(TestCase):
-    timeout = 600
-
     async def assert_survives(
         self, recorded: Recorded, since: int = 0, oldest: int | None = None
     ) -> None:

@@ -54,7 +54,7 @@ def _pieces(message: bytes, cuts: list[int]) -> list[bytes]:
 class HostileBytesTests(TestCase):
     """The whole registry, asked by somebody who means no good, and by somebody else beside."""
 
-    timeout = 3600 if _EXAMPLES else 120
+    timeout = 3600 if _EXAMPLES else 600
 
     def setUp(self) -> None:
         path = Path(self.mktemp()).absolute()

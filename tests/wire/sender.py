@@ -84,8 +84,6 @@ class BlobApp:
 class SenderCase(TestCase):
     """A site on loopback that serves pieces of one file."""
 
-    timeout = 60
-
     def setUp(self) -> None:
         self.path = Path(self.mktemp())
         self.content = random.Random(7).randbytes(BIG)
