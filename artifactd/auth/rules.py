@@ -30,9 +30,6 @@ class _Grant:
         images = settings.images
         return cls(frozenset(settings.may), Patterns(images), "*" in images)
 
-    def covers(self, name: str | None) -> bool:
-        return self.everything if name is None else self.images.match(name)
-
 
 class AccessRules:
     """
@@ -60,23 +57,31 @@ class AccessRules:
         self._now = now
         self._cache: LRUCache[Identity, tuple[_Grant, ...]] = LRUCache(_REMEMBERED)
 
-    def granted(self, identity: Identity, image: ImageName | None) -> frozenset[Action]:
+    def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
         """
         The actions that ``identity`` may do to ``image``, in microseconds.  Nothing is looked up,
         so the image needn't exist.
-
-        :param image: ``None`` stands for every image there could be, and for the registry itself:
-            a rule for ``*`` grants that.
         """
-        name = None if image is None else str(image)
+        name = str(image)
         limit, grants = self._grants_of(identity)
-        if limit is not None and not limit.covers(name):
+        if limit is not None and not limit.images.match(name):
             return _NOTHING
         allowed = _NOTHING
         for grant in grants:
-            if not grant.may <= allowed and grant.covers(name):
+            if not grant.may <= allowed and grant.images.match(name):
                 allowed |= grant.may
         return allowed if limit is None else allowed & limit.may
+
+    def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
+        """
+        The actions that ``identity`` may do to every image there could be, by a rule for ``*``, and
+        to the registry itself.
+        """
+        limit, grants = self._grants_of(identity)
+        allowed = _NOTHING.union(*(grant.may for grant in grants if grant.everything))
+        if limit is None:
+            return allowed
+        return allowed & limit.may if limit.everything else _NOTHING
 
     def grants_any(self, identity: Identity, action: Action) -> bool:
         """

@@ -250,7 +250,7 @@ class AccessGate:
                 self._unauthorized(request)
             # Tokens with scopes are for images only.
             if caller.scopes is not None or (
-                Action.ADMINISTER not in self.rules.granted(caller.identity, None)
+                Action.ADMINISTER not in self.rules.granted_everywhere(caller.identity)
             ):
                 raise Denied(
                     "only an administrator of all images, logged in by Basic, may read this from"

@@ -49,7 +49,7 @@ class RulesTests(SynchronousTestCase):
     def test_without_a_rule_nobody_may_do_anything(self) -> None:
         for identity in (ANONYMOUS, ALICE, CI):
             self.assert_granted(rules(), identity, APP)
-            self.assertEqual(rules().granted(identity, None), set())
+            self.assertEqual(rules().granted_everywhere(identity), set())
 
     def test_a_rule_is_for_whom_it_names_and_for_images_like_its_patterns(self) -> None:
         access = rules(rule("user:alice", (PULL, PUSH), "local/mycorp/*"))
@@ -81,8 +81,8 @@ class RulesTests(SynchronousTestCase):
         access = rules(
             rule("user:alice", (ADMINISTER,), "x", "*"), rule("user:bob", (ADMINISTER,), "local/*")
         )
-        self.assertEqual(access.granted(ALICE, None), {ADMINISTER})
-        self.assertEqual(access.granted(BOB, None), set())
+        self.assertEqual(access.granted_everywhere(ALICE), {ADMINISTER})
+        self.assertEqual(access.granted_everywhere(BOB), set())
 
     def test_any_is_what_some_rule_says_of_some_images(self) -> None:
         access = rules(rule("user:bob", (PULL,), "local/x"), rule("group:dev", (PUSH,), "*"))
@@ -145,7 +145,7 @@ class RobotLimitTests(SynchronousTestCase):
     def test_everywhere_is_limited_too(self) -> None:
         for images, actions in (("*", {PULL}), ("local/*", set[Action]())):
             access = rules(self.ALL, ci=limit((PULL,), images))
-            self.assertEqual(access.granted(CI, None), actions)
+            self.assertEqual(access.granted_everywhere(CI), actions)
 
     def test_any_is_limited_too(self) -> None:
         access = rules(self.ALL, ci=limit((PULL,), "local/*"))
