@@ -1,4 +1,4 @@
-"""artifactd's own tokens: what is in them, and what is not taken for one."""
+"""The tokens of this registry, their scopes, and what is not taken for one of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import jwt
 from attrs import evolve
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.bearer import Account
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.keys import Keys, SigningKey
-from artifactd.auth.tokens import Scope, Tokens
+from artifactd.auth.tokens import Scope, Tokens, parse_scopes
 from artifactd.oci.errors import QueryInvalid, Unauthorized
 from artifactd.settings.access import Action
 from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
@@ -270,3 +272,44 @@ class AnyKindTests(TokensCase):
             identity = evolve(ALICE, kind=kind)
             token = await self.issue(PULL, account=Account(identity))
             self.assertEqual((await self.tokens.open(token)).identity, identity)
+
+
+class ScopeTests(TestCase):
+    def test_a_scope_is_a_type_a_name_and_actions(self) -> None:
+        for text, expected in (
+            ("repository:samalba/my-app:pull,push", ("samalba/my-app", ("pull", "push"))),
+            ("repository(plugin):a/b:pull", ("a/b", ("pull",))),
+            (
+                "repository:registry.example:5000/team/app:pull",
+                ("registry.example:5000/team/app", ("pull",)),
+            ),
+            ("repository:a:*", ("a", ("*",))),
+            ("repository:a:", ("a", ())),
+            ("repository:a:pull,,pull,fly", ("a", ("pull", "fly"))),
+        ):
+            scope = Scope.parse(text)
+            assert scope is not None, text
+            self.assertEqual((scope.type, scope.name, scope.actions), ("repository", *expected))
+
+    def test_the_list_of_images_is_a_resource_of_the_registry(self) -> None:
+        self.assertEqual(Scope.parse("registry:catalog:*"), Scope("registry", "catalog", ("*",)))
+
+    def test_what_is_none_grants_nothing(self) -> None:
+        for text in ("", "repository", "repository:a", ":a:pull", "Repository:a:pull", "a:b:PULL"):
+            self.assertIsNone(Scope.parse(text), text)
+
+    def test_several_may_come_in_one_text_and_in_several(self) -> None:
+        scopes = list(
+            parse_scopes(["repository:a:pull repository:b:push", "nonsense", "repository:a:push"])
+        )
+        self.assertEqual(list(map(str, scopes)), ["repository:a:pull,push", "repository:b:push"])
+
+    def test_a_star_is_every_action_and_unknown_ones_are_none(self) -> None:
+        self.assertEqual(Scope("repository", "a", ("*",)).wanted, frozenset(Action))
+        self.assertEqual(Scope("repository", "a", ("fly", "delete")).wanted, {Action.DELETE})
+
+    @settings(deadline=None)
+    @given(st.lists(st.text(max_size=60), max_size=5))
+    def test_any_text_is_parsed(self, texts: list[str]) -> None:
+        for scope in parse_scopes(texts):
+            self.assertEqual(Scope.parse(str(scope)), scope)
