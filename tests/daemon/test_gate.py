@@ -26,7 +26,8 @@ from tests.auth.held import HeldThreads
 from tests.auth.issuing import FakeIssuer
 from tests.settings.test_settings import SettingsCase
 from tests.store.fixture import at_once
-from tests.upstream.http.test_tls import OTHER, TlsCase
+from tests.tls.authority import OTHER
+from tests.upstream.http.test_tls import TlsCase
 from tests.upstream.wire import start
 
 SECRET = make_secret()

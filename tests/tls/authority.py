@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from twisted.internet.ssl import CertificateOptions, PrivateCertificate
 
 DAY = timedelta(days=1)
 CLIENT, SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
@@ -56,20 +58,46 @@ class Signed:
         life: timedelta = 90 * DAY,
         authority: bool = False,
         key: Any = None,
+        hosts: Sequence[str] = (),
     ) -> Signed:
-        """A certificate for this machine, if it is a server's, called ``name``."""
+        """
+        Make a certificate called ``name``.
+
+        :param hosts: the names and addresses that it is for; ``()``: those of this machine, if it
+            is a server's; ``[""]``: none.
+        """
         key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(name), self.certificate.subject, key, begin, life)
         constraints = x509.BasicConstraints(ca=authority, path_length=None)
         builder = builder.add_extension(constraints, critical=True)
         if not authority:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-        names: list[x509.GeneralName] = [x509.DNSName("node.example")]
-        if usage == SERVER:
-            # By the second one Docker verifies what it is shown.
-            names += [x509.IPAddress(ip_address(each)) for each in ("127.0.0.1", "0.0.0.0")]
-        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        # Docker verifies the certificate by the last one.
+        here = ("127.0.0.1", "0.0.0.0") if usage == SERVER else ()
+        names = [_general_name(host) for host in hosts or ("node.example", *here) if host]
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return Signed(builder.sign(self.key, hashes.SHA256()), key)
+
+    def options(
+        self, *hosts: str, protocols: tuple[bytes, ...] = (b"http/1.1",), expired: bool = False
+    ) -> CertificateOptions:
+        """
+        Make the TLS options of a server.
+
+        :param hosts: names and addresses that its certificate is for; without any it has only the
+            ``Common Name`` "registry.example", which is none (RFC 9525, 6.3).
+        :param protocols: those that it offers by ALPN.
+        """
+        name = hosts[0] if hosts else "registry.example"
+        begin = datetime.now(UTC) - 100 * DAY if expired else None
+        signed = self.sign(name, begin=begin, hosts=hosts or [""])
+        both = PrivateCertificate.loadPEM(signed.pem + signed.key_pem)
+        return CertificateOptions(
+            privateKey=both.privateKey.original,
+            certificate=both.original,
+            acceptableProtocols=list(protocols),
+        )
 
     def trusting(self, client: Signed | None = None, *chain: Signed, folder: str = "") -> Any:
         """
@@ -117,6 +145,13 @@ def _builder(
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 ROOT = Authority.make("the authority of the tests")

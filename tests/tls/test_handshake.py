@@ -202,19 +202,47 @@ class ReloadTests(ListenerCase):
         self.assertEqual((await self.ask(client)).body, b"CN=node-2")
 
 
+NOT_IN_CA = (
+    "'CN=node-1' is refused: its authority is not in client_ca,"
+    " or an intermediate certificate was not sent"
+)
+LEAF = ROOT.sign("node-1", usage=CLIENT)
+
+# Why a certificate is refused where ROOT alone is in client_ca, and what the client sends.
+REFUSED: list[tuple[str, list[Signed]]] = [
+    (NOT_IN_CA, [INTERMEDIATE.sign("node-1", usage=CLIENT)]),
+    (NOT_IN_CA, [OTHER.sign("node-1", usage=CLIENT)]),
+    # Another authority of the same name.
+    (".* is refused: .*", [type(OTHER).make("the authority of the tests").sign("a", usage=CLIENT)]),
+    ("'CN=a' is refused: it has expired", [ROOT.sign("a", usage=CLIENT, begin=LONG_AGO)]),
+    (
+        "'CN=a' is refused: it is not valid yet",
+        [ROOT.sign("a", usage=CLIENT, begin=datetime.now(UTC) + DAY)],
+    ),
+    (".* is refused: it is signed by itself", [type(OTHER).make("node-1")]),
+    # A certificate that is no authority signs nothing.
+    (".* is refused: .*no authority", [LEAF.sign("administrator", usage=CLIENT), LEAF]),
+    ("'CN=web' is refused: it is not for clients .*", [ROOT.sign("web", usage=SERVER)]),
+    # A name makes no line of its own in the log.
+    (
+        r"'CN=a\\\\?n.*b' is refused: .*",
+        [OTHER.sign("a\nlistening on b", usage=CLIENT)],
+    ),
+]
+
+
 class ClientsCase(ListenerCase):
-    """Both kinds of listeners that ask for certificates, and both versions of TLS."""
+    """Listeners that ask for certificates, of clients by TLS 1.2 and 1.3."""
 
-    auth: str
-
-    async def begin(self, *authorities: Signed) -> None:
+    async def begin(self, auth: str, *authorities: Signed) -> None:
         ca = Files(self).client_ca
         ca.write_bytes(b"".join(each.pem for each in authorities or (ROOT,)))
-        await self.listen(client_ca=str(ca), client_auth=self.auth)
+        await self.listen(client_ca=str(ca), client_auth=auth)
 
-    async def assert_in(self, name: str, client: Signed, *chain: Signed) -> None:
+    async def assert_in(self, name: str, client: Signed | None, *chain: Signed) -> None:
         for context in self.contexts(client, *chain):
-            self.assertEqual((await self.ask(context)).body, name.encode())
+            answer = await self.ask(context)
+            self.assertEqual((answer.status, answer.body), (200, name.encode()))
 
     async def assert_refused(self, why: str, client: Signed | None, *chain: Signed) -> None:
         for context in self.contexts(client, *chain):
@@ -234,114 +262,34 @@ class ClientsCase(ListenerCase):
         return contexts
 
 
-class RequiredTests(ClientsCase):
-    auth = "required"
+class ClientTests(ClientsCase):
+    async def test_a_right_certificate_is_known_by_its_name(self) -> None:
+        for auth in ("required", "optional"):
+            await self.begin(auth)
+            await self.assert_in("CN=node-1", LEAF)
+            by_department = INTERMEDIATE.sign("node-1", usage=CLIENT)
+            await self.assert_in("CN=node-1", by_department, INTERMEDIATE)
 
-    async def test_who_shows_one_of_the_authority_is_known(self) -> None:
-        await self.begin()
-        await self.assert_in("CN=node-1", ROOT.sign("node-1", usage=CLIENT))
+    async def test_a_wrong_certificate_is_refused_with_the_reason(self) -> None:
+        for auth in ("required", "optional"):
+            await self.begin(auth)
+            for why, shown in REFUSED:
+                await self.assert_refused(f"the client's certificate {why}", *shown)
 
-    async def test_who_shows_one_with_its_intermediate_is_known(self) -> None:
-        await self.begin()
-        await self.assert_in("CN=node-1", INTERMEDIATE.sign("node-1", usage=CLIENT), INTERMEDIATE)
+    async def test_a_trusted_intermediate_vouches_but_its_root_does_not(self) -> None:
+        for auth in ("required", "optional"):
+            await self.begin(auth, INTERMEDIATE)
+            await self.assert_in("CN=node-1", INTERMEDIATE.sign("node-1", usage=CLIENT))
+            why = "the client's certificate .* is refused: its root is not in client_ca"
+            await self.assert_refused(why, LEAF)
 
-    async def test_who_is_vouched_for_by_a_trusted_intermediate_is_known(self) -> None:
-        await self.begin(INTERMEDIATE)
-        await self.assert_in("CN=node-1", INTERMEDIATE.sign("node-1", usage=CLIENT))
-
-    async def test_the_root_of_a_trusted_intermediate_is_not_trusted(self) -> None:
-        await self.begin(INTERMEDIATE)
-        await self.assert_refused(
-            "the client's certificate .* is refused: its root is not in client_ca",
-            ROOT.sign("node-1", usage=CLIENT),
-        )
-
-    async def test_an_intermediate_that_is_not_sent_is_missed(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate 'CN=node-1' is refused: its authority is not in client_ca,"
-            " or an intermediate certificate was not sent",
-            INTERMEDIATE.sign("node-1", usage=CLIENT),
-        )
-
-    async def test_one_of_another_authority_is_refused(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate 'CN=node-1' is refused: its authority is not in client_ca,"
-            " or an intermediate certificate was not sent",
-            OTHER.sign("node-1", usage=CLIENT),
-        )
-
-    async def test_one_of_another_authority_of_the_same_name_is_refused(self) -> None:
-        await self.begin()
-        twin = type(OTHER).make("the authority of the tests")
-        await self.assert_refused(
-            "the client's certificate .* is refused: .*", twin.sign("node-1", usage=CLIENT)
-        )
-
-    async def test_one_that_has_expired_is_refused(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate 'CN=node-1' is refused: it has expired",
-            ROOT.sign("node-1", usage=CLIENT, begin=LONG_AGO),
-        )
-
-    async def test_one_that_is_not_valid_yet_is_refused(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate 'CN=node-1' is refused: it is not valid yet",
-            ROOT.sign("node-1", usage=CLIENT, begin=datetime.now(UTC) + DAY),
-        )
-
-    async def test_one_that_signed_itself_is_refused(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate .* is refused: it is signed by itself",
-            type(OTHER).make("node-1"),
-        )
-
-    async def test_one_that_is_no_authority_vouches_for_nobody(self) -> None:
-        await self.begin()
-        leaf = ROOT.sign("node-1", usage=CLIENT)
-        await self.assert_refused(
-            "the client's certificate .* is refused: .*no authority",
-            leaf.sign("administrator", usage=CLIENT),
-            leaf,
-        )
-
-    async def test_one_of_a_server_is_refused(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            "the client's certificate 'CN=web' is refused: it is not for clients .*",
-            ROOT.sign("web", usage=SERVER),
-        )
-
-    async def test_a_name_writes_no_line_into_the_log(self) -> None:
-        await self.begin()
-        await self.assert_refused(
-            r"the client's certificate 'CN=a\\\\?n.*b' is refused: .*",
-            OTHER.sign("a\nlistening on b", usage=CLIENT),
-        )
-
-
-class CertificateRequiredTests(ClientsCase):
-    auth = "required"
-
-    async def test_who_shows_none_is_refused(self) -> None:
-        await self.begin()
+    async def test_a_client_without_a_certificate_is_refused_where_it_is_required(self) -> None:
+        await self.begin("required")
         await self.assert_refused("peer did not return a certificate", None)
 
-
-class OptionalTests(RequiredTests):
-    """Whoever shows one has to show a right one."""
-
-    auth = "optional"
-
-    async def test_who_shows_none_is_nobody(self) -> None:
-        await self.begin()
-        for context in self.contexts(None):
-            answer = await self.ask(context)
-            self.assertEqual((answer.status, answer.body), (200, b""))
+    async def test_a_client_without_a_certificate_is_anonymous_where_it_is_optional(self) -> None:
+        await self.begin("optional")
+        await self.assert_in("", None)
 
 
 class UnaskedTests(ListenerCase):

@@ -21,7 +21,7 @@ from artifactd.upstream.http.proxy import MAX_HEAD, NoProxy, Proxies, Proxy, Tun
 from artifactd.upstream.http.response import Response
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
-from tests.upstream.certificates import Authority
+from tests.tls.authority import ROOT
 from tests.upstream.wire import Peer, Request, Server, TransportCase, head, start
 
 
@@ -218,8 +218,6 @@ class TunnelTests(TestCase):
         self.assertIs(self.inside().transport, self.proxy.wire)
 
 
-AUTHORITY = Authority.make("the authority of the tests")
-
 # The example of RFC 7617, 2.
 BASIC = "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="
 
@@ -235,7 +233,7 @@ class ProxiedCase(TransportCase):
     def proxied(self, login: str = "") -> Transport:
         ca_file = Path(self.mktemp())
         ca_file.parent.mkdir(parents=True, exist_ok=True)
-        ca_file.write_bytes(AUTHORITY.pem)
+        ca_file.write_bytes(ROOT.pem)
         proxy = f"http://{login}proxy.example:{self.server.port}"
         environ = {"all_proxy": proxy, "no_proxy": "direct.example"}
         return self.make(ca_file, environ)
@@ -319,7 +317,7 @@ class TunnelledRequestTests(ProxiedCase):
     def reach(self, peer: Peer, *hosts: str) -> Server:
         """Let the tunnel lead to a server for ``hosts``."""
         upstream = Server()
-        secured: Any = TLSMemoryBIOFactory(AUTHORITY.options(*hosts), False, upstream)
+        secured: Any = TLSMemoryBIOFactory(ROOT.options(*hosts), False, upstream)
         peer.become(secured.buildProtocol(None))
         return upstream
 

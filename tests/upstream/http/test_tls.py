@@ -14,11 +14,8 @@ from twisted.trial.unittest import TestCase
 from artifactd.kit.start import StartError
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import RECEIVE_SIZE, Transport
-from tests.upstream.certificates import Authority
+from tests.tls.authority import OTHER, ROOT
 from tests.upstream.wire import Peer, Server, Sink, TransportCase, head, start
-
-AUTHORITY = Authority.make("the authority of the tests")
-OTHER = Authority.make("another authority")
 
 
 class TlsCase(TransportCase):
@@ -27,7 +24,7 @@ class TlsCase(TransportCase):
         self.reactor.names = {"registry.example": "127.0.0.1", "other.example": "127.0.0.1"}
         self.ca_file = Path(self.mktemp())
         self.ca_file.parent.mkdir(parents=True, exist_ok=True)
-        self.ca_file.write_bytes(AUTHORITY.pem)
+        self.ca_file.write_bytes(ROOT.pem)
         self.transport = self.make(self.ca_file)
 
     def serve(self, options: CertificateOptions) -> Server:
@@ -39,7 +36,7 @@ class TlsCase(TransportCase):
         return server
 
     def served(self) -> Server:
-        return self.serve(AUTHORITY.options("registry.example", "127.0.0.1"))
+        return self.serve(ROOT.options("registry.example", "127.0.0.1"))
 
     def ask(self, host: str = "registry.example", transport: Transport | None = None) -> Any:
         url = self.server.url("/?signature=secret", host, "https")
@@ -68,9 +65,9 @@ class VerificationTests(TlsCase):
     async def test_its_name_may_be_one_that_idna_does_not_allow(self) -> None:
         for host in ("my_bucket.cdn.example", "ab--cd.cdn.example"):
             self.reactor.names[host] = "127.0.0.1"
-            self.serve(AUTHORITY.options(host))
+            self.serve(ROOT.options(host))
             await self.assert_answers(host)
-            self.serve(AUTHORITY.options("*.cdn.example"))
+            self.serve(ROOT.options("*.cdn.example"))
             await self.assert_answers(host)
 
     async def test_the_server_is_told_its_name_but_no_address(self) -> None:
@@ -87,7 +84,7 @@ class VerificationTests(TlsCase):
     async def test_a_certificate_without_a_name_that_counts_is_refused(self) -> None:
         for hosts in ((), ("*.*.example",), ("registry.example", "*.example.*")):
             # So that it is seen at once if one is accepted.
-            self.serve(AUTHORITY.options(*hosts)).asked.get().addCallback(lambda on: on[0].answer())
+            self.serve(ROOT.options(*hosts)).asked.get().addCallback(lambda on: on[0].answer())
             for host in ("other.example", "127.0.0.1"):
                 await self.assert_unreachable(
                     "its certificate has no valid name in it (subjectAltName)", host
@@ -98,11 +95,11 @@ class VerificationTests(TlsCase):
         await self.assert_unreachable("TLS failed: certificate verify failed")
 
     async def test_an_expired_certificate_is_refused(self) -> None:
-        self.serve(AUTHORITY.options("registry.example", expired=True))
+        self.serve(ROOT.options("registry.example", expired=True))
         await self.assert_unreachable("TLS failed: certificate verify failed")
 
     async def test_an_authority_in_the_file_needs_nobody_to_vouch_for_it(self) -> None:
-        appointed = OTHER.appoint("an authority of a department")
+        appointed = OTHER.sign("an authority of a department", authority=True)
         self.ca_file.write_bytes(appointed.pem)
         self.serve(appointed.options("registry.example"))
         await self.assert_answers(transport=self.make(self.ca_file))
@@ -127,21 +124,21 @@ class VerificationTests(TlsCase):
         platform.write_bytes(OTHER.pem)
         self.addCleanup(os.environ.pop, "SSL_CERT_FILE", None)
         os.environ["SSL_CERT_FILE"] = str(platform)
-        for authority in (OTHER, AUTHORITY):
+        for authority in (OTHER, ROOT):
             self.serve(authority.options("registry.example"))
             await self.assert_answers(transport=self.make(self.ca_file))
 
     async def test_all_certificates_of_the_file_are_trusted(self) -> None:
-        self.ca_file.write_bytes(b"The first:\n" + OTHER.pem + b"\nthe second:\n" + AUTHORITY.pem)
+        self.ca_file.write_bytes(b"The first:\n" + OTHER.pem + b"\nthe second:\n" + ROOT.pem)
         transport = self.make(self.ca_file)
-        for authority in (OTHER, AUTHORITY):
+        for authority in (OTHER, ROOT):
             self.serve(authority.options("registry.example"))
             await self.assert_answers(transport=transport)
 
 
 class ConversationTests(TlsCase):
     async def test_only_http_1_1_is_offered(self) -> None:
-        self.serve(AUTHORITY.options("registry.example", protocols=(b"h2", b"http/1.1")))
+        self.serve(ROOT.options("registry.example", protocols=(b"h2", b"http/1.1")))
         peer = await self.assert_answers()
         transport: Any = peer.transport
         self.assertEqual(transport.negotiatedProtocol, b"http/1.1")
@@ -224,5 +221,5 @@ class FileTests(TestCase):
     def test_a_file_with_a_broken_certificate_stops_the_start(self) -> None:
         path = Path(self.mktemp())
         broken = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
-        path.write_bytes(AUTHORITY.pem + broken)
+        path.write_bytes(ROOT.pem + broken)
         self.assert_stops_the_start(path, "broken certificate")
