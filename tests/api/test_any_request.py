@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 from urllib.parse import quote, quote_from_bytes
 
 from attrs import field, frozen
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.threads import deferToThread
 
@@ -177,12 +177,7 @@ class AnyRequestTests(ApiTestCase):
                 for asked, status in certain.items():
                     self.assertEqual(self.check(connection, asked), status, asked)
 
-                @settings(
-                    max_examples=count,
-                    deadline=None,
-                    database=None,
-                    suppress_health_check=[HealthCheck.too_slow],
-                )
+                @settings(max_examples=count, database=None)
                 @given(strategy)
                 def holds(asked: Asked) -> None:
                     self.check(connection, asked)

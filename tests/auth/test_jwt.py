@@ -8,7 +8,7 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, SECP521R1
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
@@ -78,7 +78,6 @@ class KeySetTests(TestCase):
         self.assertEqual([key.kid for key in parse(*others, good)], ["good"])
         self.assertRaises(ValueError, parse, *others)
 
-    @settings(deadline=None)
     @given(st.binary(max_size=200))
     def test_any_bytes_are_a_key_set_or_none(self, content: bytes) -> None:
         self.assertRaises(ValueError, parse_key_set, content)

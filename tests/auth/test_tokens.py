@@ -12,7 +12,7 @@ import jwt
 from attrs import evolve
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
@@ -308,7 +308,6 @@ class ScopeTests(TestCase):
         self.assertEqual(Scope("repository", "a", ("*",)).wanted, frozenset(Action))
         self.assertEqual(Scope("repository", "a", ("fly", "delete")).wanted, {Action.DELETE})
 
-    @settings(deadline=None)
     @given(st.lists(st.text(max_size=60), max_size=5))
     def test_any_text_is_parsed(self, texts: list[str]) -> None:
         for scope in parse_scopes(texts):

@@ -33,7 +33,6 @@ _EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 _fuzzed = settings(
     max_examples=_EXAMPLES or 100,
     derandomize=not _EXAMPLES,
-    deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
