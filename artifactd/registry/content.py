@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Protocol
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from cachetools import LRUCache
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
@@ -25,103 +24,68 @@ from artifactd.store.publication import StagedBlob
 
 class Contents:
     """
-    Bytes by digest, for what is small enough to be answered from memory.
+    An LRU cache of the bytes of manifests and small blobs, by their digest.
 
-    What a digest names never changes, so what is kept is never stale; whether an image holds it is
-    for the catalog to say.
+    The bytes of a digest never change, so nothing in the cache is ever stale.  Whether an image
+    holds the digest is for the catalog to say.
 
-    :param limit: bytes kept at most, over all digests.
+    :param limit: bytes kept at most, over all digests; more than an eighth of that is not kept.
     """
 
     def __init__(self, blobs: BlobStore, limit: int = 16 << 20) -> None:
         self._blobs = blobs
-        self._limit = limit
-        self._kept: OrderedDict[Digest, bytes] = OrderedDict()
-        self._size = 0
+        self._largest = limit // 8
+        self._kept: LRUCache[Digest, bytes] = LRUCache(limit, getsizeof=len)
 
     async def of(self, digest: Digest) -> bytes:
         """
-        The bytes of something that the catalog lists.
+        The bytes of a manifest or a small blob that the catalog lists.
 
         :raises RuntimeError: if the store does not have them.
-        :raises OSError: if it has others, or can't read them.
+        :raises OSError: if the store has other bytes, or can't read them.
         """
         kept = self._kept.get(digest)
         if kept is not None:
-            self._kept.move_to_end(digest)
             return kept
         content = await self._blobs.read(digest)
         if content is None:
             raise RuntimeError(f"the store has lost the bytes of {digest}")
-        self._keep(digest, content)
+        if len(content) <= self._largest:
+            self._kept[digest] = content
         return content
 
     def kept(self, digest: Digest) -> bytes | None:
-        """The bytes, if they are in memory: they were verified then."""
+        """The bytes, if they are in memory; they were verified when they were read."""
         return self._kept.get(digest)
-
-    def _keep(self, digest: Digest, content: bytes) -> None:
-        if digest in self._kept or len(content) > self._limit // 8:
-            return
-        self._kept[digest] = content
-        self._size += len(content)
-        while self._size > self._limit:
-            _, dropped = self._kept.popitem(last=False)
-            self._size -= len(dropped)
-
-
-# Open blobs that tell somebody when they have been read, or can't be.
 
 
 @define(eq=False)
-class Passed:
-    """``blob`` itself: what is to be different about it, a subclass says."""
+class InMemory:
+    """A small blob whose bytes are in memory (:class:`artifactd.store.blobs.OpenBlob`)."""
 
-    blob: OpenBlob
+    content: bytes
+    on_failure: Callable[[OSError], object] | None = field(default=None, init=False)
+    on_close: Callable[[], object] | None = field(default=None, init=False)
 
     @property
-    def size(self) -> int | None:
-        return self.blob.size
+    def size(self) -> int:
+        return len(self.content)
 
     @property
     def available(self) -> int:
-        return self.blob.available
+        return len(self.content)
 
     def wait(self, beyond: int) -> Deferred[None]:
-        return self.blob.wait(beyond)
+        return succeed(None)
 
     def fileno(self) -> int:
-        return self.blob.fileno()
-
-    def failed(self, error: OSError) -> None:
-        self.blob.failed(error)
+        """:raises OSError: always: :attr:`content` has the bytes."""
+        raise OSError(errno.EBADF, "the bytes are in memory")
 
     def close(self) -> None:
-        self.blob.close()
-
-
-@define(eq=False)
-class Reading(Passed):
-    """``blob`` itself; :meth:`close` calls ``end`` besides, once."""
-
-    _end: Callable[[], None]
-    _closed: bool = field(default=False, init=False)
-
-    def close(self) -> None:
-        super().close()
-        if not self._closed:
-            self._closed = True
-            self._end()
-
-
-@define(eq=False)
-class Watched(Passed):
-    """``blob`` itself; where reading it fails, ``suspect`` is told."""
-
-    _suspect: Callable[[], None]
-
-    def failed(self, error: OSError) -> None:
-        self._suspect()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
 
 # The bytes of what the catalog lists, from memory or from the store.
@@ -171,7 +135,7 @@ class Stored:
     contents: Contents
     inspector: Inspector = field(factory=Nobody)
 
-    async def body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob | bytes:
+    async def body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
         """
         A manifest or a blob of ``image``, of ``size`` bytes as the catalog says; to be closed.
 
@@ -187,10 +151,10 @@ class Stored:
                 _log.error("{digest} can't be looked at: {error}", digest=digest, error=error)
             raise
 
-    async def _body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob | bytes:
+    async def _body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
         if size <= SMALL:
             try:
-                return await self.contents.of(digest)
+                return InMemory(await self.contents.of(digest))
             except RuntimeError as error:
                 raise Lost(f"{image}: {error}") from None
             except OSError as error:
@@ -208,7 +172,8 @@ class Stored:
         if blob.size != size:
             blob.close()
             raise Lost(f"blob {digest} of {image} has {blob.size} bytes, not {size}")
-        return Watched(blob, partial(self.inspector.suspect, digest))
+        blob.on_failure = lambda error: self.inspector.suspect(digest)
+        return blob
 
     async def blob(
         self,
@@ -222,10 +187,7 @@ class Stored:
         if wanted.head:
             return BlobFound(size, None, None, provenance)
         span = wanted.part(size)
-        body = await self.body(image, digest, size)
-        if span is not None and isinstance(body, bytes):
-            body = body[span.first : span.last + 1]
-        return BlobFound(size, span, body, provenance)
+        return BlobFound(size, span, await self.body(image, digest, size), provenance)
 
 
 # The one order in which bytes and rows come into being; architecture.md, "Publication".

@@ -129,7 +129,7 @@ class LocalRepository(Repository):
             )
         return ManifestFound(record, image)
 
-    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+    async def body(self, found: ManifestFound) -> OpenBlob:
         """:raises ManifestUnknown: if the manifest has been deleted since it was found."""
         image, record = found.image, found.record
         try:

@@ -79,13 +79,13 @@ class BlobFound:
 
     :ivar size: of the whole blob in bytes; ``None`` where the upstream doesn't say.
     :ivar span: the part that was asked for; ``None``: all of it.
-    :ivar body: to be closed by whoever gets it; bytes are those of ``span`` alone; ``None`` where
+    :ivar body: the whole blob, also where only a part is wanted; the caller closes it.  ``None`` if
         only ``head`` was wanted.
     """
 
     size: int | None
     span: ByteRange | None
-    body: OpenBlob | bytes | None
+    body: OpenBlob | None
     provenance: Provenance = LOCAL
 
 
@@ -166,7 +166,7 @@ class Repository(ABC):
         """Find a manifest by its tag or digest."""  # end-3
 
     @abstractmethod
-    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+    async def body(self, found: ManifestFound) -> OpenBlob:
         """
         Open the bytes of a manifest of this repository; the caller closes them.
 

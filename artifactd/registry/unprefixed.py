@@ -272,7 +272,7 @@ class Unprefixed(Repository):
         await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
 
-    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+    async def body(self, found: ManifestFound) -> OpenBlob:
         for upstream in self.remotes:
             if upstream.repository.name == found.image.repository:
                 return await upstream.repository.body(found)

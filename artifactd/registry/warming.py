@@ -119,9 +119,7 @@ class Warming:
         found = await target.readable.blob(target.image, digest, BlobWanted())
         bar = self.bar(digest, found.size)
         try:
-            if isinstance(found.body, bytes):
-                bar.update(len(found.body))
-            elif found.body is not None:
+            if found.body is not None:
                 await self._follow(found.body, bar)
         finally:
             bar.close()

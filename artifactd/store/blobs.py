@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twisted.internet.defer import Deferred
@@ -28,10 +28,20 @@ class OpenBlob(Protocol):
     Its bytes may still be arriving (a fill): those before :attr:`available` may be read.
 
     :ivar size: in bytes; ``None`` as long as it is not known.
+    :ivar on_failure: called by the reader when a read of :meth:`fileno` fails, so that the opener
+        can look at the blob.
+    :ivar on_close: called by the first :meth:`close`.
     """
+
+    on_failure: Callable[[OSError], object] | None
+    on_close: Callable[[], object] | None
 
     @property
     def size(self) -> int | None: ...
+
+    @property
+    def content(self) -> bytes | None:
+        """All bytes, if they are in memory: then :meth:`fileno` has nothing to read."""
 
     @property
     def available(self) -> int:
@@ -51,9 +61,6 @@ class OpenBlob(Protocol):
 
         :raises OSError: if the blob was found damaged since it was opened.
         """
-
-    def failed(self, error: OSError) -> None:
-        """Tell that a read of :meth:`fileno` has failed, so that the blob is looked at."""
 
     def close(self) -> None:
         """Close the descriptor; further calls do nothing."""

@@ -50,6 +50,12 @@ class PublishedBlob:
 
     size: int
     _fd: int
+    on_failure: Callable[[OSError], object] | None = field(default=None, init=False)
+    on_close: Callable[[], object] | None = field(default=None, init=False)
+
+    @property
+    def content(self) -> None:
+        """The bytes are in a file."""
 
     @property
     def available(self) -> int:
@@ -70,14 +76,13 @@ class PublishedBlob:
             raise OSError(errno.EIO, "the blob was found damaged while it was read")
         return self._fd
 
-    def failed(self, error: OSError) -> None:
-        """Nothing: the caller of :meth:`artifactd.store.blobs.BlobStore.open` looks into it."""
-
     def close(self) -> None:
         """Close the descriptor; further calls do nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+            if self.on_close is not None:
+                self.on_close()
 
 
 class BlobTree:

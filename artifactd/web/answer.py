@@ -95,25 +95,27 @@ class Answer:
         return None
 
 
-def body_answer(body: OpenBlob | bytes, size: int | None, headers: dict[str, str]) -> Answer:
-    """Answer with all of ``body``; ``size`` is in bytes, ``None`` as long as it is not known."""
-    if isinstance(body, bytes):
-        return Answer(200, headers, body)
-    span = None if size is None else ByteRange(0, size - 1)
-    return Answer(200, headers, blob=body, span=span)
+def body_answer(
+    body: OpenBlob, span: ByteRange | None, headers: dict[str, str], status: int = 200
+) -> Answer:
+    """Answer with the bytes ``span`` of ``body``, or all; bytes in memory need no file sender."""
+    content = body.content
+    if content is None:
+        return Answer(status, headers, blob=body, span=span)
+    body.close()
+    return Answer(status, headers, content if span is None else content[span.first : span.last + 1])
 
 
 def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
     """Answer with all of a blob, or (206) with the part that was asked for."""
     if found.body is None:
         return Answer(200, headers, length=found.size)
-    span = found.span
-    if span is None:
-        return body_answer(found.body, found.size, headers)
-    headers["Content-Range"] = f"bytes {span.first}-{span.last}/{found.size}"
-    if isinstance(found.body, bytes):
-        return Answer(206, headers, found.body)
-    return Answer(206, headers, blob=found.body, span=span)
+    if found.span is not None:
+        span = found.span
+        headers["Content-Range"] = f"bytes {span.first}-{span.last}/{found.size}"
+        return body_answer(found.body, span, headers, 206)
+    whole = None if found.size is None else ByteRange(0, found.size - 1)
+    return body_answer(found.body, whole, headers)
 
 
 def list_answer(

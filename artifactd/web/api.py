@@ -19,6 +19,7 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
+from artifactd.oci.ranges import ByteRange
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
@@ -319,7 +320,7 @@ class Api(OperationsApi):
         if request.method == b"HEAD":
             return Answer(200, headers, length=record.size)
         body = await target.readable.body(found)
-        return body_answer(body, record.size, headers)
+        return body_answer(body, ByteRange(0, record.size - 1), headers)
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.PUSH)
     async def put_manifest(

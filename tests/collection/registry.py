@@ -132,9 +132,9 @@ class Client:
         await self.target.local.delete_blob(self.target.image, digest, "test")
 
 
-def read(body: OpenBlob | bytes) -> bytes:
-    if isinstance(body, bytes):
-        return body
+def read(body: OpenBlob) -> bytes:
+    if body.content is not None:
+        return body.content
     assert body.size is not None
     content = os.pread(body.fileno(), body.size, 0)
     body.close()

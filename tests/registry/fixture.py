@@ -261,7 +261,7 @@ class RemoteTestCase(StoreTestCase):
         return found.addCallback(self._close_later)
 
     def _close_later(self, found: BlobFound) -> BlobFound:
-        assert found.body is not None and not isinstance(found.body, bytes)
+        assert found.body is not None
         self.addCleanup(found.body.close)
         return found
 
@@ -320,9 +320,9 @@ def _is(event: LogEvent, level: str) -> bool:
     return name in levels and levels.index(name) >= levels.index(level)
 
 
-def content_of(body: OpenBlob | bytes | None) -> bytes:
+def content_of(body: OpenBlob | None) -> bytes:
     """What can be read of an answer now."""
-    if isinstance(body, bytes):
-        return body
     assert body is not None
+    if body.content is not None:
+        return body.content
     return os.pread(body.fileno(), body.available, 0)

@@ -81,7 +81,7 @@ class ManifestBodyTests(RemoteTestCase):
         asked = await self.asked()
         self.assertEqual(("library/alpine", DIGEST), (asked.image, asked.reference))
         asked.answer.callback(SENT)
-        self.assertEqual(CONTENT, await body)
+        self.assertEqual(CONTENT, (await body).content)
         self.assertIsNotNone(await self.catalog.manifest(ALPINE, DIGEST))
 
     async def test_what_the_store_has_lost_is_fetched_again(self) -> None:
@@ -89,7 +89,7 @@ class ManifestBodyTests(RemoteTestCase):
         self.stores.blobs.remove(DIGEST)
         body = self.body(found)
         (await self.asked()).answer.callback(SENT)
-        self.assertEqual(CONTENT, await body)
+        self.assertEqual(CONTENT, (await body).content)
         await self.assert_blob(CONTENT)
 
     async def test_the_upstreams_error_is_the_clients(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, succeed
@@ -103,9 +104,9 @@ class OpenFile:
         self._fd = os.open(path, os.O_RDONLY)
         self.closings = 0
         self.errors: list[OSError] = []
-
-    def failed(self, error: OSError) -> None:
-        self.errors.append(error)
+        self.content = None
+        self.on_failure: Callable[[OSError], object] | None = self.errors.append
+        self.on_close: Callable[[], object] | None = None
 
     def fileno(self) -> int:
         assert not self.closings, "used after it was closed"

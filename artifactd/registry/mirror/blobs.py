@@ -14,7 +14,7 @@ from artifactd.kit.deferreds import AlreadyHere, SingleFlight, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.content import Lost, Reading, Stored
+from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import Accesses
 from artifactd.registry.mirror.fill import Corrupt, FillRules, Fills
@@ -98,7 +98,7 @@ class RemoteBlobs:
             await self.fills.ended(digest)
         finally:
             # Not before: a fill may end with the last who wants it.
-            if found.body is not None and not isinstance(found.body, bytes):
+            if found.body is not None:
                 found.body.close()
         return await self.catalog.blob_size(image, digest) is not None
 
@@ -111,22 +111,15 @@ class RemoteBlobs:
         except Lost as error:
             _log.warn("fetched again: {error}", error=error)
             return None
-        if wanted.head:
-            return found
-        if found.body is None or isinstance(found.body, bytes):
-            self.accesses.touch(image, digest)
-            self.counters.client_bytes.inc(len(found.body or b""))
-            return found
         return self._read(image, digest, found)
 
     def _read(self, image: ImageName, digest: Digest, found: BlobFound) -> BlobFound:
-        """Count ``found``, and let it be in use as long as it is read."""
-        if isinstance(found.body, bytes) or found.body is None:
-            return found
-        end = self.accesses.begin(image, digest)
-        length = found.size if found.span is None else found.span.length
-        self.counters.client_bytes.inc(length or 0)
-        return evolve(found, body=Reading(found.body, end))
+        """Count the bytes of ``found``; until its body is closed, the blob is in use."""
+        if found.body is not None:
+            found.body.on_close = self.accesses.begin(image, digest)
+            length = found.size if found.span is None else found.span.length
+            self.counters.client_bytes.inc(length or 0)
+        return found
 
     # -- what is not here under this name
 

@@ -124,7 +124,13 @@ class Follower:
     _file: SharedFile
     _span: ByteRange | None
     _hold: bool
+    on_failure: Callable[[OSError], object] | None = field(default=None, init=False)
+    on_close: Callable[[], object] | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
+
+    @property
+    def content(self) -> None:
+        """Its bytes are in a file."""
 
     @property
     def size(self) -> int | None:
@@ -159,11 +165,10 @@ class Follower:
     def fileno(self) -> int:
         return self._file.fileno()
 
-    def failed(self, error: OSError) -> None:
-        """What the store has published is not what is read here."""
-
     def close(self) -> None:
         """Follow no longer; further calls do nothing."""
         if not self._closed:
             self._closed = True
             self._file.close()
+            if self.on_close is not None:
+                self.on_close()

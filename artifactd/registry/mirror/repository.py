@@ -91,7 +91,7 @@ class RemoteRepository(Repository):
         self.check(image)
         return await self.manifests.get(image, reference)
 
-    async def body(self, found: ManifestFound) -> OpenBlob | bytes:
+    async def body(self, found: ManifestFound) -> OpenBlob:
         image, record = found.image, found.record
         try:
             body = await self.stored.body(image, record.digest, record.size)

@@ -106,8 +106,8 @@ class BlobReader:
 
     def failed(self, error: OSError) -> None:
         """Report an error of the disk.  Other errors of ``sendfile`` may be the connection's."""
-        if error.errno == errno.EIO:
-            self._blob.failed(error)
+        if error.errno == errno.EIO and self._blob.on_failure is not None:
+            self._blob.on_failure(error)
 
     def _returned(self, result: object) -> object:
         self._reading -= 1

@@ -70,7 +70,7 @@ class RemoteBlobsTestCase(RemoteTestCase):
         return Deferred.fromCoroutine(getting).addCallback(self._close_at_last)
 
     def _close_at_last(self, found: BlobFound) -> BlobFound:
-        if found.body is not None and not isinstance(found.body, bytes):
+        if found.body is not None:
             self.addCleanup(found.body.close)
         return found
 
@@ -93,7 +93,7 @@ class RemoteBlobsTestCase(RemoteTestCase):
 
 
 def close(found: BlobFound) -> None:
-    assert found.body is not None and not isinstance(found.body, bytes)
+    assert found.body is not None
     found.body.close()
 
 

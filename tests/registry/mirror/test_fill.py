@@ -32,7 +32,7 @@ PATIENT = BlobWanted(patient=True)
 
 def close(found: BlobFound) -> None:
     """The client has read enough, or is gone."""
-    assert found.body is not None and not isinstance(found.body, bytes)
+    assert found.body is not None
     found.body.close()
 
 
@@ -71,7 +71,7 @@ class WaiterTests(RemoteTestCase):
         self.assertEqual(1, len(logged()), logged())
         self.assertIn(f"the fill of {ALPINE}@{DIGEST} failed: it broke off", logged()[0])
         for found in followers:
-            assert found.body is not None and not isinstance(found.body, bytes)
+            assert found.body is not None
             error = await self.assert_raises(OSError, found.body.wait(0))
             self.assertIn("it broke off", str(error))
 
