@@ -28,34 +28,32 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
-from artifactd.oci.manifest import ManifestBounds
 from artifactd.registry.content import Contents, Stored
-from artifactd.registry.local import LocalRepository, LocalRules
+from artifactd.registry.local import LocalRepository
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.eviction import Accesses, Eviction
-from artifactd.registry.mirror.fill import FillRules, Fills
+from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.mirror.lists import RemoteLists
-from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
+from artifactd.registry.mirror.manifests import RemoteManifests
 from artifactd.registry.mirror.proofs import (
     AccessProofs,
     GuardedRepository,
     Marks,
     ProofMemory,
-    ProofRules,
 )
 from artifactd.registry.mirror.range_cache import Parts
-from artifactd.registry.mirror.repository import NameRules, RemoteRepository
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
-from artifactd.registry.unprefixed import PulledFrom, Unprefixed
+from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.registry.upkeep.scrubber import Scrubber
 from artifactd.registry.uploads import UploadLimits, Uploads
 from artifactd.settings.remote import RemoteSettings
-from artifactd.settings.settings import LimitsSettings, LocalSettings, Settings
+from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.store.blobs import BlobStore
 from artifactd.store.examine import ScrubLock
 from artifactd.store.files import FileOperations
@@ -101,15 +99,6 @@ def upload_limits(settings: Settings) -> UploadLimits:
             for name, each in settings.repository.items()
             if isinstance(each, LocalSettings) and each.quota
         },
-    )
-
-
-def manifest_bounds(settings: LimitsSettings) -> ManifestBounds:
-    """The bounds of manifests that ``[limits]`` sets."""
-    return ManifestBounds(
-        nesting=settings.json_depth,
-        entries=settings.manifest_entries,
-        annotations=settings.manifest_annotations,
     )
 
 
@@ -165,16 +154,10 @@ class RemoteWiring:
             self.stored.blobs,
             self.accesses,
             counters,
-            TagRules(
-                freshness=settings.freshness,
-                max_stale=settings.max_stale,
-                cooldown=settings.cooldown,
-                cooldown_except=settings.cooldown_except,
-                offline=settings.offline,
-            ),
+            settings,
             refusals,
             self.run,
-            bounds=manifest_bounds(self.settings.limits),
+            self.settings.limits.manifest_bounds,
         )
         lists = RemoteLists(
             upstream, catalog, remote, manifests, self.stored.contents, counters, refusals
@@ -190,29 +173,25 @@ class RemoteWiring:
             parts,
             self.accesses,
             counters,
-            FillRules(settings.resumes, settings.finish_fills),
+            settings,
             reactor,
-            settings.freshness,
-            settings.offline,
         )
         self.evictions.append(
             Eviction(name, settings, catalog, remote, self.stored.blobs, counters)
         )
         local_only = self.settings.default.local_only
-        names = NameRules(settings.allow, settings.deny, local_only, str(settings.library))
-        repository = RemoteRepository(name, names, self.stored, blobs, manifests, lists)
+        repository = RemoteRepository(
+            name, settings, local_only, self.stored, blobs, manifests, lists
+        )
         if settings.proof_of_access:
-            rules = ProofRules(
-                settings.proof_lifetime, settings.negative_freshness, settings.offline
-            )
             proofs = AccessProofs(
                 Marks(proof_key(self.folder), name, str(settings.upstream)),
                 RegistryAccess(name, settings, self._transport(settings), reactor, counters),
-                ProofMemory(ProofCatalog(catalog.database), rules, reactor),
+                ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,
             )
             repository = GuardedRepository(
-                name, names, self.stored, blobs, manifests, lists, proofs
+                name, settings, local_only, self.stored, blobs, manifests, lists, proofs
             )
         self._repositories[name] = repository
         return repository
@@ -393,9 +372,7 @@ def assemble(
         if isinstance(each, RemoteSettings):
             repositories[name] = remotes.repository(name, each)
         else:
-            repositories[name] = LocalRepository(
-                _local_rules(settings.limits, each), catalog, stored, run
-            )
+            repositories[name] = LocalRepository(each, settings.limits, catalog, stored, run)
     damage.refetch = remotes.refetch
     registry = Registry(
         names=names,
@@ -449,19 +426,7 @@ def _unprefixed(
     assert local is None or isinstance(local, LocalRepository)
     pulled = []
     for name in settings.default.pull:
-        repository, each = repositories[name], settings.repository[name]
-        if isinstance(repository, RemoteRepository) and isinstance(each, RemoteSettings):
-            pulled.append(PulledFrom(repository, str(each.library)))
+        repository = repositories[name]
+        if isinstance(repository, RemoteRepository):
+            pulled.append(repository)
     return Unprefixed(local, pulled, catalog, remote)
-
-
-def _local_rules(limits: LimitsSettings, settings: LocalSettings) -> LocalRules:
-    return LocalRules(
-        other_media_types=settings.other_media_types,
-        sparse_indexes=settings.sparse_indexes,
-        delete_held=settings.delete_held,
-        bounds=manifest_bounds(limits),
-        index_depth=limits.index_depth,
-        quota=int(settings.quota),
-        untagged=settings.untagged.seconds,
-    )

@@ -12,7 +12,7 @@ from artifactd.catalog.records import ManifestPut, ManifestRecord, Precondition
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from artifactd.oci.manifest import BOUNDS, OCI_INDEX, Manifest, ManifestBounds
+from artifactd.oci.manifest import OCI_INDEX, Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored, parsed, publish
 from artifactd.registry.model import (
@@ -24,6 +24,7 @@ from artifactd.registry.model import (
     Repository,
     TagsFound,
 )
+from artifactd.settings.settings import LimitsSettings, LocalSettings
 from artifactd.store.blobs import OpenBlob
 
 # The image index that lists referrers: distribution-spec, "Listing Referrers".
@@ -75,23 +76,11 @@ def _descriptor(record: ManifestRecord) -> dict[str, object]:
 
 
 @frozen
-class LocalRules:
-    """What an administrator may allow in a local repository; etc/artifactd.toml explains each."""
-
-    other_media_types: bool = False
-    sparse_indexes: bool = False
-    delete_held: bool = False
-    bounds: ManifestBounds = BOUNDS
-    index_depth: int = 4
-    quota: int = 0
-    untagged: float | None = None  # seconds; None: they stay
-
-
-@frozen
 class LocalRepository(Repository):
     """Blobs and manifests of the images in one configured repository of kind ``local``."""
 
-    rules: LocalRules
+    settings: LocalSettings
+    limits: LimitsSettings
     catalog: Catalog
     stored: Stored
     run: RunInThread
@@ -117,7 +106,7 @@ class LocalRepository(Repository):
     async def delete_blob(self, image: ImageName, digest: Digest, actor: str) -> None:
         """end-10.  :raises BlobUnknown, Unsupported: as ``Catalog.delete_blob``."""
         await self.catalog.delete_blob(
-            image, digest, allow_held=self.rules.delete_held, actor=actor
+            image, digest, allow_held=self.settings.delete_held, actor=actor
         )
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
@@ -146,7 +135,7 @@ class LocalRepository(Repository):
 
     async def find(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
         """The manifest that ``reference`` names in ``image``, which a client is told of."""
-        if self.rules.untagged is None:
+        if self.settings.untagged == "keep":
             return await self.catalog.manifest(image, reference)
         return await self.catalog.promise_manifest(image, reference)
 
@@ -160,8 +149,8 @@ class LocalRepository(Repository):
             content,
             content_type,
             digest,
-            other_types=self.rules.other_media_types,
-            bounds=self.rules.bounds,
+            other_types=self.settings.other_media_types,
+            bounds=self.limits.manifest_bounds,
         )
 
     def wanted(
@@ -183,10 +172,10 @@ class LocalRepository(Repository):
             manifest=manifest,
             tags=(reference,) if isinstance(reference, Tag) else tuple(tags),
             precondition=precondition,
-            sparse=self.rules.sparse_indexes,
+            sparse=self.settings.sparse_indexes,
             actor=actor,
-            index_depth=self.rules.index_depth,
-            quota=self.rules.quota,
+            index_depth=self.limits.index_depth,
+            quota=int(self.settings.quota),
         )
 
     async def put_manifest(self, put: ManifestPut) -> None:
@@ -211,7 +200,7 @@ class LocalRepository(Repository):
             await self.catalog.delete_tag(image, reference, actor=actor)
         else:
             await self.catalog.delete_manifest(
-                image, reference, allow_held=self.rules.delete_held, actor=actor
+                image, reference, allow_held=self.settings.delete_held, actor=actor
             )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:

@@ -32,7 +32,6 @@ from artifactd.registry.model import (
     TagsFound,
 )
 from artifactd.store.blobs import OpenBlob
-from artifactd.upstream.errors import Missing
 
 # What clients were told is here, of a name that was an upstream's and may become a local one.
 
@@ -145,6 +144,7 @@ class Adoption:
 
     async def _adopt_blobs(self, image: ImageName, manifest: Manifest) -> None:
         """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
+        quota = int(self.local.settings.quota)
         for descriptor in manifest.blobs:
             digest = descriptor.digest
             if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
@@ -154,32 +154,7 @@ class Adoption:
             except RegistryError:
                 continue  # the manifest is refused for what is missing, with the spec's error
             if found:
-                await self.catalog.mount_blob(image, digest, self.source, self.local.rules.quota)
-
-
-@frozen
-class PulledFrom:
-    """A remote repository that names without a prefix are pulled from."""
-
-    repository: RemoteRepository
-    library: str
-
-    def image(self, name: str) -> ImageName:
-        """The image that the unprefixed ``name`` is there."""
-        prefix = "" if "/" in name else self.library
-        return ImageName(self.repository.name, f"{prefix}{name}")
-
-    def lacks(self, error: RegistryError) -> bool:
-        """
-        Whether ``error`` says that it definitely does not have an image of that name.
-
-        401 and 403 may as well mean that it has one, but not for us; only of Docker Hub, which has
-        a library, it is known that it answers so for what does not exist.
-        """
-        cause = error.__cause__
-        if not isinstance(cause, Missing):
-            return False
-        return cause.status in (404, 410) or (bool(self.library) and cause.status is not None)
+                await self.catalog.mount_blob(image, digest, self.source, quota)
 
 
 @frozen
@@ -199,7 +174,7 @@ class Unprefixed(Repository):
     """
 
     local: LocalRepository | None
-    remotes: Sequence[PulledFrom]
+    remotes: Sequence[RemoteRepository]
     catalog: Catalog
     remote: RemoteCatalog
     promises: Promises = field(factory=Promises)
@@ -208,33 +183,29 @@ class Unprefixed(Repository):
 
     def candidates(self, image: ImageName) -> list[ImageName]:
         local = [] if self.local is None else [image]
-        return local + [u.image(image.image) for u in self._permitting(image.image)] or [image]
+        return local + [u.unprefixed(image.image) for u in self._permitting(image.image)] or [image]
 
     def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Unprefixed:
-        may = [u.image(image.image) in permitted for u in self._permitting(image.image)]
+        may = [u.unprefixed(image.image) in permitted for u in self._permitting(image.image)]
         if all(may) and (self.local is None or image in permitted):
             return self
         return evolve(
             self,
-            remotes=[u for u in self.remotes if u.image(image.image) in permitted],
+            remotes=[u for u in self.remotes if u.unprefixed(image.image) in permitted],
             hidden=self.local is not None and image not in permitted,
             first=None if all(may) else may.index(False),
         )
 
     def asked_by(self, asker: Asker) -> Unprefixed:
-        if not any(upstream.repository.wants_proof for upstream in self.remotes):
+        if not any(upstream.wants_proof for upstream in self.remotes):
             return self
-        return self._with(lambda remote: remote.asked_by(asker))
+        return evolve(self, remotes=[each.asked_by(asker) for each in self.remotes])
 
     def for_operator(self) -> Unprefixed:
-        return self._with(lambda remote: remote.for_operator())
+        return evolve(self, remotes=[each.for_operator() for each in self.remotes])
 
     def pushable(self, name: RepositoryName) -> LocalRepository:
         return super().pushable(name) if self.local is None else self.local
-
-    def _with(self, change: Callable[[RemoteRepository], RemoteRepository]) -> Unprefixed:
-        remotes = [evolve(each, repository=change(each.repository)) for each in self.remotes]
-        return evolve(self, remotes=remotes)
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """
@@ -257,7 +228,7 @@ class Unprefixed(Repository):
                 return await self.local.manifest(image, reference)  # raises what it raises
         for upstream in await self._candidates(image.image):
             try:
-                found = await upstream.repository.manifest(upstream.image(image.image), reference)
+                found = await upstream.manifest(upstream.unprefixed(image.image), reference)
             except (ManifestUnknown, NameUnknown) as error:
                 if not upstream.lacks(error):
                     if self.hidden:
@@ -274,8 +245,8 @@ class Unprefixed(Repository):
 
     async def body(self, found: ManifestFound) -> OpenBlob:
         for upstream in self.remotes:
-            if upstream.repository.name == found.image.repository:
-                return await upstream.repository.body(found)
+            if upstream.name == found.image.repository:
+                return await upstream.body(found)
         assert self.local is not None
         return await self.local.body(found)
 
@@ -289,7 +260,7 @@ class Unprefixed(Repository):
         if upstream is None:
             await self._require_proofs(image)
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
-        found = await upstream.repository.blob(upstream.image(image.image), digest, wanted)
+        found = await upstream.blob(upstream.unprefixed(image.image), digest, wanted)
         if wanted.head:
             self.promises.give(image, digest)
         return found
@@ -298,7 +269,7 @@ class Unprefixed(Repository):
         """end-8; upstream as for :meth:`blob`."""
         upstream = await self._opened(image)
         if upstream is not None:
-            return await upstream.repository.tags(upstream.image(image.image), wanted)
+            return await upstream.tags(upstream.unprefixed(image.image), wanted)
         await self._require_proofs(image)
         if self.local is None or self.hidden:
             raise NameUnknown("no image of that name has been pulled", {"name": image.image})
@@ -310,8 +281,8 @@ class Unprefixed(Repository):
         """end-12; upstream as for :meth:`blob`."""
         upstream = await self._opened(image)
         if upstream is not None:
-            return await upstream.repository.referrers(
-                upstream.image(image.image), subject, artifact_type, wanted
+            return await upstream.referrers(
+                upstream.unprefixed(image.image), subject, artifact_type, wanted
             )
         await self._require_proofs(image)
         if self.local is None or self.hidden:
@@ -330,10 +301,10 @@ class Unprefixed(Repository):
         upstream = await self._origin(put.image.image)
         if upstream is None or self.local is None:
             return
-        source, repository = upstream.image(put.image.image), upstream.repository
-        if await repository.lends(source):
+        source = upstream.unprefixed(put.image.image)
+        if await upstream.lends(source):
             adoption = Adoption(
-                source, repository, self.local, self.catalog, self.remote, self.promises
+                source, upstream, self.local, self.catalog, self.remote, self.promises
             )
             await adoption.prepare(put)
 
@@ -344,46 +315,46 @@ class Unprefixed(Repository):
 
         :raises NoProof: if a proof is wanted and there is none.
         """
-        wanting = [u for u in self._permitting(image.image) if u.repository.wants_proof]
+        wanting = [u for u in self._permitting(image.image) if u.wants_proof]
         if not wanting:
             return
         visible = self.local is not None and not self.hidden
         if visible and await self.remote.is_known(image):
             return
         for upstream in wanting:
-            await upstream.repository.require_proof(upstream.image(image.image))
+            await upstream.require_proof(upstream.unprefixed(image.image))
 
-    async def _opened(self, image: ImageName) -> PulledFrom | None:
+    async def _opened(self, image: ImageName) -> RemoteRepository | None:
         """The upstream that this name is read from, if it is not a local one's."""
         if self.local is not None and await self.remote.is_known(image):
             return None
         return await self._origin(image.image)
 
-    async def _origin(self, name: str) -> PulledFrom | None:
+    async def _origin(self, name: str) -> RemoteRepository | None:
         """The upstream that has answered for ``name``, if it may still be asked for it."""
         origin = await self.remote.origin(name)
         if origin is None:
             return None
-        return next((u for u in self._permitting(name) if u.repository.name == origin), None)
+        return next((u for u in self._permitting(name) if u.name == origin), None)
 
-    async def _candidates(self, name: str) -> Sequence[PulledFrom]:
+    async def _candidates(self, name: str) -> Sequence[RemoteRepository]:
         permitting = self._permitting(name)
         if not permitting:
             return []
         origin = await self.remote.origin(name)
-        return [u for u in permitting if u.repository.name == origin] or (
+        return [u for u in permitting if u.name == origin] or (
             permitting[: self.first] if origin is None else []
         )
 
-    def _permitting(self, name: str) -> list[PulledFrom]:
-        return [u for u in self.remotes if u.repository.rules.permit(u.image(name).image)]
+    def _permitting(self, name: str) -> list[RemoteRepository]:
+        return [u for u in self.remotes if u.permits(u.unprefixed(name))]
 
-    async def _remember(self, name: str, upstream: PulledFrom) -> bool:
+    async def _remember(self, name: str, upstream: RemoteRepository) -> bool:
         """Whether ``upstream`` is the one that answers for the name, now and from now on."""
         origin = await self.remote.origin(name)
         if origin is None:
-            origin = await self.remote.set_origin(name, upstream.repository.name)
-        return origin == upstream.repository.name
+            origin = await self.remote.set_origin(name, upstream.name)
+        return origin == upstream.name
 
 
 def _nowhere(image: ImageName, reference: Reference) -> ManifestUnknown:

@@ -18,6 +18,7 @@ from msgspec.structs import fields
 
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import NameInvalid
+from artifactd.oci.manifest import ManifestBounds
 from artifactd.oci.names import RepositoryName
 from artifactd.settings.accounts import (
     AccessSettings,
@@ -84,6 +85,15 @@ class LimitsSettings(Section, frozen=True, kw_only=True):
     manifest_annotations: _Count = 1000
     index_depth: _Depth = 4
     json_depth: _Nesting = 100
+
+    @property
+    def manifest_bounds(self) -> ManifestBounds:
+        """The bounds of a manifest, as they are handed to its parser."""
+        return ManifestBounds(
+            nesting=self.json_depth,
+            entries=self.manifest_entries,
+            annotations=self.manifest_annotations,
+        )
 
 
 _PREFIX = "ARTIFACTD_"

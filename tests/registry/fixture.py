@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from attrs import define, field
+from msgspec import structs
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.internet.task import Clock
@@ -21,9 +22,10 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.metrics import Counters
-from artifactd.registry.mirror.fill import Fill, FillRules, Fills
+from artifactd.registry.mirror.fill import Fill, Fills
 from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
+from artifactd.settings.remote import RemoteSettings, docker_hub
 from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
@@ -218,6 +220,11 @@ class WatchedClock(Clock):
         return call
 
 
+def remote_settings(**changes: Any) -> RemoteSettings:
+    """The settings of a remote repository."""
+    return structs.replace(docker_hub(), **changes)
+
+
 class RemoteTestCase(StoreTestCase):
     """
     :ivar clock: of what is fetched.
@@ -251,8 +258,8 @@ class RemoteTestCase(StoreTestCase):
 
     def begin(self, *, resumes: int = 5, finish: bool = True, digest: Digest = DIGEST) -> Fill:
         """A fill, begun."""
-        rules = FillRules(resumes, finish)
-        return self.fills.begin(self.source(digest=digest), self.counters, rules)
+        settings = remote_settings(resumes=resumes, finish_fills=finish)
+        return self.fills.begin(self.source(digest=digest), self.counters, settings)
 
     def found(self, fill: Fill, wanted: BlobWanted | None = None) -> Deferred[BlobFound]:
         """What a client that wants a fill's blob gets."""

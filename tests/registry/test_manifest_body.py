@@ -10,18 +10,20 @@ from twisted.internet.defer import Deferred
 from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
-from artifactd.oci.manifest import OCI_INDEX, parse_manifest
+from artifactd.oci.manifest import BOUNDS, OCI_INDEX, parse_manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents, Lost, Stored
-from artifactd.registry.local import LocalRepository, LocalRules
+from artifactd.registry.local import LocalRepository
 from artifactd.registry.mirror.eviction import Accesses, forget
-from artifactd.registry.mirror.manifests import RemoteManifests, TagRules
-from artifactd.registry.mirror.repository import NameRules, RemoteRepository
+from artifactd.registry.mirror.manifests import RemoteManifests
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.model import ManifestFound
+from artifactd.settings.remote import docker_hub
+from artifactd.settings.settings import LimitsSettings, LocalSettings
 from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.interfaces import UpstreamManifest
-from tests.registry.fixture import ALPINE, Asked, RemoteTestCase
+from tests.registry.fixture import ALPINE, Asked, RemoteTestCase, remote_settings
 
 CONTENT = b'{"schemaVersion":2,"manifests":[]}'
 DIGEST = Digest.of(CONTENT)
@@ -47,16 +49,19 @@ class ManifestBodyTests(RemoteTestCase):
             blobs,
             self.accesses,
             self.counters,
-            TagRules(offline=offline),
+            remote_settings(offline=offline),
             Refusals(self.clock, 0.0),
             self.run_in_thread,
+            BOUNDS,
             lambda: self.time,
         )
         nothing: Any = None
         self.mirror = RemoteRepository(
-            "docker.io", NameRules(), stored, nothing, self.manifests, nothing
+            "docker.io", docker_hub(), (), stored, nothing, self.manifests, nothing
         )
-        self.local = LocalRepository(LocalRules(), self.catalog, stored, self.run_in_thread)
+        self.local = LocalRepository(
+            LocalSettings(), LimitsSettings(), self.catalog, stored, self.run_in_thread
+        )
 
     async def asked(self) -> Asked:
         asked = await self.upstream.manifests.get()

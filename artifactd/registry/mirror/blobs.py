@@ -17,11 +17,11 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import Accesses
-from artifactd.registry.mirror.fill import Corrupt, FillRules, Fills
+from artifactd.registry.mirror.fill import Corrupt, Fills
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.registry.mirror.upstream import BlobSource, translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
-from artifactd.store.blobs import OpenBlob
+from artifactd.settings.remote import RemoteSettings
 from artifactd.store.fills import FillInfo
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import Upstream
@@ -36,8 +36,8 @@ class RemoteBlobs:
     """
     The blobs of one upstream's images: from the store, or from a fill.
 
-    :param freshness: seconds for which an upstream's word that an image has a blob is taken for
-        another range of it, or another HEAD.
+    For ``freshness`` seconds the upstream's answer that an image has a blob also counts for another
+    range of the blob, or another HEAD.
     """
 
     upstream: Upstream
@@ -48,10 +48,8 @@ class RemoteBlobs:
     parts: Parts
     accesses: Accesses
     counters: RepositoryCounters
-    rules: FillRules
+    settings: RemoteSettings
     clock: IReactorTime
-    freshness: float
-    offline: bool = False
     _admitted: OrderedDict[tuple[ImageName, Digest], tuple[float, int | None]] = field(
         factory=OrderedDict, init=False
     )
@@ -67,7 +65,7 @@ class RemoteBlobs:
             if found is not None:
                 self.counters.hits.inc()
                 return found
-        if self.offline:
+        if self.settings.offline:
             raise BlobUnknown(
                 "this blob is not cached, and the upstream is not asked (offline)",
                 {"digest": str(digest)},
@@ -166,7 +164,7 @@ class RemoteBlobs:
                     return shared
                 if self.fills.find(digest) is not None:
                     continue  # begun meanwhile, for some image
-                fill = self.fills.begin(source, self.counters, self.rules, lost=listed)
+                fill = self.fills.begin(source, self.counters, self.settings, lost=listed)
             elif fill.stopped:
                 await self.fills.ended(digest)
                 continue
@@ -204,7 +202,7 @@ class RemoteBlobs:
     async def _ask(self, source: BlobSource) -> int | None:
         told = await source.check()
         self._admitted[source.image, source.digest] = (
-            self.clock.seconds() + self.freshness,
+            self.clock.seconds() + self.settings.freshness,
             told.size,
         )
         if len(self._admitted) > _ADMITTED:
@@ -224,7 +222,12 @@ class RemoteBlobs:
             return BlobFound(
                 size, span, fill.follower(span, hold=False), _part_of("hit; detail=unverified")
             )
-        body: OpenBlob | None = await self.parts.stored(source.digest, size, span)
+        # A part whose last byte is here is a hit, even if its session has not been closed yet.
+        body = self.parts.under_way(source.digest, span)
+        if body is None or body.available <= span.last:
+            if body is not None:
+                body.close()
+            body = await self.parts.stored(source.digest, size, span)
         if body is not None:
             self.counters.hits.inc()
             return BlobFound(size, span, body, _part_of("hit; detail=unverified"))

@@ -6,7 +6,7 @@ It belongs to nobody.  architecture.md, "Pull-through: the fill", tells the whol
 
 from __future__ import annotations
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
@@ -25,6 +25,7 @@ from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.follower import HELD, Follower, Progress, Share, SharedFile
 from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
+from artifactd.settings.remote import RemoteSettings
 from artifactd.store.fills import (
     Contradicted,
     FillInfo,
@@ -214,17 +215,6 @@ _LOOKS_FOR_ROW = 1500
 _log = Logger()
 
 
-@frozen
-class FillRules:
-    """
-    :ivar resumes: how often in a row it goes on after a failure without having got further.
-    :ivar finish: whether it goes on when all who wanted it have left.
-    """
-
-    resumes: int = 5
-    finish: bool = True
-
-
 @define(eq=False)
 class Fill:
     """
@@ -240,7 +230,7 @@ class Fill:
     catalog: Catalog
     remote: RemoteCatalog
     counters: RepositoryCounters
-    rules: FillRules
+    settings: RemoteSettings
     clock: IReactorTime
     lost: bool = False
     images: set[ImageName] = field(init=False)
@@ -296,7 +286,7 @@ class Fill:
     def leave(self) -> None:
         """One less does; it may be that it need not go on then."""
         self._interested -= 1
-        if not (self._interested or self.rules.finish or self.progress.ended):
+        if not (self._interested or self.settings.finish_fills or self.progress.ended):
             self.stop()
 
     @property
@@ -343,7 +333,7 @@ class Fill:
             self.counters,
             self._interrupt,
             self.clock,
-            self.rules.resumes,
+            self.settings.resumes,
         )
         try:
             self._attach(SharedFile(session.reader()))
@@ -505,7 +495,7 @@ class Fills:
         self,
         source: BlobSource,
         counters: RepositoryCounters,
-        rules: FillRules,
+        settings: RemoteSettings,
         *,
         lost: bool = False,
     ) -> Fill:
@@ -519,7 +509,7 @@ class Fills:
             if self._stopping:
                 raise Stopped("the daemon is shutting down")
             fill = Fill(
-                source, self.store, self.catalog, self.remote, counters, rules, self.clock, lost
+                source, self.store, self.catalog, self.remote, counters, settings, self.clock, lost
             )
             self._fills[source.digest] = fill
             self._ended[source.digest] = ended = Deferred.fromCoroutine(fill.run())

@@ -135,7 +135,7 @@ class RemoteLists:
 
     def _none(self, error: Missing) -> Provenance:
         """Where it comes from that there is nothing."""
-        if self.manifests.rules.offline:
+        if self.manifests.settings.offline:
             return stale(error.reason)
         if not error.asked:
             return Provenance("cache", "hit; detail=negative")
@@ -145,22 +145,22 @@ class RemoteLists:
     @property
     def _stands_in(self) -> bool:
         """Whether what is cached, of whatever age, may be listed in the upstream's place."""
-        return self.manifests.rules.offline or not self.manifests.rules.max_stale
+        return self.manifests.settings.offline or not self.manifests.settings.max_stale
 
     async def _page(
         self, image: ImageName, key: str, fetch: _Fetch
     ) -> tuple[CachedPage, Provenance]:
         """:raises UpstreamError: if the upstream has not answered, now or before."""
         cached = await self.remote.cached_page(image, key)
-        rules = self.manifests.rules
+        settings = self.manifests.settings
         age = None if cached is None else self.now() - cached.fetched_at
-        freshness = rules.freshness * self.upstream.frugality()
+        freshness = settings.freshness * self.upstream.frugality()
         if cached is not None and age is not None and 0 <= age < freshness:
             self.counters.hits.inc()
             return cached, HIT
         started = self.now()
         try:
-            if rules.offline:
+            if settings.offline:
                 raise Missing("the upstream is not asked (offline)", asked=False)
             refused = self.refusals.of(image, key)
             if refused is not None:
@@ -174,7 +174,8 @@ class RemoteLists:
                 how = evolve(how, cache=f"{how.cache}; collapsed")
             return page, evolve(how, waited=max(self.now() - started, 0.0))
         except UpstreamError as error:
-            too_old = age is not None and rules.max_stale and age >= freshness + rules.max_stale
+            most = settings.max_stale
+            too_old = age is not None and most and age >= freshness + most
             if cached is None or too_old:
                 raise
             self.counters.stale.inc()

@@ -14,13 +14,14 @@ from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
-from artifactd.oci.manifest import BOUNDS, Manifest, ManifestBounds
+from artifactd.oci.manifest import Manifest, ManifestBounds
 from artifactd.oci.names import ImageName, Reference, Tag, matches
 from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import Accesses
 from artifactd.registry.mirror.upstream import Refusals, stale, translated
 from artifactd.registry.model import HIT, ManifestFound, Provenance
+from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream
@@ -28,32 +29,6 @@ from artifactd.upstream.interfaces import Upstream
 _log = Logger()
 
 _OFFLINE = "the upstream is not asked (offline)"
-
-
-@define(frozen=True)
-class TagRules:
-    """
-    When a tag is asked for again; all in seconds.
-
-    :ivar freshness: for which the upstream's word counts, stretched as its budget falls.
-    :ivar max_stale: beyond its freshness, for which an old answer stands in for a missing one; 0:
-        without end.
-    :ivar cooldown: for which a changed digest has to be seen before it is served; 0: none.
-    :ivar cooldown_except: patterns of ``image`` or ``image:tag`` without a cooldown.
-    """
-
-    freshness: float = 60.0
-    max_stale: float = 0.0
-    cooldown: float = 0.0
-    cooldown_except: tuple[str, ...] = ()
-    offline: bool = False
-
-    def cooldown_of(self, image: ImageName, tag: Tag) -> float:
-        """Seconds for which a change of this tag is held back."""
-        names = (image.image, f"{image.image}:{tag}")
-        if any(matches(name, self.cooldown_except) for name in names):
-            return 0.0
-        return self.cooldown
 
 
 @define(eq=False)
@@ -71,11 +46,11 @@ class RemoteManifests:
     blobs: BlobStore
     accesses: Accesses
     counters: RepositoryCounters
-    rules: TagRules
+    settings: RemoteSettings
     refusals: Refusals
     run: RunInThread
+    bounds: ManifestBounds
     now: Callable[[], float] = time.time
-    bounds: ManifestBounds = BOUNDS
     _single_flight: SingleFlight[tuple[ImageName, Reference], ManifestFound] = field(
         factory=SingleFlight, init=False
     )
@@ -90,7 +65,7 @@ class RemoteManifests:
         here = await self._here(image, reference)
         if isinstance(here, ManifestFound):
             return here
-        if self.rules.offline:
+        if self.settings.offline:
             return self._offline(image, reference, here)
         key = image, reference
         joined = self._single_flight.under_way(key)
@@ -143,7 +118,7 @@ class RemoteManifests:
 
         :raises RegistryError: as :meth:`get`.
         """
-        if self.rules.offline:
+        if self.settings.offline:
             self._offline(image, digest, None)
         try:
             await self._fetch(image, digest, digest)
@@ -182,13 +157,13 @@ class RemoteManifests:
         raise told from refused
 
     def _may_be_stale(self, cached: CachedTag) -> bool:
-        if not self.rules.max_stale:
+        if not self.settings.max_stale:
             return True
-        return self.now() - cached.checked_at < self._freshness + self.rules.max_stale
+        return self.now() - cached.checked_at < self._freshness + self.settings.max_stale
 
     @property
     def _freshness(self) -> float:
-        return self.rules.freshness * self.upstream.frugality()
+        return self.settings.freshness * self.upstream.frugality()
 
     async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
         current = cached.record.digest
@@ -224,7 +199,7 @@ class RemoteManifests:
         self, image: ImageName, tag: Tag, cached: CachedTag, digest: Digest
     ) -> float | None:
         """Seconds that ``digest`` still has to be seen before it is served; ``None``: served."""
-        cooldown = self.rules.cooldown_of(image, tag)
+        cooldown = self._cooldown_of(image, tag)
         if not cooldown:
             return None
         since = self.now()
@@ -232,6 +207,13 @@ class RemoteManifests:
             since = cached.candidate_at
         left = since + cooldown - self.now()
         return left if left > 0 else None
+
+    def _cooldown_of(self, image: ImageName, tag: Tag) -> float:
+        """Seconds for which a change of this tag is held back."""
+        names = (image.image, f"{image.image}:{tag}")
+        if any(matches(name, self.settings.cooldown_except) for name in names):
+            return 0.0
+        return self.settings.cooldown
 
     async def _fetch(
         self, image: ImageName, reference: Reference, wanted: Reference

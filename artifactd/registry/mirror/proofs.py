@@ -34,6 +34,7 @@ from artifactd.registry.model import (
     ReferrersFound,
     TagsFound,
 )
+from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.credentials import Credentials, UpstreamLogin
 from artifactd.upstream.errors import LoginRefused, Missing
@@ -42,19 +43,6 @@ from artifactd.upstream.http.errors import Unreachable, UpstreamError
 # What upstreams have said of who may have what: yes for everybody's processes, no for a moment.
 
 _REMEMBERED = 8192  # of each kind, in memory
-
-
-@frozen
-class ProofRules:
-    """
-    :ivar lifetime: seconds for which a proof counts.
-    :ivar negative: seconds for which the upstream is not asked again what it has refused.
-    :ivar offline: whether it is never asked.
-    """
-
-    lifetime: float = 3600.0
-    negative: float = 10.0
-    offline: bool = False
 
 
 class Said(Enum):
@@ -98,7 +86,7 @@ class ProofMemory:
     """
 
     catalog: ProofCatalog
-    rules: ProofRules
+    settings: RemoteSettings
     clock: IReactorTime
     now: Callable[[], float] = time.time
     _until: OrderedDict[bytes, float] = field(factory=OrderedDict, init=False)
@@ -120,7 +108,7 @@ class ProofMemory:
 
     async def accept(self, *ids: bytes) -> None:
         """These count from now on."""
-        until = self.now() + self.rules.lifetime
+        until = self.now() + self.settings.proof_lifetime
         await self.catalog.add_proofs(ids, until)
         for each in ids:
             self._refused.pop(each, None)
@@ -133,14 +121,14 @@ class ProofMemory:
 
     def refuse(self, proof: bytes, verdict: Verdict) -> None:
         """Remember that shortly."""
-        self._refused[proof] = self.clock.seconds() + self.rules.negative, verdict
+        self._refused[proof] = self.clock.seconds() + self.settings.negative_freshness, verdict
         self._refused.move_to_end(proof)
         if len(self._refused) > _REMEMBERED:
             self._refused.popitem(last=False)
 
     def _counts(self, until: float) -> bool:
         """A shorter lifetime in the settings holds for what was remembered before, too."""
-        return 0 < until - self.now() <= self.rules.lifetime
+        return 0 < until - self.now() <= self.settings.proof_lifetime
 
     def _keep(self, proof: bytes, until: float) -> None:
         self._until[proof] = until
@@ -446,7 +434,7 @@ class AccessProofs:
             return _counted(verdict, presented)
 
     def _check_online(self) -> None:
-        if self.memory.rules.offline:
+        if self.memory.settings.offline:
             raise Unreachable("the upstream is not asked (offline)")
 
 
@@ -516,11 +504,17 @@ class GuardedRepository(RemoteRepository):
 
     def for_operator(self) -> RemoteRepository:
         return RemoteRepository(
-            self.name, self.rules, self.stored, self.blobs, self.manifests, self.lists
+            self.name,
+            self.settings,
+            self.local_only,
+            self.stored,
+            self.blobs,
+            self.manifests,
+            self.lists,
         )
 
     async def lends(self, image: ImageName) -> bool:
-        return self.rules.permit(image.image) and await self.proofs.allows(image, self.asker)
+        return self.permits(image) and await self.proofs.allows(image, self.asker)
 
     async def listable(self, images: Collection[ImageName]) -> set[ImageName]:
         return await self.proofs.proved(images, self.asker)

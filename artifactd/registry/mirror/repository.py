@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import frozen
 from twisted.logger import Logger
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import BlobUnknown, Denied
+from artifactd.oci.errors import BlobUnknown, Denied, RegistryError
 from artifactd.oci.names import ImageName, Reference, matches
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.mirror.blobs import RemoteBlobs
@@ -22,38 +24,11 @@ from artifactd.registry.model import (
     Repository,
     TagsFound,
 )
+from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import OpenBlob
+from artifactd.upstream.errors import Missing
 
 _log = Logger()
-
-
-@frozen
-class NameRules:
-    """
-    Which images of an upstream may be asked for; patterns of names there.
-
-    :ivar local_only: of names that never go to any upstream, as clients ask for them.
-    :ivar library: what names of one component have before them there.
-    """
-
-    allow: tuple[str, ...] = ("*",)
-    deny: tuple[str, ...] = ()
-    local_only: tuple[str, ...] = ()
-    library: str = ""
-
-    def permit(self, name: str) -> bool:
-        """Whether the image ``name`` may be asked for."""
-        return (
-            matches(name, self.allow)
-            and not matches(name, self.deny)
-            and not matches(name, self.local_only)
-            and not matches(self._asked(name), self.local_only)
-        )
-
-    def _asked(self, name: str) -> str:
-        """How clients ask for ``name``: without the prefix that they need not give."""
-        short = name.removeprefix(self.library)
-        return name if "/" in short else short
 
 
 @frozen
@@ -64,10 +39,12 @@ class RemoteRepository(Repository):
     Reading an image that the settings don't allow raises Denied.
 
     :ivar name: as configured.
+    :ivar local_only: patterns of names that never go to an upstream, as clients ask for them.
     """
 
     name: str
-    rules: NameRules
+    settings: RemoteSettings
+    local_only: Sequence[str]
     stored: Stored
     blobs: RemoteBlobs
     manifests: RemoteManifests
@@ -80,6 +57,34 @@ class RemoteRepository(Repository):
 
     async def require_proof(self, image: ImageName) -> None:
         """:raises NoProof: if a proof is wanted, and the client who asks has none."""
+
+    def permits(self, image: ImageName) -> bool:
+        """Whether the settings allow to ask the upstream for ``image``."""
+        name = image.image
+        if not matches(name, self.settings.allow) or matches(name, self.settings.deny):
+            return False
+        short = name.removeprefix(self.settings.library)
+        asked = name if "/" in short else short  # clients need not give the prefix
+        return not matches(name, self.local_only) and not matches(asked, self.local_only)
+
+    def unprefixed(self, name: str) -> ImageName:
+        """The image here that ``name``, without the repository before it, stands for."""
+        prefix = "" if "/" in name else self.settings.library
+        return ImageName(self.name, f"{prefix}{name}")
+
+    def lacks(self, error: RegistryError) -> bool:
+        """
+        Whether ``error`` says for certain that the upstream has no image of that name.
+
+        401 and 403 may also mean that it has one that artifactd may not read.  Only Docker Hub,
+        which has a library, is known to answer so for images that do not exist.
+        """
+        cause = error.__cause__
+        if not isinstance(cause, Missing):
+            return False
+        return cause.status in (404, 410) or (
+            bool(self.settings.library) and cause.status is not None
+        )
 
     def asked_by(self, asker: Asker) -> RemoteRepository:
         return self
@@ -117,7 +122,7 @@ class RemoteRepository(Repository):
         return await self.lists.referrers(image, subject, artifact_type, wanted)
 
     async def lends(self, image: ImageName) -> bool:
-        return self.rules.permit(image.image)
+        return self.permits(image)
 
     async def refetch(self, image: ImageName, digest: Digest, *, manifest: bool) -> None:
         """
@@ -134,7 +139,7 @@ class RemoteRepository(Repository):
 
     def check(self, image: ImageName) -> None:
         """:raises Denied: if the settings don't allow ``image``."""
-        if not self.rules.permit(image.image):
+        if not self.permits(image):
             raise Denied(
                 f"the settings of repository {self.name} don't allow this image: see allow, deny"
                 " and local_only",

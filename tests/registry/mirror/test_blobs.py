@@ -12,7 +12,6 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import Contents, Stored, publish
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.eviction import Accesses, forget
-from artifactd.registry.mirror.fill import FillRules
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.model import BlobFound, BlobWanted
 from artifactd.upstream.errors import Missing
@@ -27,6 +26,7 @@ from tests.registry.fixture import (
     Body,
     RemoteTestCase,
     content_of,
+    remote_settings,
 )
 from tests.store.fixture import SlowThreads
 
@@ -44,9 +44,9 @@ class RemoteBlobsTestCase(RemoteTestCase):
         self.accesses = Accesses(self.remote, lambda: self.time)
         self.parts = Parts(self.stores.fills, 0, self.clock)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.parts.stop()))
-        self.blobs = self.of_rules(FillRules())
+        self.blobs = self.of()
 
-    def of_rules(self, rules: FillRules, *, offline: bool = False) -> RemoteBlobs:
+    def of(self, **settings: Any) -> RemoteBlobs:
         blobs = self.stores.blobs
         return RemoteBlobs(
             self.upstream,
@@ -57,10 +57,8 @@ class RemoteBlobsTestCase(RemoteTestCase):
             self.parts,
             self.accesses,
             self.counters,
-            rules,
+            remote_settings(freshness=FRESHNESS, **settings),
             self.clock,
-            FRESHNESS,
-            offline,
         )
 
     def get(
@@ -107,7 +105,7 @@ class StoredTests(RemoteBlobsTestCase):
         self.assertEqual(2 * SIZE, self.counted("client_bytes"))
 
     async def test_offline_nothing_is_asked_for(self) -> None:
-        self.blobs = self.of_rules(FillRules(), offline=True)
+        self.blobs = self.of(offline=True)
         await self.assert_raises(BlobUnknown, self.get())
         self.assertEqual([], self.upstream.gets.pending)
 
@@ -301,7 +299,7 @@ class FillTests(RemoteBlobsTestCase):
     async def test_who_comes_while_a_fill_is_being_left_begins_after_it(self) -> None:
         threads = SlowThreads()
         self.fills.store = self.open_stores(run=threads).fills
-        self.blobs = self.of_rules(FillRules(finish=False))
+        self.blobs = self.of(finish_fills=False)
         one = self.get()
         while not self.upstream.gets.pending:  # the row is asked for first
             await self.remote.stored_size(DIGEST)
@@ -367,7 +365,7 @@ class FillTests(RemoteBlobsTestCase):
 class WholeTests(RemoteBlobsTestCase):
     async def test_it_waits_until_the_image_holds_the_blob(self) -> None:
         for finish in (True, False):
-            self.blobs = self.of_rules(FillRules(finish=finish))
+            self.blobs = self.of(finish_fills=finish)
             getting = Deferred.fromCoroutine(self.blobs.whole(ALPINE, DIGEST))
             body = (await self.asked(self.upstream.gets)).body().send(CONTENT[:1000])
             self.assertNoResult(getting)

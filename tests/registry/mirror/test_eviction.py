@@ -12,10 +12,8 @@ from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.mirror.eviction import Accesses, Eviction, forget
 from artifactd.registry.upkeep.sweep import Sweep
-from artifactd.settings.remote import RemoteSettings
-from artifactd.settings.values import Duration, Pattern, Size, Url
 from tests.catalog.fixture import APP, manifest
-from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase
+from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase, remote_settings
 
 ELSEWHERE = ImageName("ghcr.io", "team/app")
 GRACE = 180.0
@@ -62,12 +60,7 @@ class EvictionTestCase(RemoteTestCase):
         self.time = at
         return await Eviction(
             "docker.io",
-            RemoteSettings(
-                upstream=Url("https://registry-1.docker.io"),
-                size_cap=Size(size_cap),
-                max_age=Duration(max_age),
-                pinned=tuple(map(Pattern, pinned)),
-            ),
+            remote_settings(size_cap=size_cap, max_age=max_age, pinned=tuple(pinned)),
             self.catalog,
             self.remote,
             self.stores.blobs,
