@@ -241,10 +241,12 @@ class Warm(DataCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         from tqdm import tqdm  # noqa: PLC0415 - the daemon has no use for it
 
-        def bar(digest: Digest, size: int | None) -> Any:
-            return tqdm(
+        @contextmanager
+        def bar(digest: Digest, size: int | None) -> Iterator[Callable[[float], object]]:
+            with tqdm(
                 total=size, desc=digest.encoded[:12], unit="B", unit_scale=True, unit_divisor=1024
-            )
+            ) as shown:
+                yield shown.update
 
         warming = Warming(parts.registry.for_operator(), parts.fills, self.platforms, bar)
         failed = 0

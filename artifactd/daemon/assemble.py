@@ -329,7 +329,7 @@ def assemble(
     counters = Counters()
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
-    stored = Stored(blobs, contents, damage)
+    stored = Stored(blobs, contents, damage.inspect, damage.suspect)
     scrubber = Scrubber(
         blobs,
         repairs,

@@ -1,10 +1,9 @@
-"""The bytes of manifests and small blobs, the hot ones kept in memory."""
+"""The bytes of manifests and blobs: read, kept in memory where small, and published."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from typing import Protocol
 
 from attrs import define, field, frozen
 from cachetools import LRUCache
@@ -20,6 +19,14 @@ from artifactd.oci.names import ImageName
 from artifactd.registry.model import LOCAL, BlobFound, BlobWanted, Provenance
 from artifactd.store.blobs import BlobStore, OpenBlob
 from artifactd.store.publication import StagedBlob
+
+_log = Logger()
+
+# Bytes up to which a manifest or a blob is answered from memory instead of from an open file.
+SMALL = 64 << 10
+
+# Errors of the process or the machine, which say nothing of the blob.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
 class Contents:
@@ -88,91 +95,70 @@ class InMemory:
             on_close()
 
 
-# The bytes of what the catalog lists, from memory or from the store.
-
-# Bytes up to which a manifest or a blob is answered from memory, not opened for each request.
-SMALL = 64 << 10
-
-
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-
-_log = Logger()
+def _suspect_nothing(digest: Digest) -> None: ...
 
 
 class Lost(RuntimeError):
-    """The catalog lists something of which the store has not, or not all, bytes."""
+    """The catalog lists a manifest or blob whose bytes the store does not have, or not all."""
 
 
-class Inspector(Protocol):
-    """Who sees to what can't be read (:class:`artifactd.registry.upkeep.damage.Damage`)."""
-
-    async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
-        """Look at it, and see to it."""
-
-    def suspect(self, digest: Digest) -> None:
-        """:meth:`inspect` it some time."""
-
-
-class Nobody:
-    """An :class:`Inspector` who does nothing."""
-
-    async def inspect(self, digest: Digest, size: int | None = None) -> str | None:
-        return None
-
-    def suspect(self, digest: Digest) -> None:
-        pass
+async def _inspect_nothing(digest: Digest, size: int | None) -> None:
+    """Without an inspector, damage is only reported."""
 
 
 @frozen
 class Stored:
     """
-    Everything that is stored, of all repositories; who may have it is not asked here.
+    The bytes of all repositories' manifests and blobs; access is checked elsewhere.
 
-    :ivar inspector: sees to what can't be read; what it finds lost is listed no more to readers.
+    :ivar inspect: called with the digest and the size of bytes that can't be read before Lost is
+        raised; it may quarantine them, or raise OSError or RegistryError if it can't look.
+    :ivar suspect: called with the digest when an open blob can't be read to its end; returns at
+        once.
     """
 
     blobs: BlobStore
     contents: Contents
-    inspector: Inspector = field(factory=Nobody)
+    inspect: Callable[[Digest, int | None], Awaitable[object]] = _inspect_nothing
+    suspect: Callable[[Digest], object] = _suspect_nothing
 
     async def body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
         """
-        A manifest or a blob of ``image``, of ``size`` bytes as the catalog says; to be closed.
+        Open a manifest or a blob that ``image`` holds; the caller closes it.
 
+        :param size: in bytes, as the catalog says.
         :raises Lost: if the store has lost it, or some of it.
         :raises OSError: if the process can't open files just now, which says nothing of the blob.
         """
+        content = self.contents.kept(digest) if size <= SMALL else None
+        if content is not None:
+            return InMemory(content)
         try:
-            return await self._body(image, digest, size)
+            return await self._open(image, digest, size)
         except Lost:
             try:
-                await self.inspector.inspect(digest, size)
+                await self.inspect(digest, size)
             except (OSError, RegistryError) as error:
                 _log.error("{digest} can't be looked at: {error}", digest=digest, error=error)
             raise
 
-    async def _body(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
-        if size <= SMALL:
-            try:
-                return InMemory(await self.contents.of(digest))
-            except RuntimeError as error:
-                raise Lost(f"{image}: {error}") from None
-            except OSError as error:
-                if error.errno in _PASSING:
-                    raise
-                raise Lost(f"{image}: {error}") from None
+    async def _open(self, image: ImageName, digest: Digest, size: int) -> OpenBlob:
         try:
+            if size <= SMALL:
+                return InMemory(await self.contents.of(digest))
             blob = await self.blobs.open(digest)
+        except RuntimeError as error:
+            raise Lost(f"{image}: {error}") from None
         except OSError as error:
             if error.errno in _PASSING:
                 raise
-            raise Lost(f"blob {digest} of {image} can't be opened: {error}") from None
+            raise Lost(f"{digest} of {image} can't be read: {error}") from None
         if blob is None:
             raise Lost(f"the store has lost blob {digest} of {image}")
         if blob.size != size:
             blob.close()
             raise Lost(f"blob {digest} of {image} has {blob.size} bytes, not {size}")
-        blob.on_failure = lambda error: self.inspector.suspect(digest)
+        blob.on_failure = lambda error: self.suspect(digest)
         return blob
 
     async def blob(
@@ -183,23 +169,28 @@ class Stored:
         wanted: BlobWanted,
         provenance: Provenance = LOCAL,
     ) -> BlobFound:
-        """As :meth:`body`, for a request.  :raises RangeNotSatisfiable: as ``wanted`` does."""
+        """
+        Answer a request for a blob that ``image`` holds; errors are those of :meth:`body`.
+
+        :raises RangeNotSatisfiable: if the blob has no such part.
+        """
         if wanted.head:
             return BlobFound(size, None, None, provenance)
         span = wanted.part(size)
         return BlobFound(size, span, await self.body(image, digest, size), provenance)
 
 
-# The one order in which bytes and rows come into being; architecture.md, "Publication".
-
-_TRIES = 3  # each of them waits for the lock
+_TRIES = 3  # each of them waits for the catalog's lock
 
 
 async def publish(
     staged: StagedBlob, catalog: Catalog, insert: Callable[[], Awaitable[None]]
 ) -> None:
     """
-    Bytes before rows, and the staged copy kept until the row is committed.
+    Publish staged bytes, then insert their row: the one order in which both come into being.
+
+    The staged copy is kept until the row is committed (architecture.md, "Publication").  While the
+    catalog is unavailable the insertion is tried again, since a whole upload is at stake.
 
     :param insert: writes the row in one transaction, calling ``staged.confirm`` inside it and
         ``staged.release`` after it.
@@ -207,29 +198,23 @@ async def publish(
     """
     try:
         await staged.publish()
-        await _persistently(insert)
+        for tries in range(1, _TRIES + 1):
+            try:
+                return await insert()
+            except Unavailable as error:
+                if tries == _TRIES:
+                    raise
+                _log.warn("tried again: {error}", error=error.message)
     except BaseException:
         await staged.withdraw(catalog.forget_blob)
         raise
 
 
-async def _persistently(insert: Callable[[], Awaitable[None]]) -> None:
-    """The catalog may be locked for a while by another process: a whole upload is at stake."""
-    for _ in range(_TRIES - 1):
-        try:
-            return await insert()
-        except Unavailable as error:
-            _log.warn("tried again: {error}", error=error.message)
-    return await insert()
-
-
-# Manifests parsed without making anybody wait.
-
-# Above this many bytes a manifest is hashed and parsed in a thread: it takes over a millisecond.
+# Bytes above which a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _IN_THREAD = 16 << 10
 
 KEPT = ManifestBounds(nesting=500, entries=0, annotations=0)
-"""Of what is here: it was accepted once."""
+"""The bounds of a manifest that is here: it was accepted once."""
 
 
 async def parsed(
@@ -242,9 +227,9 @@ async def parsed(
     bounds: ManifestBounds,
 ) -> Manifest:
     """
-    As :func:`artifactd.oci.manifest.parse_manifest`, in a thread if it is large.
+    Parse a manifest as :func:`artifactd.oci.manifest.parse_manifest` does, in a thread if large.
 
-    :raises DigestInvalid, ManifestInvalid: as that does.
+    :raises DigestInvalid, ManifestInvalid: if it is not the manifest that it should be.
     """
 
     def parse() -> Manifest:

@@ -56,12 +56,15 @@ class Names:
         if image is not None:
             return image
         if self.default is None:
-            raise NameUnknown(
-                "no repository of that name: begin with one of "
-                + ", ".join(sorted(self.repositories)),
-                {"name": name.text},
-            )
+            raise self.unknown(name)
         return ImageName(self.default, name.text)
+
+    def unknown(self, name: RepositoryName) -> NameUnknown:
+        """The error for a name that belongs to no repository."""
+        known = ", ".join(sorted(self.repositories))
+        return NameUnknown(
+            f"no repository of that name: begin with one of {known}", {"name": name.text}
+        )
 
     def mirrored(self, name: RepositoryName, namespace: str) -> ImageName:
         """

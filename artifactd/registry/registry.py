@@ -51,15 +51,12 @@ class Target:
         """The images from which a pull may be answered, at least one; none of them need exist."""
         return self.readable.candidates(self.image)
 
-    def limited_to(self, images: Collection[ImageName]) -> Target:
-        """This target for a client that may pull only ``images`` of :attr:`candidates`."""
-        return self._read_from(self.readable.limited_to(self.image, images))
-
-    def asked_by(self, asker: Asker) -> Target:
-        """This target for ``asker``."""
-        return self._read_from(self.readable.asked_by(asker))
-
-    def _read_from(self, readable: Repository) -> Target:
+    def pulled_by(self, asker: Asker, images: Collection[ImageName] | None) -> Target:
+        """This target for ``asker``, who may pull only ``images`` of the candidates; None: all."""
+        readable = self.readable
+        if images is not None:
+            readable = readable.limited_to(self.image, images)
+        readable = readable.asked_by(asker)
         return self if readable is self.readable else evolve(self, readable=readable)
 
     @property
@@ -102,9 +99,10 @@ class Registry:
         prefixed = self.names.prefixed(parsed)
         if prefixed is not None:
             return Target(parsed, prefixed, self.repositories[prefixed.repository])
-        if self.names.default is None and self.unprefixed.remotes:
-            return Target(parsed, ImageName("", parsed.text), self.unprefixed)
-        return Target(parsed, self.names.resolve(parsed), self.unprefixed)
+        default = self.names.default
+        if default is None and not self.unprefixed.remotes:
+            raise self.names.unknown(parsed)
+        return Target(parsed, ImageName(default or "", parsed.text), self.unprefixed)
 
     def named(self, name: str, namespace: str | None = None) -> str:
         """The canonical name of what ``name`` stands for, for logs; itself if it is for nothing."""

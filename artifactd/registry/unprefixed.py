@@ -213,10 +213,6 @@ class Unprefixed(Repository):
         answered for the name before is asked, or each in turn until one has it; only a definite
         "not found" leads on to the next.
         """
-        unknown: RegistryError = ManifestUnknown(
-            "no image of that name is here, and no upstream is asked for it",
-            {"name": image.image, "reference": str(reference)},
-        )
         if self.local is not None:
             record = None if self.hidden else await self.local.find(image, reference)
             if record is not None:
@@ -226,6 +222,10 @@ class Unprefixed(Repository):
                     await self._require_proofs(image)
                     raise _nowhere(image, reference)
                 return await self.local.manifest(image, reference)  # raises what it raises
+        unknown: RegistryError = ManifestUnknown(
+            "no image of that name is here, and no upstream is asked for it",
+            {"name": image.image, "reference": str(reference)},
+        )
         for upstream in await self._candidates(image.image):
             try:
                 found = await upstream.manifest(upstream.unprefixed(image.image), reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Protocol
+from contextlib import AbstractContextManager
 
 import msgspec
 from attrs import define, frozen
@@ -16,17 +16,8 @@ from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Registry, Target
-from artifactd.store.blobs import OpenBlob
 
-
-class Bar(Protocol):
-    """Shows how far a blob has come."""
-
-    def update(self, n: float) -> object:
-        """``n`` more bytes are here."""
-
-    def close(self) -> object:
-        """It is done, or has failed."""
+Progress = Callable[[float], object]
 
 
 class _Platform(msgspec.Struct):
@@ -68,13 +59,14 @@ class Warming:
     broken off goes on.
 
     :param platforms: ``os/architecture`` or ``os/architecture/variant``; empty: all.
-    :param bar: makes the bar of a blob from its digest and size.
+    :param bar: shows the progress of one blob, given its digest and size: a context manager whose
+        value is called with the number of bytes that have come.
     """
 
     registry: Registry
     fills: Fills
     platforms: Collection[str]
-    bar: Callable[[Digest, int | None], Bar]
+    bar: Callable[[Digest, int | None], AbstractContextManager[Progress]]
 
     async def warm(self, image: ImageReference) -> int:
         """
@@ -117,23 +109,16 @@ class Warming:
 
     async def _blob(self, target: Target, digest: Digest) -> None:
         found = await target.readable.blob(target.image, digest, BlobWanted())
-        bar = self.bar(digest, found.size)
+        body, shown = found.body, 0
+        assert body is not None
         try:
-            if found.body is not None:
-                await self._follow(found.body, bar)
-        finally:
-            bar.close()
-        await self.fills.ended(digest)
-
-    async def _follow(self, body: OpenBlob, bar: Bar) -> None:
-        """Let the bar show what comes, to the end."""
-        shown = 0
-        try:
-            while body.size is None or shown < body.size:
-                await body.wait(shown)
-                bar.update(body.available - shown)
-                if body.available == shown:
-                    break  # nothing more will come
-                shown = body.available
+            with self.bar(digest, found.size) as progress:
+                while body.size is None or shown < body.size:
+                    await body.wait(shown)
+                    progress(body.available - shown)
+                    if body.available == shown:
+                        break  # nothing more will come
+                    shown = body.available
         finally:
             body.close()
+        await self.fills.ended(digest)

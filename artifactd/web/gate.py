@@ -279,15 +279,13 @@ class AccessGate:
             candidates = target.candidates
             permitted = self._permitted(request, action, candidates, name, scope)
             request.sees_cache = True
-            if len(permitted) < len(candidates):
-                target = target.limited_to(permitted)
-            return target.asked_by(asker)
+            return target.pulled_by(asker, None if len(permitted) == len(candidates) else permitted)
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)
         pulled = list(filter(self.may_pull(request, scope), target.candidates))
         request.sees_cache = bool(pulled)
-        return target.limited_to(pulled).asked_by(asker)
+        return target.pulled_by(asker, pulled)
 
     def may_pull(
         self, request: RegistryRequest, name: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.interfaces import IReactorTime
@@ -25,13 +24,9 @@ from artifactd.upstream.http.errors import TimedOut, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 
 
-class Unknown(Protocol):
-    """A class of error for what is not there: BlobUnknown and the like."""
-
-    def __call__(self, message: str, detail: object = None) -> RegistryError: ...
-
-
-def translated(error: UpstreamError, unknown: Unknown, **detail: object) -> RegistryError:
+def translated(
+    error: UpstreamError, unknown: type[RegistryError], **detail: object
+) -> RegistryError:
     """
     What a client is told where ``error`` leaves nothing to answer with.
 
