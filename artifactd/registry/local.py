@@ -27,17 +27,15 @@ from artifactd.registry.model import (
 from artifactd.settings.settings import LimitsSettings, LocalSettings
 from artifactd.store.blobs import OpenBlob
 
-# The image index that lists referrers: distribution-spec, "Listing Referrers".
-
-# Clients read an index of 4 MiB; the annotations in it may be long.
+# Bytes of the image index that lists referrers: clients read 4 MiB, and annotations may be long.
 _INDEX_BYTES = 3 << 20
 
 
 def referrers_page(records: Sequence[ManifestRecord], limit: int) -> tuple[bytes, str | None]:
     """
-    An index of at most ``limit`` of ``records`` and about 3 MiB.
+    Make an image index of at most ``limit`` of ``records`` and about 3 MiB.
 
-    :return: the JSON, and the digest to go on behind, or ``None`` if all are in it.
+    :return: the JSON, and the last digest in it if there are more records, else ``None``.
     """
     encoded: list[bytes] = []
     size = 0
@@ -52,7 +50,7 @@ def referrers_page(records: Sequence[ManifestRecord], limit: int) -> tuple[bytes
 
 
 def index_of(descriptors: Sequence[Mapping[str, object]]) -> bytes:
-    """An index of ``descriptors`` as they are, in JSON."""
+    """An image index of ``descriptors`` in JSON."""
     return _index([msgspec.json.encode(descriptor) for descriptor in descriptors])
 
 
@@ -62,7 +60,7 @@ def _index(descriptors: Sequence[bytes]) -> bytes:
 
 
 def _descriptor(record: ManifestRecord) -> dict[str, object]:
-    """The annotations MUST be included, the artifactType where there is one."""
+    # distribution-spec, "Listing Referrers": annotations MUST be included, and any artifactType.
     descriptor: dict[str, object] = {
         "mediaType": record.media_type,
         "digest": str(record.digest),
@@ -86,7 +84,7 @@ class LocalRepository(Repository):
     run: RunInThread
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """end-2.  :raises BlobUnknown: if ``image`` does not hold it."""
+        """Open a blob.  :raises BlobUnknown: if ``image`` does not hold it."""  # end-2
         size = await self.catalog.promise_blob(image, digest)
         if size is None:
             raise _unknown(digest)
@@ -95,22 +93,22 @@ class LocalRepository(Repository):
     async def promised(
         self, image: ImageName, digest: Digest, size: int, wanted: BlobWanted
     ) -> BlobFound:
-        """A blob whose size ``Catalog.promise_blob`` has told.  Errors as of :meth:`blob`."""
+        """Open a blob whose size ``Catalog.promise_blob`` has returned; errors as :meth:`blob`."""
         try:
             return await self.stored.blob(image, digest, size, wanted)
         except Lost:
             if await self.catalog.blob_size(image, digest) is None:
-                raise _unknown(digest) from None  # taken away in this moment
+                raise _unknown(digest) from None  # deleted a moment ago
             raise
 
     async def delete_blob(self, image: ImageName, digest: Digest, actor: str) -> None:
-        """end-10.  :raises BlobUnknown, Unsupported: as ``Catalog.delete_blob``."""
+        """Unlink a blob; errors are those of ``Catalog.delete_blob``."""  # end-10
         await self.catalog.delete_blob(
             image, digest, allow_held=self.settings.delete_held, actor=actor
         )
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """end-3.  :raises ManifestUnknown: if ``image`` has none under ``reference``."""
+        """Find a manifest.  :raises ManifestUnknown: if ``image`` has none so named."""  # end-3
         record = await self.find(image, reference)
         if record is None:
             raise ManifestUnknown(
@@ -134,7 +132,7 @@ class LocalRepository(Repository):
         return self
 
     async def find(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
-        """The manifest that ``reference`` names in ``image``, which a client is told of."""
+        """The manifest under ``reference``; where untagged ones expire, it is kept for a lease."""
         if self.settings.untagged == "keep":
             return await self.catalog.manifest(image, reference)
         return await self.catalog.promise_manifest(image, reference)
@@ -142,7 +140,7 @@ class LocalRepository(Repository):
     async def parse(
         self, content: bytes, content_type: str | None, reference: Reference
     ) -> Manifest:
-        """:raises DigestInvalid, ManifestInvalid: if it can't be pushed as ``reference``."""
+        """Parse a manifest.  :raises DigestInvalid, ManifestInvalid: if it can't be pushed so."""
         digest = reference if isinstance(reference, Digest) else None
         return await parsed(
             self.run,
@@ -163,9 +161,9 @@ class LocalRepository(Repository):
         actor: str,
     ) -> ManifestPut:
         """
-        What :meth:`put_manifest` is to do.
+        The arguments of :meth:`put_manifest`, completed from the settings.
 
-        :param tags: further tags, for a ``reference`` that is a digest.
+        :param tags: further tags, if ``reference`` is a digest.
         """
         return ManifestPut(
             image=image,
@@ -180,12 +178,12 @@ class LocalRepository(Repository):
 
     async def put_manifest(self, put: ManifestPut) -> None:
         """
-        end-7a, end-7b: store a manifest and let its tags point at it.
+        Store a manifest and point its tags at it.
 
         :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
-        """
-        # Asked before a byte is stored, so that a refused manifest leaves nothing; and again in
-        # the transaction, since the answer may have changed.
+        """  # end-7a, end-7b
+        # Checked before a byte is stored, so that a refused manifest leaves nothing; and again in
+        # the transaction, since the catalog may have changed.
         await self.catalog.check_manifest(put)
         staged = await self.stored.blobs.publish(put.manifest.digest, put.manifest.content)
         await publish(
@@ -195,7 +193,7 @@ class LocalRepository(Repository):
         )
 
     async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> None:
-        """end-9: a tag, or a manifest with all its tags.  Errors as in ``Catalog``."""
+        """Delete a tag, or a manifest with all its tags.  Errors as in ``Catalog``."""  # end-9
         if isinstance(reference, Tag):
             await self.catalog.delete_tag(image, reference, actor=actor)
         else:
@@ -204,7 +202,7 @@ class LocalRepository(Repository):
             )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """end-8.  :raises NameUnknown: unknown image."""
+        """List tags.  :raises NameUnknown: if there is no such image."""  # end-8
         tags = await self.catalog.tags(image, wanted.after, wanted.limit + 1)
         if tags is None:
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
@@ -216,7 +214,7 @@ class LocalRepository(Repository):
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """end-12: manifests of ``image`` with that subject; empty also for an unknown one."""
+        """List the manifests of ``image`` with that subject, none if it is unknown."""  # end-12
         records = await self.catalog.referrers(
             image, subject, artifact_type, wanted.after, wanted.limit + 1
         )

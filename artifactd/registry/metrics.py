@@ -1,4 +1,4 @@
-"""What is counted of each upstream, in the form that Prometheus reads."""
+"""Counters for Prometheus, and the health check."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Measured = Mapping[str, float]
 
 @frozen
 class _Measure(Collector):
-    """A gauge that is read when it is asked for."""
+    """A gauge whose values are read when Prometheus asks."""
 
     name: str
     text: str
@@ -91,28 +91,28 @@ class Counters:
         )
 
     def of(self, repository: str) -> RepositoryCounters:
-        """Those of one remote repository."""
+        """The counters of one remote repository."""
         return RepositoryCounters(
             repository, {n: c.labels(repository) for n, c in self._counters.items()}, self._requests
         )
 
     def measure(self, gauge: str, text: str, label: str, read: Callable[[], Measured]) -> None:
         """
-        Tell, too, what ``read`` tells whenever it is asked.
+        Expose a gauge whose values ``read`` returns whenever Prometheus asks.
 
         :param gauge: its name, with the unit.
-        :param label: what distinguishes the values that ``read`` returns.
+        :param label: the name of the label whose values are the keys that ``read`` returns.
         """
         self._registry.register(_Measure(f"artifactd_{gauge}", text, label, read))
 
     def exposition(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """All counters in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
 @frozen
 class CollectionCounters:
-    """What garbage collection has done."""
+    """Counters of garbage collection."""
 
     collected: Counter
     bytes: Counter
@@ -122,7 +122,7 @@ class CollectionCounters:
 
 @frozen
 class DamageCounters:
-    """What scrubbing and reading have found wrong, and what became of it."""
+    """Counters of damage that scrubbing and reading have found, and of its repair."""
 
     scrubbed: Counter
     rounds: Counter
@@ -148,20 +148,17 @@ class RepositoryCounters:
         self.client_bytes = counters["client_bytes"]
 
     def received(self, count: int) -> None:
-        """``count`` bytes of bodies came from the upstream."""
+        """Count ``count`` bytes of bodies from the upstream."""
         self.upstream_bytes.inc(count)
 
     def requested(self, method: str, status: int | None) -> None:
-        """A request was answered, or (``None``) was not."""
+        """Count a request; ``status`` is ``None`` if it was not answered."""
         self._requests.labels(self._repository, method, str(status or "none")).inc()
-
-
-# Whether the daemon can do its work.
 
 
 @frozen
 class Health:
-    """What ``/readyz`` asks."""
+    """The checks of ``/readyz``."""
 
     catalog: Catalog
     blobs: BlobStore

@@ -1,4 +1,4 @@
-"""What a repository is asked for, and what it answers, whether its home is here or upstream."""
+"""What a repository is asked for and what it answers, and the base class of all repositories."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:  # local.py imports this module
 @frozen
 class Provenance:
     """
-    How an answer was come by.
+    Where an answer's bytes came from, and what the cache did.
 
-    :ivar source: where the bytes come from: pushed here, cached, or the upstream just now.
-    :ivar cache: the parameters of ``Cache-Status`` (RFC 9211), behind the cache's name.
-    :ivar stale: why an answer older than its freshness is given; ``None`` if it isn't older.
-    :ivar waited: seconds for which the upstream was waited for.
+    :ivar source: pushed here, cached, or fetched from the upstream just now.
+    :ivar cache: the parameters of ``Cache-Status`` (RFC 9211), after the cache's name.
+    :ivar stale: why an answer is served past its freshness; ``None`` if it is fresh.
+    :ivar waited: seconds that the request waited for the upstream.
     """
 
     source: Literal["local", "cache", "remote"] = "local"
@@ -40,26 +40,27 @@ class Provenance:
 LOCAL = Provenance()
 HIT = Provenance("cache")
 
-# What says which page of a list is wanted, here and at registries with ways of their own.  Nothing
-# else of a client's query goes upstream.
+# The query parameters that select a page of a list, here and at registries with parameters of their
+# own.  No other parameter of a client's query goes upstream.
 PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page"})
 
-# What holds, as a query of its own, whatever else an upstream's Link to the next page has.
+# The parameter that carries, as a query of its own, whatever else is in an upstream's Link to the
+# next page.
 PACKED = "next"
 
 
 @frozen
 class BlobWanted:
     """
-    What of a blob is wanted.
+    Which part of a blob a request asks for.
 
-    :ivar head: only whether it is there, and its size.
-    :ivar span: given the size in bytes, the part that is wanted (``None``: all of it); may raise
-        RangeNotSatisfiable.  ``None``: all of it.
-    :ivar bounded: that part neither starts at 0 nor runs on to an end the client doesn't name, so
-        that it may be answered before the whole blob is verified.
-    :ivar patient: the client would take an answer that breaks off for a whole one, so that an
-        answer without a length has to wait until the blob is verified (HTTP/1.0).
+    :ivar head: only the size is wanted.
+    :ivar span: maps the blob's size in bytes to the wanted part, or to ``None`` for all of it; may
+        raise RangeNotSatisfiable.  ``None``: all of the blob is wanted.
+    :ivar bounded: the part does not start at 0 and has an explicit end, so it may be answered
+        before the whole blob is verified.
+    :ivar patient: the client would take a truncated answer for a complete one (HTTP/1.0), so an
+        answer without a length has to wait until the blob is verified.
     """
 
     head: bool = False
@@ -68,17 +69,21 @@ class BlobWanted:
     patient: bool = False
 
     def part(self, size: int) -> ByteRange | None:
-        """:raises RangeNotSatisfiable: if a blob of ``size`` bytes has no such part."""
+        """
+        The wanted part of a blob of ``size`` bytes; ``None`` for all of it.
+
+        :raises RangeNotSatisfiable: if the blob has no such part.
+        """
         return None if self.span is None else self.span(size)
 
 
 @frozen
 class BlobFound:
     """
-    A blob, or a part of it.
+    A blob that was found, opened for the wanted part.
 
-    :ivar size: of the whole blob in bytes; ``None`` where the upstream doesn't say.
-    :ivar span: the part that was asked for; ``None``: all of it.
+    :ivar size: of the whole blob in bytes; ``None`` if the upstream doesn't say.
+    :ivar span: the wanted part; ``None``: all of the blob.
     :ivar body: the whole blob, also where only a part is wanted; the caller closes it.  ``None`` if
         only ``head`` was wanted.
     """
@@ -91,7 +96,7 @@ class BlobFound:
 
 @frozen
 class ManifestFound:
-    """A manifest; ``image`` is the canonical name of the image it is answered from."""
+    """A manifest that was found; ``image`` is the image it was found in, by its canonical name."""
 
     record: ManifestRecord
     image: ImageName
@@ -101,10 +106,10 @@ class ManifestFound:
 @frozen
 class ListWanted:
     """
-    Which page of a list is wanted: at most ``limit`` entries behind ``after``.
+    Which page of a list is wanted: at most ``limit`` entries after ``after``.
 
-    :ivar query: those of :data:`PAGING` and :data:`PACKED` that were given, for an upstream that
-        has other ones for its pages.
+    :ivar query: the parameters :data:`PAGING` and :data:`PACKED` that the client gave, for an
+        upstream with page parameters of its own.
     """
 
     limit: int
@@ -114,7 +119,7 @@ class ListWanted:
 
 @frozen
 class TagsFound:
-    """A page of tags; ``next`` is the query of the one behind it."""
+    """A page of tags; ``next`` is the query of the next page."""
 
     tags: list[str]
     next: Mapping[str, str] | None = None
@@ -126,7 +131,7 @@ class ReferrersFound:
     """
     A page of referrers as an image index in JSON.
 
-    :ivar filtered: whether only those of the artifact type asked for are in it.
+    :ivar filtered: whether the page has only referrers of the wanted artifact type.
     """
 
     index: bytes

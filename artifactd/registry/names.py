@@ -13,13 +13,14 @@ from artifactd.oci.names import ImageName, RepositoryName
 
 class Names:
     """
-    The naming rule: the first component picks a configured repository, anything else belongs to
-    the default one.
+    The naming rule: a name whose first component is a configured repository belongs to that one,
+    any other name to the default repository.
 
     :param repositories: the names of the configured repositories.
-    :param default: the repository that names without a prefix are pushed to, or ``None``.
-    :param libraries: of remote repositories, what comes before an image's name of one component.
-    :param hosts: the remote repository that answers for each ``ns=`` of a mirror's request.
+    :param default: the repository that takes pushes of names without a prefix, or ``None``.
+    :param libraries: by remote repository, the prefix of image names of one component
+        (``library/``).
+    :param hosts: by host, as in ``ns=`` of a mirror's request, the remote repository that answers.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Names:
         self._hosts = hosts or {}
 
     def prefixed(self, name: RepositoryName) -> ImageName | None:
-        """The image that ``name`` means if it begins with a configured repository."""
+        """The image that ``name`` stands for if it begins with a configured repository, or None."""
         first, slash, rest = name.text.partition("/")
         if slash and first in self.repositories:
             return self.within(first, rest)
@@ -48,7 +49,7 @@ class Names:
 
     def resolve(self, name: RepositoryName) -> ImageName:
         """
-        The image that ``name`` means to whoever pushes it.
+        The image that a push under ``name`` goes to.
 
         :raises NameUnknown: if it begins with no configured repository and there is no default.
         """
@@ -68,7 +69,7 @@ class Names:
 
     def mirrored(self, name: RepositoryName, namespace: str) -> ImageName:
         """
-        The image that ``name`` means in a mirror's request with ``ns=namespace``.
+        The image that ``name`` stands for in a mirror's request with ``ns=namespace``.
 
         :raises NameUnknown: if no remote repository answers for ``namespace``.
         """
@@ -81,49 +82,48 @@ class Names:
         return self.within(repository, name.text)
 
     def listed(self, image: ImageName) -> str:
-        """The name to show for ``image``: without prefix where that resolves back to it."""
+        """The name that lists show: without the prefix if that resolves to the same image."""
         first, slash, _ = image.image.partition("/")
         if image.repository == self.default and not (slash and first in self.repositories):
             return image.image
         return str(image)
 
 
-# The list of all images, as ``/v2/_catalog`` shows it.
-
-# Names looked at in one go, where not all are shown.
+# Names read at a time from the catalog, if only some of them are listed.
 _BATCH = 1000
 
-_BEHIND_ALL = "\x7f"  # sorts behind every character a name may have
+_AFTER_ALL = "\x7f"  # sorts after every character that a name may have
 
 
 @frozen
 class _Segment:
-    """Images of ``repository`` named between two bounds (both excluded), shown with ``prefix``."""
+    """The images of ``repository`` between two names (both excluded), listed with ``prefix``."""
 
     repository: str
     prefix: str
     start: str = ""
-    end: str = _BEHIND_ALL
+    end: str = _AFTER_ALL
 
 
 def _segments(names: Names) -> list[_Segment]:
-    """The listed names as runs that are contiguous both in the catalog and in the list."""
+    # Each segment is contiguous both in the catalog and in the list of /v2/_catalog.
     segments = [_Segment(r, f"{r}/") for r in names.repositories if r != names.default]
     if names.default is None:
         return segments
     start = ""
-    # In the order of "a-b/", "a/": a name may have characters that sort before the slash.
+    # "a-b/" comes before "a/": a name may have characters that sort before the slash.
     for below in sorted(f"{repository}/" for repository in names.repositories):
-        # Images of the default repository whose own names begin like another's need the prefix.
+        # An image of the default repository needs the prefix if its own name begins with the name
+        # of another repository.
         segments.append(_Segment(names.default, "", start, below))
-        segments.append(_Segment(names.default, f"{names.default}/", below, below + _BEHIND_ALL))
-        start = below + _BEHIND_ALL
+        segments.append(_Segment(names.default, f"{names.default}/", below, below + _AFTER_ALL))
+        start = below + _AFTER_ALL
     segments.append(_Segment(names.default, "", start))
     return segments
 
 
 async def listed_images(catalog: Catalog, names: Names, after: str, limit: int) -> list[str]:
-    """At most ``limit`` images' listed names behind ``after``, in ASCII order, each once."""
+    """List at most ``limit`` names of images after ``after``, in ASCII order, each once."""
     found: list[str] = []
     for segment in _segments(names):
         start = segment.start
@@ -146,8 +146,9 @@ async def listed_where(
     choose: Callable[[Sequence[ImageName]], Awaitable[Collection[ImageName]]],
 ) -> list[str]:
     """
-    As :func:`listed_images`, of those only that ``choose`` leaves of any images; goes on until
-    there are enough.
+    List names as :func:`listed_images` does, but only of the images that ``choose`` returns.
+
+    Reads on until there are ``limit`` of them.
     """
     found: list[str] = []
     while len(found) < limit:

@@ -1,4 +1,4 @@
-"""The whole registry: its repositories under their names."""
+"""The registry: all repositories under their names, and the operations across them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from artifactd.registry.uploads import Uploads
 @frozen
 class Target:
     """
-    What the ``<name>`` of a request stands for.
+    The image and the repository that the ``<name>`` of a request stands for.
 
-    :ivar image: its canonical name; where it is unprefixed, that of the local image.
-    :ivar readable: where it is pulled from.
-    :ivar namespace: the registry that a mirror's request named, if that was followed.
+    :ivar image: the canonical name; that of the local image if the name has no prefix.
+    :ivar readable: the repository that answers pulls.
+    :ivar namespace: the registry that a mirror's request named by ``ns``, if it named one.
     """
 
     name: RepositoryName
@@ -37,11 +37,11 @@ class Target:
 
     @property
     def path(self) -> str:
-        """Where it lies, as the client named it: begins a relative ``Location``."""
+        """The path of the image as the client named it; a relative ``Location`` begins with it."""
         return f"/v2/{self.name}"
 
     def following(self, query: Mapping[str, str] | None) -> Mapping[str, str] | None:
-        """The query of the next page of a list: of the same registry as this one."""
+        """The query of a list's next page, with the ``ns`` of this request."""
         if query is None or self.namespace is None:
             return query
         return {**query, "ns": self.namespace}
@@ -74,9 +74,9 @@ class Target:
 @frozen
 class Registry:
     """
-    All repositories, and the uploads that are on their way into them.
+    All repositories, and the uploads under way to them.
 
-    :ivar unprefixed: what names without a repository are read from.
+    :ivar unprefixed: reads the names that begin with no configured repository.
     """
 
     names: Names
@@ -88,9 +88,12 @@ class Registry:
 
     def target(self, name: str, namespace: str | None = None) -> Target:
         """
-        :param namespace: the registry that a mirror's request is meant for.
-        :raises NameInvalid, NameUnknown: if ``name`` is none, or belongs to no repository, or
-            nothing here answers for ``namespace``.
+        Find the image and the repository that ``name`` stands for; the image need not exist.
+
+        :param namespace: the ``ns`` of a mirror's request: the registry that it is meant for.
+        :raises NameInvalid: if ``name`` is not a name.
+        :raises NameUnknown: if ``name`` belongs to no repository, or no repository answers for
+            ``namespace``.
         """
         parsed = RepositoryName.parse(name)
         if namespace is not None:
@@ -105,7 +108,7 @@ class Registry:
         return Target(parsed, ImageName(default or "", parsed.text), self.unprefixed)
 
     def named(self, name: str, namespace: str | None = None) -> str:
-        """The canonical name of what ``name`` stands for, for logs; itself if it is for nothing."""
+        """The canonical name of an image, for logs; ``name`` itself if it has none."""
         try:
             return str(self.target(name, namespace).image)
         except RegistryError:
@@ -120,15 +123,15 @@ class Registry:
         asker: Asker = NOBODY,
     ) -> bool:
         """
-        end-11: let ``image`` hold a blob that the image named ``source`` holds; without a name,
-        that any image of the same repository holds.  Whether there was one to mount; an image of an
-        upstream that may not be pulled lends nothing.
+        Mount a blob: link it to ``image`` if the image ``source`` holds it, or, without a source,
+        any image of the same repository.
 
-        :param permitted: which images the blob may come from; then only from one that is named.
-            ``None``: from each.
-        :param asker: who wants it: an image of which a proof is wanted lends nothing without.
-        :raises NameInvalid: if ``source`` is no name.  One of no repository here holds nothing.
-        """
+        :param permitted: tells from which images a blob may be mounted; the source has to be named
+            then.  ``None``: from all.
+        :param asker: the client; without the proof that ``source`` wants, nothing is mounted.
+        :return: whether the blob was mounted.
+        :raises NameInvalid: if ``source`` is not a name.
+        """  # end-11
         try:
             holder = self.names.resolve(RepositoryName.parse(source)) if source else None
         except NameUnknown:
@@ -152,7 +155,7 @@ class Registry:
         precondition: Precondition,
         actor: str,
     ) -> Manifest:
-        """end-7; as :meth:`LocalRepository.put_manifest`."""
+        """Parse and store a manifest, as :meth:`LocalRepository.put_manifest`."""  # end-7
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
@@ -168,10 +171,10 @@ class Registry:
         asker: Asker = NOBODY,
     ) -> list[str]:
         """
-        At most ``limit`` images' listed names behind ``after``, in ASCII order, each once.
+        List at most ``limit`` names of images after ``after``, in ASCII order, each once.
 
-        :param shown: which images are; ``None``: all.
-        :param asker: who reads it: images of which a proof is wanted are shown with it only.
+        :param shown: tells which images to list; ``None``: all.
+        :param asker: the client; images that want a proof are listed only if the client has it.
         """
         if shown is None:
             return await listed_images(self.catalog, self.names, after, limit)

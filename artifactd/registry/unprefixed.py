@@ -1,7 +1,9 @@
 """
-Images named without a repository: pushed to the local one, pulled from the first that has them.
+Names that begin with no repository: pushes go to the local repository, pulls to the first that has
+the image.
 
-A registry and a mirror share these names; the rules here keep them from hurting each other.
+A registry and a mirror share these names, and the rules here keep them apart: once a manifest has
+been pushed under a name, the name is local, and no upstream is asked for it any more.
 """
 
 from __future__ import annotations
@@ -33,9 +35,7 @@ from artifactd.registry.model import (
 )
 from artifactd.store.blobs import OpenBlob
 
-# What clients were told is here, of a name that was an upstream's and may become a local one.
-
-# Seconds in which whoever asks before a push has pushed what refers to it.
+# Seconds within which a client pushes the manifests that refer to what it has asked for.
 _HOLDS = 3600.0
 _REMEMBERED = 8192
 
@@ -43,10 +43,10 @@ _REMEMBERED = 8192
 @define(eq=False)
 class Promises:
     """
-    Blobs and manifests that were answered for from upstream under a name without prefix.
+    The blobs and manifests that clients have found upstream under a name without a prefix.
 
-    A client that pushes several manifests asks for all they refer to before it pushes the first of
-    them, which makes the name a local one; it does not push what it was told is here.
+    A client that pushes several manifests first asks which of their blobs are here, and does not
+    push those.  Its first manifest makes the name local, and the next ones would lack their blobs.
 
     :param now: seconds since the epoch.
     """
@@ -55,26 +55,23 @@ class Promises:
     _until: OrderedDict[tuple[ImageName, Digest], float] = field(factory=OrderedDict, init=False)
 
     def give(self, image: ImageName, digest: Digest) -> None:
-        """Somebody was told that ``image`` has it."""
+        """Remember that a client was told that ``image`` has ``digest``."""
         self._until[image, digest] = self.now() + _HOLDS
         self._until.move_to_end((image, digest))
         if len(self._until) > _REMEMBERED:
             self._until.popitem(last=False)
 
     def holds(self, image: ImageName, digest: Digest) -> bool:
-        """Whether somebody was, within the last hour."""
+        """Whether a client was told within the last hour that ``image`` has ``digest``."""
         return self.now() < self._until.get((image, digest), 0.0)
-
-
-# What a push under a name that was an upstream's takes over from there.
 
 
 @frozen
 class Adoption:
     """
-    Takes manifests and blobs over into the local image that is pushed to.
+    Copies what a pushed manifest refers to from the upstream's image of the same name.
 
-    :ivar source: the image as the upstream of ``repository`` has it.
+    :ivar source: the image of the remote ``repository``.
     """
 
     source: ImageName
@@ -85,7 +82,7 @@ class Adoption:
     promises: Promises
 
     async def prepare(self, put: ManifestPut) -> None:
-        """:raises RegistryError: as ``Unprefixed.adopt``."""
+        """Adopt what ``put`` refers to; errors are those of :meth:`Unprefixed.adopt`."""
         children: dict[Digest, Manifest] = {}
         manifest = await self._promised(put)
         if not await self._gather(put.image, manifest, children):
@@ -100,8 +97,8 @@ class Adoption:
 
     async def _promised(self, put: ManifestPut) -> Manifest:
         """
-        The manifest with those entries that may be adopted: all as long as the name is an
-        upstream's, and what was promised then once it is a local one.
+        The manifest with only the entries that may be adopted: all while no manifest has been
+        pushed under the name, and afterwards those that a client was told are here.
         """
         if not await self.remote.is_known(put.image):
             return put.manifest
@@ -118,8 +115,9 @@ class Adoption:
         self, image: ImageName, manifest: Manifest, found: dict[Digest, Manifest]
     ) -> bool:
         """
-        Collect the manifests that an index lists and ``image`` lacks, each behind those that it
-        lists itself; whether all of them could be had.
+        Collect the manifests that an index lists and ``image`` lacks, children before their index.
+
+        Returns whether all of them were found.
         """
         for listed in manifest.children:
             digest = listed.digest
@@ -132,7 +130,7 @@ class Adoption:
         return True
 
     async def _child(self, listed: Descriptor) -> Manifest | None:
-        """A manifest as the upstream has it; ``None`` if it can't be had as it is described."""
+        """A manifest from the upstream; ``None`` if it can't be fetched or is not as described."""
         try:
             record = (await self.repository.manifest(self.source, listed.digest)).record
             content = await self.local.stored.contents.of(listed.digest)
@@ -160,17 +158,18 @@ class Adoption:
 @frozen
 class Unprefixed(Repository):
     """
-    What ``[default]`` of the settings says.
+    The repositories that ``[default]`` of the settings lists, searched in turn.
 
-    ``image`` is always the image of the local repository, whether it exists or not.
+    ``image`` is always the image of the local repository, whether it exists or not.  The first
+    upstream that answers for a name becomes its origin: from then on only that one is asked.
 
-    :ivar local: which takes the pushes, if any.
-    :ivar remotes: in the order in which they are asked.
-    :ivar hidden: whether the local image is kept from the caller: if there is one, the name is one
-        that nobody has, and no upstream is asked for it either.
-    :ivar first: how many of ``remotes`` may be asked for a name that none has answered for: those
-        before the first that is kept from the caller.  What a later one answers would else be the
-        name's from then on, for those too who are to get the earlier one's.
+    :ivar local: the repository that takes pushes, if there is one.
+    :ivar remotes: the upstreams' repositories, in the order in which they are asked.
+    :ivar hidden: whether the client may not pull the local image.  If that image exists, the client
+        gets 404, and no upstream is asked either.
+    :ivar first: how many of ``remotes`` may be asked for a name without an origin: those before the
+        first that the client may not pull.  A later one must not become the origin, since other
+        clients are to get the image of the earlier one.
     """
 
     local: LocalRepository | None
@@ -209,9 +208,10 @@ class Unprefixed(Repository):
 
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """
-        end-3.  A name that is known here is answered from here.  Otherwise the upstream that has
-        answered for the name before is asked, or each in turn until one has it; only a definite
-        "not found" leads on to the next.
+        Find a manifest: of the local image if the name is local, else of the upstream that is the
+        name's origin, else of each upstream in turn until one has it.
+
+        Only an upstream's definite "not found" leads on to the next one.
         """
         if self.local is not None:
             record = None if self.hidden else await self.local.find(image, reference)
@@ -221,7 +221,7 @@ class Unprefixed(Repository):
                 if self.hidden:
                     await self._require_proofs(image)
                     raise _nowhere(image, reference)
-                return await self.local.manifest(image, reference)  # raises what it raises
+                return await self.local.manifest(image, reference)  # raises ManifestUnknown
         unknown: RegistryError = ManifestUnknown(
             "no image of that name is here, and no upstream is asked for it",
             {"name": image.image, "reference": str(reference)},
@@ -239,7 +239,8 @@ class Unprefixed(Repository):
             if await self._remember(image.image, upstream):
                 self.promises.give(image, found.record.digest)
                 return found
-            return await self.manifest(image, reference)  # of the one that another was told by
+            # Another request has made another upstream the origin meanwhile.
+            return await self.manifest(image, reference)
         await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
 
@@ -251,7 +252,7 @@ class Unprefixed(Repository):
         return await self.local.body(found)
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """end-2.  An upstream is asked only if a manifest of that name has come from there."""
+        """Open a blob; an upstream is asked only if it is the origin of the name."""
         if self.local is not None and not self.hidden:
             size = await self.catalog.promise_blob(image, digest)
             if size is not None:
@@ -266,7 +267,7 @@ class Unprefixed(Repository):
         return found
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """end-8; upstream as for :meth:`blob`."""
+        """List tags; an upstream is asked only if it is the origin of the name."""
         upstream = await self._opened(image)
         if upstream is not None:
             return await upstream.tags(upstream.unprefixed(image.image), wanted)
@@ -278,7 +279,7 @@ class Unprefixed(Repository):
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """end-12; upstream as for :meth:`blob`."""
+        """List referrers; an upstream is asked only if it is the origin of the name."""
         upstream = await self._opened(image)
         if upstream is not None:
             return await upstream.referrers(
@@ -291,12 +292,13 @@ class Unprefixed(Repository):
 
     async def adopt(self, put: ManifestPut) -> None:
         """
-        Before ``put`` is done in the local repository: let its image have those of the manifests
-        and blobs listed that it lacks and that were answered for under the same name from upstream,
-        so that a client that was told they are here has not been told wrong.
+        Before ``put``, copy from the upstream what it refers to and the local image lacks.
 
-        :raises RegistryError: if manifests would have to be adopted, and ``put`` is refused even
-            with them.  None is, then: the first one makes the name a local one.
+        A client that was told that a blob is here, when the name was still the upstream's, does not
+        push that blob.
+
+        :raises RegistryError: if the push is refused even with the manifests that would have to be
+            copied.  None is copied then, since the first one would make the name local.
         """
         upstream = await self._origin(put.image.image)
         if upstream is None or self.local is None:
@@ -310,10 +312,12 @@ class Unprefixed(Repository):
 
     async def _require_proofs(self, image: ImageName) -> None:
         """
-        Before it is said that nothing of that name is here, unless it is a local one's: whoever
-        would need a proof if it were is told the same in both cases.
+        Check proofs of access before a client is told that nothing of that name is here.
 
-        :raises NoProof: if a proof is wanted and there is none.
+        A client without a proof gets the same answer whether the image exists or not.  A name that
+        is local needs no proof.
+
+        :raises NoProof: if a remote repository wants a proof and the client has none.
         """
         wanting = [u for u in self._permitting(image.image) if u.wants_proof]
         if not wanting:
@@ -325,13 +329,13 @@ class Unprefixed(Repository):
             await upstream.require_proof(upstream.unprefixed(image.image))
 
     async def _opened(self, image: ImageName) -> RemoteRepository | None:
-        """The upstream that this name is read from, if it is not a local one's."""
+        """The upstream that is the origin of the name, unless the name is local."""
         if self.local is not None and await self.remote.is_known(image):
             return None
         return await self._origin(image.image)
 
     async def _origin(self, name: str) -> RemoteRepository | None:
-        """The upstream that has answered for ``name``, if it may still be asked for it."""
+        """The upstream that is the origin of ``name``, if it may still be asked."""
         origin = await self.remote.origin(name)
         if origin is None:
             return None
@@ -350,7 +354,7 @@ class Unprefixed(Repository):
         return [u for u in self.remotes if u.permits(u.unprefixed(name))]
 
     async def _remember(self, name: str, upstream: RemoteRepository) -> bool:
-        """Whether ``upstream`` is the one that answers for the name, now and from now on."""
+        """Make ``upstream`` the origin of ``name`` if it has none; whether it is the origin now."""
         origin = await self.remote.origin(name)
         if origin is None:
             origin = await self.remote.set_origin(name, upstream.name)
@@ -359,8 +363,10 @@ class Unprefixed(Repository):
 
 def _nowhere(image: ImageName, reference: Reference) -> ManifestUnknown:
     """
-    The answer where the local image of a name is hidden, whether there is one or no upstream has
-    the name: without what an upstream said, since for the former none was asked.
+    The error where the client may not pull the local image of a name.
+
+    It is the same whether that image exists or no upstream has one, so it can't quote an upstream:
+    if the image exists, none was asked.
     """
     return ManifestUnknown(
         "the upstream does not have it, or not for us",

@@ -37,14 +37,14 @@ class _Index(msgspec.Struct):
 
 @frozen
 class ImageReference:
-    """``name``, with a tag or a digest behind it; without either the tag ``latest``."""
+    """An image's name with a tag or a digest; by default the tag ``latest``."""
 
     name: str
     reference: Reference
 
     @classmethod
     def parse(cls, text: str) -> ImageReference:
-        """:raises ManifestInvalid: if what stands behind the name is neither tag nor digest."""
+        """Parse ``name:tag`` or ``name@digest``.  :raises ManifestInvalid: if it is neither."""
         name, at, digest = text.partition("@")
         if at:
             return cls(name.partition(":")[0], parse_reference(digest))
@@ -55,8 +55,7 @@ class ImageReference:
 @define(eq=False)
 class Warming:
     """
-    Pulls images as a client does, so that what is here already is not fetched again and what was
-    broken off goes on.
+    Pulls images as a client does: cached blobs are not fetched again, and broken-off fills resume.
 
     :param platforms: ``os/architecture`` or ``os/architecture/variant``; empty: all.
     :param bar: shows the progress of one blob, given its digest and size: a context manager whose
@@ -70,9 +69,9 @@ class Warming:
 
     async def warm(self, image: ImageReference) -> int:
         """
-        Get one image, all that belongs to it; how many blobs that were.
+        Pull one image with all its manifests and blobs.  Returns the number of blobs.
 
-        :raises RegistryError: if the upstream does not have it all, or nothing for the platforms.
+        :raises RegistryError: if the upstream lacks any of them, or has none for the platforms.
         """
         target = self.registry.target(image.name)
         return await self._manifest(target, image.reference)

@@ -58,7 +58,7 @@ class RemoteBlobs:
     )
 
     async def get(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
-        """As ``RemoteRepository.blob``."""
+        """Open a blob: from the store if ``image`` holds it there, else from the upstream."""
         size = await self.catalog.blob_size(image, digest)
         if size is not None:
             found = await self._here(image, digest, size, wanted, HIT)
@@ -87,15 +87,15 @@ class RemoteBlobs:
 
     async def whole(self, image: ImageName, digest: Digest) -> bool:
         """
-        Get all of a blob into the store, and wait for that; whether ``image`` holds it then.
+        Fetch a whole blob into the store and wait for it.  Returns whether ``image`` holds it then.
 
-        :raises RegistryError: as :meth:`get`.
+        :raises RegistryError: if the upstream does not give it.
         """
         found = await self.get(image, digest, BlobWanted())
         try:
             await self.fills.ended(digest)
         finally:
-            # Not before: a fill may end with the last who wants it.
+            # Not before: a fill may stop when its last follower leaves.
             if found.body is not None:
                 found.body.close()
         return await self.catalog.blob_size(image, digest) is not None
@@ -103,7 +103,7 @@ class RemoteBlobs:
     async def _here(
         self, image: ImageName, digest: Digest, size: int, wanted: BlobWanted, how: Provenance
     ) -> BlobFound | None:
-        """A blob that ``image`` holds; ``None`` if it was evicted in this moment."""
+        """A blob that ``image`` holds; ``None`` if it was lost or evicted a moment ago."""
         try:
             found = await self.stored.blob(image, digest, size, wanted, how)
         except Lost as error:
@@ -119,7 +119,7 @@ class RemoteBlobs:
             self.counters.client_bytes.inc(length or 0)
         return found
 
-    # -- what is not here under this name
+    # -- blobs that are not here under this name
 
     async def _fetch(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
         if wanted.head or wanted.bounded:
@@ -137,9 +137,9 @@ class RemoteBlobs:
 
     async def _share(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
         """
-        The bytes are here for another image: they are this one's too if the upstream says so.
+        Link a blob that another image holds to this one, if the upstream confirms that it may.
 
-        ``None`` if they are not here, or were lost.
+        Returns ``None`` if the bytes are not here, or were lost.
         """
         if await self.remote.stored_size(source.digest) is None:
             return None
@@ -151,19 +151,19 @@ class RemoteBlobs:
         return await self._here(source.image, source.digest, size, wanted, how)
 
     async def _follow(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
-        """From a fill, which this begins if none is under way."""
+        """Follow the fill of a blob; begin one if none is under way."""
         digest = source.digest
         while True:
             fill = self.fills.find(digest)
             joined = fill is not None
             if fill is None:
-                # One may just have ended, and a second would fetch it all again.
+                # A fill may just have ended, and a second one would fetch all of it again.
                 listed = await self.remote.stored_size(digest) is not None
                 shared = await self._share(source, wanted) if listed else None
                 if shared is not None:
                     return shared
                 if self.fills.find(digest) is not None:
-                    continue  # begun meanwhile, for some image
+                    continue  # another request has begun one meanwhile
                 fill = self.fills.begin(source, self.counters, self.settings, lost=listed)
             elif fill.stopped:
                 await self.fills.ended(digest)
@@ -179,7 +179,7 @@ class RemoteBlobs:
             except AlreadyHere:
                 await self.fills.ended(digest)
             except (Stopped, UpstreamError) as error:
-                # What another image was told, perhaps by another upstream, says nothing of this.
+                # An error under another image's name says nothing of this image.
                 ours = fill.source.image == source.image
                 if not joined or (ours and not isinstance(error, Stopped)):
                     raise
@@ -189,9 +189,9 @@ class RemoteBlobs:
 
     async def _check(self, source: BlobSource) -> int | None:
         """
-        The size that the upstream tells of a blob under this image's name.
+        The size of a blob as the upstream tells it under this image's name.
 
-        :raises UpstreamError: if it does not let us have it.
+        :raises UpstreamError: if the upstream does not let artifactd have the blob.
         """
         key = source.image, source.digest
         known = self._admitted.get(key)
@@ -210,7 +210,7 @@ class RemoteBlobs:
         return told.size
 
     async def _part(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
-        """A bounded range, before the whole blob is here; ``None`` if a fill has to bring it."""
+        """A bounded range without the whole blob; ``None`` if only a fill can bring it."""
         size = await self._check(source)
         fill = self.fills.find(source.digest)
         if size is None:

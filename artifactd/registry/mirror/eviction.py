@@ -124,15 +124,14 @@ async def forget(digests: Sequence[Digest], catalog: Catalog, blobs: BlobStore) 
     await gatherResults([Deferred.fromCoroutine(each(digest)) for digest in digests])
 
 
-# When blobs and manifests of remote repositories were last pulled, written down now and then.
-
 _Key = tuple[ImageName, Digest]
 
 
 @define(eq=False)
 class Accesses:
     """
-    Gathers what was pulled; :meth:`write` puts it into the catalog, many in one transaction.
+    Collects when blobs and manifests were last pulled; :meth:`write` puts them into the catalog,
+    many in one transaction.
 
     :param now: seconds since the epoch.
     """
@@ -143,11 +142,11 @@ class Accesses:
     _reading: dict[_Key, int] = field(factory=dict, init=False)
 
     def touch(self, image: ImageName, digest: Digest) -> None:
-        """It was pulled now."""
+        """Note a pull."""
         self._used[image, digest] = self.now()
 
     def begin(self, image: ImageName, digest: Digest) -> Callable[[], None]:
-        """It is being read until what is returned is called, and counts as pulled all the time."""
+        """Note the begin of a read; it counts as pulled until the returned function is called."""
         key = image, digest
         self._reading[key] = self._reading.get(key, 0) + 1
 
@@ -160,7 +159,7 @@ class Accesses:
         return end
 
     async def write(self) -> None:
-        """Write down what was pulled since the last time."""
+        """Write the pulls since the last call to the catalog."""
         now = self.now()
         used, self._used = self._used, {}
         used |= dict.fromkeys(self._reading, now)

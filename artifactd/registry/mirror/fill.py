@@ -1,7 +1,7 @@
 """
-The fill: a blob on its way from an upstream into the store, for all who want it.
+The fill: one download of a blob into the store, which all clients of the blob follow.
 
-It belongs to nobody.  architecture.md, "Pull-through: the fill", tells the whole.
+A fill does not depend on any one client: architecture.md, "Pull-through: the fill".
 """
 
 from __future__ import annotations
@@ -38,33 +38,31 @@ from artifactd.upstream.errors import LoginRefused, RangeRefused, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 
-# Getting all bytes of a blob, however often the upstream breaks off.
-
-# Seconds before the first resumption, and how much longer each that follows without a byte in
-# between waits: five of them outlast the pause of the circuit breaker.
+# Seconds before the first resumption, and the factor for each further one without a byte more.
+# Five resumptions outlast the pause of the circuit breaker.
 _BACKOFF = 0.1
 _SLOWER = 4.0
 _LONGEST_WAIT = 30.0
-# What may pass by itself; a token service may be down for a moment, too.
+# Errors that may pass by themselves; a token service may be down for a moment, too.
 _PASSING = (Unreachable, Throttled, LoginRefused)
 
 
 class Corrupt(Exception):
-    """The upstream's bytes do not have the digest they were asked for by, or contradict it."""
+    """The upstream's bytes do not have the digest of the blob, or contradict each other."""
 
 
 def pause(failures: int) -> float:
-    """Seconds to wait after so many failures in a row."""
+    """Seconds to wait after ``failures`` in a row."""
     return min(_BACKOFF * _SLOWER ** (failures - 1), _LONGEST_WAIT)
 
 
 @define(eq=False)
 class Fetching:
     """
-    Fetches into a claimed fill, until it has as many bytes as the upstream says there are.
+    Fetches the bytes of a claimed fill, and resumes whenever the upstream breaks off.
 
-    :param resumes: how often it goes on after a failure, in a row without having got further.
-    :ivar host: who has sent bytes last.
+    :param resumes: how often in a row to resume without a byte more.
+    :ivar host: the host that has sent the last bytes.
     """
 
     source: BlobSource
@@ -82,10 +80,12 @@ class Fetching:
 
     async def run(self) -> None:
         """
-        :raises UpstreamError: if the upstream doesn't let us have it, or fails too often.
+        Fetch all bytes of the blob.
+
+        :raises UpstreamError: if the upstream refuses the blob, or fails too often.
         :raises Corrupt: if the upstream contradicts itself.
         :raises Contradicted, OSError: as ``FillSession.flush``.
-        :raises Stopped: if it was interrupted.
+        :raises Stopped: if it was stopped.
         """
         while True:
             before = self.session.written
@@ -103,8 +103,8 @@ class Fetching:
         return None if self.session.info is None else self.session.info.size
 
     async def _resume(self, error: UpstreamError, *, progressed: bool) -> None:
-        """Wait a moment, or give up."""
-        # Who waits for the answer to begin shall be told now what is the matter.
+        """Wait before the next resumption, or raise ``error`` if there is none."""
+        # Clients that still wait for the answer to begin are told the error at once.
         if not (self.progress.answered and isinstance(error, _PASSING)):
             raise error
         self._failures = 1 if progressed else self._failures + 1
@@ -124,7 +124,7 @@ class Fetching:
         await self.interrupt.wait(deferLater(self.clock, wait))
 
     async def _go_on(self) -> bool:
-        """Get some bytes; whether those are all."""
+        """Fetch some bytes; returns whether the blob is complete."""
         session = self.session
         while await session.take_extents(self._size):
             pass  # each a turn of a thread
@@ -137,7 +137,7 @@ class Fetching:
         except RangeRefused:
             if self._size is not None or not session.written:
                 raise
-            # Nobody has told how long it is, and it is no longer than this.
+            # The size was unknown; there are no more bytes, so this is the size.
             await session.describe(FillInfo(session.written))
             self.progress.answer(session.written)
             return True
@@ -163,14 +163,14 @@ class Fetching:
         )
 
     async def _admitted(self) -> None:
-        """All bytes are here, but the upstream has not let us have them under this name yet."""
+        """Ask the upstream for permission where all bytes are here before it has answered."""
         if not self.progress.answered:
             told = await self.interrupt.wait_uncancelled(self.source.check)
             self._check_size(told.size)
             self.progress.answer(self._size)
 
     async def _begin(self, body: BlobBody) -> None:
-        """The upstream has answered."""
+        """Check and note the upstream's answer."""
         session = self.session
         self.host = body.host
         if body.first not in (0, session.written):
@@ -180,7 +180,7 @@ class Fetching:
         if info != session.info:
             await session.describe(info)
         if body.first < session.written:
-            # No ranges, or another validator: all of it again, compared with what was passed on.
+            # No ranges, or another validator: all of it comes again and is compared with the file.
             session.restart()
         self.progress.answer(info.size)
 
@@ -197,7 +197,7 @@ class Fetching:
             bounded = Bounded(IConsumer(self.session), lambda: self.session.offset, self._size)
             await self.interrupt.wait(body.deliver_to(bounded))
         finally:
-            # What went wrong with the disk comes before what that did to the connection.
+            # An error of the disk is raised rather than what it did to the connection.
             await self.session.flush()
         if self._size is not None and self.session.written > self._size:
             raise Corrupt(f"more than {self._size} bytes have come")
@@ -205,11 +205,10 @@ class Fetching:
             raise Unreachable(f"{body.host} ends before the blob does")
 
 
-# Seconds between two looks at a fill of another process; and every so many of them, whether that
-# process still holds it.
+# Seconds between two looks at the fill of another process; every tenth look also tries to claim it.
 _LOOK = 0.02
 _LOOKS_PER_CLAIM = 10
-# Looks for which the row of a verified blob is waited for: its bytes are synced before.
+# Looks until the row of a verified blob is given up: its bytes are synced before the row.
 _LOOKS_FOR_ROW = 1500
 
 _log = Logger()
@@ -218,11 +217,11 @@ _log = Logger()
 @define(eq=False)
 class Fill:
     """
-    One fill, as one process sees it: done here, or followed while another process does it.
+    One fill as one process sees it: it runs here, or in another process and is followed.
 
-    :ivar lost: there is a row of it already, whose bytes are not here.
-    :ivar images: those it is fetched for; each holds the blob afterwards.
-    :ivar progress: what the followers see.
+    :ivar lost: whether the catalog lists the blob already, though its bytes are not here.
+    :ivar images: the images that hold the blob afterwards.
+    :ivar progress: the state that the followers see.
     """
 
     source: BlobSource
@@ -242,13 +241,13 @@ class Fill:
     def __attrs_post_init__(self) -> None:
         self.images = {self.source.image}
 
-    # -- for those who want the blob
+    # -- for clients
 
     async def ready(self) -> None:
         """
-        Wait until the upstream has said that the blob is coming, and perhaps of what size.
+        Wait until the upstream has begun to answer.
 
-        :raises Exception: what it has failed with.
+        :raises Exception: the error that the fill has ended with.
         """
         while not (self.progress.answered or self.progress.ended):
             await self.progress.change()
@@ -257,7 +256,7 @@ class Fill:
 
     async def larger(self, size: int) -> None:
         """
-        Wait until it is known to have more than ``size`` bytes, or all of it is here and verified.
+        Wait until the blob is known to have more than ``size`` bytes, or is verified.
 
         :raises Exception: as :meth:`ready`.
         """
@@ -267,41 +266,41 @@ class Fill:
             raise self.progress.failure
 
     async def verified(self) -> None:
-        """Wait until all of it is here and verified.  :raises Exception: as :meth:`ready`."""
+        """Wait until the blob is verified.  :raises Exception: as :meth:`ready`."""
         while not self.progress.ended:
             await self.progress.change()
         if self.progress.failure is not None:
             raise self.progress.failure
 
     def follower(self, span: ByteRange | None, *, hold: bool) -> Follower:
-        """A reader of what comes, as in :class:`Follower`; :meth:`ready` has been waited for."""
+        """A reader of the blob (:class:`Follower`); :meth:`ready` has to be awaited before."""
         assert self._file is not None
         self.join()
         return Follower(self.progress, Share(self._file.share(), self.leave), span, hold)
 
     def join(self) -> None:
-        """Somebody wants the blob, until :meth:`leave`; a follower does that by itself."""
+        """Count one more client, until :meth:`leave`; a follower counts by itself."""
         self._interested += 1
 
     def leave(self) -> None:
-        """One less does; it may be that it need not go on then."""
+        """Count one client less; the fill may stop with the last, as ``finish_fills`` says."""
         self._interested -= 1
         if not (self._interested or self.settings.finish_fills or self.progress.ended):
             self.stop()
 
     @property
     def stopped(self) -> bool:
-        """Whether it ends before it is done: who comes now has to begin anew, after it."""
+        """Whether it ends unfinished: a new client has to wait for its end and begin another."""
         return self._interrupt.stopped
 
     def stop(self) -> None:
-        """Give up for now: what has come stays in the store, for whoever goes on."""
+        """Stop for now; the bytes stay in the store for the next fill to resume."""
         self._interrupt.stop()
 
-    # -- doing it
+    # -- the fill of this process
 
     async def run(self) -> None:
-        """To the end, be it good or bad; raises nothing."""
+        """Run until the blob is verified or the fill has failed; raises nothing."""
         try:
             session = await self.store.claim(self.source.digest)
             while session is None:
@@ -352,7 +351,7 @@ class Fill:
                 ) from error
             except (UpstreamError, Stopped):
                 if session.info is None and not session.written:
-                    await session.discard()  # nothing has come, nor is anything known
+                    await session.discard()  # no byte and no size is worth keeping
                 raise
             except OSError:
                 await session.discard()  # a full disk must not be kept full
@@ -361,7 +360,7 @@ class Fill:
             await session.close()
 
     async def _await_row(self, session: FillSession) -> None:
-        """:raises AlreadyHere: if it was being published, and has a row now."""
+        """Wait for a publication under way.  :raises AlreadyHere: if the blob has a row now."""
         digest, looks = self.source.digest, 0
         while looks < _LOOKS_FOR_ROW and await self.store.is_staged(digest):
             looks += 1
@@ -374,7 +373,7 @@ class Fill:
         computed = await session.computed()
         if computed != self.source.digest:
             raise Corrupt(f"{session.written} bytes have the digest {computed}")
-        # Whoever waits for the last piece may have it: it need not be durable for that.
+        # Followers may have the last bytes now: they need not be durable for that.
         self.progress.verify()
         staged = await session.stage()
         linked: set[ImageName] = set()
@@ -393,26 +392,27 @@ class Fill:
         await self._link(linked)
 
     async def _link(self, linked: set[ImageName]) -> None:
-        """Let those of our images hold the blob that do not yet: more may have joined us."""
+        """Link the blob to all images that have joined the fill and do not hold it yet."""
         while joined := self.images - linked:
             for image in sorted(joined, key=str):
                 await self.remote.link_blob(image, self.source.digest)
             linked |= joined
 
-    # -- following
+    # -- the fill of another process
 
     async def _follow(self) -> FillSession | None:
         """
-        Follow the fill of another process to its end; or the claim on it, once that is left.
+        Follow the fill of another process to its end.
 
-        ``None``: it is verified; or it is gone, and has to be begun anew.
+        Returns the claim on the fill if that process has abandoned it.  ``None``: it is verified,
+        or it is gone and has to be begun again.
         """
         found = await self.store.view(self.source.digest)
         if found is None:
-            return await self.store.claim(self.source.digest)  # it went in this moment
+            return await self.store.claim(self.source.digest)  # it ended a moment ago
         view, _ = found
         try:
-            # Another process's fill says nothing about what this image may have.
+            # The fill of another process does not say that this image may have the blob.
             await self._interrupt.wait_uncancelled(self.source.check)
         except BaseException:
             view.close()
@@ -424,7 +424,7 @@ class Fill:
             self.progress.grow(written)
             if state is FillState.FAILED:
                 if not (written or self.progress.answered):
-                    # It was told that it can't have it, which says nothing about us.
+                    # The upstream refused it to the other process, not to this one.
                     return await self.store.claim(self.source.digest)
                 raise BadGateway(
                     "another process was fetching it and has given it up: try again",
@@ -453,7 +453,7 @@ class Fill:
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
 
     async def _link_when_listed(self, view: FillView) -> None:
-        """Let our images hold the blob, once the other process has committed its row."""
+        """Link the blob to our images, once the other process has committed its row."""
         for _ in range(_LOOKS_FOR_ROW):
             if await self.remote.stored_size(self.source.digest) is not None:
                 await self._link(set())
@@ -464,19 +464,16 @@ class Fill:
 
     def _attach(self, file: SharedFile) -> None:
         if self._file is not None:
-            self._file.close()  # of the same file; those who have it keep it open
+            self._file.close()  # of the same file; its followers keep it open
         self._file = file
-
-
-# All fills of this process: who wants a blob that is not here joins one, or begins it.
 
 
 @define(eq=False)
 class Fills:
     """
-    One fill per digest, whichever repository it was begun for.
+    The fills of this process, at most one per digest, whichever repository began it.
 
-    Nothing here is needed by another process: it finds the fill in the store.
+    Other processes need none of this: they find a fill in the store.
     """
 
     store: FillStore
@@ -500,9 +497,9 @@ class Fills:
         lost: bool = False,
     ) -> Fill:
         """
-        The fill of a blob; the one that is under way, if there is one.
+        Begin the fill of a blob, or return the one under way.
 
-        :param lost: there is a row of it, whose bytes are not here.
+        :param lost: whether the catalog lists the blob, though its bytes are not here.
         """
         fill = self._fills.get(source.digest)
         if fill is None:
@@ -531,10 +528,10 @@ class Fills:
 
     async def found(self, fill: Fill, wanted: BlobWanted, provenance: Provenance) -> BlobFound:
         """
-        What ``fill`` brings, as far as it is ``wanted``; fires as soon as it can be begun with.
+        Answer a request from ``fill``, as soon as the answer can begin.
 
-        :raises Exception: what the fill fails with.
-        :raises RangeNotSatisfiable: as ``wanted`` does.
+        :raises Exception: the error that the fill ends with.
+        :raises RangeNotSatisfiable: if the blob has no such part.
         """
         fill.join()
         try:
@@ -561,7 +558,7 @@ class Fills:
         return BlobFound(size, span, fill.follower(span, hold=hold), provenance)
 
     async def stop(self) -> None:
-        """Leave all fills for later, and wait until they are left."""
+        """Stop all fills, to be resumed later, and wait for their end."""
         self._stopping = True
         for fill in list(self._fills.values()):
             fill.stop()

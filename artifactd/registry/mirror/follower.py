@@ -1,4 +1,4 @@
-"""A blob that is coming, as its readers in this process see it."""
+"""A blob that is still being fetched, as its readers in this process see it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from twisted.internet.defer import Deferred, succeed
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.files import OpenFile
 
-# Bytes at the end of an answer that are held back until the blob is verified.  What is not longer
-# is verified before its headers go.
+# Bytes at the end of an answer that are held back until the blob is verified.  A shorter answer is
+# verified before its headers are sent.
 HELD = 64 << 10
 
 
 @define(eq=False)
 class Progress:
     """
-    How far it has come, and what has become of it.
+    The state of a fill or a part, and a signal when it changes.
 
-    :ivar size: in bytes; ``None`` as long as nobody has told.
-    :ivar answered: the upstream has said that it is coming.
-    :ivar written: the offset before which its bytes are in the file.
-    :ivar verified: all bytes are there and have the digest.
-    :ivar failure: why it will not come.
+    :ivar size: of the blob in bytes; ``None`` while it is unknown.
+    :ivar answered: whether the upstream has begun to answer.
+    :ivar written: the offset before which all bytes are in the file.
+    :ivar verified: whether all bytes are there and have the digest.
+    :ivar failure: the error that ended it before that.
     """
 
     size: int | None = None
@@ -37,35 +37,35 @@ class Progress:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether it is verified or has failed: the state is final."""
         return self.verified or self.failure is not None
 
     def grow(self, written: int) -> None:
-        """The file has that many bytes now."""
+        """Note that the file has ``written`` bytes."""
         if written > self.written:
             self.written = written
             self._tell()
 
     def answer(self, size: int | None) -> None:
-        """The upstream says that it is coming, and how long it is, if it says that."""
+        """Note the upstream's answer, and the size if it tells one."""
         if not self.answered or self.size is None:
             self.answered = True
             self.size = self.size if size is None else size
             self._tell()
 
     def verify(self) -> None:
-        """What is in the file is the blob."""
+        """Note that the file is the blob."""
         self.size, self.verified, self.answered = self.written, True, True
         self._tell()
 
     def fail(self, failure: Exception) -> None:
-        """It will not come."""
+        """Note that it has failed, unless it has ended before."""
         if not self.ended:
             self.failure = failure
             self._tell()
 
     def change(self) -> Deferred[None]:
-        """Fires after the next change.  May be cancelled."""
+        """A Deferred that fires after the next change; it may be cancelled."""
         changed: Deferred[None] = Deferred(lambda this: self._waiting.pop(this, None))
         self._waiting[changed] = None
         return changed
@@ -79,13 +79,13 @@ class Progress:
 
 @define(eq=False)
 class SharedFile:
-    """An open file with several readers; closed with the last of them."""
+    """An open file with several readers; the last one closes it."""
 
     _file: OpenFile | SharedFile
     _readers: int = 1
 
     def share(self) -> SharedFile:
-        """For one more reader."""
+        """Count one more reader."""
         self._readers += 1
         return self
 
@@ -93,14 +93,14 @@ class SharedFile:
         return self._file.fileno()
 
     def close(self) -> None:
-        """One reader less."""
+        """Count one reader less."""
         self._readers -= 1
         if not self._readers:
             self._file.close()
 
 
 class Share(SharedFile):
-    """One follower's share of the file; giving it up is told."""
+    """One follower's share of the file; calls ``left`` when it is closed."""
 
     def __init__(self, file: SharedFile, left: Callable[[], None]) -> None:
         super().__init__(file)
@@ -114,10 +114,10 @@ class Share(SharedFile):
 @define(eq=False)
 class Follower:
     """
-    One reader of a blob that is coming (:class:`artifactd.store.blobs.OpenBlob`).
+    One reader of a blob that is being fetched (:class:`artifactd.store.blobs.OpenBlob`).
 
-    :param span: what the reader is going to read; ``None``: all of it.
-    :param hold: hold the last piece of that back until the blob is verified.
+    :param span: the part that is read; ``None``: all of the blob.
+    :param hold: whether to hold back the last 64 KiB of the part until the blob is verified.
     """
 
     progress: Progress
@@ -134,7 +134,7 @@ class Follower:
 
     @property
     def size(self) -> int | None:
-        """In bytes; ``None`` as long as nobody knows."""
+        """Bytes of the blob; ``None`` while unknown."""
         return self.progress.size
 
     @property
@@ -150,7 +150,7 @@ class Follower:
         return progress.written - HELD
 
     def wait(self, beyond: int) -> Deferred[None]:
-        """As in the protocol; the failure is an OSError that says why."""
+        """Fires when more may be read; an OSError gives the reason if the fill fails."""
         if self.available > beyond or self.progress.verified:
             return succeed(None)
         return Deferred.fromCoroutine(self._beyond(beyond))
@@ -166,7 +166,7 @@ class Follower:
         return self._file.fileno()
 
     def close(self) -> None:
-        """Follow no longer; further calls do nothing."""
+        """Stop following; further calls do nothing."""
         if not self._closed:
             self._closed = True
             self._file.close()

@@ -1,4 +1,4 @@
-"""Lists of a remote repository: tags and referrers, page by page as the upstream has them."""
+"""Lists of a remote repository: tags and referrers, page by page as the upstream sends them."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class _Index(msgspec.Struct):
 @define(eq=False)
 class RemoteLists:
     """
-    Pages as an upstream has sent them, fresh for as long as a tag is.
+    Caches the pages of an upstream's lists; a page is fresh for as long as a tag is.
 
-    While the upstream can't answer, what it said last is merged with what is cached.
+    While the upstream can't answer, its last page is merged with the cached tags and referrers.
     """
 
     upstream: Upstream
@@ -72,7 +72,7 @@ class RemoteLists:
     )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """As ``RemoteRepository.tags``."""
+        """List tags.  :raises NameUnknown: if the upstream has no such image."""
         query = _unpacked(wanted.query)
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
@@ -101,7 +101,7 @@ class RemoteLists:
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """As ``RemoteRepository.referrers``."""
+        """List referrers; empty if the upstream has no such image."""
         query = _unpacked(wanted.query)
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
@@ -134,7 +134,7 @@ class RemoteLists:
         return ReferrersFound(index, _packed(page.next), filtered, how)
 
     def _none(self, error: Missing) -> Provenance:
-        """Where it comes from that there is nothing."""
+        """The provenance of an empty list."""
         if self.manifests.settings.offline:
             return stale(error.reason)
         if not error.asked:
@@ -144,13 +144,13 @@ class RemoteLists:
 
     @property
     def _stands_in(self) -> bool:
-        """Whether what is cached, of whatever age, may be listed in the upstream's place."""
+        """Whether cached tags and referrers of any age may be listed for the upstream."""
         return self.manifests.settings.offline or not self.manifests.settings.max_stale
 
     async def _page(
         self, image: ImageName, key: str, fetch: _Fetch
     ) -> tuple[CachedPage, Provenance]:
-        """:raises UpstreamError: if the upstream has not answered, now or before."""
+        """A page, cached or fetched.  :raises UpstreamError: if there is neither."""
         cached = await self.remote.cached_page(image, key)
         settings = self.manifests.settings
         age = None if cached is None else self.now() - cached.fetched_at
@@ -199,10 +199,11 @@ class RemoteLists:
         self, image: ImageName, subject: Digest, refused: Missing
     ) -> tuple[UpstreamPage, Provenance]:
         """
-        distribution-spec, "Referrers Tag Schema": for a registry without the endpoint.
+        List referrers by the tag that an upstream without the endpoint has for them.
 
-        :raises Missing: ``refused``, the endpoint's answer, if nothing of that image is known.
+        :raises Missing: ``refused``, the endpoint's answer, if the image is unknown here.
         """
+        # distribution-spec, "Referrers Tag Schema".
         tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
         descriptors: list[dict[str, Any]] = []
         how = _STORED
@@ -214,17 +215,17 @@ class RemoteLists:
             if found.provenance.stale is not None:
                 how = found.provenance
         except ManifestUnknown:
-            # Whoever asks may ask for any name: only of images that there are a page is kept.
+            # Clients may ask for any name: pages are kept only of images that exist.
             if not await self.remote.is_known(image):
                 raise refused from None
         except RegistryError as error:
             if isinstance(error.__cause__, UpstreamError):
-                raise error.__cause__ from None  # what is cached may stand in for it
+                raise error.__cause__ from None  # a cached page may stand in for it
             raise
         return UpstreamPage(index_of(descriptors)), how
 
     async def _content(self, image: ImageName, digest: Digest) -> bytes:
-        """The bytes of a manifest, fetched again if they were lost."""
+        """The bytes of a manifest, fetched again if the store has lost them."""
         try:
             return await self.contents.of(digest)
         except (RuntimeError, OSError) as error:
@@ -244,7 +245,7 @@ class RemoteLists:
 
 
 def _packed(query: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """An upstream's query of the next page, as one that a client brings back whole."""
+    """Pack an upstream's query for its next page into one that a client returns unchanged."""
     if query is None or query.keys() <= PAGING:
         return query
     ours = {name: value for name, value in query.items() if name in PAGING}
@@ -253,19 +254,19 @@ def _packed(query: Mapping[str, str] | None) -> Mapping[str, str] | None:
 
 
 def _unpacked(query: Mapping[str, str]) -> dict[str, str]:
-    """The query that an upstream is asked with."""
+    """Unpack a client's query into the one for the upstream."""
     ours = {name: value for name, value in query.items() if name != PACKED}
     return {**ours, **dict(parse_qsl(query.get(PACKED, ""), keep_blank_values=True))}
 
 
 def _upto(cached: list[str], page: list[str]) -> list[str]:
-    """Of what is cached, what would be on a page that ends with the last of ``page``."""
+    """The cached tags that would be on a page that ends with the last tag of ``page``."""
     last = max(page, default=None)
     return [tag for tag in cached if last is None or tag <= last]
 
 
 def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
-    """The query of the page behind ``last``."""
+    """The query of the page after ``last``."""
     return None if last is None else {**wanted.query, "last": last}
 
 

@@ -1,4 +1,4 @@
-"""Manifests and tags of a remote repository: by digest for ever, by tag as long as it is fresh."""
+"""Manifests and tags of a remote repository: a tag is asked for again once it is not fresh."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RemoteManifests:
     """
     The manifests of one upstream's images.
 
-    :param refusals: what was not there lately.
+    :param refusals: the upstream's recent "not found" answers.
     :param now: seconds since the epoch.
     """
 
@@ -56,7 +56,7 @@ class RemoteManifests:
     )
 
     async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """As ``RemoteRepository.manifest``."""
+        """Find a manifest: in the cache if it is fresh there, else upstream."""
         found = await self._get(image, reference)
         self.accesses.touch(image, found.record.digest)
         return found
@@ -84,7 +84,7 @@ class RemoteManifests:
     async def _here(
         self, image: ImageName, reference: Reference
     ) -> ManifestFound | CachedTag | None:
-        """What counts still; or a tag as it was, which has to be asked for again."""
+        """The cached manifest, or a cached tag that is not fresh, or None."""
         if isinstance(reference, Tag):
             cached = await self.remote.cached_tag(image, reference)
             if cached is None or not self._is_fresh(cached):
@@ -114,9 +114,9 @@ class RemoteManifests:
 
     async def restore(self, image: ImageName, digest: Digest) -> None:
         """
-        Get a manifest again whose bytes are not here: evicted in this moment, or lost.
+        Fetch a manifest again whose bytes were lost, or evicted a moment ago.
 
-        :raises RegistryError: as :meth:`get`.
+        :raises RegistryError: if the upstream does not give it.
         """
         if self.settings.offline:
             self._offline(image, digest, None)
@@ -130,7 +130,7 @@ class RemoteManifests:
     # -- the upstream is asked
 
     async def _ask(self, image: ImageName, reference: Reference) -> ManifestFound:
-        # Looked up again: what was under way when it was may have ended meanwhile.
+        # Looked up again: another request may have fetched it since the first look.
         cached = await self._here(image, reference)
         if isinstance(cached, ManifestFound):
             return cached
@@ -169,7 +169,7 @@ class RemoteManifests:
         current = cached.record.digest
         digest = await self.upstream.manifest_digest(image.image, tag, current)
         if digest is None:
-            # It doesn't say: only the bytes tell.
+            # The upstream sends no digest: only the bytes tell it.
             fetched = await self._download(image, tag)
             digest = fetched.digest
             if digest != current and self._held_back(image, tag, cached, digest) is None:
@@ -192,13 +192,13 @@ class RemoteManifests:
                 return ManifestFound(
                     record, image, Provenance("cache", "fwd=stale; fwd-status=200")
                 )
-        # By its digest, so that a tag that moves meanwhile can't mix two answers.
+        # Fetched by digest, so that a tag that moves meanwhile can't mix two answers.
         return await self._fetch(image, digest, tag)
 
     def _held_back(
         self, image: ImageName, tag: Tag, cached: CachedTag, digest: Digest
     ) -> float | None:
-        """Seconds that ``digest`` still has to be seen before it is served; ``None``: served."""
+        """Seconds of cooldown left before ``digest`` is served; ``None``: serve it."""
         cooldown = self._cooldown_of(image, tag)
         if not cooldown:
             return None
@@ -209,7 +209,7 @@ class RemoteManifests:
         return left if left > 0 else None
 
     def _cooldown_of(self, image: ImageName, tag: Tag) -> float:
-        """Seconds for which a change of this tag is held back."""
+        """The cooldown of a tag: seconds for which a change of it is not served."""
         names = (image.image, f"{image.image}:{tag}")
         if any(matches(name, self.settings.cooldown_except) for name in names):
             return 0.0
@@ -218,7 +218,7 @@ class RemoteManifests:
     async def _fetch(
         self, image: ImageName, reference: Reference, wanted: Reference
     ) -> ManifestFound:
-        """Get a manifest, keep it, and let ``wanted``, if it is a tag, point at it."""
+        """Fetch and cache a manifest, and point ``wanted`` at it if that is a tag."""
         manifest = await self._download(image, reference)
         return await self._keep(image, wanted if isinstance(wanted, Tag) else None, manifest)
 
@@ -244,8 +244,8 @@ class RemoteManifests:
             )
             problem = f"its bytes do not have the digest {digest}"
         except ManifestInvalid as error:
-            problem = error.message.partition(":")[0]  # without advice to who pushes
-        # As good as no answer: what is cached stands in for it.
+            problem = error.message.partition(":")[0]  # without the advice for a push
+        # Treated as no answer: the cached manifest is served instead.
         told = (sent.content_type or "nothing")[:100]
         raise Unreachable(
             f"what {self.upstream.name} sent as {told} is not this manifest: {problem}", 200

@@ -1,6 +1,7 @@
 """
-Proof of access: what is cached of an upstream's private image is for those whom the upstream itself
-lets have it.  docs/access.md, "Proof of access".
+Proof of access: a cached private image is served only to clients that its upstream would serve.
+
+docs/access.md, "Proof of access", describes it for operators.
 """
 
 from __future__ import annotations
@@ -40,30 +41,28 @@ from artifactd.upstream.credentials import Credentials, UpstreamLogin
 from artifactd.upstream.errors import LoginRefused, Missing
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 
-# What upstreams have said of who may have what: yes for everybody's processes, no for a moment.
-
-_REMEMBERED = 8192  # of each kind, in memory
+_REMEMBERED = 8192  # acceptances and refusals in memory, each
 
 
 class Said(Enum):
-    """What an upstream says to a credential."""
+    """An upstream's answer to a credential."""
 
     YES = "yes"
-    NO = "no"  # it is not for this
-    WRONG = "wrong"  # nobody has it
-    NOTHING = "nothing"  # it can't be asked
+    NO = "no"  # the credential does not give access to this image
+    WRONG = "wrong"  # the user name or the password is wrong
+    NOTHING = "nothing"  # the upstream can't be asked
 
 
 @frozen
 class Verdict:
-    """A value, so that no two callers are given the same exception."""
+    """An upstream's answer and its reason; a value, so that no exception is raised twice."""
 
     said: Said
     reason: str = ""
 
     @classmethod
     def of(cls, error: UpstreamError, credentials: Credentials | None) -> Verdict:
-        """What ``error`` says to ``credentials``; ``None``: nobody's."""
+        """The verdict that ``error`` is on ``credentials``; ``None``: an anonymous request."""
         if isinstance(error, Missing):
             return cls(Said.NO, error.reason)
         if isinstance(error, LoginRefused) and error.status in (401, 403):
@@ -77,10 +76,10 @@ ACCEPTED = Verdict(Said.YES)
 @define(eq=False)
 class ProofMemory:
     """
-    Proofs of one repository, by their ids.
+    The proofs of one repository, by their ids.
 
-    What the upstream has accepted is in the catalog, so that every process on the data folder
-    finds it; what it has refused is in the memory of this one, so that guessing writes nothing.
+    Acceptances are in the catalog, so that every process on the data folder finds them.  Refusals
+    are in the memory of this process only, so that guessing writes nothing.
 
     :param now: seconds since the epoch.
     """
@@ -93,7 +92,7 @@ class ProofMemory:
     _refused: OrderedDict[bytes, tuple[float, Verdict]] = field(factory=OrderedDict, init=False)
 
     async def any_valid(self, ids: Sequence[bytes]) -> bool:
-        """Whether one of these counts; in microseconds, once it is in memory."""
+        """Whether any of these proofs is valid; takes microseconds if one is in memory."""
         if any(self._counts(self._until.get(each, 0.0)) for each in ids):
             return True
         until = await self.catalog.proofs(ids)
@@ -102,12 +101,12 @@ class ProofMemory:
         return any(map(self._counts, until.values()))
 
     async def valid(self, ids: Collection[bytes]) -> set[bytes]:
-        """Those of them that count."""
+        """Those of ``ids`` that are valid proofs."""
         until = await self.catalog.proofs(list(ids))
         return {each for each, end in until.items() if self._counts(end)}
 
     async def accept(self, *ids: bytes) -> None:
-        """These count from now on."""
+        """Make these proofs valid for ``proof_lifetime``."""
         until = self.now() + self.settings.proof_lifetime
         await self.catalog.add_proofs(ids, until)
         for each in ids:
@@ -115,19 +114,19 @@ class ProofMemory:
             self._keep(each, until)
 
     def lately(self, proof: bytes) -> Verdict | None:
-        """What was said a short while ago, unless it was yes."""
+        """The refusal within the last ``negative_freshness`` seconds, if there was one."""
         until, verdict = self._refused.get(proof, (0.0, None))
         return verdict if self.clock.seconds() < until else None
 
     def refuse(self, proof: bytes, verdict: Verdict) -> None:
-        """Remember that shortly."""
+        """Remember a refusal for ``negative_freshness`` seconds."""
         self._refused[proof] = self.clock.seconds() + self.settings.negative_freshness, verdict
         self._refused.move_to_end(proof)
         if len(self._refused) > _REMEMBERED:
             self._refused.popitem(last=False)
 
     def _counts(self, until: float) -> bool:
-        """A shorter lifetime in the settings holds for what was remembered before, too."""
+        # A lifetime that was shortened in the settings holds for older proofs too.
         return 0 < until - self.now() <= self.settings.proof_lifetime
 
     def _keep(self, proof: bytes, until: float) -> None:
@@ -137,38 +136,35 @@ class ProofMemory:
             self._until.popitem(last=False)
 
 
-# Why somebody is not served who has not shown that the upstream lets him have an image.
-
-
 class NoProof(RegistryError):
-    """What all of them are: the caller may not know whether the image is here."""
+    """The client has no proof; it is not told whether the image is here."""
 
 
 class ProofWanted(NoProof, Unauthorized):
     """
-    He has to log in, or again.
+    The client has to log in, or to log in again.
 
-    :ivar token_error: what is wrong with the token that came: RFC 6750, 3.1; empty: nothing.
+    :ivar token_error: the error code of the client's token (RFC 6750, 3.1); empty if it has none.
     """
 
     token_error = ""
 
 
 class ProofRefused(NoProof, Denied):
-    """The upstream does not let him have it, or he has not logged in with a credential of it."""
+    """The upstream refuses the image to the client, or the client has no login of that upstream."""
 
 
 class ProofUnavailable(NoProof, BadGateway):
-    """The upstream can't be asked, and nothing that it has said before counts any more."""
+    """The upstream can't be asked, and all its earlier answers have expired."""
 
 
 def login_wanted() -> ProofWanted:
-    """To somebody nobody knows; the same for all names."""
+    """The error for an anonymous client; the same for all names."""
     return ProofWanted("authentication required: log in with your own credentials of the upstream")
 
 
 def login_refused(presented: UpstreamLogin, reason: str) -> ProofWanted:
-    """The password is wrong."""
+    """The error for a wrong password."""
     return ProofWanted(
         f"the upstream refuses the login as {presented.user}: log in with your own credentials"
         " of the upstream",
@@ -177,7 +173,7 @@ def login_refused(presented: UpstreamLogin, reason: str) -> ProofWanted:
 
 
 def token_outlived() -> ProofWanted:
-    """A token that came is not enough; another one can be had by logging in."""
+    """The error for a token whose proof has expired; the client can get another by logging in."""
     error = ProofWanted(
         "nothing shows any more that the upstream lets you have this image: get another token by"
         " logging in with your own credentials of the upstream"
@@ -187,7 +183,7 @@ def token_outlived() -> ProofWanted:
 
 
 def image_refused(presented: UpstreamLogin, name: str, reason: str) -> ProofRefused:
-    """The upstream says so to that credential."""
+    """The error where the upstream refuses the image to the client's login."""
     return ProofRefused(
         f"the upstream does not let {presented.user} have this image, or there is none",
         {"name": name, "reason": reason},
@@ -195,7 +191,7 @@ def image_refused(presented: UpstreamLogin, name: str, reason: str) -> ProofRefu
 
 
 def own_login_wanted(repository: str, name: str) -> ProofRefused:
-    """To somebody who is known here, but not by a credential of that upstream."""
+    """The error for a client that has logged in, but not with a login of that upstream."""
     return ProofRefused(
         "nobody may have this image without a login of its own at the upstream: log in here as"
         f" {repository}/<user> with the user and password that the upstream knows",
@@ -204,23 +200,20 @@ def own_login_wanted(repository: str, name: str) -> ProofRefused:
 
 
 def unavailable(reason: str, name: str | None = None) -> ProofUnavailable:
-    """It can't be asked."""
+    """The error where the upstream can't be asked."""
     detail = {"reason": reason} if name is None else {"name": name, "reason": reason}
     return ProofUnavailable(
         "the upstream can't be asked whether you may have this: try again later", detail
     )
 
 
-# Keyed hashes under which proofs of access are remembered.
-
-
 @frozen
 class Marks:
     """
-    Those of one repository.  They change with its upstream, and tell nothing without the key.
+    Makes the ids of one repository's proofs: keyed hashes, which reveal nothing without the key.
 
-    :param key: of the data folder, secret.
-    :param upstream: its URL.
+    :param key: the secret key of the data folder.
+    :param upstream: the URL of the upstream; with another one, all ids are different.
     """
 
     key: bytes = field(repr=False)
@@ -228,22 +221,22 @@ class Marks:
     upstream: str
 
     def present(self, user: str, password: str) -> UpstreamLogin:
-        """What somebody shows."""
+        """The login that a client presents."""
         mark = self._hash("credential", user, password)
         return UpstreamLogin(self.repository, user, mark, password)
 
     def login(self, presented: UpstreamLogin) -> bytes:
-        """That the credential is right."""
+        """The id of the proof that the upstream knows the login."""
         return self._hash("login", presented.mark.hex())
 
     def image(self, image: str, presented: UpstreamLogin | None) -> bytes:
-        """That the credential, or (``None``) nobody's, is good for ``image``."""
+        """The id of the proof that the login, or (``None``) everybody, may pull ``image``."""
         if presented is None:
             return self._hash("anybody", image)
         return self._hash("image", presented.mark.hex(), image)
 
     def _hash(self, *parts: str) -> bytes:
-        """HMAC-SHA256; each part hashed first, so that no two lists of parts are one text."""
+        # HMAC-SHA256; each part is hashed first, so that different lists of parts differ.
         whole = (self.repository, self.upstream, *parts)
         hashed = (sha256(part.encode(errors="surrogatepass")).digest() for part in whole)
         return digest(self.key, b"".join(hashed), "sha256")
@@ -251,7 +244,7 @@ class Marks:
 
 @define(eq=False)
 class AccessProofs:
-    """Asks one upstream with others' credentials, and remembers what it says."""
+    """Asks one upstream with the logins of clients, and remembers its answers."""
 
     marks: Marks
     access: RegistryAccess
@@ -260,16 +253,16 @@ class AccessProofs:
     _asked: SingleFlight[bytes, Verdict] = field(factory=SingleFlight, init=False)
 
     def present(self, user: str, password: str) -> UpstreamLogin:
-        """What somebody shows who says that he is ``user`` there."""
+        """The login that a client presents as ``user`` of the upstream."""
         return self.marks.present(user, password)
 
     async def log_in(self, presented: UpstreamLogin) -> bool:
         """
-        Whether the upstream knows the credential, which must have its password; ``False``: it does
-        not want any to be asked at all, so that nothing is known of it.
+        Whether the upstream has confirmed the login, which must have its password; ``False`` if the
+        upstream answers without any login, so that this one can't be checked.
 
-        :raises ProofWanted: if it is wrong.
-        :raises ProofUnavailable: if that can't be told.
+        :raises ProofWanted: if the login is wrong.
+        :raises ProofUnavailable: if the upstream can't be asked.
         """
         proof = self.marks.login(presented)
         if await self.memory.any_valid([proof]):
@@ -280,7 +273,7 @@ class AccessProofs:
 
     async def prove(self, image: ImageName, presented: UpstreamLogin) -> bool:
         """
-        Whether ``image`` may be had with a credential, which must have its password.
+        Whether the login, which must have its password, may pull ``image``.
 
         :raises ProofWanted, ProofUnavailable: as :meth:`log_in`.
         """
@@ -294,12 +287,12 @@ class AccessProofs:
         self, image: ImageName, asker: Asker, reference: Reference | None = None
     ) -> None:
         """
-        Nothing, if the upstream lets ``asker`` have ``image``, or anybody.
+        Check that the upstream lets ``asker``, or everybody, pull ``image``.
 
-        :param reference: what of it is asked for, if that is a manifest.
-        :raises ProofWanted: if he has to log in.
-        :raises ProofRefused: if the upstream refuses it to him.
-        :raises ProofUnavailable: if that can't be told.
+        :param reference: the manifest that is asked for, if it is one.
+        :raises ProofWanted: if the client has to log in.
+        :raises ProofRefused: if the upstream refuses the image to the client.
+        :raises ProofUnavailable: if the upstream can't be asked.
         """
         presented = self._ours(asker)
         if await self.memory.any_valid(self._ids(image.image, presented)):
@@ -313,7 +306,7 @@ class AccessProofs:
             raise image_refused(presented, str(image), verdict.reason)
 
     async def allows(self, image: ImageName, asker: Asker) -> bool:
-        """Whether :meth:`require` does."""
+        """Whether :meth:`require` raises nothing."""
         try:
             await self.require(image, asker)
         except NoProof:
@@ -321,13 +314,13 @@ class AccessProofs:
         return True
 
     async def proved(self, images: Collection[ImageName], asker: Asker) -> set[ImageName]:
-        """Those of ``images`` that ``asker`` has shown to have; the upstream is not asked."""
+        """Those of ``images`` that ``asker`` has a valid proof for; the upstream is not asked."""
         presented = self._ours(asker)
         by_proof = {proof: image for image in images for proof in self._ids(image.image, presented)}
         return {by_proof[proof] for proof in await self.memory.valid(by_proof)}
 
     def _ours(self, asker: Asker) -> UpstreamLogin | None:
-        """What he shows for this repository: nothing else goes to its upstream."""
+        # A login for another repository must not go to this upstream.
         presented = asker.presented
         if presented is None or presented.repository != self.marks.repository:
             return None
@@ -344,13 +337,12 @@ class AccessProofs:
         presented: UpstreamLogin | None,
         reference: Reference | None,
     ) -> None:
-        """For somebody who brings no password that could be shown to the upstream."""
+        """As :meth:`require`, for a client without a password to send to the upstream."""
         verdict = await self._ask(image, None, reference)
         if verdict.said is Said.YES:
             return
         if presented is None and not asker.known:
-            # Whatever the upstream says, and whether it says anything: he may have shown before
-            # that he may, and has not said yet who he is.
+            # Whatever the upstream answers: the client may have a proof once it has logged in.
             raise login_wanted()
         if presented is not None:
             told = self.memory.lately(self.marks.image(image.image, presented))
@@ -384,7 +376,7 @@ class AccessProofs:
             return _counted(verdict, presented)
         async with nullcontext() if presented is None else presented.turn():
             verdict = await self._judge_anew(image, presented, reference, proof)
-            # A credential that is right should not have to wait because of one hiccup.
+            # One failed request to the upstream must not shut out a login that is right.
             hiccup = verdict.said is Said.NOTHING and presented is not None
             if verdict.said is not Said.YES and not hiccup:
                 self.memory.refuse(proof, verdict)
@@ -411,7 +403,7 @@ class AccessProofs:
         return ACCEPTED
 
     async def _some_tag(self, image: ImageName) -> Reference | None:
-        """What is known of the image; nobody is told."""
+        """A tag of the image, to ask the upstream for; clients are not told."""
         tags = await self.catalog.tags(image, None, 1)
         return Tag(tags[0]) if tags else None
 
@@ -439,7 +431,7 @@ class AccessProofs:
 
 
 def _counted(verdict: Verdict, presented: UpstreamLogin | None) -> Verdict:
-    """``verdict``; whoever counts failures is told before the next one's turn."""
+    """Return ``verdict``; a wrong login is counted before the next login's turn."""
     if presented is not None and verdict.said is Said.WRONG:
         presented.failed()
     return verdict

@@ -1,7 +1,8 @@
 """
-Parts of blobs that are not here: what a lazy client reads first, kept until the whole comes.
+A cache of ranges of blobs whose other bytes are not here, as lazy clients read them.
 
-A part is unverified: only a range that is bounded on both sides is answered with one.
+The bytes of a part are unverified, so only a range with an explicit start and end is answered from
+it.  A fill takes over the parts of its blob.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class NoRanges(Exception):
 
 @frozen
 class _Part:
-    """A part that is coming; ``progress`` counts in offsets of the blob."""
+    """A part that is being fetched; ``progress`` counts in offsets of the blob."""
 
     progress: Progress
     file: SharedFile
@@ -45,7 +46,7 @@ class _Part:
 
 @frozen
 class _Work:
-    """How a part is fetched; ``body`` is its first answer."""
+    """The fetching of one part; ``body`` is the upstream's first answer."""
 
     source: BlobSource
     info: FillInfo
@@ -59,9 +60,9 @@ class _Work:
 @define(eq=False)
 class Parts:
     """
-    The parts that are under way in this process.
+    The parts that this process is fetching.
 
-    :param resumes: how often the rest of a part is asked for again, in a row without a byte more.
+    :param resumes: how often in a row a part may be resumed without a byte more.
     """
 
     store: FillStore
@@ -76,8 +77,8 @@ class Parts:
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
         """
-        The bytes ``span`` of a blob of ``size`` bytes, if an earlier part had them, or another
-        process's fill has passed them.
+        Open the bytes ``span`` of a blob of ``size`` bytes, if an earlier part or the fill of
+        another process has fetched them.
         """
         file = await self.store.find_extent(digest, span) or await self._passed(digest, span)
         if file is None:
@@ -92,7 +93,7 @@ class Parts:
         try:
             state, written = view.look()
             passed = state is not FillState.FAILED and written > span.last
-            # What was left alone a power cut may have spoilt, and nobody is about to find that out.
+            # A power cut may have damaged an abandoned fill, and no process is about to verify it.
             if passed and not await self._is_left(digest):
                 return view
         except BaseException:
@@ -108,24 +109,25 @@ class Parts:
         return session is not None
 
     def under_way(self, digest: Digest, span: ByteRange) -> OpenBlob | None:
-        """A reader of a part that is coming and holds ``span``, or ``None``."""
+        """A reader of a part under way that covers ``span``, or ``None``."""
         for (coming, covered), part in self._parts.items():
             if coming == digest and covered.first <= span.first and span.last <= covered.last:
                 return part.reader(span)
         return None
 
     def is_asked_for(self, source: BlobSource, span: ByteRange) -> bool:
-        """Whether :meth:`fetch` would wait for an answer that somebody else waits for."""
+        """Whether :meth:`fetch` would join a request that is under way."""
         return self._beginning.under_way((source, span))
 
     async def fetch(self, source: BlobSource, info: FillInfo, span: ByteRange) -> OpenBlob:
         """
-        Ask the upstream for ``span``: a reader of it, as soon as the answer begins.  Who asks for
-        the same meanwhile waits for the same answer.
+        Request ``span`` from the upstream; returns a reader as soon as the answer begins.
 
-        :raises NoRanges: if the upstream answers with all of the blob.
+        Requests for the same span are a single flight.
+
+        :raises NoRanges: if the upstream answers with the whole blob.
         :raises Stopped: after :meth:`stop`.
-        :raises UpstreamError: if it doesn't answer.
+        :raises UpstreamError: if the upstream doesn't answer.
         """
         begun = await self._beginning.join(
             (source, span), lambda: self._ask(source, info, span), self._start
@@ -151,7 +153,7 @@ class Parts:
         return _Work(source, info, span, session, part, body)
 
     def _start(self, work: _Work) -> None:
-        """Once all who have asked have their readers."""
+        """Begin to fetch, once all waiters of the flight have their readers."""
         if self._stopping:
             work.interrupt.stop()
         running = Deferred.fromCoroutine(self._run(work))
@@ -159,7 +161,7 @@ class Parts:
         running.addBoth(lambda _: self._running.pop(running))
 
     async def stop(self) -> None:
-        """Break off what is under way, and wait until it has ended; nothing begins afterwards."""
+        """Stop all fetching and wait for its end; nothing begins afterwards."""
         self._stopping = True
         for interrupt in list(self._running.values()):
             interrupt.stop()
@@ -173,7 +175,7 @@ class Parts:
             return session, session.reader()
         except FileNotFoundError:
             await session.close()
-            raise NoRanges("all of it has come in this moment") from None
+            raise NoRanges("a fill has just brought the whole blob") from None
         except BaseException:
             await session.close()
             raise
@@ -188,7 +190,7 @@ class Parts:
             work.part.progress.fail(error)
             full = isinstance(error, OSError)
         finally:
-            # First: nobody can read what is about to be closed.
+            # Removed first: no new reader may open a file that is about to be closed.
             key = work.source.digest, work.span
             if self._parts.get(key) is work.part:
                 del self._parts[key]
