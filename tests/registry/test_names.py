@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
@@ -66,6 +66,7 @@ class NamesTests(TestCase):
         with self.assertRaises(NameUnknown):
             names.mirrored(name, "ghcr.io")
 
+    @settings(deadline=None)
     @given(COMPONENTS, st.lists(COMPONENTS, min_size=1, max_size=3))
     def test_a_listed_name_means_the_image_that_it_is_of(
         self, repository: str, components: list[str]
