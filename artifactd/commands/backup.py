@@ -1,4 +1,4 @@
-"""A backup: one data folder copied into another, while the first is in use."""
+"""``artifactd backup``: copying a data folder into another while it is in use."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _PROGRESS = 1000  # blobs between two lines
 @define
 class Backup:
     """
-    Copies the catalog and the blobs of ``source`` into ``target``, which can be started from then.
+    Copies the catalog and the blobs of ``source`` into ``target``; a daemon can start from that.
 
-    The catalog is copied first and put in its place last: by then all that it points at is there,
-    and a backup that breaks off leaves the one before it.  Blobs that ``target`` has already are
-    not copied again.  Unfinished uploads and fills are left out.  Nothing is removed from
-    ``source`` while it runs; what was damaged is not in the copy, which says so, unless ``target``
-    has it from before.
+    The catalog is copied first and put in place last, when all blobs that it lists are there: a
+    backup that is cut short leaves the previous one as it was.  Blobs that ``target`` has already
+    are not copied again.  Unfinished uploads and fills are left out.  Garbage collection in
+    ``source`` waits meanwhile.  The copied catalog lists damaged blobs as lost, unless ``target``
+    has them from an earlier backup.
 
-    :param target: held exclusively by the caller.
+    :param target: locked exclusively by the caller.
     :param progress: called after each blob copied.
-    :ivar files: blobs copied so far.
-    :ivar size: their bytes.
-    :ivar damaged: blobs left out because they are lost, or their bytes do not have their digest.
+    :ivar files: the number of blobs copied so far.
+    :ivar size: the bytes of those blobs.
+    :ivar damaged: blobs left out because they are lost or their bytes do not have their digest.
     """
 
     source: DataFolder
@@ -60,7 +60,7 @@ class Backup:
 
     def run(self) -> None:
         """
-        Do it.  Blocks.
+        Make the backup.  Blocks.
 
         :raises StartError: if the catalog of ``source`` can't be read, or is of another release.
         :raises OSError: if a file can't be read or written.
@@ -85,8 +85,10 @@ class Backup:
 
     def _settle(self, catalog: Path, root: Path) -> None:
         """
-        Let the copied ``catalog`` say what is there: without what turned out damaged, or was
-        quarantined since; with what ``source`` has lost, and a backup before this one has kept.
+        Correct the copied ``catalog`` by the files in ``target``.
+
+        Blobs that turned out damaged or were quarantined meanwhile become lost; lost blobs that an
+        earlier backup has kept are restored.
         """
         right: dict[Digest, int] = {}
         absent: list[Digest] = []
@@ -105,7 +107,7 @@ class Backup:
             self.damaged += [digest for digest in lost if digest not in self.damaged]
 
     def _right_size(self, place: Path, digest: Digest) -> int | None:
-        """Of what lies at ``place``, durably; ``None`` if it does not have ``digest``."""
+        """The size of the file at ``place``, made durable; ``None`` if its digest is another."""
         try:
             with place.open("rb") as file:
                 if hashlib.file_digest(file, digest.algorithm).hexdigest() != digest.encoded:
@@ -113,19 +115,19 @@ class Backup:
                 self.operations.sync(file.fileno())
                 return os.fstat(file.fileno()).st_size
         except OSError as error:
-            # Not there, being quarantined, or on a bad sector: not what is wanted.
+            # Gone, being quarantined, or on a bad sector.
             if error.errno in (ENOENT, EACCES, EIO):
                 return None
             raise
 
     def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
-        """Copy ``blob`` unless ``copy`` is there, reading all of it; whether it did."""
+        """Copy and verify ``blob`` unless ``copy`` is there.  Returns whether it was copied."""
         staging, files = self.target.staging.fd, self.operations
         files.unlink(staging, _PARTIAL)
         try:
             source = blob.open("rb")
         except FileNotFoundError:
-            return False  # removed meanwhile: no row of the copied catalog needs it
+            return False  # removed meanwhile: the copied catalog does not need it
         with source:
             size = os.fstat(source.fileno()).st_size
             if copy.exists() and copy.stat().st_size == size:

@@ -10,7 +10,7 @@ from artifactd.daemon.ca_files import check_ca_files
 
 
 class CheckConfig(SettingsOptions):
-    """``artifactd check-config``: whether the settings are right, and what they are."""
+    """``artifactd check-config``: check the settings and print them."""
 
     longdesc = "Check the settings and print those in force."
 

@@ -1,4 +1,4 @@
-"""``artifactd robot``: a new secret for a robot, and what the settings have to say of it."""
+"""Making secrets: ``artifactd robot`` and ``artifactd rotate-keys``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from artifactd.store.folder import MARKER, DataFolder
 
 
 class NewRobot(SettingsOptions):
-    """``artifactd robot``: make a secret."""
+    """``artifactd robot``: make the secret of a robot, and the table of its settings."""
 
     longdesc = (
         "Print a new secret for the robot NAME to standard error, where it is seen once and kept"
@@ -86,9 +86,6 @@ class NewRobot(SettingsOptions):
                 f"--expires: expected a time such as 90d, got {self['expires']}"
             ) from None
         return Expiry(moment.isoformat(timespec="seconds"))
-
-
-# ``artifactd rotate-keys``: a new key for tokens, beside a running daemon or without one.
 
 
 class RotateKeys(SettingsOptions):

@@ -1,4 +1,4 @@
-"""How a client is told to use this daemon as a mirror, in the client's own configuration."""
+"""``artifactd mirror-config``: the configuration that makes a client pull through this daemon."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _LOOPBACK = re.compile(r"localhost|127\..*|\[::1\]")
 
 def own_url(settings: Settings) -> str:
     """
-    Where clients on this machine reach the daemon: the first TCP listener of ``settings``, by the
-    machine's name if it listens on all addresses.
+    The URL of the first TCP listener of ``settings``, with the machine's name if it listens on all
+    addresses.
     """
     for description in settings.listen:
         match = _LISTENING.match(description)
@@ -44,9 +44,10 @@ def own_url(settings: Settings) -> str:
 
 def docker(settings: Settings, url: str) -> str:
     """
-    For ``/etc/docker/daemon.json``: Docker Engine asks mirrors for Docker Hub's images only.
+    The text of ``/etc/docker/daemon.json``.
 
-    :raises StartError: if those are not answered for here, by the names that it asks for.
+    :raises StartError: if no image of Docker Hub can be pulled here by its bare name: Docker Engine
+        asks mirrors for nothing else.
     """
     pulled = [each for name, each in _remotes(settings).items() if name in settings.default.pull]
     if not any(each.library or _HUB in each.hosts for each in pulled):
@@ -62,8 +63,8 @@ def docker(settings: Settings, url: str) -> str:
 
 def containerd(settings: Settings, url: str) -> str:
     """
-    For ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each registry that a remote
-    repository answers for; containerd adds ``ns=<registry>`` to what it asks for.
+    The texts of ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each registry that a
+    remote repository answers for; containerd adds ``ns=<registry>`` to its requests.
     """
     return "\n".join(_containerd(settings, url))
 
@@ -79,7 +80,7 @@ def _containerd(settings: Settings, url: str) -> Iterator[str]:
 
 
 def podman(settings: Settings, url: str) -> str:
-    """For a file below ``/etc/containers/registries.conf.d/``: podman, buildah, skopeo, CRI-O."""
+    """The text of a file below ``/etc/containers/registries.conf.d/``: podman, skopeo, CRI-O."""
     return "\n".join(_podman(settings, url))
 
 
@@ -109,23 +110,23 @@ def _remotes(settings: Settings) -> Mapping[str, RemoteSettings]:
 
 
 def _registries(settings: Settings) -> Iterator[tuple[str, str, RemoteSettings]]:
-    """The hosts that clients name registries by, each with the repository that answers for it."""
+    """The hosts in image references, each with the repository that answers for it."""
     for name, remote in _remotes(settings).items():
         for host in remote.hosts:
-            # What a reference begins with is a host only if it looks like one; and whichever of
-            # Docker Hub's hosts it is, clients make "docker.io" of it.
+            # The first part of a reference is a host only if it has a dot or a colon; clients
+            # turn each of Docker Hub's hosts into "docker.io".
             if re.search("[.:]|^localhost$", host) and (host == _HUB or _HUB not in remote.hosts):
                 yield host, name, remote
 
 
 def _is_insecure(url: str) -> bool:
-    """Whether Docker has to be told that this is plain HTTP, which it expects on loopback."""
+    """Whether Docker needs a setting to use plain HTTP; on loopback it does not."""
     parts = urlsplit(url)
     return parts.scheme == "http" and not _LOOPBACK.fullmatch(parts.netloc.rpartition(":")[0])
 
 
 class MirrorConfig(SettingsOptions):
-    """``artifactd mirror-config``: what to write where, so that a client uses the cache."""
+    """``artifactd mirror-config``: print a client's configuration."""
 
     longdesc = (
         "Print the configuration that lets CLIENT (docker, containerd or podman) pull through this"

@@ -12,7 +12,7 @@ from artifactd.store.folder import MARKER, ReadOnlyMode
 
 
 class ReadOnly(SettingsOptions):
-    """``artifactd read-only``: let nobody change anything, while the daemon goes on serving."""
+    """``artifactd read-only``: turn read-only mode on or off while the daemon serves."""
 
     longdesc = (
         "Refuse every push and delete from now on (on), or no longer (off).  All daemons on the"

@@ -1,4 +1,4 @@
-"""What the daemon listens on."""
+"""Listening on the configured endpoints."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def listen(
     """
     Listen on all of ``descriptions``, Twisted's endpoint strings.
 
-    :param counters: tell when certificates expire.
-    :param opened: is given what has to be closed if the rest fails.
-    :raises StartError: naming the one that can't be listened on.
+    :param counters: get the metrics of the certificates.
+    :param opened: takes the callbacks that close the ports again if a later step fails.
+    :raises StartError: naming the first endpoint that can't be listened on.
     """
     ports = []
     certificates = []
@@ -53,7 +53,7 @@ def _listen(
         if isinstance(outcome[0], Failure):
             outcome[0].raiseException()
     except Exception as error:
-        # Whatever a plugin for endpoints finds wrong with its own string.
+        # An endpoint plugin may raise anything about its own string.
         raise StartError(f"listen: {description}: {error}") from error
     assert not isinstance(outcome[0], Failure)
     return endpoint, outcome[0]

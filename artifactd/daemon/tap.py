@@ -1,4 +1,4 @@
-"""``twistd artifactd``: the one place that knows every part and wires them."""
+"""``twistd artifactd``: the daemon from start to stop."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender
 
-# Seconds between two looks at what was pulled, and at what a remote repository holds too much.
+# Seconds between writing access times and evicting.
 _EVICT_EVERY = 60.0
-# Seconds between two looks whether it is time to scrub, and whether nobody else does.
+# Seconds between checks whether scrubbing is due and no other process scrubs.
 _SCRUB_EVERY = 60.0
-# Shelves of the store whose files are compared with the catalog when garbage is collected.
+# Shelves of the store that one garbage collection compares with the catalog.
 _SHELVES_EACH = 16
 
 _log = Logger()
@@ -57,7 +57,7 @@ class Options(usage.Options):
 
 
 def makeService(options: Options, reactor: Any = None) -> RegistryService:
-    """The daemon as ``options`` and the environment say; a wrong setting ends the process."""
+    """Make the daemon.  :raises SystemExit: with one line that names the first wrong setting."""
     if reactor is None:
         from twisted.internet import reactor
     try:
@@ -68,11 +68,11 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
 
 class RegistryService(MultiService):
     """
-    The daemon: everything between the settings and the sockets.
+    The daemon.
 
-    Nothing is opened before :meth:`startService`, so that twistd may fork before.
+    It opens nothing before :meth:`startService`, so that twistd can fork first.
 
-    :param files: what all that changes the data folder goes through.
+    :param files: makes all changes in the data folder.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class RegistryService(MultiService):
 
     @property
     def ports(self) -> list[IListeningPort]:
-        """What it listens on; empty unless it runs."""
+        """The ports that the daemon listens on; empty unless it runs."""
         return [] if self._running is None else self._running.ports
 
     def startService(self) -> None:
-        """Start; what does not let it, as one line, ends the process."""
+        """Start, or end the process with the reason in one line."""
         try:
             self.start()
         except StartError as error:
@@ -98,7 +98,7 @@ class RegistryService(MultiService):
         super().startService()
 
     def start(self) -> None:
-        """:raises StartError: if it can't run as things are; then nothing is left open."""
+        """Start.  :raises StartError: if the daemon can't run; then nothing is left open."""
         with ExitStack() as opened:
             self._running = running = _start(self._settings, self._reactor, opened, self._files)
             opened.pop_all()
@@ -118,7 +118,7 @@ class RegistryService(MultiService):
         repeating.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
-        """Stop accepting, let running transfers end for ``shutdown_timeout``, then close."""
+        """Accept no more, wait up to ``shutdown_timeout`` for running transfers, then close."""
         running, self._running = self._running, None
         assert running is not None, "not started"
         return Deferred.fromCoroutine(self._stop(running))
@@ -132,12 +132,12 @@ class RegistryService(MultiService):
             service.disownServiceParent()
         await running.gate.close()
         await running.parts.close()
-        running.audit.close()  # last: what a client has not waited for is written too
+        running.audit.close()  # last: requests that go on without their client are logged too
 
 
 @frozen
 class _Running:
-    """What has to be stopped, in the order of its use."""
+    """The parts of a running daemon."""
 
     ports: list[IListeningPort]
     site: RegistrySite
@@ -151,12 +151,12 @@ class _Running:
 
     async def drain(self, seconds: float) -> None:
         closing = [maybeDeferred(port.stopListening) for port in self.ports]
-        await DeferredList(closing, consumeErrors=True)  # whatever one of them says, go on
+        await DeferredList(closing, consumeErrors=True)  # go on if one of them fails
         await self.site.drain(seconds)
         self.access_log.close()
 
     async def collect(self) -> None:
-        """Collect garbage, comparing a part of the store with the catalog: another each time."""
+        """Collect garbage; compare another part of the store with the catalog each time."""
         if self.parts.read_only.on():
             return
         first = next(self.shelves)
@@ -166,17 +166,17 @@ class _Running:
             _log.info("garbage is collected later: {reason}", reason=str(error))
 
     async def scrub(self) -> None:
-        """Read on in the store; not at once: who has just started has other things to do."""
+        """Scrub, but not at once after the start, when clients come back."""
         if self.parts.reactor.seconds() - self.started >= _SCRUB_EVERY / 2:
             await self.parts.scrubber.run()
 
     async def swept(self) -> None:
-        """Remove what is left over; but where nothing may change, nothing of a client's goes."""
+        """Sweep, unless the daemon is read-only."""
         if not self.parts.read_only.on():
             await self.sweep.run()
 
     async def evict(self) -> None:
-        """Write down what was pulled, and let go what nobody pulls."""
+        """Write the access times, and evict."""
         await self.parts.accesses.write()
         for eviction in self.parts.remotes.evictions:
             await eviction.run()
@@ -203,7 +203,7 @@ def _start(
         ),
         health=Health(parts.catalog, parts.blobs),
         counters=parts.counters,
-        # As plain numbers: a Size writes itself as in the settings, and not in JSON at all.
+        # Plain numbers: a Size prints with its unit, and JSON does not know it.
         manifests=ManifestBodies(parts.budgets.manifests, int(settings.max_manifest), timers),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
@@ -226,7 +226,7 @@ def _start(
     sweep = Sweep(
         parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
     )
-    # Whoever starts often begins somewhere else each time.
+    # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
     return _Running(ports, site, access_log, audit, gate, sweep, parts, shelves, reactor.seconds())
 
@@ -242,7 +242,7 @@ def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:
 
 
 def _open(access_log: AccessLog) -> None:
-    """Before a listener does it, whose address would be named instead."""
+    """Open the log first: opened by a listener, its error would name the listener's address."""
     try:
         access_log.open()
     except OSError as error:
@@ -256,7 +256,7 @@ def _shown(address: Any) -> str:
 
 
 def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Deferred[None]:
-    """Do what is done again and again; failing, it is tried again after the interval."""
+    """Run ``work`` once; log its failure, so that it runs again after the interval."""
 
     async def run() -> None:
         try:
@@ -264,7 +264,7 @@ def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Defer
         except (OSError, Unavailable) as error:
             _log.error("what is done every now and then is put off: {error}", error=error)
         except Exception:
-            # The service would stop for good.
+            # A failure would stop the TimerService for good.
             _log.failure("what is done every now and then has failed")
 
     return Deferred.fromCoroutine(run())

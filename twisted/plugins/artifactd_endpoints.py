@@ -1,9 +1,9 @@
 """
-``artifactd-tls:`` in endpoint strings.
+The kind of endpoint ``artifactd-tls:``.
 
-Not beside the ServiceMaker: Twisted's cache of plugins goes by the times of files, so it may have
-an old list of a module that it knows, where only root could write it anew; never of one that it
-does not know yet.
+It is not in the module of the ServiceMaker.  Twisted caches the plugins of each module by the
+module's time; where only root can write the cache, it may keep an old list of a module that it
+knows, but never of a module that is new to it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from zope.interface import implementer
 
 @implementer(IPlugin, IStreamServerEndpointStringParser)
 class _TlsParser:
-    """Imports nothing until it is asked: every twistd loads every plugin."""
+    """Imports the endpoint when it is used: every twistd loads every plugin."""
 
     prefix = "artifactd-tls"
 
     def parseStreamServer(self, reactor: Any, *args: Any, **kwargs: Any) -> IStreamServerEndpoint:
-        """:raises ValueError: telling what is wrong."""
+        """Parse the endpoint string.  :raises ValueError: naming what is wrong in it."""
         from artifactd.tls.endpoint import TlsEndpoint  # noqa: PLC0415
 
         return TlsEndpoint.parse(reactor, *args, **kwargs)
