@@ -249,7 +249,7 @@ class GarbageCatalog(OnDatabase):
             restored = undeletion.restored
         if restored == Restored():
             raise ManifestUnknown(
-                "nothing of that was deleted here that could be brought back",
+                "nothing that was deleted here under this reference can be brought back",
                 {"name": str(image), "reference": None if reference is None else str(reference)},
             )
         images.make_known(db, image, at)
@@ -296,7 +296,7 @@ class _Undeletion:
         current = images.tag_target(self._db, self._image_id, tag)
         if current is not None and str(current) != row[0]:
             raise Unsupported(
-                "the tag points at something else by now: delete it first, or bring back the"
+                "the tag points at another manifest now: delete it first, or bring back the"
                 " digest that it had",
                 {"tag": tag.text, "current": str(current), "deleted": row[0]},
             )

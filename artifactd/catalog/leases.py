@@ -1,6 +1,9 @@
 """
-What holds a blob or keeps a manifest in its image; and since when nothing does, which is kept in
-the row, so that collecting finds it by an index.
+Since when nothing has held a blob or kept a manifest in its image, and what clients have deleted.
+
+Each row of ``blob_link`` and ``manifest`` has the time since when nothing holds or keeps it, so
+that the collection finds it by an index.  Every change that may let something go calls
+:func:`settle` or :func:`loosen` in its transaction.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ HELD = (
     "EXISTS (SELECT 1 FROM manifest_entry WHERE manifest_entry.image_id = blob_link.image_id"
     " AND manifest_entry.digest = (SELECT digest FROM blob WHERE id = blob_link.blob_id))"
 )
-"""Whether a manifest of its image holds what a row of ``blob_link`` links."""
+"""SQL: a manifest of the image holds the blob of a row of ``blob_link``."""
 
 KEPT = (
     "(EXISTS (SELECT 1 FROM tag WHERE tag.manifest_id = manifest.id)"
@@ -26,9 +29,9 @@ KEPT = (
     " OR EXISTS (SELECT 1 FROM manifest AS subject WHERE subject.image_id = manifest.image_id"
     " AND subject.digest = manifest.subject))"
 )
-"""Whether a tag, an index or a subject keeps a row of ``manifest`` in its image."""
+"""SQL: a tag, an index or a subject keeps a row of ``manifest`` in its image."""
 
-# What has not changed is not written.
+# Rows that are right already are not written.
 _SETTLE_BLOBS = (
     "UPDATE blob_link SET unheld_since = CASE WHEN unheld_since IS NULL THEN :at END"
     " WHERE image_id = :image AND blob_id IN ("
@@ -55,8 +58,9 @@ _RENEW_MANIFEST = (
 
 def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> None:
     """
-    What holds ``digests``, blobs or manifests, in an image may have changed: note which of them
-    nothing holds from ``at`` on, and which are held again.
+    Bring the leases of ``digests``, blobs or manifests of an image, up to date after a change of
+    tags or manifests.  The leases of those that nothing holds any more run from ``at``; those that
+    are held again have none.
     """
     touched = msgspec.json.encode(list(dict.fromkeys(digests))).decode()
     values = {"image": image_id, "digests": touched, "at": at}
@@ -65,12 +69,12 @@ def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> 
 
 
 def renew_blob(db: Connection, image: ImageName, digest: Digest, at: float, due: float) -> None:
-    """Let the lease of a blob that nothing holds run from ``at``, if it runs from ``due`` or so."""
+    """Restart the lease of a blob at ``at``, unless it was restarted after ``due``."""
     db.execute(_RENEW_BLOB, _renewed(image, digest, at, due))
 
 
 def renew_manifest(db: Connection, image: ImageName, digest: Digest, at: float, due: float) -> None:
-    """As :func:`renew_blob`, of a manifest that nothing keeps."""
+    """Restart the lease of a manifest at ``at``, unless it was restarted after ``due``."""
     db.execute(_RENEW_MANIFEST, _renewed(image, digest, at, due))
 
 
@@ -85,7 +89,7 @@ def _renewed(image: ImageName, digest: Digest, at: float, due: float) -> dict[st
 
 
 def loosen(db: Connection, digests: Iterable[str], since: float) -> None:
-    """Something that needed the bytes of ``digests`` until ``since`` does no longer."""
+    """Queue the bytes of ``digests`` for collection: they may not be needed since ``since``."""
     db.executemany(
         "INSERT INTO loose_blob (blob_id, since) SELECT id, ? FROM blob WHERE digest = ?"
         " ON CONFLICT DO UPDATE SET since = max(since, excluded.since)",
@@ -93,13 +97,13 @@ def loosen(db: Connection, digests: Iterable[str], since: float) -> None:
     )
 
 
-# What clients have deleted, kept as it was until it is brought back or its time is over.
+# -- deleted tags, manifests and blobs, kept as they were until their time for undelete is over
 
 
 def bury_tag(
     db: Connection, image_id: int, name: str, digest: Digest, *, actor: str, at: float
 ) -> None:
-    """Remember a tag that is deleted now, and the manifest it points at."""
+    """Keep a record of a tag that is being deleted, and of the manifest it points at."""
     db.execute(
         "INSERT INTO deleted_tag (image_id, name, digest, actor, deleted_at)"
         " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -111,7 +115,7 @@ def bury_tag(
 def bury_manifest(
     db: Connection, manifest_id: int, *, actor: str, at: float, collected: bool = False
 ) -> None:
-    """Remember a manifest, with its tags and what it holds, before it is deleted."""
+    """Keep a record of a manifest, its tags and the digests it holds, before it is deleted."""
     row = db.execute(
         "INSERT INTO deleted_manifest (image_id, digest, media_type, artifact_type, subject,"
         " annotations, pushed_at, actor, deleted_at, collected)"
@@ -138,7 +142,7 @@ def bury_manifest(
 
 
 def bury_blob(db: Connection, image_id: int, digest: Digest, *, actor: str, at: float) -> None:
-    """Remember that a blob is deleted from an image now."""
+    """Keep a record of a blob that is being deleted from an image."""
     db.execute(
         "INSERT INTO deleted_blob (image_id, digest, actor, deleted_at) VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET actor = excluded.actor, deleted_at = excluded.deleted_at",
@@ -147,7 +151,7 @@ def bury_blob(db: Connection, image_id: int, digest: Digest, *, actor: str, at: 
 
 
 def forget_manifest(db: Connection, image_id: int, digest: str) -> None:
-    """Keep a deleted manifest no longer: it is back, or its time is over."""
+    """Drop the record of a deleted manifest: it is back, or its time for undelete is over."""
     row = db.execute(
         "SELECT id, deleted_at FROM deleted_manifest WHERE image_id = ? AND digest = ?",
         (image_id, digest),
@@ -157,19 +161,19 @@ def forget_manifest(db: Connection, image_id: int, digest: str) -> None:
     kept = db.execute(
         "SELECT digest FROM deleted_entry WHERE deleted_id = ? AND linked = 1", (row[0],)
     )
-    # The entries go with it, so they are read before.
+    # Read before the delete, which cascades to the entries.
     loose = [digest, *(entry for (entry,) in kept.fetchall())]
     db.execute("DELETE FROM deleted_manifest WHERE id = ?", (row[0],))
     loosen(db, loose, row[1])
 
 
 def forget_tag(db: Connection, image_id: int, name: str) -> None:
-    """Keep a deleted tag no longer."""
+    """Drop the record of a deleted tag."""
     db.execute("DELETE FROM deleted_tag WHERE image_id = ? AND name = ?", (image_id, name))
 
 
 def forget_blob(db: Connection, image_id: int, digest: str) -> None:
-    """Keep a blob that was deleted from an image no longer."""
+    """Drop the record of a blob that was deleted from an image."""
     row = db.execute(
         "DELETE FROM deleted_blob WHERE image_id = ? AND digest = ? RETURNING deleted_at",
         (image_id, digest),

@@ -10,24 +10,25 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
 
-# What a client wants to be so before anything is changed.
-
 
 @frozen
 class Precondition:
     """
-    RFC 9110, 13.1.1 and 13.1.2, on what a reference points at now.
+    A client's ``If-Match`` and ``If-None-Match`` headers, about the digest that a reference points
+    at now (RFC 9110, 13.1.1 and 13.1.2).
 
-    ``if_match``: strong comparison, ``("*",)`` for "anything"; ``None`` where the header is absent.
-    Values are entity tags without weakness, e.g. ``"sha256:…"`` with its quotes; a weak one
-    (``W/"…"``) stands here with its prefix, so that it never matches strongly.
+    Values are entity tags with their quotes, e.g. ``"sha256:…"``.  Weak ones keep their prefix
+    (``W/"…"``), so that they never match strongly.
+
+    :ivar if_match: compared strongly; ``("*",)`` matches any digest; ``None``: no header.
+    :ivar if_none_match: compared weakly; otherwise the same.
     """
 
     if_match: tuple[str, ...] | None = None
     if_none_match: tuple[str, ...] | None = None
 
     def holds(self, current: Digest | None) -> bool:
-        """Whether it holds where the reference now points at ``current``."""
+        """Whether it holds if the reference points at ``current`` (``None``: it is absent)."""
         etag = f'"{current}"'
         if self.if_match is not None and (
             current is None or not ("*" in self.if_match or etag in self.if_match)
@@ -45,16 +46,17 @@ def _strong(etag: str) -> str:
 
 
 ANYHOW = Precondition()
-"""Nothing has to be so."""
+"""A precondition that always holds."""
 
 
 @frozen
 class ManifestRecord:
     """
-    What the catalog knows of a manifest in an image.  ``size`` is in bytes.
+    A manifest in an image, without its bytes.
 
-    :ivar free_since: since when neither a tag nor an index nor a subject that is there keeps it,
-        in seconds since the epoch; ``None`` where one does.  No part of what it is.
+    :ivar size: in bytes.
+    :ivar free_since: since when neither a tag nor an index nor an existing subject keeps it, in
+        seconds since the epoch; ``None`` where one does.  Comparison leaves it out.
     """
 
     digest: Digest
@@ -72,7 +74,7 @@ class UploadRecord:
     An upload session.
 
     :ivar started: in seconds since the epoch.
-    :ivar owner: who has begun it, a user or an address; ``None`` where nobody counts.
+    :ivar owner: the user or address that opened it; ``None`` where sessions are not limited.
     """
 
     id: str
@@ -85,8 +87,12 @@ class UploadRecord:
 @frozen
 class TagMovement:
     """
-    One line of the journal: ``tag`` went from one digest to another (``None``: absent).
-    ``at`` is in seconds since the epoch.
+    One line of the journal of tags.
+
+    :ivar actor: the user, or the part of artifactd, that moved the tag.
+    :ivar at: in seconds since the epoch.
+    :ivar before: the digest that the tag pointed at before; ``None``: there was no such tag.
+    :ivar after: the digest that it points at since; ``None``: it was deleted.
     """
 
     tag: str
@@ -101,12 +107,12 @@ class ManifestPut:
     """
     A manifest to be put into an image.
 
-    :ivar tags: the tags that shall point at it; may be empty.
-    :ivar precondition: must hold for every one of ``tags``, or without tags for the manifest.
-    :ivar sparse: children of an index may be absent.
-    :ivar actor: who does it, for the journal.
+    :ivar tags: the tags to point at it; may be empty.
+    :ivar precondition: must hold for every one of ``tags``, or, without tags, for the digest.
+    :ivar sparse: whether children of an index may be absent.
+    :ivar actor: the user, for the journal of tags.
     :ivar index_depth: how deep indexes may be nested.
-    :ivar quota: as for ``Catalog.add_blob``.
+    :ivar quota: bytes that the image's repository may hold; 0: any number.
     """
 
     image: ImageName
@@ -120,4 +126,4 @@ class ManifestPut:
 
 
 def nothing() -> None:
-    """Nothing has to be done with the bytes."""
+    """A ``confirm``, ``release`` or ``create`` that does nothing."""

@@ -173,7 +173,7 @@ class _Check:
 _CHECKS = (
     _Check(
         "entry",
-        "what it holds is noted for another image",
+        "its blobs and children are recorded for another image",
         f"SELECT {_IMAGE} || '@' || manifest.digest FROM manifest_entry AS entry"
         " CROSS JOIN manifest ON manifest.id = manifest_id"
         " CROSS JOIN image ON image.id = manifest.image_id"
@@ -184,14 +184,14 @@ _CHECKS = (
     ),
     _Check(
         "tag",
-        "it points at a manifest of another image: push it again, or delete it",
+        "the tag points at a manifest of another image: push it again, or delete it",
         f"SELECT {_IMAGE} || ':' || tag.name FROM tag CROSS JOIN image ON image.id = tag.image_id"
         " CROSS JOIN manifest ON manifest.id = manifest_id"
         " WHERE manifest.image_id <> tag.image_id",
     ),
     _Check(
         "lease",
-        "whether a manifest holds it is not as its row says, so that it stays or goes wrongly",
+        "its lease is wrong, so that it would be collected too early or never",
         f"SELECT {_IMAGE} || '@' || digest FROM blob_link"
         " CROSS JOIN image ON image.id = image_id CROSS JOIN blob ON blob.id = blob_id"
         f" WHERE used_at IS NULL AND (unheld_since IS NULL) <> {HELD}",
@@ -200,7 +200,7 @@ _CHECKS = (
     ),
     _Check(
         "lease",
-        "whether anything keeps it is not as its row says, so that it stays or goes wrongly",
+        "its lease is wrong, so that it would be collected too early or never",
         f"SELECT {_IMAGE} || '@' || digest FROM manifest CROSS JOIN image ON image.id = image_id"
         f" WHERE used_at IS NULL AND (free_since IS NULL) <> {KEPT}",
         "UPDATE manifest SET free_since = CASE WHEN free_since IS NULL THEN ?1 END"
@@ -208,7 +208,7 @@ _CHECKS = (
     ),
     _Check(
         "unneeded",
-        "nothing needs these bytes, and they do not wait for collection",
+        "nothing needs these bytes, but they are not queued for collection",
         f"SELECT digest FROM blob WHERE {_UNNEEDED}",
         f"INSERT INTO loose_blob (blob_id, since) SELECT id, ?1 FROM blob WHERE {_UNNEEDED}",
     ),
