@@ -1,8 +1,10 @@
-"""An answer as a value that can send itself."""
+"""An answer as a value that can send itself, and the header fields that answers share."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from urllib.parse import quote, urlencode
 
 import msgspec
 from attrs import define, field
@@ -10,15 +12,25 @@ from twisted.internet.defer import Deferred
 from twisted.web import resource, server
 
 from artifactd import __version__
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.model import BlobFound
+from artifactd.registry.model import LOCAL, BlobFound, Provenance
+from artifactd.registry.registry import Target
 from artifactd.store.blobs import OpenBlob
-from artifactd.web.fields import link_to_next
+from artifactd.web.fields import entity_tags
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender
 
 _SERVER = f"artifactd/{__version__}".encode()
+
+# "immutable": what a digest names never changes (RFC 8246).
+_FOR_EVER = "max-age=31536000, immutable"
+
+_LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
+
+# The characters that a quoted string can't hold unescaped.
+_UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
 
 
 @define
@@ -95,6 +107,69 @@ class Answer:
         return None
 
 
+def etag(digest: Digest) -> str:
+    """Return the entity tag of content with ``digest``: strong, since the bytes are the same."""
+    return f'"{digest}"'
+
+
+def content_headers(media_type: str, digest: Digest) -> dict[str, str]:
+    """Return the header fields of content with ``digest``."""
+    text = str(digest)
+    return {
+        "Content-Type": media_type,
+        "Docker-Content-Digest": text,
+        "ETag": f'"{text}"',
+        "Cache-Control": _FOR_EVER,
+    }
+
+
+def provenance_headers(provenance: Provenance) -> dict[str, str]:
+    """
+    Return the header fields that tell where an answer comes from: ``Cache-Status`` (RFC 9211), the
+    upstream's part of ``Server-Timing``, and ``Warning: 299`` if it is older than it should be.
+    """
+    if provenance is LOCAL:
+        return _LOCAL
+    headers = {
+        "X-Artifact-Source": provenance.source,
+        "Cache-Status": f"artifactd; {provenance.cache}",
+    }
+    if "detail=unverified" in provenance.cache:
+        headers["Cache-Control"] = "no-store"  # no cache may make a whole of such parts
+    if provenance.waited is not None:
+        headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
+    if provenance.stale is not None:
+        reason = _UNQUOTED.sub("", provenance.stale)[:200]
+        headers["Warning"] = f'299 - "stale: {reason}"'
+    return headers
+
+
+def blob_headers(target: Target, digest: Digest) -> dict[str, str]:
+    """Return the header fields of the answer to a blob's upload or mount."""
+    return {"Location": f"{target.path}/blobs/{digest}", "Docker-Content-Digest": str(digest)}
+
+
+def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str]:
+    """
+    Return the header fields that tell the state of an upload session.
+
+    ``Range`` has no way to say "nothing": an empty session answers ``0-0``, as Docker does.
+    """
+    return {
+        "Location": f"{target.path}/blobs/uploads/{upload_id}",
+        "Range": f"0-{max(offset - 1, 0)}",
+        "Docker-Upload-UUID": upload_id,
+    }
+
+
+def not_modified(request: server.Request, current: str) -> bool:
+    """Whether a read may be answered 304: ``If-None-Match`` has ``current`` (weak comparison)."""
+    if not request.requestHeaders.hasHeader(b"If-None-Match"):
+        return False
+    tags = entity_tags(request, "If-None-Match")
+    return bool(tags) and any(tag == "*" or tag.removeprefix("W/") == current for tag in tags or ())
+
+
 def body_answer(
     body: OpenBlob, span: ByteRange | None, headers: dict[str, str], status: int = 200
 ) -> Answer:
@@ -116,6 +191,11 @@ def blob_answer(found: BlobFound, headers: dict[str, str]) -> Answer:
         return body_answer(found.body, span, headers, 206)
     whole = None if found.size is None else ByteRange(0, found.size - 1)
     return body_answer(found.body, whole, headers)
+
+
+def link_to_next(path: str, query: Mapping[str, str]) -> str:
+    """Return the value of a ``Link`` header: RFC 8288, relation ``next``; a relative path."""
+    return f'<{quote(path, safe="/:@")}?{urlencode(query)}>; rel="next"'
 
 
 def list_answer(

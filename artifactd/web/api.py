@@ -23,23 +23,28 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
-from artifactd.web.answer import Answer, blob_answer, body_answer, list_answer
-from artifactd.web.fields import (
+from artifactd.web.answer import (
+    Answer,
+    blob_answer,
     blob_headers,
-    blob_wanted,
+    body_answer,
     content_headers,
-    content_range,
     etag,
-    header,
     link_to_next,
-    list_wanted,
+    list_answer,
     not_modified,
+    provenance_headers,
+    upload_headers,
+)
+from artifactd.web.fields import (
+    blob_wanted,
+    content_range,
+    header,
+    list_wanted,
     parameter,
     parameters,
     precondition,
-    provenance_headers,
     required_digest,
-    upload_headers,
 )
 from artifactd.web.gate import Need
 from artifactd.web.routing import Routed, new_app, route

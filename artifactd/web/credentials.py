@@ -115,7 +115,15 @@ class Credentials:
         scheme, _, rest = values[0].strip().partition(b" ")
         given = rest.strip()
         if scheme.lower() == b"basic":
-            name, password = user_and_password(given)
+            try:
+                text = base64.b64decode(given, validate=True).decode()
+            except (binascii.Error, UnicodeDecodeError):
+                raise Unauthorized(
+                    "malformed Basic credentials: expected Base64 of UTF-8"
+                ) from None
+            name, colon, password = text.partition(":")  # RFC 7617, 2
+            if not colon or not fits_basic(name, password):
+                raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
             if not (name or password):
                 # podman and skopeo send this when they are asked for Basic and have no login.
                 return certified(request) or Caller()
@@ -130,19 +138,3 @@ class Credentials:
                 raise Unauthorized("malformed Bearer token: expected ASCII") from None
             return await self.tokens.verify(token)
         raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")
-
-
-def user_and_password(given: bytes) -> tuple[str, str]:
-    """
-    Parse the credentials of Basic: RFC 7617, 2.
-
-    :raises Unauthorized: if they are malformed.
-    """
-    try:
-        text = base64.b64decode(given, validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        raise Unauthorized("malformed Basic credentials: expected Base64 of UTF-8") from None
-    name, colon, password = text.partition(":")
-    if not colon or not fits_basic(name, password):
-        raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
-    return name, password

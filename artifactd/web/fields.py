@@ -1,11 +1,9 @@
-"""Header fields and query parameters of a request, and header fields that several answers share."""
+"""Header fields and query parameters of a request, parsed."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from functools import partial
-from urllib.parse import quote, urlencode
 
 from twisted.web.server import Request
 
@@ -13,16 +11,7 @@ from artifactd.catalog.records import Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
 from artifactd.oci.ranges import ByteRange, is_bounded, parse_content_range, parse_range
-from artifactd.registry.model import LOCAL, PACKED, PAGING, BlobWanted, ListWanted, Provenance
-from artifactd.registry.registry import Target
-
-# "immutable": what a digest names never changes (RFC 8246).
-_FOR_EVER = "max-age=31536000, immutable"
-
-_LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
-
-# The characters that a quoted string can't hold unescaped.
-_UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
+from artifactd.registry.model import PACKED, PAGING, BlobWanted, ListWanted
 
 
 def header(request: Request, name: str) -> str | None:
@@ -49,61 +38,6 @@ def content_range(request: Request) -> ByteRange | None:
     """
     value = header(request, "Content-Range")
     return None if value is None else parse_content_range(value)
-
-
-def etag(digest: Digest) -> str:
-    """Return the entity tag of content with ``digest``: strong, since the bytes are the same."""
-    return f'"{digest}"'
-
-
-def content_headers(media_type: str, digest: Digest) -> dict[str, str]:
-    """Return the header fields of content with ``digest``."""
-    text = str(digest)
-    return {
-        "Content-Type": media_type,
-        "Docker-Content-Digest": text,
-        "ETag": f'"{text}"',
-        "Cache-Control": _FOR_EVER,
-    }
-
-
-def provenance_headers(provenance: Provenance) -> dict[str, str]:
-    """
-    Return the header fields that tell where an answer comes from: ``Cache-Status`` (RFC 9211), the
-    upstream's part of ``Server-Timing``, and ``Warning: 299`` if it is older than it should be.
-    """
-    if provenance is LOCAL:
-        return _LOCAL
-    headers = {
-        "X-Artifact-Source": provenance.source,
-        "Cache-Status": f"artifactd; {provenance.cache}",
-    }
-    if "detail=unverified" in provenance.cache:
-        headers["Cache-Control"] = "no-store"  # no cache may make a whole of such parts
-    if provenance.waited is not None:
-        headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
-    if provenance.stale is not None:
-        reason = _UNQUOTED.sub("", provenance.stale)[:200]
-        headers["Warning"] = f'299 - "stale: {reason}"'
-    return headers
-
-
-def blob_headers(target: Target, digest: Digest) -> dict[str, str]:
-    """Return the header fields of the answer to a blob's upload or mount."""
-    return {"Location": f"{target.path}/blobs/{digest}", "Docker-Content-Digest": str(digest)}
-
-
-def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str]:
-    """
-    Return the header fields that tell the state of an upload session.
-
-    ``Range`` has no way to say "nothing": an empty session answers ``0-0``, as Docker does.
-    """
-    return {
-        "Location": f"{target.path}/blobs/uploads/{upload_id}",
-        "Range": f"0-{max(offset - 1, 0)}",
-        "Docker-Upload-UUID": upload_id,
-    }
 
 
 PAGE_LIMIT = 10_000
@@ -152,17 +86,13 @@ def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
     return ListWanted(limit, parameter(request, "last"), query)
 
 
-def link_to_next(path: str, query: Mapping[str, str]) -> str:
-    """Return the value of a ``Link`` header: RFC 8288, relation ``next``; a relative path."""
-    return f'<{quote(path, safe="/:@")}?{urlencode(query)}>; rel="next"'
-
-
 # Conditional requests: RFC 9110, 13.
 
 _ETAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"|\*')
 
 
-def _entity_tags(request: Request, name: str) -> tuple[str, ...] | None:
+def entity_tags(request: Request, name: str) -> tuple[str, ...] | None:
+    """Return the entity tags of a conditional header field; ``None`` if it is not there."""
     values = header_values(request, name)
     return tuple(_ETAG.findall(", ".join(values))) if values else None
 
@@ -170,17 +100,9 @@ def _entity_tags(request: Request, name: str) -> tuple[str, ...] | None:
 def precondition(request: Request) -> Precondition:
     """Return ``If-Match`` and ``If-None-Match`` of a write."""
     return Precondition(
-        if_match=_entity_tags(request, "If-Match"),
-        if_none_match=_entity_tags(request, "If-None-Match"),
+        if_match=entity_tags(request, "If-Match"),
+        if_none_match=entity_tags(request, "If-None-Match"),
     )
-
-
-def not_modified(request: Request, current: str) -> bool:
-    """Whether a read may be answered 304: ``If-None-Match`` has ``current`` (weak comparison)."""
-    if not request.requestHeaders.hasHeader(b"If-None-Match"):
-        return False
-    tags = _entity_tags(request, "If-None-Match")
-    return bool(tags) and any(tag == "*" or tag.removeprefix("W/") == current for tag in tags or ())
 
 
 def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:

@@ -144,7 +144,7 @@ class RegistryChannel(http.HTTPChannel):
         # The base makes a delayed call for each connection, and moves it with each read.
         before, self.timeOut = self.timeOut, period  # type: ignore[assignment]  # not int alone
         if period is None:
-            self._idle.stop()
+            self._idle.due = None
         else:
             self._idle.start(period)
         return before
