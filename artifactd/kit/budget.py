@@ -1,4 +1,4 @@
-"""One budget of buffers for all transfers of the process (architecture.md, rule 6)."""
+"""The memory that all transfers of the process share (architecture.md, rule 6)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class BufferBudget:
     come, first served; while it is not empty (:attr:`pressed`), consumers write at once and gather
     nothing.
 
-    A transport that is paused may still deliver what it has received, so everybody is held
-    ``receive_size`` bytes for each before ``limit``, and for the one that fills it up once more,
-    but not before a quarter of it.
+    A paused transport may still deliver the bytes of its last read.  So consumers are paused at
+    :attr:`threshold`, which leaves room for one read of each, and one more, below ``limit``, but is
+    at least a quarter of it.
 
-    For the reactor's thread alone.
+    Only the reactor's thread may use it.
 
     :param limit: bytes, more than 0.
     :param receive_size: the most bytes that arrive from one transport after it was paused.
@@ -91,7 +91,7 @@ class BufferBudget:
 
     def acquire(self, size: int) -> Deferred[None]:
         """
-        Wait until ``size`` bytes may be taken.  May be cancelled.
+        Wait until ``size`` bytes may be allocated.  May be cancelled.
 
         :raises ValueError: if ``size`` is more than the limit.
         """
@@ -125,7 +125,7 @@ class BufferBudget:
         self._running.clear()
         self._waiting.update(dict.fromkeys(held))
         for consumer in held:
-            # Holding one may let bytes go out, which may let others go on.
+            # A paused consumer may write its bytes at once, which may resume others.
             if consumer in self._waiting:
                 consumer.hold()
 
