@@ -106,7 +106,7 @@ class BufferBudget:
         return request.granted
 
     def acquire_at_once(self, size: int) -> bool:
-        """Take ``size`` bytes if nobody would have to wait for that; whether they were taken."""
+        """Acquire ``size`` bytes if they are free and no caller waits; whether they were."""
         if self.pressed or self.used + size > self.threshold:
             return False
         self.used += size

@@ -40,16 +40,14 @@ from artifactd.store.uploads import (
     UploadStore,
 )
 
-# How much may be pushed, and by how many sessions.
-
 
 @frozen
 class UploadLimits:
     """
-    What ``[limits]`` and ``quota`` of the repositories say; 0, or absent: no limit.
+    The limits of uploads, from ``[limits]`` and ``quota`` of the repositories; 0, or absent: none.
 
     :ivar blob_size: bytes of a blob.
-    :ivar sessions: open at the same time, of one owner.
+    :ivar sessions: that one owner may have open at the same time.
     :ivar quotas: bytes, by the names of repositories.
     """
 
@@ -66,14 +64,15 @@ class UploadLimits:
         digest: Digest | None = None,
     ) -> Room | None:
         """
-        How much may come of a body; ``None``: any amount.  Asked before a byte of it is read.
+        How many bytes of a body are accepted; ``None``: any number.  Asked before it is read.
 
-        :param staged: bytes of the blob that are here already.
-        :param declared: bytes that are to come, where that is known.
-        :param digest: of the whole blob, if it is known: what ``image`` has costs nothing.  What
-            other images of the repository have counts as if it were new until the bytes are here:
-            else whoever may push to one could ask which blobs there are in the others.
-        :raises ContentTooLarge, QuotaExceeded: if what is declared is too much.
+        :param staged: bytes of the blob that are staged already.
+        :param declared: bytes of the body, if that is known.
+        :param digest: of the whole blob, if it is known: a blob that ``image`` has costs nothing.
+            A blob that only other images of the repository have counts as a new one until its bytes
+            are here; otherwise a client that may push to one image could find out which blobs the
+            others have.
+        :raises ContentTooLarge, QuotaExceeded: if the declared length is too much.
         """
         room = None
         if self.blob_size:
@@ -107,8 +106,10 @@ UNLIMITED = UploadLimits()
 @frozen
 class Room:
     """
-    :ivar size: bytes that may come.
-    :ivar error: raised when more do.
+    How much of a body is accepted.
+
+    :ivar size: bytes.
+    :ivar error: raised when more arrive.
     """
 
     size: int
@@ -118,9 +119,9 @@ class Room:
 @implementer(IConsumer)
 class Bounded:
     """
-    Passes on to ``consumer`` what there is room for; then stops the producer.
+    Passes at most ``size`` bytes on to ``consumer``; then stops the producer.
 
-    :ivar exceeded: whether more came.
+    :ivar exceeded: whether more arrived.
     """
 
     def __init__(self, consumer: IConsumer, size: int) -> None:
@@ -180,11 +181,11 @@ class EarlyBody:
     A complete one can be stored in one turn of a thread.  Any other is delivered like every
     :class:`Body`, beginning with the bytes that are here.
 
-    :param acquired: bytes taken from ``budget``, to be given back by :meth:`release`.
+    :param acquired: bytes acquired from ``budget``, which :meth:`release` returns.
     :ivar pieces: what has arrived, until it is delivered.
     :ivar size: bytes that have arrived.
     :ivar complete: whether nothing more comes.
-    :ivar failure: why not, if the client left before the end.
+    :ivar failure: the reason if the client left before the end.
     """
 
     awaits_continue = False
@@ -205,7 +206,7 @@ class EarlyBody:
         self._paused = False
 
     async def gather(self, clock: IReactorTime) -> None:
-        """Take in what comes within :data:`PROMPT` seconds, about :data:`SMALL` bytes at most."""
+        """Gather what arrives within :data:`PROMPT` seconds, about :data:`SMALL` bytes at most."""
         if self._body is None:
             return
         too_slow = clock.callLater(PROMPT, self._stop_gathering)
@@ -222,7 +223,7 @@ class EarlyBody:
         return self.complete and (cut or chunk is None or self.size == chunk.length)
 
     def release(self) -> None:
-        """Give back what was taken from the budget.  Further calls do nothing."""
+        """Return the bytes to the budget.  Further calls do nothing."""
         acquired, self._acquired = self._acquired, 0
         self._budget.release(acquired)
 

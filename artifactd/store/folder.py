@@ -1,4 +1,4 @@
-"""The data folder: what must be true of it before the daemon starts, and who else uses it."""
+"""The data folder: checks at the start, locks between processes, and small files of its own."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _PAUSE = 0.05
 @define(eq=False)
 class DataFolder:
     """
-    The folder that holds everything, locked: shared by every process that uses it, exclusively
-    by one that migrates it.
+    The folder that holds all data, locked: shared by the processes that use it, or exclusively by
+    one that migrates it.
 
     :ivar path: absolute.
     :ivar catalog: the catalog's file; may not exist yet.
     :ivar blobs, uploads, staging, fills, quarantine: the store's directories, open.
-    :ivar in_memory: whether its files are never on a disk, so that reading waits for nothing.
+    :ivar in_memory: whether the filesystem is in memory (tmpfs), so that reads never block.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class DataFolder:
 
     @property
     def catalog(self) -> Path:
-        """Where the catalog is."""
+        """The catalog's file."""
         return self.path / "catalog.sqlite3"
 
     @classmethod
@@ -70,8 +70,7 @@ class DataFolder:
         """
         Check the folder, make it if it is missing, and lock it.  Blocks; for the start.
 
-        Whoever comes first holds the lock exclusively until :meth:`settle`; who comes meanwhile
-        waits for that.
+        The first process holds the lock exclusively until :meth:`settle`; others wait for that.
 
         :param patience: seconds to wait for a process that holds the folder exclusively.
         :raises StartError: if the folder can't be used.
@@ -128,13 +127,13 @@ class DataFolder:
             self.settle()
 
     def settle(self) -> None:
-        """Let other processes in."""
+        """Share the lock, so that other processes can use the folder."""
         if self._is_exclusive:
             fcntl.flock(self._marker, fcntl.LOCK_SH)
             self._is_exclusive = False
 
     def close(self) -> None:
-        """Let go of the folder.  Further calls do nothing."""
+        """Close the directories and unlock the folder.  Further calls do nothing."""
         if not self._closed:
             self._closed = True
             for directory in (
@@ -187,7 +186,7 @@ def _filesystem(path: Path, mountinfo: Path) -> str | None:
     try:
         mounts = mountinfo.read_text(errors="surrogateescape")
     except OSError:
-        return None  # no /proc: nothing to tell by
+        return None  # there is no /proc
     return procfs.filesystem_type(path.resolve(), mounts)
 
 
@@ -198,7 +197,7 @@ def _open_marker(folder: Directory, files: FileOperations) -> int:
             f"the data folder {folder.path} holds other things ({min(names)!r}) and was not made"
             " by artifactd: choose an empty or a new one"
         )
-    # Two processes may be here at once, and both find nothing.
+    # Two processes may come here at once, and both find nothing.
     with suppress(FileExistsError):
         os.close(files.create(folder.fd, MARKER))
     marker, _ = folder.open_file(MARKER, os.O_RDWR)
@@ -227,8 +226,8 @@ def _lock(
 def _check_format(marker: int, folder: Directory, files: FileOperations) -> None:
     text = files.read(marker, 4096, 0).decode(errors="replace")
     if FORMAT.startswith(text) or not text.strip("\0"):
-        # New; or the process that was first has failed here, or the power has before the line was
-        # on the disk, of which a part may be there, or its length.
+        # The folder is new; or an earlier start failed here; or a power cut has left only a part of
+        # the line, or its length.
         write_all(files, marker, [FORMAT.encode()], 0)
         files.sync(marker)
         files.sync(folder.fd)
@@ -249,20 +248,18 @@ def _holders(marker: int, locks: Path) -> str:
     return f"process{'es' if len(pids) > 1 else ''} {', '.join(map(str, sorted(pids)))}"
 
 
-# Whether nothing may be changed at present: told by the data folder, to every process at once.
-
 MARK = "read-only"
 
 
 @frozen
 class ReadOnlyMode:
     """
-    An empty file in the data folder, there while the mode is on; it outlives every process.
+    An empty file in the data folder forbids changes to all processes, also after a restart.
 
-    Each process looks whenever it has to know, so that all obey with the next request.
+    Each process looks for the file at every request.
 
     :param folder: the data folder.
-    :ivar always: on whatever the folder says.
+    :ivar always: on even without the file.
     """
 
     folder: Path
@@ -276,8 +273,8 @@ class ReadOnlyMode:
 
     def on(self) -> bool:
         """
-        Whether it is on; also where the folder can't tell.  Takes a microsecond or two: the kernel
-        knows which files are not there without asking the disk.
+        Whether it is on; also if the folder can't be read.  Takes a microsecond or two: the kernel
+        caches that a file does not exist.
         """
         if self.always:
             return True
@@ -290,31 +287,29 @@ class ReadOnlyMode:
         return True
 
     def turn_on(self) -> None:
-        """For all processes on the folder, and durably.  Blocks.  :raises OSError:"""
+        """Turn it on for all processes on the folder, durably.  Blocks.  :raises OSError:"""
         with Directory.open(self.folder) as folder:
             with suppress(FileExistsError):
                 os.close(self.files.create(folder.fd, MARK))
             self.files.sync(folder.fd)
 
     def turn_off(self) -> None:
-        """As :meth:`turn_on`."""
+        """Turn it off for all processes on the folder, durably.  Blocks.  :raises OSError:"""
         with Directory.open(self.folder) as folder:
             self.files.unlink(folder.fd, MARK)
             self.files.sync(folder.fd)
 
 
-# Small files that nobody else may read, such as the keys that tokens are signed with.
-
 FOLDER = "keys"
-"""Where they are in the data folder.  Not part of a backup."""
+"""The directory of private files in the data folder.  Not part of a backup."""
 
-# Bytes that such a file has at most.
+# The most bytes of a private file.
 _LIMIT = 1 << 20
 
 
 @frozen
 class Version:
-    """Which content a file has: another one whenever it has been replaced."""
+    """Identifies the content of a file: it differs whenever the file has been replaced."""
 
     inode: int
     modified: int
@@ -328,10 +323,11 @@ class Version:
 @define(eq=False)
 class PrivateFile:
     """
-    One file, replaced as a whole: whoever reads it finds all of the old content or all of the new,
-    after a crash too, and what has been written when :meth:`update` returns stays.
+    A small file that only this user may read, such as the keys that tokens are signed with.
 
-    Several processes may use it at once.  All but :meth:`version` block.
+    It is replaced as a whole: readers find all of the old content or all of the new one, also after
+    a crash, and the new one is durable when :meth:`update` returns.  Several processes may use it
+    at once.  All methods but :meth:`version` block.
 
     :param folder: the data folder.
     """
@@ -342,12 +338,12 @@ class PrivateFile:
 
     @property
     def path(self) -> Path:
-        """Where it is, for messages."""
+        """The path of the file, for messages."""
         return self.folder / FOLDER / self.name
 
     def version(self) -> Version | None:
         """
-        Which content it has now; ``None``: there is no such file.  Takes microseconds.
+        The version of its present content; ``None``: there is no such file.  Takes microseconds.
 
         :raises OSError: if it can't be told.
         """
@@ -358,12 +354,13 @@ class PrivateFile:
 
     def update(self, change: Callable[[bytes | None], bytes | None]) -> tuple[bytes, Version]:
         """
-        Let ``change`` say what the content is to be, given what it is (``None``: there is none);
-        ``None`` leaves it.  Nobody else changes it meanwhile.
+        Replace the content by what ``change`` returns, while no other process changes it.
 
+        :param change: is given the present content (``None``: there is no file), and returns the
+            new one (``None``: leave it).
         :returns: the content, and its version.
-        :raises OSError: if it can't be read or written, or is not this user's alone; then it is
-            as it was, but for a disk that fails once the name has changed.
+        :raises OSError: if it can't be read or written, or others may read it.  The content is
+            unchanged then, unless the disk failed after the file had been renamed.
         """
         with Directory.open(self.folder) as above:
             folder = above.ensure(FOLDER, self.files)
@@ -389,7 +386,7 @@ class PrivateFile:
             return None
 
     def _lock(self, folder: Directory) -> int:
-        """Exclusively, until it is closed.  The file itself is replaced, so it is another one."""
+        """Lock another file exclusively, until it is closed, since this one is replaced."""
         name = f"{self.name}.lock"
         with suppress(FileExistsError):
             os.close(self.files.create(folder.fd, name))
@@ -415,7 +412,7 @@ class PrivateFile:
 
     def _replace(self, folder: Directory, content: bytes) -> Version:
         new = f"{self.name}.new"
-        self.files.unlink(folder.fd, new)  # of somebody who died at it
+        self.files.unlink(folder.fd, new)  # left by a process that was killed
         fd = self.files.create(folder.fd, new)
         try:
             write_all(self.files, fd, [content], 0)
@@ -431,8 +428,6 @@ class PrivateFile:
         self.files.sync(folder.fd)
         return version
 
-
-# Who may collect: one process of all that use a data folder, and none while a copy is made.
 
 _COLLECTOR = "collector.lock"
 _HOLD = "hold.lock"
@@ -475,7 +470,7 @@ class FolderCollectionLock:
 
     def claim(self) -> bool:
         """Take the lock; whether it was free.  Blocks."""
-        # Two threads may come here at once: the lock alone decides, which is a descriptor's.
+        # Two threads may come here at once: the lock, which is a descriptor's, decides.
         collector = _open_lock(self._path, _COLLECTOR, self._files)
         try:
             if not try_lock(collector):
@@ -507,10 +502,11 @@ class FolderCollectionLock:
 @contextmanager
 def collection_held(path: Path, files: FileOperations | None = None) -> Iterator[None]:
     """
-    Hold off all collection in the data folder at ``path``, and whatever else removes bytes from
-    it.  Blocks until a step that is under way has ended.
+    Hold off garbage collection, and all other removal of bytes, in the data folder at ``path``.
 
-    :raises OSError: if it can't be done.
+    Blocks until a step that is under way has ended.
+
+    :raises OSError: if the locks can't be taken.
     """
     held: list[int] = []
     files = files or FileOperations()
@@ -535,8 +531,8 @@ class CopyLock:
     @contextmanager
     def kept_out(self) -> Iterator[None]:
         """
-        Keep whoever would begin to copy waiting.  Blocks; only in the catalog's thread, inside its
-        write transaction: two who remove would keep each other out.
+        Keep copies from beginning meanwhile.  Blocks; only in the catalog's thread, inside its
+        write transaction, since two removals at once would lock each other out.
 
         :raises OSError: (EBUSY) if a copy is being made.
         """

@@ -61,7 +61,8 @@ class UploadMisplaced(Exception):
 
 
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# A look at who holds an upload takes microseconds; this many of them are waited for.
+# A process that looks whether an upload is locked holds a shared lock for some microseconds; a
+# claim waits for so many of those.
 _LOOKS = 100
 _LOOK_SECONDS = 0.001
 
@@ -69,9 +70,9 @@ _LOOK_SECONDS = 0.001
 @frozen
 class UploadDirectory:
     """
-    The uploads.  All methods block and raise OSError.
+    The files of uploads.  All methods block and raise OSError.
 
-    :param pause: waits so many seconds, in the thread.
+    :param pause: waits the given number of seconds, in the thread.
     """
 
     directory: Directory
@@ -80,9 +81,9 @@ class UploadDirectory:
 
     def create(self, upload_id: str) -> None:
         """
-        An empty upload; durable with its first bytes.
+        Make an empty upload.  It is not synced.
 
-        :raises FileExistsError: if there is one.
+        :raises FileExistsError: if there is one of that id.
         :raises ValueError: if ``upload_id`` is no UUID in lower case.
         """
         if not _ID.fullmatch(upload_id):
@@ -94,7 +95,7 @@ class UploadDirectory:
         Open and lock an upload: its descriptor and its size.
 
         :raises UploadMissing: if there is none.
-        :raises UploadBusy: if somebody else has locked it.
+        :raises UploadBusy: if another request has locked it.
         """
         self.size(upload_id)
         try:
@@ -112,7 +113,7 @@ class UploadDirectory:
             raise
 
     def size(self, upload_id: str) -> int:
-        """Bytes staged.  :raises UploadMissing: if there is no such upload."""
+        """The bytes staged.  :raises UploadMissing: if there is no such upload."""
         if not _ID.fullmatch(upload_id):
             raise UploadMissing(upload_id)
         try:
@@ -129,7 +130,7 @@ class UploadDirectory:
             self._files.unlink(self.directory.fd, upload_id)
 
     def idle(self, before: float) -> list[str]:
-        """The ids of those last written to at ``before`` or earlier that nobody has locked."""
+        """The ids of uploads last written to at ``before`` or earlier that are not locked."""
         return [name for name in self.directory.names() if self._is_idle(name, before)]
 
     def _lock(self, fd: int) -> bool:
@@ -153,12 +154,12 @@ class UploadDirectory:
             written = self.directory.status(name).st_mtime
             return written <= before and not self.directory.is_locked(name)
         except OSError:
-            return False  # gone, or not ours
+            return False  # gone, or not made by artifactd
 
 
 @define(eq=False)
 class UploadFile(HashedFile):
-    """A claimed upload, by its id.  All methods block; one call at a time."""
+    """The file of a claimed upload.  All methods block; one call at a time."""
 
     _claimed: int = field(init=False)
     _hashed_at_claim: RunningDigest = field(init=False)
@@ -168,7 +169,7 @@ class UploadFile(HashedFile):
 
     def cut(self, size: int) -> None:
         """
-        Cut back to ``size`` bytes.
+        Cut the file back to ``size`` bytes.
 
         :raises ValueError: if that is less than there was at the claim, or more than there is.
         """
@@ -180,8 +181,9 @@ class UploadFile(HashedFile):
 
     def append_at(self, first: int | None, pieces: Sequence[bytes]) -> None:
         """
-        Append ``pieces``, which belong at the offset ``first``; ``None``: at the end.
+        Append ``pieces``.
 
+        :param first: the offset at which they belong; ``None``: at the end.
         :raises UploadMisplaced: if that is not the end.
         :raises OSError: if not all could be written.  What was written stays.
         """
@@ -191,10 +193,10 @@ class UploadFile(HashedFile):
 
     def published(self, staging: Staging, digest: Digest) -> StagedBlob | None:
         """
-        Stage and publish it if it has ``digest``; ``None`` if it has not, or if the bytes that are
-        not hashed yet are too many for one turn of a thread.
+        Stage and publish the file if it has ``digest``; ``None`` if it has not, or if more bytes
+        are still to be hashed than fit in one turn of a thread.
 
-        :raises UploadMissing: if it is no longer there.
+        :raises UploadMissing: if the file is no longer there.
         :raises OSError: if it can't be read or staged.
         """
         running = self.running
@@ -204,14 +206,14 @@ class UploadFile(HashedFile):
         return self.stage(staging, digest).publish_now() if running.digest() == digest else None
 
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
-        """Move it to the staged files.  :raises UploadMissing: if it is no longer there."""
+        """Move the file to the staged ones.  :raises UploadMissing: if it is no longer there."""
         try:
             return self.move(staging, digest, self.name)
         except FileNotFoundError:
             raise UploadMissing(self.name) from None
 
     def discard(self) -> None:
-        """Remove it."""
+        """Remove the file."""
         if self.is_there():
             self._files.unlink(self._directory.fd, self.name)
         self.ended = True
@@ -220,7 +222,7 @@ class UploadFile(HashedFile):
 @define(eq=False)
 class UploadSession(FileConsumer[UploadFile]):
     """
-    A claimed upload: nobody else can write to it until :meth:`close`.
+    A claimed upload: no other request can write to it until :meth:`close`.
 
     An ``IConsumer``: one batch at a time is hashed and appended in a thread while the next one
     gathers.
@@ -284,7 +286,7 @@ class UploadStore:
     """
     The staged bytes of uploads, by id; they survive the process.
 
-    :param blobs: where the uploads become blobs; of the same folder.
+    :param blobs: the store of the same folder, in which uploads become blobs.
     :param now: the time in seconds since the epoch.
     :ivar budget: the buffers of all transfers.
     """
@@ -439,10 +441,10 @@ class UploadStore:
         return await self._run(self._uploads.size, upload_id)
 
     async def discard(self, upload_id: str) -> None:
-        """Remove the upload, whoever holds it.  Does nothing if there is none."""
+        """Remove the upload, claimed or not.  Does nothing if there is none."""
         self._digests.forget(upload_id)
         await self._run(self._uploads.discard, upload_id)
 
     async def idle(self, seconds: float) -> Iterable[str]:
-        """The ids of uploads that nobody has written to for ``seconds`` and nobody holds."""
+        """The ids of unclaimed uploads that were not written to for ``seconds``."""
         return await self._run(partial(self._uploads.idle, self._now() - seconds))
