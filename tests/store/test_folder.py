@@ -1,16 +1,33 @@
-"""Which data folders artifactd starts on, and who may use one at the same time."""
+"""The data folder: its checks, its locks, and the small files in it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import sys
+import threading
+from errno import ENOSPC
 from pathlib import Path
+from threading import Barrier, Thread
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from artifactd.kit.start import StartError
-from artifactd.store.folder import FORMAT, MARKER, DataFolder
-from tests.programs import require
+from artifactd.store.files import FileOperations
+from artifactd.store.folder import (
+    FORMAT,
+    MARK,
+    MARKER,
+    CollectionLock,
+    DataFolder,
+    FolderCollectionLock,
+    PrivateFile,
+    ReadOnlyMode,
+    collection_held,
+)
+from tests.programs import Process, require
+from tests.store.fixture import FullDisk, RecordedFiles
 from tests.store.test_procfs import mount
 
 
@@ -227,3 +244,219 @@ class SharingTests(FolderTestCase):
         )
         with self.assertRaisesRegex(StartError, "processes 4711, 4712: stop"), first.exclusive():
             self.fail("both had it")
+
+
+class Recorded(FileOperations):
+    """Which calls are made, in their order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def create(self, directory: int, name: str) -> int:
+        self.calls.append(f"create {name}")
+        return super().create(directory, name)
+
+    def unlink(self, directory: int, name: str) -> None:
+        self.calls.append(f"unlink {name}")
+        super().unlink(directory, name)
+
+    def sync(self, fd: int) -> None:
+        self.calls.append("sync")
+        super().sync(fd)
+
+
+class ReadOnlyModeTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir(parents=True)
+        self.files = Recorded()
+        self.mode = ReadOnlyMode(self.folder, files=self.files)
+
+    def test_it_is_off_at_first(self) -> None:
+        self.assertFalse(self.mode.on())
+
+    def test_others_on_the_folder_see_it_at_once(self) -> None:
+        other = ReadOnlyMode(self.folder)
+        self.mode.turn_on()
+        self.assertTrue(other.on())
+        self.mode.turn_off()
+        self.assertFalse(other.on())
+
+    def test_it_is_durable_when_it_has_been_turned(self) -> None:
+        self.mode.turn_on()
+        self.mode.turn_off()
+        self.assertEqual(self.files.calls, [f"create {MARK}", "sync", f"unlink {MARK}", "sync"])
+
+    def test_turning_it_twice_is_turning_it_once(self) -> None:
+        for turn, on in ((self.mode.turn_on, True), (self.mode.turn_off, False)):
+            for _ in range(2):
+                turn()
+                self.assertEqual(self.mode.on(), on)
+
+    def test_a_setting_turns_it_on_whatever_the_folder_says(self) -> None:
+        self.assertTrue(ReadOnlyMode(self.folder, always=True).on())
+
+    def test_a_folder_that_can_not_tell_has_it_on(self) -> None:
+        os.rmdir(self.folder)
+        self.folder.touch()
+        self.assertTrue(self.mode.on())
+
+
+class PrivateFileTests(TestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir(parents=True)
+
+    def file(self, files: FileOperations | None = None) -> PrivateFile:
+        return PrivateFile(self.folder.absolute(), "secret", files or FileOperations())
+
+    def test_where_there_is_none_there_is_nothing_to_read(self) -> None:
+        self.assertIsNone(self.file().read())
+        self.assertIsNone(self.file().version())
+
+    def test_what_was_written_is_read_again(self) -> None:
+        content, version = self.file().update(lambda before: b"new" if before is None else before)
+        self.assertEqual(content, b"new")
+        self.assertEqual(self.file().read(), (b"new", version))
+        self.assertEqual(self.file().version(), version)
+
+    def test_each_content_has_a_version_of_its_own(self) -> None:
+        _, first = self.file().update(lambda _: b"one")
+        _, second = self.file().update(lambda _: b"two")
+        self.assertNotEqual(first, second)
+
+    def test_what_is_right_stays(self) -> None:
+        _, version = self.file().update(lambda _: b"one")
+        self.assertEqual(self.file().update(lambda _: None), (b"one", version))
+
+    def test_it_is_nobody_elses(self) -> None:
+        self.file().update(lambda _: b"one")
+        modes = {
+            path.name: path.stat().st_mode & 0o777 for path in (self.folder / "keys").iterdir()
+        }
+        self.assertEqual(modes, {"secret": 0o600, "secret.lock": 0o600})
+        self.assertEqual((self.folder / "keys").stat().st_mode & 0o777, 0o700)
+
+    def test_one_that_others_may_read_is_not_used(self) -> None:
+        self.file().update(lambda _: b"one")
+        self.file().path.chmod(0o640)
+        for use in (self.file().read, lambda: self.file().update(lambda _: b"two")):
+            self.assertIn("chmod 600", str(self.assertRaises(PermissionError, use)))
+        self.assertEqual(self.file().path.read_bytes(), b"one")
+
+    def test_its_bytes_are_on_disk_before_its_name_and_that_before_it_returns(self) -> None:
+        files = RecordedFiles()
+        self.file(files).update(lambda _: b"one")
+        steps = [step for step in files.calls if "secret.new" in step or step == "sync keys"]
+        self.assertEqual(
+            steps,
+            [
+                "unlink keys/secret.new",
+                "create keys/secret.new",
+                "write keys/secret.new",
+                "sync keys/secret.new",
+                "rename keys/secret.new keys/secret",
+                "sync keys",
+            ],
+            files.calls,
+        )
+
+    def test_a_full_disk_leaves_what_was_there(self) -> None:
+        self.file().update(lambda _: b"one")
+        full = FullDisk(room=2, error=OSError(ENOSPC, "no space"))
+        error = self.assertRaises(OSError, self.file(full).update, lambda _: b"two")
+        self.assertEqual(error.errno, ENOSPC)
+        self.assertEqual(self.file().path.read_bytes(), b"one")
+        names = sorted(path.name for path in (self.folder / "keys").iterdir())
+        self.assertEqual(names, ["secret", "secret.lock"])
+
+    def test_what_a_crash_left_is_not_in_the_way(self) -> None:
+        self.file().update(lambda _: b"one")
+        (self.folder / "keys" / "secret.new").write_bytes(b"tw")
+        self.file().update(lambda _: b"two")
+        self.assertEqual(self.file().path.read_bytes(), b"two")
+
+    def test_of_those_who_begin_at_once_one_makes_it_and_all_have_the_same(self) -> None:
+        together = Barrier(4)
+        found: list[bytes] = []
+
+        def begin(number: int) -> None:
+            together.wait()
+            mine = b"%d" % number
+            found.append(self.file().update(lambda before: mine if before is None else None)[0])
+
+        threads = [Thread(target=begin, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(set(found), {self.file().path.read_bytes()})
+        self.assertEqual(len(found), 4)
+
+
+class CollectionLockTests(TestCase):
+    def setUp(self) -> None:
+        self.path = Path(self.mktemp())
+        self.path.mkdir()
+        self.one, self.other = self.lock(), self.lock()
+
+    def lock(self) -> CollectionLock:
+        lock = FolderCollectionLock(self.path)
+        self.addCleanup(lock.release)
+        return lock
+
+    def free(self, lock: CollectionLock) -> bool:
+        with lock.step() as free:
+            return free
+
+    def test_one_collects_at_a_time(self) -> None:
+        self.assertTrue(self.one.claim())
+        self.assertFalse(self.other.claim())
+        self.one.release()
+        self.assertTrue(self.other.claim())
+
+    def test_nobody_collects_twice(self) -> None:
+        self.assertTrue(self.one.claim())
+        self.assertFalse(self.one.claim())
+        self.assertTrue(self.free(self.one))
+
+    def test_while_it_is_held_off_no_step_is_made(self) -> None:
+        self.one.claim()
+        self.assertTrue(self.free(self.one))
+        with collection_held(self.path), collection_held(self.path):
+            self.assertFalse(self.free(self.one))
+        self.assertTrue(self.free(self.one))
+
+    async def test_who_holds_it_off_waits_for_the_step_that_is_under_way(self) -> None:
+        held, end = threading.Event(), threading.Event()
+        self.addCleanup(end.set)
+
+        def hold() -> None:
+            with collection_held(self.path):
+                held.set()
+                end.wait(60)
+
+        self.one.claim()
+        with self.one.step() as free:
+            self.assertTrue(free)
+            holding = deferToThread(hold)
+            self.assertFalse(held.is_set())
+        await deferToThread(held.wait, 60)
+        self.assertFalse(self.free(self.one))
+        end.set()
+        await holding
+        self.assertTrue(self.free(self.one))
+
+    async def test_a_killed_process_neither_collects_nor_holds(self) -> None:
+        script = (
+            "import sys; from pathlib import Path; from artifactd.store import folder as c;"
+            "p = Path(sys.argv[1]); l = c.FolderCollectionLock(p); assert l.claim();"
+            "h = c.collection_held(p); h.__enter__(); print('held', flush=True);"
+            "import signal; signal.pause()"
+        )
+        process = Process.start(self, sys.executable, "-c", script, str(self.path.absolute()))
+        await process.matched("held")
+        self.assertFalse(self.one.claim())
+        await process.kill(9)
+        self.assertTrue(self.one.claim())
+        self.assertTrue(self.free(self.one))
