@@ -51,7 +51,7 @@ from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.registry.upkeep.scrubber import Scrubber
-from artifactd.registry.uploads import UploadLimits, Uploads
+from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.store.blobs import BlobStore
@@ -89,17 +89,13 @@ class Budgets:
         return cls(BufferBudget(buffers - manifests), BufferBudget(manifests))
 
 
-def upload_limits(settings: Settings) -> UploadLimits:
-    """The bounds of uploads that ``settings`` set."""
-    return UploadLimits(
-        blob_size=int(settings.limits.blob_size),
-        sessions=settings.limits.user_uploads,
-        quotas={
-            name: int(each.quota)
-            for name, each in settings.repository.items()
-            if isinstance(each, LocalSettings) and each.quota
-        },
-    )
+def quotas(settings: Settings) -> dict[str, int]:
+    """The quotas in bytes, by the names of the repositories that have one."""
+    return {
+        name: int(each.quota)
+        for name, each in settings.repository.items()
+        if isinstance(each, LocalSettings) and each.quota
+    }
 
 
 _KEY = 32  # bytes
@@ -378,7 +374,7 @@ def assemble(
         names=names,
         repositories=repositories,
         unprefixed=_unprefixed(settings, repositories, catalog, remote),
-        uploads=Uploads(catalog, uploads, now, reactor, upload_limits(settings)),
+        uploads=Uploads(catalog, uploads, now, reactor, settings.limits, quotas(settings)),
         stored=stored,
         catalog=catalog,
     )

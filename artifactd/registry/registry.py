@@ -142,7 +142,7 @@ class Registry:
             lender = self.repositories[holder.repository].asked_by(asker)
             if not await lender.lends(holder):
                 return False
-        quota = self.uploads.limits.quotas.get(image.repository, 0)
+        quota = self.uploads.quotas.get(image.repository, 0)
         return await self.catalog.mount_blob(image, digest, holder, quota) is not None
 
     async def put_manifest(

@@ -31,6 +31,7 @@ from artifactd.oci.errors import (
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
+from artifactd.settings.settings import LimitsSettings
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import (
     UploadBusy,
@@ -39,68 +40,6 @@ from artifactd.store.uploads import (
     UploadSession,
     UploadStore,
 )
-
-
-@frozen
-class UploadLimits:
-    """
-    The limits of uploads, from ``[limits]`` and ``quota`` of the repositories; 0, or absent: none.
-
-    :ivar blob_size: bytes of a blob.
-    :ivar sessions: that one owner may have open at the same time.
-    :ivar quotas: bytes, by the names of repositories.
-    """
-
-    blob_size: int = 0
-    sessions: int = 0
-    quotas: Mapping[str, int] = field(factory=dict)
-
-    async def room(
-        self,
-        catalog: Catalog,
-        image: ImageName,
-        staged: int,
-        declared: int | None,
-        digest: Digest | None = None,
-    ) -> Room | None:
-        """
-        How many bytes of a body are accepted; ``None``: any number.  Asked before it is read.
-
-        :param staged: bytes of the blob that are staged already.
-        :param declared: bytes of the body, if that is known.
-        :param digest: of the whole blob, if it is known: a blob that ``image`` has costs nothing.
-            A blob that only other images of the repository have counts as a new one until its bytes
-            are here; otherwise a client that may push to one image could find out which blobs the
-            others have.
-        :raises ContentTooLarge, QuotaExceeded: if the declared length is too much.
-        """
-        room = None
-        if self.blob_size:
-            room = Room(self.blob_size - staged, self._too_large())
-        quota = self.quotas.get(image.repository, 0)
-        if quota:
-            used = await catalog.repository_size(image.repository)
-            held = None if digest is None else await catalog.blob_size(image, digest)
-            left = max(quota - used, held or 0) - staged
-            if room is None or left < room.size:
-                error = QuotaExceeded(image.repository, quota, used, staged + (declared or 0))
-                room = Room(left, error)
-        if room is not None and declared is not None and declared > room.size:
-            raise room.error
-        return room
-
-    def apply_to(self, image: ImageName) -> bool:
-        """Whether :meth:`room` limits what may come for ``image``."""
-        return bool(self.blob_size or self.quotas.get(image.repository, 0))
-
-    def _too_large(self) -> ContentTooLarge:
-        return ContentTooLarge(
-            f"the blob is too large: at most {self.blob_size} bytes are accepted here",
-            {"limit": self.blob_size},
-        )
-
-
-UNLIMITED = UploadLimits()
 
 
 @frozen
@@ -319,13 +258,15 @@ class Uploads:
 
     :param now: the time in seconds since the epoch.
     :param clock: limits how long a small body is waited for.
+    :param quotas: bytes, by the names of repositories.
     """
 
     catalog: Catalog
     store: UploadStore
     now: Callable[[], float]
     clock: IReactorTime
-    limits: UploadLimits = UNLIMITED
+    limits: LimitsSettings
+    quotas: Mapping[str, int]
     # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
     # has no bytes in the store, which every step asks.
     _begun: LRUCache[str, UploadRecord] = field(factory=partial(LRUCache, _REMEMBERED), init=False)
@@ -347,7 +288,7 @@ class Uploads:
         upload_id = str(uuid4())
         record = UploadRecord(upload_id, image, algorithm, self.now(), owner)
         await self.catalog.add_upload(
-            record, lambda: self.store.create(upload_id), self.limits.sessions
+            record, lambda: self.store.create(upload_id), self.limits.user_uploads
         )
         self._begun[upload_id] = record
         return upload_id
@@ -360,7 +301,7 @@ class Uploads:
         :raises ContentTooLarge, QuotaExceeded: if it is larger than a blob may be, or than the
             quota has room for; also by :meth:`append` and :meth:`close`.
         """  # end-4b
-        room = await self.limits.room(self.catalog, image, 0, _declared(body), digest)
+        room = await self._room(image, 0, _declared(body), digest)
         upload_id = str(uuid4())
         undeclared = room is not None and body is not None and body.length is None
         async with self._early(body, None, limited=undeclared) as early:
@@ -398,7 +339,7 @@ class Uploads:
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
         """  # end-5
         record = await self._record(image, upload_id)
-        limited = self.limits.apply_to(image)
+        limited = self._is_limited(image)
         async with (
             self._only_writer(image, upload_id),
             self._early(body, chunk, limited=limited) as early,
@@ -407,7 +348,7 @@ class Uploads:
                 return await self._append(record, early, chunk)
             session = await self.store.claim(upload_id, record.algorithm)
             try:
-                room = await self.limits.room(self.catalog, image, session.offset, _declared(body))
+                room = await self._room(image, session.offset, _declared(body))
                 await _receive(session, chunk, early or body, room)
                 if not await session.still_there():
                     raise _unknown(upload_id)
@@ -431,7 +372,7 @@ class Uploads:
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
         """  # end-6
         record = await self._record(image, upload_id)
-        limited = self.limits.apply_to(image)
+        limited = self._is_limited(image)
         async with (
             self._only_writer(image, upload_id),
             self._early(body, chunk, limited=limited) as early,
@@ -448,9 +389,7 @@ class Uploads:
                 session = await self.store.claim(upload_id, record.algorithm)
             try:
                 if not whole:
-                    room = await self.limits.room(
-                        self.catalog, image, session.offset, _declared(body), digest
-                    )
+                    room = await self._room(image, session.offset, _declared(body), digest)
                     await _receive(session, chunk, early or body, room)
                 try:
                     await self._close(session, staged, image, digest, upload_id)
@@ -481,6 +420,46 @@ class Uploads:
         if record is None or record.image != image:
             raise _unknown(upload_id)
         return record
+
+    def _is_limited(self, image: ImageName) -> bool:
+        return bool(self.limits.blob_size or self.quotas.get(image.repository, 0))
+
+    async def _room(
+        self,
+        image: ImageName,
+        staged: int,
+        declared: int | None,
+        digest: Digest | None = None,
+    ) -> Room | None:
+        """
+        How many bytes of a body are accepted; ``None``: any number.  Asked before it is read.
+
+        :param staged: bytes of the blob that are staged already.
+        :param declared: bytes of the body, if that is known.
+        :param digest: of the whole blob, if it is known: a blob that ``image`` has costs nothing.
+            A blob that only other images of the repository have counts as a new one until its bytes
+            are here; otherwise a client that may push to one image could find out which blobs the
+            others have.
+        :raises ContentTooLarge, QuotaExceeded: if the declared length is too much.
+        """
+        room = None
+        limit = int(self.limits.blob_size)
+        if limit:
+            error: RegistryError = ContentTooLarge(
+                f"the blob is too large: at most {limit} bytes are accepted here", {"limit": limit}
+            )
+            room = Room(limit - staged, error)
+        quota = self.quotas.get(image.repository, 0)
+        if quota:
+            used = await self.catalog.repository_size(image.repository)
+            held = None if digest is None else await self.catalog.blob_size(image, digest)
+            left = max(quota - used, held or 0) - staged
+            if room is None or left < room.size:
+                error = QuotaExceeded(image.repository, quota, used, staged + (declared or 0))
+                room = Room(left, error)
+        if room is not None and declared is not None and declared > room.size:
+            raise room.error
+        return room
 
     @asynccontextmanager
     async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[None]:
@@ -551,7 +530,7 @@ class Uploads:
             except UploadMissing:
                 raise _unknown(session.id) from None
         size, confirm, release = staged.size, staged.confirm, staged.release
-        quota = self.limits.quotas.get(image.repository, 0)
+        quota = self.quotas.get(image.repository, 0)
         await publish(
             staged,
             self.catalog,

@@ -1,9 +1,9 @@
 """
 Extents: parts of a blob that came before the rest, at their offsets in a sparse file.
 
-``<blob>.map`` names that file, ``<blob>.<uuid>.extents``, and records what lies there.  So one name
-stands for both: when the map is unlinked its extents are out of reach at once, and whoever has the
-two open goes on with a pair that belongs together.
+``<blob>.map`` names that file, ``<blob>.<uuid>.extents``, and records which bytes are there.  So
+one name stands for both: unlinking the map makes its extents unreachable at once, and processes
+that have the two open go on with a pair that belongs together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAP = 1024 * 1024
 
 
 def map_name(blob: str) -> str:
-    """The name of the map of what is kept under names that begin with ``blob``."""
+    """The name of the map of the extents of a blob; ``blob`` is ``<algorithm>-<encoded>``."""
     return f"{blob}.map"
 
 
@@ -77,11 +77,11 @@ class ExtentFile(AppendedFile):
 
     def record(self) -> None:
         """
-        Sync what was written, and remember that it is here.
+        Sync the bytes written, and record them in the map.
 
-        :raises OSError: if either fails; what was written since the last record counts for nothing.
+        :raises OSError: if either fails; bytes written since the last record are lost then.
         """
-        # What can't be synced is not tried again: the second time would succeed, without the bytes.
+        # A sync that failed is not tried again: the second one would succeed without the bytes.
         first, self._unrecorded = self._unrecorded, self.size
         if first == self.size:
             return

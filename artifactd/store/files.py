@@ -16,7 +16,7 @@ from attrs import define, frozen
 PRIVATE = 0o600
 DIRECTORY = 0o700
 
-# O_NONBLOCK: opening a FIFO that somebody put there would wait for ever.
+# O_NONBLOCK: opening a FIFO that lies there would block for ever.
 FILE_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK
 # The most buffers that one writev(2) takes on any Linux.
 _IOV_MAX = 1024
@@ -215,7 +215,7 @@ def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
 @frozen
 class Directory:
     """
-    A directory of the store, held open: what is in it is reached through the descriptor alone.
+    A directory of the store, held open: files in it are reached through the descriptor alone.
 
     :ivar path: for messages; it is never opened again.
     """

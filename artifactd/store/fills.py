@@ -177,7 +177,7 @@ class FillFile(HashedFile):
         """
         Compare ``pieces`` with the file, as far as they are bytes that came again; append the rest.
 
-        :raises Contradicted: at the first difference; nothing is appended.
+        :raises Contradicted: at the first difference; nothing is appended then.
         :raises OSError: if not all could be written.  What was written is hashed, and stays.
         """
         super().append(self._compare(pieces))
@@ -335,7 +335,7 @@ class FillDirectory:
         return {blob: names for blob, names in groups.items() if self._is_stale(names, before)}
 
     def remove_stale(self, blob: str, names: list[str], before: float) -> bool:
-        """Remove a blob that is still stale and that nobody has claimed; whether it was removed."""
+        """Remove a blob that is still stale and not claimed; whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
 
     def discard(self, digest: Digest) -> None:
@@ -396,8 +396,8 @@ EXTENT = 1024 * 1024
 @define(eq=False)
 class FillSession(FileConsumer[FillFile]):
     """
-    A claimed fill: nobody else, in any process, appends to it until :meth:`close`, after which its
-    bytes stay for the next claim.
+    A claimed fill: no other session, in any process, appends to it until :meth:`close`; its bytes
+    stay for the next claim.
 
     Bytes never change once they are in the file: others may have read them, and sent them on.
 
@@ -529,7 +529,7 @@ def _reader(directory: Directory, file: AppendedFile) -> OpenFile:
 
 class FillStore:
     """
-    Blobs that are coming, by digest; what has come survives the process.
+    Blobs that are still coming, by digest; the bytes survive the process.
 
     :param blobs: where the fills become blobs; of the same folder.
     :param clock: limits how long bytes are gathered before they are written; without one each piece
@@ -621,7 +621,7 @@ class FillStore:
         await self._run(self._fills.discard, digest)
 
     async def sweep(self, seconds: float) -> int:
-        """Remove blobs not written to for ``seconds`` that nobody has claimed; how many."""
+        """Remove unclaimed blobs that were not written to for ``seconds``; how many."""
         swept, before = 0, self._now() - seconds
         for blob, names in (await self._run(self._fills.stale, before)).items():
             try:

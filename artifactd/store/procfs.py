@@ -1,4 +1,4 @@
-"""What Linux tells in ``/proc`` about mounted filesystems and held locks; proc(5)."""
+"""Mounted filesystems, held locks and the boot time, from ``/proc``; proc(5)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def filesystem_type(path: Path, mountinfo: str) -> str | None:
             return mount.type
     # Some filesystems (btrfs, overlay) give their files a device of their own.
     above = [m for m in mounts if path.is_relative_to(m.point)]
-    # Of several mounts on one point the last one is what is seen.
+    # Of several mounts on one point the last one is visible.
     deepest = max(enumerate(above), key=lambda m: (len(m[1].point), m[0]), default=None)
     return deepest[1].type if deepest else None
 

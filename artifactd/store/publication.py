@@ -261,7 +261,7 @@ class StagedBlob:
     then, inside the catalog's write transaction that inserts the row, ``confirm``; after the
     commit, in the same thread, ``release``.  If the transaction fails, ``withdraw``.
 
-    The file is locked (flock) until then: a sweep removes only staged files that nobody has locked.
+    The file is locked (flock) until then: a sweep removes only staged files that are not locked.
     """
 
     digest: Digest
@@ -273,7 +273,7 @@ class StagedBlob:
     _blobs: BlobTree
     _files: FileOperations
     _threads: Serial
-    # Of publish_now(): what it raised; nothing is tried again, since a second fsync would succeed.
+    # The exception of publish_now(): it is never called again, since a second fsync would succeed.
     _failure: Exception | None = field(default=None, init=False)
     _tried: bool = field(default=False, init=False)
 
