@@ -1,4 +1,4 @@
-"""What several methods of the catalog do with the rows of blobs, inside their transactions."""
+"""Rows of blobs: functions that methods of the catalog share, inside their transactions."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactd.catalog.records import nothing
+from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import Unavailable
 
 _T = TypeVar("_T")
@@ -87,19 +88,19 @@ def translated(failure: Failure) -> Failure:
 # -- connections, each in a thread of its own
 
 
-def prepare_writer(connection: sqlite3.Connection) -> None:
+def prepare_writer(connection: Connection) -> None:
     """Set up the connection that writes: a commit is on disk when it returns."""
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def prepare_reader(connection: sqlite3.Connection) -> None:
+def prepare_reader(connection: Connection) -> None:
     """Set up a connection that reads: it refuses to write."""
     connection.execute("PRAGMA query_only = ON")
 
 
-def in_snapshot(query: Callable[[sqlite3.Connection], _T], connection: sqlite3.Connection) -> _T:
+def in_snapshot(query: Callable[[Connection], _T], connection: Connection) -> _T:
     """Run ``query`` so that all its statements see one snapshot; for :meth:`Connections.run`."""
     connection.execute("BEGIN")  # run() ends the transaction
     return query(connection)
@@ -122,7 +123,7 @@ class Connections:
         reactor: IReactorFromThreads,
         threads: int,
         busy_timeout: float,
-        prepare: Callable[[sqlite3.Connection], None],
+        prepare: Callable[[Connection], None],
     ) -> None:
         self._reactor = reactor
         # Any: adbapi has no type annotations.
@@ -137,10 +138,10 @@ class Connections:
             cp_reactor=reactor,
             cp_openfun=prepare,
         )
-        self._in_flight: set[Deferred[object]] = set()
+        self._in_flight: set[Deferred[Any]] = set()
         self._closed = False
 
-    def run(self, work: Callable[[sqlite3.Connection], _T]) -> Deferred[_T]:
+    def run(self, work: Callable[[Connection], _T]) -> Deferred[_T]:
         """
         Call ``work`` with a connection, in the connection's thread.  If ``work`` began a
         transaction, it is committed then, or rolled back if ``work`` raised.
@@ -153,17 +154,14 @@ class Connections:
             return fail(Unavailable("the registry is shutting down: try again later"))
         if not self._pool.running:
             self._pool.start()
-        result: Deferred[_T] = Deferred()
         working: Deferred[_T] = self._pool.runWithConnection(work)
-        in_flight = cast(Deferred[object], working)
-        self._in_flight.add(in_flight)
+        self._in_flight.add(working)
 
         def ended(outcome: _T | Failure) -> _T | Failure:
-            self._in_flight.discard(in_flight)
+            self._in_flight.discard(working)
             return outcome
 
-        working.addBoth(ended).addErrback(translated).chainDeferred(result)
-        return result
+        return uncancelled(working.addBoth(ended).addErrback(translated))
 
     async def close(self) -> None:
         """Wait for the work in flight, then close the connections and end the threads."""
@@ -190,12 +188,12 @@ _BATCH = 64
 
 @frozen(eq=False)
 class _Write(Generic[_T]):
-    interaction: Callable[[sqlite3.Connection], _T]
+    interaction: Callable[[Connection], _T]
     committed: Callable[[], None]
     last: bool
     done: Deferred[_T] = field(factory=Deferred)
 
-    def run(self, connection: sqlite3.Connection) -> _T | Failure:
+    def run(self, connection: Connection) -> _T | Failure:
         """
         Run inside the batch's transaction.  A failure undoes this write alone.
 
@@ -241,7 +239,7 @@ class Writer:
 
     def run(
         self,
-        interaction: Callable[[sqlite3.Connection], _T],
+        interaction: Callable[[Connection], _T],
         committed: Callable[[], None] = nothing,
         *,
         last: bool = False,
@@ -299,7 +297,7 @@ class Writer:
         committed.addCallbacks(settle, give_up).addBoth(go_on)
 
 
-def _transact(batch: Sequence[_Write[Any]], connection: sqlite3.Connection) -> list[object]:
+def _transact(batch: Sequence[_Write[Any]], connection: Connection) -> list[object]:
     # IMMEDIATE takes the lock now.  A transaction that reads first, and writes after another
     # process has written, fails with SQLITE_BUSY_SNAPSHOT, whatever the timeout.
     connection.execute("BEGIN IMMEDIATE")
@@ -327,7 +325,7 @@ class DataVersion:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection: sqlite3.Connection | None = None
+        self._connection: Connection | None = None
 
     def __call__(self) -> int | None:
         """The number now, or ``None`` if SQLite can't tell it."""

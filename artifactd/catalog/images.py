@@ -1,4 +1,4 @@
-"""What several methods of the catalog do with the rows of images and tags, and with quotas."""
+"""Rows of images and tags, and quotas: functions that methods of the catalog share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several methods of the catalog do with the rows of manifests, inside their transactions."""
+"""Rows of manifests: functions that methods of the catalog share, inside their transactions."""
 
 from __future__ import annotations
 

@@ -156,20 +156,20 @@ class RemoteCatalogTestCase(CatalogTestCase):
     async def cache(
         self, content: Manifest | bytes, tag: str | None = None, image: ImageName = ALPINE
     ) -> Digest:
-        """A manifest comes from upstream."""
+        """Cache a manifest from upstream."""
         fetched = content if isinstance(content, Manifest) else manifest(content)
         wanted = None if tag is None else Tag.parse(tag)
         await self.remote.cache_manifest(image, fetched, wanted, confirmed)
         return fetched.digest
 
     async def fill(self, content: bytes, *images: ImageName) -> Descriptor:
-        """A blob comes from upstream."""
+        """Store a blob from upstream."""
         digest = Digest.of(content)
         await self.remote.add_blobs(images or (ALPINE,), digest, len(content), confirmed)
         return descriptor(content)
 
     async def forgotten(self, *digests: Digest) -> list[Digest]:
-        """Those whose bytes no row needs."""
+        """Forget ``digests``; returns those whose bytes no row needs."""
         return [each for each in digests if await self.catalog.forget_blob(each, nothing)]
 
 
@@ -181,13 +181,13 @@ class GarbageCatalogTestCase(RemoteCatalogTestCase):
         self.garbage = GarbageCatalog(self.catalog.database)
 
     async def links(self, before: float | None = None) -> list[tuple[ImageName | None, str]]:
-        """The links that go now, whose lease runs from ``before`` or earlier."""
+        """Collect the links whose lease runs from ``before`` or earlier."""
         if before is None:
             before = self.time - LEASE
         return [(c.image, c.name) for c in await self.garbage.collect_links(before, 100)]
 
     async def bytes(self, before: float = EVER) -> list[str]:
-        """What nothing needs any more, since ``before`` or earlier."""
+        """Collect the bytes that nothing has needed since ``before``; their digests."""
         collected = await self.garbage.collect_bytes(before, 100)
         self.assertEqual({Garbage.BYTES}, {each.why for each in collected} or {Garbage.BYTES})
         return [each.name for each in collected]

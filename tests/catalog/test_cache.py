@@ -1,4 +1,4 @@
-"""What is kept of reads is what a read would tell."""
+"""The cache of reads gives the result that a read would give."""
 
 from __future__ import annotations
 

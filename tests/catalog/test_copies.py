@@ -24,7 +24,7 @@ class CopyTests(SynchronousTestCase):
         self.source.execute("CREATE TABLE number (n)")
 
     def insert(self, numbers: int) -> None:
-        """As another connection would."""
+        """Insert on another connection."""
         with closing(sqlite3.connect(self.folder / "source")) as other:
             other.executemany("INSERT INTO number VALUES (?)", [(n,) for n in range(numbers)])
             other.commit()

@@ -49,7 +49,7 @@ class WriterTests(TestCase):
         self.addCleanup(self.writer.close)
 
     def numbers(self) -> list[int]:
-        """What another process reads."""
+        """The numbers that another process reads."""
         with closing(sqlite3.connect(self.path)) as db:
             return [n for (n,) in db.execute("SELECT n FROM number ORDER BY n")]
 
