@@ -1,1 +1,1 @@
-"""Who is asking, and what they may do.  Asked by :mod:`artifactd.web` alone."""
+"""Authentication and access rules: identities, logins, tokens.  Used by :mod:`artifactd.web`."""

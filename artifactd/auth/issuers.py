@@ -164,7 +164,7 @@ class FetchedKeys:
         return any(key.kid == kid for key in self._keys)
 
     def _refresh(self) -> None:
-        """Begin to fetch the keys if they are old; nobody waits for that."""
+        """Begin to fetch the keys in the background if they are old."""
         now = self.now()
         if now - self._fetched >= self.refresh and now - self._tried >= _PATIENCE:
             Deferred.fromCoroutine(self._fetch(now - _PATIENCE))
@@ -220,7 +220,7 @@ class KeysInFile:
 
     def holds(self, kid: str) -> bool:
         if self._followed.is_due():
-            Deferred.fromCoroutine(self._followed.look())  # nobody waits for that
+            Deferred.fromCoroutine(self._followed.look())  # in the background
         return any(key.kid == kid for key in self._followed.content)
 
     def _read(self) -> Sequence[VerificationKey]:

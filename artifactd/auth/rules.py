@@ -116,7 +116,7 @@ def matcher(subject: Subject) -> Matcher:
         case "anonymous":
             return lambda identity: True
         case "authenticated":
-            # Anybody may have an account at an upstream.
+            # An account at an upstream is open to everybody.
             return lambda identity: identity.kind not in (Kind.ANONYMOUS, Kind.UPSTREAM)
         case "group":
             group = subject.name

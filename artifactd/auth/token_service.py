@@ -1,4 +1,4 @@
-"""The token service: registry-auth-token, "Requesting a Token"; registry-auth-oauth."""
+"""The token service: it gives tokens to clients (registry-auth-token, registry-auth-oauth)."""
 
 from __future__ import annotations
 
@@ -90,10 +90,12 @@ class TokenService:
 
     async def for_login(self, name: str, password: str, address: str, asked: Asked) -> Granted:
         """
+        Give a token to the account with that name and password.
+
         :param address: of the client.
-        :raises Unauthorized: if no account is of that name and password.
+        :raises Unauthorized: if no account has that name and password.
         :raises TooManyRequests: after too many failures from ``address``.
-        :raises QueryInvalid: if ``asked`` is for another service, or for too much.
+        :raises QueryInvalid: if ``asked`` is for another service, or for too many scopes.
         """
         self._check(asked)
         caller = await self.logins.log_in(name, password, address)
@@ -101,12 +103,12 @@ class TokenService:
 
     async def for_caller(self, caller: Caller, asked: Asked) -> Granted:
         """
-        For somebody who is known already, or for anybody.
+        Give a token to a caller that is authenticated, or to an anonymous one.
 
-        :raises Unauthorized: if it is by a token of this service, which is not for getting others.
-        :raises QueryInvalid: as :meth:`for_login`.
-        :raises BadGateway: if it is by an upstream's credential, and the upstream can be asked for
-            nothing of what is wanted.
+        :raises Unauthorized: if the caller has a token of this registry: it gets no other.
+        :raises QueryInvalid: see :meth:`for_login`.
+        :raises BadGateway: if the caller has an upstream's credential, and that upstream can't be
+            asked about any of the images.
         """
         self._check(asked)
         if caller.scopes is not None:
@@ -125,10 +127,10 @@ class TokenService:
 
     async def for_refresh_token(self, text: str, asked: Asked) -> Granted:
         """
-        The refresh token stays the same: registry-auth-oauth, "access_type".
+        Give a token for a refresh token, which stays the same: registry-auth-oauth, "access_type".
 
-        :raises Unauthorized: if it isn't valid any more; it dies with the password.
-        :raises QueryInvalid: as :meth:`for_login`.
+        :raises Unauthorized: if the refresh token isn't valid any more; it dies with the password.
+        :raises QueryInvalid: see :meth:`for_login`.
         """
         self._check(asked)
         opened = await self.tokens.open_refresh(text)

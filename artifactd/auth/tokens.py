@@ -33,7 +33,7 @@ EVERYTHING = "*"
 """The action that stands for all actions, and in ``Caller.scopes`` the name of the catalog."""
 
 # A name may have a port in it, so it ends at the last colon; registry-auth-scope, note on
-# "resourcename".  The class of a type is ignored, "Resource Class".
+# "resourcename".  The class of a type is ignored ("Resource Class").
 _SCOPE = re.compile(
     r"(?P<type>[a-z0-9]+)(?:\([a-z0-9]+\))?"
     r":(?P<name>[A-Za-z0-9._/:\[\]-]{1,512})"
@@ -207,7 +207,7 @@ class Tokens:
         return await self.keys.verifying(opened.kid) is not None
 
     def _lifetime(self, account: Account) -> float:
-        """Of an access token.  The token that a CI job logs in with may expire before its push."""
+        """Seconds of an access token.  A CI job's own token may expire before its push ends."""
         identity = account.identity
         if identity.kind is Kind.ISSUER:
             issuer = self.issuers.get(identity.name.partition("/")[0])

@@ -130,7 +130,7 @@ class Followed(Generic[_T]):
             self.changed(self.content)
 
     def _read_changed(self) -> tuple[object, tuple[_T] | Exception | None]:
-        # The stamp is of before: what changes while it is read is seen at the next look.
+        # The stamp is taken before reading, so that the next look sees a change made meanwhile.
         stamp = self.stamp()
         return stamp, None if stamp == self._known else self._read()
 

@@ -1,4 +1,4 @@
-"""What may be done to an image."""
+"""The actions and subjects of access rules."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from attrs import frozen
 
 
 class Action(StrEnum):
-    """As a token's scope has them: registry-auth-scope, "Resource Actions"."""
+    """An action on an image, as in a token's scope: registry-auth-scope, "Resource Actions"."""
 
     PULL = "pull"
     PUSH = "push"
     DELETE = "delete"
     ADMINISTER = "administer"
 
-
-# Whom an access rule is for, as the settings write it.
 
 _NAMED = ("user", "group", "robot", "certificate", "issuer", "upstream")
 _CLAIM = re.compile(r"(?P<name>[^\s=&]+)=(?P<pattern>[^\s&]+)")
@@ -27,10 +25,10 @@ _CLAIM = re.compile(r"(?P<name>[^\s=&]+)=(?P<pattern>[^\s&]+)")
 @frozen
 class Claims:
     """
-    Claims that another issuer's token must have, all of them.
+    Claims that a token of another issuer must have, all of them.
 
-    :ivar issuer: by its name in the settings.
-    :ivar wanted: claims, and the pattern that all of each has to match.
+    :ivar issuer: its name in the settings.
+    :ivar wanted: the names of claims, and the patterns that their whole values have to match.
     """
 
     issuer: str
@@ -39,17 +37,18 @@ class Claims:
 
 class Subject(str):
     """
-    One of these; where it has a pattern, ``*`` stands for any characters, slashes too:
+    The clients that an access rule is for.  It is one of these; in a pattern, ``*`` stands for any
+    characters, slashes too:
 
-    * ``anonymous``: anybody, logged in or not, for whoever is logged in could as well not be;
-    * ``authenticated``: anybody who is logged in, but for those whom an upstream knows;
+    * ``anonymous``: all clients, since a client that is logged in could also come without its login;
+    * ``authenticated``: clients that are logged in, except with an upstream's account;
     * ``user:<pattern>``: users of the htpasswd file;
-    * ``group:<name>``, ``robot:<pattern>``: of the settings;
-    * ``certificate:<pattern>``: client certificates by their common name;
-    * ``upstream:<repository>/*``: those whom the upstream of a repository knows;
-    * ``issuer:<name>``: whoever has a token of that issuer;
-    * ``claim:<issuer>:<claim>=<pattern>``, perhaps with more ``&<claim>=<pattern>``: whoever has a
-      token of that issuer with all these claims.
+    * ``group:<name>``, ``robot:<pattern>``: groups and robots of the settings;
+    * ``certificate:<pattern>``: client certificates, by their common names;
+    * ``upstream:<repository>/*``: clients with an account at the upstream of a repository;
+    * ``issuer:<name>``: clients with a token of that issuer;
+    * ``claim:<issuer>:<claim>=<pattern>``, perhaps with more ``&<claim>=<pattern>``: clients with a
+      token of that issuer that has all these claims.
     """
 
     __slots__ = ()
@@ -70,18 +69,22 @@ class Subject(str):
 
     @property
     def kind(self) -> str:
-        """What stands before the first colon."""
+        """The text before the first colon."""
         return self.partition(":")[0]
 
     @property
     def name(self) -> str:
-        """What stands behind the first colon: a name or a pattern; of a claim its issuer's name."""
+        """The text after the first colon: a name or a pattern; of a claim the issuer's name."""
         rest = self.partition(":")[2]
         return rest.partition(":")[0] if self.kind == "claim" else rest
 
     @property
     def claims(self) -> Claims:
-        """:raises ValueError: if it isn't about claims, or they are not written so."""
+        """
+        The issuer and claims of a ``claim:`` subject.
+
+        :raises ValueError: if it is another subject, or malformed.
+        """
         kind, issuer, rest = [*self.split(":", 2), "", ""][:3]
         matches = [_CLAIM.fullmatch(each) for each in rest.split("&")]
         if kind != "claim" or not issuer or None in matches:

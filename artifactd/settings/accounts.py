@@ -1,4 +1,4 @@
-"""Settings that say who may do what: accounts and access rules."""
+"""The settings of accounts, access rules, tokens and other issuers."""
 
 from __future__ import annotations
 

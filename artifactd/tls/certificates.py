@@ -119,7 +119,7 @@ class Certificates:
             await self._followed.look(fresh=True)
             self._remind()
         except Exception:
-            # The loop would stop for good.
+            # An exception would end the loop for good.
             _log.failure("{listener}: can't look at its files", listener=self.listener)
 
     def _read(self) -> _Loaded:
