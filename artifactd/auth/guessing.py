@@ -56,43 +56,41 @@ class Failures:
 
     :param size: the number of counts kept.  Beyond it the count whose last failure is the oldest
         goes; reading a count does not keep it longer.
+    :ivar counts: what is counted, by key; a key that is not in it has no failures.
     """
 
     def __init__(self, limit: int, period: float, clock: IReactorTime, size: int = 10_000) -> None:
         self._limit = limit
         self._leak = limit / period  # failures a second
         self._clock = clock
-        self._counts: FIFOCache[Hashable, _Count] = FIFOCache(size)
-
-    def __len__(self) -> int:
-        return len(self._counts)
+        self.counts: FIFOCache[Hashable, _Count] = FIFOCache(size)
 
     def wait(self, key: Hashable) -> float:
         """Seconds until another attempt is allowed; 0 if one is allowed now."""
-        count = self._counts.get(key)
+        count = self.counts.get(key)
         if count is None:
             return 0.0
         return max(0.0, (self._left(count) - (self._limit - 1)) / self._leak)
 
     def add(self, key: Hashable) -> None:
         """Count a failure."""
-        count = self._counts.get(key)
+        count = self.counts.get(key)
         left = 0.0 if count is None else self._left(count)
-        self._counts[key] = _Count(left + 1, self._clock.seconds())
+        self.counts[key] = _Count(left + 1, self._clock.seconds())
 
     def forget(self, key: Hashable) -> float:
         """Set a count to 0, and return what it was."""
-        count = self._counts.pop(key, None)
+        count = self.counts.pop(key, None)
         return 0.0 if count is None else self._left(count)
 
     def subtract(self, key: Hashable, failures: float) -> None:
         """Lower a count by ``failures``, at most to 0."""
-        count = self._counts.get(key)
+        count = self.counts.get(key)
         if count is None:
             return
         count.failures, count.at = self._left(count) - failures, self._clock.seconds()
         if count.failures <= 0:
-            del self._counts[key]
+            del self.counts[key]
 
     def _left(self, count: _Count) -> float:
         elapsed = max(0.0, self._clock.seconds() - count.at)  # a clock may be set back
@@ -129,6 +127,8 @@ class Guesses:
         :param source: the client address, as :func:`network` returns it.
         :raises TooManyRequests: with ``Retry-After``.
         """
+        if source not in self._by_address.counts and (source, name) not in self._by_name.counts:
+            return
         wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
         if wait > 0:
             seconds = math.ceil(wait)
@@ -140,9 +140,8 @@ class Guesses:
 
     def succeeded(self, source: str, name: str) -> None:
         """Clear the failures of ``name`` from ``source``."""
-        forgotten = self._by_name.forget((source, name))
-        if forgotten:
-            self._by_address.subtract(source, forgotten)
+        if (source, name) in self._by_name.counts:
+            self._by_address.subtract(source, self._by_name.forget((source, name)))
 
     def failed(self, source: str, name: str) -> Blocked:
         """Count a wrong login; returns which further logins are refused now."""

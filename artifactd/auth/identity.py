@@ -33,18 +33,23 @@ class Identity:
         upstream's user ``<repository>/<user>``.
     :ivar groups: the groups of the settings that it belongs to.
     :ivar claims: the claims of another issuer's token, as text.
+    :ivar label: for logs: ``alice``, ``robot:ci``, ``anonymous``.
     """
 
     kind: Kind
     name: str = ""
     groups: frozenset[str] = frozenset()
     claims: Mapping[str, str] = field(factory=dict, hash=False)
+    label: str = field(init=False, eq=False, repr=False)
+
+    @label.default
+    def _label(self) -> str:
+        if self.kind is Kind.ANONYMOUS:
+            return str(self.kind)
+        return self.name if self.kind is Kind.USER else f"{self.kind}:{self.name}"
 
     def __str__(self) -> str:
-        """For logs and journals: ``alice``, ``robot:ci``, ``anonymous``."""
-        if self.kind is Kind.ANONYMOUS:
-            return self.kind
-        return self.name if self.kind is Kind.USER else f"{self.kind}:{self.name}"
+        return self.label
 
 
 ANONYMOUS = Identity(Kind.ANONYMOUS)

@@ -170,14 +170,16 @@ class Users:
     The content of an htpasswd file.
 
     :ivar hashes: by user names.
+    :ivar identities: by user names.
     :ivar dummies: hashes to compare the passwords of unknown users with.
     """
 
     hashes: Mapping[str, bytes]
+    identities: Mapping[str, Identity]
     dummies: Dummies = field(repr=False)
 
     @classmethod
-    def read(cls, path: Path) -> Users:
+    def read(cls, path: Path, groups: Groups) -> Users:
         """
         Blocks.
 
@@ -191,7 +193,8 @@ class Users:
             raise _wrong(path, f"can't be read: {error.strerror}") from None
         except ValueError as error:
             raise _wrong(path, error) from None
-        return cls(hashes, Dummies(hashes.values()))
+        identities = {name: groups.identity(Kind.USER, name) for name in hashes}
+        return cls(hashes, identities, Dummies(hashes.values()))
 
 
 def _decode(content: bytes) -> str:
@@ -261,10 +264,9 @@ class Htpasswd:
         """
         self._path = path
         self._passwords = passwords
-        self._groups = groups
         self._users = Followed(
             partial(stamp_of, path),
-            partial(Users.read, path),
+            partial(Users.read, path, groups),
             run,
             clock.seconds,
             _LOOK_INTERVAL,
@@ -282,18 +284,16 @@ class Htpasswd:
         if hashed is None or not matches:
             return None
         # The file may have changed meanwhile: then the old password is refused.
-        if self._users.content.hashes.get(name) != hashed:
-            return None
-        return self._groups.identity(Kind.USER, name)
+        now = self._users.content
+        return now.identities[name] if now.hashes.get(name) == hashed else None
 
     def recall(self, name: str, password: str) -> Identity | None:
         """The user, if the password was found right and the file looked at just now."""
-        hashed = self._users.content.hashes.get(name)
+        users = self._users.content
+        hashed = users.hashes.get(name)
         if hashed is None or self._users.is_due():
             return None
-        if not self._passwords.recall(name, password, hashed):
-            return None
-        return self._groups.identity(Kind.USER, name)
+        return users.identities[name] if self._passwords.recall(name, password, hashed) else None
 
     async def mark(self, identity: Identity) -> str | None:
         """The SHA-256 of the hash, which gets a new salt each time that a password is set."""

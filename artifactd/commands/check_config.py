@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from artifactd.auth.identity import Groups
 from artifactd.auth.passwords import Users
 from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.ca_files import check_ca_files
@@ -17,7 +18,7 @@ class CheckConfig(SettingsOptions):
     def run(self) -> int:
         settings = self.load()
         if settings.auth.htpasswd:
-            Users.read(Path(settings.auth.htpasswd))
+            Users.read(Path(settings.auth.htpasswd), Groups(settings.auth.groups))
         check_ca_files(settings)
         print(f"ok\n\n{settings}")
         return 0

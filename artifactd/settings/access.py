@@ -40,7 +40,7 @@ class Subject(str):
     The clients that an access rule is for.  It is one of these; in a pattern, ``*`` stands for any
     characters, slashes too:
 
-    * ``anonymous``: all clients, since a client that is logged in could also come without its login;
+    * ``anonymous``: all clients, since a client that is logged in could also come anonymously;
     * ``authenticated``: clients that are logged in, except with an upstream's account;
     * ``user:<pattern>``: users of the htpasswd file;
     * ``group:<name>``, ``robot:<pattern>``: groups and robots of the settings;

@@ -233,7 +233,7 @@ class AccessGate:
                 BASIC if needed is Need.TOKEN else self.challenge.value(request, error=problem)
             )
             raise
-        request.actor = str(request.caller.identity)
+        request.actor = request.caller.identity.label
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
         caller = request.caller

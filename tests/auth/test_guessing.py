@@ -52,13 +52,13 @@ class FailuresTests(SynchronousTestCase):
         self.assertEqual(self.failures.wait("a"), 0)
         self.failures.subtract("a", 4)
         self.failures.subtract("a", 4)
-        self.assertEqual(len(self.failures), 0)
+        self.assertEqual(len(self.failures.counts), 0)
 
     def test_memory_is_bounded_and_the_oldest_goes(self) -> None:
         for key in "abca":
             self.fail_times(key, 5)
         self.failures.add("d")
-        self.assertEqual(len(self.failures), 3)
+        self.assertEqual(len(self.failures.counts), 3)
         self.assertEqual(self.failures.wait("b"), 0)
         self.assertGreater(self.failures.wait("a"), 0)
 

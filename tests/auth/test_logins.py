@@ -208,8 +208,8 @@ class SlowingTests(LoginsCase):
     def test_memory_is_bounded_however_many_addresses_guess(self) -> None:
         for number in range(10_050):
             self.assert_wrong("alice", address=f"10.1.{number // 256}.{number % 256}")
-        self.assertEqual(len(self.logins._guesses._by_name), 10_000)
-        self.assertEqual(len(self.logins._guesses._by_address), 10_000)
+        self.assertEqual(len(self.logins._guesses._by_name.counts), 10_000)
+        self.assertEqual(len(self.logins._guesses._by_address.counts), 10_000)
         self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
 
     def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:

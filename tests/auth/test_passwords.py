@@ -457,7 +457,7 @@ class FileTests(SynchronousTestCase):
         path = Path(self.mktemp())
         path.write_bytes(content)
         with self.assertRaises(StartError) as caught:
-            Users.read(path)
+            Users.read(path, Groups({}))
         self.assertEqual(str(caught.exception), f"auth.htpasswd: {path}: {problem}")
 
     def test_comments_empty_lines_and_what_comes_third_do_not_count(self) -> None:
@@ -491,7 +491,7 @@ class FileTests(SynchronousTestCase):
     def test_a_file_that_is_not_there_stops_the_start(self) -> None:
         path = Path(self.mktemp())
         with self.assertRaises(StartError) as caught:
-            Users.read(path)
+            Users.read(path, Groups({}))
         self.assertEqual(
             str(caught.exception),
             f"auth.htpasswd: {path}: can't be read: No such file or directory",
