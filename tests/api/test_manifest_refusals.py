@@ -15,63 +15,33 @@ INDEX = {"Content-Type": OCI_INDEX}
 SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 
 
-class ReferenceTests(ApiTestCase):
-    async def test_a_digest_that_is_not_the_manifests_is_refused(self) -> None:
-        await self.registry.push_blob("hello", b"{}")
-        path = f"/v2/hello/manifests/{Digest.of(b'other')}"
-        await self.refused(400, "DIGEST_INVALID", "PUT", path, image_manifest(b"{}"), IMAGE)
+class RefusalTests(ApiTestCase):
+    """One table of each kind; ``tests.oci`` has every way in which a document can be wrong."""
 
-    async def test_what_is_neither_tag_nor_digest_is_refused(self) -> None:
+    async def test_what_is_no_manifest_or_no_reference_is_refused(self) -> None:
         await self.registry.push_blob("hello", b"{}")
-        for reference in ("-v1", "a" * 129, "sha256:abc", f"md5:{'a' * 32}"):
+        image, wrong = image_manifest(b"{}"), "MANIFEST_INVALID"
+        for reference, media_type, body, code in (
+            (str(Digest.of(b"other")), OCI_MANIFEST, image, "DIGEST_INVALID"),
+            ("-v1", OCI_MANIFEST, image, wrong),
+            ("a" * 129, OCI_MANIFEST, image, wrong),
+            ("sha256:abc", OCI_MANIFEST, image, wrong),
+            (f"md5:{'a' * 32}", OCI_MANIFEST, image, wrong),
+            # types that the document contradicts, or that are none of a manifest
+            ("v1", DOCKER_MANIFEST, image, wrong),
+            ("v1", OCI_INDEX, image, wrong),
+            *(("v1", t, b"{}", wrong) for t in (SIGNED, "text/plain", "application/json", "\xe9")),
+            ("v1", "application/x+json", b"{}", wrong),
+            ("v1", None, b'{"schemaVersion": 2, "manifests": []}', wrong),
+            # documents
+            ("v1", OCI_INDEX, image_index(layers=[]), wrong),
+            ("v1", OCI_MANIFEST, b"", wrong),
+            ("v1", OCI_MANIFEST, b"[" * 100_000, wrong),
+            ("v1", OCI_MANIFEST, image_manifest(b"{}", schemaVersion=1), wrong),
+        ):
+            headers = {} if media_type is None else {"Content-Type": media_type}
             path = f"/v2/hello/manifests/{reference}"
-            await self.refused(400, "MANIFEST_INVALID", "PUT", path, image_manifest(b"{}"), IMAGE)
-
-
-class TypeTests(ApiTestCase):
-    async def test_a_type_that_the_manifest_contradicts_is_refused(self) -> None:
-        await self.registry.push_blob("hello", b"{}")
-        body = image_manifest(b"{}")
-        for media_type in (DOCKER_MANIFEST, OCI_INDEX):
-            headers = {"Content-Type": media_type}
-            await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, body, headers)
-
-    async def test_a_type_that_is_none_of_a_manifest_is_refused(self) -> None:
-        for media_type in (SIGNED, "text/plain", "application/json", "\xe9", "application/x+json"):
-            headers = {"Content-Type": media_type}
-            await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, b"{}", headers)
-
-    async def test_a_manifest_of_no_type_at_all_is_refused(self) -> None:
-        body = b'{"schemaVersion": 2, "manifests": []}'
-        await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, body)
-
-
-class StructureTests(ApiTestCase):
-    async def test_what_is_no_manifest_is_refused(self) -> None:
-        image = json.loads(image_manifest(b"{}"))
-        wrong: list[object] = [
-            [],
-            {},
-            {**image, "schemaVersion": 1},
-            {**image, "config": None},
-            {**image, "layers": None},
-            {**image, "layers": [{}]},
-            {**image, "manifests": []},
-            {**image, "config": {**image["config"], "size": -1}},
-            {**image, "config": {**image["config"], "digest": "sha256:abc"}},
-            {**image, "config": {**image["config"], "mediaType": ""}},
-            {**image, "subject": {"digest": str(Digest.of(b""))}},
-            {**image, "annotations": {"a": 1}},
-        ]
-        texts = [json.dumps(document).encode() for document in wrong]
-        texts += [b"", b"nonsense", b"\xff", b"[" * 100_000, b'{"a": "\\ud800"}', b"{}{}"]
-        await self.registry.push_blob("hello", b"{}")
-        for text in texts:
-            await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, text, IMAGE)
-
-    async def test_an_index_that_is_an_image_too_is_refused(self) -> None:
-        body = image_index(layers=[])
-        await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, body, INDEX)
+            await self.refused(400, code, "PUT", path, body, headers)
 
 
 class ContentTests(ApiTestCase):

@@ -71,7 +71,7 @@ class GrammarTests(ApiTestCase):
             await self.accepted(200, "GET", f"/v2/{name}/blobs/{DIGEST}")
 
     async def test_others_are_refused_whatever_is_asked(self) -> None:
-        for name in ("A", "a_", ".a", "a..b", "a___b", "-a/b", "a/_", "a b", "n" * 256, "a:b", "ä"):
+        for name in ("A", "a..b", "a b", "n" * 256, "ä"):  # tests.oci has the whole grammar
             path = f"/v2/{_quoted(name)}"
             await self.refused(400, "NAME_INVALID", "GET", f"{path}/tags/list")
             await self.refused(400, "NAME_INVALID", "POST", f"{path}/blobs/uploads/")
