@@ -11,7 +11,8 @@ from attrs import frozen
 from twisted.internet.address import IPv4Address
 from twisted.trial.unittest import TestCase
 
-from artifactd.daemon.tap import RegistryService
+from artifactd.daemon.assemble import Assembly
+from artifactd.daemon.tap import RegistryService, _Running
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.settings.settings import Settings
@@ -92,6 +93,18 @@ class Served:
         service.startService()
         test.addCleanup(service.stopService)
         return cls(service, folder)
+
+    @property
+    def running(self) -> _Running:
+        """What the service has started; it runs."""
+        running = self.service._running
+        assert running is not None
+        return running
+
+    @property
+    def parts(self) -> Assembly:
+        """What the daemon consists of."""
+        return self.running.parts
 
     @property
     def port(self) -> int:

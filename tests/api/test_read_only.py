@@ -38,7 +38,7 @@ class ReadOnlyTests(ApiTestCase):
         location = await self.start_upload("hello")
         await self.accepted(202, "PATCH", location, BLOB)
         self.mode.turn_on()
-        await self.registry.service._running.swept()  # type: ignore[union-attr]
+        await self.registry.running.swept()
         await self.refused(405, "UNSUPPORTED", "PUT", f"{location}?digest={Digest.of(BLOB)}")
         self.mode.turn_off()
         await self.accepted(201, "PUT", f"{location}?digest={Digest.of(BLOB)}")

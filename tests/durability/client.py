@@ -76,9 +76,7 @@ class Recorded:
     @property
     def parts(self) -> Assembly:
         """What it consists of."""
-        running = self.served.service._running
-        assert running is not None
-        return running.parts
+        return self.served.parts
 
     # -- requests
 

@@ -115,10 +115,8 @@ class DamagedTests(CatalogTestCase):
             self.assertEqual((await served.request("GET", path)).status, 503)
         await self.assert_told(served, "its file is damaged", "restore a backup")
         await self.assert_refused(served, "its file is damaged", "restore a backup")
-        running = served.service._running
-        assert running is not None
-        await self.assertFailure(ensureDeferred(running.sweep.run()), Unavailable)
-        await self.assertFailure(ensureDeferred(running.parts.collector.run([0])), Unavailable)
+        await self.assertFailure(ensureDeferred(served.running.sweep.run()), Unavailable)
+        await self.assertFailure(ensureDeferred(served.parts.collector.run([0])), Unavailable)
         await served.service.stopService()
         self.addCleanup(served.service.startService)
         # What could not be given a row lies there for the sweep.

@@ -19,7 +19,6 @@ from pathlib import Path
 from attrs import define, field
 from twisted.trial.unittest import TestCase
 
-from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import Served, image_manifest
@@ -127,12 +126,6 @@ class FaultTestCase(TestCase):
         )
         self.numbers = count()
 
-    @property
-    def parts(self) -> Assembly:
-        running = self.served.service._running
-        assert running is not None
-        return running.parts
-
     async def assert_goes_on(self) -> None:
         """All is there that was before, and nothing is left over."""
         ready = await self.served.request("GET", "/readyz")
@@ -145,8 +138,7 @@ class FaultTestCase(TestCase):
 
     async def assert_nothing_left(self) -> None:
         """But what a sweep sees to."""
-        running = self.served.service._running
-        assert running is not None
+        running = self.served.running
         sweep, collector = running.sweep, running.parts.collector
         usual = sweep.now, sweep.upload_timeout, collector.now
         sweep.now = collector.now = lambda: time.time() + LATER
@@ -212,13 +204,14 @@ class LocalFaultTests(FaultTestCase):
 
     async def test_collection(self) -> None:
         async def collect(ask: Asked, number: int) -> None:
-            usual, self.parts.collector.now = self.parts.collector.now, lambda: time.time() + LATER
+            collector = self.served.parts.collector
+            usual, collector.now = collector.now, lambda: time.time() + LATER
             try:
-                await collected(self.parts.collector, [0])
+                await collected(collector, [0])
             except OSError:
                 pass  # as the daemon, which tries again
             finally:
-                self.parts.collector.now = usual
+                collector.now = usual
 
         async def push_and_collect(ask: Asked, number: int) -> None:
             await push(ask, number)
@@ -238,7 +231,7 @@ class PullThroughFaultTests(FaultTestCase):
             content = noise(100_000, number)
             digest = self.hub.images.add_blob(content, "library/app")
             answer = await ask("GET", f"/v2/docker.io/library/app/blobs/{digest}")
-            await self.parts.fills.ended(digest)
+            await self.served.parts.fills.ended(digest)
             if answer is not None:
                 self.assertEqual(answer.body, content)
 

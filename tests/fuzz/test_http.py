@@ -60,9 +60,7 @@ class HostileBytesTests(TestCase):
         path.parent.mkdir(parents=True, exist_ok=True)
         self.registry = Served.start(self, access_log="json", access_log_file=str(path))
         self.log = Log(path)
-        running = self.registry.service._running
-        assert running is not None
-        self.site = running.site
+        self.site = self.registry.running.site
         self.counted = 0
 
     async def run_in_thread(self, property_: Callable[[], None]) -> None:

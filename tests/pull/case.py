@@ -85,9 +85,7 @@ class PullCase(TestCase):
     @property
     def parts(self) -> Assembly:
         """What the daemon consists of."""
-        running = self.registry.service._running
-        assert running is not None
-        return running.parts
+        return self.registry.parts
 
     # -- pulling
 

@@ -105,15 +105,11 @@ class MirrorCase(TestCase):
 
     async def filled(self, registry: Served, digest: Digest) -> None:
         """Wait until nothing of a blob is still on its way into the store."""
-        running = registry.service._running
-        assert running is not None
-        await running.parts.fills.ended(digest)
+        await registry.parts.fills.ended(digest)
 
     async def release(self, registry: Served, name: str) -> None:
         """What ``artifactd release`` does."""
-        running = registry.service._running
-        assert running is not None
-        await running.parts.remote.release_image(ImageName("local", name))
+        await registry.parts.remote.release_image(ImageName("local", name))
 
     def age(self, registry: Served, seconds: float) -> None:
         """Let everything be checked so much longer ago."""

@@ -26,9 +26,7 @@ class EvictionTests(MirrorCase):
             await registry.request("GET", f"/v2/docker.io/{name}/manifests/latest")
             await registry.request("GET", f"/v2/docker.io/{name}/blobs/{Digest.of(layer)}")
             await self.filled(registry, Digest.of(layer))
-        running = registry.service._running
-        assert running is not None
-        await running.parts.accesses.write()
+        await registry.parts.accesses.write()
         for table in ("blob_link", "manifest"):
             self.execute(registry, f"UPDATE {table} SET used_at = used_at - 3600")
         return registry

@@ -409,10 +409,8 @@ class PromisedTests(NamesCase):
 
     async def test_not_even_that_once_an_hour_has_passed(self) -> None:
         registry = await self.pushed(self.reads()["blob"])
-        running = registry.service._running
-        assert running is not None
         later = time() + 3601
-        self.patch(running.parts.registry.unprefixed.promises, "now", lambda: later)
+        self.patch(registry.parts.registry.unprefixed.promises, "now", lambda: later)
         self.hub.forget_requests()
         refused = await self.put(registry, self.second)
         self.assert_refused(refused, 400, "MANIFEST_BLOB_UNKNOWN")

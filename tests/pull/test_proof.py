@@ -210,9 +210,7 @@ class BasicTests(ProofCase):
 
     async def test_warming_wants_no_proof(self) -> None:
         registry = self.proving()
-        parts = registry.service._running
-        assert parts is not None
-        target = parts.parts.registry.for_operator().target(f"{NAME}")
+        target = registry.parts.registry.for_operator().target(f"{NAME}")
         found = await target.readable.manifest(target.image, self.digest)
         self.assertEqual(found.record.digest, self.digest)
 

@@ -106,9 +106,7 @@ class UpstreamTests(ProofCase):
             who = as_user(f"docker.io/bob{number}", "x")
             self.assertEqual((await self.manifest(registry, who)).status, 502)
         self.hub.faults.clear()
-        running = registry.service._running
-        assert running is not None
-        target = running.parts.registry.for_operator().target(NAME)
+        target = registry.parts.registry.for_operator().target(NAME)
         found = await target.readable.manifest(target.image, self.digest)
         self.assertEqual(found.record.digest, self.digest)
 
