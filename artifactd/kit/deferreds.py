@@ -93,10 +93,6 @@ class Stopped(Exception):
     """The work was stopped before its end: nobody waits for it any more, or the daemon stops."""
 
 
-class AlreadyHere(Stopped):
-    """The work is not needed any more: another process has done it, or a client has pushed it."""
-
-
 @define(eq=False)
 class Interrupt:
     """

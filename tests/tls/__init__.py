@@ -1,1 +1,1 @@
-"""TLS for those who connect to the daemon."""
+"""TLS for the daemon's clients."""

@@ -1,4 +1,4 @@
-"""Authorities, and what they sign: certificates of servers, clients and other authorities."""
+"""Authorities, and the certificates that they sign: of servers, clients and authorities."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Signed:
 
 
 class Authority(Signed):
-    """Somebody whom others trust."""
+    """A root authority."""
 
     @classmethod
     def make(cls, name: str) -> Self:

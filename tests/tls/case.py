@@ -1,4 +1,4 @@
-"""Files of a listener, and what is logged about them."""
+"""Files of a listener, and the log lines about them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Files:
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """What is logged by ``artifactd.tls`` meanwhile; filled at the end."""
+    """Collect the log lines of ``artifactd.tls`` in the context; the list is filled at its end."""
     lines: list[str] = []
     with capturedLogs() as events:
         yield lines

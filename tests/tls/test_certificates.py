@@ -65,7 +65,7 @@ class CertificatesCase(SynchronousTestCase):
         self.addCleanup(self.certificates.stop)
 
     def shown(self) -> x509.Certificate:
-        """What a new connection would show."""
+        """Return the certificate that a new connection would send."""
         connection = self.certificates.serverConnectionForTLS(cast(TLSMemoryBIOProtocol, None))
         certificate = connection.get_certificate()
         assert isinstance(certificate, X509)
@@ -75,7 +75,7 @@ class CertificatesCase(SynchronousTestCase):
         self.assertEqual(self.shown().subject, signed.certificate.subject)
 
     def look(self) -> list[str]:
-        """What is logged by the next look."""
+        """Return the log lines of the next look."""
         with logged() as lines:
             self.clock.advance(LOOK_EVERY)
         return lines
@@ -148,7 +148,7 @@ class ReloadTests(CertificatesCase):
         self.assert_shows(FIRST)
 
     def test_a_link_that_is_put_in_place_of_another_is_followed(self) -> None:
-        """As Kubernetes does with what it mounts."""
+        """Kubernetes does so with the secrets that it mounts."""
         folder = Path(self.mktemp())
         folder.mkdir()
         for name, signed in (("..1", FIRST), ("..2", SECOND)):

@@ -57,7 +57,7 @@ class UnspokenTests(SynchronousTestCase):
         self.protocol.makeConnection(self.transport)
 
     def hello(self) -> bytes:
-        """What a TLS client sends first."""
+        """Return the first bytes of a TLS client."""
         client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD))
         client.set_connect_state()
         self.assertRaises(SSL.WantReadError, client.do_handshake)

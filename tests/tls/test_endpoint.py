@@ -130,7 +130,7 @@ class PluginTests(TestCase):
         (self.installed / "artifactd").symlink_to(CHECKOUT / "artifactd")
 
     async def looked_for(self) -> str:
-        """What is found of it, and where."""
+        """Look for the plugin in another process: its class, and its file."""
         arguments = (str(self.installed), str(CHECKOUT))
         return (await run(self, sys.executable, "-c", PROGRAM, *arguments)).out.strip()
 

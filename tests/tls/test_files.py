@@ -1,4 +1,4 @@
-"""What may be in the files, and what is said of what may not."""
+"""Files of keys and certificates, and the errors about wrong ones."""
 
 from __future__ import annotations
 

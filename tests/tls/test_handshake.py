@@ -1,4 +1,4 @@
-"""Whom a listener lets in, over real sockets."""
+"""Handshakes over real sockets: clients that a listener accepts and refuses."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ListenerCase(TestCase):
         self.port = port.getHost().port  # type: ignore[attr-defined]
 
     def who(self, request: RegistryRequest) -> bytes:
-        """Whose certificate the client has shown."""
+        """Answer with the subject of the client's certificate."""
         self.secure.append(request.isSecure())
         shown = request.channel.transport.getPeerCertificate()  # type: ignore[attr-defined]
         subject = "" if shown is None else shown.to_cryptography().subject.rfc4514_string()

@@ -27,7 +27,7 @@ IMAGE = "library/alpine"
 DIGEST = Digest.of(b"a manifest")
 
 SOMEBODY = "somebody"
-"""The host of an answer that the test says nothing of: whoever was asked."""
+"""Stands for the host that was asked, in answers of which the test names no host."""
 
 BEARER = f'Bearer realm="{REALM}",service="registry.docker.io"'
 
@@ -155,7 +155,7 @@ def in_turn(*replies: Reply) -> Answering:
 
 @define(eq=False)
 class Watch:
-    """What an ``UpstreamWatch`` was told."""
+    """An ``UpstreamWatch`` that records its calls."""
 
     bytes: int = 0
     requests: list[tuple[str, int | None]] = field(factory=list)

@@ -205,7 +205,7 @@ class TokensTests(SynchronousTestCase):
     def refused(
         self, reply: Reply, kind: type[UpstreamError], credentials: Credentials | None = None
     ) -> UpstreamError:
-        """What a fetch is refused with that is answered by ``reply``."""
+        """Return the error of a fetch that is answered by ``reply``."""
         self.answer_with(lambda asked: reply)
         waiting = self.tokens.fetch(WANTED, credentials)
         self.clock.pump([5, 5])
@@ -221,8 +221,6 @@ class TokensTests(SynchronousTestCase):
         self.assertIsNotNone(self.tokens.kept(WANTED), token)
         self.clock.advance(0.5)
         self.assertIsNone(self.tokens.kept(WANTED), token)
-
-    # -- asking
 
     def test_service_and_scope_are_asked_for(self) -> None:
         self.fetched()
@@ -246,8 +244,6 @@ class TokensTests(SynchronousTestCase):
     def test_credentials_go_along(self) -> None:
         token = self.fetched(credentials=BOB)
         self.assertEqual(("bob", BOB.basic()), (token.user, self.http.asked[0].authorization))
-
-    # -- what is answered
 
     def test_a_token_has_either_name(self) -> None:
         for answer in ({"access_token": "t"}, {"token": "t", "access_token": "u"},
@@ -291,8 +287,6 @@ class TokensTests(SynchronousTestCase):
     def test_its_text_does_not_tell_it(self) -> None:
         self.answer_with(in_turn(json({"token": "s3cr3t"})))
         self.assertNotIn("s3cr3t", repr(self.fetched()))
-
-    # -- what goes wrong
 
     def test_a_realm_that_cant_be_reached_is_a_refused_login_with_the_reason(self) -> None:
         error = self.refused(Unreachable("auth.docker.io: no route to it"), LoginRefused)
@@ -343,8 +337,6 @@ class TokensTests(SynchronousTestCase):
             self.failureResultOf(self.tokens.fetch(WANTED, None), LoginRefused)
         self.assertEqual(5, len(self.http.asked))
 
-    # -- many who want one
-
     def test_many_who_want_the_same_wait_for_one_fetch(self) -> None:
         coming: Deferred[Answer] = Deferred()
         self.answer_with(lambda asked: coming)
@@ -363,8 +355,6 @@ class TokensTests(SynchronousTestCase):
         waiting.cancel()
         self.failureResultOf(waiting, CancelledError)
         self.assertEqual([coming], ended)
-
-    # -- what is kept
 
     def test_what_was_fetched_is_kept_per_scope(self) -> None:
         token = self.fetched()
@@ -407,7 +397,7 @@ class LoginTestCase(UpstreamTestCase):
         return Deferred.fromCoroutine(upstream.manifest(image, LATEST))
 
     def error(self, upstream: RegistryUpstream, image: str = IMAGE) -> UpstreamError:
-        """What asking for a manifest ends with."""
+        """Ask for a manifest and return the error."""
         error = self.failureResultOf(self.manifest(upstream, image), UpstreamError).value
         assert isinstance(error, UpstreamError)
         return error
@@ -643,10 +633,10 @@ class TokenTests(LoginTestCase):
 
 
 class ChallengedDisclosureTests(LoginTestCase):
-    """What goes to whom."""
+    """Which hosts are shown the credentials."""
 
     def sent(self, url: str, realm: str, **settings: Any) -> list[str | None]:
-        """What was sent with the first request, to the realm, and with the second request."""
+        """Return the Authorization of the first request, of the realm's, and of the second."""
         upstream = self.upstream(
             in_turn(
                 challenged(f'Bearer realm="{realm}"'), json({"token": "t"}), Answer(200, b"{}")
@@ -744,7 +734,7 @@ class ChallengedDisclosureTests(LoginTestCase):
         return said
 
     def test_nothing_secret_is_said_or_logged(self) -> None:
-        """Not even what an upstream or a token service repeats of it."""
+        """Also if an upstream or a token service repeats it."""
         log: list[str] = []
 
         @implementer(ILogObserver)
@@ -775,7 +765,7 @@ class ChallengedDisclosureTests(LoginTestCase):
 
 
 def repeating(asked: Asked, status: int) -> Answer:
-    """An error whose message is what was sent."""
+    """An error whose message repeats the request."""
     sent = asked.authorization or ""
     scheme, _, value = sent.partition(" ")
     plain = base64.b64decode(value).decode() if scheme == "Basic" else ""

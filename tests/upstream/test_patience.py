@@ -27,7 +27,7 @@ from tests.upstream.fake import Answer, json
 
 @define
 class Longest(Random):
-    """Always as long as can be; remembers what that was."""
+    """Returns the upper bound always, and records it."""
 
     asked: list[float] = field(factory=list)
 

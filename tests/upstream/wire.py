@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 @frozen
 class Request:
-    """What a client has asked for: the request line's words, and the header fields in order."""
+    """A request that the server received: its request line, and the header fields in order."""
 
     method: str
     resource: str
@@ -128,7 +128,7 @@ class Server(Factory):
 
     @classmethod
     def start(cls, test: TransportCase) -> Self:
-        """One that ends with the test."""
+        """Start a server that stops with the test."""
         server = cls()
         server.listen(test, server)
         return server
@@ -153,12 +153,11 @@ class Server(Factory):
 @implementer(IConsumer)
 class Sink:
     """
-    Keeps what it is given.
+    A consumer that keeps the bytes that it is given.
 
-    :ivar content: that.
-    :ivar producer: the body, as long as there is more to come.
-    :ivar on_register: called with the producer when it comes.
-    :ivar on_write: called at each write, after it.
+    :ivar producer: the body, until all of it has come.
+    :ivar on_register: called with the producer when it registers.
+    :ivar on_write: called after each write.
     """
 
     def __init__(self) -> None:
@@ -288,7 +287,7 @@ class TransportCase(TestCase):
     async def error(
         self, failing: Deferred[Any], kind: type[Unreachable] = Unreachable
     ) -> Unreachable:
-        """What ``failing`` fails with, which has to be of ``kind``."""
+        """Return the error of ``failing``, which has to be of ``kind``."""
         error: Any = await self.assertFailure(failing, kind)
         assert isinstance(error, Unreachable)
         return error

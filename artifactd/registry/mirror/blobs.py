@@ -10,14 +10,14 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.kit.deferreds import AlreadyHere, SingleFlight, Stopped
+from artifactd.kit.deferreds import SingleFlight, Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import Accesses
-from artifactd.registry.mirror.fill import Corrupt, Fills
+from artifactd.registry.mirror.fill import AlreadyHere, Corrupt, Fills
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.registry.mirror.upstream import BlobSource, translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.kit.deferreds import AlreadyHere, Interrupt, Stopped
+from artifactd.kit.deferreds import Interrupt, Stopped
 from artifactd.kit.streams import Bounded
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, RegistryError
@@ -45,6 +45,10 @@ _SLOWER = 4.0
 _LONGEST_WAIT = 30.0
 # Errors that may pass by themselves; a token service may be down for a moment, too.
 _PASSING = (Unreachable, Throttled, LoginRefused)
+
+
+class AlreadyHere(Stopped):
+    """The fill is not needed: another process has done it, or a client has pushed the blob."""
 
 
 class Corrupt(Exception):
