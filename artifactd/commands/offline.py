@@ -30,7 +30,6 @@ from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
-from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
@@ -321,17 +320,15 @@ class CollectGarbage(DataCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         if self["dry-run"]:
             return await _list_garbage(parts, settings)
-        return await _collect(parts, settings)
+        return await _collect(parts)
 
 
-async def _collect(parts: Assembly, settings: Settings) -> int:
+async def _collect(parts: Assembly) -> int:
     if _is_read_only(parts):
         return 1
     listing = _GarbageReport()
     parts.collector.report = listing.add
-    swept = await Sweep(
-        parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
-    ).run()
+    swept = await parts.sweep.run()
     try:
         await parts.collector.run()
     except NotNow as error:
@@ -439,13 +436,7 @@ class CheckData(DataCommand):
             hashes=not self["no-hash"],
         )
         if self["repair"]:
-            await Sweep(
-                parts.catalog,
-                parts.blobs,
-                parts.uploads,
-                parts.fills.store,
-                settings.upload_timeout,
-            ).run()
+            await parts.sweep.run()
         await check.run()
         counts = listing.counts
         print(

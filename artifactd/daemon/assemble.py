@@ -51,6 +51,7 @@ from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.registry.upkeep.scrubber import Scrubber
+from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LocalSettings, Settings
@@ -265,6 +266,7 @@ class Assembly:
     fills: Fills
     accesses: Accesses
     counters: Counters
+    sweep: Sweep
     collector: Collector
     damage: Damage
     scrubber: Scrubber
@@ -393,6 +395,7 @@ def assemble(
         fills=fills,
         accesses=accesses,
         counters=counters,
+        sweep=Sweep(catalog, blobs, uploads, filling, settings.upload_timeout),
         collector=collector,
         damage=damage,
         scrubber=scrubber,

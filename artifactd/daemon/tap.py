@@ -26,7 +26,6 @@ from artifactd.kit.timers import Timers
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.metrics import Health
 from artifactd.registry.upkeep.collector import NotNow
-from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import Settings
 from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
@@ -144,7 +143,6 @@ class _Running:
     access_log: AccessLog
     audit: AuditLog
     gate: GateWiring
-    sweep: Sweep
     parts: Assembly
     shelves: Iterator[int]
     started: float
@@ -173,7 +171,7 @@ class _Running:
     async def swept(self) -> None:
         """Sweep, unless the daemon is read-only."""
         if not self.parts.read_only.on():
-            await self.sweep.run()
+            await self.parts.sweep.run()
 
     async def evict(self) -> None:
         """Write the access times, and evict."""
@@ -223,12 +221,9 @@ def _start(
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.pool.start()
-    sweep = Sweep(
-        parts.catalog, parts.blobs, parts.uploads, parts.fills.store, settings.upload_timeout
-    )
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
-    return _Running(ports, site, access_log, audit, gate, sweep, parts, shelves, reactor.seconds())
+    return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
 
 
 def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:

@@ -174,7 +174,7 @@ class Replay:
             try:
                 running = service._running
                 assert running is not None
-                await running.sweep.run()
+                await running.parts.sweep.run()
                 port = service.ports[0].getHost().port  # type: ignore[attr-defined]
                 await deferToThread(_use, port, promised, sessions)
                 await finished(service)
@@ -200,14 +200,14 @@ async def finished(service: RegistryService) -> None:
     """Let go of all that is not needed, as a daemon does that runs long after."""
     running = service._running
     assert running is not None
-    running.parts.collector.now = running.sweep.now = lambda: time.time() + LATER
-    running.sweep.upload_timeout = -1.0
+    running.parts.collector.now = running.parts.sweep.now = lambda: time.time() + LATER
+    running.parts.sweep.upload_timeout = -1.0
     uploads = running.parts.folder.path / "uploads"
 
     async def swept() -> bool:
         # Two sweeps at once take each other's looks at an upload for somebody who writes to it, and
         # leave it to the next.
-        await running.sweep.run()
+        await running.parts.sweep.run()
         return not any(uploads.iterdir())
 
     await wait_for(swept)

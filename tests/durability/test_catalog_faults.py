@@ -115,7 +115,7 @@ class DamagedTests(CatalogTestCase):
             self.assertEqual((await served.request("GET", path)).status, 503)
         await self.assert_told(served, "its file is damaged", "restore a backup")
         await self.assert_refused(served, "its file is damaged", "restore a backup")
-        await self.assertFailure(ensureDeferred(served.running.sweep.run()), Unavailable)
+        await self.assertFailure(ensureDeferred(served.parts.sweep.run()), Unavailable)
         await self.assertFailure(ensureDeferred(served.parts.collector.run([0])), Unavailable)
         await served.service.stopService()
         self.addCleanup(served.service.startService)

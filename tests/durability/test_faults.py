@@ -139,7 +139,7 @@ class FaultTestCase(TestCase):
     async def assert_nothing_left(self) -> None:
         """But what a sweep sees to."""
         running = self.served.running
-        sweep, collector = running.sweep, running.parts.collector
+        sweep, collector = running.parts.sweep, running.parts.collector
         usual = sweep.now, sweep.upload_timeout, collector.now
         sweep.now = collector.now = lambda: time.time() + LATER
         sweep.upload_timeout = -1.0

@@ -1,4 +1,4 @@
-"""What the settings say of limits, put together."""
+"""How the buffers of transfers are divided."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ MIB = 1 << 20
 
 
 class BudgetTests(SynchronousTestCase):
-    """The transfer buffers."""
-
     def dealt(self, buffers: int, manifest: int) -> tuple[int, int]:
         """What transfers and manifests get, in MiB."""
         budgets = Budgets.of(
