@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from datetime import UTC, datetime
-from pathlib import Path
 
 from msgspec.structs import fields
 
@@ -97,13 +96,6 @@ class AuthTests(SettingsCase):
 
 
 class RefusalTests(SettingsCase):
-    def assert_refused(self, toml: str, expected: str) -> None:
-        path = Path(self.mktemp())
-        path.write_text(toml, "utf-8")
-        with self.assertRaises(StartError) as caught:
-            Settings.load(path, {})
-        self.assertEqual(str(caught.exception), f"{path}: {expected}")
-
     def test_a_rule_says_all_three(self) -> None:
         for missing, description in (
             ("who", 'a list of "anonymous", "authenticated"'),
@@ -256,15 +248,6 @@ class RefusalTests(SettingsCase):
         self.assert_refused(
             '[auth]\nfailure_period = "0"', 'auth.failure_period: expected at least 1ms, got "0"'
         )
-
-    def test_tables_come_from_the_file_only(self) -> None:
-        for name in ("AUTH", "ACCESS", "ROBOT"):
-            with self.assertRaises(StartError) as caught:
-                Settings.load(None, {f"ARTIFACTD_{name}": "x"})
-            self.assertEqual(
-                str(caught.exception),
-                f"ARTIFACTD_{name}: no such setting; tables are set in the file",
-            )
 
     def test_an_expiry_is_any_moment_or_none(self) -> None:
         self.assertIsNone(Expiry.parse("").moment)

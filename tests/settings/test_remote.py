@@ -116,11 +116,7 @@ class PrintedTests(SettingsCase):
 
 class RemoteRefusalTests(SettingsCase):
     def assert_refused(self, toml: str, expected: str, **environ: str) -> None:
-        path = Path(self.mktemp())
-        path.write_text(QUAY + toml, "utf-8")
-        with self.assertRaises(StartError) as caught:
-            Settings.load(path, environ)
-        self.assertEqual(str(caught.exception), f'{path}: repository."quay.io".{expected}')
+        super().assert_refused(QUAY + toml, f'repository."quay.io".{expected}', **environ)
 
     def test_an_upstream_must_be_given(self) -> None:
         with self.assertRaises(StartError) as caught:

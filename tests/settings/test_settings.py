@@ -33,6 +33,14 @@ class SettingsCase(TestCase):
         path.write_text(toml, "utf-8")
         return Settings.load(path, environ)
 
+    def assert_refused(self, toml: str, expected: str, **environ: str) -> None:
+        """``toml`` is refused with a line that says what was ``expected``."""
+        path = Path(self.mktemp())
+        path.write_text(toml, "utf-8")
+        with self.assertRaises(StartError) as caught:
+            Settings.load(path, environ)
+        self.assertEqual(str(caught.exception), f"{path}: {expected}")
+
 
 class DefaultsTests(SettingsCase):
     def test_nothing_at_all_means_the_embedded_defaults(self) -> None:
@@ -138,26 +146,77 @@ class UntaggedTests(SettingsCase):
         self.assertEqual(self.load(str(settings)), settings)
 
 
+_PUSH = 'default.push: expected a configured local repository ("local") or "", got '
+_FIRST = 'default.pull: expected "local", which is push, first, got '
+
+REFUSED = (
+    # A setting that is unknown, with the one that was probably meant.
+    ("thread = 8", "thread: no such setting; did you mean threads?"),
+    (f"{TEAM}private = true", "repository.team.private: no such setting"),
+    # Tables.
+    ("repository = 3", "repository: expected a table, got 3"),
+    ("limits = 1", "limits: expected a table, got 1"),
+    # Bounds.
+    ('lease = "0"', 'lease: expected at least 1ms, got "0"'),
+    ('stall_timeout = "0"', 'stall_timeout: expected at least 1ms, got "0"'),
+    ('transfer_buffers = "1MiB"', 'transfer_buffers: expected at least 4MiB, got "1MiB"'),
+    ("threads = 65", "threads: expected a whole number from 1 to 64, got 65"),
+    (
+        f'{TEAM}untagged = "soon"',
+        'repository.team.untagged: expected "keep" or a number with unit such as "30d", got "soon"',
+    ),
+    # The kind of a repository; a wrong one is reported before settings that it does not have.
+    (
+        '[repository.local]\nkind = "lokal"',
+        'repository.local.kind: expected "local" or "remote", got "lokal"',
+    ),
+    (
+        "[repository.local]",
+        'repository.local.kind: expected "local" or "remote", got nothing',
+    ),
+    (
+        '[repository.hub]\nupstream = "https://quay.io"\nkind = "mirror"',
+        'repository.hub.kind: expected "local" or "remote", got "mirror"',
+    ),
+    (
+        "[repository.hub]\nkind = 3",
+        'repository.hub.kind: expected "local" or "remote", got 3',
+    ),
+    # The name of a repository is one component of the grammar.
+    (
+        '[repository."a/b"]\nkind = "local"',
+        'repository."a/b": expected a name of one component, without /',
+    ),
+    # Pushes without a prefix go to a local repository that is configured.
+    ('[default]\npush = "other"', f'{_PUSH}"other"'),
+    ('[default]\npush = "docker.io"', f'{_PUSH}"docker.io"'),
+    # Pulls without a prefix ask configured repositories, each once, that of push first.
+    (
+        '[default]\npull = ["local", "quay.io"]',
+        'default.pull: expected configured repositories ("docker.io", "local"), got "quay.io"',
+    ),
+    (
+        TEAM + HUB + '[default]\npull = ["docker.io", "team"]',
+        'default.pull: expected none of kind local but push, got "team"',
+    ),
+    (
+        HUB + '[default]\npull = ["docker.io", "docker.io"]',
+        'default.pull: expected each once, got "docker.io" twice',
+    ),
+    ('[default]\npull = ["docker.io", "local"]', f'{_FIRST}["docker.io", "local"]'),
+    ('[default]\npull = ["docker.io"]', f'{_FIRST}["docker.io"]'),
+    ("[default]\npull = []", f"{_FIRST}[]"),
+)
+
+
 class RefusalTests(SettingsCase):
-    def assert_refused(self, toml: str, expected: str) -> None:
-        path = Path(self.mktemp())
-        path.write_text(toml, "utf-8")
-        with self.assertRaises(StartError) as caught:
-            Settings.load(path, {})
-        self.assertEqual(str(caught.exception), f"{path}: {expected}")
+    def test_what_is_wrong_is_named_with_what_was_expected(self) -> None:
+        for toml, expected in REFUSED:
+            self.assert_refused(toml, expected)
 
-    def test_an_unknown_setting_is_named_with_the_likely_one(self) -> None:
-        self.assert_refused("thread = 8", "thread: no such setting; did you mean threads?")
-
-    def test_what_untagged_may_be_is_told(self) -> None:
-        self.assert_refused(
-            f'{TEAM}untagged = "soon"',
-            'repository.team.untagged: expected "keep" or a number with unit such as "30d",'
-            ' got "soon"',
-        )
-
-    def test_a_lease_of_nothing_is_refused(self) -> None:
-        self.assert_refused('lease = "0"', 'lease: expected at least 1ms, got "0"')
+    def test_a_repository_name_is_one_of_the_grammar(self) -> None:
+        with self.assertRaisesRegex(StartError, r"repository\.Team: invalid repository name"):
+            self.load('[repository.Team]\nkind = "local"')
 
     def test_limits_are_numbers_that_make_sense(self) -> None:
         for setting, expected in (
@@ -178,90 +237,16 @@ class RefusalTests(SettingsCase):
             ("uploads = 1", "uploads: no such setting; did you mean user_uploads?"),
         ):
             self.assert_refused(f"[limits]\n{setting}\n", f"limits.{expected}")
-        self.assert_refused("limits = 1", "limits: expected a table, got 1")
-
-    def test_an_unknown_setting_of_a_repository_is_named(self) -> None:
-        self.assert_refused(
-            '[repository.local]\nkind = "local"\nprivate = true',
-            "repository.local.private: no such setting",
-        )
-
-    def test_a_kind_must_be_known(self) -> None:
-        self.assert_refused(
-            '[repository.local]\nkind = "lokal"',
-            'repository.local.kind: expected "local" or "remote", got "lokal"',
-        )
-
-    def test_a_kind_must_be_given(self) -> None:
-        self.assert_refused(
-            "[repository.local]",
-            'repository.local.kind: expected "local" or "remote", got nothing',
-        )
-
-    def test_a_repository_name_is_one_component_of_the_grammar(self) -> None:
-        self.assert_refused(
-            '[repository."a/b"]\nkind = "local"',
-            'repository."a/b": expected a name of one component, without /',
-        )
-        with self.assertRaisesRegex(StartError, r"repository\.Team: invalid repository name"):
-            self.load('[repository.Team]\nkind = "local"')
-
-    def test_a_wrong_kind_is_told_before_what_it_does_not_have(self) -> None:
-        self.assert_refused(
-            '[repository.hub]\nupstream = "https://quay.io"\nkind = "mirror"',
-            'repository.hub.kind: expected "local" or "remote", got "mirror"',
-        )
-
-    def test_the_default_must_be_configured(self) -> None:
-        self.assert_refused(
-            '[default]\npush = "other"',
-            'default.push: expected a configured local repository ("local") or "", got "other"',
-        )
-
-    def test_nothing_is_pushed_to_a_remote_repository(self) -> None:
-        expected = 'default.push: expected a configured local repository ("local") or "", got '
-        self.assert_refused('[default]\npush = "docker.io"', expected + '"docker.io"')
-
-    def test_what_bare_names_are_pulled_from_must_be_configured(self) -> None:
-        expected = 'default.pull: expected configured repositories ("docker.io", "local"), got '
-        self.assert_refused('[default]\npull = ["local", "quay.io"]', expected + '"quay.io"')
-
-    def test_bare_names_are_pulled_from_no_local_repository_but_that_of_push(self) -> None:
-        self.assert_refused(
-            TEAM + HUB + '[default]\npull = ["docker.io", "team"]',
-            'default.pull: expected none of kind local but push, got "team"',
-        )
-
-    def test_each_repository_is_asked_once(self) -> None:
-        self.assert_refused(
-            HUB + '[default]\npull = ["docker.io", "docker.io"]',
-            'default.pull: expected each once, got "docker.io" twice',
-        )
-
-    def test_what_was_pushed_is_looked_for_first(self) -> None:
-        expected = 'default.pull: expected "local", which is push, first, got '
-        for pull in ('["docker.io", "local"]', '["docker.io"]', "[]"):
-            self.assert_refused(f"[default]\npull = {pull}", expected + pull)
 
     def test_a_quantity_needs_its_unit(self) -> None:
         expected = 'expected a number with unit such as "60s", "15m", "24h"'
         for value in ("60", '"60"', '"60 s"', '"-1s"', '"1.5h"', '"60S"', "true", "[]"):
             self.assert_refused(f"idle_timeout = {value}", f"idle_timeout: {expected}, got {value}")
 
-    def test_bounds_are_told(self) -> None:
-        self.assert_refused(
-            'transfer_buffers = "1MiB"', 'transfer_buffers: expected at least 4MiB, got "1MiB"'
-        )
-        self.assert_refused("threads = 65", "threads: expected a whole number from 1 to 64, got 65")
-        self.assert_refused('stall_timeout = "0"', 'stall_timeout: expected at least 1ms, got "0"')
-
     def test_something_must_be_listened_on(self) -> None:
         expected = 'listen: expected Twisted endpoint strings such as "tcp:5000", got '
         for value in ("[]", '["5000"]', '"tcp:5000"', "[5000]"):
             self.assert_refused(f"listen = {value}", expected + value)
-
-    def test_a_table_is_a_table(self) -> None:
-        self.assert_refused("repository = 3", "repository: expected a table, got 3")
 
     def test_a_file_that_is_no_toml_tells_where(self) -> None:
         with self.assertRaisesRegex(StartError, r"not TOML: .*line 1"):
@@ -296,38 +281,39 @@ class EnvironmentTests(SettingsCase):
         settings = Settings.load(None, {"ARTIFACTD_LISTEN": "tcp:5000  unix:/run/artifactd"})
         self.assertEqual(settings.listen, ("tcp:5000", "unix:/run/artifactd"))
 
-    def assert_refused(self, variable: str, value: str, expected: str) -> None:
+    def assert_variable_refused(self, variable: str, value: str, expected: str) -> None:
         with self.assertRaises(StartError) as caught:
             Settings.load(None, {variable: value})
         self.assertEqual(str(caught.exception), expected)
 
     def test_a_wrong_value_is_named_by_its_variable(self) -> None:
-        self.assert_refused(
+        self.assert_variable_refused(
             "ARTIFACTD_THREADS",
             "many",
             'ARTIFACTD_THREADS: expected a whole number from 1 to 64, got "many"',
         )
 
     def test_a_value_that_is_no_utf8_is_refused_on_one_line(self) -> None:
-        self.assert_refused(
+        self.assert_variable_refused(
             "ARTIFACTD_ACCESS_LOG",
             "\udcff",
             'ARTIFACTD_ACCESS_LOG: expected "text", "json" or "off", got "\\udcff"',
         )
 
     def test_an_unknown_variable_stops_the_start(self) -> None:
-        self.assert_refused(
+        self.assert_variable_refused(
             "ARTIFACTD_LISTN",
             "tcp:5000",
             "ARTIFACTD_LISTN: no such setting; did you mean listen?",
         )
 
     def test_tables_come_from_the_file_only(self) -> None:
-        self.assert_refused(
-            "ARTIFACTD_REPOSITORY",
-            "local",
-            "ARTIFACTD_REPOSITORY: no such setting; tables are set in the file",
-        )
+        for name in ("REPOSITORY", "AUTH", "ACCESS", "ROBOT"):
+            self.assert_variable_refused(
+                f"ARTIFACTD_{name}",
+                "x",
+                f"ARTIFACTD_{name}: no such setting; tables are set in the file",
+            )
 
     def test_what_kubernetes_and_the_tests_set_is_none_of_ours(self) -> None:
         foreign = {
