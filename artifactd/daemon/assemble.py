@@ -32,19 +32,19 @@ from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.blobs import RemoteBlobs
-from artifactd.registry.mirror.eviction import Accesses, Eviction
+from artifactd.registry.mirror.eviction import Eviction, LastUsed
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.mirror.lists import RemoteLists
 from artifactd.registry.mirror.manifests import RemoteManifests
 from artifactd.registry.mirror.proofs import (
     AccessProofs,
     GuardedRepository,
-    Marks,
+    ProofIds,
     ProofMemory,
 )
 from artifactd.registry.mirror.range_cache import Parts
+from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.names import Names
 from artifactd.registry.registry import Registry
 from artifactd.registry.unprefixed import Unprefixed
@@ -117,7 +117,7 @@ class RemoteWiring:
     remote: RemoteCatalog
     stored: Stored
     fills: Fills
-    accesses: Accesses
+    last_used: LastUsed
     counters: Counters
     folder: Path
     evictions: list[Eviction] = field(factory=list, init=False)
@@ -149,7 +149,7 @@ class RemoteWiring:
             catalog,
             remote,
             self.stored.blobs,
-            self.accesses,
+            self.last_used,
             counters,
             settings,
             refusals,
@@ -168,7 +168,7 @@ class RemoteWiring:
             self.stored,
             self.fills,
             parts,
-            self.accesses,
+            self.last_used,
             counters,
             settings,
             reactor,
@@ -182,7 +182,7 @@ class RemoteWiring:
         )
         if settings.proof_of_access:
             proofs = AccessProofs(
-                Marks(proof_key(self.folder), name, str(settings.upstream)),
+                ProofIds(proof_key(self.folder), name, str(settings.upstream)),
                 RegistryAccess(name, settings, self._transport(settings), reactor, counters),
                 ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,
@@ -264,7 +264,7 @@ class Assembly:
     blobs: BlobStore
     uploads: UploadStore
     fills: Fills
-    accesses: Accesses
+    last_used: LastUsed
     counters: Counters
     sweep: Sweep
     collector: Collector
@@ -280,7 +280,7 @@ class Assembly:
         await self.remotes.close()
         await self.damage.stop()
         try:
-            await self.accesses.write()
+            await self.last_used.write()
         finally:
             await self.catalog.database.close()
             self.pool.stop()
@@ -350,7 +350,7 @@ def assemble(
         counters.collection,
         now,
     )
-    accesses = Accesses(remote, now)
+    last_used = LastUsed(remote, now)
     filling = FillStore(folder, run, blobs, budgets.transfers, files, clock=reactor)
     fills = Fills(filling, catalog, remote, reactor)
     remotes = RemoteWiring(
@@ -361,7 +361,7 @@ def assemble(
         remote,
         stored,
         fills,
-        accesses,
+        last_used,
         counters,
         folder.path,
     )
@@ -393,7 +393,7 @@ def assemble(
         blobs=blobs,
         uploads=uploads,
         fills=fills,
-        accesses=accesses,
+        last_used=last_used,
         counters=counters,
         sweep=Sweep(catalog, blobs, uploads, filling, settings.upload_timeout),
         collector=collector,

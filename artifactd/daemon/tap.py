@@ -175,7 +175,7 @@ class _Running:
 
     async def evict(self) -> None:
         """Write the access times, and evict."""
-        await self.parts.accesses.write()
+        await self.parts.last_used.write()
         for eviction in self.parts.remotes.evictions:
             await eviction.run()
 

@@ -9,10 +9,10 @@ been pushed under a name, the name is local, and no upstream is asked for it any
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from attrs import define, evolve, field, frozen
+from cachetools import TTLCache
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ManifestPut
@@ -52,18 +52,19 @@ class Promises:
     """
 
     now: Callable[[], float] = time.time
-    _until: OrderedDict[tuple[ImageName, Digest], float] = field(factory=OrderedDict, init=False)
+    _given: TTLCache[tuple[ImageName, Digest], bool] = field(init=False)
+
+    @_given.default
+    def _empty(self) -> TTLCache[tuple[ImageName, Digest], bool]:
+        return TTLCache(_REMEMBERED, _HOLDS, self.now)
 
     def give(self, image: ImageName, digest: Digest) -> None:
         """Remember that a client was told that ``image`` has ``digest``."""
-        self._until[image, digest] = self.now() + _HOLDS
-        self._until.move_to_end((image, digest))
-        if len(self._until) > _REMEMBERED:
-            self._until.popitem(last=False)
+        self._given[image, digest] = True
 
     def holds(self, image: ImageName, digest: Digest) -> bool:
         """Whether a client was told within the last hour that ``image`` has ``digest``."""
-        return self.now() < self._until.get((image, digest), 0.0)
+        return (image, digest) in self._given
 
 
 @frozen

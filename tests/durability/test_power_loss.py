@@ -221,7 +221,7 @@ class PullThroughTests(PowerLossTestCase):
         await recorded.pull(self.path, self.layer)
         await recorded.parts.fills.ended(Digest.of(self.layer))
         since = len(recorded.recording.events)
-        await recorded.parts.accesses.write()
+        await recorded.parts.last_used.write()
         for eviction in recorded.parts.remotes.evictions:
             eviction.now = lambda: time.time() + 86400.0
             await eviction.run()

@@ -26,7 +26,7 @@ class EvictionTests(MirrorCase):
             await registry.request("GET", f"/v2/docker.io/{name}/manifests/latest")
             await registry.request("GET", f"/v2/docker.io/{name}/blobs/{Digest.of(layer)}")
             await self.filled(registry, Digest.of(layer))
-        await registry.parts.accesses.write()
+        await registry.parts.last_used.write()
         for table in ("blob_link", "manifest"):
             self.execute(registry, f"UPDATE {table} SET used_at = used_at - 3600")
         return registry

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.upstream import Refusals
+from artifactd.registry.mirror.refusals import Refusals
 from artifactd.upstream.http.errors import UpstreamError
 from tests.api.served import Served
 from tests.api.test_listings import next_page, pages

@@ -22,8 +22,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.metrics import Counters
-from artifactd.registry.mirror.fill import Fill, Fills
-from artifactd.registry.mirror.upstream import BlobSource
+from artifactd.registry.mirror.fill import Fill, Fills, FillSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
 from artifactd.settings.remote import RemoteSettings, docker_hub
 from artifactd.store.blobs import OpenBlob
@@ -253,8 +252,8 @@ class RemoteTestCase(StoreTestCase):
 
     # -- fills
 
-    def source(self, image: ImageName = ALPINE, digest: Digest = DIGEST) -> BlobSource:
-        return BlobSource(self.upstream, image, digest)
+    def source(self, image: ImageName = ALPINE, digest: Digest = DIGEST) -> FillSource:
+        return FillSource(self.upstream, image, digest)
 
     def begin(self, *, resumes: int = 5, finish: bool = True, digest: Digest = DIGEST) -> Fill:
         """A fill, begun."""

@@ -14,10 +14,10 @@ from artifactd.oci.manifest import BOUNDS, OCI_INDEX, parse_manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents, Lost, Stored
 from artifactd.registry.local import LocalRepository
-from artifactd.registry.mirror.eviction import Accesses, forget
+from artifactd.registry.mirror.eviction import LastUsed, forget
 from artifactd.registry.mirror.manifests import RemoteManifests
+from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.mirror.upstream import Refusals
 from artifactd.registry.model import ManifestFound
 from artifactd.settings.remote import docker_hub
 from artifactd.settings.settings import LimitsSettings, LocalSettings
@@ -35,7 +35,7 @@ SENT = UpstreamManifest(CONTENT, OCI_INDEX)
 class ManifestBodyTests(RemoteTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.accesses = Accesses(self.remote, lambda: self.time)
+        self.last_used = LastUsed(self.remote, lambda: self.time)
         self.use(offline=False)
 
     def use(self, *, offline: bool) -> None:
@@ -47,7 +47,7 @@ class ManifestBodyTests(RemoteTestCase):
             self.catalog,
             self.remote,
             blobs,
-            self.accesses,
+            self.last_used,
             self.counters,
             remote_settings(offline=offline),
             Refusals(self.clock, 0.0),

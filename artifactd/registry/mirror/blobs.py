@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from attrs import define, evolve, field
+from cachetools import TTLCache
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -16,10 +15,10 @@ from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
 from artifactd.oci.names import ImageName
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
-from artifactd.registry.mirror.eviction import Accesses
-from artifactd.registry.mirror.fill import AlreadyHere, Corrupt, Fills
+from artifactd.registry.mirror.eviction import LastUsed
+from artifactd.registry.mirror.fill import AlreadyHere, Corrupt, Fills, FillSource
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
-from artifactd.registry.mirror.upstream import BlobSource, translated
+from artifactd.registry.mirror.refusals import translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.fills import FillInfo
@@ -46,16 +45,18 @@ class RemoteBlobs:
     stored: Stored
     fills: Fills
     parts: Parts
-    accesses: Accesses
+    last_used: LastUsed
     counters: RepositoryCounters
     settings: RemoteSettings
     clock: IReactorTime
-    _admitted: OrderedDict[tuple[ImageName, Digest], tuple[float, int | None]] = field(
-        factory=OrderedDict, init=False
-    )
+    _admitted: TTLCache[tuple[ImageName, Digest], int | None] = field(init=False)
     _checks: SingleFlight[tuple[ImageName, Digest], int | None] = field(
         factory=SingleFlight, init=False
     )
+
+    @_admitted.default
+    def _none_admitted(self) -> TTLCache[tuple[ImageName, Digest], int | None]:
+        return TTLCache(_ADMITTED, self.settings.freshness, self.clock.seconds)
 
     async def get(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """Open a blob: from the store if ``image`` holds it there, else from the upstream."""
@@ -72,7 +73,7 @@ class RemoteBlobs:
             )
         started = self.clock.seconds()
         try:
-            found = await self._fetch(BlobSource(self.upstream, image, digest), wanted)
+            found = await self._fetch(FillSource(self.upstream, image, digest), wanted)
         except UpstreamError as error:
             raise translated(error, BlobUnknown, digest=str(digest)) from error
         except Corrupt as error:
@@ -114,14 +115,14 @@ class RemoteBlobs:
     def _read(self, image: ImageName, digest: Digest, found: BlobFound) -> BlobFound:
         """Count the bytes of ``found``; until its body is closed, the blob is in use."""
         if found.body is not None:
-            found.body.on_close = self.accesses.begin(image, digest)
+            found.body.on_close = self.last_used.begin(image, digest)
             length = found.size if found.span is None else found.span.length
             self.counters.client_bytes.inc(length or 0)
         return found
 
     # -- blobs that are not here under this name
 
-    async def _fetch(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
+    async def _fetch(self, source: FillSource, wanted: BlobWanted) -> BlobFound:
         if wanted.head or wanted.bounded:
             if self.fills.find(source.digest) is None:
                 shared = await self._share(source, wanted)
@@ -135,7 +136,7 @@ class RemoteBlobs:
                 return self._read(source.image, source.digest, part)
         return await self._follow(source, wanted)
 
-    async def _share(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
+    async def _share(self, source: FillSource, wanted: BlobWanted) -> BlobFound | None:
         """
         Link a blob that another image holds to this one, if the upstream confirms that it may.
 
@@ -150,7 +151,7 @@ class RemoteBlobs:
         how = Provenance("cache", "fwd=request; fwd-status=200; detail=shared")
         return await self._here(source.image, source.digest, size, wanted, how)
 
-    async def _follow(self, source: BlobSource, wanted: BlobWanted) -> BlobFound:
+    async def _follow(self, source: FillSource, wanted: BlobWanted) -> BlobFound:
         """Follow the fill of a blob; begin one if none is under way."""
         digest = source.digest
         while True:
@@ -187,29 +188,24 @@ class RemoteBlobs:
             else:
                 return self._read(source.image, digest, found)
 
-    async def _check(self, source: BlobSource) -> int | None:
+    async def _check(self, source: FillSource) -> int | None:
         """
         The size of a blob as the upstream tells it under this image's name.
 
         :raises UpstreamError: if the upstream does not let artifactd have the blob.
         """
         key = source.image, source.digest
-        known = self._admitted.get(key)
-        if known is not None and self.clock.seconds() < known[0]:
-            return known[1]
-        return await self._checks.join(key, lambda: self._ask(source))
+        try:
+            return self._admitted[key]
+        except KeyError:
+            return await self._checks.join(key, lambda: self._ask(source))
 
-    async def _ask(self, source: BlobSource) -> int | None:
+    async def _ask(self, source: FillSource) -> int | None:
         told = await source.check()
-        self._admitted[source.image, source.digest] = (
-            self.clock.seconds() + self.settings.freshness,
-            told.size,
-        )
-        if len(self._admitted) > _ADMITTED:
-            self._admitted.popitem(last=False)
+        self._admitted[source.image, source.digest] = told.size
         return told.size
 
-    async def _part(self, source: BlobSource, wanted: BlobWanted) -> BlobFound | None:
+    async def _part(self, source: FillSource, wanted: BlobWanted) -> BlobFound | None:
         """A bounded range without the whole blob; ``None`` if only a fill can bring it."""
         size = await self._check(source)
         fill = self.fills.find(source.digest)

@@ -128,7 +128,7 @@ _Key = tuple[ImageName, Digest]
 
 
 @define(eq=False)
-class Accesses:
+class LastUsed:
     """
     Collects when blobs and manifests were last pulled; :meth:`write` puts them into the catalog,
     many in one transaction.

@@ -6,7 +6,7 @@ A fill does not depend on any one client: architecture.md, "Pull-through: the fi
 
 from __future__ import annotations
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.internet.task import deferLater
@@ -23,7 +23,6 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.follower import HELD, Follower, Progress, Share, SharedFile
-from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.fills import (
@@ -36,7 +35,7 @@ from artifactd.store.fills import (
 )
 from artifactd.upstream.errors import LoginRefused, RangeRefused, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.interfaces import BlobBody
+from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 
 # Seconds before the first resumption, and the factor for each further one without a byte more.
 # Five resumptions outlast the pause of the circuit breaker.
@@ -49,6 +48,25 @@ _PASSING = (Unreachable, Throttled, LoginRefused)
 
 class AlreadyHere(Stopped):
     """The fill is not needed: another process has done it, or a client has pushed the blob."""
+
+
+@frozen
+class FillSource:
+    """Where a fill gets its bytes: a blob under the name of one upstream image."""
+
+    upstream: Upstream
+    image: ImageName
+    digest: Digest
+
+    async def check(self) -> UpstreamBlob:
+        """Ask for the blob's size.  :raises UpstreamError: if it is refused under this name."""
+        return await self.upstream.blob(self.image.image, self.digest)
+
+    async def open(
+        self, first: int = 0, last: int | None = None, validator: str | None = None
+    ) -> BlobBody:
+        """As ``Upstream.open_blob``."""
+        return await self.upstream.open_blob(self.image.image, self.digest, first, last, validator)
 
 
 class Corrupt(Exception):
@@ -69,7 +87,7 @@ class Fetching:
     :ivar host: the host that has sent the last bytes.
     """
 
-    source: BlobSource
+    source: FillSource
     session: FillSession
     progress: Progress
     counters: RepositoryCounters
@@ -228,7 +246,7 @@ class Fill:
     :ivar progress: the state that the followers see.
     """
 
-    source: BlobSource
+    source: FillSource
     store: FillStore
     catalog: Catalog
     remote: RemoteCatalog
@@ -494,7 +512,7 @@ class Fills:
 
     def begin(
         self,
-        source: BlobSource,
+        source: FillSource,
         counters: RepositoryCounters,
         settings: RemoteSettings,
         *,

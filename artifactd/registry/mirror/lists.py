@@ -22,7 +22,7 @@ from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.manifests import RemoteManifests
-from artifactd.registry.mirror.upstream import Refusals, stale, translated
+from artifactd.registry.mirror.refusals import Refusals, stale, translated
 from artifactd.registry.model import (
     HIT,
     PACKED,

@@ -18,8 +18,8 @@ from artifactd.oci.manifest import Manifest, ManifestBounds
 from artifactd.oci.names import ImageName, Reference, Tag, matches
 from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
-from artifactd.registry.mirror.eviction import Accesses
-from artifactd.registry.mirror.upstream import Refusals, stale, translated
+from artifactd.registry.mirror.eviction import LastUsed
+from artifactd.registry.mirror.refusals import Refusals, stale, translated
 from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
@@ -44,7 +44,7 @@ class RemoteManifests:
     catalog: Catalog
     remote: RemoteCatalog
     blobs: BlobStore
-    accesses: Accesses
+    last_used: LastUsed
     counters: RepositoryCounters
     settings: RemoteSettings
     refusals: Refusals
@@ -58,7 +58,7 @@ class RemoteManifests:
     async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
         """Find a manifest: in the cache if it is fresh there, else upstream."""
         found = await self._get(image, reference)
-        self.accesses.touch(image, found.record.digest)
+        self.last_used.touch(image, found.record.digest)
         return found
 
     async def _get(self, image: ImageName, reference: Reference) -> ManifestFound:

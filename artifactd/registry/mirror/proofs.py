@@ -7,7 +7,6 @@ docs/access.md, "Proof of access", describes it for operators.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from enum import Enum
@@ -16,6 +15,7 @@ from hashlib import sha256
 from hmac import digest
 
 from attrs import define, evolve, field, frozen
+from cachetools import LRUCache, TTLCache
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.catalog.catalog import Catalog
@@ -88,8 +88,12 @@ class ProofMemory:
     settings: RemoteSettings
     clock: IReactorTime
     now: Callable[[], float] = time.time
-    _until: OrderedDict[bytes, float] = field(factory=OrderedDict, init=False)
-    _refused: OrderedDict[bytes, tuple[float, Verdict]] = field(factory=OrderedDict, init=False)
+    _until: LRUCache[bytes, float] = field(factory=lambda: LRUCache(_REMEMBERED), init=False)
+    _refused: TTLCache[bytes, Verdict] = field(init=False)
+
+    @_refused.default
+    def _none_refused(self) -> TTLCache[bytes, Verdict]:
+        return TTLCache(_REMEMBERED, self.settings.negative_freshness, self.clock.seconds)
 
     async def any_valid(self, ids: Sequence[bytes]) -> bool:
         """Whether any of these proofs is valid; takes microseconds if one is in memory."""
@@ -97,7 +101,7 @@ class ProofMemory:
             return True
         until = await self.catalog.proofs(ids)
         for each, end in until.items():
-            self._keep(each, end)
+            self._until[each] = end
         return any(map(self._counts, until.values()))
 
     async def valid(self, ids: Collection[bytes]) -> set[bytes]:
@@ -111,29 +115,19 @@ class ProofMemory:
         await self.catalog.add_proofs(ids, until)
         for each in ids:
             self._refused.pop(each, None)
-            self._keep(each, until)
+            self._until[each] = until
 
     def lately(self, proof: bytes) -> Verdict | None:
         """The refusal within the last ``negative_freshness`` seconds, if there was one."""
-        until, verdict = self._refused.get(proof, (0.0, None))
-        return verdict if self.clock.seconds() < until else None
+        return self._refused.get(proof)
 
     def refuse(self, proof: bytes, verdict: Verdict) -> None:
         """Remember a refusal for ``negative_freshness`` seconds."""
-        self._refused[proof] = self.clock.seconds() + self.settings.negative_freshness, verdict
-        self._refused.move_to_end(proof)
-        if len(self._refused) > _REMEMBERED:
-            self._refused.popitem(last=False)
+        self._refused[proof] = verdict
 
     def _counts(self, until: float) -> bool:
         # A lifetime that was shortened in the settings holds for older proofs too.
         return 0 < until - self.now() <= self.settings.proof_lifetime
-
-    def _keep(self, proof: bytes, until: float) -> None:
-        self._until[proof] = until
-        self._until.move_to_end(proof)
-        if len(self._until) > _REMEMBERED:
-            self._until.popitem(last=False)
 
 
 class NoProof(RegistryError):
@@ -208,7 +202,7 @@ def unavailable(reason: str, name: str | None = None) -> ProofUnavailable:
 
 
 @frozen
-class Marks:
+class ProofIds:
     """
     Makes the ids of one repository's proofs: keyed hashes, which reveal nothing without the key.
 
@@ -246,7 +240,7 @@ class Marks:
 class AccessProofs:
     """Asks one upstream with the logins of clients, and remembers its answers."""
 
-    marks: Marks
+    proof_ids: ProofIds
     access: RegistryAccess
     memory: ProofMemory
     catalog: Catalog
@@ -254,7 +248,7 @@ class AccessProofs:
 
     def present(self, user: str, password: str) -> UpstreamLogin:
         """The login that a client presents as ``user`` of the upstream."""
-        return self.marks.present(user, password)
+        return self.proof_ids.present(user, password)
 
     async def log_in(self, presented: UpstreamLogin) -> bool:
         """
@@ -264,7 +258,7 @@ class AccessProofs:
         :raises ProofWanted: if the login is wrong.
         :raises ProofUnavailable: if the upstream can't be asked.
         """
-        proof = self.marks.login(presented)
+        proof = self.proof_ids.login(presented)
         if await self.memory.any_valid([proof]):
             return True
         verdict = await self._asked.join(proof, partial(self._judge_login, presented, proof))
@@ -322,13 +316,13 @@ class AccessProofs:
     def _ours(self, asker: Asker) -> UpstreamLogin | None:
         # A login for another repository must not go to this upstream.
         presented = asker.presented
-        if presented is None or presented.repository != self.marks.repository:
+        if presented is None or presented.repository != self.proof_ids.repository:
             return None
         return presented
 
     def _ids(self, image: str, presented: UpstreamLogin | None) -> list[bytes]:
-        ids = [self.marks.image(image, None)]
-        return ids if presented is None else [*ids, self.marks.image(image, presented)]
+        ids = [self.proof_ids.image(image, None)]
+        return ids if presented is None else [*ids, self.proof_ids.image(image, presented)]
 
     async def _require_of_anybody(
         self,
@@ -345,21 +339,21 @@ class AccessProofs:
             # Whatever the upstream answers: the client may have a proof once it has logged in.
             raise login_wanted()
         if presented is not None:
-            told = self.memory.lately(self.marks.image(image.image, presented))
+            told = self.memory.lately(self.proof_ids.image(image.image, presented))
             if told is not None and told.said is Said.NO:
                 raise image_refused(presented, str(image), told.reason)
             if verdict.said is Said.NO:
                 raise token_outlived()
         if verdict.said is Said.NOTHING:
             raise unavailable(verdict.reason, str(image))
-        raise own_login_wanted(self.marks.repository, str(image))
+        raise own_login_wanted(self.proof_ids.repository, str(image))
 
     # -- the upstream is asked
 
     async def _ask(
         self, image: ImageName, presented: UpstreamLogin | None, reference: Reference | None
     ) -> Verdict:
-        proof = self.marks.image(image.image, presented)
+        proof = self.proof_ids.image(image.image, presented)
         return await self._asked.join(
             proof, partial(self._judge, image, presented, reference, proof)
         )
@@ -397,9 +391,9 @@ class AccessProofs:
         except UpstreamError as error:
             return Verdict.of(error, credentials)
         if presented is None or not needed:
-            await self.memory.accept(self.marks.image(image.image, None))
+            await self.memory.accept(self.proof_ids.image(image.image, None))
         else:
-            await self.memory.accept(proof, self.marks.login(presented))
+            await self.memory.accept(proof, self.proof_ids.login(presented))
         return ACCEPTED
 
     async def _some_tag(self, image: ImageName) -> Reference | None:

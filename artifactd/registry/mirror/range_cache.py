@@ -17,9 +17,8 @@ from artifactd.kit.deferreds import Interrupt, SingleFlight, Stopped
 from artifactd.kit.streams import Bounded
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.mirror.fill import pause
+from artifactd.registry.mirror.fill import FillSource, pause
 from artifactd.registry.mirror.follower import Follower, Progress, SharedFile
-from artifactd.registry.mirror.upstream import BlobSource
 from artifactd.store.blobs import OpenBlob
 from artifactd.store.files import OpenFile
 from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore
@@ -48,7 +47,7 @@ class _Part:
 class _Work:
     """The fetching of one part; ``body`` is the upstream's first answer."""
 
-    source: BlobSource
+    source: FillSource
     info: FillInfo
     span: ByteRange
     session: ExtentSession
@@ -71,7 +70,7 @@ class Parts:
     _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
-    _beginning: SingleFlight[tuple[BlobSource, ByteRange], _Work] = field(
+    _beginning: SingleFlight[tuple[FillSource, ByteRange], _Work] = field(
         factory=SingleFlight, init=False
     )
 
@@ -115,11 +114,11 @@ class Parts:
                 return part.reader(span)
         return None
 
-    def is_asked_for(self, source: BlobSource, span: ByteRange) -> bool:
+    def is_asked_for(self, source: FillSource, span: ByteRange) -> bool:
         """Whether :meth:`fetch` would join a request that is under way."""
         return self._beginning.under_way((source, span))
 
-    async def fetch(self, source: BlobSource, info: FillInfo, span: ByteRange) -> OpenBlob:
+    async def fetch(self, source: FillSource, info: FillInfo, span: ByteRange) -> OpenBlob:
         """
         Request ``span`` from the upstream; returns a reader as soon as the answer begins.
 
@@ -134,7 +133,7 @@ class Parts:
         )
         return begun.part.reader(span)
 
-    async def _ask(self, source: BlobSource, info: FillInfo, span: ByteRange) -> _Work:
+    async def _ask(self, source: FillSource, info: FillInfo, span: ByteRange) -> _Work:
         body = await source.open(span.first, span.last, info.validator)
         if self._stopping:
             body.abort()

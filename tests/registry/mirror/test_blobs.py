@@ -11,7 +11,7 @@ from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import Contents, Stored, publish
 from artifactd.registry.mirror.blobs import RemoteBlobs
-from artifactd.registry.mirror.eviction import Accesses, forget
+from artifactd.registry.mirror.eviction import LastUsed, forget
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.model import BlobFound, BlobWanted
 from artifactd.upstream.errors import Missing
@@ -41,7 +41,7 @@ LOOKS = 1500  # at what is verified and not listed
 class RemoteBlobsTestCase(RemoteTestCase):
     def setUp(self) -> None:
         super().setUp()
-        self.accesses = Accesses(self.remote, lambda: self.time)
+        self.last_used = LastUsed(self.remote, lambda: self.time)
         self.parts = Parts(self.stores.fills, 0, self.clock)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.parts.stop()))
         self.blobs = self.of()
@@ -55,7 +55,7 @@ class RemoteBlobsTestCase(RemoteTestCase):
             Stored(blobs, Contents(blobs)),
             self.fills,
             self.parts,
-            self.accesses,
+            self.last_used,
             self.counters,
             remote_settings(freshness=FRESHNESS, **settings),
             self.clock,
@@ -141,14 +141,14 @@ class StoredTests(RemoteBlobsTestCase):
         await self.cached()
         found = await self.get()
         for self.time in (2000.0, 3000.0):
-            await self.accesses.write()
+            await self.last_used.write()
             self.assertEqual([self.time], await self.used())
         self.time = 4000.0
         close(found)
         self.time = 5000.0
-        await self.accesses.write()
+        await self.last_used.write()
         self.assertEqual([4000.0], await self.used())
-        await self.accesses.write()
+        await self.last_used.write()
         self.assertEqual([4000.0], await self.used())
 
     async def used(self) -> list[float]:
@@ -230,6 +230,24 @@ class SharedTests(RemoteBlobsTestCase):
         found = await part
         self.assertEqual((PART, CONTENT), (found.span, content_of(found.body)))
         self.assertEqual([], self.upstream.gets.pending)
+
+
+class PartTests(RemoteBlobsTestCase):
+    async def test_a_part_is_a_hit_once_its_last_byte_is_here(self) -> None:
+        first = self.get(ALPINE, BOUNDED)
+        (await self.asked(self.upstream.heads)).size()
+        body = (await self.asked(self.upstream.gets)).body(Body(PART.first))
+        reading = (await first).body
+        assert reading is not None
+        caches = [(await self.get(ALPINE, BOUNDED)).provenance.cache]
+        body.send(CONTENT[PART.first : PART.last + 1])
+        await reading.wait(PART.last)
+        # The upstream has not ended its answer, so the part is still being fetched.
+        caches.append((await self.get(ALPINE, BOUNDED)).provenance.cache)
+        self.assertEqual(
+            ["fwd=partial; collapsed; detail=unverified", "hit; detail=unverified"], caches
+        )
+        body.end()
 
 
 class FinishedElsewhereTests(RemoteBlobsTestCase):

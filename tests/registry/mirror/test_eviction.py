@@ -10,7 +10,7 @@ from artifactd.catalog.remote import Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
-from artifactd.registry.mirror.eviction import Accesses, Eviction, forget
+from artifactd.registry.mirror.eviction import Eviction, LastUsed, forget
 from artifactd.registry.upkeep.sweep import Sweep
 from tests.catalog.fixture import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase, remote_settings
@@ -196,14 +196,14 @@ class StayingTests(EvictionTestCase):
 
     async def test_what_is_being_read_stays(self) -> None:
         digest = await self.came(b"blob")
-        accesses = Accesses(self.remote, lambda: self.time)
-        end = accesses.begin(ALPINE, digest)
+        last_used = LastUsed(self.remote, lambda: self.time)
+        end = last_used.begin(ALPINE, digest)
         self.time = LONG_AFTER
-        await accesses.write()
+        await last_used.write()
         self.assertEqual(0, await self.evict(size_cap=1))
         end()
         self.time = 2 * LONG_AFTER
-        await accesses.write()
+        await last_used.write()
         self.assertEqual(1, await self.evict(size_cap=1, at=3 * LONG_AFTER))
 
     async def test_what_is_pulled_after_it_was_listed_stays(self) -> None:

@@ -11,7 +11,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.eviction import Accesses
+from artifactd.registry.mirror.eviction import LastUsed
 
 ALPINE = ImageName("docker.io", "library/alpine")
 BLOB, OTHER = Digest.of(b"blob"), Digest.of(b"other")
@@ -37,27 +37,27 @@ class AccessesTests(SynchronousTestCase):
         self.now = 1000.0
         self.catalog = _Catalog()
         remote: RemoteCatalog = self.catalog  # type: ignore[assignment]
-        self.accesses = Accesses(remote, lambda: self.now)
+        self.last_used = LastUsed(remote, lambda: self.now)
 
     def write(self) -> None:
-        self.successResultOf(Deferred.fromCoroutine(self.accesses.write()))
+        self.successResultOf(Deferred.fromCoroutine(self.last_used.write()))
 
     def test_all_pulls_since_the_last_time_are_one_transaction(self) -> None:
-        self.accesses.touch(ALPINE, BLOB)
-        self.accesses.touch(ALPINE, OTHER)
+        self.last_used.touch(ALPINE, BLOB)
+        self.last_used.touch(ALPINE, OTHER)
         self.now = 2000.0
-        self.accesses.touch(ALPINE, BLOB)
+        self.last_used.touch(ALPINE, BLOB)
         self.write()
         self.assertEqual([{(ALPINE, BLOB): 2000.0, (ALPINE, OTHER): 1000.0}], self.catalog.written)
 
     def test_if_nothing_was_pulled_nothing_is_written(self) -> None:
-        self.accesses.touch(ALPINE, BLOB)
+        self.last_used.touch(ALPINE, BLOB)
         self.write()
         self.write()
         self.assertEqual(1, len(self.catalog.written))
 
     def test_what_is_being_read_counts_as_pulled_now_until_its_last_reader_has_ended(self) -> None:
-        ends = [self.accesses.begin(ALPINE, BLOB) for _ in range(2)]
+        ends = [self.last_used.begin(ALPINE, BLOB) for _ in range(2)]
         for self.now, end in zip((2000.0, 3000.0), ends, strict=True):
             self.write()
             end()
@@ -68,12 +68,12 @@ class AccessesTests(SynchronousTestCase):
         self.assertEqual([2000.0, 3000.0, 3000.0], times)
 
     def test_what_could_not_be_written_is_written_the_next_time(self) -> None:
-        self.accesses.touch(ALPINE, BLOB)
-        self.accesses.touch(ALPINE, OTHER)
+        self.last_used.touch(ALPINE, BLOB)
+        self.last_used.touch(ALPINE, OTHER)
         self.catalog.locked = True
-        self.failureResultOf(Deferred.fromCoroutine(self.accesses.write()), Unavailable)
+        self.failureResultOf(Deferred.fromCoroutine(self.last_used.write()), Unavailable)
         self.now = 2000.0
-        self.accesses.touch(ALPINE, BLOB)
+        self.last_used.touch(ALPINE, BLOB)
         self.catalog.locked = False
         self.write()
         self.assertEqual([{(ALPINE, BLOB): 2000.0, (ALPINE, OTHER): 1000.0}], self.catalog.written)

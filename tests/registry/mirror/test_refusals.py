@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.names import ImageName, Tag
-from artifactd.registry.mirror.upstream import Refusals
+from artifactd.registry.mirror.refusals import Refusals
 from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable
 
