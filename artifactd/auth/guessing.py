@@ -105,20 +105,32 @@ class Blocked(Enum):
     ADDRESS = "all from the same address"
 
 
-class Guesses:
+@define
+class _Queue:
+    """The logins of one address."""
+
+    turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
+    pending: int = 0
+
+
+class Guard:
     """
-    Counts failed logins, both by address with name and by address alone.
+    Counts failed logins, by address with name and by address alone, and limits how many logins are
+    checked or wait, per address and in all.
 
     A success clears only the failures of its own name, so that an account here does not help its
     owner to guess the passwords of others.
 
     :param settings: how many failures are allowed in which time.
+    :ivar pending: the number of logins that are checked or wait.
     """
 
     def __init__(self, settings: AuthSettings, clock: IReactorTime) -> None:
         period = settings.failure_period
         self._by_name = Failures(settings.name_failures, period, clock)
         self._by_address = Failures(settings.address_failures, period, clock)
+        self._queues: dict[str, _Queue] = {}
+        self.pending = 0
 
     def refuse_early(self, source: str, name: str) -> None:
         """
@@ -138,40 +150,7 @@ class Guesses:
                 {"Retry-After": str(seconds)},
             )
 
-    def succeeded(self, source: str, name: str) -> None:
-        """Clear the failures of ``name`` from ``source``."""
-        if (source, name) in self._by_name.counts:
-            self._by_address.subtract(source, self._by_name.forget((source, name)))
-
-    def failed(self, source: str, name: str) -> Blocked:
-        """Count a wrong login; returns which further logins are refused now."""
-        self._by_name.add((source, name))
-        self._by_address.add(source)
-        if self._by_address.wait(source):
-            return Blocked.ADDRESS
-        return Blocked.NAME if self._by_name.wait((source, name)) else Blocked.NOTHING
-
-
-@define
-class _Queue:
-    """The logins of one address."""
-
-    turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_ONCE))
-    pending: int = 0
-
-
-@define(eq=False)
-class Turns:
-    """
-    Limits how many password checks run or wait, per client address and in all.
-
-    :ivar pending: the number of logins that are checked or wait.
-    """
-
-    pending: int = field(default=0, init=False)
-    _queues: dict[str, _Queue] = field(factory=dict, init=False)
-
-    def is_crowded(self, source: str, known: bool = False) -> bool:
+    def is_crowded(self, source: str, known: bool) -> bool:
         """
         Whether another login of ``source`` is refused because too many run or wait.
 
@@ -184,15 +163,16 @@ class Turns:
         return self.pending >= _ALL_PENDING and not known
 
     @asynccontextmanager
-    async def turn(self, source: str, known: bool = False) -> AsyncIterator[None]:
+    async def turn(self, source: str, name: str, known: bool = False) -> AsyncIterator[None]:
         """
-        Wait until a login of ``source`` may be checked, and keep the turn for the context.
+        Wait until a login may be checked, and keep the turn for the context.
 
-        Look at the counts of failures inside, and count there too: then the next login in line sees
-        the outcome of this one.
+        Call :meth:`succeeded` or :meth:`failed` inside: then the next login in line sees the
+        outcome of this one, and guesses made at once count as if made one by one.
 
         :param known: see :meth:`is_crowded`.
-        :raises TooManyRequests: at once, if too many logins run or wait.
+        :raises TooManyRequests: if too many logins run or wait, or if too many have failed when the
+            turn comes.
         """
         if self.is_crowded(source, known):
             raise TooManyRequests("too many logins at once: try again", None, {"Retry-After": "1"})
@@ -202,6 +182,7 @@ class Turns:
         try:
             await queue.turns.acquire()
             try:
+                self.refuse_early(source, name)
                 yield
             finally:
                 queue.turns.release()
@@ -210,3 +191,16 @@ class Turns:
             self.pending -= 1
             if not queue.pending:
                 del self._queues[source]
+
+    def succeeded(self, source: str, name: str) -> None:
+        """Clear the failures of ``name`` from ``source``."""
+        if (source, name) in self._by_name.counts:
+            self._by_address.subtract(source, self._by_name.forget((source, name)))
+
+    def failed(self, source: str, name: str) -> Blocked:
+        """Count a wrong login; returns which further logins are refused now."""
+        self._by_name.add((source, name))
+        self._by_address.add(source)
+        if self._by_address.wait(source):
+            return Blocked.ADDRESS
+        return Blocked.NAME if self._by_name.wait((source, name)) else Blocked.NOTHING

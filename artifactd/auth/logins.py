@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from hmac import digest
@@ -15,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.bearer import BearerTokens
-from artifactd.auth.guessing import Blocked, Guesses, Turns, network
+from artifactd.auth.guessing import Blocked, Guard, network
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.passwords import Accounts, fits_basic
 from artifactd.kit.deferreds import SingleFlight
@@ -50,8 +49,7 @@ class Visitors:
     ) -> None:
         self.upstreams = upstreams
         self._alone = alone
-        self._guesses = Guesses(settings, clock)
-        self._turns = Turns()
+        self._guard = Guard(settings, clock)
 
     def present(self, name: str, password: str, address: str) -> UpstreamLogin | None:
         """
@@ -71,8 +69,8 @@ class Visitors:
         source, counted = network(address), str(presented)
         return evolve(
             presented,
-            turn=partial(self._turn, source, counted),
-            failed=partial(self._guesses.failed, source, counted),
+            turn=partial(self._guard.turn, source, counted),
+            failed=partial(self._guard.failed, source, counted),
         )
 
     async def log_in(self, presented: UpstreamLogin, address: str) -> Caller:
@@ -86,19 +84,11 @@ class Visitors:
             while too many logins are being checked.
         """
         source, name = network(address), str(presented)
-        self._guesses.refuse_early(source, name)
+        self._guard.refuse_early(source, name)
         if not await self.upstreams[presented.repository].log_in(presented):
             return Caller(presented=presented)
-        self._guesses.succeeded(source, name)
+        self._guard.succeeded(source, name)
         return Caller(Identity(Kind.UPSTREAM, name), presented=presented)
-
-    @asynccontextmanager
-    async def _turn(self, source: str, name: str) -> AsyncIterator[None]:
-        # Around each question to the upstream, so that guesses made at the same time are counted
-        # as if made one by one.
-        async with self._turns.turn(source):
-            self._guesses.refuse_early(source, name)
-            yield
 
 
 class Logins:
@@ -106,7 +96,7 @@ class Logins:
     Logs clients in with a name and a password.
 
     Failed logins are counted by address and name, and by address: see
-    :class:`~artifactd.auth.guessing.Guesses`.  A client that repeats an old password doesn't lock
+    :class:`~artifactd.auth.guessing.Guard`.  A client that repeats an old password doesn't lock
     out others behind the same address.  Few logins of one address are checked at a time, so that a
     flood from one address delays no other.
 
@@ -128,8 +118,7 @@ class Logins:
         self.visitors = visitors
         self._accounts = accounts
         self._tokens = tokens
-        self._guesses = Guesses(settings, clock)
-        self._turns = Turns()
+        self._guard = Guard(settings, clock)
         self._key = secrets.token_bytes(32)
         # Logins that were right the last time, by a keyed hash: they still have to be checked, but
         # a flood from everywhere does not lock them out.
@@ -154,7 +143,7 @@ class Logins:
             # No account has such a name, and the counts of failures hold names in memory.
             raise _wrong()
         source = network(address)
-        self._guesses.refuse_early(source, name)
+        self._guard.refuse_early(source, name)
         parts = [
             sha256(part.encode(errors="surrogatepass")).digest()
             for part in (name, password, source)
@@ -162,12 +151,12 @@ class Logins:
         login = digest(self._key, b"".join(parts), "sha256")
         # When an address has too many logins waiting, all further ones get 429, right or wrong:
         # answering only the right ones would tell a guesser which those are.
-        if not self._turns.is_crowded(source, login in self._known):
+        if not self._guard.is_crowded(source, login in self._known):
             for accounts in self._accounts:
                 identity = accounts.recall(name, password)
                 if identity is not None:
                     self._known[login] = True
-                    self._guesses.succeeded(source, name)
+                    self._guard.succeeded(source, name)
                     return Caller(identity)
         # The many requests of one pull come with the same login, at the same time.
         check = partial(self._check, login, name, password, source)
@@ -177,9 +166,7 @@ class Logins:
         return Caller(identity)
 
     async def _check(self, login: bytes, name: str, password: str, source: str) -> Identity | None:
-        async with self._turns.turn(source, login in self._known):
-            # Logins that were checked while this one waited may have failed.
-            self._guesses.refuse_early(source, name)
+        async with self._guard.turn(source, name, login in self._known):
             identity = None if self._tokens is None else await self._tokens.check(name, password)
             for accounts in self._accounts:
                 if identity is None:
@@ -187,7 +174,7 @@ class Logins:
             if identity is None:
                 self._failed(source, name)
             else:
-                self._guesses.succeeded(source, name)
+                self._guard.succeeded(source, name)
         if identity is None:
             self._known.pop(login, None)
         else:
@@ -195,7 +182,7 @@ class Logins:
         return identity
 
     def _failed(self, source: str, name: str) -> None:
-        blocked = self._guesses.failed(source, name)
+        blocked = self._guard.failed(source, name)
         if blocked is Blocked.ADDRESS:
             self._log.warn(
                 "too many failed logins from {source}, the last as {name!r}: they are slowed down",

@@ -208,9 +208,9 @@ class SlowingTests(LoginsCase):
     def test_memory_is_bounded_however_many_addresses_guess(self) -> None:
         for number in range(10_050):
             self.assert_wrong("alice", address=f"10.1.{number // 256}.{number % 256}")
-        self.assertEqual(len(self.logins._guesses._by_name.counts), 10_000)
-        self.assertEqual(len(self.logins._guesses._by_address.counts), 10_000)
-        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
+        self.assertEqual(len(self.logins._guard._by_name.counts), 10_000)
+        self.assertEqual(len(self.logins._guard._by_address.counts), 10_000)
+        self.assertEqual((self.logins._guard._queues, self.logins._guard.pending), ({}, 0))
 
     def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:
         class Broken(Known):
@@ -220,7 +220,7 @@ class SlowingTests(LoginsCase):
         self.logins = Logins([Broken(Kind.USER, set())], AuthSettings(), self.clock)
         for _ in range(30):
             self.failureResultOf(self.begin("alice", "alice"), OSError)
-        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
+        self.assertEqual((self.logins._guard._queues, self.logins._guard.pending), ({}, 0))
 
     def test_the_log_tells_when_it_begins(self) -> None:
         with capturedLogs() as events:
@@ -337,7 +337,7 @@ class FloodTests(LoginsCase):
             self.users.finish()
         self.users.held = False
         self.assert_in("alice", AWAY)
-        self.assertEqual((self.logins._turns._queues, self.logins._turns.pending), ({}, 0))
+        self.assertEqual((self.logins._guard._queues, self.logins._guard.pending), ({}, 0))
 
 
 class Refusing(AccessProofs):
@@ -424,6 +424,6 @@ class VisitorsGuessingTests(VisitorsCase):
         self.begin(0, AWAY)
         self.assertEqual(len(self.upstream.asked), 5)
         self.finish()
-        self.assertEqual(self.visitors._turns.pending, 0)
+        self.assertEqual(self.visitors._guard.pending, 0)
         for each in made[:64]:
             each.addErrback(lambda failure: None)
