@@ -32,8 +32,7 @@ from artifactd.store.folder import PrivateFile
 from artifactd.upstream.http.proxy import Proxies
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
-from artifactd.web.credentials import Credentials
-from artifactd.web.gate import AccessGate, Challenge, Gate, LoopbackGate
+from artifactd.web.gate import AccessGate, Challenge, Credentials, Gate, LoopbackGate
 from artifactd.web.server.proxies import TrustedProxies
 
 

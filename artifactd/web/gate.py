@@ -7,6 +7,8 @@ the image exists or not.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import NoReturn, Protocol
@@ -14,7 +16,10 @@ from typing import NoReturn, Protocol
 from attrs import frozen
 from twisted.web.server import Request
 
+from artifactd.auth.bearer import BearerTokens
 from artifactd.auth.identity import Caller, Kind
+from artifactd.auth.logins import Logins
+from artifactd.auth.passwords import fits_basic
 from artifactd.auth.rules import AccessRules
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
@@ -22,7 +27,7 @@ from artifactd.registry.mirror.proofs import NoProof, ProofWanted
 from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
-from artifactd.web.credentials import Credentials
+from artifactd.web.certificate import certified
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.proxies import TrustedProxies, is_local
 
@@ -162,6 +167,67 @@ class LoopbackGate:
 
     def nothing_listed(self, request: RegistryRequest) -> None:
         """The list is empty for everybody."""
+
+
+class AmbiguousCredentials(Unsupported):
+    """A request has more than one ``Authorization``; the spec has no code for that."""
+
+    status = 400
+
+
+@frozen
+class Credentials:
+    """
+    Authenticates requests.
+
+    :ivar logins: checks names and passwords.
+    :ivar tokens: checks Bearer tokens.
+    """
+
+    logins: Logins
+    tokens: BearerTokens
+
+    async def caller(self, request: RegistryRequest) -> Caller:
+        """
+        Return the caller that ``Authorization`` names, or else the client's certificate, or else an
+        anonymous one.
+
+        :raises AmbiguousCredentials: if there is more than one ``Authorization``.
+        :raises Unauthorized: if the credentials are malformed or wrong.
+        :raises TooManyRequests: see ``Logins.log_in``.
+        :raises BadGateway: see ``Logins.log_in``.
+        """
+        values = request.requestHeaders.getRawHeaders(b"Authorization")
+        if not values:
+            return certified(request) or Caller()
+        if len(values) > 1:
+            raise AmbiguousCredentials("more than one Authorization header: send one")
+        scheme, _, rest = values[0].strip().partition(b" ")
+        given = rest.strip()
+        if scheme.lower() == b"basic":
+            try:
+                text = base64.b64decode(given, validate=True).decode()
+            except (binascii.Error, UnicodeDecodeError):
+                raise Unauthorized(
+                    "malformed Basic credentials: expected Base64 of UTF-8"
+                ) from None
+            name, colon, password = text.partition(":")  # RFC 7617, 2
+            if not colon or not fits_basic(name, password):
+                raise Unauthorized("malformed Basic credentials: expected <user>:<password>")
+            if not (name or password):
+                # podman and skopeo send this when they are asked for Basic and have no login.
+                return certified(request) or Caller()
+            request.claimed = name
+            caller = await self.logins.log_in(name, password, request.address)
+            request.claimed = ""
+            return caller
+        if scheme.lower() == b"bearer":
+            try:
+                token = given.decode("ascii")
+            except UnicodeDecodeError:
+                raise Unauthorized("malformed Bearer token: expected ASCII") from None
+            return await self.tokens.verify(token)
+        raise Unauthorized("unknown kind of credentials: see WWW-Authenticate for those that count")
 
 
 BASIC = 'Basic realm="artifactd", charset="UTF-8"'

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Identity, Kind
-from artifactd.web.credentials import certified, identity_of
+from artifactd.web.certificate import certified, identity_of
 
 KEY = generate_private_key(SECP256R1())
 ALTERNATIVES = (
