@@ -116,7 +116,7 @@ class Command(usage.Options):
 
 
 ERRORS = (usage.UsageError, StartError, OSError)
-"""What a command may raise; the message says in one line what is wrong."""
+"""The exceptions that a command may raise; each has a message of one line."""
 
 
 def parse(argv: Sequence[str]) -> SettingsOptions:

@@ -16,12 +16,12 @@ import msgspec
 
 class RegistryError(Exception):
     """
-    What a client did wrong, or what went wrong for it.
+    A request that can't be answered as asked, by the client's fault or the registry's.
 
-    :param message: one sentence that says what is the matter and what to do about it.
+    :param message: one sentence that names the problem and the remedy.
     :param detail: JSON-serialisable facts about the case (digests, names, figures), or ``None``.
     :param headers: response headers that belong to this answer.
-    :ivar beside: members that the document has besides the spec's.
+    :ivar beside: members of the JSON document besides those of the spec.
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -41,7 +41,7 @@ class RegistryError(Exception):
         error: dict[str, object] = {"code": self.code, "message": self.message}
         if self.detail is not None:
             error["detail"] = self.detail
-        # Whatever a detail may hold, the client gets JSON.
+        # A detail may hold values that JSON lacks: they are written as text.
         return msgspec.json.encode({**self.beside, "errors": [error]}, enc_hook=str)
 
 
@@ -94,7 +94,7 @@ class NameInvalid(RegistryError):
 
 
 class NameUnknown(RegistryError):
-    """code-9: repository name not known to registry; also what an unknown route answers."""
+    """code-9: repository name not known to registry; an unknown route answers it, too."""
 
     code, status = "NAME_UNKNOWN", 404
 
@@ -156,23 +156,23 @@ class ContentTooLarge(SizeInvalid):
 
 
 class RangeNotSatisfiable(SizeInvalid):
-    """RFC 9110, 15.5.17: no byte of the range asked for exists."""
+    """No byte of the range exists."""  # RFC 9110, 15.5.17
 
     status = 416
 
 
 class PreconditionFailed(Denied):
-    """RFC 9110, 13.1: ``If-Match`` or ``If-None-Match`` does not hold; the spec has no code."""
+    """``If-Match`` or ``If-None-Match`` does not hold; the spec has no code."""  # RFC 9110, 13.1
 
     status = 412
 
 
 class QuotaExceeded(Denied):
     """
-    A push does not fit into what its repository may hold; the spec has no code of its own.
+    A push does not fit into the quota of its repository; the spec has no code for it.
 
-    :param used: bytes that it holds.
-    :param requested: bytes that were to come to them.
+    :param used: bytes that the repository holds.
+    :param requested: bytes that the push would add.
     """
 
     def __init__(self, repository: str, quota: int, used: int, requested: int) -> None:

@@ -16,7 +16,7 @@ from attrs import field, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 
-# How much a JSON document may ask of its readers, and that they all read the same.
+# Bounds on a JSON document, and names in it that parsers would read differently.
 #
 # RFC 8259, 9: "An implementation may set limits on the size of texts that it accepts [...] on the
 # maximum depth of nesting"; 4: "When the names within an object are not unique, the behavior of
@@ -25,8 +25,8 @@ from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
 
-# The fields that a registry and its clients go by.  Go matches them in any case, and its programs
-# are most of these clients.
+# The fields that registries and clients read.  Most clients are written in Go, which matches the
+# names of fields in any case.
 _FIELDS = {
     name.casefold(): name
     for name in (
@@ -52,11 +52,12 @@ _SPELT = frozenset(_FIELDS.values())
 @frozen
 class ManifestBounds:
     """
-    What a manifest may have; 0: any number of ``entries`` or ``annotations``.
+    The bounds of a manifest.
 
-    :ivar nesting: of arrays and objects, one inside the other.
-    :ivar entries: config, layers and manifests together.
-    :ivar annotations: of the document, and of each of its descriptors.
+    :ivar nesting: how deep arrays and objects may be nested.
+    :ivar entries: the number of config, layers and manifests together; 0: any number.
+    :ivar annotations: the number of annotations of the document, and of each of its descriptors; 0:
+        any number.
     """
 
     nesting: int = 100
@@ -64,19 +65,19 @@ class ManifestBounds:
     annotations: int = 1000
 
     def document_problem(self, content: bytes) -> str | None:
-        """Why a document, before it is decoded, is not accepted; ``None`` if it is."""
+        """Why a document is refused before it is decoded; ``None``: it is not."""
         if nests_deeper(content, self.nesting):
             return f"its JSON is nested deeper than {self.nesting}"
         return None
 
     def entries_problem(self, entries: int) -> str | None:
-        """Why so many entries are not accepted."""
+        """Why so many entries are refused; ``None``: they are not."""
         if self.entries and entries > self.entries:
             return f"it has {entries} entries: at most {self.entries} are accepted here"
         return None
 
     def annotations_problem(self, annotations: Iterable[Mapping[str, str] | None]) -> str | None:
-        """Why one of ``annotations`` is not accepted."""
+        """Why one of ``annotations`` is refused; ``None``: none is."""
         most = max((len(each) for each in annotations if each), default=0)
         if self.annotations and most > self.annotations:
             return f"it has {most} annotations: at most {self.annotations} are accepted here"
@@ -84,14 +85,14 @@ class ManifestBounds:
 
 
 BOUNDS = ManifestBounds()
-"""Where nothing else is said."""
+"""The default bounds."""
 
 
 def nests_deeper(content: bytes, nesting: int) -> bool:
     """
     Whether arrays and objects in ``content``, JSON or not, are nested deeper than ``nesting``.
 
-    Without recursion, in time that grows with the size alone.
+    The time is linear in the size of ``content``; there is no recursion.
     """
     if content.count(b"[") + content.count(b"{") <= nesting:
         return False
@@ -108,13 +109,14 @@ def nests_deeper(content: bytes, nesting: int) -> bool:
 
 def doubled_name(content: bytes) -> str | None:
     """
-    A name that stands twice in one object of ``content``, or once more in another case where it is
-    a field of the spec's; ``None`` if there is none.
+    A name that one object of ``content`` has twice; ``None`` if there is none.
 
-    :param content: JSON, not nested too deep.
-    :raises ValueError: if it is none after all.
+    A field of the spec counts as twice also if its second name differs in case.
+
+    :param content: JSON that is not nested too deep.
+    :raises ValueError: if it is not JSON.
     """
-    # Numbers stay text: nothing is computed of them, whatever their size.
+    # Numbers stay text: a number of a million digits costs nothing to parse.
     try:
         json.loads(content.decode(), object_pairs_hook=_unique, parse_int=str, parse_float=str)
     except _DoubledError as doubled:
@@ -215,7 +217,7 @@ class _Descriptor(msgspec.Struct, rename="camel"):
 
 
 class _Document(msgspec.Struct, rename="camel"):
-    """The fields that any manifest may have; which must be there depends on its type."""
+    """The fields of all types of manifests; the type decides which are required."""
 
     schema_version: int | None = None
     media_type: str | None = None
@@ -228,7 +230,7 @@ class _Document(msgspec.Struct, rename="camel"):
 
 
 class _OtherDocument(msgspec.Struct, rename="camel"):
-    """A document of a type we know nothing of, kept where the settings say so."""
+    """A document of an unknown type, which is accepted if the settings allow it."""
 
     media_type: str | None = None
     artifact_type: str | None = None
@@ -257,7 +259,7 @@ def parse_manifest(
         document's own ``mediaType`` counts.
     :param digest: the digest it was pushed under, or ``None`` for a push by tag (then sha256).
     :param other_types: keep any other ``application/*+json`` too, its structure unchecked.
-    :param bounds: what it may ask of its readers.
+    :param bounds: the bounds of the document.
     :raises ManifestInvalid: if type or structure are wrong, or it exceeds ``bounds``, or two
         readers could read it differently.
     :raises DigestInvalid: if ``digest`` is not that of ``content``.
@@ -338,7 +340,7 @@ def _decode(decoder: msgspec.json.Decoder[_T], content: bytes, bounds: ManifestB
 
 
 def _excess(document: object, bounds: ManifestBounds) -> str | None:
-    """Of what ``document`` has too much."""
+    """The bound that ``document`` exceeds; ``None``: none."""
     entries: list[_Descriptor] = []
     if isinstance(document, _Document):
         entries = [*(document.layers or ()), *(document.manifests or ())]
@@ -353,7 +355,7 @@ def _excess(document: object, bounds: ManifestBounds) -> str | None:
 
 
 def _agreed_type(declared: str | None, embedded: str | None) -> str:
-    """If a manifest has a ``mediaType``, ``Content-Type`` MUST be that ("Pushing Manifests")."""
+    """The media type: ``Content-Type`` MUST match ``mediaType`` ("Pushing Manifests")."""
     if declared and embedded and declared != embedded:
         raise ManifestInvalid(
             "the manifest's mediaType contradicts the request's Content-Type",

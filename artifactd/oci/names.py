@@ -97,19 +97,16 @@ def parse_reference(text: str) -> Reference:
         raise ManifestInvalid(f"invalid reference: {error.message}", error.detail) from None
 
 
-# Patterns of names, as the settings have them.
-
-
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """
-    Whether one of ``patterns`` is all of ``name``: ``*`` stands for any characters, slashes
-    included, ``?`` for one, ``[…]`` for one of these.
+    Whether one of ``patterns`` matches the whole ``name``: ``*`` matches any characters, slashes
+    too, ``?`` matches one character, ``[…]`` one of those in it.
     """
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class Patterns:
-    """Patterns that many names are compared with; compiled once, where :func:`matches` may not."""
+    """Patterns compiled once, for many names; :func:`matches` may compile them each time."""
 
     __slots__ = ("_match",)
 
@@ -119,5 +116,5 @@ class Patterns:
         self._match = re.compile("|".join(alternatives)).match
 
     def match(self, name: str) -> bool:
-        """As :func:`matches`."""
+        """Whether one of the patterns matches the whole ``name``; see :func:`matches`."""
         return self._match(name) is not None

@@ -41,10 +41,10 @@ def parse_content_range(value: str) -> ByteRange:
 
 def parse_range(value: str, size: int) -> ByteRange | None:
     """
-    The bytes that a ``Range`` header asks of something ``size`` bytes long.
+    The bytes that a ``Range`` header asks for in a body of ``size`` bytes.
 
-    ``None`` where RFC 9110 (14.2) lets the header be ignored: another unit, several ranges, or
-    not well-formed.
+    ``None`` if the header is to be ignored (RFC 9110, 14.2): another unit, several ranges, or not
+    well-formed.
 
     :raises RangeNotSatisfiable: if none of the bytes exist.
     """

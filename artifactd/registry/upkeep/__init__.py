@@ -1,1 +1,1 @@
-"""What runs by itself: collection, sweep, scrub, and fsck."""
+"""Upkeep of the data: garbage collection, sweep, scrub and fsck."""

@@ -60,7 +60,7 @@ class Damage:
         """
         Read a whole blob, and quarantine it if its bytes do not have its digest.
 
-        Returns what is wrong with it; ``None``: nothing.
+        Returns its flaw; ``None``: it has none.
 
         :param size: the bytes that its row states, if that is known; the row is corrected if the
             file has the right digest and another size.

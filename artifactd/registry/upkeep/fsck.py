@@ -118,7 +118,7 @@ class Check:
             await self._report_lost(row.digest, flaw)
 
     async def _examine(self, row: ListedBlob) -> str | None:
-        """What is wrong with a listed blob, be it listed as here or as lost; ``None``: nothing."""
+        """The flaw of a listed blob, be it listed as here or as lost; ``None``: it has none."""
         known = row.lost_at is not None
         examination = await self.blobs.examine(row.digest)
         if examination is None:

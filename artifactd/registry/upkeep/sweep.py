@@ -1,4 +1,4 @@
-"""Sweeping: removing what clients gave up and what dead processes left behind."""
+"""Sweeping: removing abandoned uploads and fills, and the remains of dead processes."""
 
 from __future__ import annotations
 
