@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
 from pathlib import Path
@@ -17,6 +18,8 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 import artifactd
+from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.manifest import OCI_MANIFEST
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
 
@@ -93,6 +96,41 @@ class Behind:
     trusting: SSLContext
 
 
+class Pushed(ABC):
+    """A registry that runs, and what tests push to it."""
+
+    @abstractmethod
+    async def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        chunked: bool = False,
+    ) -> Answer:
+        """Ask it for ``path``, as :func:`request`."""
+
+    async def push_blob(
+        self, name: str, content: bytes, algorithm: Algorithm = Algorithm.SHA256
+    ) -> Digest:
+        """Let image ``name`` hold ``content``; its digest."""
+        digest = Digest.of(content, algorithm)
+        answer = await self.request("POST", f"/v2/{name}/blobs/uploads/?digest={digest}", content)
+        assert answer.status == 201, answer
+        return digest
+
+    async def push_manifest(
+        self, name: str, reference: str, content: bytes, media_type: str = OCI_MANIFEST
+    ) -> Digest:
+        """Put a manifest into image ``name``; its digest."""
+        answer = await self.request(
+            "PUT", f"/v2/{name}/manifests/{reference}", content, {"Content-Type": media_type}
+        )
+        assert answer.status == 201, answer
+        return Digest.parse(answer.header("Docker-Content-Digest") or "")
+
+
 def _reserved_port(test: TestCase) -> int:
     """
     A free port of 127.0.0.1, and during the test of nobody but those told its number.
@@ -108,7 +146,7 @@ def _reserved_port(test: TestCase) -> int:
     return number
 
 
-class Daemon:
+class Daemon(Pushed):
     """
     artifactd in a process of its own, on a free port of 127.0.0.1; it ends with the test.
 
@@ -198,9 +236,9 @@ class Daemon:
         self,
         method: str,
         path: str,
-        *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        *,
         chunked: bool = False,
     ) -> Answer:
         """Ask it for ``path``, as :func:`request`."""

@@ -13,11 +13,11 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
 from artifactd.daemon.tap import RegistryService, _Running
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
-from tests.process import Answer, request
+from tests.process import Answer, Pushed, request
 from tests.programs import reactor
 from tests.upstreams.settings import beside_no_upstream
 
@@ -55,7 +55,7 @@ def image_index(*manifests: bytes, **more: object) -> bytes:
 
 
 @frozen
-class Served:
+class Served(Pushed):
     """
     A registry to ask; it ends with the test.
 
@@ -124,25 +124,6 @@ class Served:
     ) -> Answer:
         """Ask for ``path``; with ``chunked`` the body goes by chunked transfer coding."""
         return await request(self.port, method, path, body=body, headers=headers, chunked=chunked)
-
-    async def push_blob(
-        self, name: str, content: bytes, algorithm: Algorithm = Algorithm.SHA256
-    ) -> Digest:
-        """Let image ``name`` hold ``content``; its digest."""
-        digest = Digest.of(content, algorithm)
-        answer = await self.request("POST", f"/v2/{name}/blobs/uploads/?digest={digest}", content)
-        assert answer.status == 201, answer
-        return digest
-
-    async def push_manifest(
-        self, name: str, reference: str, content: bytes, media_type: str = OCI_MANIFEST
-    ) -> Digest:
-        """Put a manifest into image ``name``; its digest."""
-        answer = await self.request(
-            "PUT", f"/v2/{name}/manifests/{reference}", content, {"Content-Type": media_type}
-        )
-        assert answer.status == 201, answer
-        return Digest.parse(answer.header("Docker-Content-Digest") or "")
 
     async def push_image(self, name: str, tag: str, *layers: bytes, **more: object) -> Digest:
         """Push an image of a config and ``layers``, with ``more`` manifest fields; its digest."""

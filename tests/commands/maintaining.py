@@ -8,7 +8,6 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.commands.test_main import artifactd
 from tests.crash.test_sweep import listed, stored
@@ -74,13 +73,8 @@ class MaintenanceTestCase(TestCase):
     async def push(self, name: str, layer: bytes) -> Digest:
         """Push an image of a layer into a local image; the digest of its manifest."""
         for blob in (b"{}", layer):
-            path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
-            self.assertEqual((await self.daemon.request("POST", path, body=blob)).status, 201)
-        manifest = image_manifest(b"{}", layer)
-        path, headers = f"/v2/{name}/manifests/1", {"Content-Type": OCI_MANIFEST}
-        put = await self.daemon.request("PUT", path, body=manifest, headers=headers)
-        self.assertEqual(put.status, 201, put)
-        return Digest.of(manifest)
+            await self.daemon.push_blob(name, blob)
+        return await self.daemon.push_manifest(name, "1", image_manifest(b"{}", layer))
 
     def here(self, content: bytes) -> bool:
         """Whether its bytes are stored."""

@@ -10,7 +10,6 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.commands.backup import Backup
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from tests.api.served import image_manifest
 from tests.commands.test_main import artifactd
@@ -52,16 +51,9 @@ class GarbageTestCase(TestCase):
 
     async def push(self, *tags: str) -> None:
         for blob in (b"{}", LAYER):
-            path = f"/v2/app/blobs/uploads/?digest={Digest.of(blob)}"
-            self.assertEqual((await self.daemon.request("POST", path, body=blob)).status, 201)
+            await self.daemon.push_blob("app", blob)
         for tag in tags:
-            put = await self.daemon.request(
-                "PUT",
-                f"/v2/app/manifests/{tag}",
-                body=MANIFEST,
-                headers={"Content-Type": OCI_MANIFEST},
-            )
-            self.assertEqual(put.status, 201, put)
+            await self.daemon.push_manifest("app", tag, MANIFEST)
 
     async def status(self, path: str, method: str = "GET") -> int:
         return (await self.daemon.request(method, f"/v2/app/{path}")).status

@@ -262,19 +262,13 @@ class BackUpTests(TestCase):
     async def back_up(self, daemon: Daemon, target: Path) -> Result:
         return await artifactd(self, "backup", str(target), ARTIFACTD_DATA=str(daemon.data))
 
-    async def push(self, daemon: Daemon, content: bytes) -> None:
-        answer = await daemon.request(
-            "POST", f"/v2/image/blobs/uploads/?digest={Digest.of(content)}", body=content
-        )
-        self.assertEqual(answer.status, 201, answer.body)
-
     async def pull(self, daemon: Daemon, content: bytes) -> None:
         answer = await daemon.request("GET", f"/v2/image/blobs/{Digest.of(content)}")
         self.assertEqual((answer.status, answer.body), (200, content))
 
     async def test_a_daemon_starts_from_a_backup_made_while_another_ran(self) -> None:
         daemon = await Daemon.start(self)
-        await self.push(daemon, HELLO)
+        await daemon.push_blob("image", HELLO)
         target = Path(self.mktemp()).absolute()
         result = await self.back_up(daemon, target)
         self.assertEqual((result.status, result.err), (0, ""))
@@ -283,9 +277,9 @@ class BackUpTests(TestCase):
     async def test_a_second_backup_copies_only_what_is_new(self) -> None:
         daemon = await Daemon.start(self)
         target = Path(self.mktemp()).absolute()
-        await self.push(daemon, HELLO)
+        await daemon.push_blob("image", HELLO)
         await self.back_up(daemon, target)
-        await self.push(daemon, AGAIN)
+        await daemon.push_blob("image", AGAIN)
         result = await self.back_up(daemon, target)
         self.assertEqual(result.out, f"done: blobs copied: 1, their bytes: {len(AGAIN)}\n")
         restored = await Daemon.start(self, data=target)
@@ -295,9 +289,9 @@ class BackUpTests(TestCase):
     async def test_a_backup_that_breaks_off_leaves_the_one_before_it(self) -> None:
         daemon = await Daemon.start(self)
         target = Path(self.mktemp()).absolute()
-        await self.push(daemon, HELLO)
+        await daemon.push_blob("image", HELLO)
         await self.back_up(daemon, target)
-        await self.push(daemon, AGAIN)
+        await daemon.push_blob("image", AGAIN)
 
         def break_off(backup: Backup) -> None:
             raise OSError(ENOSPC, "disk full")
@@ -316,7 +310,7 @@ class BackUpTests(TestCase):
     async def test_a_folder_in_use_is_not_written_to(self) -> None:
         daemon = await Daemon.start(self)
         other = await Daemon.start(self)
-        await self.push(other, HELLO)
+        await other.push_blob("image", HELLO)
         result = await self.back_up(daemon, other.data)
         self.assertEqual((result.status, result.out), (1, ""))
         self.assertIn(str(other.process.pid), result.err)
@@ -324,7 +318,7 @@ class BackUpTests(TestCase):
 
     async def test_a_damaged_blob_is_named_and_left_out(self) -> None:
         daemon = await Daemon.start(self)
-        await self.push(daemon, HELLO)
+        await daemon.push_blob("image", HELLO)
         stored = next(path for path in daemon.data.rglob(HELLO_DIGEST.encoded))
         stored.chmod(0o600)
         stored.write_bytes(b"jello")

@@ -25,10 +25,6 @@ class KillTests(TestCase):
         self.assertEqual(await self.daemon.kill(), -signal.SIGKILL)
         await self.daemon.restart()
 
-    async def push(self, content: bytes) -> None:
-        path = f"/v2/crash/blobs/uploads/?digest={Digest.of(content)}"
-        self.assertEqual((await self.daemon.request("POST", path, body=content)).status, 201)
-
     async def assert_blob_is_whole(self) -> None:
         answer = await self.daemon.request("GET", BLOB)
         self.assertEqual(answer.status, 200)
@@ -95,8 +91,8 @@ class KillTests(TestCase):
 
     async def test_a_manifest_and_its_tag_are_there_from_its_201_on(self) -> None:
         config, layer = b"{}", b"layer"
-        await self.push(config)
-        await self.push(layer)
+        await self.daemon.push_blob("crash", config)
+        await self.daemon.push_blob("crash", layer)
         manifest = image_manifest(config, layer)
         putting = await send(
             self,
@@ -113,7 +109,7 @@ class KillTests(TestCase):
             self.assertEqual((answer.status, answer.body), (200, manifest))
 
     async def test_what_was_deleted_stays_away_from_the_202_on(self) -> None:
-        await self.push(CONTENT)
+        await self.daemon.push_blob("crash", CONTENT)
         self.assertEqual(await status(await send(self, self.daemon, "DELETE", BLOB)), 202)
         await self.crash()
         self.assertEqual((await self.daemon.request("HEAD", BLOB)).status, 404)

@@ -24,21 +24,10 @@ class TwoProcessTests(TestCase):
         self.one = await Daemon.start(self)
         self.other = await Daemon.start(self, data=self.one.data)
 
-    async def push(self, daemon: Daemon, content: bytes) -> None:
-        path = f"/v2/crash/blobs/uploads/?digest={Digest.of(content)}"
-        self.assertEqual((await daemon.request("POST", path, body=content)).status, 201)
-
     async def tag(self, daemon: Daemon, tag: str, number: int) -> Digest:
         """Let ``tag`` point at a manifest like no other; its digest."""
         manifest = image_manifest(CONFIG, annotations={"number": str(number)})
-        answer = await daemon.request(
-            "PUT",
-            f"/v2/crash/manifests/{tag}",
-            body=manifest,
-            headers={"Content-Type": OCI_MANIFEST},
-        )
-        self.assertEqual(answer.status, 201)
-        return Digest.of(manifest)
+        return await daemon.push_manifest("crash", tag, manifest)
 
     async def test_an_upload_wanders_between_them(self) -> None:
         upload = await Upload.start(self.one)
@@ -95,7 +84,7 @@ class TwoProcessTests(TestCase):
         self.assertEqual(answer.status, 201)
 
     async def test_a_tag_moved_through_one_is_seen_at_once_through_the_other(self) -> None:
-        await self.push(self.one, CONFIG)
+        await self.one.push_blob("crash", CONFIG)
         for number in range(100):
             mover, reader = (self.one, self.other)[:: 1 if number % 2 else -1]
             moved = await self.tag(mover, "latest", number)
@@ -105,7 +94,7 @@ class TwoProcessTests(TestCase):
                 self.assertEqual(Digest.of(answer.body), moved, f"stale at move {number}")
 
     async def test_what_one_deletes_the_other_has_no_more(self) -> None:
-        await self.push(self.one, CONFIG)
+        await self.one.push_blob("crash", CONFIG)
         for number in range(20):
             deleter, reader = (self.one, self.other)[:: 1 if number % 2 else -1]
             digest = await self.tag(deleter, "doomed", number)
@@ -121,7 +110,7 @@ class TwoProcessTests(TestCase):
         self.assertEqual((await self.other.request("GET", blob)).status, 404)
 
     async def test_of_two_that_create_the_same_tag_only_if_absent_one_does(self) -> None:
-        await self.push(self.one, CONFIG)
+        await self.one.push_blob("crash", CONFIG)
         for number in range(20):
             answers = await gatherResults(
                 Deferred.fromCoroutine(
@@ -137,7 +126,7 @@ class TwoProcessTests(TestCase):
             self.assertEqual(sorted(answer.status for answer in answers), [201, 412])
 
     async def test_one_ends_and_the_other_goes_on(self) -> None:
-        await self.push(self.one, CONTENT)
+        await self.one.push_blob("crash", CONTENT)
         self.assertEqual(await self.one.kill(signal.SIGTERM), -signal.SIGTERM)
         answer = await self.other.request("GET", f"/v2/crash/blobs/{DIGEST}")
         self.assertEqual(answer.status, 200)

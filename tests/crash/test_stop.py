@@ -60,9 +60,7 @@ class StopTests(TestCase):
     async def test_a_pull_under_way_ends_with_its_last_byte(self) -> None:
         daemon = await Daemon.start(self)
         content = CONTENT * 4  # more than the sockets hold
-        digest = Digest.of(content)
-        path = f"/v2/crash/blobs/uploads/?digest={digest}"
-        self.assertEqual((await daemon.request("POST", path, body=content)).status, 201)
+        digest = await daemon.push_blob("crash", content)
         pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
         self.assertEqual(await status(pull), 200)
         IPushProducer(pull.transport).pauseProducing()
@@ -102,9 +100,7 @@ class StopTests(TestCase):
     async def test_a_reader_that_does_not_read_is_cut(self) -> None:
         daemon = await Daemon.start(self, shutdown_timeout="1s", stall_timeout="1h")
         content = CONTENT * 4
-        digest = Digest.of(content)
-        path = f"/v2/crash/blobs/uploads/?digest={digest}"
-        self.assertEqual((await daemon.request("POST", path, body=content)).status, 201)
+        digest = await daemon.push_blob("crash", content)
         pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
         self.assertEqual(await status(pull), 200)
         IPushProducer(pull.transport).pauseProducing()

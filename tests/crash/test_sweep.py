@@ -69,11 +69,6 @@ class SweepTests(TestCase):
         self.assertEqual(len(list(self.daemon.data.glob("staging/*"))), 1)
         self.assertIn(str(Digest.of(HELLO.encode())), stored(self.daemon.data))
 
-    async def push(self) -> None:
-        path = f"/v2/crash/blobs/uploads/?digest={Digest.of(HELLO.encode())}"
-        answer = await self.daemon.request("POST", path, body=HELLO.encode())
-        self.assertEqual(answer.status, 201)
-
     async def assert_stored_and_listed(self) -> None:
         self.assertEqual((await self.daemon.request("GET", BLOB)).body, HELLO.encode())
         self.assertEqual(stored(self.daemon.data), listed(self.daemon.data))
@@ -88,13 +83,13 @@ class SweepTests(TestCase):
 
     async def test_one_that_a_later_push_has_given_a_row_stays(self) -> None:
         await self.publish_and_die()
-        await self.push()
+        await self.daemon.push_blob("crash", HELLO.encode())
         await self.daemon.kill()
         await swept(self.daemon)
         await self.assert_stored_and_listed()
 
     async def test_one_that_had_a_row_before_stays(self) -> None:
-        await self.push()
+        await self.daemon.push_blob("crash", HELLO.encode())
         await self.publish_and_die()
         await self.daemon.kill()
         await swept(self.daemon)

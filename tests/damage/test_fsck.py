@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sqlite3
 from contextlib import closing
@@ -11,7 +10,6 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd
@@ -202,7 +200,7 @@ class BackupTests(MaintenanceTestCase):
             while not ended:
                 number += 1
                 name, layer = f"load{worker}", f"{worker} {number}".encode()
-                await self.pushed(name, layer)
+                await self.push(name, layer)
                 if number % 2:
                     digest = Digest.of(image_manifest(b"{}", layer))
                     path = f"/v2/{name}/manifests/{digest}"
@@ -232,15 +230,6 @@ class BackupTests(MaintenanceTestCase):
             self.assertTrue(layer.body == content(number))
             answer = await self.get(f"{name}/manifests/1")
             self.assertEqual(Digest.of(answer.body), digest)
-
-    async def pushed(self, name: str, layer: bytes) -> None:
-        for blob in (b"{}", layer):
-            path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
-            self.assertEqual((await self.daemon.request("POST", path, body=blob)).status, 201)
-        headers = {"Content-Type": OCI_MANIFEST}
-        path, body = f"/v2/{name}/manifests/1", image_manifest(b"{}", layer)
-        put = await self.daemon.request("PUT", path, body=body, headers=headers)
-        self.assertEqual(put.status, 201, json.dumps(str(put.body)))
 
     async def back_up(self, target: Path) -> tuple[int, str]:
         result = await self.command("backup", str(target))
