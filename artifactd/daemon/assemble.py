@@ -45,8 +45,7 @@ from artifactd.registry.mirror.proofs import (
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.names import Names
-from artifactd.registry.registry import Registry
+from artifactd.registry.registry import Names, Registry
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 
 from artifactd.oci.names import ImageName
-from artifactd.registry.names import Names, listed_images
+from artifactd.registry.registry import Names, listed_images
 from tests.catalog.fixture import CatalogTestCase
 
 # Names that sort on both sides of each other's slash: "-" and "." before it, digits behind.

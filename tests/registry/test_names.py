@@ -8,7 +8,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.names import ImageName, RepositoryName
-from artifactd.registry.names import Names
+from artifactd.registry.registry import Names
 
 NAMES = Names(["local", "team"], "local")
 NO_DEFAULT = Names(["local", "team"], None)
