@@ -1,1 +1,1 @@
-"""What knows nothing of registries: Deferreds, streams, buffers."""
+"""Mechanisms that know nothing of registries: Deferreds, streams, buffers, timers."""

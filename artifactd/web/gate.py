@@ -33,7 +33,7 @@ from artifactd.web.server.proxies import TrustedProxies, is_local
 
 
 class Need(StrEnum):
-    """What a route needs that is about no single image."""
+    """A permission that a route needs which is about no single image."""
 
     NOTHING = "nothing"  # everybody may use it
     IDENTITY = "login"  # an authenticated caller, where authentication is configured

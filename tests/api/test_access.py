@@ -1,4 +1,4 @@
-"""Who may do what, as clients with a password see it."""
+"""Access as clients with a password see it."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class MountTests(GuardedCase):
 
 
 class CatalogTests(GuardedCase):
-    """The list of images shows to each what he may pull."""
+    """The list of images shows each caller the images that they may pull."""
 
     async def listed(self, who: str | None, query: str = "") -> list[str]:
         answer = await self.ask("GET", f"/v2/_catalog{query}", who)

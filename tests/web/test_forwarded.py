@@ -1,4 +1,4 @@
-"""Who is at the other end, and how he has come."""
+"""The address of a client, its scheme, and whether it is on this machine."""
 
 from __future__ import annotations
 
