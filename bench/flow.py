@@ -7,10 +7,12 @@ usage: flow.py [--list]
 Runs the daemon in this process, on a free port and a temporary data folder, and traces three flows
 over a real socket:
 
-* GET of a manifest by tag, by a client that logs in with Basic and has done so before;
+* GET of a manifest by tag that has been asked for before;
 * a push of a 4 KiB blob by POST, PATCH and PUT, and then of a manifest that holds it;
 * a pull of a 20 MiB blob that is not cached yet, by three clients at once: one begins the fill, and
   two follow it.
+
+Each flow is traced twice: by clients that log in with Basic, and without accounts (the default).
 
 Printed for each: the modules of artifactd that are entered, the distinct functions, the calls, and
 the turns from the reactor to a thread and back.  ``--list`` prints the modules and functions too.
@@ -38,6 +40,7 @@ from typing import Any
 
 import bcrypt
 from twisted.internet import reactor as _reactor
+from twisted.internet.defer import DeferredList
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadpool import ThreadPool
 
@@ -111,6 +114,14 @@ class Trace:
             print(f"    {module}: {', '.join(names)}")
 
 
+class Client(HTTPConnection):
+    """A client, and the headers that it logs in with."""
+
+    def __init__(self, port: int, login: dict[str, str]) -> None:
+        super().__init__("127.0.0.1", port)
+        self.login = login
+
+
 def settle() -> None:
     """Let the reactor turn a few times: an answer's end is logged after the client has it."""
     for _ in range(20):
@@ -118,7 +129,7 @@ def settle() -> None:
 
 
 def ask(
-    connection: HTTPConnection,
+    connection: Client,
     method: str,
     path: str,
     body: bytes = b"",
@@ -126,7 +137,7 @@ def ask(
     wanted: int = 200,
 ) -> tuple[dict[str, str], bytes]:
     """The headers and the body of the answer, whose status has to be ``wanted``."""
-    connection.request(method, path, body, {**LOGIN, **(headers or {})})
+    connection.request(method, path, body, {**connection.login, **(headers or {})})
     answer = connection.getresponse()
     content = answer.read()
     assert answer.status == wanted, (method, path, answer.status, content[:300])
@@ -145,7 +156,7 @@ def manifest_of(blob: bytes) -> bytes:
     ).encode()
 
 
-def push(connection: HTTPConnection, image: str, blob: bytes) -> None:
+def push(connection: Client, image: str, blob: bytes) -> None:
     """Push ``blob`` by POST, PATCH and PUT."""
     headers, _ = ask(connection, "POST", f"/v2/{image}/blobs/uploads/", wanted=202)
     octets = {"Content-Type": "application/octet-stream"}
@@ -186,21 +197,24 @@ class Server(ThreadingHTTPServer):
         """Say nothing of a connection that the daemon drops when it stops."""
 
 
-def settings(folder: Path, upstream: int) -> Settings:
-    """A registry with one user, who may do everything, and one upstream."""
+def settings(folder: Path, upstream: int, *, accounts: bool) -> Settings:
+    """A registry with one upstream; with one user, who may do everything, or without accounts."""
     users = folder / "users"
     users.write_text(f"alice:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n")
     file = folder / "artifactd.toml"
-    file.write_text(
-        f"""
-        listen = ["tcp:0:interface=127.0.0.1"]
-        data = "{folder}/data"
+    rules = f"""
         [auth]
         htpasswd = "{users}"
         [[access]]
         who = ["user:alice"]
         may = ["pull", "push", "delete", "administer"]
         images = ["*"]
+        """
+    file.write_text(
+        f"""
+        listen = ["tcp:0:interface=127.0.0.1"]
+        data = "{folder}/{"guarded" if accounts else "open"}"
+        {rules if accounts else ""}
         [repository.local]
         kind = "local"
         [repository.up]
@@ -213,10 +227,10 @@ def settings(folder: Path, upstream: int) -> Settings:
     return Settings.load(file, {})
 
 
-def flows(port: int, trace: Trace, *, listed: bool) -> None:
+def flows(port: int, login: dict[str, str], trace: Trace, *, listed: bool) -> None:
     """Trace each flow, and print it."""
-    print(f"{'':<44}{'modules':>8}{'functions':>11}{'calls':>8}{'turns':>7}")
-    connection = HTTPConnection("127.0.0.1", port)
+    suffix = ", Basic" if login else ""
+    connection = Client(port, login)
     manifest = manifest_of(SMALL)
     push(connection, "warm", SMALL)
     typed = {"Content-Type": MANIFEST}
@@ -226,7 +240,7 @@ def flows(port: int, trace: Trace, *, listed: bool) -> None:
 
     with trace.on():
         ask(connection, "GET", "/v2/warm/manifests/1")
-    trace.report("manifest GET by tag, with Basic", listed=listed)
+    trace.report(f"manifest GET by tag{suffix}", listed=listed)
 
     blob = os.urandom(4096)
     with trace.on():
@@ -234,15 +248,15 @@ def flows(port: int, trace: Trace, *, listed: bool) -> None:
         settle()
         blob_turns = trace.turns
         ask(connection, "PUT", "/v2/cold/manifests/1", manifest_of(blob), typed, 201)
-    trace.report(f"chunked push of 4 KiB (turns of the blob: {blob_turns})", listed=listed)
+    trace.report(f"chunked push of 4 KiB{suffix} (blob: {blob_turns} turns)", listed=listed)
 
     ask(connection, "GET", "/v2/up/big/manifests/1")
-    clients = [HTTPConnection("127.0.0.1", port) for _ in range(3)]
+    clients = [Client(port, login) for _ in range(3)]
     with trace.on(), ThreadPoolExecutor(len(clients)) as pool:
         path = f"/v2/up/big/blobs/{digest(BIG)}"
         pulls = [pool.submit(ask, client, "GET", path) for client in clients]
         assert all(pull.result()[1] == BIG for pull in pulls)
-    trace.report("cold pull of 20 MiB with two followers", listed=listed)
+    trace.report(f"cold pull of 20 MiB, two followers{suffix}", listed=listed)
     for client in (connection, *clients):
         client.close()
 
@@ -258,24 +272,37 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="artifactd-flow-") as folder:
         upstream = Server(("127.0.0.1", 0), Upstream)
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
-        service = RegistryService(settings(Path(folder), upstream.server_port), reactor)
+        services = [
+            (
+                RegistryService(
+                    settings(Path(folder), upstream.server_port, accounts=bool(login)), reactor
+                ),
+                login,
+            )
+            for login in (LOGIN, {})
+        ]
 
         def run() -> None:
             try:
-                flows(service.ports[0].getHost().port, trace, listed=options.list)  # type: ignore[attr-defined]
+                print(f"{'':<44}{'modules':>8}{'functions':>11}{'calls':>8}{'turns':>7}")
+                for service, login in services:
+                    port = service.ports[0].getHost().port  # type: ignore[attr-defined]
+                    flows(port, login, trace, listed=options.list)
             except BaseException as error:
                 failed.append(error)
             finally:
                 reactor.callFromThread(stop)
 
         def start() -> None:
-            service.startService()
+            for service, _ in services:
+                service.startService()
             trace.install()
             # The client's thread is not one of the pool's, so it is not counted.
             threading.Thread(target=run).start()
 
         def stop() -> None:
-            service.stopService().addBoth(lambda _: reactor.stop())
+            ends = [service.stopService() for service, _ in services]
+            DeferredList(ends).addBoth(lambda _: reactor.stop())
 
         reactor.callWhenRunning(start)
         reactor.run()
