@@ -1,4 +1,4 @@
-"""What Deferreds need besides Twisted: work that outlives its waiter, stopping, single flight."""
+"""Deferreds beyond Twisted's: work that outlives its waiter, stopping, single flight."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a repository is: names, blobs, uploads, manifests, listings."""
+"""Local and remote repositories: names, blobs, uploads, manifests, lists."""

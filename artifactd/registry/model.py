@@ -1,4 +1,4 @@
-"""What a repository is asked for and what it answers, and the base class of all repositories."""
+"""The requests and answers of a repository, as values, and the base class of all repositories."""
 
 from __future__ import annotations
 

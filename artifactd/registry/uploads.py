@@ -102,14 +102,18 @@ class Body(Protocol):
     def awaits_continue(self) -> bool: ...
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """Deliver it; fires with the number of bytes, fails if the client leaves before the end."""
+        """
+        Write the body to ``consumer`` as it arrives.
+
+        Fires with the number of bytes; fails if the client disconnects before the end.
+        """
 
 
 SMALL = 256 * 1024
 """The most bytes of a body that is gathered in memory and stored in one turn of a thread."""
 
 PROMPT = 0.05
-"""Seconds for which a small body is waited for before its session is claimed all the same."""
+"""Seconds to wait for the whole of a small body; then its session is claimed without it."""
 
 
 @implementer(IConsumer, IPushProducer)
@@ -172,7 +176,12 @@ class EarlyBody:
             self.failure.raiseException()
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """As :meth:`Body.deliver_to`, once :meth:`gather` has ended."""
+        """
+        Write the gathered bytes to ``consumer``, and the rest of the body as it arrives.
+
+        Call it once :meth:`gather` has ended.  Fires with the number of bytes; fails if the client
+        disconnects before the end.
+        """
         delivered: Deferred[int] = Deferred(lambda _: self._cancel())
         self._delivered, self._consumer = delivered, consumer
         consumer.registerProducer(self, True)

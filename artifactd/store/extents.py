@@ -128,9 +128,10 @@ class Extents:
 
     def copy(self, blob: str, target: AppendedFile, until: int | None) -> int:
         """
-        Append to ``target`` the extents that follow its end without a gap; how many bytes.
+        Append to ``target`` the extents that follow its end without a gap.
 
-        :param until: the offset to stop at; and never more than 16 MiB.
+        :param until: the offset to stop at, in bytes; ``None``: no such limit.
+        :returns: how many bytes were appended, at most 16 MiB.
         """
         found, start = self.map(blob), target.size
         spans = found.spans if found is not None else ()

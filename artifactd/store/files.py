@@ -297,10 +297,13 @@ class Directory:
 
     def open_locked(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
         """
-        As :meth:`open_file`, and lock the file exclusively (flock), which its close ends.
+        Open a file that artifactd made, and lock it exclusively (flock) until it is closed.
 
-        :raises BlockingIOError: if it is locked.
-        :raises FileNotFoundError: also if the file lost its name while it was locked.
+        Returns its descriptor and status.
+
+        :raises BlockingIOError: if the file is locked.
+        :raises FileNotFoundError: if there is none, or it lost its name while it was being locked.
+        :raises OSError: if it is not a regular file that belongs to this user.
         """
         fd, status = self.open_file(name, flags)
         try:

@@ -42,9 +42,9 @@ class Contradicted(Exception):
 @frozen
 class FillInfo:
     """
-    What an upstream told of a blob, kept beside its bytes.
+    The size and entity tag that an upstream stated for a blob, kept beside its bytes.
 
-    :ivar size: in bytes; ``None`` if it did not say.
+    :ivar size: in bytes; ``None`` if the upstream stated none.
     :ivar validator: the strong entity tag for ``If-Range``, or ``None``.
     """
 
@@ -87,9 +87,10 @@ def _info_name(blob: str) -> str:
 @frozen
 class FillFiles:
     """
-    The files of a blob that is coming, by its ``<algorithm>-<encoded>``; no lock is looked at.
+    Reads, writes and removes the files of a blob that is being fetched.
 
-    All methods block and raise OSError.
+    Methods take the blob's name, ``<algorithm>-<encoded>``.  They look at no lock, block, and
+    raise OSError.
     """
 
     directory: Directory
@@ -97,7 +98,7 @@ class FillFiles:
     _files: FileOperations
 
     def info(self, blob: str) -> FillInfo | None:
-        """What the upstream told of a blob; ``None`` if nothing, or if that can't be parsed."""
+        """Read the info of a blob; ``None`` if none is kept, or if the file can't be parsed."""
         try:
             fd, _ = self.directory.open_file(_info_name(blob))
         except FileNotFoundError:
@@ -112,9 +113,9 @@ class FillFiles:
 
     def describe(self, blob: str, info: FillInfo) -> None:
         """
-        Keep ``info`` in place of what was kept before; that stays if this fails.
+        Replace the info of a blob.  If that fails, the old one stays.
 
-        Not synced, since clients wait for the blob: a power cut may make it unreadable.
+        The file is not synced, since clients wait for the blob: a power cut may make it unreadable.
         """
         directory, written = self.directory.fd, f"{blob}.{uuid4()}.new"
         fd = self._files.create(directory, written)
@@ -128,7 +129,11 @@ class FillFiles:
             os.close(fd)
 
     def forget(self, blob: str) -> str | None:
-        """Drop the info and the map of the extents; the name of their file, which stays."""
+        """
+        Remove the info of a blob and the map of its extents.
+
+        Returns the name of the file with the extents, which stays; ``None`` if there was no map.
+        """
         found = self.extents.map(blob)
         self._files.unlink(self.directory.fd, map_name(blob))
         self._files.unlink(self.directory.fd, _info_name(blob))
@@ -138,8 +143,8 @@ class FillFiles:
         """
         Remove all files of a blob.
 
-        :param names: of its files, also of those that no map names any more.
-        :param fill: also the fill, which the caller has locked.
+        :param names: names of its files, also of those that no map names any more.
+        :param fill: whether to remove the fill too; the caller has locked it then.
         """
         extents = self.forget(blob)
         if fill:
@@ -158,7 +163,11 @@ class FillFiles:
 
 @define(eq=False)
 class FillFile(HashedFile):
-    """The file of a claimed fill.  All methods block, unless they say not; one call at a time."""
+    """
+    The file of a claimed fill.
+
+    All methods block, except those whose docstrings say otherwise; one call at a time.
+    """
 
     _fills: FillFiles
     # The offset of the next byte that comes again, if any does.
@@ -166,11 +175,11 @@ class FillFile(HashedFile):
 
     @property
     def compared(self) -> bool:
-        """As :attr:`FillSession.compared`.  Does not block."""
+        """Whether no comparison begun by :meth:`restart` is under way.  Does not block."""
         return self._again is None
 
     def restart(self) -> None:
-        """Compare what is appended next, from the first byte on.  Does not block."""
+        """Compare the bytes appended next with the file, from its start on.  Does not block."""
         self._again = 0 if self.size else None
 
     def append(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -183,25 +192,34 @@ class FillFile(HashedFile):
         super().append(self._compare(pieces))
 
     def take_extents(self, until: int | None) -> int:
-        """As :meth:`FillSession.take_extents`."""
+        """
+        Append the extents that follow the end of the file without a gap, and end a comparison.
+
+        :param until: the offset to stop at, in bytes; ``None``: no such limit.
+        :returns: how many bytes were appended, at most 16 MiB.
+        """
         self._again = None
         return self._fills.extents.copy(self.name, self, until)
 
     def next_extent(self, least: int) -> int | None:
-        """Where the first extent of ``least`` bytes behind the end begins, or ``None``."""
+        """
+        Return the offset of the first extent behind the end of the file that has at least ``least``
+        bytes; ``None`` if there is none.
+        """
         found = self._fills.extents.map(self.name)
         spans = found.spans if found is not None else ()
         return next((s.first for s in spans if s.first > self.size and s.length >= least), None)
 
     def describe(self, info: FillInfo) -> None:
-        """As :meth:`FillFiles.describe`."""
+        """Replace the info of the blob; if that fails, the old one stays."""
         self._fills.describe(self.name, info)
 
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """
-        Sync the file, move it to the staged ones, and drop the files beside it.
+        Sync the file, move it to the staged files, and remove the info and extents beside it.
 
-        :raises OSError: if that fails.  A file that can't be synced is removed.
+        :raises OSError: if the file can't be synced or moved.  A file that can't be synced is
+            removed.
         """
         # Synced before it moves, so that other processes find it here until then, and a crash
         # leaves it whole.  A sync that failed must not be tried again: the second one would
@@ -219,7 +237,7 @@ class FillFile(HashedFile):
                 self._fills.unlink(extents)
 
     def discard(self) -> None:
-        """Remove the file, and those beside it."""
+        """Remove the file, and the info and extents beside it."""
         if self.is_there():
             self._fills.drop(self.name)
         self.ended = True
@@ -239,14 +257,14 @@ class FillFile(HashedFile):
 
 @define(eq=False)
 class FillView(OpenFile):
-    """The fill of some process, seen from outside.  Looking never blocks."""
+    """A fill open for reading, which any process may be writing.  No method blocks."""
 
     _directory: Directory
     _name: str
     _file: os.stat_result
 
     def look(self) -> tuple[FillState, int]:
-        """Its state, and then the bytes in its file."""
+        """Return the state of the fill, and the size of its file in bytes just after."""
         # First the name, then the links: a file that is unlinked in between has failed, and one
         # that has another name instead of this one has been staged.
         is_named = self._directory.holds(self._name, self._file)
@@ -263,10 +281,10 @@ _INSTANT = 0.001
 @frozen
 class FillDirectory:
     """
-    All fills: claims, looks, removal.  All methods block and raise OSError.
+    Claims, opens and removes the fills of all blobs.  All methods block and raise OSError.
 
     :param pause: waits the given number of seconds, in the thread.
-    :param booted: when the machine has started, in seconds since the epoch.
+    :param booted: when the machine started, in seconds since the epoch.
     """
 
     directory: Directory
@@ -276,7 +294,11 @@ class FillDirectory:
     _booted: float = 0.0
 
     def claim(self, digest: Digest, create: bool) -> tuple[FillFile, FillInfo | None] | None:
-        """A locked fill and its info; ``None`` as :meth:`FillStore.claim` says."""
+        """
+        Lock a fill, and return its file and info.
+
+        ``None`` if the fill is locked already, or, without ``create``, if there is none.
+        """
         blob = _blob_name(digest)
         fd = self._claim(blob, create)
         if fd is None:
@@ -292,8 +314,10 @@ class FillDirectory:
 
     def _trusted_size(self, fd: int) -> int:
         """
-        The bytes of a locked fill.  One that was last written to before the machine started is
-        emptied: its bytes are not verified, and a power cut may have spoilt them.
+        Return how many bytes of a locked fill can be kept.
+
+        A fill that was last written to before the machine started is emptied: its bytes are not
+        verified, and a power cut may have spoilt them.
         """
         status = os.fstat(fd)
         if status.st_size and status.st_mtime < self._booted:
@@ -302,7 +326,7 @@ class FillDirectory:
         return status.st_size
 
     def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """A fill to look at, and its info; ``None`` if there is none."""
+        """Open a fill for reading; returns it and its info, or ``None`` if there is no fill."""
         blob = _blob_name(digest)
         try:
             fd, status = self.directory.open_file(blob)
@@ -319,7 +343,7 @@ class FillDirectory:
         return None
 
     def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentFile:
-        """Begin an extent; ``info`` is kept unless a size is known already."""
+        """Begin an extent, and keep ``info`` unless the blob's size is known already."""
         blob = _blob_name(digest)
         known = self.files.info(blob)
         if known is None or known.size is None:
@@ -327,7 +351,10 @@ class FillDirectory:
         return self.files.extents.begin(blob, first)
 
     def stale(self, before: float) -> dict[str, list[str]]:
-        """The blobs none of whose files was written to after ``before``, and their files' names."""
+        """
+        Return the names of the files of each blob none of whose files was written to after
+        ``before``, in seconds since the epoch.
+        """
         groups: dict[str, list[str]] = {}
         for name in self.directory.names():
             if match := _NAME.fullmatch(name):
@@ -335,7 +362,7 @@ class FillDirectory:
         return {blob: names for blob, names in groups.items() if self._is_stale(names, before)}
 
     def remove_stale(self, blob: str, names: list[str], before: float) -> bool:
-        """Remove a blob that is still stale and not claimed; whether it was removed."""
+        """Remove a blob that is still stale and not claimed.  Returns whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
 
     def discard(self, digest: Digest) -> None:
@@ -390,18 +417,21 @@ GATHER = 512 * 1024
 """Bytes that are gathered before a thread writes them; followers wait for them."""
 
 EXTENT = 1024 * 1024
-"""Bytes of an extent that are worth a request of their own, for the bytes before it alone."""
+"""
+Bytes that an extent needs for the fill to request only the bytes before it, and then take it over.
+"""
 
 
 @define(eq=False)
 class FillSession(FileConsumer[FillFile]):
     """
-    A claimed fill: no other session, in any process, appends to it until :meth:`close`; its bytes
+    A claimed fill: no other session, in any process, appends to it until :meth:`close`.  The bytes
     stay for the next claim.
 
-    Bytes never change once they are in the file: others may have read them, and sent them on.
+    Bytes never change once they are in the file: other readers may have sent them to clients.
 
-    :ivar info: as last described, by this process or another; ``None``: never.
+    :ivar info: the blob's info when the fill was claimed, or as last given to :meth:`describe`;
+        ``None`` if there was none.
     """
 
     # A turn to a thread and back takes about as long as writing a MiB: one stream has to be fast.
@@ -415,40 +445,42 @@ class FillSession(FileConsumer[FillFile]):
     _catching_up: bool = field(default=False, init=False)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        """``IConsumer``; hashes the bytes found at the claim until the first new ones come."""
+        """``IConsumer``.  Until new bytes come, a thread hashes those found at the claim."""
         super().registerProducer(producer, streaming)
         self._pump()
 
     def reader(self) -> OpenFile:
-        """The file, open for reading once more."""
+        """Open the file once more, for reading."""
         return _reader(self._directory, self._file)
 
     async def describe(self, info: FillInfo) -> None:
-        """Keep ``info`` for processes that follow the fill, or take it over."""
+        """Store ``info`` for processes that follow the fill or take it over."""
         await self._threads.run(partial(self._file.describe, info))
         self.info = info
 
     def restart(self) -> None:
         """
-        Compare what is written next with the blob from its first byte on, up to :attr:`offset`
-        (which stays as it is), and append from there.  At the first difference :meth:`flush` raises
-        :class:`Contradicted`, and the producer is stopped.
+        Let the producer send the blob from its first byte again: bytes before :attr:`offset` (which
+        stays as it is) are compared with the file, later ones appended.  At the first difference
+        :meth:`flush` raises :class:`Contradicted`, and the producer is stopped.
 
-        To be called when nothing is in flight (after :meth:`flush`).  :meth:`take_extents` gives up
-        a comparison that has not come to its end.
+        Call it only when nothing is in flight (after :meth:`flush`).  :meth:`take_extents` ends a
+        comparison early.
         """
         self._file.restart()
         self._position = 0
 
     @property
     def compared(self) -> bool:
-        """Whether, since the last :meth:`restart`, all bytes have come that were here before."""
+        """Whether no comparison begun by :meth:`restart` is under way."""
         return self._file.compared
 
     async def take_extents(self, until: int | None) -> int:
         """
-        Append what lies at :attr:`offset` in the extents of the blob without a gap, at most up to
-        the offset ``until``; how many bytes that was, at most 16 MiB: to be called until it is 0.
+        Append the extents of the blob that follow :attr:`offset` without a gap.
+
+        :param until: the offset to stop at, in bytes; ``None``: no such limit.
+        :returns: how many bytes were appended, at most 16 MiB.  Call it again until it returns 0.
         """
         await self.flush()
         try:
@@ -459,20 +491,21 @@ class FillSession(FileConsumer[FillFile]):
             self._took()
 
     async def next_extent(self) -> int | None:
-        """Where the first extent of some length (1 MiB) behind :attr:`offset` begins, or None."""
+        """Return where the first extent of at least 1 MiB behind :attr:`offset` begins, or None."""
         return await self._threads.run(partial(self._file.next_extent, EXTENT))
 
     async def computed(self) -> Digest:
-        """The digest of all bytes; reads back only those not hashed as they came."""
+        """Return the digest of all bytes; reads back only bytes not hashed as they arrived."""
         await self.flush()
         return await hashed(self._file, self._file.running, self._threads)
 
     async def stage(self) -> StagedBlob:
         """
-        Sync and stage the bytes, which are verified; drop what was kept beside them.  From then on
-        every process that follows sees :attr:`FillState.VERIFIED`.
+        Sync and stage the bytes, which the caller has verified, and remove the info and extents.
+        From then on every process that follows the fill sees :attr:`FillState.VERIFIED`.
 
-        :raises OSError: if that fails; bytes that can't be synced are removed.
+        :raises OSError: if the bytes can't be synced or staged; bytes that can't be synced are
+            removed.
         """
         await self.flush()
         return await self._threads.run(
@@ -480,7 +513,7 @@ class FillSession(FileConsumer[FillFile]):
         )
 
     async def discard(self) -> None:
-        """Remove the bytes and all that is kept beside them; followers see ``FAILED``."""
+        """Remove the bytes, info and extents; followers see :attr:`FillState.FAILED`."""
         await self._threads.run(self._file.discard)
 
     def _took(self) -> None:
@@ -504,16 +537,16 @@ class FillSession(FileConsumer[FillFile]):
 
 @define(eq=False)
 class ExtentSession(FileConsumer[ExtentFile]):
-    """A part of a blob on its way into the extents."""
+    """Writes a part of a blob into the file of its extents."""
 
     _directory: Directory
 
     def reader(self) -> OpenFile:
-        """The extents, open for reading once more."""
+        """Open the file of the extents once more, for reading."""
         return _reader(self._directory, self._file)
 
     async def record(self) -> None:
-        """:meth:`flush`, sync, and record that the bytes up to :attr:`written` are here."""
+        """Flush and sync the bytes, and record in the map those up to :attr:`written`."""
         await self.flush()
         await self._threads.run(self._file.record)
 
@@ -529,9 +562,9 @@ def _reader(directory: Directory, file: AppendedFile) -> OpenFile:
 
 class FillStore:
     """
-    Blobs that are still coming, by digest; the bytes survive the process.
+    The fills of all blobs, by digest; their bytes survive the process.
 
-    :param blobs: where the fills become blobs; of the same folder.
+    :param blobs: the store of the same folder, in which the fills become blobs.
     :param clock: limits how long bytes are gathered before they are written; without one each piece
         is written at once.
     :param now: the time in seconds since the epoch.
@@ -564,10 +597,10 @@ class FillStore:
 
     async def claim(self, digest: Digest, *, create: bool = True) -> FillSession | None:
         """
-        Take the fill of ``digest``, as far as it has come; begin it if there is none.
+        Claim the fill of ``digest``, with the bytes it has so far; begin it if there is none.
 
-        ``None`` if another process, or another claim of this one, has it; without ``create`` also
-        if there is none.
+        ``None`` if this process or another one has claimed it already; without ``create`` also if
+        there is none.
         """
         claiming = self._run(self._fills.claim, digest, create)
         claimed = await uncancelled(claiming, _close_first)
@@ -587,28 +620,31 @@ class FillStore:
         )
 
     async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """The fill of ``digest`` and its info, or ``None`` if there is none."""
+        """Open the fill of ``digest`` for reading; returns it and its info, or ``None``."""
         viewing = self._run(self._fills.view, digest)
         return await uncancelled(viewing, _close_first)
 
     async def info(self, digest: Digest) -> FillInfo | None:
-        """What the upstream told of a blob that is coming, or of which there are extents."""
+        """Read the info of a blob that has a fill or extents; ``None`` if there is none."""
         return await self._run(self._files.info, _blob_name(digest))
 
     async def is_staged(self, digest: Digest) -> bool:
         """
-        Whether some process, this one included, has staged ``digest``, from a fill or an upload,
-        and has neither committed its row yet nor given up.
+        Whether any process has staged ``digest``, from a fill or an upload, and has neither
+        committed its row yet nor given up.
         """
         return await self._run(self._staging.is_held, digest)
 
     async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
-        """A file with the bytes ``span`` at their offsets, if the extents have all of them."""
+        """
+        Open the file of the extents, where bytes lie at their offsets in the blob; ``None`` if
+        some of the bytes ``span`` are not in it.
+        """
         finding = self._run(self._files.extents.find, _blob_name(digest), span)
         return await uncancelled(finding, _close)
 
     async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
-        """Begin to keep a part of a blob, from the offset ``first`` on."""
+        """Begin an extent: a part of a blob, from the offset ``first`` on."""
         adding = self._run(self._fills.add_extent, digest, first, info)
         file = await uncancelled(adding, ExtentFile.close)
         threads = Serial(self._run)
@@ -621,7 +657,7 @@ class FillStore:
         await self._run(self._fills.discard, digest)
 
     async def sweep(self, seconds: float) -> int:
-        """Remove unclaimed blobs that were not written to for ``seconds``; how many."""
+        """Remove unclaimed fills not written to for ``seconds``.  Returns how many."""
         swept, before = 0, self._now() - seconds
         for blob, names in (await self._run(self._fills.stale, before)).items():
             try:

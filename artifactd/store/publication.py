@@ -217,7 +217,10 @@ class BlobTree:
             self._files.unlink(directory.fd, digest.encoded)
 
     def published(self, shelf: int, before: float) -> list[tuple[Digest, int]]:
-        """As ``BlobStore.published``, by the time when a name of the file last came or went."""
+        """
+        The digests and sizes in bytes on one shelf.  Left out are files whose last change of name
+        or mode (ctime) is not before ``before``, in seconds since the epoch.
+        """
         found: list[tuple[Digest, int]] = []
         for algorithm, directory in self._algorithms.items():
             with suppress(FileNotFoundError), directory.subdirectory(f"{shelf:02x}") as names:

@@ -1,4 +1,4 @@
-"""What the registry asks of an upstream."""
+"""The interface of an upstream registry: manifests, blobs, tags and referrers."""
 
 from __future__ import annotations
 

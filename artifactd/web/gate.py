@@ -91,10 +91,10 @@ class Gate(Protocol):
         """
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
-        """Whether there may be any image that the caller may pull."""
+        """Whether there may be an image that the caller may pull; none is looked up."""
 
     def asker(self, request: RegistryRequest) -> Asker:
-        """Return the caller as an asker, of whom some images want proof of access."""
+        """Return the caller as repositories see it that want a proof of access."""
 
     def unproved(
         self, request: RegistryRequest, error: NoProof, target: Target, action: Action

@@ -65,7 +65,12 @@ class FillSource:
     async def open(
         self, first: int = 0, last: int | None = None, validator: str | None = None
     ) -> BlobBody:
-        """As ``Upstream.open_blob``."""
+        """
+        Request bytes ``first`` to ``last`` (inclusive; ``None``: to the end) of the blob.
+
+        :param validator: sent as ``If-Range``.
+        :raises UpstreamError: if the upstream does not give them.
+        """
         return await self.upstream.open_blob(self.image.image, self.digest, first, last, validator)
 
 

@@ -331,7 +331,7 @@ class AccessProofs:
         presented: UpstreamLogin | None,
         reference: Reference | None,
     ) -> None:
-        """As :meth:`require`, for a client without a password to send to the upstream."""
+        """Check that the upstream lets everybody pull ``image``; the client sent no password."""
         verdict = await self._ask(image, None, reference)
         if verdict.said is Said.YES:
             return
@@ -446,11 +446,11 @@ def _check(verdict: Verdict, presented: UpstreamLogin, name: str | None = None) 
 @frozen
 class GuardedRepository(RemoteRepository):
     """
-    A remote repository that serves an image only to clients whom its upstream would serve.
+    A remote repository that serves an image only to clients that its upstream would serve.
 
     Every read raises NoProof if ``asker`` has not proved that.
 
-    :ivar asker: the client who is served.
+    :ivar asker: the client that is served.
     """
 
     proofs: AccessProofs

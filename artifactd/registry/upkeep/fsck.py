@@ -149,7 +149,11 @@ class Check:
         return await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest))
 
     async def _found_again(self, digest: Digest, examination: Examination) -> None:
-        """The row says that the blob is lost, but its right file is here: somebody put it back."""
+        """
+        Report a blob that its row calls lost although the right file is in the store.
+
+        With :attr:`repair` the row is corrected first.
+        """
 
         def confirm() -> None:
             if not examination.is_published():

@@ -27,8 +27,8 @@ _PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip", b"origin"})
 
 def is_local(request: Request) -> bool:
     """
-    Whether ``request`` was made on this machine, for nobody else: it came over loopback or a Unix
-    socket, and no header says that it was passed on.
+    Whether ``request`` was made on this machine and not passed on for another client: it came over
+    loopback or a Unix socket, and has no header that proxies or browsers add.
     """
     if not from_here(request.client):
         return False
