@@ -23,11 +23,12 @@ _WITH_PASSWORD = frozenset({Kind.USER, Kind.ROBOT})
 @frozen
 class Account:
     """
-    An account as the settings and files have it now.
+    The present state of an account.
 
-    :ivar identity: with its groups of now.
+    :ivar identity: with the groups that it belongs to now.
     :ivar fingerprint: changes with the password, and does not reveal it; empty if the account has
-        no password here.  A token holds it, and is refused once it is another.
+        no password here.  A token holds the fingerprint of its time, and is refused once the
+        account has another.
     """
 
     identity: Identity
@@ -142,17 +143,20 @@ class BearerTokens:
 
     async def verify(self, token: str) -> Caller:
         """
-        The identity that ``token`` was given to, as it is now, and the token's scopes.
+        Return the present identity of the account that ``token`` was given to, and the token's
+        scopes.
 
-        :raises Unauthorized: if it isn't valid here and now; the message says why.
+        :raises Unauthorized: if the token isn't valid here and now; the message says why.
         :raises Unavailable: if its issuer's keys can't be had.
         """
         return await self._verify(token, own=True)
 
     async def check(self, name: str, password: str) -> Identity | None:
         """
-        The identity of the token given as ``password``, with any ``name``; ``None`` if it is no
-        valid token of another issuer.  Tokens of this registry are not passwords.
+        Return the identity of the token given as ``password``, with any ``name``; ``None`` if it is
+        no valid token of another issuer.
+
+        Tokens of this registry are not passwords.
         """
         if not is_token(password):
             return None

@@ -64,7 +64,7 @@ class KeySource(Protocol):
         """
 
     def holds(self, kid: str) -> bool:
-        """Whether the keys at hand have one of that id.  Takes microseconds."""
+        """Whether the keys at hand include one of that id.  Takes microseconds."""
 
 
 class _Discovery(msgspec.Struct, frozen=True):
@@ -125,10 +125,12 @@ def key_set_of(
 @define(eq=False)
 class FetchedKeys:
     """
-    Fetches keys when the first is wanted, and again when they get old or a token has an unknown
-    key.  If a fetch fails, the keys at hand stay.
+    Fetches an issuer's keys when they are first needed, and again when they get old or a token has
+    an unknown key.
 
-    :param name: of the issuer in the settings.
+    If a fetch fails, the keys at hand stay.
+
+    :param name: the name of the issuer in the settings.
     :param fetch: returns the key set.  :raises KeysUnavailable: if it can't be had.
     :param now: seconds since 1970.
     :param refresh: seconds after which the keys are fetched again.
@@ -204,9 +206,7 @@ class KeysInFile:
 
     def __init__(self, path: Path, run: RunInThread, now: Callable[[], float]) -> None:
         """
-        Blocks.
-
-        :raises OSError, ValueError: if the file can't be read, or has no keys.
+        Read the file.  Blocks.  :raises OSError, ValueError: if it can't be read, or has no keys.
         """
         self._path = path
         self._followed = Followed(

@@ -76,9 +76,9 @@ def read_source(token: str) -> str:
 
 def verify(token: str, key: Any, algorithm: str, kind: type[_T]) -> _T:
     """
-    The claims of ``token``, once its signature is verified.
+    Verify the signature of ``token``, and return its claims.
 
-    :param algorithm: the only one accepted, whatever the header of the token says.
+    :param algorithm: the only algorithm accepted, whatever the header of the token says.
     :raises Unauthorized: if ``key`` did not sign it, or the claims are not of ``kind``.
     """
     try:
@@ -176,8 +176,9 @@ class VerificationKey:
 
 def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
     """
-    The keys in a JSON Web Key Set that can verify signatures; others, and broken ones, are left
-    out: RFC 7517, 5.
+    Parse a JSON Web Key Set, and return the keys that can verify signatures.
+
+    Other keys, and malformed ones, are left out (RFC 7517, 5).
 
     :raises ValueError: if ``content`` is no key set, or has no such key.
     """

@@ -157,7 +157,9 @@ class Keys:
         return ring.signing.kid
 
     async def signing(self) -> SigningKey:
-        """The key to sign with; a new one if the last one is older than the rotation."""
+        """
+        Return the key to sign with; make a new one if the last one is older than the rotation.
+        """
         await self._followed.look(fresh=True)
         if self._is_due(self._followed.content.signing.made):
             try:
@@ -170,10 +172,10 @@ class Keys:
 
     async def verifying(self, kid: str, *, look: bool = False) -> EllipticCurvePublicKey | None:
         """
-        The key of that id; ``None`` if all tokens that it signed have expired.
+        Return the key of that id; ``None`` if all tokens that it signed have expired.
 
-        :param look: look first whether another process has just dropped it; else that takes up to a
-            second to be noticed.
+        :param look: check first whether another process has just dropped the key; otherwise up to a
+            second passes before this process notices.
         """
         await self._followed.look(fresh=look)
         if kid not in self._followed.content.verifying:
@@ -243,5 +245,5 @@ def _new_key(now: float) -> _Kept:
 
 
 def _retired(key: _Kept, until: float) -> _Kept:
-    """The key without its private part, for verifying only."""
+    """A copy of the key without its private part, for verifying only."""
     return key if key.until else _Kept(x=key.x, y=key.y, made=key.made, until=until)

@@ -63,7 +63,7 @@ class Dummies:
         self._key = secrets.token_bytes(32)
 
     def choose(self, account: str) -> bytes:
-        """The dummy of that name, always the same one."""
+        """Return the dummy for that name, always the same one."""
         chosen = digest(self._key, account.encode(errors="surrogatepass"), "sha256")
         return self._hashes[int.from_bytes(chosen[:8]) % len(self._hashes)]
 
@@ -113,7 +113,7 @@ class Passwords:
         return await self._single_flight.join(key, check)
 
     def recall(self, account: str, password: str, hashed: bytes) -> bool:
-        """Whether that comparison has matched, and is remembered."""
+        """Whether that comparison has matched, and the match is still remembered."""
         key = self._digest(account, password, hashed)
         matched = None if key is None else self._matched.get(key)
         return matched is not None and 0 <= self._clock.seconds() - matched < self._remember
@@ -142,14 +142,16 @@ class Accounts(Protocol):
 
     async def check(self, name: str, password: str) -> Identity | None:
         """
-        The account with that name and password; ``None`` if there is none, which may take as long
-        to find out as if there were.
+        Return the account with that name and password; ``None`` if there is none.
+
+        Refusing an unknown name may take as long as refusing a wrong password.
         """
 
     def recall(self, name: str, password: str) -> Identity | None:
         """
-        The same in microseconds: ``None`` too if :meth:`check` would need a thread or a look at a
-        file.
+        Do the same as :meth:`check` in microseconds, from matches in memory.
+
+        ``None`` too if :meth:`check` would need a thread or a look at a file.
         """
 
     async def mark(self, identity: Identity) -> str | None:
@@ -181,7 +183,7 @@ class Users:
     @classmethod
     def read(cls, path: Path, groups: Groups) -> Users:
         """
-        Blocks.
+        Read an htpasswd file.  Blocks.
 
         :raises StartError: in one line, if it can't be read, or one of its lines is wrong.
         """
@@ -257,11 +259,7 @@ class Htpasswd:
         run: RunInThread,
         clock: IReactorTime,
     ) -> None:
-        """
-        Blocks.
-
-        :raises StartError: if the file can't be read, or is wrong.
-        """
+        """Read the file.  Blocks.  :raises StartError: if it can't be read, or is wrong."""
         self._path = path
         self._passwords = passwords
         self._users = Followed(
@@ -276,7 +274,7 @@ class Htpasswd:
         self._users.load()
 
     async def check(self, name: str, password: str) -> Identity | None:
-        """The user; an unknown one takes as long to refuse as one with a wrong password."""
+        """Return the user; refusing an unknown one takes as long as refusing a wrong password."""
         await self._users.look()
         users = self._users.content
         hashed = users.hashes.get(name)
@@ -288,7 +286,10 @@ class Htpasswd:
         return now.identities[name] if now.hashes.get(name) == hashed else None
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """The user, if the password was found right and the file looked at just now."""
+        """
+        Return the user if the match of the password is remembered and the file was looked at just
+        now.
+        """
         users = self._users.content
         hashed = users.hashes.get(name)
         if hashed is None or self._users.is_due():
@@ -372,7 +373,7 @@ class Robots:
         return self._identity(name) if matches else None
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """The robot, unless its hash is a bcrypt hash whose match is not remembered."""
+        """Return the robot, unless its hash is a bcrypt hash whose match is not remembered."""
         if not name.startswith(LOGIN_PREFIX):
             return None
         robot = self._valid(name.removeprefix(LOGIN_PREFIX))
@@ -405,7 +406,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def fits_basic(user: str, password: str) -> bool:
     """
-    Whether Basic can carry them (RFC 7617, 2): a colon would end the user early, and control
-    characters are not allowed.
+    Whether HTTP Basic can carry this user and password (RFC 7617, 2): a colon would end the user
+    early, and control characters are not allowed.
     """
     return ":" not in user and not _CONTROL.search(user + password)

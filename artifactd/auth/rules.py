@@ -94,7 +94,7 @@ class AccessRules:
         )
 
     def _grants_of(self, identity: Identity) -> tuple[_Grant | None, tuple[_Grant, ...]]:
-        """The limit of ``identity``, if it is a robot, and the grants of the rules for it."""
+        """The robot's own limit, if ``identity`` is a robot, and the grants of the rules for it."""
         limit = None
         if identity.kind is Kind.ROBOT:
             limit, expires = self._limits.get(identity.name, (None, 0.0))

@@ -153,9 +153,10 @@ class TokenService:
         self, visitors: Visitors, identity: Identity, presented: UpstreamLogin, asked: Asked
     ) -> None:
         """
-        Let the upstream say now which images the credential gives access to: the token will not
-        hold the password to ask with later.  A refusal is reported to the client that uses the
-        token.
+        Ask the upstream now which of the images the credential gives access to.
+
+        Later requests come with the token, which does not hold the password to ask with.  A refusal
+        is reported to the client that uses the token.
         """
         upstream = visitors.upstreams[presented.repository]
         proved, failure = False, None
@@ -184,7 +185,10 @@ class TokenService:
         return Granted(issued.text, issued.expires_in, issued.issued_at, scope)
 
     def _granted(self, identity: Identity, texts: Sequence[str]) -> Iterator[Scope]:
-        """The scopes asked for, each with the actions that are allowed; without empty ones."""
+        """
+        The scopes asked for, each with the actions that are allowed; scopes without any are left
+        out.
+        """
         for scope in parse_scopes(texts):
             if scope.type == REPOSITORY:
                 granted = scope.wanted & self._allowed(identity, scope.name)

@@ -57,7 +57,7 @@ class Scope:
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The scope in ``text``; ``None`` if it is malformed."""
+        """Parse a scope; ``None`` if ``text`` is malformed."""
         match = _SCOPE.fullmatch(text)
         if match is None:
             return None
@@ -178,7 +178,7 @@ class Tokens:
         self, account: Account, granted: Sequence[Scope], presented: UpstreamLogin | None = None
     ) -> Issued:
         """
-        An access token for ``granted``, which may be empty.
+        Issue an access token for ``granted``, which may be empty.
 
         :param presented: the upstream's credential of the login; the token holds its mark.
         :raises QueryInvalid: if the scopes are more than a token can hold.
@@ -191,7 +191,7 @@ class Tokens:
         return Issued(text, claims.iat, claims.exp - claims.iat)
 
     async def issue_refresh(self, account: Account) -> str:
-        """A refresh token, which is valid for getting access tokens only."""
+        """Issue a refresh token, which is valid for getting access tokens only."""
         return await self._sign(self._claims(account, self.settings.refresh_lifetime), _REFRESH)
 
     async def open(self, token: str) -> Opened:
@@ -207,7 +207,12 @@ class Tokens:
         return await self.keys.verifying(opened.kid) is not None
 
     def _lifetime(self, account: Account) -> float:
-        """Seconds of an access token.  A CI job's own token may expire before its push ends."""
+        """
+        The lifetime of an access token in seconds.
+
+        A token given for a CI job's token has the ``session`` of that issuer: the job's own token
+        may expire before its push ends.
+        """
         identity = account.identity
         if identity.kind is Kind.ISSUER:
             issuer = self.issuers.get(identity.name.partition("/")[0])

@@ -282,7 +282,7 @@ def store(
 
 
 def columns_of(manifest: Manifest) -> tuple[str, str | None, str | None, str]:
-    """Its media type, artifact type, subject and annotations, for their columns."""
+    """The values of the columns media type, artifact type, subject and annotations."""
     return (
         manifest.media_type,
         manifest.artifact_type,

@@ -28,7 +28,10 @@ class Precondition:
     if_none_match: tuple[str, ...] | None = None
 
     def holds(self, current: Digest | None) -> bool:
-        """Whether it holds if the reference points at ``current`` (``None``: it is absent)."""
+        """
+        Whether the precondition holds for a reference that points at ``current``; ``None``: at
+        nothing.
+        """
         etag = f'"{current}"'
         if self.if_match is not None and (
             current is None or not ("*" in self.if_match or etag in self.if_match)

@@ -462,7 +462,10 @@ def _unlink_blob(db: Connection, image_id: int, digest: Digest, until: float) ->
 def _remove_manifest(
     db: Connection, image_id: int, digest: Digest, until: float, *, actor: str, at: float
 ) -> bool:
-    """The same as :func:`_unlink_blob` for a manifest and its tags."""
+    """
+    Remove a manifest that was not used after ``until``, and its tags.  Returns whether there was
+    one.
+    """
     row = db.execute(
         "SELECT id FROM manifest WHERE image_id = ? AND digest = ? AND used_at <= ?",
         (image_id, str(digest), until),
@@ -506,7 +509,11 @@ def _purge_tag(db: Connection, image_id: int, tag: Tag, at: float) -> list[Diges
 
 
 def _purge_digest(db: Connection, image_id: int, digest: Digest, at: float) -> list[Digest] | None:
-    """Take it out with everything it holds that nothing else in the image holds or tags."""
+    """
+    Take ``digest`` out of an image, with all it holds that no other manifest or tag there needs.
+
+    Returns the digests taken out; ``None`` if the image does not have ``digest``.
+    """
     gone: list[Digest] = []
     pending = [digest]
     while pending:
@@ -521,7 +528,9 @@ def _purge_digest(db: Connection, image_id: int, digest: Digest, at: float) -> l
 
 
 def _take_out(db: Connection, image_id: int, digest: Digest, at: float) -> bool:
-    """Take it out of an image, as a manifest and as a blob.  Returns whether it was there."""
+    """
+    Remove ``digest`` from an image, as a manifest and as a blob.  Returns whether it was there.
+    """
     was_blob = _unlink_blob(db, image_id, digest, _EVER)
     return _remove_manifest(db, image_id, digest, _EVER, actor=_PURGE, at=at) or was_blob
 

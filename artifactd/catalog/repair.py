@@ -108,7 +108,7 @@ def note_lost(db: Connection, digest: Digest, at: float) -> None:
 
 
 def holders(db: Connection, digest: Digest, limit: int) -> list[Holder]:
-    """See :meth:`RepairCatalog.holders`."""
+    """List at most ``limit`` images that have ``digest``, pushed and remote ones by turns."""
     return [
         Holder(ImageName(repository, name), bool(is_manifest), bool(is_remote))
         for repository, name, is_manifest, is_remote in db.execute(_HOLDERS, (str(digest), limit))
@@ -116,7 +116,11 @@ def holders(db: Connection, digest: Digest, limit: int) -> list[Holder]:
 
 
 def drop_lost(db: Connection, digest: Digest, at: float) -> int:
-    """See :meth:`RepairCatalog.drop_lost`."""
+    """
+    Take a lost blob or manifest out of the images that have it from an upstream.
+
+    Returns how many images those were.
+    """
     lost = db.execute(
         "SELECT id FROM blob WHERE digest = ? AND lost_at IS NOT NULL", (str(digest),)
     ).fetchone()

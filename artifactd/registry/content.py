@@ -46,7 +46,7 @@ class Contents:
 
     async def of(self, digest: Digest) -> bytes:
         """
-        The bytes of a manifest or a small blob that the catalog lists.
+        Return the bytes of a manifest or a small blob that the catalog lists.
 
         :raises RuntimeError: if the store does not have them.
         :raises OSError: if the store has other bytes, or can't read them.
@@ -62,7 +62,7 @@ class Contents:
         return content
 
     def kept(self, digest: Digest) -> bytes | None:
-        """The bytes, if they are in memory; they were verified when they were read."""
+        """Return the bytes if they are in memory; they were verified when they were read."""
         return self._kept.get(digest)
 
 
@@ -99,7 +99,7 @@ def _suspect_nothing(digest: Digest) -> None: ...
 
 
 class Lost(RuntimeError):
-    """The catalog lists a manifest or blob whose bytes the store does not have, or not all."""
+    """The store lacks some or all bytes of a manifest or blob that the catalog lists."""
 
 
 async def _inspect_nothing(digest: Digest, size: int | None) -> None:

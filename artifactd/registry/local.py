@@ -132,7 +132,12 @@ class LocalRepository(Repository):
         return self
 
     async def find(self, image: ImageName, reference: Reference) -> ManifestRecord | None:
-        """The manifest under ``reference``; where untagged ones expire, it is kept for a lease."""
+        """
+        Return the manifest under ``reference``, or ``None``.
+
+        In a repository whose untagged manifests expire, the lease of a manifest that nothing keeps
+        is renewed.
+        """
         if self.settings.untagged == "keep":
             return await self.catalog.manifest(image, reference)
         return await self.catalog.promise_manifest(image, reference)
@@ -161,7 +166,7 @@ class LocalRepository(Repository):
         actor: str,
     ) -> ManifestPut:
         """
-        The arguments of :meth:`put_manifest`, completed from the settings.
+        Return the arguments of :meth:`put_manifest`, completed from the settings.
 
         :param tags: further tags, if ``reference`` is a digest.
         """
@@ -193,7 +198,7 @@ class LocalRepository(Repository):
         )
 
     async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> None:
-        """Delete a tag, or a manifest with all its tags.  Errors as in ``Catalog``."""  # end-9
+        """Delete a tag, or a manifest with all its tags; errors: see ``Catalog``."""  # end-9
         if isinstance(reference, Tag):
             await self.catalog.delete_tag(image, reference, actor=actor)
         else:

@@ -307,7 +307,7 @@ class Registry:
         precondition: Precondition,
         actor: str,
     ) -> Manifest:
-        """Parse and store a manifest, as :meth:`LocalRepository.put_manifest`."""  # end-7
+        """Parse and store a manifest; errors: see :meth:`LocalRepository.put_manifest`."""  # end-7
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)

@@ -289,7 +289,7 @@ class Uploads:
         owner: str | None = None,
     ) -> str:
         """
-        Open a session; its id, a UUID.
+        Open a session.  Returns its id, a UUID.
 
         :param owner: the client whose sessions are counted; ``None``: they are not.
         :raises TooManyRequests: if that client has too many open.
@@ -337,7 +337,7 @@ class Uploads:
         self, image: ImageName, upload_id: str, chunk: ByteRange | None, body: Body | None
     ) -> int:
         """
-        Append a chunk; the session's offset after it, in bytes.
+        Append a chunk.  Returns the session's offset after it, in bytes.
 
         A body cut short leaves the bytes that arrived; any error leaves the old offset.
 
@@ -410,7 +410,9 @@ class Uploads:
                 await session.close()
 
     async def offset(self, image: ImageName, upload_id: str) -> int:
-        """The bytes staged so far.  :raises BlobUploadUnknown: if there is no such session."""
+        """
+        The number of bytes staged so far.  :raises BlobUploadUnknown: if there is no such session.
+        """
         await self._record(image, upload_id)  # end-13
         try:
             return await self.store.offset(upload_id)

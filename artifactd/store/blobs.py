@@ -41,7 +41,9 @@ class OpenBlob(Protocol):
 
     @property
     def content(self) -> bytes | None:
-        """All bytes, if they are in memory: then :meth:`fileno` has nothing to read."""
+        """
+        All bytes, if they are in memory; :meth:`fileno` can't be used then.  Otherwise ``None``.
+        """
 
     @property
     def available(self) -> int:
@@ -90,12 +92,12 @@ class BlobStore:
         self._copying = CopyLock(folder.path, files)
 
     async def open(self, digest: Digest) -> PublishedBlob | None:
-        """The blob, or ``None`` if there is none.  :raises OSError: if it can't be read."""
+        """Open a blob; ``None`` if there is none.  :raises OSError: if it can't be read."""
         return await uncancelled(self._run(self._blobs.open, digest), _close)
 
     async def read(self, digest: Digest) -> bytes | None:
         """
-        All bytes of a small blob (a manifest), or ``None`` if there is none.
+        Read all bytes of a small blob (a manifest); ``None`` if there is none.
 
         :raises Damaged: if its bytes do not have ``digest`` any more.
         :raises OSError: if it can't be read.
@@ -109,9 +111,9 @@ class BlobStore:
 
     async def publish(self, digest: Digest, content: bytes) -> StagedBlob:
         """
-        :meth:`stage` and publish ``content`` in one turn of a thread.
+        Stage and publish ``content`` in one turn of a thread.
 
-        :returns: the staged blob, whose ``publish`` tells how its publication went.
+        :returns: the staged blob; await its ``publish`` to learn whether the publication succeeded.
         :raises OSError: if it can't be staged.
         """
         adding = self._run(lambda: self.staging.add(digest, content).publish_now())
@@ -206,7 +208,7 @@ class BlobStore:
 
     async def sweep(self, forget: Forget) -> int:
         """
-        Remove what dead processes left staged; how many files went.
+        Remove the staged files of processes that have died.  Returns how many were removed.
 
         :param forget: :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
         """

@@ -1,4 +1,4 @@
-"""Reading what is stored to see whether it is still what it was: scrubbing and fsck."""
+"""Reading stored blobs again to find damage, for scrubbing and fsck."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Examination:
     """
     A blob of the store that is being read and hashed piece by piece; :meth:`close` ends it.
 
-    :ivar size: of its file in bytes, when it was opened.
-    :ivar flaw: once :meth:`step` has come to the end: what is wrong; ``None``: nothing.
+    :ivar size: the size of its file in bytes when it was opened.
+    :ivar flaw: what is wrong, once :meth:`step` has reached the end; ``None``: nothing.
     :ivar is_unreadable: whether the flaw is an error of the disk, which may pass.
     """
 
@@ -91,25 +91,25 @@ class Examination:
         return cls(digest, status.st_size, fd, status, blobs, files, threads, is_held)
 
     async def step(self) -> int:
-        """Read and hash the next piece, in a thread; how many bytes that was, 0 at the end."""
+        """Read and hash the next piece, in a thread.  Returns its size in bytes; 0 at the end."""
         return await self._threads.run(self._step)
 
     def is_published(self) -> bool:
         """
-        Whether what was read is still what is published.
+        Whether the file that was read is still the published one.
 
-        Blocks; called in the catalog's thread, inside its write transaction.
+        Blocks; call it in the catalog's thread, inside its write transaction.
         """
         return self._blobs.holds(self.digest, self._file)
 
     def quarantine(self) -> bool:
         """
-        Move what was read into quarantine, durably, with a record of its flaw.
+        Move the file that was read into quarantine, durably, with a record of its flaw.
 
-        Open descriptors of it, in any process, send no more of it.  Blocks; called as
-        :meth:`is_published`.
+        Every process that has the file open stops sending it.  Blocks; call it in the catalog's
+        thread, inside its write transaction.
 
-        :returns: whether it was moved: not if something else is published by now.
+        :returns: whether it was moved; ``False`` if another file is published by now.
         :raises OSError: if it can't be moved.
         """
         if not self.is_published():
@@ -183,7 +183,7 @@ class ScrubPosition:
     """
     How far a round of scrubbing has come.  Times are in seconds since the epoch.
 
-    :ivar shelf: the next one of the store; ``SHELVES`` once all are done.
+    :ivar shelf: the shelf of the store to go on with; ``SHELVES`` once all are done.
     :ivar after: the text of the last digest done on that shelf; empty before the first.
     :ivar ended: when the round before this one ended; 0.0 if there was none.
     """
@@ -195,8 +195,8 @@ class ScrubPosition:
 
 class ScrubLock:
     """
-    Lets one process of all that use the data folder at ``path`` scrub it, and remembers its
-    position in the lock's file.
+    Lets one of the processes on the data folder at ``path`` scrub it at a time, and keeps the
+    position of the scrub in the lock's file.
     """
 
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
@@ -206,8 +206,9 @@ class ScrubLock:
 
     def claim(self) -> bool:
         """
-        Take the lock until :meth:`release` or the end of the process; whether it was free.  Blocks.
+        Take the lock until :meth:`release` or the end of the process.  Blocks.
 
+        :returns: whether the lock was free.
         :raises OSError: if the file can't be opened.
         """
         with Directory.open(self._path) as folder:
@@ -225,7 +226,7 @@ class ScrubLock:
             os.close(fd)
 
     def read(self) -> ScrubPosition:
-        """The position to go on at; the beginning where none can be read.  Blocks."""
+        """Read the position to go on at; the beginning if none can be read.  Blocks."""
         try:
             written = msgspec.json.decode(os.pread(self._fd, _MOST, 0), type=_Written)
         except (msgspec.DecodeError, UnicodeDecodeError):

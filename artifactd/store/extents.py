@@ -1,5 +1,5 @@
 """
-Extents: parts of a blob that came before the rest, at their offsets in a sparse file.
+Extents: parts of a blob that were fetched before the rest, at their offsets in a sparse file.
 
 ``<blob>.map`` names that file, ``<blob>.<uuid>.extents``, and records which bytes are there.  So
 one name stands for both: unlinking the map makes its extents unreachable at once, and processes

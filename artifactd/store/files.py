@@ -163,7 +163,7 @@ def is_sealed(status: os.stat_result) -> bool:
     """
     Whether a file has been staged or published, so that it must not be written to any more.
 
-    If such a file has its former name, a power cut has brought that back.
+    A power cut may bring the former name of such a file back.
     """
     return status.st_nlink != 1 or not status.st_mode & stat.S_IWUSR
 
@@ -179,7 +179,7 @@ def write_all(
 
 
 def read_all(files: FileOperations, fd: int, size: int) -> bytes:
-    """The first ``size`` bytes of a file, or fewer if it is shorter."""
+    """Read the first ``size`` bytes of a file; fewer if the file is shorter."""
     content = b""
     while len(content) < size and (piece := files.read(fd, size - len(content), len(content))):
         content = content + piece if content else piece
@@ -189,7 +189,7 @@ def read_all(files: FileOperations, fd: int, size: int) -> bytes:
 def split(
     pieces: Sequence[bytes | memoryview], size: int
 ) -> tuple[Sequence[bytes | memoryview], Sequence[bytes | memoryview]]:
-    """``pieces`` cut in two behind their first ``size`` bytes; no byte is copied."""
+    """Cut ``pieces`` in two behind their first ``size`` bytes, without copying."""
     for index, piece in enumerate(pieces):
         if size < len(piece):
             view = memoryview(piece)
@@ -201,7 +201,8 @@ def split(
 
 def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     """
-    Lock an open file (flock), exclusively or shared, without waiting; whether it is locked now.
+    Lock an open file (flock), exclusively or shared, without waiting.  Returns whether it is locked
+    now.
 
     The lock belongs to the descriptor: closing that, or the end of the process, ends it.
     """
@@ -232,7 +233,7 @@ class Directory:
 
     def subdirectory(self, name: str, flags: int = os.O_RDONLY) -> Directory:
         """
-        Open a directory in it; ``os.O_PATH`` is enough to reach files by name.
+        Open a subdirectory; ``os.O_PATH`` is enough to reach files by name.
 
         :raises FileNotFoundError: if there is none.
         :raises OSError: if it is no directory, or a symbolic link.
@@ -242,8 +243,10 @@ class Directory:
 
     def ensure(self, name: str, files: FileOperations) -> Directory:
         """
-        Open a directory in it, made if need be, and durable in any case: another process may have
-        made it an instant ago and not synced it yet.
+        Open a subdirectory, and make it if there is none.
+
+        It is durable in any case: another process may have made it an instant ago and not synced it
+        yet.
         """
         with suppress(FileExistsError):
             files.make_directory(self.fd, name)
@@ -257,7 +260,7 @@ class Directory:
 
     def open_file(self, name: str, flags: int = os.O_RDONLY) -> tuple[int, os.stat_result]:
         """
-        Open a file that artifactd made; its descriptor and status.
+        Open a file that artifactd made.  Returns its descriptor and status.
 
         :raises FileNotFoundError: if there is none.
         :raises OSError: if it is not a regular file that belongs to this user.
@@ -317,7 +320,8 @@ class Directory:
 
     def is_locked(self, name: str) -> bool:
         """
-        Whether a living process has locked a file exclusively; errors as of :meth:`open_file`.
+        Whether a living process has locked a file exclusively; errors are those of
+        :meth:`open_file`.
 
         The look is a shared lock for an instant, so that two of them do not see each other.
         """
@@ -329,14 +333,17 @@ class Directory:
 
     def ensure_file(self, name: str, files: FileOperations) -> int:
         """
-        A descriptor to read and write a file, made if need be; errors as of :meth:`open_file`.
+        Open a file to read and write, and make it if there is none.  Returns the descriptor; errors
+        are those of :meth:`open_file`.
         """
         with suppress(FileExistsError):
             os.close(files.create(self.fd, name))
         return self.open_file(name, os.O_RDWR)[0]
 
     def status(self, name: str) -> os.stat_result:
-        """The status of a file that artifactd made; errors as of :meth:`open_file`."""
+        """
+        Return the status of a file that artifactd made; errors are those of :meth:`open_file`.
+        """
         status = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         _check_ours(status, f"{self.path}/{name}")
         return status
@@ -349,7 +356,7 @@ class Directory:
             return False
 
     def names(self) -> list[str]:
-        """The names of all that is in it."""
+        """The names of all entries."""
         return os.listdir(self.fd)
 
     def close(self) -> None:

@@ -343,9 +343,9 @@ class PrivateFile:
 
     def version(self) -> Version | None:
         """
-        The version of its present content; ``None``: there is no such file.  Takes microseconds.
+        The version of its present content; ``None`` if there is no such file.  Takes microseconds.
 
-        :raises OSError: if it can't be told.
+        :raises OSError: if the status of the file can't be read.
         """
         try:
             return Version.of(os.stat(self.path, follow_symlinks=False))
@@ -378,7 +378,10 @@ class PrivateFile:
                 os.close(lock)
 
     def read(self) -> tuple[bytes, Version] | None:
-        """The content and its version, or ``None``; errors as of :meth:`update`."""
+        """
+        Read the content and its version; ``None`` if there is no file.  Errors are those of
+        :meth:`update`.
+        """
         try:
             with Directory.open(self.folder) as above, above.subdirectory(FOLDER) as folder:
                 return self._read(folder)
@@ -435,12 +438,13 @@ _COPY = "copy.lock"
 
 
 class CollectionLock(Protocol):
-    """Lets one process of all that use a store collect garbage in it."""
+    """Lets one of the processes on a store collect garbage in it at a time."""
 
     def claim(self) -> bool:
         """
-        Take the lock until :meth:`release` or the end of the process; whether it was free.  Blocks.
+        Take the lock until :meth:`release` or the end of the process.  Blocks.
 
+        :returns: whether the lock was free.
         :raises OSError: if the lock can't be used.
         """
 
@@ -449,9 +453,9 @@ class CollectionLock(Protocol):
 
     def step(self) -> AbstractContextManager[bool]:
         """
-        Whether collection may go on by one step; nothing can hold it off during the step.
+        Whether collection may go on by one step, during which nothing can hold it off.
 
-        For the process that has claimed the lock.  Does not block.
+        Only for the process that has claimed the lock.  Does not block.
         """
 
 
@@ -469,7 +473,7 @@ class FolderCollectionLock:
         self._claimed: tuple[int, int] | None = None
 
     def claim(self) -> bool:
-        """Take the lock; whether it was free.  Blocks."""
+        """Take the lock.  Returns whether it was free.  Blocks."""
         # Two threads may come here at once: the lock, which is a descriptor's, decides.
         collector = _open_lock(self._path, _COLLECTOR, self._files)
         try:

@@ -102,10 +102,10 @@ class AppendedFile:
     """
     A file that grows at its end.  All methods block; one call at a time.
 
-    :ivar name: in its directory.
-    :ivar fd: open for reading and writing.
-    :ivar size: the offset at which it ends.
-    :ivar handed_over: another object closes ``fd``.
+    :ivar name: its name in its directory.
+    :ivar fd: a descriptor open for reading and writing.
+    :ivar size: the offset at which the file ends.
+    :ivar handed_over: whether another object closes ``fd``.
     """
 
     name: str
@@ -156,13 +156,13 @@ class HashedFile(AppendedFile):
                 self.running.update(piece)
 
     def catch_up(self, running: RunningDigest) -> None:
-        """Hash into ``running`` bytes that are read back, up to the end or 16 MiB."""
+        """Read back at most 16 MiB of the bytes that ``running`` has not hashed, and hash them."""
         end = min(self.size, running.length + TURN)
         while running.length < end:
             running.update(self._read(min(READ, end - running.length), running.length))
 
     def is_there(self) -> bool:
-        """Whether no process has staged or discarded it."""
+        """Whether the file has neither been staged nor discarded by any process."""
         return not self.ended and self._directory.holds(self.name, os.fstat(self.fd))
 
     def move(self, staging: Staging, digest: Digest, staging_id: str) -> StagedBlob:

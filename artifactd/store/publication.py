@@ -1,9 +1,9 @@
 """
-How bytes become a blob: the published files, and the staged ones on their way there.
+Publication: how staged bytes become a published blob.
 
 ``blobs/<algorithm>/<first two digits>/<encoded>`` is a published blob;
-``staging/<algorithm>-<encoded>.<id>`` has verified bytes that no row lists yet.
-docs/durability.md gives the order of the steps.
+``staging/<algorithm>-<encoded>.<id>`` has verified bytes that no row lists yet. docs/durability.md
+gives the order of the steps.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class BlobTree:
         self._durable: set[tuple[Algorithm, str]] = set()
 
     def open(self, digest: Digest) -> PublishedBlob | None:
-        """The blob, or ``None`` if there is none."""
+        """Open a blob; ``None`` if there is none."""
         try:
             with self._fan_out(digest) as directory:
                 fd, status = directory.open_file(digest.encoded)
@@ -118,7 +118,11 @@ class BlobTree:
             return None
 
     def read(self, digest: Digest) -> bytes | None:
-        """All bytes of a small blob, or ``None``.  :raises Damaged: if they have another digest."""
+        """
+        Read all bytes of a small blob; ``None`` if there is none.
+
+        :raises Damaged: if they have another digest.
+        """
         blob = self.open(digest)
         if blob is None:
             return None
@@ -170,9 +174,10 @@ class BlobTree:
 
     def quarantine(self, digest: Digest, flaw: str, file: os.stat_result) -> bool:
         """
-        Move ``file`` to quarantine, if it is the one published under ``digest``; whether it was.
+        Move ``file`` to quarantine if it is the one published under ``digest``.  Returns whether it
+        was.
 
-        Called inside a write transaction of the catalog.
+        Call it inside a write transaction of the catalog.
         """
         try:
             with self._fan_out(digest, os.O_RDONLY) as directory:
@@ -281,7 +286,7 @@ class StagedBlob:
     _tried: bool = field(default=False, init=False)
 
     def publish_now(self) -> Self:
-        """Do the work of :meth:`publish`, which tells how it went.  Blocks."""
+        """Do the work of :meth:`publish`, which raises the error if that failed.  Blocks."""
         self._tried = True
         try:
             self._publish()
@@ -374,7 +379,7 @@ class Staging:
 
     def move_in(self, source: Directory, name: str, digest: Digest, staging_id: str) -> str:
         """
-        Move a locked file in that lies in ``source``; its new name, for :meth:`synced`.
+        Move a locked file of ``source`` into staging.  Returns its new name, for :meth:`synced`.
 
         It is synced after the move, not before: an fsync that failed must never be tried again,
         since the second one would succeed although the first has lost the bytes; and a crash in
@@ -430,8 +435,9 @@ class Staging:
 
     def take_over(self, name: str) -> StagedBlob | None:
         """
-        Lock what a dead process has left under ``name``; ``None`` if its process lives, the file is
-        gone, or artifactd did not make it.
+        Lock a staged file that a dead process has left.
+
+        ``None`` if its process lives, the file is gone, or artifactd did not make it.
         """
         if _PASSING.fullmatch(name):
             self._files.unlink(self._directory.fd, name)

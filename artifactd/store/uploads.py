@@ -92,7 +92,7 @@ class UploadDirectory:
 
     def claim(self, upload_id: str) -> tuple[int, int]:
         """
-        Open and lock an upload: its descriptor and its size.
+        Open and lock an upload.  Returns its descriptor and its size in bytes.
 
         :raises UploadMissing: if there is none.
         :raises UploadBusy: if another request has locked it.
@@ -113,7 +113,7 @@ class UploadDirectory:
             raise
 
     def size(self, upload_id: str) -> int:
-        """The bytes staged.  :raises UploadMissing: if there is no such upload."""
+        """The number of bytes staged.  :raises UploadMissing: if there is no such upload."""
         if not _ID.fullmatch(upload_id):
             raise UploadMissing(upload_id)
         try:
@@ -247,8 +247,9 @@ class UploadSession(FileConsumer[UploadFile]):
 
     async def digest(self, algorithm: Algorithm) -> Digest:
         """
-        The digest of all that is staged; reads back only what this process has not hashed with
-        ``algorithm`` as it came.
+        Return the digest of all staged bytes.
+
+        Reads back only bytes that this process has not hashed with ``algorithm`` as they arrived.
         """
         await self.flush()
         running = self._file.running
@@ -258,9 +259,10 @@ class UploadSession(FileConsumer[UploadFile]):
 
     async def stage(self, digest: Digest) -> StagedBlob:
         """
-        Sync the bytes and turn them into a staged blob; ``digest`` is theirs, as :meth:`digest`
-        told.  Afterwards the upload exists no more (:meth:`close` is still due).
+        Sync the bytes and turn them into a staged blob.  The upload no longer exists afterwards;
+        :meth:`close` is still due.
 
+        :param digest: the digest of the bytes, as :meth:`digest` returned it.
         :raises UploadMissing: if the upload was discarded meanwhile.
         """
         await self.flush()
@@ -319,7 +321,7 @@ class UploadStore:
         self._uploads.create(upload_id)
 
     async def begin(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
-        """:meth:`create` and :meth:`claim`, for an upload that needs no row."""
+        """Create and claim an upload that needs no row in the catalog."""
 
         def begin(running: RunningDigest) -> UploadFile:
             self._uploads.create(upload_id)
@@ -341,14 +343,14 @@ class UploadStore:
         self, upload_id: str, algorithm: Algorithm, pieces: Sequence[bytes], first: int | None
     ) -> int:
         """
-        Claim the upload, append ``pieces``, check that it was not discarded meanwhile, and let go:
-        all in one turn of a thread.
+        Claim the upload, append ``pieces``, check that it was not discarded meanwhile, and release
+        the claim: all in one turn of a thread.
 
         :param first: the offset at which they belong; ``None``: at the end.
         :returns: the offset after them, in bytes.
-        :raises UploadMissing, UploadBusy: as :meth:`claim`.
+        :raises UploadMissing, UploadBusy: see :meth:`claim`.
         :raises UploadMisplaced: if the upload does not end at ``first``; nothing is written.
-        :raises OSError: if not all could be written; what was written stays.
+        :raises OSError: if not all could be written; bytes already written stay.
         """
 
         def append(running: RunningDigest) -> tuple[int, RunningDigest]:

@@ -104,7 +104,7 @@ class RemoteBlobs:
     async def _here(
         self, image: ImageName, digest: Digest, size: int, wanted: BlobWanted, how: Provenance
     ) -> BlobFound | None:
-        """A blob that ``image`` holds; ``None`` if it was lost or evicted a moment ago."""
+        """Open a blob that ``image`` holds; ``None`` if it was lost or evicted a moment ago."""
         try:
             found = await self.stored.blob(image, digest, size, wanted, how)
         except Lost as error:
@@ -190,7 +190,7 @@ class RemoteBlobs:
 
     async def _check(self, source: FillSource) -> int | None:
         """
-        The size of a blob as the upstream tells it under this image's name.
+        Ask the upstream for the size of a blob under this image's name.
 
         :raises UpstreamError: if the upstream does not let artifactd have the blob.
         """
@@ -206,7 +206,10 @@ class RemoteBlobs:
         return told.size
 
     async def _part(self, source: FillSource, wanted: BlobWanted) -> BlobFound | None:
-        """A bounded range without the whole blob; ``None`` if only a fill can bring it."""
+        """
+        Answer a bounded range without fetching the whole blob; ``None`` if only a fill can bring
+        it.
+        """
         size = await self._check(source)
         fill = self.fills.find(source.digest)
         if size is None:

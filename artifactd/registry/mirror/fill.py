@@ -52,7 +52,7 @@ class AlreadyHere(Stopped):
 
 @frozen
 class FillSource:
-    """Where a fill gets its bytes: a blob under the name of one upstream image."""
+    """The source of a fill's bytes: a blob under the name of one upstream image."""
 
     upstream: Upstream
     image: ImageName
@@ -285,7 +285,7 @@ class Fill:
         """
         Wait until the blob is known to have more than ``size`` bytes, or is verified.
 
-        :raises Exception: as :meth:`ready`.
+        :raises Exception: the error that the fill has ended with.
         """
         while not (self.progress.ended or self.progress.written > size):
             await self.progress.change()
@@ -293,35 +293,43 @@ class Fill:
             raise self.progress.failure
 
     async def verified(self) -> None:
-        """Wait until the blob is verified.  :raises Exception: as :meth:`ready`."""
+        """
+        Wait until the blob is verified.  :raises Exception: the error that the fill has ended with.
+        """
         while not self.progress.ended:
             await self.progress.change()
         if self.progress.failure is not None:
             raise self.progress.failure
 
     def follower(self, span: ByteRange | None, *, hold: bool) -> Follower:
-        """A reader of the blob (:class:`Follower`); :meth:`ready` has to be awaited before."""
+        """Return a reader of the blob.  Await :meth:`ready` first."""
         assert self._file is not None
         self.join()
         return Follower(self.progress, Share(self._file.share(), self.leave), span, hold)
 
     def join(self) -> None:
-        """Count one more client, until :meth:`leave`; a follower counts by itself."""
+        """Count one more client, until :meth:`leave`.  Followers are counted without this."""
         self._interested += 1
 
     def leave(self) -> None:
-        """Count one client less; the fill may stop with the last, as ``finish_fills`` says."""
+        """
+        Count one client less.  The fill may stop when the last one leaves: see ``finish_fills``.
+        """
         self._interested -= 1
         if not (self._interested or self.settings.finish_fills or self.progress.ended):
             self.stop()
 
     @property
     def stopped(self) -> bool:
-        """Whether it ends unfinished: a new client has to wait for its end and begin another."""
+        """
+        Whether the fill ends unfinished: a new client has to wait for its end and begin another.
+        """
         return self._interrupt.stopped
 
     def stop(self) -> None:
-        """Stop for now; the bytes stay in the store for the next fill to resume."""
+        """
+        Stop the fill; the bytes stay in the store, and the next fill of the blob resumes there.
+        """
         self._interrupt.stop()
 
     # -- the fill of this process

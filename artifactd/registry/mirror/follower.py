@@ -37,7 +37,7 @@ class Progress:
 
     @property
     def ended(self) -> bool:
-        """Whether it is verified or has failed: the state is final."""
+        """Whether the fetch is verified or has failed: the state is final."""
         return self.verified or self.failure is not None
 
     def grow(self, written: int) -> None:
@@ -59,7 +59,7 @@ class Progress:
         self._tell()
 
     def fail(self, failure: Exception) -> None:
-        """Note that it has failed, unless it has ended before."""
+        """Note that the fetch has failed, unless it has ended before."""
         if not self.ended:
             self.failure = failure
             self._tell()

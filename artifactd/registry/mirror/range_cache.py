@@ -76,8 +76,8 @@ class Parts:
 
     async def stored(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
         """
-        Open the bytes ``span`` of a blob of ``size`` bytes, if an earlier part or the fill of
-        another process has fetched them.
+        Open the bytes ``span`` of a blob of ``size`` bytes if an earlier part, or the fill of
+        another process, has fetched them.
         """
         file = await self.store.find_extent(digest, span) or await self._passed(digest, span)
         if file is None:
@@ -108,7 +108,7 @@ class Parts:
         return session is not None
 
     def under_way(self, digest: Digest, span: ByteRange) -> OpenBlob | None:
-        """A reader of a part under way that covers ``span``, or ``None``."""
+        """Return a reader of a part under way that covers ``span``, or ``None``."""
         for (coming, covered), part in self._parts.items():
             if coming == digest and covered.first <= span.first and span.last <= covered.last:
                 return part.reader(span)

@@ -85,7 +85,7 @@ class Refusals:
         return TTLCache(_REMEMBERED, self.seconds, self.clock.seconds)
 
     def of(self, image: ImageName, asked: Hashable) -> Missing | None:
-        """The remembered answer as a new error, or ``None`` if there is none."""
+        """Return the remembered answer as a new error, or ``None`` if there is none."""
         told = self._missing.get((image, asked))
         return None if told is None else Missing(*told, asked=False)
 

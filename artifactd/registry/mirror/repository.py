@@ -56,7 +56,7 @@ class RemoteRepository(Repository):
         return False
 
     async def require_proof(self, image: ImageName) -> None:
-        """:raises NoProof: if a proof is wanted, and the client who asks has none."""
+        """:raises NoProof: if a proof is wanted, and the client that asks has none."""
 
     def permits(self, image: ImageName) -> bool:
         """Whether the settings allow to ask the upstream for ``image``."""
@@ -68,7 +68,7 @@ class RemoteRepository(Repository):
         return not matches(name, self.local_only) and not matches(asked, self.local_only)
 
     def unprefixed(self, name: str) -> ImageName:
-        """The image here that ``name``, without the repository before it, stands for."""
+        """The image of this repository that the unprefixed ``name`` stands for."""
         prefix = "" if "/" in name else self.settings.library
         return ImageName(self.name, f"{prefix}{name}")
 

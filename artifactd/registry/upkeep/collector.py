@@ -91,7 +91,7 @@ class Collector:
                 )
 
     def stop(self) -> None:
-        """Let :meth:`run` raise NotNow: at once from a pause, else after the page under way."""
+        """Make :meth:`run` raise NotNow: at once from a pause, else after the page under way."""
         self._pace.stop()
 
     async def _rows(self) -> None:

@@ -60,7 +60,7 @@ class Damage:
         """
         Read a whole blob, and quarantine it if its bytes do not have its digest.
 
-        Returns its flaw; ``None``: it has none.
+        Returns what is wrong with it, as text; ``None``: nothing.
 
         :param size: the bytes that its row states, if that is known; the row is corrected if the
             file has the right digest and another size.
@@ -119,7 +119,7 @@ class Damage:
         return lost
 
     async def stop(self) -> None:
-        """Begin nothing more, and wait until the work in the background has ended."""
+        """Begin no more work, and wait until the work in the background has ended."""
         self._stopping = True
         await DeferredList(list(self._background.values()))
 

@@ -118,7 +118,7 @@ class Check:
             await self._report_lost(row.digest, flaw)
 
     async def _examine(self, row: ListedBlob) -> str | None:
-        """The flaw of a listed blob, be it listed as here or as lost; ``None``: it has none."""
+        """Return what is wrong with a blob that is listed as here or as lost; ``None``: nothing."""
         known = row.lost_at is not None
         examination = await self.blobs.examine(row.digest)
         if examination is None:

@@ -56,7 +56,7 @@ class Scrubber:
 
     async def run(self) -> None:
         """
-        Do a round, or the rest of an unfinished one, if it is due and no other process scrubs.
+        Do a round, or the rest of an unfinished one, if a round is due and no other process scrubs.
 
         :raises OSError: if the store cannot be read.
         """
@@ -76,7 +76,9 @@ class Scrubber:
             self.lock.release()
 
     def stop(self) -> None:
-        """Let :meth:`run` end, at once from a pause; the next one goes on where it was."""
+        """
+        Make :meth:`run` return: at once from a pause.  The next run goes on at the same place.
+        """
         self._pace.stop()
 
     async def _round(self) -> None:
