@@ -45,7 +45,8 @@ class Followed(Generic[_T]):
     While the new content can't be read or is wrong, the old stays in use, each look tries again,
     and ``refused`` is called once per problem.
 
-    :param stamp: returns a value that changes with the files, such as :func:`stamp_of` does.
+    :param stamp: returns a value that changes with the files, such as :func:`stamp_of` does.  May
+        raise OSError, which counts as content that can't be read.
     :param read: returns the content.  Blocks.  Raises OSError, ValueError or StartError.
     :param run: calls ``stamp`` and ``read`` in a thread.
     :param now: a clock, in seconds.
@@ -116,10 +117,10 @@ class Followed(Generic[_T]):
         started = self.now()
         if not self.cheap:
             stamp, outcome = await self.run(self._read_changed)
-        elif (stamp := self.stamp()) == self._known:
-            outcome = None
         else:
-            outcome = await self.run(self._read)
+            stamp, outcome = self._stamp_now()
+            if outcome is None and stamp != self._known:
+                outcome = await self.run(self._read)
         self._looked = started
         if isinstance(outcome, Exception):
             self._refuse(stamp, str(outcome))
@@ -131,8 +132,16 @@ class Followed(Generic[_T]):
 
     def _read_changed(self) -> tuple[object, tuple[_T] | Exception | None]:
         # The stamp is taken before reading, so that the next look sees a change made meanwhile.
-        stamp = self.stamp()
-        return stamp, None if stamp == self._known else self._read()
+        stamp, problem = self._stamp_now()
+        if problem is not None or stamp == self._known:
+            return stamp, problem
+        return stamp, self._read()
+
+    def _stamp_now(self) -> tuple[object, tuple[_T] | Exception | None]:
+        try:
+            return self.stamp(), None
+        except OSError as error:
+            return None, error
 
     def _read(self) -> tuple[_T] | Exception:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -83,6 +85,29 @@ class FollowedTests(SynchronousTestCase):
             self.look(followed, fresh=True)
             self.assertEqual((followed.content, followed.failing), ("one", text != "one"))
         self.assertEqual(self.problems, ["wrong", "wrong!", "wrong!"])
+
+    def test_a_stamp_that_cannot_be_told_is_a_problem_like_any_other(self) -> None:
+        for cheap in (False, True):
+            self.problems.clear()
+            followed = self.followed(cheap=cheap)
+            with self.untold(followed):
+                self.successResultOf(self.look(followed, fresh=True))
+                self.successResultOf(self.look(followed, fresh=True))
+            self.assertEqual((followed.content, self.problems), ("one", ["no permission"]))
+            self.assertTrue(followed.failing)
+            self.successResultOf(self.look(followed, fresh=True))
+            self.assertFalse(followed.failing)
+
+    @contextmanager
+    def untold(self, followed: Followed[str]) -> Iterator[None]:
+        """Let the stamp fail, as when the folder can't be entered any more."""
+
+        def fail() -> object:
+            raise PermissionError("no permission")
+
+        before, followed.stamp = followed.stamp, fail
+        yield
+        followed.stamp = before
 
     def test_while_files_settle_a_problem_has_to_be_there_twice(self) -> None:
         followed = self.followed(settling=True)
