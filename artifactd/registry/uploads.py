@@ -166,7 +166,11 @@ class EarlyBody:
         return self.complete and (cut or chunk is None or self.size == chunk.length)
 
     def release(self) -> None:
-        """Return the bytes to the budget.  Further calls do nothing."""
+        """
+        Drop what is still here, which is stored or unwanted, and return the bytes to the budget.
+        Further calls do nothing.
+        """
+        self.pieces = []
         acquired, self._acquired = self._acquired, 0
         self._budget.release(acquired)
 
@@ -321,6 +325,7 @@ class Uploads:
                 session, staged = await self.store.close(
                     upload_id, digest.algorithm, early.pieces, None, digest, create=True
                 )
+                early.release()  # the catalog may be locked for long
             else:
                 session = await self.store.begin(upload_id, digest.algorithm)
             try:
@@ -394,6 +399,7 @@ class Uploads:
                 session, staged = await self.store.close(
                     upload_id, record.algorithm, early.pieces, _first(chunk), digest
                 )
+                early.release()  # the catalog may be locked for long
             else:
                 session = await self.store.claim(upload_id, record.algorithm)
             try:

@@ -396,10 +396,12 @@ class UploadStore:
                 file.append_at(first, pieces)
                 return file, file.published(self._staging, digest)
             except BaseException:
-                if create:
-                    file.discard()
-                if not file.handed_over:
-                    file.close()
+                try:
+                    if create:
+                        file.discard()
+                finally:
+                    if not file.handed_over:
+                        file.close()
                 raise
 
         def abandoned(closed: tuple[UploadFile, StagedBlob | None]) -> None:

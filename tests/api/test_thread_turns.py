@@ -10,8 +10,10 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.python.threadpool import ThreadPool
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.registry.uploads import SMALL
+from artifactd.store.uploads import UploadStore
 from tests.api.case import ApiTestCase, Connection
 from tests.programs import wait_for
 
@@ -71,6 +73,30 @@ class TurnTests(ApiTestCase):
             self.assertEqual(await self.fewest(push), 2)
 
 
+class BufferTests(ApiTestCase):
+    async def test_a_small_blob_takes_no_buffer_while_its_row_is_written(self) -> None:
+        stores: list[UploadStore] = []
+        used: list[int] = []
+        close, add = UploadStore.close, Catalog.add_blob
+
+        def closing(store: UploadStore, *args: Any, **kwargs: Any) -> Any:
+            stores.append(store)
+            return close(store, *args, **kwargs)
+
+        def adding(*args: Any, **kwargs: Any) -> Any:
+            used.append(stores[-1].budget.used)
+            return add(*args, **kwargs)
+
+        self.patch(UploadStore, "close", closing)
+        self.patch(Catalog, "add_blob", adding)
+        for chunked in (False, True):
+            location = await self.start_upload()
+            for method, path in (("PUT", location), ("POST", UPLOADS)):
+                query = f"?digest={DIGEST}"
+                await self.accepted(201, method, path + query, CONTENT, chunked=chunked)
+        self.assertEqual(used, [0] * 4)
+
+
 class SlowBodyTests(ApiTestCase):
     async def test_its_session_is_claimed_while_it_arrives(self) -> None:
         location = await self.start_upload()
@@ -108,6 +134,19 @@ class SlowBodyTests(ApiTestCase):
         await wait_for(lambda: file.stat().st_size == 100)
         await self.accepted(202, "PATCH", location, CONTENT[100:])
         await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
+
+    async def test_what_has_arrived_stays_when_the_client_leaves_before_it_is_claimed(self) -> None:
+        for method in ("PATCH", "PUT"):
+            location = await self.start_upload()
+            query = f"?digest={DIGEST}" if method == "PUT" else ""
+            chunk = Connection(self, self.registry.port)
+            await chunk.head(f"{method} {location}{query}", f"Content-Length: {len(CONTENT)}")
+            await chunk.send(CONTENT[:100])
+            chunk.leave()
+            file = self.registry.data / "uploads" / location.rpartition("/")[2]
+            await wait_for(lambda file=file: file.stat().st_size == 100)
+            await self.accepted(202, "PATCH", location, CONTENT[100:])
+            await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
 
     async def test_a_body_that_turns_out_large_is_passed_on_whole(self) -> None:
         content = os.urandom(8 * SMALL + 1)

@@ -371,6 +371,10 @@ class FullDisk(FileOperations):
         self._fail_if_told("link")
         super().link(directory, name, target, target_name)
 
+    def unlink(self, directory: int, name: str) -> None:
+        self._fail_if_told("unlink")
+        super().unlink(directory, name)
+
     def _fail_if_told(self, operation: str) -> None:
         if operation in self.failing:
             raise self.error

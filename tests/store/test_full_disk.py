@@ -97,6 +97,15 @@ class FullDiskTests(StoreTestCase):
         await self.assert_raises(UploadMissing, self.claimed())
         self.assertEqual([], self.below("uploads") + self.below("staging") + self.below("blobs"))
 
+    async def test_an_upload_that_can_neither_be_written_nor_removed_is_let_go(self) -> None:
+        digest = Digest.of(b"blob")
+        self.disk.room, self.disk.failing = 0, {"unlink"}
+        closing = self.stores.uploads.close(
+            self.upload_id, Algorithm.SHA256, [b"blob"], None, digest, create=True
+        )
+        await self.assert_raises(OSError, closing)
+        await (await self.claimed()).close()  # nothing holds its lock
+
     async def test_a_name_that_can_not_be_made_durable_is_taken_back(self) -> None:
         staged = await self.stores.blobs.stage(Digest.of(b"blob"), b"blob")
         for failing in ("link", "sync"):
