@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
-from artifactd.kit.budget import BufferBudget
+from artifactd.kit.budget import RECEIVE_SIZE, BufferBudget
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,
@@ -510,9 +510,11 @@ class Uploads:
         """
         length = _declared(body)
         wrong = chunk is not None and length is not None and length != chunk.length
-        size = SMALL if length is None else length
+        large = length is not None and length > SMALL
         waits = body is not None and body.awaits_continue
-        if limited or wrong or waits or size > SMALL or not self.store.budget.acquire_at_once(size):
+        # A body of unknown length may exceed SMALL by one read of the transport.
+        size = SMALL + RECEIVE_SIZE if length is None else length
+        if limited or wrong or waits or large or not self.store.budget.acquire_at_once(size):
             yield None
             return
         early = EarlyBody(body, self.store.budget, size)

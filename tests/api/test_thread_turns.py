@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.oci.digest import Digest
-from artifactd.registry.uploads import SMALL
+from artifactd.registry.uploads import SMALL, EarlyBody
 from artifactd.store.uploads import UploadStore
 from tests.api.case import ApiTestCase, Connection
 from tests.programs import wait_for
@@ -96,6 +97,21 @@ class BufferTests(ApiTestCase):
                 await self.accepted(201, method, path + query, CONTENT, chunked=chunked)
         self.assertEqual(used, [0] * 4)
 
+    async def test_what_is_gathered_of_a_body_of_unknown_length_is_acquired_before(self) -> None:
+        gathered: list[tuple[int, int]] = []
+        gather = EarlyBody.gather
+
+        async def gathering(early: EarlyBody, clock: IReactorTime) -> None:
+            budget = early._budget.used
+            await gather(early, clock)
+            gathered.append((early.size, budget))
+
+        self.patch(EarlyBody, "gather", gathering)
+        for _ in range(8):
+            location = await self.start_upload()
+            await self.accepted(202, "PATCH", location, bytes(8 * SMALL + 1), chunked=True)
+        self.assertEqual([pair for pair in gathered if pair[0] > pair[1]], [])
+
 
 class SlowBodyTests(ApiTestCase):
     async def test_its_session_is_claimed_while_it_arrives(self) -> None:
@@ -143,9 +159,14 @@ class SlowBodyTests(ApiTestCase):
             await chunk.head(f"{method} {location}{query}", f"Content-Length: {len(CONTENT)}")
             await chunk.send(CONTENT[:100])
             chunk.leave()
-            file = self.registry.data / "uploads" / location.rpartition("/")[2]
-            await wait_for(lambda file=file: file.stat().st_size == 100)
-            await self.accepted(202, "PATCH", location, CONTENT[100:])
+
+            async def resumed(location: str = location) -> bool:
+                # 416 as long as the registry has not noticed that the client is gone.
+                headers = {"Content-Range": f"100-{len(CONTENT) - 1}"}
+                answer = await self.registry.request("PATCH", location, CONTENT[100:], headers)
+                return answer.status == 202
+
+            await wait_for(resumed)
             await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
 
     async def test_a_body_that_turns_out_large_is_passed_on_whole(self) -> None:
