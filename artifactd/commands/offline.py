@@ -50,7 +50,7 @@ class DataCommand(SettingsOptions):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         """
-        Do it.  Returns the exit status.
+        Do the work of the command.  Returns the exit status.
 
         :raises RegistryError, OSError: if it can't be done.
         """

@@ -28,5 +28,8 @@ class SettingsOptions(usage.Options):
         return Settings.load(self._config, os.environ)
 
     def run(self) -> int:
-        """Do it.  Returns the exit status.  :raises StartError, OSError: if it can't be done."""
+        """
+        Run the command.  Returns the exit status.  :raises StartError, OSError: if it can't be
+        done.
+        """
         raise NotImplementedError

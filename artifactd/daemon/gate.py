@@ -62,7 +62,9 @@ def listed_accounts(
 def signing_keys(
     settings: Settings, run: RunInThread, now: Callable[[], float] = time.time
 ) -> Keys:
-    """The keys in the data folder, which has to be locked; not started."""
+    """
+    Return the keys in the data folder, which the caller has locked.  They are not started yet.
+    """
     service = settings.token_service
     sessions = [issuer.session for issuer in settings.issuer.values()]
     longest = max(service.lifetime, service.refresh_lifetime, *sessions) + service.leeway
@@ -144,7 +146,9 @@ class TokensWiring:
 @define(eq=False)
 class GateWiring:
     """
-    :ivar service: gives tokens; ``None``: it is off.
+    The gate and the token service that the settings ask for.
+
+    :ivar service: gives tokens; ``None``: the token service is off.
     """
 
     gate: Gate
@@ -152,7 +156,7 @@ class GateWiring:
     _tokens: TokensWiring | None = None
 
     async def close(self) -> None:
-        """Stop what is under way."""
+        """Stop fetching keys of other issuers, and close the connections."""
         if self._tokens is not None:
             await self._tokens.close()
 

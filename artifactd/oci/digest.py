@@ -1,4 +1,4 @@
-"""Digests: image-spec, descriptor.md, "Digests"."""
+"""Digests: the addresses of blobs and manifests by their content (image-spec, "Digests")."""
 
 from __future__ import annotations
 

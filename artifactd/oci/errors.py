@@ -1,9 +1,8 @@
 """
-The errors of the distribution spec, one class per code.
+The errors of the distribution spec ("Error Codes"), one class per code.
 
-distribution-spec, "Error Codes": a body is ``{"errors": [{"code", "message", "detail"}]}`` and the
-code is one of code-1 to code-14.  Where the spec has no code for a status, the subclass here says
-which one stands in.
+The body of such an answer is ``{"errors": [{"code", "message", "detail"}]}``.  Where the spec has
+no code for a status, a subclass takes the code of its base class.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ class RegistryError(Exception):
     :param message: one sentence that names the problem and the remedy.
     :param detail: JSON-serialisable facts about the case (digests, names, figures), or ``None``.
     :param headers: response headers that belong to this answer.
-    :ivar beside: members of the JSON document besides those of the spec.
+    :ivar beside: further members of the JSON document, beside ``errors``.
     """
 
     code: ClassVar[str] = "UNKNOWN"
@@ -46,95 +45,95 @@ class RegistryError(Exception):
 
 
 class BlobUnknown(RegistryError):
-    """code-1: blob unknown to registry."""
+    """The image has no such blob."""  # code-1
 
     code, status = "BLOB_UNKNOWN", 404
 
 
 class BlobUploadInvalid(RegistryError):
-    """code-2: blob upload invalid."""
+    """A chunk or the end of an upload is malformed, or does not fit the session."""  # code-2
 
     code, status = "BLOB_UPLOAD_INVALID", 400
 
 
 class BlobUploadUnknown(RegistryError):
-    """code-3: blob upload unknown to registry."""
+    """There is no such upload session."""  # code-3
 
     code, status = "BLOB_UPLOAD_UNKNOWN", 404
 
 
 class DigestInvalid(RegistryError):
-    """code-4: provided digest did not match uploaded content, or is no digest."""
+    """A digest is malformed, unsupported, or not that of the bytes sent."""  # code-4
 
     code, status = "DIGEST_INVALID", 400
 
 
 class ManifestBlobUnknown(RegistryError):
-    """code-5: manifest references a manifest or blob unknown to registry."""
+    """A manifest refers to blobs or manifests that the image does not have."""  # code-5
 
     code, status = "MANIFEST_BLOB_UNKNOWN", 400
 
 
 class ManifestInvalid(RegistryError):
-    """code-6: manifest invalid."""
+    """A manifest or a reference is malformed, or a manifest exceeds a bound."""  # code-6
 
     code, status = "MANIFEST_INVALID", 400
 
 
 class ManifestUnknown(RegistryError):
-    """code-7: manifest unknown to registry."""
+    """The image has no such manifest or tag."""  # code-7
 
     code, status = "MANIFEST_UNKNOWN", 404
 
 
 class NameInvalid(RegistryError):
-    """code-8: invalid repository name."""
+    """A name breaks the spec's grammar, or a path could be read in two ways."""  # code-8
 
     code, status = "NAME_INVALID", 400
 
 
 class NameUnknown(RegistryError):
-    """code-9: repository name not known to registry; an unknown route answers it, too."""
+    """There is no image of that name; also the answer to an unknown route."""  # code-9
 
     code, status = "NAME_UNKNOWN", 404
 
 
 class SizeInvalid(RegistryError):
-    """code-10: provided length did not match content length."""
+    """A body does not have the length that the client stated."""  # code-10
 
     code, status = "SIZE_INVALID", 400
 
 
 class Unauthorized(RegistryError):
-    """code-11: authentication required."""
+    """The client has to log in, or its credentials are wrong."""  # code-11
 
     code, status = "UNAUTHORIZED", 401
 
 
 class Denied(RegistryError):
-    """code-12: requested access to the resource is denied."""
+    """The client may not do this."""  # code-12
 
     code, status = "DENIED", 403
 
 
 class Unsupported(RegistryError):
-    """code-13: the operation is unsupported."""
+    """The registry, its settings or its present state don't allow this operation."""  # code-13
 
     code, status = "UNSUPPORTED", 405
 
 
 class TooManyRequests(RegistryError):
-    """code-14: too many requests."""
+    """The client exceeds a limit and has to wait."""  # code-14
 
     code, status = "TOOMANYREQUESTS", 429
 
 
 class ChunkOutOfOrder(BlobUploadInvalid):
     """
-    A chunk does not start at the session's offset, or another is being written (end-5, end-6: 416).
+    A chunk does not start at the session's offset, or another chunk is being written.
 
-    :ivar offset: bytes staged; where the next chunk has to start.
-    """
+    :ivar offset: bytes staged: the offset at which the next chunk has to start.
+    """  # end-5, end-6
 
     status = 416
 
@@ -150,7 +149,7 @@ class QueryInvalid(Unsupported):
 
 
 class ContentTooLarge(SizeInvalid):
-    """A body exceeds the limit set for it (end-7a: 413)."""
+    """A body exceeds the limit set for it."""  # end-7a
 
     status = 413
 

@@ -115,7 +115,7 @@ def _select(connection: SSL.Connection, offered: list[bytes]) -> Any:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the last of OpenSSL's reasons."""
+    """Return the last reason that OpenSSL gave."""
     first = error.args[0] if error.args else None
     if isinstance(first, list) and first:
         return str(first[-1][-1])

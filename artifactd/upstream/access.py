@@ -1,4 +1,4 @@
-"""Whether an upstream lets a client have an image: asked with the client's own credential."""
+"""Asks an upstream, with a client's own credential, whether the client may have an image."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class RegistryAccess:
         self, image: str, credentials: Credentials | None, known: Reference | None
     ) -> bool:
         """
-        Ask for ``image`` with ``credentials`` (``None``: anonymously).
+        Request ``image`` with ``credentials`` (``None``: anonymously).
 
-        :param known: a manifest that the image is known to have, or that is asked for.
-        :returns: whether the credentials were needed for that; else anybody may have the image.
-        :raises Missing: if the upstream does not let them have it.
+        :param known: a manifest that the image is known to have, or that the client asks for.
+        :returns: whether the credentials were needed; ``False``: everybody may have the image.
+        :raises Missing: if the upstream does not let the client have the image.
         """
         api = self._api(credentials)
         try:
@@ -97,7 +97,8 @@ class RegistryAccess:
         """
         Log in with ``credentials``, without asking for an image.
 
-        :returns: whether the upstream wanted them; else it has not checked them.
+        :returns: whether the upstream asked for the credentials; ``False``: it has not checked
+            them.
         """
 
         async def take(response: HttpResponse) -> None:
@@ -139,9 +140,10 @@ class RegistryAccess:
         take: Callable[[HttpResponse], Awaitable[None]],
     ) -> bool:
         """
-        Ask, and return whether the answer was given for the client's credentials.
+        Make a request.  Returns whether it was answered with the client's credentials.
 
-        :raises Missing: if another host answers: what that one allows says nothing.
+        :raises Missing: if another host answers: its answer says nothing about access to the
+            upstream.
         """
 
         async def attempt() -> bool:

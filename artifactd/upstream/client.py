@@ -152,7 +152,7 @@ class RegistryApi:
         return response
 
     def _is_ours(self, response: HttpResponse) -> bool:
-        """Whether the upstream itself answers: a redirect's target was shown no credential."""
+        """Whether the upstream itself answers; the target of a redirect got no credential."""
         return response.host == self.login.disclosure.upstream.authority
 
 

@@ -9,10 +9,11 @@ class Missing(UpstreamError):
     """
     The upstream does not have the content, or does not let us have it.
 
-    It answered 404 or 410, or 401 or 403 in spite of a fresh token (Docker Hub does that for names
-    that do not exist).
+    The upstream answered 404 or 410, or 401 or 403 in spite of a fresh token (Docker Hub does that
+    for names that do not exist).
 
-    :ivar asked: whether it was asked just now; else its answer is remembered from before.
+    :ivar asked: whether the upstream was asked just now; otherwise its answer is remembered from
+        before.
     """
 
     def __init__(self, reason: str, status: int | None = None, *, asked: bool = True) -> None:
@@ -24,7 +25,7 @@ class Throttled(UpstreamError):
     """
     The upstream answers 429, or did so a short time ago.
 
-    :ivar retry_after: seconds from now on in which it is not to be asked again.
+    :ivar retry_after: seconds from now for which the upstream must not be asked again.
     """
 
     def __init__(self, reason: str, retry_after: float, status: int | None = 429) -> None:
@@ -33,8 +34,8 @@ class Throttled(UpstreamError):
 
 
 class LoginRefused(UpstreamError):
-    """No token is given, or the credentials are refused."""
+    """The upstream's token service gives no token, or the credentials are refused."""
 
 
 class RangeRefused(UpstreamError):
-    """The upstream has no byte of the range asked for: 416."""
+    """The upstream answered 416: it has no byte of the requested range."""

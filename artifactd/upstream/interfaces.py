@@ -16,10 +16,10 @@ from artifactd.oci.names import Reference
 @frozen
 class UpstreamManifest:
     """
-    A manifest as an upstream sent it.  The caller has to verify it.
+    A manifest as an upstream sent it, which the caller has to verify.
 
     :ivar content_type: its ``Content-Type``, or ``None``.
-    :ivar digest: its digest by the word of the upstream; ``None`` if the upstream doesn't say it.
+    :ivar digest: the digest that the upstream states; ``None`` if it states none.
     """
 
     content: bytes = field(repr=False)
@@ -32,7 +32,7 @@ class UpstreamBlob:
     """
     A blob that an upstream has.
 
-    :ivar size: in bytes; ``None`` if the upstream doesn't say it.
+    :ivar size: in bytes; ``None`` if the upstream states none.
     """
 
     size: int | None

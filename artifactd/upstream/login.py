@@ -39,7 +39,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 @frozen
 class TokenRequest:
-    """The parameters of a challenge: where to ask for a token, and for what."""
+    """The parameters of a challenge: the token service to ask, and the scopes to ask for."""
 
     realm: Target
     service: str | None
@@ -47,7 +47,7 @@ class TokenRequest:
 
     @property
     def url(self) -> str:
-        """The URL to ask; each scope is a parameter of its own."""
+        """The URL to request; each scope is a parameter of its own."""
         service = [] if self.service is None else [("service", self.service)]
         query = urlencode([*service, *(("scope", scope) for scope in self.scope.split())])
         return f"{self.realm.url}{'&' if '?' in self.realm.resource else '?'}{query}"
@@ -58,7 +58,7 @@ class Token:
     """
     A bearer token.
 
-    :ivar until: the time by the reactor's clock from which on it is not used any more.
+    :ivar until: the time of the reactor's clock from which the token is not used any more.
     :ivar user: the user that it was given to; ``None``: it was given anonymously.
     """
 
@@ -82,8 +82,8 @@ class Tokens:
     """
     An LRU cache of the tokens of one upstream, each until shortly before it expires.
 
-    :param exchanges: with the token services.
-    :param limit: tokens that are kept at most.
+    :param exchanges: the requests to the token services.
+    :param limit: the most tokens kept.
     """
 
     exchanges: Exchanges
@@ -112,10 +112,12 @@ class Tokens:
 
     def fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Deferred[Token]:
         """
-        Fetch a fresh token, once for all callers at the same time.  Cancelling disturbs no other.
+        Fetch a fresh token; all callers at the same time share one request (single flight).
 
-        :raises LoginRefused: if none is given, or the credentials are refused.
-        :raises Missing: if none is given anonymously.
+        Cancelling disturbs no other caller.
+
+        :raises LoginRefused: if the token service gives none, or refuses the credentials.
+        :raises Missing: if the token service gives none to an anonymous request.
         :raises Throttled: if the token service answers 429.
         """
         return self._fetches.join(wanted, partial(self._fetch, wanted, credentials))
@@ -251,7 +253,8 @@ class Authorization:
 
     :ivar value: the value of the header field.
     :ivar secrets: the parts of the value that no message may repeat.
-    :ivar who: the identity that it asks with, for reasons: ``as user alice``, ``anonymously``.
+    :ivar who: the identity of the request, in words for messages: ``as user alice``,
+        ``anonymously``.
     :ivar token: the token in it, or ``None``.
     :ivar user: the user whose credentials were sent, here or for the token; ``None``: anonymous.
     """
@@ -264,13 +267,13 @@ class Authorization:
 
     @classmethod
     def of_token(cls, token: Token) -> Authorization:
-        """Make it of a bearer token."""  # RFC 6750, 2.1
+        """Make the header of a bearer token."""  # RFC 6750, 2.1
         who = f"as user {token.user}" if token.user else "anonymously"
         return cls(f"Bearer {token.text}", (token.text,), who, token, token.user)
 
     @classmethod
     def of_credentials(cls, credentials: Credentials) -> Authorization:
-        """Make it of a user name and a password."""  # RFC 7617
+        """Make the header of a user name and a password."""  # RFC 7617
         user = credentials.username
         return cls(credentials.basic(), credentials.secrets, f"as user {user}", user=user)
 
@@ -278,11 +281,11 @@ class Authorization:
 @define(eq=False)
 class Login:
     """
-    Decides what is sent to one upstream, and answers its challenges.
+    Decides which credentials are sent to one upstream, and answers its challenges.
 
-    :param credentials: returns ours, read anew each time that they are needed; may raise
-        OSError and ValueError, whose texts hold nothing of them.
-    :param limit: images at most whose token requests are remembered, the last used ones.
+    :param credentials: returns the daemon's credentials, read anew each time; may raise OSError and
+        ValueError, whose texts hold nothing of them.
+    :param limit: the size of the LRU cache of token requests, by image.
     """
 
     disclosure: Disclosure
@@ -299,8 +302,8 @@ class Login:
 
     def known(self, image: str) -> Authorization | None:
         """
-        Return what to send without a challenge: a cached token, or the credentials to an upstream
-        that has asked for them before.
+        Return the header to send before any challenge: a cached token, or the credentials for an
+        upstream that has asked for Basic before.
 
         :raises LoginRefused: if the credentials can't be read.
         """
@@ -350,8 +353,8 @@ class Login:
 
     def withheld(self, image: str) -> str:
         """
-        If our credentials were withheld from the token service of ``image``, say so in words that
-        end a sentence; else return nothing.
+        Return words that end a sentence, if the daemon's credentials were withheld from the token
+        service of ``image``; otherwise an empty text.
         """
         wanted = self._wanted.get(image)
         if wanted is None or self.disclosure.shows(wanted.realm):
@@ -362,7 +365,7 @@ class Login:
             return ""
 
     def reject(self, image: str, refused: Authorization) -> None:
-        """Don't send ``refused`` again: the upstream has refused it though it was fresh."""
+        """Don't send ``refused`` again: the upstream has refused it although it was fresh."""
         wanted = self._wanted.pop(image, None)
         if wanted and refused.token:
             self.tokens.drop(wanted, refused.token)

@@ -1,4 +1,4 @@
-"""When to ask an upstream again, and when not: retries, circuit breaker, 429, rate limits."""
+"""Retries, circuit breaker, throttling after a 429, and rate limits of an upstream."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ class CircuitBreaker:
 
     def admit(self) -> bool:
         """
-        Ask for leave to make a request.  Returns whether it is the trial after a pause.
+        Ask for permission to make a request.  Returns whether the request is the trial after a
+        pause.
 
-        One of :meth:`answered`, :meth:`failed` and :meth:`abandoned` has to follow.
+        Call one of :meth:`answered`, :meth:`failed` and :meth:`abandoned` afterwards.
 
         :raises Interrupted: if the breaker is open.
         """
@@ -151,7 +152,7 @@ class Retries:
     times: int = 2
 
     async def run(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        """Return the result of ``attempt``, which is called again while its failure may pass."""
+        """Return the result of ``attempt``; call it again while its failure may pass by itself."""
         for repetition in range(self.times):
             try:
                 return await attempt()
@@ -241,7 +242,7 @@ class RateLimit:
     _until: float = field(default=0.0, init=False)
 
     def read(self, response: HttpResponse) -> None:
-        """Remember the rate limit that ``response`` tells, if it tells one."""
+        """Remember the rate limit in the headers of ``response``, if there is one."""
         limit = _QUOTA.fullmatch(response.header("RateLimit-Limit") or "")
         remaining = _QUOTA.fullmatch(response.header("RateLimit-Remaining") or "")
         if limit is None or remaining is None or not int(limit[1]):

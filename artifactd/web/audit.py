@@ -33,13 +33,14 @@ Outcome = Literal["done", "refused", "failed"]
 @define
 class Asked:
     """
-    What a request asks for, as far as the audit log tells it.
+    The parts of a request that the audit log names.
 
-    :ivar needs: what its route needs.
+    :ivar needs: the permission that its route needs.
     :ivar parts: the variables of the path besides the name.
     :ivar changes: whether the request changes something if it is granted.
     :ivar admitted: whether the gate has let it pass.
-    :ivar image: the canonical name, once it is known; ``None`` too where it is about no image.
+    :ivar image: the canonical name, once it is known; ``None`` too where the request is about no
+        image.
     """
 
     needs: Action | Need

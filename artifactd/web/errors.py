@@ -30,8 +30,10 @@ _log = Logger()
 
 def registry_error(request: RegistryRequest, failure: Failure) -> RegistryError:
     """
-    Return the error to answer with, and log it: in one line, or if it is unexpected with its
-    traceback and the request id, which the client is told too.
+    Return the error to answer with, and log it.
+
+    An expected error takes one line in the log; a bug is logged with its traceback and the request
+    id, which the client gets too.
     """
     error = expected_error(failure.value)
     if type(error) is RegistryError:
@@ -78,8 +80,8 @@ def _unexpected(request: RegistryRequest, failure: Failure) -> RegistryError:
 
 def _is_ordinary(request: RegistryRequest, error: RegistryError) -> bool:
     """
-    Whether it is not worth a line in the log: a 404 to a read, since clients ask before they push,
-    and a 401 to a request without credentials, since every login begins with that.
+    Whether an error is not worth a line in the log: a 404 to a read, since clients ask before they
+    push, or a 401 to a request without credentials, since every login begins with that.
     """
     if error.status == 401:
         return not request.requestHeaders.hasHeader(b"Authorization")

@@ -107,9 +107,9 @@ def precondition(request: Request) -> Precondition:
 
 def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:
     """
-    Return what a GET or HEAD wants of the blob with the entity tag ``current``.
+    Return the part of the blob with the entity tag ``current`` that a GET or HEAD asks for.
 
-    :param head: whether it wants no bytes, whatever its method is.
+    :param head: whether no bytes are wanted, whatever the method is.
     """
     wanted = header(request, "Range")
     patient = request.clientproto == b"HTTP/1.0"
@@ -122,7 +122,7 @@ def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:
 
 
 def range_applies(request: Request, current: str) -> bool:
-    """Whether a ``Range`` header applies: no ``If-Range``, or one that is ``current`` (13.1.5)."""
+    """Whether a ``Range`` header applies: there is no ``If-Range``, or it is ``current``."""  # RFC 9110, 13.1.5
     value = header(request, "If-Range")
     return value is None or value == current
 

@@ -18,7 +18,7 @@ class UpstreamError(Exception):
 
 
 class Unreachable(UpstreamError):
-    """The upstream can't be reached, broke off, answered 5xx or nonsense; or did so just before."""
+    """The server can't be reached, broke off, answered 5xx or nonsense; or did so just before."""
 
 
 class TimedOut(Unreachable):

@@ -125,20 +125,20 @@ class BodyPace:
         self._deadline = timers.deadline(self._window_over)
 
     def wait(self) -> None:
-        """The server waits for the client from now on."""
+        """Count the time from now on: the server waits for the client."""
         if self._least and self._since is None:
             self._since = self._timers.seconds()
             self._deadline.start(self._left)
 
     def pause(self) -> None:
-        """The server does not read for now: no time runs."""
+        """Stop counting the time: the server does not read for now."""
         if self._since is not None:
             self._left -= self._timers.seconds() - self._since
             self._since = None
             self._deadline.stop()
 
     def stop(self) -> None:
-        """The body has ended, or is unwanted."""
+        """End the check: the body is complete, or unwanted."""
         self._least, self._since = 0, None
         self._deadline.cancel()
 

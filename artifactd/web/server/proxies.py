@@ -145,7 +145,7 @@ def _without_port(text: str) -> str:
 
 
 def _own_authority(address: object) -> str:
-    """Scheme-less authority of the server's end of the connection."""
+    """Return the address and port of the server's end of the connection, as in a URL."""
     host, port = getattr(address, "host", None), getattr(address, "port", None)
     if host is None:
         return "localhost"
