@@ -76,9 +76,9 @@ class Opened:
     """
     The content of a token whose signature and times are verified.
 
-    :ivar identity: as it was when the token was given.
-    :ivar scopes: as :class:`~artifactd.auth.identity.Caller` has them.
-    :ivar fingerprint: of the account then; empty if it had none.
+    :ivar identity: the identity that the token was given to, as it was then.
+    :ivar scopes: the scopes of the token; see :class:`~artifactd.auth.identity.Caller`.
+    :ivar fingerprint: the fingerprint of the account then; empty if it had none.
     :ivar until: the end of its validity, in seconds since 1970.
     :ivar kid: the id of the key that it is signed with.
     :ivar presented: the upstream's credential that it was given for, without the password.

@@ -56,7 +56,7 @@ class Failures:
 
     :param size: the number of counts kept.  Beyond it the count whose last failure is the oldest
         goes; reading a count does not keep it longer.
-    :ivar counts: what is counted, by key; a key that is not in it has no failures.
+    :ivar counts: the counts by key; a key without a count has no failures.
     """
 
     def __init__(self, limit: int, period: float, clock: IReactorTime, size: int = 10_000) -> None:
@@ -79,7 +79,7 @@ class Failures:
         self.counts[key] = _Count(left + 1, self._clock.seconds())
 
     def forget(self, key: Hashable) -> float:
-        """Set a count to 0, and return what it was."""
+        """Set a count to 0, and return its value before."""
         count = self.counts.pop(key, None)
         return 0.0 if count is None else self._left(count)
 
@@ -198,7 +198,7 @@ class Guard:
             self._by_address.subtract(source, self._by_name.forget((source, name)))
 
     def failed(self, source: str, name: str) -> Blocked:
-        """Count a wrong login; returns which further logins are refused now."""
+        """Count a failed login.  Returns which further logins are refused now."""
         self._by_name.add((source, name))
         self._by_address.add(source)
         if self._by_address.wait(source):

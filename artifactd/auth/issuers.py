@@ -249,7 +249,7 @@ class Issuer:
     """
     Verifies the tokens of another issuer.
 
-    :param name: of the issuer in the settings.
+    :param name: the name of the issuer in the settings.
     :param now: seconds since 1970.
     """
 

@@ -166,7 +166,7 @@ class VerificationKey:
     A public key of an issuer.
 
     :ivar kid: its id; empty if it has none.
-    :ivar algorithms: of the signatures that it can verify.
+    :ivar algorithms: the algorithms of the signatures that it can verify.
     """
 
     kid: str

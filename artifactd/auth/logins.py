@@ -29,15 +29,16 @@ _NAME_LENGTH = 255  # characters
 
 class Visitors:
     """
-    Logs in clients that have no account here, but one at an upstream; docs/access.md, "Proof of
-    access".
+    Logs in clients that have no account here, but one at an upstream.
 
-    They log in as ``<repository>/<user>``, so that a password for another upstream, or for an
-    account here, is never sent to the upstream of ``<repository>``.
+    Such clients log in as ``<repository>/<user>``, so that a password for another upstream, or for
+    an account here, is never sent to the upstream of ``<repository>``. docs/access.md, "Proof of
+    access", describes it for operators.
 
-    :param upstreams: by the names of their repositories.
-    :param alone: the repository whose upstream gets logins with names that have none; empty: such a
-        name may be that of another account.
+    :param upstreams: the proofs of each upstream, by the names of their repositories.
+    :param alone: the repository whose upstream gets logins with names without ``<repository>/``;
+        empty: no upstream gets them, since such a name may belong to an account here or at another
+        upstream.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class Visitors:
 
     def present(self, name: str, password: str, address: str) -> UpstreamLogin | None:
         """
-        The credential for an upstream that a login gives; ``None`` if it is for no upstream, or if
-        Basic can't carry it there.
+        Make the credential for an upstream from a client's login; ``None`` if the login is for no
+        upstream, or if HTTP Basic can't carry it there.
 
-        :param address: of the client.
+        :param address: the client's address.
         """
         repository, slash, user = name.partition("/")
         if not slash or repository not in self.upstreams:
@@ -75,10 +76,12 @@ class Visitors:
 
     async def log_in(self, presented: UpstreamLogin, address: str) -> Caller:
         """
-        Ask the upstream whether the credential is right.  If the upstream doesn't tell, the caller
-        is anonymous, and has the credential with it.
+        Ask the upstream whether the credential is right, and return the caller.
 
-        :raises Unauthorized: if it is wrong.
+        If the upstream answers without any login, so that it does not check this one, the caller is
+        anonymous and keeps the credential.
+
+        :raises Unauthorized: if the credential is wrong.
         :raises BadGateway: if the upstream can't be asked.
         :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``, or
             while too many logins are being checked.
@@ -101,8 +104,8 @@ class Logins:
     flood from one address delays no other.
 
     :param accounts: all kinds of accounts, asked in this order.
-    :param tokens: asked first, whether the password is a token of another issuer.
-    :param visitors: logs in accounts of upstreams; ``None``: no upstream's account counts here.
+    :param tokens: checks first whether the password is a token of another issuer.
+    :param visitors: logs in accounts of upstreams; ``None``: accounts of upstreams are refused.
     """
 
     _log = Logger()
@@ -127,9 +130,9 @@ class Logins:
 
     async def log_in(self, name: str, password: str, address: str) -> Caller:
         """
-        The caller with that name and password.
+        Check a name and a password, and return the caller.
 
-        :param address: of the client.
+        :param address: the client's address.
         :raises Unauthorized: if no account has that name and password.
         :raises TooManyRequests: with ``Retry-After``, after too many failures from ``address``, or
             while too many logins are being checked.

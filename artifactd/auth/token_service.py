@@ -92,7 +92,7 @@ class TokenService:
         """
         Give a token to the account with that name and password.
 
-        :param address: of the client.
+        :param address: the client's address.
         :raises Unauthorized: if no account has that name and password.
         :raises TooManyRequests: after too many failures from ``address``.
         :raises QueryInvalid: if ``asked`` is for another service, or for too many scopes.

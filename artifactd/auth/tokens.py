@@ -127,7 +127,7 @@ class _Claims(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     :ivar kind: the kind of identity that ``sub`` names.
     :ivar pwd: the fingerprint of the account.
-    :ivar claims: those of another issuer's token, if this one was given for it.
+    :ivar claims: the claims of another issuer's token, if this token was given for one.
     :ivar shown: the upstream's credential, if this token was given for one.
     """
 

@@ -17,7 +17,7 @@ class Link:
     """
     An image's hold on a blob.
 
-    :ivar size: of the blob, in bytes.
+    :ivar size: the size of the blob in bytes.
     :ivar unheld_since: since when no manifest of the image holds the blob, in seconds since the
         epoch; ``None`` where one does.
     """

@@ -18,7 +18,7 @@ from artifactd.oci.names import ImageName, Reference, Tag
 
 
 class Garbage(StrEnum):
-    """Why something is collected; docs/garbage-collection.md has the rules."""
+    """The reason why an item is collected; docs/garbage-collection.md has the rules."""
 
     UNTAGGED = "untagged"
     """A manifest that no tag, index or subject has kept for as long as its repository allows."""
@@ -35,7 +35,7 @@ class Garbage(StrEnum):
 @frozen
 class Collected:
     """
-    Something that was collected.
+    An item that was collected.
 
     :ivar image: the image it was in; ``None`` for bytes.
     :ivar name: a digest, or a tag.
@@ -133,7 +133,7 @@ class GarbageCatalog(OnDatabase):
         return await self.database.write(collect)
 
     async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
-        """Take blobs that no manifest of an image holds out of the image."""
+        """Remove from images those blobs that no manifest of the image holds."""
 
         def collect(db: Connection) -> list[Collected]:
             collected = []
@@ -152,7 +152,7 @@ class GarbageCatalog(OnDatabase):
         return await self.database.write(collect)
 
     async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
-        """Forget deleted manifests, tags and blobs: they can't be brought back then."""
+        """Delete the records of deleted manifests, tags and blobs, which ends their undelete."""
 
         def collect(db: Connection) -> list[Collected]:
             collected: list[Collected] = []
@@ -312,7 +312,9 @@ class _Undeletion:
         return self._db.execute(query, (self._image_id,)).fetchall()
 
     def _manifest(self, digest: str, *, with_tags: bool = True) -> None:
-        """Also brings back the manifests it held or kept, if they were deleted with it or later."""
+        """
+        Bring back a manifest, and those it held or kept that were deleted with it or later.
+        """
         wanted, since = [digest], 0.0
         while wanted:
             each = wanted.pop()

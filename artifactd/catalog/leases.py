@@ -1,5 +1,5 @@
 """
-Since when nothing has held a blob or kept a manifest in its image, and what clients have deleted.
+Leases of blobs and manifests that nothing holds or keeps, and records of deleted ones.
 
 Each row of ``blob_link`` and ``manifest`` has the time since when nothing holds or keeps it, so
 that the collection finds it by an index.  Every change that may let something go calls

@@ -259,7 +259,7 @@ def store(
     """
     Put a manifest into an image and move its tags, without any check.
 
-    :param used_at: as for :func:`artifactd.catalog.blobs.link`.
+    :param used_at: see :func:`artifactd.catalog.blobs.link`.
     """
     confirm()
     manifest = put.manifest

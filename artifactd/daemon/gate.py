@@ -75,11 +75,11 @@ def signing_keys(
 @define(eq=False)
 class TokensWiring:
     """
-    Bearer tokens as the settings say.
+    Makes the verification of Bearer tokens and the token service that the settings ask for.
 
-    Making one blocks: it makes or reads the keys of tokens.
+    The constructor blocks: it makes or reads the keys of tokens.
 
-    :param accounts: those that tokens are given to.
+    :param accounts: the accounts that tokens are given to.
     :param environ: names the proxies on the way to other issuers.
     :param now: seconds since the epoch.
     :raises StartError: if keys can't be made or read.

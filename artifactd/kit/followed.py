@@ -51,12 +51,12 @@ class Followed(Generic[_T]):
     :param run: calls ``stamp`` and ``read`` in a thread.
     :param now: a clock, in seconds.
     :param interval: seconds between two looks at the files.
-    :param refused: is given the problem, as text, when it is new.
-    :param changed: is given new content.
-    :param cheap: ``stamp`` takes microseconds and runs in the reactor's thread.
-    :param settling: report a problem only if the next look finds the same: one file of several may
-        have been replaced just before another.
-    :ivar content: what was read last.
+    :param refused: called with each new problem, as text.
+    :param changed: called with new content.
+    :param cheap: whether ``stamp`` takes microseconds and may run in the reactor's thread.
+    :param settling: whether a problem is reported only if the next look finds the same: one file of
+        several may have been replaced just before another.
+    :ivar content: the content that was read last.
     """
 
     stamp: Callable[[], object]

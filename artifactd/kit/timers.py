@@ -62,12 +62,12 @@ class Deadline:
     """
     One deadline, to be started, moved and stopped as often as its owner likes.
 
-    Starting, moving and stopping only note the time that it is due.  The timer is asked again when
-    it fires before the time that is noted by then, so 20,000 connections that each start a deadline
-    for every request cost next to nothing.  The owner calls :meth:`cancel` at its own end, since
-    the timer holds on to it until then.
+    Starting, moving and stopping only note the time at which the deadline is due.  A timer that
+    fires too early is set again, so 20,000 connections that each start a deadline for every request
+    cost next to nothing.  The owner calls :meth:`cancel` when it ends, since the timer keeps a
+    reference to the owner until then.
 
-    :ivar due: the time of the clock at which it expires; ``None`` while it does not run.
+    :ivar due: the time of the clock at which the deadline expires; ``None`` while it does not run.
     """
 
     __slots__ = ("_call", "_expired", "_fires", "_seconds", "_timers", "due")
@@ -81,7 +81,7 @@ class Deadline:
         self._fires = 0.0
 
     def start(self, seconds: float) -> None:
-        """Let it expire ``seconds`` from now, whether it runs already or not."""
+        """Set the deadline to ``seconds`` from now, whether it runs already or not."""
         due = self.due = self._seconds() + seconds
         if self._call is not None and self._fires > due:
             self._call.cancel()
@@ -90,11 +90,11 @@ class Deadline:
             self._arm(due)
 
     def stop(self) -> None:
-        """Let it not expire.  Costs nothing; :meth:`start` lets it run again."""
+        """Stop the deadline, which costs nothing; :meth:`start` lets it run again."""
         self.due = None
 
     def cancel(self) -> None:
-        """Stop it, and have the timer forget it."""
+        """Stop the deadline, and remove it from the timer."""
         self.due = None
         if self._call is not None:
             self._call.cancel()
@@ -149,7 +149,7 @@ class _Loop:
 
 @contextmanager
 def _loop(loop: object) -> Iterator[None]:
-    """Make ``loop`` txaio's for the time of the context."""
+    """Make ``loop`` the one of txaio until the end of the context."""
     before = _config.loop
     _config.loop = loop
     try:

@@ -181,7 +181,7 @@ class Manifest:
     A manifest as pushed: its exact bytes and what was read from them.
 
     :ivar content: the bytes as received; never re-encoded.
-    :ivar digest: of ``content``.
+    :ivar digest: the digest of ``content``.
     :ivar media_type: as pushed, without parameters.
     :ivar artifact_type: ``artifactType``, or for an image manifest without one the config's media
         type ("Listing Referrers"); ``None`` if neither is there.

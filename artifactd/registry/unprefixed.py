@@ -70,7 +70,8 @@ class Promises:
 @frozen
 class Adoption:
     """
-    Copies what a pushed manifest refers to from the upstream's image of the same name.
+    Copies the blobs and manifests that a pushed manifest refers to from the upstream's image of the
+    same name.
 
     :ivar source: the image of the remote ``repository``.
     """
@@ -83,7 +84,11 @@ class Adoption:
     promises: Promises
 
     async def prepare(self, put: ManifestPut) -> None:
-        """Adopt what ``put`` refers to; errors are those of :meth:`Unprefixed.adopt`."""
+        """
+        Copy the blobs and manifests that ``put`` refers to, as far as they may be adopted.
+
+        Errors are those of :meth:`Unprefixed.adopt`.
+        """
         children: dict[Digest, Manifest] = {}
         manifest = await self._promised(put)
         if not await self._gather(put.image, manifest, children):
@@ -293,10 +298,11 @@ class Unprefixed(Repository):
 
     async def adopt(self, put: ManifestPut) -> None:
         """
-        Before ``put``, copy from the upstream what it refers to and the local image lacks.
+        Before ``put``, copy from the upstream the blobs and manifests that it refers to and the
+        local image lacks.
 
-        A client that was told that a blob is here, when the name was still the upstream's, does not
-        push that blob.
+        A client does not push a blob that it was told is here while the name was still the
+        upstream's.
 
         :raises RegistryError: if the push is refused even with the manifests that would have to be
             copied.  None is copied then, since the first one would make the name local.
@@ -355,7 +361,11 @@ class Unprefixed(Repository):
         return [u for u in self.remotes if u.permits(u.unprefixed(name))]
 
     async def _remember(self, name: str, upstream: RemoteRepository) -> bool:
-        """Make ``upstream`` the origin of ``name`` if it has none; whether it is the origin now."""
+        """
+        Make ``upstream`` the origin of ``name``, unless there is one.
+
+        Returns whether ``upstream`` is the origin now.
+        """
         origin = await self.remote.origin(name)
         if origin is None:
             origin = await self.remote.set_origin(name, upstream.name)

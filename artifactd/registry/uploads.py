@@ -125,7 +125,7 @@ class EarlyBody:
     :class:`Body`, beginning with the bytes that are here.
 
     :param acquired: bytes acquired from ``budget``, which :meth:`release` returns.
-    :ivar pieces: what has arrived, until it is delivered.
+    :ivar pieces: the bytes that have arrived, until they are delivered.
     :ivar size: bytes that have arrived.
     :ivar complete: whether nothing more comes.
     :ivar failure: the reason if the client left before the end.
@@ -161,7 +161,7 @@ class EarlyBody:
                 too_slow.cancel()
 
     def is_whole(self, chunk: ByteRange | None) -> bool:
-        """Whether it is complete and as long as ``chunk`` says."""
+        """Whether the body is complete and as long as ``chunk`` says."""
         cut = self.failure is not None
         return self.complete and (cut or chunk is None or self.size == chunk.length)
 

@@ -38,7 +38,7 @@ class ExtentMap:
     """
     The content of a map.
 
-    :ivar name: of the file with the extents.
+    :ivar name: the name of the file with the extents.
     :ivar spans: the bytes that are there, in order, and with a gap before each.
     """
 

@@ -86,7 +86,7 @@ class FileOperations:
         """
         A descriptor to read a file of this user whose mode forbids that; the mode is restored.
 
-        :param handle: of the file, opened with ``O_PATH``.
+        :param handle: a descriptor of the file, opened with ``O_PATH``.
         :raises PermissionError: if there is no ``/proc``, which this needs.
         """
         path = f"/proc/self/fd/{handle}"

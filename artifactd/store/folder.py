@@ -273,8 +273,9 @@ class ReadOnlyMode:
 
     def on(self) -> bool:
         """
-        Whether it is on; also if the folder can't be read.  Takes a microsecond or two: the kernel
-        caches that a file does not exist.
+        Whether the mode is on; also if the folder can't be read.
+
+        Takes a microsecond or two: the kernel caches that a file does not exist.
         """
         if self.always:
             return True

@@ -345,7 +345,7 @@ class StagedBlob:
         await self._threads.run(self.release)
 
     def abandon(self) -> None:
-        """Unlock it and leave it to the next sweep.  Further calls do nothing."""
+        """Unlock the staged file and leave it to the next sweep.  Further calls do nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,7 +1,8 @@
 """
-``quarantine/<algorithm>-<encoded>.<id>``: damaged files that were published under that digest.
+The quarantine of damaged files: ``quarantine/<algorithm>-<encoded>.<id>``.
 
-Beside each file lies a record, ``….json``, of what was wrong and when that was found.
+Each was published under that digest.  Beside it lies a record, ``….json``, of the flaw and the time
+when it was found.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class _Record(msgspec.Struct):
 
 @frozen
 class Quarantine:
-    """The damaged files.  All methods block and raise OSError."""
+    """Keeps the damaged files.  All methods block and raise OSError."""
 
     directory: Directory
     _files: FileOperations
@@ -43,9 +44,9 @@ class Quarantine:
         """
         Link ``file``, which lies in ``source`` under ``digest``, into quarantine, durably.
 
-        Its mode becomes 0000, by which processes that have it open see that they must not send it.
+        Its mode becomes 0000, which tells processes that have the file open not to send it.
 
-        :raises FileNotFoundError: if the name is gone, or another file's by now.
+        :raises FileNotFoundError: if the name is gone, or belongs to another file by now.
         """
         name = f"{digest.algorithm}-{digest.encoded}.{uuid4()}"
         fd, status = source.open_sealed(digest.encoded, self._files)
@@ -70,8 +71,8 @@ class Quarantine:
 
     def expired(self, before: float) -> list[tuple[str, Digest]]:
         """
-        The files quarantined before ``before``, in seconds since the epoch: their names, and the
-        digests they should have.  Records without a file are removed.
+        List the files quarantined before ``before``, in seconds since the epoch: their names, and
+        the digests they should have.  Records without a file are removed.
         """
         found, names = [], set(self.directory.names())
         for name in sorted(names):

@@ -227,7 +227,7 @@ class UploadSession(FileConsumer[UploadFile]):
     An ``IConsumer``: one batch at a time is hashed and appended in a thread while the next one
     gathers.
 
-    :ivar id: of the upload.
+    :ivar id: the id of the upload.
     :ivar offset: bytes staged when claimed, plus those written since, whether on disk yet or not.
     """
 

@@ -50,7 +50,7 @@ class Certificates:
     and are tried again at each look.  New connections get the new certificate; open ones keep the
     old one.
 
-    :param listener: what the log calls it, its kind, port and interface.
+    :param listener: the listener's name in the log: its kind, port and interface.
     :param required: whether clients have to show a certificate, where there are authorities.
     :param run: reads files in a thread.
     :param now: wall-clock time, in seconds since the epoch.

@@ -44,7 +44,7 @@ class RegistryAccess:
     service don't stop requests with our credentials.
 
     :param name: the repository's name, for logs.
-    :param settings: its ``auth_hosts`` hold for clients' credentials as for ours.
+    :param settings: ``auth_hosts`` holds for clients' credentials as well as for the daemon's.
     :raises ValueError: if the URL of the settings is none of http or https.
     """
 

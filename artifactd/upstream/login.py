@@ -320,7 +320,7 @@ class Login:
         Answer the challenges of a 401.
 
         :param fields: its ``WWW-Authenticate`` fields.
-        :param refused: what was sent with the request.
+        :param refused: the header that was sent with the request.
         :raises LoginRefused: if there is nothing to send but ``refused``.
         :raises Missing, Throttled: as :meth:`Tokens.fetch`.
         """

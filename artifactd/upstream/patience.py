@@ -92,7 +92,7 @@ class CircuitBreaker:
         """
         Note that no answer came, or a 5xx.
 
-        :param trial: what :meth:`admit` returned.
+        :param trial: the result of :meth:`admit`.
         """
         self._failures += 1
         if trial and self._until is not None:

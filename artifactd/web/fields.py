@@ -122,7 +122,7 @@ def blob_wanted(request: Request, current: str, *, head: bool) -> BlobWanted:
 
 
 def range_applies(request: Request, current: str) -> bool:
-    """Whether a ``Range`` header applies: there is no ``If-Range``, or it is ``current``."""  # RFC 9110, 13.1.5
+    """Whether ``Range`` applies: there is no ``If-Range``, or it is ``current``."""  # 13.1.5
     value = header(request, "If-Range")
     return value is None or value == current
 

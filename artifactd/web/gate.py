@@ -56,12 +56,12 @@ class Gate(Protocol):
         """
         Authenticate the caller: set ``request.caller`` and ``request.actor``.
 
-        :param needed: what the route needs; a challenge to log in names the scheme for that.
+        :param needed: the permission that the route needs; a challenge to log in depends on it.
         :raises Unauthorized, TooManyRequests, AmbiguousCredentials: see ``Credentials.caller``.
         """
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
-        """:raises Unauthorized, Denied: if the caller does not have what the route needs."""
+        """:raises Unauthorized, Denied: if the caller lacks the permission that the route needs."""
 
     def target(
         self,

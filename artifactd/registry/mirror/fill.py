@@ -151,7 +151,7 @@ class Fetching:
         await self.interrupt.wait(deferLater(self.clock, wait))
 
     async def _go_on(self) -> bool:
-        """Fetch some bytes; returns whether the blob is complete."""
+        """Fetch some bytes.  Returns whether the blob is complete."""
         session = self.session
         while await session.take_extents(self._size):
             pass  # each a turn of a thread

@@ -21,7 +21,7 @@ class Progress:
     """
     The state of a fill or a part, and a signal when it changes.
 
-    :ivar size: of the blob in bytes; ``None`` while it is unknown.
+    :ivar size: the size of the blob in bytes; ``None`` while it is unknown.
     :ivar answered: whether the upstream has begun to answer.
     :ivar written: the offset before which all bytes are in the file.
     :ivar verified: whether all bytes are there and have the digest.

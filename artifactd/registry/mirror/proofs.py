@@ -62,7 +62,7 @@ class Verdict:
 
     @classmethod
     def of(cls, error: UpstreamError, credentials: Credentials | None) -> Verdict:
-        """The verdict that ``error`` is on ``credentials``; ``None``: an anonymous request."""
+        """Turn ``error`` into a verdict on ``credentials``; ``None``: the request was anonymous."""
         if isinstance(error, Missing):
             return cls(Said.NO, error.reason)
         if isinstance(error, LoginRefused) and error.status in (401, 403):
@@ -105,7 +105,7 @@ class ProofMemory:
         return any(map(self._counts, until.values()))
 
     async def valid(self, ids: Collection[bytes]) -> set[bytes]:
-        """Those of ``ids`` that are valid proofs."""
+        """Return those of ``ids`` that are valid proofs."""
         until = await self.catalog.proofs(list(ids))
         return {each for each, end in until.items() if self._counts(end)}
 
@@ -118,7 +118,7 @@ class ProofMemory:
             self._until[each] = until
 
     def lately(self, proof: bytes) -> Verdict | None:
-        """The refusal within the last ``negative_freshness`` seconds, if there was one."""
+        """Return the refusal of the last ``negative_freshness`` seconds, or ``None``."""
         return self._refused.get(proof)
 
     def refuse(self, proof: bytes, verdict: Verdict) -> None:
@@ -215,7 +215,7 @@ class ProofIds:
     upstream: str
 
     def present(self, user: str, password: str) -> UpstreamLogin:
-        """The login that a client presents."""
+        """Make the login that a client presents as ``user`` of the upstream."""
         mark = self._hash("credential", user, password)
         return UpstreamLogin(self.repository, user, mark, password)
 
@@ -247,13 +247,15 @@ class AccessProofs:
     _asked: SingleFlight[bytes, Verdict] = field(factory=SingleFlight, init=False)
 
     def present(self, user: str, password: str) -> UpstreamLogin:
-        """The login that a client presents as ``user`` of the upstream."""
+        """Make the login that a client presents as ``user`` of the upstream."""
         return self.proof_ids.present(user, password)
 
     async def log_in(self, presented: UpstreamLogin) -> bool:
         """
-        Whether the upstream has confirmed the login, which must have its password; ``False`` if the
-        upstream answers without any login, so that this one can't be checked.
+        Whether the upstream has confirmed a login, before or just now.  The login must have its
+        password.
+
+        ``False`` if the upstream answers without any login, so that this one can't be checked.
 
         :raises ProofWanted: if the login is wrong.
         :raises ProofUnavailable: if the upstream can't be asked.
@@ -267,9 +269,11 @@ class AccessProofs:
 
     async def prove(self, image: ImageName, presented: UpstreamLogin) -> bool:
         """
-        Whether the login, which must have its password, may pull ``image``.
+        Whether a login, which must have its password, may pull ``image``, by a proof or by the
+        upstream's answer now.
 
-        :raises ProofWanted, ProofUnavailable: as :meth:`log_in`.
+        :raises ProofWanted: if the login is wrong.
+        :raises ProofUnavailable: if the upstream can't be asked.
         """
         if await self.memory.any_valid(self._ids(image.image, presented)):
             return True
@@ -308,7 +312,9 @@ class AccessProofs:
         return True
 
     async def proved(self, images: Collection[ImageName], asker: Asker) -> set[ImageName]:
-        """Those of ``images`` that ``asker`` has a valid proof for; the upstream is not asked."""
+        """
+        Return those of ``images`` that ``asker`` has a valid proof for; the upstream is not asked.
+        """
         presented = self._ours(asker)
         by_proof = {proof: image for image in images for proof in self._ids(image.image, presented)}
         return {by_proof[proof] for proof in await self.memory.valid(by_proof)}
@@ -425,7 +431,7 @@ class AccessProofs:
 
 
 def _counted(verdict: Verdict, presented: UpstreamLogin | None) -> Verdict:
-    """Return ``verdict``; a wrong login is counted before the next login's turn."""
+    """Count a wrong login, and return ``verdict``.  Called before the next login has its turn."""
     if presented is not None and verdict.said is Said.WRONG:
         presented.failed()
     return verdict

@@ -38,7 +38,7 @@ class RemoteRepository(Repository):
 
     Reading an image that the settings don't allow raises Denied.
 
-    :ivar name: as configured.
+    :ivar name: the repository's name in the settings.
     :ivar local_only: patterns of names that never go to an upstream, as clients ask for them.
     """
 

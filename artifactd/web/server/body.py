@@ -124,7 +124,7 @@ class RequestBody:
             delivery.errback(reason)
 
     def refuse(self) -> None:
-        """Drop the bytes that come from now on: the request is answered."""
+        """Drop the bytes that arrive from now on: the request is answered."""
         delivered = self.received - len(self._queue)
         self._unwanted = True
         self._queue.clear()

@@ -521,7 +521,7 @@ class RegistrySite(server.Site):
     :param reactor: the clock of every timeout of the connections.
     :param idle_timeout: seconds after which a connection is closed on which something is awaited
         from the client and nothing comes.
-    :param limits: of connections, of each connection, and of the requests of an address or a user.
+    :param limits: the limits of all connections, of each one, and of an address or a user.
     :param stopping: answers requests that come while draining; by default ``resource`` does.
     :ivar proxies: the proxies that are believed when they name another client.
     :ivar rates: how often an address and a user may ask; ``None``: as often as they like.

@@ -1,4 +1,4 @@
-"""Blobs as the bodies of responses, with ``os.sendfile`` where the transport allows it."""
+"""Sends blobs as response bodies, with ``os.sendfile`` where the transport allows it."""
 # mypy: disallow-untyped-calls=False
 
 from __future__ import annotations
@@ -105,7 +105,11 @@ class BlobReader:
         return waiting
 
     def failed(self, error: OSError) -> None:
-        """Report an error of the disk.  Other errors of ``sendfile`` may be the connection's."""
+        """
+        Report ``error`` to the blob's opener if it is one of the disk.
+
+        Other errors of ``sendfile`` may be the connection's.
+        """
         if error.errno == errno.EIO and self._blob.on_failure is not None:
             self._blob.on_failure(error)
 
