@@ -68,7 +68,7 @@ class KeySource(Protocol):
 
 
 class _Discovery(msgspec.Struct, frozen=True):
-    """OpenID Connect Discovery 1.0, 3."""
+    """The fields of a discovery document that are read here."""  # OpenID Connect Discovery 1.0, 3
 
     issuer: str
     jwks_uri: str
@@ -186,7 +186,7 @@ class FetchedKeys:
         except (KeysUnavailable, ValueError) as error:
             self._problem = str(error)
             self._log.error(
-                "the keys of the issuer {name} stay as they were: {error}",
+                "the old keys of the issuer {name} stay in use: {error}",
                 name=self.name,
                 error=error,
             )
@@ -229,12 +229,12 @@ class KeysInFile:
 
     def _refused(self, problem: str) -> None:
         self._log.error(
-            "the keys in {path} stay as they were: {error}", path=self._path, error=problem
+            "the keys read before from {path} stay in use: {error}", path=self._path, error=problem
         )
 
 
 class _Registered(msgspec.Struct, frozen=True):
-    """RFC 7519, 4.1: the claims that are checked here."""
+    """The registered claims that are checked here."""  # RFC 7519, 4.1
 
     iss: str
     sub: str

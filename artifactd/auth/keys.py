@@ -166,7 +166,7 @@ class Keys:
                 self._followed.put(*await self.run(self._renew, self._unless_renewed))
             except (OSError, ValueError) as error:
                 self._log.error(
-                    "no new key can be made; the old one signs on: {error}", error=error
+                    "no new key can be made; the old one still signs: {error}", error=error
                 )
         return self._followed.content.signing
 
@@ -187,7 +187,7 @@ class Keys:
         return ring.verifying[kid]
 
     def _refused(self, problem: str) -> None:
-        self._log.error("the keys of tokens stay as they were: {error}", error=problem)
+        self._log.error("the old keys of tokens stay in use: {error}", error=problem)
 
     def _load(self) -> _Ring:
         found = self.file.read()

@@ -102,7 +102,7 @@ _ACCESS, _REFRESH = "JWT", "refresh+jwt"
 
 
 class _Access(msgspec.Struct, frozen=True):
-    """registry-auth-jwt: "access"."""
+    """One entry of the claim "access": a resource and the allowed actions."""  # registry-auth-jwt
 
     type: str
     name: str

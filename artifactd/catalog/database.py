@@ -217,7 +217,7 @@ class _Write(Generic[_T]):
             try:
                 self.committed()
             except OSError as error:
-                _log.warn("left to the sweep: {error}", error=error)
+                _log.warn("a file was not removed, the sweep will do it: {error}", error=error)
             except Exception:
                 _log.failure("cleaning up after a committed write has failed")
 

@@ -61,14 +61,14 @@ def copy(source: sqlite3.Connection, target: Path, files: FileOperations) -> Non
 
 
 def sync(folder: Path, files: FileOperations) -> None:
-    """fsync a folder."""
+    """Make the names in a folder durable (fsync)."""
     with opened(folder) as fd:
         files.sync(fd)
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
-    """A descriptor of a folder."""
+    """Open a folder, and close its descriptor at the end of the context."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield fd

@@ -257,9 +257,9 @@ def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Defer
         try:
             await work()
         except (OSError, Unavailable) as error:
-            _log.error("what is done every now and then is put off: {error}", error=error)
+            _log.error("background work failed and will be tried again: {error}", error=error)
         except Exception:
             # A failure would stop the TimerService for good.
-            _log.failure("what is done every now and then has failed")
+            _log.failure("background work failed and will be tried again")
 
     return Deferred.fromCoroutine(run())

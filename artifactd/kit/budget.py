@@ -106,7 +106,7 @@ class BufferBudget:
         return request.granted
 
     def acquire_at_once(self, size: int) -> bool:
-        """Acquire ``size`` bytes if they are free and no caller waits.  Returns whether it could."""
+        """Acquire ``size`` bytes if they are free and no caller waits; return whether it could."""
         if self.pressed or self.used + size > self.threshold:
             return False
         self.used += size

@@ -204,7 +204,7 @@ async def publish(
             except Unavailable as error:
                 if tries == _TRIES:
                     raise
-                _log.warn("tried again: {error}", error=error.message)
+                _log.warn("writing to the catalog is tried again: {error}", error=error.message)
     except BaseException:
         await staged.withdraw(catalog.forget_blob)
         raise

@@ -207,7 +207,7 @@ def _open_marker(folder: Directory, files: FileOperations) -> int:
 def _lock(
     marker: int, path: Path, locks: Path, patience: float, sleep: Callable[[float], None]
 ) -> bool:
-    """Lock the folder; whether exclusively."""
+    """Lock the folder.  Returns whether the lock is exclusive."""
     if try_lock(marker):
         return True
     waited = 0.0

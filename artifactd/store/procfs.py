@@ -22,7 +22,7 @@ NETWORK_FILESYSTEMS = frozenset(
         "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs",
     }
 )  # fmt: skip
-"""Where flock, shared memory and fsync don't keep between hosts what SQLite and we rest on."""
+"""Types of filesystems on which flock, shared memory or fsync may not work across hosts."""
 
 
 @frozen

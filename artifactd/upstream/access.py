@@ -41,7 +41,7 @@ class RegistryAccess:
 
     It caches nothing: no token that was given for a client's credential, nor the upstream's
     challenges.  It has circuit breakers of its own, so that errors that clients provoke at a token
-    service don't stop requests with our credentials.
+    service don't stop requests with the daemon's credentials.
 
     :param name: the repository's name, for logs.
     :param settings: ``auth_hosts`` holds for clients' credentials as well as for the daemon's.

@@ -74,7 +74,7 @@ class ApiRequest:
 class RegistryApi:
     """
     Asks an upstream: logs in where it wants that, repeats what may be repeated, and does not ask
-    while the upstream is down or throttles us.
+    while the upstream is down or throttles the daemon.
     """
 
     exchanges: Exchanges
@@ -282,8 +282,8 @@ class RegistryUpstream:
 
     :param name: the repository's name, for logs.
     :param http: makes the requests; the caller closes it.
-    :param credentials: ours there; called whenever they are needed, in the reactor's thread.  If it
-        raises OSError or ValueError, the login is refused, and the error is logged.
+    :param credentials: returns the daemon's credentials there; called in the reactor's thread.
+        If it raises OSError or ValueError, the login is refused, and the error is logged.
     :param max_manifest: bytes that a manifest may have.
     :param random: for the time before a repetition.
     :raises ValueError: if the URL of the settings is none of http or https.

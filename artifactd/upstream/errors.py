@@ -7,7 +7,7 @@ from artifactd.upstream.http.errors import UpstreamError
 
 class Missing(UpstreamError):
     """
-    The upstream does not have the content, or does not let us have it.
+    The upstream does not have the content, or does not let the daemon have it.
 
     The upstream answered 404 or 410, or 401 or 403 in spite of a fresh token (Docker Hub does that
     for names that do not exist).

@@ -101,7 +101,7 @@ class Upstream(Protocol):
 
     async def manifest(self, image: str, reference: Reference) -> UpstreamManifest:
         """
-        Get a manifest, with all media types that we know in ``Accept``.
+        Get a manifest, with all media types that artifactd knows in ``Accept``.
 
         :raises Unreachable: also if it has more bytes than a manifest may have.
         """  # end-3
@@ -112,7 +112,7 @@ class Upstream(Protocol):
         """
         Return the digest that ``reference`` has at the upstream now, by HEAD.
 
-        :param known: the digest that we have, sent as ``If-None-Match``, and returned after a 304.
+        :param known: the cached digest, sent as ``If-None-Match``, and returned after a 304.
         :returns: ``None`` if the upstream doesn't say the digest.
         """  # end-3
 

@@ -61,7 +61,11 @@ class Gate(Protocol):
         """
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
-        """:raises Unauthorized, Denied: if the caller lacks the permission that the route needs."""
+        """
+        Check that the caller has the permission that the route needs.
+
+        :raises Unauthorized, Denied: if not.
+        """
 
     def target(
         self,
@@ -110,7 +114,7 @@ class Gate(Protocol):
 
 
 def refuse_changes(request: RegistryRequest) -> NoReturn:
-    """:raises Unsupported: telling the client about the read-only mode."""
+    """Refuse a request because of the read-only mode.  :raises Unsupported: always."""
     raise Unsupported(
         "the registry is read-only at present: its operator ends that with"
         " 'artifactd read-only off', or by the setting read_only",

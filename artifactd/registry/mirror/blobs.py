@@ -108,7 +108,7 @@ class RemoteBlobs:
         try:
             found = await self.stored.blob(image, digest, size, wanted, how)
         except Lost as error:
-            _log.warn("fetched again: {error}", error=error)
+            _log.warn("the blob is fetched again: {error}", error=error)
             return None
         return self._read(image, digest, found)
 

@@ -142,7 +142,7 @@ class LastUsed:
     _reading: dict[_Key, int] = field(factory=dict, init=False)
 
     def touch(self, image: ImageName, digest: Digest) -> None:
-        """Note a pull."""
+        """Note that a blob or manifest is pulled now."""
         self._used[image, digest] = self.now()
 
     def begin(self, image: ImageName, digest: Digest) -> Callable[[], None]:

@@ -488,7 +488,7 @@ class Fill:
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
 
     async def _link_when_listed(self, view: FillView) -> None:
-        """Link the blob to our images, once the other process has committed its row."""
+        """Link the blob to :attr:`images`, once the other process has committed its row."""
         for _ in range(_LOOKS_FOR_ROW):
             if await self.remote.stored_size(self.source.digest) is not None:
                 await self._link(set())

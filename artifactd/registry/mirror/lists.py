@@ -229,7 +229,7 @@ class RemoteLists:
         try:
             return await self.contents.of(digest)
         except (RuntimeError, OSError) as error:
-            _log.warn("fetched again: {image}: {error}", image=image, error=error)
+            _log.warn("a manifest of {image} is fetched again: {error}", image=image, error=error)
         await self.manifests.restore(image, digest)
         return await self.contents.of(digest)
 

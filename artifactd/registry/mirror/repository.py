@@ -101,7 +101,7 @@ class RemoteRepository(Repository):
         try:
             body = await self.stored.body(image, record.digest, record.size)
         except Lost as error:
-            _log.warn("fetched again: {error}", error=error)
+            _log.warn("the manifest is fetched again: {error}", error=error)
             await self.manifests.restore(image, record.digest)
             body = await self.stored.body(image, record.digest, record.size)
         self.manifests.counters.client_bytes.inc(record.size)

@@ -213,7 +213,7 @@ class Damage:
             try:
                 await work
             except Exception:
-                _log.failure("what is damaged of {digest} was not seen to", digest=digest)
+                _log.failure("examining or restoring {digest} failed", digest=digest)
 
         working = Deferred.fromCoroutine(run())
         if working.called:
