@@ -12,7 +12,7 @@ from artifactd.upstream.credentials import UpstreamLogin
 
 
 class Kind(StrEnum):
-    """How a client is known."""
+    """The way in which a client is identified."""
 
     ANONYMOUS = "anonymous"  # it is not
     USER = "user"  # by the htpasswd file

@@ -227,11 +227,13 @@ class RepairCatalog(OnDatabase):
     @write
     def lose_blob(self, db: Connection, digest: Digest, is_so: Callable[[], bool]) -> bool:
         """
-        If ``is_so``, note that the bytes of ``digest`` are lost.  ``is_so`` is called inside the
-        write transaction, while nobody publishes or removes bytes.  To every reader the blob is
-        absent from the commit on, until its bytes are published again.
+        Note that the bytes of ``digest`` are lost, if ``is_so`` returns true.
 
-        :return: whether it was so.
+        ``is_so`` is called inside the write transaction, while no process publishes or removes
+        bytes.  To every reader the blob is absent from the commit on, until its bytes are published
+        again.
+
+        :return: the answer of ``is_so``.
         """
         if not is_so():
             return False
@@ -309,8 +311,10 @@ class RepairCatalog(OnDatabase):
     @write
     def is_absent(self, db: Connection, digest: Digest, is_there: Callable[[], bool]) -> bool:
         """
-        Whether ``digest`` is listed, not known as lost, and not there.  ``is_there`` is called
-        inside the write transaction, while nobody publishes or removes bytes.
+        Whether ``digest`` is listed, not known as lost, and not in the store.
+
+        ``is_there`` is called inside the write transaction, while no process publishes or removes
+        bytes.
         """
         listed = db.execute(
             "SELECT 1 FROM blob WHERE digest = ? AND lost_at IS NULL", (str(digest),)

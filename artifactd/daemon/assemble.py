@@ -274,7 +274,10 @@ class Assembly:
     read_only: ReadOnlyMode
 
     async def close(self) -> None:
-        """Stop the fills, which can be resumed, write the access times, and close the folder."""
+        """
+        Stop the fills, which the next start can resume, write the access times, and close the
+        folder.
+        """
         await self.fills.stop()
         await self.remotes.close()
         await self.damage.stop()

@@ -97,7 +97,11 @@ class RegistryService(MultiService):
         super().startService()
 
     def start(self) -> None:
-        """Start.  :raises StartError: if the daemon can't run; then nothing is left open."""
+        """
+        Open and start everything.
+
+        :raises StartError: if the daemon can't run; then nothing is left open.
+        """
         with ExitStack() as opened:
             self._running = running = _start(self._settings, self._reactor, opened, self._files)
             opened.pop_all()
@@ -117,7 +121,10 @@ class RegistryService(MultiService):
         repeating.setServiceParent(self)
 
     def stopService(self) -> Deferred[None]:
-        """Accept no more, wait up to ``shutdown_timeout`` for running transfers, then close."""
+        """
+        Accept no more connections, wait up to ``shutdown_timeout`` for running transfers, then
+        close.
+        """
         running, self._running = self._running, None
         assert running is not None, "not started"
         return Deferred.fromCoroutine(self._stop(running))

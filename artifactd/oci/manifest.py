@@ -65,19 +65,19 @@ class ManifestBounds:
     annotations: int = 1000
 
     def document_problem(self, content: bytes) -> str | None:
-        """Why a document is refused before it is decoded; ``None``: it is not."""
+        """Return the reason to refuse a document before it is decoded; ``None``: there is none."""
         if nests_deeper(content, self.nesting):
             return f"its JSON is nested deeper than {self.nesting}"
         return None
 
     def entries_problem(self, entries: int) -> str | None:
-        """Why so many entries are refused; ``None``: they are not."""
+        """Return the reason to refuse so many entries; ``None``: there is none."""
         if self.entries and entries > self.entries:
             return f"it has {entries} entries: at most {self.entries} are accepted here"
         return None
 
     def annotations_problem(self, annotations: Iterable[Mapping[str, str] | None]) -> str | None:
-        """Why one of ``annotations`` is refused; ``None``: none is."""
+        """Return the reason to refuse one of ``annotations``; ``None``: all are accepted."""
         most = max((len(each) for each in annotations if each), default=0)
         if self.annotations and most > self.annotations:
             return f"it has {most} annotations: at most {self.annotations} are accepted here"
@@ -163,10 +163,11 @@ _NON_DISTRIBUTABLE = (
 @frozen
 class Descriptor:
     """
-    What one document says of another: image-spec, descriptor.md.
+    The description of a blob or manifest inside another document (image-spec, descriptor.md).
 
-    ``size`` is in bytes.  ``optional`` tells that the content may be absent from the registry:
-    it is non-distributable, or has ``urls`` to be fetched from.
+    :ivar size: in bytes.
+    :ivar optional: whether the content may be absent from the registry: it is non-distributable, or
+        has ``urls`` to be fetched from.
     """
 
     media_type: str

@@ -86,7 +86,7 @@ class InMemory:
         return succeed(None)
 
     def fileno(self) -> int:
-        """:raises OSError: always: :attr:`content` has the bytes."""
+        """:raises OSError: always, since :attr:`content` has the bytes."""
         raise OSError(errno.EBADF, "the bytes are in memory")
 
     def close(self) -> None:

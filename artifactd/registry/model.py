@@ -27,7 +27,7 @@ class Provenance:
 
     :ivar source: pushed here, cached, or fetched from the upstream just now.
     :ivar cache: the parameters of ``Cache-Status`` (RFC 9211), after the cache's name.
-    :ivar stale: why an answer is served past its freshness; ``None`` if it is fresh.
+    :ivar stale: the reason why an answer is served past its freshness; ``None`` if it is fresh.
     :ivar waited: seconds that the request waited for the upstream.
     """
 

@@ -45,7 +45,7 @@ from artifactd.store.uploads import (
 @frozen
 class Room:
     """
-    How much of a body is accepted.
+    The number of bytes of a body that are accepted.
 
     :ivar size: bytes.
     :ivar error: raised when more arrive.
@@ -161,7 +161,7 @@ class EarlyBody:
                 too_slow.cancel()
 
     def is_whole(self, chunk: ByteRange | None) -> bool:
-        """Whether the body is complete and as long as ``chunk`` says."""
+        """Whether the body is complete, and as long as ``chunk`` says."""
         cut = self.failure is not None
         return self.complete and (cut or chunk is None or self.size == chunk.length)
 
@@ -449,14 +449,16 @@ class Uploads:
         digest: Digest | None = None,
     ) -> Room | None:
         """
-        How many bytes of a body are accepted; ``None``: any number.  Asked before it is read.
+        Return how many bytes of a body are accepted; ``None``: any number.
+
+        Called before the body is read.
 
         :param staged: bytes of the blob that are staged already.
         :param declared: bytes of the body, if that is known.
-        :param digest: of the whole blob, if it is known: a blob that ``image`` has costs nothing.
-            A blob that only other images of the repository have counts as a new one until its bytes
-            are here; otherwise a client that may push to one image could find out which blobs the
-            others have.
+        :param digest: the digest of the whole blob, if it is known: a blob that ``image`` has costs
+            nothing.  A blob that only other images of the repository have counts as a new one until
+            its bytes are here; otherwise a client that may push to one image could find out which
+            blobs the others have.
         :raises ContentTooLarge, QuotaExceeded: if the declared length is too much.
         """
         room = None
@@ -481,8 +483,9 @@ class Uploads:
     @asynccontextmanager
     async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[None]:
         """
-        Keep other requests of this process from writing to the session meanwhile; those of other
-        processes are kept out by the claim.
+        Keep other requests of this process from writing to the session during the context.
+
+        The claim keeps out those of other processes.
         """
         if upload_id in self._writing:
             raise _busy(await self.offset(image, upload_id))
@@ -503,7 +506,7 @@ class Uploads:
         self, body: Body | None, chunk: ByteRange | None, *, limited: bool
     ) -> AsyncIterator[EarlyBody | None]:
         """
-        The body, gathered in memory as far as it is small and arrives at once.
+        Gather the body in memory, if it is small and arrives at once.
 
         :param limited: whether the session's offset decides how much of the body may come.
         :returns: ``None`` if the session is to be claimed before the body is asked for.

@@ -37,8 +37,7 @@ class Claims:
 
 class Subject(str):
     """
-    The clients that an access rule is for.  It is one of these; in a pattern, ``*`` stands for any
-    characters, slashes too:
+    The clients that an access rule is for, as a text of one of these forms.
 
     * ``anonymous``: all clients, since a client that is logged in could also come anonymously;
     * ``authenticated``: clients that are logged in, except with an upstream's account;
@@ -49,13 +48,15 @@ class Subject(str):
     * ``issuer:<name>``: clients with a token of that issuer;
     * ``claim:<issuer>:<claim>=<pattern>``, perhaps with more ``&<claim>=<pattern>``: clients with a
       token of that issuer that has all these claims.
+
+    In a pattern, ``*`` stands for any characters, slashes too.
     """
 
     __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """:raises ValueError: if it is none of these."""
+        """:raises ValueError: if ``text`` has none of these forms."""
         subject = cls(text)
         kind, colon, name = text.partition(":")
         if kind == "claim":
@@ -74,16 +75,16 @@ class Subject(str):
 
     @property
     def name(self) -> str:
-        """The text after the first colon: a name or a pattern; of a claim the issuer's name."""
+        """The text after the first colon: a name or a pattern; for ``claim:`` the issuer's name."""
         rest = self.partition(":")[2]
         return rest.partition(":")[0] if self.kind == "claim" else rest
 
     @property
     def claims(self) -> Claims:
         """
-        The issuer and claims of a ``claim:`` subject.
+        The issuer and the claims of a ``claim:`` subject.
 
-        :raises ValueError: if it is another subject, or malformed.
+        :raises ValueError: if the subject is another one, or malformed.
         """
         kind, issuer, rest = [*self.split(":", 2), "", ""][:3]
         matches = [_CLAIM.fullmatch(each) for each in rest.split("&")]

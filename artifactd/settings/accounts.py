@@ -43,14 +43,13 @@ class SecretHash(str):
     @property
     def is_generated(self) -> bool:
         """
-        Whether ``artifactd robot`` made the secret, so that it can't be guessed, however fast: then
-        it needs no bcrypt.
+        Whether ``artifactd robot`` made the secret: it can't be guessed, so it needs no bcrypt.
         """
         return self.startswith("sha256:")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """:raises ValueError: if it is neither."""
+        """:raises ValueError: if ``text`` is neither."""
         if not _SECRET_HASH.fullmatch(text):
             raise ValueError(text)
         return cls(text)
@@ -168,10 +167,11 @@ def check_accounts(
 
 def _check_visitors(rule: AccessSettings, where: str) -> None:
     """
-    Check a rule for users of an upstream.
+    Refuse a rule that names single users of an upstream, or grants users of an upstream more than
+    pull.
 
-    Many upstreams check the password alone, so that a client can take any user name; and anybody
-    may have an account there.
+    Many upstreams check the password alone, so that a client can take any user name; and anyone may
+    have an account there.
     """
     for subject in rule.who:
         if subject.kind != "upstream":
@@ -200,7 +200,7 @@ def check_name(name: str, where: str) -> None:
 
 
 def _check_images(patterns: Iterable[str], where: str, repositories: Collection[str]) -> None:
-    """A pattern that no canonical name can match is a mistake."""
+    """Refuse a pattern that no canonical name can match."""
     for pattern in patterns:
         repository, slash, _ = pattern.partition("/")
         if "*" in repository or "[" in repository:

@@ -85,12 +85,13 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
 
     def read_password(self, environ: Mapping[str, str]) -> Secret:
         """
-        The password in force now: its file is read again each time, so that it can be changed.
+        Return the password in force now; empty if there is no login.
 
-        Empty if there is no login.  The newline at the end of the file is not part of it.
+        The file of the password is read again each time, so that it can be changed.  The newline at
+        the end of the file is not part of it.
 
-        :raises ValueError: if it can't be read; the message is one line that begins with the
-            setting's name.
+        :raises ValueError: if the password can't be read; the message is one line that begins with
+            the setting's name.
         """
         if self.password_file:
             return _secret("password_file", self.password_file, _read_file(self.password_file))

@@ -105,7 +105,7 @@ _Local = Annotated[Literal["local"], Meta(description='"local" or "remote"')]
 
 
 class LocalSettings(Section, frozen=True):
-    """``[repository.<name>]`` of kind ``local``: the images under ``/v2/<name>/``, pushed here."""
+    """``[repository.<name>]`` of kind ``local``: images under ``/v2/<name>/`` that clients push."""
 
     kind: _Local = "local"
     other_media_types: Flag = False

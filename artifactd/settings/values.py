@@ -21,7 +21,11 @@ _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40
 
 
 def _read_quantity(text: str, units: Mapping[str, int]) -> int:
-    """``text`` in the smallest of ``units``.  :raises ValueError: if it is no such quantity."""
+    """
+    Parse a quantity with a unit, and return it in the smallest of ``units``.
+
+    :raises ValueError: if ``text`` is no such quantity.
+    """
     if text == "0":
         return 0
     match = re.fullmatch(r"([0-9]{1,12})([A-Za-z]+)", text)

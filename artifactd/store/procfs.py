@@ -34,7 +34,7 @@ class _Mount:
 
 def filesystem_type(path: Path, mountinfo: str) -> str | None:
     """
-    The type of the filesystem that ``path`` is on; ``None`` if ``mountinfo`` doesn't tell.
+    Return the type of the filesystem that ``path`` is on; ``None`` if ``mountinfo`` lacks it.
 
     :param path: absolute, without symbolic links.
     """
@@ -65,7 +65,9 @@ def _unescape(text: str) -> str:
 
 
 def boot_time(stat: Path = STAT) -> float:
-    """When the machine has started, in seconds since the epoch; 0.0 if that can't be told."""
+    """
+    Return when the machine started, in seconds since the epoch; 0.0 if ``/proc`` does not tell.
+    """
     try:
         times = [line.split()[1] for line in stat.read_text().splitlines() if line[:6] == "btime "]
     except (OSError, IndexError):
@@ -74,7 +76,7 @@ def boot_time(stat: Path = STAT) -> float:
 
 
 def lock_holders(file: os.stat_result, locks: str) -> set[int]:
-    """The ids of the processes that hold a flock on ``file``, as far as they can be seen."""
+    """Return the ids of the processes that hold a flock on ``file``, as far as they are visible."""
     # n: FLOCK ADVISORY READ|WRITE pid major:minor:inode start end; "->" marks one that waits
     device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
     return {

@@ -81,7 +81,7 @@ class Certificates:
 
     @property
     def not_after(self) -> float:
-        """When the certificate in use expires, in seconds since the epoch."""
+        """The time when the certificate in use expires, in seconds since the epoch."""
         return self._followed.content.pair.not_after.timestamp()
 
     @property

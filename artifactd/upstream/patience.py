@@ -230,9 +230,9 @@ _WINDOW = 3600.0
 @define(eq=False)
 class RateLimit:
     """
-    What remains of the requests that an upstream allows in a window of time.
+    The requests that remain of an upstream's rate limit in a window of time.
 
-    Docker Hub tells it with each manifest: ``RateLimit-Limit: 100;w=21600`` (100 in 21,600 s) and
+    Docker Hub sends it with each manifest: ``RateLimit-Limit: 100;w=21600`` (100 in 21,600 s) and
     ``RateLimit-Remaining: 76;w=21600``.  GitLab and others send plain numbers, and with
     ``RateLimit-Reset`` the seconds until all requests are allowed again.
     """

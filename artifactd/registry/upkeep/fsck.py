@@ -30,7 +30,7 @@ from artifactd.store.uploads import UploadMissing, UploadStore
 
 
 class State(StrEnum):
-    """How a report ended: the problem is left, was repaired, or needs nothing done."""
+    """The outcome of a report: the problem is left, was repaired, or needs nothing done."""
 
     LEFT = "problem"
     MENDED = "repaired"

@@ -25,7 +25,11 @@ _log = Logger()
 
 @frozen
 class Counted:
-    """The keys under which a connection is counted; ``address`` is ``None`` if it is exempt."""
+    """
+    The keys under which a connection is counted.
+
+    :ivar address: the key of the client's address; ``None`` if the address is exempt.
+    """
 
     listener: str
     address: str | None
@@ -188,7 +192,7 @@ class TokenBuckets:
 
 class Rates:
     """
-    How often one address and one user may ask.
+    Limits the rate of requests of one address and of one user.
 
     Loopback and Unix sockets have no limit as addresses: requests from there come from this
     machine, or from a proxy whose clients can't be told apart.

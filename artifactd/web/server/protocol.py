@@ -263,7 +263,9 @@ class RegistryChannel(http.HTTPChannel):
         self._refuse(_MALFORMED)
 
     def _refuse(self, problem: str, status: bytes = _BAD_REQUEST) -> None:
-        """Answer bytes that are no request, or not one to be handled, and close."""
+        """
+        Answer bytes that are not a request, or one that is not handled, with an error, and close.
+        """
         if self.requests and self.requests[0].startedWriting:
             # Never in the middle of an answer.
             self.transport.abortConnection()
@@ -284,7 +286,7 @@ class RegistryChannel(http.HTTPChannel):
 
 
 def _answer(status: bytes, error: RegistryError) -> bytes:
-    """A whole response, for where there is no request."""
+    """Make a whole response with ``error``, for where there is no request."""
     body = error.body()
     return (
         b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: application/json\r\n"
@@ -296,7 +298,7 @@ def _answer(status: bytes, error: RegistryError) -> bytes:
 
 class _Peer:
     """
-    The client as the sender of one body: it is invited, paused and resumed for a ``RequestBody``.
+    The client as the sender of one body: invites, pauses and resumes it for a ``RequestBody``.
 
     The idle timeout runs while the server waits for the client and at no other time.
     """
@@ -360,9 +362,9 @@ class _Peer:
 
     def ended(self) -> None:
         """
-        The body is over.
+        End the body: the channel reads on, to notice if the client disconnects.
 
-        The channel reads on, to notice if the client leaves; it bounds the bytes that may follow.
+        The channel bounds the bytes that may follow.
         """
         self.pace.stop()
         if self._buffer_size is not None:
@@ -409,7 +411,7 @@ class RegistryRequest(server.Request):
 
     @cached_property
     def address(self) -> str:
-        """The client's address, as far as it is known; ``unix`` for a Unix socket."""
+        """The client's address as far as it is known; ``unix`` for a Unix socket."""
         return self.site.proxies.client(self)
 
     @property
@@ -494,7 +496,7 @@ class RegistryRequest(server.Request):
             self._peer.drain()
 
     def abort(self) -> None:
-        """Drop the connection at once, with whatever has not been sent."""
+        """Drop the connection at once, with all bytes that have not been sent."""
         if not self.gone:
             self.channel.transport.abortConnection()
 
@@ -566,7 +568,7 @@ class RegistrySite(server.Site):
 
     @property
     def in_flight(self) -> int:
-        """How many requests are being handled."""
+        """The number of requests that are being handled."""
         return sum(channel.busy for channel in self.channels)
 
     async def drain(self, seconds: float) -> None:
