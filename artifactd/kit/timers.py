@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -84,8 +84,7 @@ class Deadline:
         """Set the deadline to ``seconds`` from now, whether it runs already or not."""
         due = self.due = self._seconds() + seconds
         if self._call is not None and self._fires > due:
-            self._call.cancel()
-            self._call = None
+            self._forget()
         if self._call is None:
             self._arm(due)
 
@@ -96,9 +95,15 @@ class Deadline:
     def cancel(self) -> None:
         """Stop the deadline, and remove it from the timer."""
         self.due = None
-        if self._call is not None:
-            self._call.cancel()
-            self._call = None
+        self._forget()
+
+    def _forget(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            # txaio looks for the call in a bucket that was made anew, by a deadline in the past,
+            # while the calls of the earlier one are still being spread.  That call does nothing.
+            with suppress(ValueError):
+                call.cancel()
 
     def _arm(self, due: float) -> None:
         self._fires = due

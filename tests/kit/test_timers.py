@@ -137,6 +137,19 @@ class DeadlineTests(SynchronousTestCase):
         self.assertEqual(len(self.expired), 1000)
         self.assertLessEqual(at_once, 200)
 
+    def test_one_may_be_cancelled_while_its_bucket_is_spread_and_made_anew(self) -> None:
+        deadlines = [self.deadline() for _ in range(150)]
+        for deadline in deadlines:
+            deadline.start(5)
+        self.clock.advance(5.1)
+        self.assertEqual(len(self.expired), 100)
+        past = self.deadline()
+        past.start(-0.5)
+        deadlines[-1].cancel()
+        deadlines[-2].start(-0.2)
+        self.clock.pump([0.5] * 10)
+        self.assertEqual(len(self.expired), 150)
+
     def test_one_that_fails_does_not_keep_the_others_from_expiring(self) -> None:
         self.timers.deadline(lambda: 1 / 0).start(5)
         self.deadline().start(5)
