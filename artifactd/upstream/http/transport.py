@@ -176,9 +176,6 @@ _CAUSES: tuple[tuple[type[Exception], str], ...] = (
     (error.ConnectionLost, "it broke off the connection"),
 )
 
-# Twisted's failures that hold others.
-_WITH_REASONS = (RequestGenerationFailed, RequestTransmissionFailed, ResponseFailed)
-
 
 def cause(problem: BaseException) -> str | None:
     """
