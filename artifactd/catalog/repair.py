@@ -81,8 +81,8 @@ class Slip:
 
 _ACTOR = "fsck"  # in the journal of tags
 
-# By turns, so that a limit cuts off neither the images whose owners can push the bytes again nor
-# those that can fetch them.
+# Pushed and remote images by turns, so that a limit cuts off neither the images whose owners can
+# push the bytes again nor those that can fetch them.
 _HOLDERS = (
     "SELECT repository, name, is_manifest, is_remote FROM ("
     "SELECT *, row_number() OVER ("

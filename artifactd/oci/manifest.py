@@ -16,7 +16,7 @@ from attrs import field, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 
-# Bounds on a JSON document, and names in it that parsers would read differently.
+# -- bounds on a JSON document, and names in it that parsers would read differently
 #
 # RFC 8259, 9: "An implementation may set limits on the size of texts that it accepts [...] on the
 # maximum depth of nesting"; 4: "When the names within an object are not unique, the behavior of

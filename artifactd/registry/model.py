@@ -44,7 +44,7 @@ HIT = Provenance("cache")
 # own.  No other parameter of a client's query goes upstream.
 PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page"})
 
-# The parameter that carries, as a query of its own, whatever else is in an upstream's Link to the
+# The parameter that carries, encoded as a query, all other parameters of an upstream's Link to the
 # next page.
 PACKED = "next"
 

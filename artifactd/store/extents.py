@@ -21,8 +21,8 @@ from artifactd.store.files import Directory, FileOperations, OpenFile, write_all
 from artifactd.store.intake import READ, TURN, AppendedFile
 
 _UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# A record begins a line of its own and ends with a full stop: one that was torn counts for nothing
-# and spoils none that follows.
+# A record begins a line and ends with a full stop: a record that was torn by a crash is ignored,
+# and does not damage the records after it.
 _RECORD = re.compile(rb"\n([0-9]{1,19})-([0-9]{1,19})\.")
 # Bytes of a map that are read: tens of thousands of records.
 _MAP = 1024 * 1024

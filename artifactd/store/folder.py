@@ -21,7 +21,7 @@ from artifactd.store.files import Directory, FileOperations, try_lock, write_all
 MARKER = "artifactd.lock"
 FORMAT = "artifactd data folder, format 1\n"
 
-# Names in a folder that counts as empty all the same: the root of a filesystem has this one.
+# Names that a folder may hold and still count as empty: the root of a filesystem has this one.
 _BENIGN = {"lost+found"}
 _PATIENCE = 10.0
 _PAUSE = 0.05

@@ -358,8 +358,8 @@ class StagedBlob:
 
 
 _STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
-# Left by a check of the disk, or by a backup into this folder.  A sweep never meets one in use:
-# the check takes an instant, and a backup keeps every daemon out.
+# Names of files that a check of the disk, or a backup into this folder, has left.  A sweep never
+# meets one in use: the check takes an instant, and a backup keeps every daemon out.
 _PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)|\.backup\.catalog\.partial")
 
 

@@ -61,8 +61,8 @@ class UploadMisplaced(Exception):
 
 
 _ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-# A process that looks whether an upload is locked holds a shared lock for some microseconds; a
-# claim waits for so many of those.
+# A process that checks whether an upload is locked holds a shared lock for some microseconds.  A
+# claim tries again at most this many times.
 _LOOKS = 100
 _LOOK_SECONDS = 0.001
 

@@ -21,8 +21,8 @@ _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 # Certificates between a client's and its root, at most.
 _DEPTH = 8
 
-# The names of the authorities are sent to clients if they take at most so many bytes: RFC 5246,
-# 7.4.4 has room for 65,535.  A client that gets none may send any certificate.
+# Bytes up to which the names of the authorities are sent to clients; TLS 1.2 has room for 65,535
+# (RFC 5246, 7.4.4).  A client that gets no names may send any certificate.
 _NAMES = 32768
 
 # OpenSSL's errors that clients' certificates cause: X509_verify_cert_error_string(3).

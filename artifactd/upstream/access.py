@@ -126,7 +126,7 @@ class RegistryAccess:
             try:
                 _decoder.decode(await response.read(_PAGE))
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                # Such as a login page for people, which anybody gets.
+                # For example a login page for people, which every client gets.
                 raise Unreachable(f"{response.host} answers no list of tags") from None
 
         url = f"{self._url}/v2/{quote(image)}/tags/list?n=1"

@@ -229,8 +229,8 @@ class ResponseBody:
         self._response.abort()
 
 
-# Characters of a field that are read.  No part of a pattern ever gives back what it has taken: a
-# field made for that would keep it busy.
+# Characters of a field that are read.  All quantifiers of the patterns are possessive: backtracking
+# in a malicious field could take very long.
 _FIELD = 8192
 _LINK = re.compile(
     r'<([^<>]*+)>((?:[ \t]*+;[ \t]*+[^\s=;,"]++[ \t]*+(?:=[ \t]*+'

@@ -265,8 +265,8 @@ class RateLimit:
         return min(_ENOUGH / self._share, _MOST_FRUGAL) if self._share else _MOST_FRUGAL
 
 
-# Bytes of an error's body that are read, seconds that it may take, since no client is to wait for
-# its words, and characters of its message that are passed on.
+# An error's body: bytes that are read, seconds that reading may take (a client waits meanwhile),
+# and characters of the message that are passed on.
 _BODY = 64 << 10
 _BODY_SECONDS = 5.0
 _MESSAGE = 200

@@ -89,8 +89,8 @@ class NoProxy:
 
 _URL = re.compile(r"(?:(?P<scheme>[A-Za-z0-9+.-]+)://)?(?:(?P<login>[^/?#]*)@)?(?P<rest>[^@]*)")
 
-# In this order.  Not HTTP_PROXY: a web server that runs a program by CGI sets it to the client's
-# header "Proxy" (CVE-2016-5385).
+# Read in this order.  HTTP_PROXY is not read: a web server that runs a program by CGI sets it to
+# the client's header "Proxy" (CVE-2016-5385).
 _VARIABLES = {
     "http": ("http_proxy", "all_proxy", "ALL_PROXY"),
     "https": ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"),

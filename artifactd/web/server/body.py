@@ -45,7 +45,7 @@ class RequestBody:
         self._invite, self._pause, self._resume = invite, pause, resume
         self._consumer: IConsumer | None = None
         self._delivery: Deferred[int] | None = None
-        # Bytes that came while nobody could take them: at most what one read of the socket gave.
+        # Bytes that arrived while no consumer could take them: at most one read of the socket.
         self._queue = bytearray()
         self._paused = False
         self._asked = False

@@ -82,8 +82,8 @@ _BUSY = Unavailable("too many connections: close some, or try again later")
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_SECONDS = 10.0
 
-# With more connections than this each receives less at a time, so that a turn of the reactor, in
-# which every connection may receive, stays short.
+# Above this number of connections each receives fewer bytes at a time.  Every connection may
+# receive in one turn of the reactor, which has to stay short.
 _FEW = 16
 
 
