@@ -103,7 +103,7 @@ class TokenSource(Protocol):
         Verify a token of this issuer.
 
         :raises Unauthorized: if it isn't valid.
-        :raises Unavailable: if the keys that it takes can't be had now.
+        :raises Unavailable: if the keys to verify it can't be fetched or read now.
         """
 
     async def stands(self, opened: Opened) -> bool:
@@ -147,7 +147,7 @@ class BearerTokens:
         scopes.
 
         :raises Unauthorized: if the token isn't valid here and now; the message says why.
-        :raises Unavailable: if its issuer's keys can't be had.
+        :raises Unavailable: if its issuer's keys can't be fetched or read.
         """
         return await self._verify(token, own=True)
 

@@ -50,7 +50,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class KeysUnavailable(Exception):
-    """The keys can't be had; the message says why."""
+    """The keys of an issuer can't be fetched; the message says why."""
 
 
 class KeySource(Protocol):
@@ -58,9 +58,9 @@ class KeySource(Protocol):
 
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
         """
-        The keys for which ``wanted`` is true, perhaps after a look for new keys.
+        Return the keys for which ``wanted`` is true; may look for new keys first.
 
-        :raises Unavailable: if there are no keys at all yet, and none can be had.
+        :raises Unavailable: if there are no keys at all yet, and none can be fetched.
         """
 
     def holds(self, kid: str) -> bool:
@@ -76,10 +76,10 @@ class _Discovery(msgspec.Struct, frozen=True):
 
 async def discover(issuer: str, fetch: Fetch) -> str:
     """
-    The URL of an issuer's key set: OpenID Connect Discovery 1.0, 4.
+    Fetch the discovery document of an issuer, and return the URL of the issuer's key set.
 
-    :raises KeysUnavailable: if the discovery document can't be had, or can't be trusted.
-    """
+    :raises KeysUnavailable: if the document can't be fetched, or can't be trusted.
+    """  # OpenID Connect Discovery 1.0, 4
     content = await fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
     try:
         found = msgspec.json.decode(content, type=_Discovery)

@@ -243,10 +243,10 @@ def parse(text: str) -> dict[str, bytes]:
 
 class Htpasswd:
     """
-    :class:`Accounts` of the users in a file as Apache's ``htpasswd -B`` writes it.
+    :class:`Accounts` of the users in a file that Apache's ``htpasswd -B`` writes.
 
-    The file is read again when it has changed.  While it can't be read, or is wrong, the users of
-    before stay.
+    The file is read again when it has changed.  While it can't be read, or is wrong, the users read
+    before stay in use.
     """
 
     _log = Logger()

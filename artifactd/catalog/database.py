@@ -328,7 +328,7 @@ class DataVersion:
         self._connection: Connection | None = None
 
     def __call__(self) -> int | None:
-        """The number now, or ``None`` if SQLite can't tell it."""
+        """Return the present number, or ``None`` if SQLite can't tell it."""
         try:
             if self._connection is None:
                 self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)

@@ -277,9 +277,11 @@ class Directory:
 
     def open_sealed(self, name: str, files: FileOperations) -> tuple[int, os.stat_result]:
         """
-        Like :meth:`open_file`, and open also a file whose mode forbids this user to read it.
+        Open a file that artifactd made, even if its mode forbids this user to read it.
 
-        :raises PermissionError: if that is not for its mode.
+        Returns its descriptor and status; errors are those of :meth:`open_file`.
+
+        :raises PermissionError: if the file can't be opened for another reason than its mode.
         """
         try:
             return self.open_file(name)

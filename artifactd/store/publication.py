@@ -55,7 +55,7 @@ class PublishedBlob:
 
     @property
     def content(self) -> None:
-        """The bytes are in a file."""
+        """``None``: the bytes are in a file."""
 
     @property
     def available(self) -> int:

@@ -382,10 +382,11 @@ class UploadStore:
         ``digest``: all in one turn of a thread.
 
         :param create: make the upload first; it is removed again if an exception is raised.
-        :returns: the claimed upload, and the staged blob, whose ``publish`` tells how its
-            publication went.  ``None`` instead of it if the bytes do not have ``digest``, or if
-            too many are still to be hashed for one turn: the caller asks the session then.
-        :raises UploadMissing, UploadBusy, UploadMisplaced, OSError: as :meth:`append`.
+        :returns: the claimed upload and the staged blob; await its ``publish`` to learn whether the
+            publication succeeded.  ``None`` instead of the blob if the bytes do not have
+            ``digest``, or if too many are still to be hashed for one turn: the caller asks the
+            session then.
+        :raises UploadMissing, UploadBusy, UploadMisplaced, OSError: see :meth:`append`.
         """
 
         def close(running: RunningDigest) -> tuple[UploadFile, StagedBlob | None]:

@@ -130,7 +130,7 @@ class Follower:
 
     @property
     def content(self) -> None:
-        """Its bytes are in a file."""
+        """``None``: the bytes are in a file."""
 
     @property
     def size(self) -> int | None:

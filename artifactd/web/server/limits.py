@@ -78,7 +78,7 @@ class Connections:
         return Counted(listener, address)
 
     def remove(self, counted: Counted) -> None:
-        """Count a connection no more that :meth:`add` has counted."""
+        """Stop counting a connection that :meth:`add` has counted."""
         self._less(self._listeners, counted.listener, self._limits.connections)
         if counted.address is not None:
             self._less(self._addresses, counted.address, self._limits.address_connections)
