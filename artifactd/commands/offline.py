@@ -388,7 +388,7 @@ class Undelete(ImageCommand):
         )
         for tag in restored.occupied:
             print(
-                f"artifactd: the tag {tag} points at something else by now and stays so",
+                f"artifactd: the tag {tag} points at another manifest now and is left as it is",
                 file=sys.stderr,
             )
         return 0

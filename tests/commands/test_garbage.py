@@ -204,4 +204,4 @@ class UndeleteTests(GarbageTestCase):
     async def test_what_was_not_deleted_is_one_line(self) -> None:
         result = await self.command("undelete", "app:1")
         self.assertEqual((result.status, result.out), (1, ""))
-        self.assertRegex(result.err, r"\Aartifactd: nothing of that was deleted [^\n]+\n\Z")
+        self.assertRegex(result.err, r"\Aartifactd: nothing that was deleted [^\n]+\n\Z")
