@@ -56,7 +56,10 @@ class Promises:
 
     @_given.default
     def _empty(self) -> TTLCache[tuple[ImageName, Digest], bool]:
-        return TTLCache(_REMEMBERED, _HOLDS, self.now)
+        return TTLCache(_REMEMBERED, _HOLDS, self._time)
+
+    def _time(self) -> float:
+        return self.now()
 
     def give(self, image: ImageName, digest: Digest) -> None:
         """Remember that a client was told that ``image`` has ``digest``."""
