@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
+from hashlib import sha256
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.registry.registry import Registry
 from tests.api.case import Connection
-from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, basic, shape
+from tests.api.guarded import ABSENT, BLOB, CONFIG, RULES, GuardedCase, basic, shape
 from tests.api.served import image_manifest
 from tests.process import Answer
 
@@ -275,6 +276,51 @@ class MetricsTests(GuardedCase):
         afar = {"X-Forwarded-For": "192.0.2.1"}
         for who, status in ((None, 401), ("bob", 403), ("alice", 200)):
             self.assertEqual(await self.status("GET", "/metrics", who, headers=afar), status)
+
+
+class SomeMetricsTests(GuardedCase):
+    """An administrator of some images is none of the registry."""
+
+    rules = (
+        RULES
+        + """
+[[access]]
+who = ["user:bob"]
+may = ["administer"]
+images = ["local/*", "docker.io/*"]
+
+[[access]]
+who = ["user:writer"]
+may = ["pull", "push", "delete"]
+images = ["*"]
+
+[robot.all]
+secret_hash = "sha256:%(all)s"
+
+[robot.some]
+secret_hash = "sha256:%(some)s"
+images = ["local/team/*"]
+
+[[access]]
+who = ["robot:all", "robot:some"]
+may = ["administer"]
+images = ["*"]
+"""
+        % {name: sha256(name.encode()).hexdigest() for name in ("all", "some")}
+    )
+
+    async def test_from_afar_figures_take_the_administration_of_all_images(self) -> None:
+        afar = {"X-Forwarded-For": "192.0.2.1"}
+        for login, status in (
+            (basic("bob"), 403),
+            (basic("writer"), 403),
+            (basic("robot+some", "some"), 403),
+            (basic("robot+all", "all"), 200),
+            (basic("alice"), 200),
+        ):
+            answer = await self.ask("GET", "/metrics", headers={**login, **afar})
+            self.assertEqual(answer.status, status, login)
+            self.assertEqual(b"artifactd_" in answer.body, status == 200, login)
 
 
 class ManifestTests(GuardedCase):

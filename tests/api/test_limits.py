@@ -6,8 +6,12 @@ import hashlib
 import json
 from base64 import b64encode
 
+from twisted.internet.task import Clock
+
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.registry.uploads import SMALL
+from artifactd.web.server.limits import Rates
 from tests.api.case import ApiTestCase, Connection
 from tests.api.served import descriptor, image_index, image_manifest
 
@@ -298,6 +302,52 @@ class UserLimitTests(ApiTestCase):
         )
         for path in ("/healthz", "/readyz"):
             await self.accepted(200, "GET", path, None, headers)
+
+    async def test_failed_logins_count_as_requests_of_their_address(self) -> None:
+        site = self.registry.running.site
+        for path, login in (
+            ("/v2/", "Bearer nonsense"),
+            ("/v2/", "Basic malformed"),
+            ("/v2/hello/tags/list", "Basic " + b64encode(b"robot+ann:wrong").decode()),
+            ("/token", "Basic malformed"),
+        ):
+            # A clock that stands still: on a slow machine no request is forgiven.
+            site.rates = Rates.of(site.limits, Clock())
+            headers = {"X-Forwarded-For": "192.0.2.1", "Authorization": login}
+            statuses = [
+                (await self.registry.request("GET", path, None, headers)).status for _ in range(7)
+            ]
+            self.assertEqual(statuses, [401] * 5 + [429] * 2, path)
+
+
+class EndedSessionTests(ApiTestCase):
+    """A session counts until it ends, however it ends."""
+
+    toml = (
+        "[limits]\nuser_uploads = 1\n"
+        '[[access]]\nwho = ["anonymous"]\nmay = ["pull", "push"]\nimages = ["*"]\n' + _ROBOTS
+    )
+
+    async def test_one_that_a_wrong_digest_ends_counts_no_longer(self) -> None:
+        ann = _robot("ann")
+        wrong = Digest.of(b"something else")
+        for content in (b"small", b"a" * (SMALL + 1)):
+            started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+            await self.refused(429, "TOOMANYREQUESTS", "POST", _UPLOADS, None, ann)
+            path = f"{started.header('Location')}?digest={wrong}"
+            answer = await self.registry.request("PUT", path, content, ann)
+            self.assert_error(answer, 400, "DIGEST_INVALID")
+        await self.accepted(202, "POST", _UPLOADS, None, ann)
+
+    async def test_one_that_is_completed_or_cancelled_counts_no_longer(self) -> None:
+        ann = _robot("ann")
+        for content in (b"small", b"a" * (SMALL + 1)):
+            started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+            path = f"{started.header('Location')}?digest={Digest.of(content)}"
+            await self.accepted(201, "PUT", path, content, ann)
+        started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+        await self.accepted(204, "DELETE", started.header("Location") or "", None, ann)
+        await self.accepted(202, "POST", _UPLOADS, None, ann)
 
 
 class ConnectionTests(ApiTestCase):

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
+from artifactd.kit.janitor import Pace
 from artifactd.oci.digest import Digest
 from artifactd.settings.values import Duration, Size
 from artifactd.store.blobs import SHELVES
@@ -63,6 +67,35 @@ class RoundTests(DamageCase):
         await waiting
         self.assertEqual(self.position().shelf, int(Digest.of(SMALL).encoded[:2], 16))
         self.assertLess(self.position().shelf, SHELVES)
+
+    async def test_a_scrubber_that_is_stopped_on_a_shelf_says_after_which_blob(self) -> None:
+        first, _ = await self.two_on_one_shelf()
+        scrubber = self.parts.scrubber
+        scrubber.settings = replace(FAST, scrub_rate=Size(1))
+        scrubber._pace = Pace(clock := Clock())
+        stopped = Deferred.fromCoroutine(scrubber.run())
+        while scrubber._position.after == "" or not clock.getDelayedCalls():
+            if scrubber._position.after == "":
+                clock.advance(len(b"000"))
+            await self.registry.request("GET", "/healthz")
+        scrubber.stop()
+        await stopped
+        self.assertEqual(self.position(), ScrubPosition(int(first.encoded[:2], 16), str(first)))
+
+    async def two_on_one_shelf(self) -> list[Digest]:
+        """Push two blobs of three bytes that lie on one shelf; their digests, in order."""
+        by_shelf: dict[str, bytes] = {}
+        for number in count():
+            content = b"%03d" % number
+            shelf = Digest.of(content).encoded[:2]
+            if shelf in by_shelf:
+                pushed = [
+                    await self.registry.push_blob("app", each)
+                    for each in (by_shelf[shelf], content)
+                ]
+                return sorted(pushed, key=lambda digest: digest.encoded)
+            by_shelf[shelf] = content
+        raise AssertionError("unreachable")
 
     async def test_one_process_scrubs_at_a_time(self) -> None:
         digest = await self.registry.push_blob("app", SMALL)

@@ -47,6 +47,10 @@ class BadDisk(FileOperations):
         self.happen("set_mode")
         super().set_mode(fd, mode)
 
+    def sync(self, fd: int) -> None:
+        self.happen("sync")
+        super().sync(fd)
+
     def unlink(self, directory: int, name: str) -> None:
         self.happen("unlink")
         super().unlink(directory, name)
@@ -179,6 +183,42 @@ class ExaminationTests(StoreTestCase):
         file.chmod(0o000)
         (await self.published(CONTENT)).release()
         await self.assert_published()
+
+    async def test_no_sweep_takes_what_is_being_staged_from_quarantine(self) -> None:
+        name = await self.quarantined()
+        other = self.open_stores(FileOperations())
+        for moment in ("set_mode", "sync"):
+            swept: list[object] = []
+
+            def sweep(swept: list[object] = swept) -> None:
+                ((staged),) = self.below("staging")
+                swept.append(other.blobs.staging.take_over(staged))
+
+            self.disk.before[moment] = sweep
+            staged = await self.stores.blobs.stage_expired(name, DIGEST)
+            self.assertEqual(swept, [None], moment)
+            await staged.publish()
+            sweep()
+            self.assertEqual(swept, [None, None], moment)
+            staged.release()
+            await self.assert_blob(CONTENT)
+
+    async def test_one_process_at_a_time_stages_a_file_of_quarantine(self) -> None:
+        name = await self.quarantined()
+        other = self.open_stores(FileOperations())
+        staged = await self.stores.blobs.stage_expired(name, DIGEST)
+        await self.assertFailure(
+            Deferred.fromCoroutine(other.blobs.stage_expired(name, DIGEST)), BlockingIOError
+        )
+        self.assertEqual(len(self.below("staging")), 1)
+        staged.abandon()
+        (await other.blobs.stage_expired(name, DIGEST)).release()
+
+    async def quarantined(self) -> str:
+        """Quarantine the blob, whose bytes are right; the file's name."""
+        self.disk.errors = 2
+        self.assertTrue((await self.examined()).quarantine())
+        return next(name for name in self.below("quarantine") if not name.endswith(".json"))
 
     async def sealed(self) -> Path:
         """Published, and by its mode to be read by nobody."""
