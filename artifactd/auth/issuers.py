@@ -28,6 +28,7 @@ from artifactd.auth.jwt import (
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.oci.errors import Unauthorized, Unavailable
+from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.names import Patterns
 from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.values import is_trustworthy
@@ -74,6 +75,9 @@ class _Discovery(msgspec.Struct, frozen=True):
     jwks_uri: str
 
 
+_discovery = msgspec.json.Decoder(_Discovery)
+
+
 async def discover(issuer: str, fetch: Fetch) -> str:
     """
     Fetch the discovery document of an issuer, and return the URL of the issuer's key set.
@@ -82,8 +86,8 @@ async def discover(issuer: str, fetch: Fetch) -> str:
     """  # OpenID Connect Discovery 1.0, 4
     content = await fetch(f"{issuer.rstrip('/')}/.well-known/openid-configuration")
     try:
-        found = msgspec.json.decode(content, type=_Discovery)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        found = decode_foreign(_discovery, content)
+    except ValueError as error:
         raise KeysUnavailable(f"no discovery document of OpenID Connect: {error}") from None
     if found.issuer != issuer:
         raise KeysUnavailable(f"the discovery document is of another issuer: {found.issuer[:200]}")

@@ -15,6 +15,7 @@ from jwt.exceptions import PyJWTError
 from msgspec import Meta
 
 from artifactd.oci.errors import Unauthorized
+from artifactd.oci.foreign import decode_foreign
 
 TOKEN_LIMIT = 12 << 10
 """The length of a token in characters, at most; the line of a header may have 16 KiB."""
@@ -118,8 +119,8 @@ def _part(token: str, index: int, kind: type[_T]) -> _T:
 
 def _decode(content: bytes, kind: type[_T]) -> _T:
     try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return decode_foreign(msgspec.json.Decoder(kind), content)
+    except ValueError as error:
         raise invalid(f"not the JSON of a token ({error})"[:200]) from None
 
 
@@ -160,6 +161,11 @@ class _KeySet(msgspec.Struct, frozen=True):
     keys: list[msgspec.Raw]
 
 
+_jwk = msgspec.json.Decoder(_Jwk)
+_key_set = msgspec.json.Decoder(_KeySet)
+_KEY_SET_VALUES = 20_000  # keys have some ten each
+
+
 @frozen
 class VerificationKey:
     """
@@ -183,8 +189,8 @@ def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
     :raises ValueError: if ``content`` is no key set, or has no such key.
     """
     try:
-        listed = msgspec.json.decode(content, type=_KeySet).keys
-    except (msgspec.MsgspecError, RecursionError) as error:
+        listed = decode_foreign(_key_set, content, values=_KEY_SET_VALUES).keys
+    except ValueError as error:
         raise ValueError(f"no JSON Web Key Set: {error}") from None
     keys = [key for each in listed if (key := _read(each)) is not None]
     if not keys:
@@ -194,8 +200,8 @@ def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
 
 def _read(raw: msgspec.Raw) -> VerificationKey | None:
     try:
-        jwk = msgspec.json.decode(raw, type=_Jwk)
-    except (msgspec.MsgspecError, RecursionError):
+        jwk = decode_foreign(_jwk, raw)
+    except ValueError:
         return None
     algorithms = _ALGORITHMS.get((jwk.kty, "" if jwk.kty == "RSA" else jwk.crv), frozenset())
     if jwk.alg:

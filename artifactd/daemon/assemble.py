@@ -182,7 +182,9 @@ class RemoteWiring:
         if settings.proof_of_access:
             proofs = AccessProofs(
                 ProofIds(proof_key(self.folder), name, str(settings.upstream)),
-                RegistryAccess(name, settings, self._transport(settings), reactor, counters),
+                RegistryAccess(
+                    name, settings, self._transport(settings), reactor, counters, run=self.run
+                ),
                 ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,
             )

@@ -5,7 +5,6 @@ schema 2 documents they come from.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, TypeVar
@@ -15,38 +14,7 @@ from attrs import field, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
-
-# -- bounds on a JSON document, and names in it that parsers would read differently
-#
-# RFC 8259, 9: "An implementation may set limits on the size of texts that it accepts [...] on the
-# maximum depth of nesting"; 4: "When the names within an object are not unique, the behavior of
-# software that receives such an object is unpredictable."
-
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
-
-# The fields that registries and clients read.  Most clients are written in Go, which matches the
-# names of fields in any case.
-_FIELDS = {
-    name.casefold(): name
-    for name in (
-        "schemaVersion",
-        "mediaType",
-        "artifactType",
-        "config",
-        "layers",
-        "manifests",
-        "subject",
-        "annotations",
-        "digest",
-        "size",
-        "urls",
-        "platform",
-        "data",
-    )
-}
-
-_SPELT = frozenset(_FIELDS.values())
+from artifactd.oci.foreign import NESTING, VALUES, decode_foreign, doubled_name
 
 
 @frozen
@@ -60,15 +28,14 @@ class ManifestBounds:
         any number.
     """
 
-    nesting: int = 100
+    nesting: int = NESTING
     entries: int = 10_000
     annotations: int = 1000
 
-    def document_problem(self, content: bytes) -> str | None:
-        """Return the reason to refuse a document before it is decoded; ``None``: there is none."""
-        if nests_deeper(content, self.nesting):
-            return f"its JSON is nested deeper than {self.nesting}"
-        return None
+    @property
+    def values(self) -> int:
+        """The number of values in the whole document; 0, if any number of entries is accepted."""
+        return self.entries and max(VALUES, self.entries * _ENTRY_VALUES)
 
     def entries_problem(self, entries: int) -> str | None:
         """Return the reason to refuse so many entries; ``None``: there is none."""
@@ -84,64 +51,11 @@ class ManifestBounds:
         return None
 
 
+# An entry of an index with a platform and ten annotations.
+_ENTRY_VALUES = 20
+
 BOUNDS = ManifestBounds()
 """The default bounds."""
-
-
-def nests_deeper(content: bytes, nesting: int) -> bool:
-    """
-    Whether arrays and objects in ``content``, JSON or not, are nested deeper than ``nesting``.
-
-    The time is linear in the size of ``content``; there is no recursion.
-    """
-    if content.count(b"[") + content.count(b"{") <= nesting:
-        return False
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", content)):
-        if bracket in b"[{":
-            depth += 1
-            if depth > nesting:
-                return True
-        else:
-            depth -= 1
-    return False
-
-
-def doubled_name(content: bytes) -> str | None:
-    """
-    A name that one object of ``content`` has twice; ``None`` if there is none.
-
-    A field of the spec counts as twice also if its second name differs in case.
-
-    :param content: JSON that is not nested too deep.
-    :raises ValueError: if it is not JSON.
-    """
-    # Numbers stay text: a number of a million digits costs nothing to parse.
-    try:
-        json.loads(content.decode(), object_pairs_hook=_unique, parse_int=str, parse_float=str)
-    except _DoubledError as doubled:
-        return doubled.name
-    return None
-
-
-class _DoubledError(Exception):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _unique(pairs: list[tuple[str, object]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) < len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _DoubledError(name)
-            seen.add(name)
-    for name in names - _SPELT:
-        meant = _FIELDS.get(name.casefold(), name)
-        if meant in names and meant != name:
-            raise _DoubledError(meant)
 
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -324,17 +238,15 @@ def _parse_other(
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], content: bytes, bounds: ManifestBounds) -> _T:
-    problem = bounds.document_problem(content)
-    if problem is None:
-        try:
-            document = decoder.decode(content)
-            doubled = doubled_name(content)
-        except (msgspec.DecodeError, RecursionError, ValueError) as error:
-            raise ManifestInvalid(f"not a manifest: {error}") from None
-        if doubled is not None:
-            problem = f"{doubled[:100]!r} stands twice in one object"
-        else:
-            problem = _excess(document, bounds)
+    try:
+        document = decode_foreign(decoder, content, nesting=bounds.nesting, values=bounds.values)
+        doubled = doubled_name(content)
+    except (RecursionError, ValueError) as error:
+        raise ManifestInvalid(f"not a manifest that is accepted: {error}") from None
+    if doubled is not None:
+        problem: str | None = f"{doubled[:100]!r} stands twice in one object"
+    else:
+        problem = _excess(document, bounds)
     if problem is not None:
         raise ManifestInvalid(f"not a manifest that is accepted: {problem}")
     return document

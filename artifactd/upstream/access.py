@@ -9,6 +9,8 @@ from urllib.parse import quote
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from artifactd.kit.deferreds import RunInThread, run_here
+from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.names import Reference, Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
@@ -21,6 +23,7 @@ from artifactd.upstream.login import Login, Tokens
 from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
+_VALUES = 500_000
 _LATEST = Tag("latest")
 
 
@@ -45,6 +48,7 @@ class RegistryAccess:
 
     :param name: the repository's name, for logs.
     :param settings: ``auth_hosts`` holds for clients' credentials as well as for the daemon's.
+    :param run: decodes in a thread.
     :raises ValueError: if the URL of the settings is none of http or https.
     """
 
@@ -57,7 +61,9 @@ class RegistryAccess:
         watch: UpstreamWatch,
         *,
         random: Random | None = None,
+        run: RunInThread = run_here,
     ) -> None:
+        self._run = run
         self._disclosure = Disclosure.of(settings)
         self._url = self._disclosure.upstream.url.rstrip("/")
         self._clock = clock
@@ -123,9 +129,10 @@ class RegistryAccess:
 
     async def _has_tags(self, api: RegistryApi, image: str) -> bool:
         async def take(response: HttpResponse) -> None:
+            body = await response.read(_PAGE)
             try:
-                _decoder.decode(await response.read(_PAGE))
-            except (msgspec.MsgspecError, ValueError, RecursionError):
+                await self._run(decode_foreign, _decoder, body, values=_VALUES)
+            except ValueError:
                 # For example a login page for people, which every client gets.
                 raise Unreachable(f"{response.host} answers no list of tags") from None
 

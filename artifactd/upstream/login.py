@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.kit.deferreds import SingleFlight
+from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import UpstreamError
@@ -141,8 +142,8 @@ class Tokens:
         except UpstreamError as error:
             raise _refused(error, wanted, credentials) from error
         try:
-            answer = _decoder.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
+            answer = decode_foreign(_decoder, body)
+        except ValueError:
             raise LoginRefused(f"{response.host} answers no JSON with a token in it") from None
         text = answer.token or answer.access_token or ""
         if not _PRINTABLE.fullmatch(text):

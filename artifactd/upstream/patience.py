@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
@@ -307,8 +308,9 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
     """Return ``: `` and the message in the body of an error, or nothing."""
     try:
-        body = _decoder.decode(await response.read(_BODY, _BODY_SECONDS))
-    except (UpstreamError, msgspec.MsgspecError, ValueError, RecursionError):
+        content = await response.read(_BODY, _BODY_SECONDS)
+        body = decode_foreign(_decoder, content)
+    except (UpstreamError, ValueError):
         return ""
     message = (body.errors[0].message if body.errors else body.message) or ""
     if any(secret in message for secret in secrets):

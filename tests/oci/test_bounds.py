@@ -5,19 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.manifest import (
-    OCI_INDEX,
-    OCI_MANIFEST,
-    ManifestBounds,
-    doubled_name,
-    nests_deeper,
-    parse_manifest,
-)
+from artifactd.oci.foreign import decode_foreign, doubled_name, excess
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, ManifestBounds, parse_manifest
 from tests.api.served import image_index, image_manifest
 
 
@@ -27,6 +22,15 @@ def _depth(value: object) -> int:
     if isinstance(value, list):
         return 1 + max(map(_depth, value), default=0)
     return 0
+
+
+def _values(value: object) -> int:
+    inner: list[object] = []
+    if isinstance(value, dict):
+        inner = list(value.values())
+    if isinstance(value, list):
+        inner = value
+    return 1 + sum(map(_values, inner))
 
 
 _JSON = st.recursive(
@@ -45,13 +49,51 @@ class NestingTests(SynchronousTestCase):
     @given(_JSON, st.integers(0, 6))
     def test_it_is_counted_without_what_stands_in_strings(self, value: object, most: int) -> None:
         content = json.dumps(value, ensure_ascii=False).encode()
-        self.assertEqual(nests_deeper(content, most), _depth(value) > most)
+        self.assertEqual(excess(content, most, 0) is not None, _depth(value) > most)
 
-    def test_what_is_no_json_is_counted_too_however_large(self) -> None:
-        for content in (b"[" * 1_000_000, b'{"a":' * 1_000_000, b'"' + b"[" * 1_000_000):
-            self.assertTrue(nests_deeper(content, 100))
-        self.assertFalse(nests_deeper(b"[]" * 1_000_000, 100))
-        self.assertFalse(nests_deeper(b"]" * 1_000_000, 100))
+    def test_what_is_no_json_is_counted_up_to_the_error(self) -> None:
+        for content in (b"[" * 1_000_000, b'{"a":' * 1_000_000, b"[" * 101 + b"]" * 1_000_000):
+            self.assertIn("nested deeper than 100", excess(content, 100, 0) or "")
+        for content in (b"[]" * 1_000_000, b"]" * 1_000_000, b'"' + b"[" * 1_000_000, b'"' * 999):
+            self.assertIsNone(excess(content, 100, 0))
+
+
+class ValuesTests(SynchronousTestCase):
+    """How many values."""
+
+    @given(_JSON, st.integers(1, 20))
+    def test_they_are_counted_without_what_stands_in_strings(
+        self, value: object, most: int
+    ) -> None:
+        content = json.dumps(value, ensure_ascii=False).encode()
+        refused = excess(content, 100, most) is not None
+        # An empty array or object may count as one value more.
+        if _values(value) > most:
+            self.assertTrue(refused)
+        if content.count(b"[]") + content.count(b"{}") + _values(value) <= most:
+            self.assertFalse(refused)
+
+    def test_strings_of_any_length_are_one_value(self) -> None:
+        # Their ends fall on each place of a piece, and they hold what ends a string or begins none.
+        for n in (65_533, 65_534, 65_535):
+            for inner in (b"[", b",", b'\\"', b"\\\\", b'\\\\\\"[', b"{,"):
+                text = b'"' + inner * n + b'"'
+                self.assertIsNone(excess(b"[" + text + b"," + text + b"]", 1, 4), (n, inner))
+                self.assertIsNotNone(excess(b"[" + text + b"," + text + b",[]]", 9, 4), (n, inner))
+
+    def test_a_document_of_more_is_not_decoded(self) -> None:
+        decoder = msgspec.json.Decoder(list)
+        self.assertEqual(len(decode_foreign(decoder, b"[0" + b",0" * 98 + b"]", values=100)), 99)
+        error = self.assertRaises(
+            ValueError, decode_foreign, decoder, b"[0" + b",0" * 99 + b"]", values=100
+        )
+        self.assertEqual(str(error), "its JSON has more than 100 values")
+        self.assertEqual(len(decode_foreign(decoder, b"[0" + b",0" * 99 + b"]", values=0)), 100)
+
+    def test_what_can_not_be_decoded_is_one_kind_of_error(self) -> None:
+        decoder = msgspec.json.Decoder(list[str])
+        for content in (b"", b"{}", b"[1]", b"[", b'["\xff"]', b"\xff", b"[" * 1_000_000):
+            self.assertRaises(ValueError, decode_foreign, decoder, content)
 
 
 class NameTests(SynchronousTestCase):
@@ -102,6 +144,23 @@ class ManifestTests(SynchronousTestCase):
         seven = self.with_field(b'"x":' + b"[" * 7 + b"]" * 7)
         parse_manifest(seven, OCI_MANIFEST, other_types=False, bounds=ManifestBounds(nesting=8))
         self.assertIn("deeper", self.refused(seven, nesting=7))
+
+    def test_values(self) -> None:
+        for value in (b"[]", b"{}", b"0", b'""', b'{"a":""}', b"[" * 90 + b"]" * 90):
+            filler = b",".join([value] * 200_000)
+            for media_type in (OCI_MANIFEST, "application/vnd.other+json"):
+                refused = self.refused(self.with_field(b'"x":[' + filler + b"]"), media_type)
+                self.assertIn("more than 200000 values", refused)
+
+    def test_values_of_as_many_entries_as_are_accepted(self) -> None:
+        entry = json.loads(image_index(b"child"))["manifests"][0]
+        entry["platform"] = {"architecture": "arm64", "os": "linux", "variant": "v8"}
+        entry["annotations"] = {f"org.example.{n}": "a [text], with {all} of it" for n in range(8)}
+        index = json.dumps({"schemaVersion": 2, "manifests": [entry] * 10_000}).encode()
+        self.assertIsNone(excess(index, 100, ManifestBounds().values))
+        index = json.dumps({"schemaVersion": 2, "manifests": [entry] * 300}).encode()
+        values = ManifestBounds(entries=300_000).values // 1000
+        self.assertIsNone(excess(index, 100, values))
 
     def test_numbers(self) -> None:
         for number in (b"1e999999", b"9" * 5000, b"9223372036854775808", b"-1", b"1.5", b"NaN"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import msgspec
@@ -16,7 +17,8 @@ from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
-from artifactd.oci.manifest import INDEX_TYPES, nests_deeper
+from artifactd.oci.foreign import decode_foreign
+from artifactd.oci.manifest import INDEX_TYPES
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
@@ -38,7 +40,6 @@ from artifactd.upstream.interfaces import Upstream, UpstreamPage
 
 _log = Logger()
 
-_NESTING = 100  # of the JSON that an upstream sends as a list
 _STORED = Provenance("remote", "fwd=miss; fwd-status=200; stored")
 _Fetch = Callable[[], Awaitable[tuple[UpstreamPage, Provenance]]]
 
@@ -49,6 +50,18 @@ class _Tags(msgspec.Struct):
 
 class _Index(msgspec.Struct):
     manifests: list[dict[str, Any]] | None = None
+
+
+_T = TypeVar("_T")
+
+_tags = msgspec.json.Decoder(_Tags)
+_index = msgspec.json.Decoder(_Index)
+
+# Some upstreams send all tags of an image at once.
+_VALUES = 500_000
+
+# Bytes above which a list is decoded in a thread: it takes over a millisecond.
+_IN_THREAD = 64 << 10
 
 
 @define(eq=False)
@@ -77,7 +90,7 @@ class RemoteLists:
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
-            _decode(_Tags, page.body, image)
+            await self._decoded(_tags, page.body, image)
             return page, _STORED
 
         try:
@@ -90,7 +103,7 @@ class RemoteLists:
             last = shown[-1] if shown and len(cached) > len(shown) else None
             self.counters.stale.inc()
             return TagsFound(shown, _behind(last, wanted), stale(error.reason, error.status))
-        tags = _decode(_Tags, page.body, image).tags or []
+        tags = (await self._decoded(_tags, page.body, image)).tags or []
         if how.stale is not None:
             cached = await self.catalog.tags(image, wanted.after, wanted.limit)
             tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
@@ -109,7 +122,7 @@ class RemoteLists:
                 page = await self.upstream.referrers(image.image, subject, query)
             except Missing as error:
                 return await self._by_tag(image, subject, error)
-            _decode(_Index, page.body, image)
+            await self._decoded(_index, page.body, image)
             return page, _STORED
 
         key = f"referrers/{subject}?{urlencode(query)}"
@@ -211,7 +224,7 @@ class RemoteLists:
             found = await self.manifests.get(image, tag)
             if found.record.media_type in INDEX_TYPES:
                 content = await self._content(image, found.record.digest)
-                descriptors = _decode(_Index, content, image).manifests or []
+                descriptors = (await self._decoded(_index, content, image)).manifests or []
             if found.provenance.stale is not None:
                 how = found.provenance
         except ManifestUnknown:
@@ -236,12 +249,26 @@ class RemoteLists:
     async def _merged(
         self, image: ImageName, subject: Digest, artifact_type: str | None, body: bytes
     ) -> bytes:
-        listed = _decode(_Index, body, image).manifests or []
+        listed = (await self._decoded(_index, body, image)).manifests or []
         records = await self.catalog.referrers(image, subject, artifact_type, None, 1000)
         here, _ = referrers_page(records, 1000)
         known = {descriptor.get("digest") for descriptor in listed}
-        cached = _decode(_Index, here, image).manifests or []
+        cached = (await self._decoded(_index, here, image)).manifests or []
         return index_of([*listed, *(d for d in cached if d.get("digest") not in known)])
+
+    async def _decoded(
+        self, decoder: msgspec.json.Decoder[_T], body: bytes, image: ImageName
+    ) -> _T:
+        """
+        Decode a list that the upstream sent, in a thread if large.
+
+        :raises Unreachable: if it is no such list, or exceeds the bounds of JSON.
+        """
+        decode = partial(decode_foreign, decoder, body, values=_VALUES)
+        try:
+            return decode() if len(body) <= _IN_THREAD else await self.manifests.run(decode)
+        except ValueError as error:
+            raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None
 
 
 def _packed(query: Mapping[str, str] | None) -> Mapping[str, str] | None:
@@ -268,12 +295,3 @@ def _upto(cached: list[str], page: list[str]) -> list[str]:
 def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
     """The query of the page after ``last``."""
     return None if last is None else {**wanted.query, "last": last}
-
-
-def _decode(kind: type[Any], body: bytes, image: ImageName) -> Any:
-    try:
-        if nests_deeper(body, _NESTING):
-            raise ValueError(f"JSON nested deeper than {_NESTING}")
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None
