@@ -104,7 +104,7 @@ class Catalog(OnDatabase):
             logged.
         :param quota: bytes that the image's repository may hold; 0: any number.
         :raises QuotaExceeded: if the repository would hold more than ``quota``, and more than
-            before; ``detail`` is ``{"repository", "quota", "used", "requested"}``.
+            before; ``full_detail`` is ``{"repository", "quota", "used", "requested"}``.
         """
 
         def add(db: Connection) -> None:
@@ -172,7 +172,7 @@ class Catalog(OnDatabase):
 
         :raises BlobUnknown: if ``image`` does not hold the blob.
         :raises Unsupported: if a manifest of ``image`` holds it, unless ``allow_held``; ``detail``
-            is ``{"digest": …, "heldBy": [digests, at most 10]}``.
+            is ``{"digest": …}``, and ``stored`` ``{"heldBy": [digests, at most 10]}``.
         """
         image_id = images.find(db, image)
         # A blob whose bytes are lost can be deleted too.

@@ -142,11 +142,15 @@ def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> Non
         digest = str(descriptor.digest)
         size = right.setdefault(digest, descriptor.size)
         if descriptor.size != size:
+            given = {"digest": digest, "size": descriptor.size}
+            if digest in sizes:
+                raise ManifestInvalid(
+                    f"a descriptor says {descriptor.size} bytes, but the content has another size",
+                    given,
+                    stored={"actual": size},
+                )
             raise ManifestInvalid(
-                f"a descriptor says {descriptor.size} bytes, but the content has {size}"
-                if digest in sizes
-                else f"two descriptors of one digest say {size} and {descriptor.size} bytes",
-                {"digest": digest, "size": descriptor.size},
+                f"two descriptors of one digest say {size} and {descriptor.size} bytes", given
             )
 
 
@@ -166,10 +170,8 @@ def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) 
             raise PreconditionFailed(
                 "the precondition does not hold: fetch what the reference points at now and decide"
                 " again",
-                {
-                    "reference": str(reference),
-                    "current": None if current is None else str(current),
-                },
+                {"reference": str(reference)},
+                stored={"current": None if current is None else str(current)},
             )
 
 
@@ -346,7 +348,8 @@ def refuse_if_held(
     if holders:
         raise Unsupported(
             f"manifests of this image still hold this {kind}: delete those first",
-            {"digest": str(digest), "heldBy": holders},
+            {"digest": str(digest)},
+            stored={"heldBy": holders},
         )
 
 

@@ -20,6 +20,8 @@ class RegistryError(Exception):
     :param message: one sentence that names the problem and the remedy.
     :param detail: JSON-serialisable facts about the case (digests, names, figures), or ``None``.
     :param headers: response headers that belong to this answer.
+    :param stored: members of ``detail`` that tell what is stored: only a client that may pull the
+        image gets them.
     :ivar beside: further members of the JSON document, beside ``errors``.
     """
 
@@ -27,19 +29,36 @@ class RegistryError(Exception):
     status: ClassVar[int] = 500
 
     def __init__(
-        self, message: str, detail: object = None, headers: Mapping[str, str] | None = None
+        self,
+        message: str,
+        detail: object = None,
+        headers: Mapping[str, str] | None = None,
+        stored: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.detail = detail
         self.headers = dict(headers or {})
+        self.stored = stored
         self.beside: dict[str, object] = {}
 
-    def body(self) -> bytes:
-        """The JSON document of the spec, as bytes."""
+    @property
+    def full_detail(self) -> object:
+        """``detail`` with the members of ``stored``."""
+        if self.stored is None:
+            return self.detail
+        return {**self.detail, **self.stored} if isinstance(self.detail, dict) else self.stored
+
+    def body(self, *, sees_stored: bool = False) -> bytes:
+        """
+        The JSON document of the spec, as bytes.
+
+        :param sees_stored: whether the client may learn what is stored.
+        """
         error: dict[str, object] = {"code": self.code, "message": self.message}
-        if self.detail is not None:
-            error["detail"] = self.detail
+        detail = self.full_detail if sees_stored else self.detail
+        if detail is not None:
+            error["detail"] = detail
         # A detail may hold values that JSON lacks: they are written as text.
         return msgspec.json.encode({**self.beside, "errors": [error]}, enc_hook=str)
 
@@ -178,7 +197,8 @@ class QuotaExceeded(Denied):
         super().__init__(
             f"the quota of {repository} is exceeded: delete images there, or ask its administrator"
             " for more",
-            {"repository": repository, "quota": quota, "used": used, "requested": requested},
+            {"repository": repository, "quota": quota, "requested": requested},
+            stored={"used": used},
         )
 
 

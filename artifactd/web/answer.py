@@ -60,12 +60,16 @@ class Answer:
         )
 
     @classmethod
-    def error(cls, error: RegistryError) -> Answer:
-        """The JSON of the spec for ``error``."""
+    def error(cls, error: RegistryError, *, sees_stored: bool = False) -> Answer:
+        """
+        The JSON of the spec for ``error``.
+
+        :param sees_stored: whether the client may learn what is stored.
+        """
         return cls(
             status=error.status,
             headers={"Content-Type": "application/json", **error.headers},
-            body=error.body(),
+            body=error.body(sees_stored=sees_stored),
         )
 
     def close(self) -> None:

@@ -94,6 +94,6 @@ def _described(request: RegistryRequest, error: RegistryError) -> dict[str, obje
         "path": request.path.decode("latin-1"),
         "code": error.code,
         "error": error.message,
-        "detail": error.detail or "",
+        "detail": error.full_detail or "",
         "cause": "" if error.__cause__ is None else f" ({error.__cause__})",
     }

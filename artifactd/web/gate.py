@@ -355,6 +355,7 @@ class AccessGate:
             refuse_changes(request)
         pulled = list(filter(self.may_pull(request, scope), target.candidates))
         request.sees_cache = bool(pulled)
+        request.sees_stored = target.image in pulled
         return target.pulled_by(asker, pulled)
 
     def may_pull(

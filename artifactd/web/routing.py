@@ -81,7 +81,7 @@ def new_app() -> Klein:
         if request.startedWriting:
             request.abort()  # too late for an answer: the client must not take this for a whole one
         else:
-            Answer.error(error).send(request)
+            Answer.error(error, sees_stored=request.sees_stored).send(request)
 
     return app
 

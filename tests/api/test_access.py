@@ -8,11 +8,11 @@ from contextlib import closing
 from hashlib import sha256
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.registry.registry import Registry
 from tests.api.case import Connection
 from tests.api.guarded import ABSENT, BLOB, CONFIG, RULES, GuardedCase, basic, shape
-from tests.api.served import image_manifest
+from tests.api.served import image_index, image_manifest
 from tests.process import Answer
 
 # Each endpoint that is about an image, asked for what the team's image has.
@@ -321,6 +321,110 @@ images = ["*"]
             answer = await self.ask("GET", "/metrics", headers={**login, **afar})
             self.assertEqual(answer.status, status, login)
             self.assertEqual(b"artifactd_" in answer.body, status == 200, login)
+
+
+class StoredFactsTests(GuardedCase):
+    """A client that may not pull an image learns nothing of what it holds by changing it."""
+
+    rules = (
+        RULES.replace(', "docker.io/*"', "")
+        + """
+[[access]]
+who = ["user:writer", "user:bob"]
+may = ["push", "delete"]
+images = ["local/team/*"]
+
+[repository.local]
+kind = "local"
+quota = "2KiB"
+
+[default]
+push = "local"
+pull = ["local"]
+"""
+    )
+
+    async def test_a_refused_change_tells_what_is_stored_to_callers_that_may_pull(self) -> None:
+        await self.have("team/app")
+        child = image_manifest(CONFIG, BLOB)
+        index = image_index(child)
+        other, typed = image_manifest(CONFIG), {"Content-Type": OCI_MANIFEST}
+        wrong = other.replace(b'"size": 2', b'"size": 3')
+        put, large = "PUT /v2/team/app/manifests/v1", b"a" * 4096
+        path = "/v2/team/app/manifests/index"
+        await self.ask("PUT", path, "alice", index, {"Content-Type": OCI_INDEX})
+        used = await self.registry.parts.catalog.repository_size("local")
+        told: list[tuple[str, bytes, dict[str, str], int, dict[str, object], dict[str, object]]] = [
+            (
+                put,
+                other,
+                {"If-Match": f'"{ABSENT}"', **typed},
+                412,
+                {"reference": "v1"},
+                {"current": str(Digest.of(child))},
+            ),
+            (
+                put,
+                other,
+                {"If-None-Match": "*", **typed},
+                412,
+                {"reference": "v1"},
+                {"current": str(Digest.of(child))},
+            ),
+            (
+                put,
+                wrong,
+                typed,
+                400,
+                {"digest": str(Digest.of(CONFIG)), "size": 3},
+                {"actual": 2},
+            ),
+            (
+                f"DELETE /v2/team/app/manifests/{Digest.of(child)}",
+                b"",
+                {},
+                405,
+                {"digest": str(Digest.of(child))},
+                {"heldBy": [str(Digest.of(index))]},
+            ),
+            (
+                f"DELETE /v2/team/app/blobs/{Digest.of(BLOB)}",
+                b"",
+                {},
+                405,
+                {"digest": str(Digest.of(BLOB))},
+                {"heldBy": [str(Digest.of(child))]},
+            ),
+            (
+                f"POST /v2/team/app/blobs/uploads/?digest={Digest.of(large)}",
+                large,
+                {},
+                403,
+                {"repository": "local", "quota": 2048, "requested": 4096},
+                {"used": used},
+            ),
+        ]
+        for asked, body, headers, status, detail, stored in told:
+            method, path = asked.split()
+            for who, expected in (("writer", detail), ("bob", {**detail, **stored})):
+                answer = await self.ask(method, path, who, body, headers)
+                (error,) = json.loads(answer.body)["errors"]
+                self.assertEqual((answer.status, error["detail"]), (status, expected), asked)
+                if who == "writer":
+                    for fact in (str(value) for value in stored.values()):
+                        self.assertNotIn(fact, error["message"].split(), asked)
+
+    async def test_no_answer_to_a_change_names_a_digest_that_was_not_asked_for(self) -> None:
+        await self.have("team/app")
+        held = str(Digest.of(image_manifest(CONFIG, BLOB)))
+        headers = {"Content-Type": OCI_MANIFEST, "If-Match": f'"{ABSENT}"'}
+        for asked in (*WRITES, *DELETES[::-1], "GET /v2/team/app/manifests/v1"):
+            method, path = asked.format(name="team/app").split()
+            answer = await self.ask(method, path, "writer", image_manifest(CONFIG), headers)
+            self.assertNotIn(held, answer.body.decode(), asked)
+            self.assertNotIn(held, str(answer.headers), asked)
+            for told in ("Cache-Status", "Server-Timing", "Warning"):
+                self.assertIsNone(answer.header(told), asked)
 
 
 class ManifestTests(GuardedCase):

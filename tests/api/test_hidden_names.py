@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 from artifactd.oci.digest import Digest
-from tests.api.guarded import ABSENT, BLOB, GuardedCase, shape
+from artifactd.oci.manifest import OCI_MANIFEST
+from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, shape
+from tests.api.served import image_manifest
 from tests.process import Answer
 from tests.pull.mirrors import side_by_side
 from tests.upstreams.hub import Hub
@@ -28,11 +30,24 @@ images = ["docker.io/*"]
 who = ["user:writer"]
 may = ["pull", "push"]
 images = ["*"]
+
+[[access]]
+who = ["user:nobody"]
+may = ["push"]
+images = ["local/*"]
+
+[[access]]
+who = ["user:nobody"]
+may = ["pull"]
+images = ["docker.io/*"]
 """
 
 
 class HiddenNameTests(GuardedCase):
-    """alice may pull what is local, bob what is upstream, writer both."""
+    """
+    alice may pull what is local, bob what is upstream, writer both; nobody may push locally, and
+    pull what is upstream.
+    """
 
     rules = RULES
 
@@ -91,6 +106,17 @@ class HiddenNameTests(GuardedCase):
         self.hub.images.add_image(HIDDEN, "v1")
         answer = await self.ask("GET", f"/v2/{HIDDEN}/manifests/v1", "writer")
         self.assertEqual((answer.status, self.hub.asked()), (200, []))
+
+    async def test_a_push_does_not_tell_what_is_local_to_one_who_may_pull_the_upstreams(
+        self,
+    ) -> None:
+        await self.have(HIDDEN)
+        headers = {"Content-Type": OCI_MANIFEST, "If-Match": f'"{ABSENT}"'}
+        path = f"/v2/{HIDDEN}/manifests/v1"
+        for who, told in (("nobody", False), ("writer", True)):
+            answer = await self.ask("PUT", path, who, image_manifest(CONFIG), headers)
+            detail = self.assert_error(answer, 412, "DENIED")
+            self.assertEqual("current" in detail, told, who)
 
     async def test_a_push_takes_no_blob_from_where_its_pusher_may_not_pull(self) -> None:
         self.hub.images.add_image("team/app", "v1")

@@ -174,7 +174,7 @@ class ManifestDeletionTests(CatalogTestCase):
         child = await self.put(b"child", "v1")
         holder = await self.put(index(b"[]", [descriptor(b"child")]))
         error = await self.assert_raises(Unsupported, self.delete(child))
-        self.assertEqual({"digest": str(child), "heldBy": [str(holder)]}, error.detail)
+        self.assertEqual({"digest": str(child), "heldBy": [str(holder)]}, error.full_detail)
         self.assertIsNotNone(await self.catalog.manifest(APP, V1))
 
     async def test_a_child_goes_after_its_index_or_where_that_is_allowed(self) -> None:

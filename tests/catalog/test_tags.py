@@ -34,7 +34,7 @@ class PreconditionTests(CatalogTestCase):
         error = await self.assert_raises(
             PreconditionFailed, self.catalog.put_manifest(put, confirmed)
         )
-        self.assertEqual({"reference": "v1", "current": str(Digest.of(b"2"))}, error.detail)
+        self.assertEqual({"reference": "v1", "current": str(Digest.of(b"2"))}, error.full_detail)
 
     async def test_an_absent_tag_matches_nothing(self) -> None:
         for condition in (Precondition(if_match=("*",)), self.precondition(b"1")):

@@ -66,7 +66,7 @@ class UsageTests(CatalogTestCase):
             ),
         ):
             error = await self.assert_raises(QuotaExceeded, attempt)
-            self.assertIn("'used': 60", str(error.detail))
+            self.assertIn("'used': 60", str(error.full_detail))
             self.assertEqual(await self.size(), 60)
         self.assertIsNone(await self.catalog.blob_size(APP, digest))
         await self.catalog.add_blob(APP, Digest.of(b"3"), 40, confirmed, quota=100)

@@ -26,6 +26,13 @@ class BodyTests(TestCase):
         body = json.loads(ManifestUnknown("no such manifest").body())
         self.assertNotIn("detail", body["errors"][0])
 
+    def test_stored_facts_are_for_clients_that_may_pull(self) -> None:
+        for detail, shown in (({"a": 1}, {"a": 1, "b": 2}), (None, {"b": 2})):
+            error = ManifestUnknown("no such manifest", detail, stored={"b": 2})
+            seen = json.loads(error.body(sees_stored=True))["errors"][0]
+            self.assertEqual(shown, seen["detail"])
+            self.assertEqual(detail, json.loads(error.body())["errors"][0].get("detail"))
+
     def test_what_json_has_no_form_for_becomes_text(self) -> None:
         error = json.loads(ManifestUnknown("no", {"limit": Size(5 << 20)}).body())
         self.assertEqual({"limit": "5MiB"}, error["errors"][0]["detail"])

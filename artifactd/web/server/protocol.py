@@ -387,6 +387,8 @@ class RegistryRequest(server.Request):
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
+    :ivar sees_stored: whether a refused change may be answered with what is stored: whether the
+        caller may pull the image that it would change.
     """
 
     defaultContentType = None
@@ -398,6 +400,7 @@ class RegistryRequest(server.Request):
     actor: str = "-"
     claimed: str = ""
     sees_cache = False
+    sees_stored = False
     _answered = False
     _clock: IReactorTime
     _peer: _Peer
@@ -466,7 +469,7 @@ class RegistryRequest(server.Request):
         channel = self.channel
         self._clock = channel.site.reactor
         self.started = self._clock.seconds()
-        self.sees_cache = not channel.site.guarded
+        self.sees_cache = self.sees_stored = not channel.site.guarded
         if channel.address is not None:
             self.address = channel.address
         super().process()
