@@ -74,19 +74,19 @@ class Budgets:
     The memory of ``transfer_buffers``, divided in two.
 
     :ivar transfers: for the bytes of blobs.
-    :ivar manifests: for manifests that are pushed: a quarter, or as much as the largest manifest
-        takes, but no more than half.
+    :ivar manifests: bytes for manifests that are pushed: a quarter, or as much as the largest
+        manifest takes, but no more than half.
     """
 
     transfers: BufferBudget
-    manifests: BufferBudget
+    manifests: int
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Divide the ``transfer_buffers`` of ``settings``."""
         buffers = int(settings.transfer_buffers)
         manifests = min(max(buffers // 4, int(settings.max_manifest)), buffers // 2)
-        return cls(BufferBudget(buffers - manifests), BufferBudget(manifests))
+        return cls(BufferBudget(buffers - manifests), manifests)
 
 
 def quotas(settings: Settings) -> dict[str, int]:

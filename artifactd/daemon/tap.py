@@ -30,7 +30,8 @@ from artifactd.settings.settings import Settings
 from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from artifactd.web.answer import stopping
-from artifactd.web.api import Api, ManifestBodies
+from artifactd.web.api import Api
+from artifactd.web.manifests import ManifestBodies
 from artifactd.web.audit import AuditLog
 from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import AccessLog
@@ -209,7 +210,7 @@ def _start(
         health=Health(parts.catalog, parts.blobs),
         counters=parts.counters,
         # Plain numbers: a Size prints with its unit, and JSON does not know it.
-        manifests=ManifestBodies(parts.budgets.manifests, int(settings.max_manifest), timers),
+        manifests=ManifestBodies.of(parts.budgets.manifests, int(settings.max_manifest), timers),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
     )

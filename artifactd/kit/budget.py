@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from typing import Protocol
 
 from attrs import define, field
@@ -147,4 +148,93 @@ class BufferBudget:
 
     def _give_up(self, request: _Request) -> None:
         self._waiting.pop(request, None)
+        self._admit()
+
+
+class ShareExhausted(Exception):
+    """Too many requests of one owner wait for memory already."""
+
+
+@define(eq=False)
+class Shares:
+    """
+    Memory of which no owner holds more than a share, whatever they ask for.
+
+    Requests that do not fit wait: those of one owner in the order in which they came, owners in
+    turns.  A request that waits for its owner's share holds up no other owner.
+
+    Only the reactor's thread may use it.
+
+    :param limit: bytes that all owners together may hold.
+    :param share: bytes that one owner may hold; at most ``limit``.
+    :param queue: the most requests of one owner that wait.
+    :ivar used: bytes held now.
+    """
+
+    limit: int
+    share: int
+    queue: int = 64
+    used: int = field(default=0, init=False)
+    _held: Counter[str] = field(factory=Counter, init=False)
+    # No queue in it is empty.
+    _waiting: dict[str, deque[_Request]] = field(factory=dict, init=False)
+
+    def acquire(self, owner: str, size: int) -> Deferred[None]:
+        """
+        Wait until ``owner`` may allocate ``size`` bytes.  May be cancelled.
+
+        :raises ShareExhausted: if as many requests of ``owner`` wait already as may.
+        :raises ValueError: if ``size`` is more than the share.
+        """
+        if size > self.share:
+            raise ValueError(f"{size} bytes are more than the share of {self.share}")
+        if not self._waiting and self._fits(owner, size) and self.used + size <= self.limit:
+            self._take(owner, size)
+            return succeed(None)
+        if len(self._waiting.get(owner, ())) >= self.queue:
+            raise ShareExhausted(owner)
+        request = _Request(size, Deferred(lambda _: self._give_up(owner, request)))
+        self._waiting.setdefault(owner, deque()).append(request)
+        self._admit()
+        return request.granted
+
+    def release(self, owner: str, size: int) -> None:
+        """Return ``size`` bytes that ``owner`` has acquired."""
+        self.used -= size
+        self._held[owner] -= size
+        if not self._held[owner]:
+            del self._held[owner]
+        self._admit()
+
+    def _fits(self, owner: str, size: int) -> bool:
+        return self._held[owner] + size <= self.share
+
+    def _take(self, owner: str, size: int) -> None:
+        self.used += size
+        self._held[owner] += size
+
+    def _admit(self) -> None:
+        while (owner := self._next()) is not None:
+            requests = self._waiting.pop(owner)
+            request = requests.popleft()
+            if requests:
+                self._waiting[owner] = requests  # behind the other owners
+            self._take(owner, request.size)
+            request.granted.callback(None)
+
+    def _next(self) -> str | None:
+        """The owner whose request is granted next; ``None`` if none can be granted now."""
+        for owner, requests in self._waiting.items():
+            size = requests[0].size
+            if self._fits(owner, size):
+                # None overtakes it, or else a large request would wait for as long as small ones
+                # come.
+                return owner if self.used + size <= self.limit else None
+        return None
+
+    def _give_up(self, owner: str, request: _Request) -> None:
+        requests = self._waiting[owner]
+        requests.remove(request)
+        if not requests:
+            del self._waiting[owner]
         self._admit()

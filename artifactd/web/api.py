@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
 from typing import ClassVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 from klein import Klein
-from twisted.logger import Logger
 
 from artifactd.auth.identity import Kind
 from artifactd.auth.token_service import TokenService
-from artifactd.kit.budget import BufferBudget
-from artifactd.kit.timers import Timers
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX
@@ -47,6 +41,7 @@ from artifactd.web.fields import (
     required_digest,
 )
 from artifactd.web.gate import Need
+from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import Routed, new_app, route
 from artifactd.web.server.limits import counted_address
 from artifactd.web.server.protocol import RegistryRequest
@@ -107,67 +102,6 @@ class OperationsApi(Routed):
         if self.service is None:
             raise NameUnknown("no tokens are given here: log in by Basic")
         return self.service
-
-
-# Seconds for the body of a pushed manifest, from when it is first asked for to its last byte.
-BODY_SECONDS = 60.0
-
-_log = Logger()
-
-
-@frozen
-class ManifestBodies:
-    """
-    Reads the manifests that are pushed into memory.
-
-    They have a buffer budget of their own.  A manifest takes its room before its first byte has
-    come, so that slow senders would otherwise hold up all other transfers.
-
-    :ivar budget: shared with no other transfers.
-    :ivar max_size: bytes of a manifest at most.
-    :ivar timers: makes the deadlines of the bodies.
-    """
-
-    budget: BufferBudget
-    max_size: int
-    timers: Timers
-
-    @asynccontextmanager
-    async def read(self, request: RegistryRequest) -> AsyncIterator[bytes]:
-        """
-        Wait for room, and read the body of ``request`` into memory until the end of the context.
-
-        A client that has not sent all of it after :data:`BODY_SECONDS` is cut off.
-
-        :raises ContentTooLarge: if it has more than ``max_size`` bytes.
-        """
-        if request.body is None:
-            yield b""
-            return
-        declared = request.body.length
-        wanted = self.max_size if declared is None else min(declared, self.max_size)
-        size = min(wanted, self.budget.limit)
-        await self.budget.acquire(size)
-        due = self.timers.deadline(partial(_cut_off, request))
-        due.start(BODY_SECONDS)
-        try:
-            content = await request.body.read(self.max_size)
-            due.cancel()
-            yield content
-        finally:
-            due.cancel()
-            self.budget.release(size)
-
-
-def _cut_off(request: RegistryRequest) -> None:
-    _log.info(
-        "{method} {path} of {address} dropped: the manifest has not come within {seconds:g} s",
-        method=request.method.decode("latin-1"),
-        path=request.path.decode("latin-1"),
-        address=request.address,
-        seconds=BODY_SECONDS,
-    )
-    request.abort()
 
 
 # One app for the routes of both classes.
@@ -336,7 +270,8 @@ class Api(OperationsApi):
         tags = [Tag.parse(tag) for tag in dict.fromkeys(parameters(request, "tag"))]
         if tags and isinstance(parsed, Tag):
             raise QueryInvalid("tag parameters need a digest in the path, not a tag")
-        async with self.manifests.read(request) as content:
+        owner = _owner(request) or f"address:{request.address}"
+        async with self.manifests.read(request, owner) as content:
             manifest = await self.registry.put_manifest(
                 target,
                 parsed,

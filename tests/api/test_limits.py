@@ -233,7 +233,7 @@ class ManifestTests(ApiTestCase):
 
 
 class ManifestBufferTests(ApiTestCase):
-    """Manifests take their memory before they are there."""
+    """Manifests are gathered in buffers of their own."""
 
     toml = 'transfer_buffers = "4MiB"\n'
 
@@ -256,6 +256,24 @@ _ROBOTS = "".join(
 
 def _robot(name: str) -> dict[str, str]:
     return {"Authorization": "Basic " + b64encode(f"robot+{name}:{name}".encode()).decode()}
+
+
+class ManifestShareTests(ApiTestCase):
+    """One owner holds a share of the memory for manifests at most."""
+
+    toml = '[[access]]\nwho = ["anonymous"]\nmay = ["pull", "push"]\nimages = ["*"]\n' + _ROBOTS
+
+    async def test_what_one_owner_announces_holds_up_no_other(self) -> None:
+        await self.registry.push_image("hello", "a")
+        notes = {f"note-{number}": "a" * 100 for number in range(800)}
+        large = image_manifest(b'{"tag": "a"}', annotations=notes)
+        for _ in range(4):
+            held = await Connection.begin_body(
+                self, self.registry.port, "PUT", "/v2/hello/manifests/a", 4 << 20
+            )
+            await held.send(bytes(100 << 10))
+        headers = {**_robot("ann"), "Content-Type": OCI_MANIFEST}
+        await self.accepted(201, "PUT", "/v2/hello/manifests/b", large, headers)
 
 
 class UserLimitTests(ApiTestCase):

@@ -17,7 +17,7 @@ class BudgetTests(SynchronousTestCase):
         budgets = Budgets.of(
             Settings(transfer_buffers=Size(buffers * MIB), max_manifest=Size(manifest * MIB))
         )
-        return budgets.transfers.limit // MIB, budgets.manifests.limit // MIB
+        return budgets.transfers.limit // MIB, budgets.manifests // MIB
 
     def test_manifests_have_a_quarter(self) -> None:
         self.assertEqual(self.dealt(64, 4), (48, 16))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.kit.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget, ShareExhausted, Shares
 
 R = 10
 """What one ``recv`` brings in these tests."""
@@ -197,3 +197,85 @@ class BufferTests(SynchronousTestCase):
         writer.write_out()
         self.successResultOf(reader)
         self.assertFalse(writer.held)
+
+
+class SharesTests(SynchronousTestCase):
+    """Ten bytes, of which one owner may hold six; two of an owner's requests may wait."""
+
+    def setUp(self) -> None:
+        self.shares = Shares(10, 6, queue=2)
+        self.granted: list[str] = []
+
+    def acquire(self, owner: str, size: int) -> Deferred[None]:
+        return self.shares.acquire(owner, size).addCallback(lambda _: self.granted.append(owner))
+
+    def test_an_owner_waits_for_the_own_share_and_holds_up_no_other(self) -> None:
+        self.acquire("mallory", 5)
+        self.acquire("mallory", 2)
+        self.acquire("ann", 5)
+        self.assertEqual(self.granted, ["mallory", "ann"])
+        self.shares.release("mallory", 5)
+        self.assertEqual(self.granted, ["mallory", "ann", "mallory"])
+        self.assertEqual(self.shares.used, 7)
+
+    def test_owners_take_turns(self) -> None:
+        self.acquire("holder", 6)
+        self.acquire("holding", 4)
+        for owner in ("mallory", "mallory", "ann"):
+            self.acquire(owner, 4)
+        del self.granted[:]
+        for owner in ("holding", "mallory", "ann"):
+            self.shares.release(owner, 4)
+        self.assertEqual(self.granted, ["mallory", "ann", "mallory"])
+
+    def test_small_ones_do_not_overtake_a_large_one_for_ever(self) -> None:
+        self.acquire("ann", 6)
+        self.acquire("ben", 6)
+        self.acquire("cid", 1)
+        self.assertEqual(self.granted, ["ann"])
+        self.shares.release("ann", 6)
+        self.assertEqual(self.granted, ["ann", "ben", "cid"])
+
+    def test_one_that_gives_up_makes_room_for_those_behind_it(self) -> None:
+        self.acquire("ann", 6)
+        large = self.acquire("ben", 6)
+        self.acquire("cid", 1)
+        large.cancel()
+        self.failureResultOf(large, CancelledError)
+        self.assertEqual(self.granted, ["ann", "cid"])
+
+    def test_few_of_an_owner_wait(self) -> None:
+        for _ in range(3):
+            self.acquire("ann", 6)
+        self.assertRaises(ShareExhausted, self.shares.acquire, "ann", 1)
+        self.acquire("ben", 4)
+        self.assertEqual(self.granted, ["ann", "ben"])
+
+    def test_more_than_a_share_is_refused(self) -> None:
+        self.assertRaises(ValueError, self.shares.acquire, "ann", 7)
+
+    def test_bounds_hold_and_all_are_served_however_they_come_and_go(self) -> None:
+        random = Random(9)
+        shares = Shares(100, 40, queue=1000)
+        held: list[tuple[str, int]] = []
+        outstanding = 0
+
+        def took(owner: str, size: int) -> None:
+            held.append((owner, size))
+            self.assertLessEqual(sum(each for _, each in held), 100)
+            self.assertLessEqual(sum(each for of, each in held if of == owner), 40)
+
+        for _ in range(3000):
+            if random.random() < 0.5:
+                owner, size = random.choice("abcdef"), random.randint(1, 40)
+                outstanding += 1
+                shares.acquire(owner, size).addCallback(
+                    lambda _, owner=owner, size=size: took(owner, size)
+                )
+            elif held:
+                shares.release(*held.pop(random.randrange(len(held))))
+                outstanding -= 1
+        while held:
+            shares.release(*held.pop())
+            outstanding -= 1
+        self.assertEqual((outstanding, shares.used), (0, 0))
