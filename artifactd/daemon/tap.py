@@ -31,8 +31,8 @@ from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api
-from artifactd.web.manifests import ManifestBodies
 from artifactd.web.audit import AuditLog
+from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistrySite

@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IConsumer, IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from artifactd.kit.budget import Shares, ShareExhausted
+from artifactd.kit.budget import ShareExhausted, Shares
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import ContentTooLarge, RegistryError, TooManyRequests
 from artifactd.web.server.protocol import RegistryRequest

@@ -25,6 +25,7 @@ from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.fill import Fill, Fills, FillSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance
 from artifactd.settings.remote import RemoteSettings, docker_hub
+from artifactd.settings.values import Size
 from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
@@ -255,9 +256,11 @@ class RemoteTestCase(StoreTestCase):
     def source(self, image: ImageName = ALPINE, digest: Digest = DIGEST) -> FillSource:
         return FillSource(self.upstream, image, digest)
 
-    def begin(self, *, resumes: int = 5, finish: bool = True, digest: Digest = DIGEST) -> Fill:
+    def begin(
+        self, *, resumes: int = 5, finish: bool = True, digest: Digest = DIGEST, size_cap: int = 0
+    ) -> Fill:
         """A fill, begun."""
-        settings = remote_settings(resumes=resumes, finish_fills=finish)
+        settings = remote_settings(resumes=resumes, finish_fills=finish, size_cap=Size(size_cap))
         return self.fills.begin(self.source(digest=digest), self.counters, settings)
 
     def found(self, fill: Fill, wanted: BlobWanted | None = None) -> Deferred[BlobFound]:

@@ -14,7 +14,6 @@ from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import LogLines
 from tests.wire.connection import Wire, WireCase, chunked, request, statuses
 
-
 KIB = 1 << 10
 MOST = 200 * KIB
 

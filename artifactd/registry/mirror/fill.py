@@ -6,6 +6,8 @@ A fill does not depend on any one client: architecture.md, "Pull-through: the fi
 
 from __future__ import annotations
 
+from collections import deque
+
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IConsumer, IReactorTime
@@ -238,6 +240,13 @@ _LOOKS_PER_CLAIM = 10
 # Looks until the row of a verified blob is given up: its bytes are synced before the row.
 _LOOKS_FOR_ROW = 1500
 
+UNATTENDED_FILLS = 8
+"""Fills of one repository that go on at the same time without a client."""
+UNATTENDED_SHARE = 4
+"""Part of ``size_cap``, a quarter, that they may fetch within :data:`UNATTENDED_SECONDS`."""
+UNATTENDED_SECONDS = 600.0
+"""Longer than eviction spares what was just fetched."""
+
 _log = Logger()
 
 
@@ -246,6 +255,7 @@ class Fill:
     """
     One fill as one process sees it: it runs here, or in another process and is followed.
 
+    :ivar unattended: bounds what fills fetch that no client follows.
     :ivar lost: whether the catalog lists the blob already, though its bytes are not here.
     :ivar images: the images that hold the blob afterwards.
     :ivar progress: the state that the followers see.
@@ -258,6 +268,7 @@ class Fill:
     counters: RepositoryCounters
     settings: RemoteSettings
     clock: IReactorTime
+    unattended: Unattended
     lost: bool = False
     images: set[ImageName] = field(init=False)
     progress: Progress = field(factory=Progress, init=False)
@@ -310,13 +321,17 @@ class Fill:
     def join(self) -> None:
         """Count one more client, until :meth:`leave`.  Followers are counted without this."""
         self._interested += 1
+        self.unattended.discard(self)
 
     def leave(self) -> None:
         """
-        Count one client less.  The fill may stop when the last one leaves: see ``finish_fills``.
+        Count one client less.  When the last one leaves, the fill goes on or stops: see
+        ``finish_fills`` and :class:`Unattended`.
         """
         self._interested -= 1
-        if not (self._interested or self.settings.finish_fills or self.progress.ended):
+        if self._interested or self.progress.ended:
+            return
+        if not (self.settings.finish_fills and self.unattended.admits(self)):
             self.stop()
 
     @property
@@ -346,6 +361,7 @@ class Fill:
         except Exception as error:
             self._failed(error)
         finally:
+            self.unattended.discard(self)
             if self._file is not None:
                 self._file.close()
 
@@ -504,6 +520,49 @@ class Fill:
 
 
 @define(eq=False)
+class Unattended:
+    """
+    Bounds what the fills of one repository fetch once no client follows them: a client that asks
+    for blob after blob and leaves has few of them fetched, and no more of ``size_cap`` than a
+    share before eviction has had its turn.
+
+    :param clock: the reactor, or a test's clock.
+    """
+
+    clock: IReactorTime
+    _going_on: set[Fill] = field(factory=set, init=False)
+    # When a fill was admitted, and the bytes that were missing then.
+    _admitted: deque[tuple[float, int]] = field(factory=deque, init=False)
+
+    def admits(self, fill: Fill) -> bool:
+        """
+        Return whether ``fill`` may go on without a client, and note it if so.
+
+        A fill of unknown size may not where there is a ``size_cap``.
+        """
+        if len(self._going_on) >= UNATTENDED_FILLS:
+            return False
+        cap, progress = fill.settings.size_cap, fill.progress
+        if cap:
+            if progress.size is None:
+                return False
+            now = self.clock.seconds()
+            while self._admitted and self._admitted[0][0] <= now - UNATTENDED_SECONDS:
+                self._admitted.popleft()
+            missing = progress.size - progress.written
+            lately = sum(each for _, each in self._admitted)
+            if lately + missing > cap // UNATTENDED_SHARE:
+                return False
+            self._admitted.append((now, missing))
+        self._going_on.add(fill)
+        return True
+
+    def discard(self, fill: Fill) -> None:
+        """Note that ``fill`` has ended, or that a client follows it again."""
+        self._going_on.discard(fill)
+
+
+@define(eq=False)
 class Fills:
     """
     The fills of this process, at most one per digest, whichever repository began it.
@@ -518,6 +577,11 @@ class Fills:
     _fills: dict[Digest, Fill] = field(factory=dict, init=False)
     _ended: dict[Digest, Deferred[None]] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
+    _unattended: Unattended = field(init=False)
+
+    @_unattended.default
+    def _none_unattended(self) -> Unattended:
+        return Unattended(self.clock)
 
     def find(self, digest: Digest) -> Fill | None:
         """The fill of ``digest`` that is under way in this process, or ``None``."""
@@ -541,7 +605,15 @@ class Fills:
             if self._stopping:
                 raise Stopped("the daemon is shutting down")
             fill = Fill(
-                source, self.store, self.catalog, self.remote, counters, settings, self.clock, lost
+                source,
+                self.store,
+                self.catalog,
+                self.remote,
+                counters,
+                settings,
+                self.clock,
+                self._unattended,
+                lost,
             )
             self._fills[source.digest] = fill
             self._ended[source.digest] = ended = Deferred.fromCoroutine(fill.run())

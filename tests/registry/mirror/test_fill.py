@@ -10,7 +10,13 @@ from artifactd.kit.deferreds import Stopped
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
-from artifactd.registry.mirror.fill import Corrupt
+from artifactd.registry.mirror.fill import (
+    UNATTENDED_FILLS,
+    UNATTENDED_SECONDS,
+    UNATTENDED_SHARE,
+    Corrupt,
+    Fill,
+)
 from artifactd.registry.mirror.follower import HELD
 from artifactd.registry.model import BlobFound, BlobWanted
 from artifactd.upstream.errors import Missing
@@ -293,3 +299,56 @@ class ManyTests(RemoteTestCase):
             await self.fills.ended(DIGEST)
             self.assertTrue(fill.progress.ended)
             self.assertIsNone(self.fills.find(DIGEST))
+
+
+class UnattendedTests(RemoteTestCase):
+    """Fills whose clients have all left."""
+
+    begun = 0
+
+    async def leave(self, *, come: int = 0, size_cap: int = 0, size: int | None = SIZE) -> Fill:
+        """A fill of another blob; its client leaves when ``come`` bytes of it have come."""
+        self.begun += 1
+        fill = self.begin(digest=Digest.of(b"%d" % self.begun), size_cap=size_cap)
+        asking = self.found(fill)
+        body = (await self.upstream.gets.get()).body(Body(0, size))
+        if size is None:
+            come = HELD + 1
+        body.send(CONTENT[:come])
+        await fill.larger(come - 1)
+        close(await asking)
+        return fill
+
+    async def test_few_go_on_at_the_same_time(self) -> None:
+        going_on = [await self.leave() for _ in range(UNATTENDED_FILLS)]
+        beyond = await self.leave(come=1000)
+        self.assertEqual([False] * UNATTENDED_FILLS, [fill.stopped for fill in going_on])
+        self.assertTrue(beyond.stopped)
+        digest = beyond.source.digest
+        await self.fills.ended(digest)
+        await self.assert_free(1000, digest)
+
+    async def test_one_that_a_client_follows_again_makes_room(self) -> None:
+        going_on = [await self.leave() for _ in range(UNATTENDED_FILLS)]
+        await self.found(going_on[0])
+        self.assertFalse((await self.leave()).stopped)
+        self.assertTrue((await self.leave()).stopped)
+
+    async def test_one_that_ends_makes_room(self) -> None:
+        going_on = [await self.leave() for _ in range(UNATTENDED_FILLS)]
+        going_on[0].stop()
+        await self.fills.ended(going_on[0].source.digest)
+        self.assertFalse((await self.leave()).stopped)
+
+    async def test_they_fetch_no_more_than_a_share_of_the_cache_in_a_while(self) -> None:
+        cap = UNATTENDED_SHARE * 2 * SIZE
+        self.assertFalse((await self.leave(size_cap=cap)).stopped)
+        self.assertFalse((await self.leave(size_cap=cap, come=1000)).stopped)
+        self.assertTrue((await self.leave(size_cap=cap)).stopped)
+        self.assertFalse((await self.leave(size_cap=cap, come=SIZE - 500)).stopped)
+        self.clock.advance(UNATTENDED_SECONDS)
+        self.assertFalse((await self.leave(size_cap=cap)).stopped)
+
+    async def test_one_of_unknown_size_does_not_fit_a_share(self) -> None:
+        self.assertTrue((await self.leave(size=None, size_cap=1 << 40)).stopped)
+        self.assertFalse((await self.leave(size=None)).stopped)
