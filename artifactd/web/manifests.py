@@ -8,7 +8,7 @@ from functools import partial
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IConsumer, IPushProducer
+from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -140,8 +140,8 @@ class _Body:
         """Let the time of the client run."""
         self.due.start(self._left)
 
-    def registerProducer(self, producer: IPushProducer, streaming: bool) -> None:
-        self._producer = producer
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = IPushProducer(producer)
 
     def unregisterProducer(self) -> None:
         self._producer = None

@@ -260,7 +260,7 @@ class SharesTests(SynchronousTestCase):
         held: list[tuple[str, int]] = []
         outstanding = 0
 
-        def took(owner: str, size: int) -> None:
+        def took(_: None, owner: str, size: int) -> None:
             held.append((owner, size))
             self.assertLessEqual(sum(each for _, each in held), 100)
             self.assertLessEqual(sum(each for of, each in held if of == owner), 40)
@@ -269,9 +269,8 @@ class SharesTests(SynchronousTestCase):
             if random.random() < 0.5:
                 owner, size = random.choice("abcdef"), random.randint(1, 40)
                 outstanding += 1
-                shares.acquire(owner, size).addCallback(
-                    lambda _, owner=owner, size=size: took(owner, size)
-                )
+                granted = shares.acquire(owner, size)
+                granted.addCallback(took, owner, size)
             elif held:
                 shares.release(*held.pop(random.randrange(len(held))))
                 outstanding -= 1
