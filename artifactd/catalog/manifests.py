@@ -322,16 +322,17 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     mean something else under this one.
     """
 
-    def entries(kind: str, held: Iterable[Descriptor]) -> Iterable[tuple[int, str, str, int]]:
-        return ((image_id, str(descriptor.digest), kind, manifest_id) for descriptor in held)
+    def entries(kind: str, held: Iterable[Digest]) -> Iterable[tuple[int, str, str, int]]:
+        return ((image_id, str(digest), kind, manifest_id) for digest in held)
 
     db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
     insert = (
         "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING"  # a layer may be listed twice
     )
-    db.executemany(insert, entries("blob", manifest.blobs))
-    db.executemany(insert, entries("manifest", manifest.children))
+    blobs_held = (*(descriptor.digest for descriptor in manifest.blobs), *manifest.others)
+    db.executemany(insert, entries("blob", blobs_held))
+    db.executemany(insert, entries("manifest", (child.digest for child in manifest.children)))
 
 
 def refuse_if_held(

@@ -10,6 +10,7 @@ software that receives such an object is unpredictable."
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -129,38 +130,39 @@ _FIELDS = {
 _SPELT = frozenset(_FIELDS.values())
 
 
-def doubled_name(content: bytes) -> str | None:
+def each_object(content: bytes, look: Callable[[Mapping[str, object]], object]) -> None:
     """
-    Return a name that one object of ``content`` has twice; ``None`` if there is none.
-
-    A field of a manifest counts as twice also if its second name differs in case.
+    Call ``look`` with the fields of each object of ``content``, from the inside outwards.  Names of
+    a manifest's fields are spelt as the spec does; a value that is an object itself is ``None``.
 
     :param content: JSON within the bounds of :func:`excess`.
-    :raises ValueError: if it is not JSON.
+    :raises ValueError: if it is not JSON, or an object has a name twice.  A field of a manifest
+        counts as twice also if its second name differs in case.
     """
+
+    def hook(pairs: list[tuple[str, object]]) -> None:
+        look(_unique(pairs))
+
     # Numbers stay text: a number of a million digits costs nothing to parse.
-    try:
-        json.loads(content.decode(), object_pairs_hook=_unique, parse_int=str, parse_float=str)
-    except _DoubledError as doubled:
-        return doubled.name
-    return None
+    json.loads(content.decode(), object_pairs_hook=hook, parse_int=str, parse_float=str)
 
 
-class _DoubledError(Exception):
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
-
-def _unique(pairs: list[tuple[str, object]]) -> None:
-    names = {name for name, _ in pairs}
-    if len(names) < len(pairs):
+def _unique(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         seen: set[str] = set()
         for name, _ in pairs:
             if name in seen:
-                raise _DoubledError(name)
+                raise _doubled(name)
             seen.add(name)
-    for name in names - _SPELT:
+    for name in fields.keys() - _SPELT:
         meant = _FIELDS.get(name.casefold(), name)
-        if meant in names and meant != name:
-            raise _DoubledError(meant)
+        if meant != name:
+            if meant in fields:
+                raise _doubled(meant)
+            fields[meant] = fields[name]
+    return fields
+
+
+def _doubled(name: str) -> ValueError:
+    return ValueError(f"{name[:100]!r} stands twice in one object")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -14,7 +15,10 @@ from attrs import field, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
-from artifactd.oci.foreign import NESTING, VALUES, decode_foreign, doubled_name
+from artifactd.oci.foreign import NESTING, VALUES, decode_foreign, each_object
+
+# The fields that make an object with a digest a descriptor.
+_DESCRIBING = frozenset({"mediaType", "size"})
 
 
 @frozen
@@ -23,7 +27,7 @@ class ManifestBounds:
     The bounds of a manifest.
 
     :ivar nesting: how deep arrays and objects may be nested.
-    :ivar entries: the number of config, layers and manifests together; 0: any number.
+    :ivar entries: the number of descriptors, but that of the subject; 0: any number.
     :ivar annotations: the number of annotations of the document, and of each of its descriptors; 0:
         any number.
     """
@@ -102,6 +106,8 @@ class Manifest:
         type ("Listing Referrers"); ``None`` if neither is there.
     :ivar blobs: the config and the layers.
     :ivar children: the manifests an index lists.
+    :ivar others: the digests of all other descriptors in the document, each once, but that of the
+        subject.  They are held as far as the image has them, and nothing is checked about them.
     """
 
     content: bytes = field(repr=False)
@@ -112,6 +118,7 @@ class Manifest:
     annotations: Mapping[str, str] = field(factory=dict)
     blobs: tuple[Descriptor, ...] = ()
     children: tuple[Descriptor, ...] = ()
+    others: tuple[Digest, ...] = ()
 
 
 # Its digest is not that of its bytes, and no client of today takes it.
@@ -153,7 +160,7 @@ class _OtherDocument(msgspec.Struct, rename="camel"):
     annotations: dict[str, str] | None = None
 
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", _Document, _OtherDocument)
 
 _document = msgspec.json.Decoder(_Document)
 _other = msgspec.json.Decoder(_OtherDocument)
@@ -173,7 +180,8 @@ def parse_manifest(
     :param content_type: the request's ``Content-Type``; parameters are ignored.  Without one the
         document's own ``mediaType`` counts.
     :param digest: the digest it was pushed under, or ``None`` for a push by tag (then sha256).
-    :param other_types: keep any other ``application/*+json`` too, its structure unchecked.
+    :param other_types: keep any other ``application/*+json`` too, its structure unchecked; all that
+        it describes is among the manifest's ``others``.
     :param bounds: the bounds of the document.
     :raises ManifestInvalid: if type or structure are wrong, or it exceeds ``bounds``, or two
         readers could read it differently.
@@ -188,7 +196,7 @@ def parse_manifest(
     declared = (content_type or "").split(";", 1)[0].strip().lower() or None
     if declared is not None and declared not in MANIFEST_TYPES:
         return _parse_other(content, declared, actual, bounds, allowed=other_types)
-    document = _decode(_document, content, bounds)
+    document, described = _decode(_document, content, bounds)
     media_type = _agreed_type(declared, document.media_type)
     if media_type not in MANIFEST_TYPES:
         return _parse_other(content, media_type, actual, bounds, allowed=other_types)
@@ -204,15 +212,17 @@ def parse_manifest(
         listed = _index_children(document)
         blobs = tuple(d for d in listed if d.media_type not in MANIFEST_TYPES)
         children = tuple(d for d in listed if d.media_type in MANIFEST_TYPES)
+    subject = _descriptor("subject", document.subject).digest if document.subject else None
     return Manifest(
         content=content,
         digest=actual,
         media_type=media_type,
         artifact_type=artifact_type,
-        subject=_descriptor("subject", document.subject).digest if document.subject else None,
+        subject=subject,
         annotations=document.annotations or {},
         blobs=blobs,
         children=children,
+        others=_others(described, subject, (*blobs, *children)),
     )
 
 
@@ -225,46 +235,70 @@ def _parse_other(
             " or list; for others an administrator sets other_media_types on the repository",
             {"mediaType": media_type[:200]},
         )
-    document = _decode(_other, content, bounds)
+    document, described = _decode(_other, content, bounds)
     _agreed_type(media_type, document.media_type)
+    subject = _descriptor("subject", document.subject).digest if document.subject else None
     return Manifest(
         content=content,
         digest=digest,
         media_type=media_type,
         artifact_type=document.artifact_type or None,
-        subject=_descriptor("subject", document.subject).digest if document.subject else None,
+        subject=subject,
         annotations=document.annotations or {},
+        others=_others(described, subject, ()),
     )
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], content: bytes, bounds: ManifestBounds) -> _T:
+def _others(
+    described: list[Digest], subject: Digest | None, listed: Iterable[Descriptor]
+) -> tuple[Digest, ...]:
+    """Those of ``described`` that are not ``listed``, without the subject's own descriptor."""
+    if subject is not None:
+        described.remove(subject)  # once: another field may describe it as well
+    known = {descriptor.digest for descriptor in listed}
+    return tuple(digest for digest in dict.fromkeys(described) if digest not in known)
+
+
+def _decode(
+    decoder: msgspec.json.Decoder[_T], content: bytes, bounds: ManifestBounds
+) -> tuple[_T, list[Digest]]:
+    """Decode a document.  Returns it with the digests in all its descriptors."""
+    described: list[Digest] = []
+
+    def look(fields: Mapping[str, object]) -> None:
+        digest = fields.get("digest")
+        if isinstance(digest, str) and not _DESCRIBING.isdisjoint(fields):
+            with suppress(DigestInvalid):
+                described.append(Digest.parse(digest))
+
     try:
         document = decode_foreign(decoder, content, nesting=bounds.nesting, values=bounds.values)
-        doubled = doubled_name(content)
+        each_object(content, look)
     except (RecursionError, ValueError) as error:
         raise ManifestInvalid(f"not a manifest that is accepted: {error}") from None
-    if doubled is not None:
-        problem: str | None = f"{doubled[:100]!r} stands twice in one object"
-    else:
-        problem = _excess(document, bounds)
+    problem = _excess(document, len(described), bounds)
     if problem is not None:
         raise ManifestInvalid(f"not a manifest that is accepted: {problem}")
-    return document
+    return document, described
 
 
-def _excess(document: object, bounds: ManifestBounds) -> str | None:
-    """The bound that ``document`` exceeds; ``None``: none."""
+def _excess(
+    document: _Document | _OtherDocument, described: int, bounds: ManifestBounds
+) -> str | None:
+    """
+    The bound that ``document`` exceeds; ``None``: none.
+
+    :param described: the number of descriptors in it.
+    """
     entries: list[_Descriptor] = []
     if isinstance(document, _Document):
         entries = [*(document.layers or ()), *(document.manifests or ())]
         entries += [document.config] if document.config is not None else []
-    problem = bounds.entries_problem(len(entries))
-    if problem is None and isinstance(document, _Document | _OtherDocument):
-        given = [document.annotations, *(entry.annotations for entry in entries)]
-        if document.subject is not None:
-            given.append(document.subject.annotations)
-        problem = bounds.annotations_problem(given)
-    return problem
+    given = [document.annotations, *(entry.annotations for entry in entries)]
+    if document.subject is not None:
+        given.append(document.subject.annotations)
+        described -= 1
+    return bounds.entries_problem(max(len(entries), described)) or bounds.annotations_problem(given)
 
 
 def _agreed_type(declared: str | None, embedded: str | None) -> str:

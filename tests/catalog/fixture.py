@@ -68,6 +68,7 @@ def manifest(
     artifact_type: str | None = None,
     subject: Digest | None = None,
     annotations: Mapping[str, str] | None = None,
+    others: Sequence[Digest] = (),
 ) -> Manifest:
     """An image manifest; a catalog does not look into ``content``."""
     return Manifest(
@@ -78,6 +79,7 @@ def manifest(
         subject=subject,
         annotations=annotations or {},
         blobs=tuple(blobs),
+        others=tuple(others),
     )
 
 

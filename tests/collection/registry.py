@@ -42,8 +42,8 @@ def settings(data: Path) -> Settings:
         grace=Duration(GRACE),
         gc_rate=0,
         repository={
-            KEEPING: LocalSettings(),
-            SHORT: LocalSettings(untagged=Untagged(f"{UNTAGGED:.0f}s")),
+            KEEPING: LocalSettings(other_media_types=True),
+            SHORT: LocalSettings(untagged=Untagged(f"{UNTAGGED:.0f}s"), other_media_types=True),
         },
         default=DefaultSettings(push=KEEPING, pull=(KEEPING,)),
     )

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import BlobUnknown, ManifestUnknown
-from artifactd.oci.names import ImageName
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown, Unsupported
+from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.model import BlobWanted
 from tests.collection.clock import SharedClock
 from tests.collection.registry import (
+    GRACE,
     KEEPING,
     LEASE,
     SHORT,
     UNTAGGED,
     Client,
+    descriptor,
     image,
     opened,
 )
@@ -27,6 +30,7 @@ from tests.programs import reactor
 # More than is answered from memory.
 BLOB = b"blob" * (64 << 10)
 DIGEST = Digest.of(BLOB)
+TAG = Tag.parse("latest")
 
 
 class PromiseTests(TestCase):
@@ -91,3 +95,33 @@ class PromiseTests(TestCase):
         self.assertIsNone(await self.parts.catalog.promise_blob(app, DIGEST))
         await self.collect(LEASE)
         await assert_unknown()
+
+    async def test_all_that_a_document_of_an_unknown_type_describes_stays_with_it(self) -> None:
+        client = self.client(f"{SHORT}/app")
+        child, later = image(BLOB, [], 1), b"pushed after the document that describes it"
+        await client.upload(BLOB)
+        await client.put(child, Digest.of(child))
+        document = {
+            "mediaType": "application/vnd.example.signatures.v1+json",
+            "blobs": [descriptor(later), {"never pushed": descriptor(b"never pushed")}],
+            "of": {"the": [descriptor(child)]},
+        }
+        pushed = json.dumps(document).encode()
+        await client.put(pushed, TAG)
+        await client.upload(later)
+        for _ in range(2):
+            await self.collect(max(LEASE, UNTAGGED))
+            await self.collect(GRACE)
+        self.assertEqual(await client.blob(Digest.of(later)), later)
+        self.assertEqual(await client.manifest(Digest.of(child)), child)
+        self.assertEqual(await client.manifest(TAG), pushed)
+        with self.assertRaises(Unsupported):  # it is told that the document holds it
+            await client.delete_blob(Digest.of(later))
+        await client.delete(Digest.of(pushed))
+        await self.collect(LEASE)
+        with self.assertRaises(BlobUnknown):
+            await client.blob(Digest.of(later))
+        await self.parts.garbage.undelete(ImageName(SHORT, "app"), TAG, "test")
+        self.assertEqual(await client.blob(Digest.of(later)), later)
+        await self.collect(max(LEASE, UNTAGGED))
+        self.assertEqual(await client.blob(Digest.of(later)), later)

@@ -10,7 +10,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.digest import Digest
-from tests.api.served import image_manifest
+from tests.api.served import descriptor, image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd
 from tests.crash.pulling import content
@@ -124,12 +124,16 @@ class FsckTests(MaintenanceTestCase):
 
     async def test_rows_of_a_manifest_are_made_anew_from_its_bytes(self) -> None:
         await self.push("app", LAYER)
+        # What a field that is unknown here describes is held, and may be absent.
+        further = [descriptor(b"{}"), descriptor(b"absent")]
+        await self.daemon.push_manifest("app", "1", image_manifest(b"{}", LAYER, further=further))
         before = (await self.get("app/manifests/1")).header("Content-Type")
         for statement in (
             "UPDATE manifest SET media_type = 'application/vnd.oci.image.index.v1+json'",
             "UPDATE manifest SET artifact_type = 'other', annotations = '{\"a\": \"b\"}'",
             f"UPDATE manifest SET subject = '{Digest.of(LAYER)}'",
             "DELETE FROM manifest_entry",
+            f"DELETE FROM manifest_entry WHERE digest = '{Digest.of(b'absent')}'",
             "UPDATE manifest_entry SET kind = 'manifest'",
             "UPDATE blob SET size = size + 1",
         ):

@@ -17,6 +17,7 @@ from artifactd.oci.manifest import (
     OCI_INDEX,
     OCI_MANIFEST,
     Manifest,
+    ManifestBounds,
     parse_manifest,
 )
 
@@ -208,6 +209,45 @@ class ManifestTests(TestCase):
         self.assertEqual((other, CHILD, ()), (kept.media_type, kept.subject, kept.blobs))
         for refused in ("text/html", "application/octet-stream", "image/png"):
             self.assertRaises(ManifestInvalid, parse, document, refused, other_types=True)
+
+    def test_all_that_any_document_describes_is_among_the_others(self) -> None:
+        digest = [Digest.of(b"%d" % number) for number in range(9)]
+        described = {
+            "blobs": [descriptor(digest[0]), descriptor(digest[0])],
+            "config": {"digest": str(digest[1]), "size": 5},
+            "unknown": {"deeper": [[{"of": descriptor(digest[2])}], descriptor(digest[3])]},
+            "Layers": [{"Digest": str(digest[4]), "MEDIATYPE": "text/x"}],
+            "annotations": {"digest": str(digest[5])},
+            "nobody's": [{"digest": str(digest[6])}, str(digest[7]), {"digest": 8, "size": 8}],
+            "malformed": {"digest": "sha256:beef", "size": 3},
+            "subject": descriptor(digest[8]),
+        }
+        other = parse(described, "application/vnd.example.thing.v1+json", other_types=True)
+        self.assertEqual(tuple(digest[:5]), tuple(sorted(other.others, key=digest.index)))
+        self.assertEqual((other.subject, other.blobs, other.children), (digest[8], (), ()))
+        more = {"data": {"x": descriptor(digest[0])}, "subject": descriptor(digest[1])}
+        for known in (image(**more), index(**more)):
+            manifest = parse(known, known["mediaType"])
+            self.assertEqual((manifest.others, manifest.subject), ((digest[0],), digest[1]))
+        again = image(also=descriptor(LAYER), subject=descriptor(CHILD), more=[descriptor(CHILD)])
+        self.assertEqual(parse(again).others, (CHILD,))
+
+    def test_descriptors_in_any_field_count_as_entries(self) -> None:
+        bounds = ManifestBounds(entries=3)
+        other = "application/vnd.example.thing.v1+json"
+        for count, fits in ((3, True), (4, False)):
+            described = {"blobs": [descriptor(CHILD)] * count, "subject": descriptor(CHILD)}
+            documents = (
+                (described, other),
+                (image(layers=[], x=[descriptor(CHILD)] * (count - 1)), None),
+            )
+            for document, media_type in documents:
+                content = json.dumps(document).encode()
+                if fits:
+                    parse_manifest(content, media_type, other_types=True, bounds=bounds)
+                else:
+                    with self.assertRaises(ManifestInvalid):
+                        parse_manifest(content, media_type, other_types=True, bounds=bounds)
 
     @given(st.binary(max_size=200) | json_values.map(lambda v: json.dumps(v).encode()))
     def test_any_bytes_are_a_manifest_or_a_client_s_error(self, content: bytes) -> None:

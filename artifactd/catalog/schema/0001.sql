@@ -86,8 +86,10 @@ CREATE INDEX manifest_referrer ON manifest (image_id, subject, digest) WHERE sub
 CREATE INDEX manifest_used ON manifest (used_at, image_id) WHERE used_at IS NOT NULL;
 CREATE INDEX manifest_free ON manifest (image_id, free_since) WHERE free_since IS NOT NULL;
 
--- The blobs and manifests that a manifest holds, whether they are here or not.  image_id is the
--- manifest's: so the holders of a digest in one image are found without those in other images.
+-- The blobs and manifests that a manifest holds, whether they are here or not.  kind is 'manifest' for
+-- the manifests that an index lists, and 'blob' for everything else that the document describes, which
+-- may be a manifest too.  image_id is the manifest's: so the holders of a digest in one image are found
+-- without those in other images.
 CREATE TABLE manifest_entry (
     image_id INTEGER NOT NULL,
     digest TEXT NOT NULL,

@@ -263,7 +263,7 @@ class Check:
         settings = self.repositories.get(listed.image.repository)
         if not isinstance(settings, LocalSettings):
             settings = LocalSettings()  # a repository that is configured no more
-        may_lack = {d.digest for d in manifest.blobs if d.optional}
+        may_lack = {d.digest for d in manifest.blobs if d.optional} | set(manifest.others)
         if settings.sparse_indexes:
             may_lack |= {d.digest for d in manifest.children}
         # A lost blob was reported already, with all images that have it.
@@ -310,7 +310,9 @@ class Check:
 
 def _differing(listed: ListedManifest, manifest: Manifest) -> Sequence[str]:
     record = listed.record
-    entries = {(d.digest, False) for d in manifest.blobs}
+    entries = {
+        (digest, False) for digest in (*(d.digest for d in manifest.blobs), *manifest.others)
+    }
     entries |= {(d.digest, True) for d in manifest.children}
     agreeing = {
         "media type": record.media_type == manifest.media_type,
