@@ -148,8 +148,9 @@ class LoopbackGate:
         if action is not Action.PULL:
             if not is_local(request):
                 raise Denied(
-                    "only clients on the registry's own machine may change anything while no"
-                    " authentication is configured: set [auth] and [[access]] in its settings"
+                    "only clients on the registry's own machine, which call it localhost or"
+                    " 127.0.0.1, may change anything while no authentication is configured: set"
+                    " [auth] and [[access]] in its settings"
                 )
             if self.read_only():
                 refuse_changes(request)

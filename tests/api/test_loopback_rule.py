@@ -16,6 +16,7 @@ PASSED_ON = (
     ("Via", "1.1 proxy"),
     ("X-Real-IP", "127.0.0.1"),
     ("Origin", "http://evil.example"),
+    ("Host", "evil.example:5000"),
 )
 BLOB = b"content"
 

@@ -23,6 +23,7 @@ def asked(peer: object, *, secure: bool = False, **headers: str) -> Any:
     request.client = peer
     request.host = IPv4Address("TCP", "192.0.2.1", 5000)
     request.isSecure = lambda: secure
+    headers = {"Host": "127.0.0.1:5000", **headers}
     for name, value in headers.items():
         request.requestHeaders.addRawHeader(name.replace("_", "-"), value)
     return request
@@ -53,6 +54,41 @@ class LocalTests(SynchronousTestCase):
             self.assertFalse(is_local(asked(peer, X_Forwarded_Port="x")))
             self.assertFalse(is_local(asked(peer, Via="x")))
             self.assertFalse(is_local(asked(peer, X_Real_IP="x")))
+
+    def test_it_is_asked_for_by_a_loopback_name(self) -> None:
+        for host in (
+            "127.0.0.1",
+            "127.0.0.1:5000",
+            "127.8.9.1:80",
+            "localhost",
+            "LocalHost:5000",
+            "[::1]",
+            "[::1]:5000",
+            "[::ffff:127.0.0.1]:5000",
+        ):
+            self.assertTrue(is_local(asked(HERE, Host=host)), host)
+
+    def test_a_name_that_was_made_to_mean_loopback_is_not(self) -> None:
+        for host in (
+            "evil.example",
+            "evil.example:5000",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example:5000",
+            "127.0.0.1@evil.example",
+            "127.0.0.1:5000:evil",
+            "192.0.2.1:5000",
+            "[2001:db8::1]:5000",
+            "0.0.0.0:5000",
+            "",
+        ):
+            self.assertFalse(is_local(asked(HERE, Host=host)), host)
+            self.assertTrue(is_local(asked(SOCKET, Host=host)), host)
+        twice = asked(HERE, Host="localhost")
+        twice.requestHeaders.addRawHeader("Host", "evil.example")
+        self.assertFalse(is_local(twice))
+        without = asked(HERE)
+        without.requestHeaders.removeHeader("Host")
+        self.assertFalse(is_local(without))
 
     def test_nor_is_what_a_web_page_asks_for(self) -> None:
         self.assertFalse(is_local(asked(HERE, Origin="http://evil.example")))
@@ -129,13 +165,13 @@ class OriginTests(SynchronousTestCase):
         for host in ("", "a b", 'a"', "a/b", "a@b", "-a", "a:b", "[::1", "a\\b"):
             origin = self.proxies.origin(asked(AFAR, Host=host))
             self.assertEqual(origin, "http://192.0.2.1:5000", host)
-        self.assertEqual(self.proxies.origin(asked(AFAR)), "http://192.0.2.1:5000")
+        self.assertEqual(self.proxies.origin(asked(AFAR, Host="")), "http://192.0.2.1:5000")
         request = asked(AFAR, Host="one")
         request.requestHeaders.addRawHeader("Host", "two")
         self.assertEqual(self.proxies.origin(request), "http://192.0.2.1:5000")
 
     def test_an_address_of_ipv6_is_a_host(self) -> None:
         self.assertEqual(self.proxies.origin(asked(AFAR, Host="[::1]:5000")), "http://[::1]:5000")
-        request = asked(AFAR)
+        request = asked(AFAR, Host="")
         request.host = IPv6Address("TCP", "2001:db8::1", 5000)
         self.assertEqual(self.proxies.origin(request), "http://[2001:db8::1]:5000")
