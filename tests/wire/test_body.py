@@ -8,6 +8,9 @@ from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
 from artifactd.oci.errors import ContentTooLarge
+from artifactd.settings.settings import LimitsSettings
+from artifactd.settings.values import Size
+from artifactd.web.server.framing import FREE_FRAMING
 from artifactd.web.server.protocol import RegistryRequest
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, chunked, request, statuses
 
@@ -70,6 +73,74 @@ class StreamingTests(WireCase):
         self.assertEqual(self.outcomes, [8])
         self.assertIn(b"200 OK", wire.received())
 
+    def test_the_chunks_of_one_read_are_one_piece(self) -> None:
+        wire = self.connect()
+        wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))
+        wire.send(chunked(*(b"abcdef" for _ in range(20_000)))[:-8], b"f\r\n0\r\n\r\n")
+        self.assertEqual([len(piece) for piece in self.sink.writes], [119_999, 1])
+        self.assertEqual(self.outcomes, [120_000])
+        self.assertEqual(statuses(wire.received()), [200])
+
+    def test_chunks_that_are_mostly_framing_are_refused(self) -> None:
+        for size, extension in ((b"1", b""), (b"4", b""), (b"00000006", b""), (b"6", b";a=b")):
+            tiny = size + extension + b"\r\n" + b"a" * int(size) + b"\r\n"
+            wire = self.connect()
+            wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))
+            most = FREE_FRAMING // (len(tiny) - int(size))
+            wire.send(tiny * most)
+            self.assertTrue(wire.open, tiny)
+            wire.send(tiny)
+            self.assertEqual(statuses(wire.received()), [400], tiny)
+            self.assertFalse(wire.open)
+            self.assertEqual(self.site.in_flight, 0)
+            wire.close()
+
+    def test_small_chunks_are_taken_beside_large_ones_and_as_long_as_they_are_few(self) -> None:
+        wire = self.connect()
+        wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))
+        wire.send(chunked(bytes(1_000_000))[:-5], b"1\r\na\r\n" * 200_000, b"0\r\n\r\n")
+        self.assertEqual(statuses(wire.received()), [200])
+        wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))
+        wire.send(b"6\r\nabcdef\r\n" * 50_000, b"0\r\n\r\n")
+        self.assertEqual(statuses(wire.received()), [200])
+        self.assertEqual(self.outcomes, [1_200_000, 300_000])
+
+    def test_trailers_are_dropped_and_held_to_the_bounds_of_headers(self) -> None:
+        self.site.limits = LimitsSettings(header_size=Size(2048), header_count=3, body_rate=Size(0))
+        right = (b"", b"X: y\r\n" * 3, b"X: " + b"y" * 2045 + b"\r\n")
+        wrong = (
+            b"X: y\r\n" * 4,
+            b"X: " + b"y" * 2046 + b"\r\n",
+            b"X: " + b"y" * 2047,
+            b"no colon\r\n",
+            b"X : y\r\n",
+            b"X: y\r\n folded\r\n",
+            b"X: \x00\r\n",
+        )
+        for trailers, status in (*((t, 200) for t in right), *((t, 400) for t in wrong)):
+            for step in (1, 5000):
+                wire = self.connect()
+                wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"), b"1\r\na\r\n0\r\n")
+                whole = trailers + b"\r\n"
+                wire.send(*(whole[at : at + step] for at in range(0, len(whole), step)))
+                self.assertEqual(statuses(wire.received()), [status], trailers[:20])
+                self.assertEqual(self.site.in_flight, 0)
+                if status == 200:
+                    wire.send(request("GET", "/"))
+                    self.assertTrue(wire.received().endswith(b"root"))
+                wire.close()
+
+    def test_trailers_have_the_time_of_headers(self) -> None:
+        wire = self.connect()
+        wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"), b"1\r\na\r\n0\r\nX: ")
+        for _ in range(21):
+            self.clock.advance(1)
+            wire.send(b"y")
+        self.assertEqual(statuses(wire.received()), [408])
+        self.assertFalse(wire.open)
+        wire.close()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_a_chunked_body_may_be_cut_anywhere(self) -> None:
         wire = self.connect()
         whole = request("PATCH", "/a", "Transfer-Encoding: chunked") + chunked(b"abc", b"defg")
@@ -111,7 +182,7 @@ class StreamingTests(WireCase):
         self.sink.pause_after = 1
         wire = self.connect()
         wire.send(request("PUT", "/a", "Transfer-Encoding: chunked"))
-        wire.send(b"1\r\n0\r\n2\r\n12\r\n3\r\n345\r\n")
+        wire.send(b"1\r\n0\r\n", b"2\r\n12\r\n3\r\n345\r\n")
         self.assertEqual(self.sink.content, b"0")
         assert self.sink.producer is not None
         self.sink.producer.resumeProducing()

@@ -141,6 +141,40 @@ class EarlyAnswerTests(WireCase):
         wire.received()
         wire.send(b"nonsense\r\n")
         self.assertEqual(wire.received(), b"")
+        self.assertEqual((wire.open, wire.disconnected), (True, False))
+        self.clock.advance(DRAIN_SECONDS + 1)
+        self.assertTrue(wire.disconnected)
+
+    def test_the_rest_of_chunks_is_counted_and_not_parsed(self) -> None:
+        # In any pieces: what matters is that the client waits, with the last chunk sent.
+        rest = b"1\r\na\r\n" * 50_000 + b"0\r\n\r\n"
+        for cut in range(1, 8):
+            wire = self.refuse("Transfer-Encoding: chunked", body=b"1\r\na\r\n0"[:cut])
+            body = wire.channel.requests[0].body
+            assert body is not None
+            before = body.received
+            self.assertEqual(before, cut)
+            wire.send(rest[:-4], rest[-4:-1])
+            self.assertEqual(body.received - before, len(rest) - 1)
+            self.assertTrue(wire.open)
+            wire.send(rest[-1:])
+            self.assertFalse(wire.open)
+            wire.close()
+        for line_end in (b"", b"\r", b"\r\n", b"\r\n\r"):
+            began = b"1\r\na\r\n0" + line_end
+            wire = self.refuse("Transfer-Encoding: chunked", body=began, path="/slow")
+            self.open_gate()
+            self.assertTrue(wire.open)
+            wire.send(b"\r\n\r\n"[len(line_end) :])
+            self.assertFalse(wire.open)
+            wire.close()
+
+    def test_the_drain_of_chunks_ends_after_its_bytes_framing_and_all(self) -> None:
+        wire = self.refuse("Transfer-Encoding: chunked")
+        piece = b"1\r\na\r\n" * (DRAIN_BYTES // 24)
+        wire.send(piece, piece, piece, piece)
+        self.assertFalse(wire.disconnected)
+        wire.send(b"1\r\na\r\n" * 6)
         self.assertTrue(wire.disconnected)
 
     def test_a_handler_adds_no_answer_to_that_of_bad_framing(self) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.http_headers import Headers
 
-from artifactd.web.server.framing import closes, field_problem, request_problem
+from artifactd.web.server.framing import (
+    ChunkedDecoder,
+    FramingError,
+    closes,
+    field_problem,
+    request_problem,
+)
 from artifactd.web.server.protocol import RegistryRequest
-from tests.wire.connection import WireCase, request, statuses
+from tests.wire.connection import WireCase, chunked, request, statuses
 
 
 class FieldTests(SynchronousTestCase):
@@ -116,7 +126,62 @@ class ConnectionTests(WireCase):
         wire.send(request("GET", "/", "Expect: 100-continue"))
         self.assertEqual(statuses(wire.received()), [200])
 
-    def test_a_chunk_of_a_size_that_nothing_has(self) -> None:
-        wire = self.connect()
-        wire.send(request("PUT", "/", "Transfer-Encoding: chunked") + b"f" * 16 + b"\r\nab")
-        self.assertFalse(wire.open)
+
+class ChunkTests(SynchronousTestCase):
+    """Bodies in the chunked transfer coding, read by read."""
+
+    def decode(self, *reads: bytes) -> tuple[list[bytes], list[bytes]]:
+        """Return what is delivered, and what is behind the end."""
+        delivered: list[bytes] = []
+        behind: list[bytes] = []
+        decoder = ChunkedDecoder(delivered.append, behind.append, 1000, 10)
+        for read in reads:
+            decoder.dataReceived(read)
+        return delivered, behind
+
+    @given(st.lists(st.binary(min_size=1, max_size=9)), st.lists(st.integers(0, 200)), st.binary())
+    def test_however_it_is_cut_it_is_the_same(
+        self, pieces: list[bytes], cuts: list[int], behind: bytes
+    ) -> None:
+        whole = chunked(*pieces) + behind
+        end = len(whole) - len(behind)
+        places = sorted({0, end, *(cut for cut in cuts if cut < end)})
+        reads = [whole[a:b] for a, b in pairwise(places)]
+        reads[-1] += behind
+        delivered, rest = self.decode(*reads)
+        self.assertEqual(b"".join(delivered), b"".join(pieces))
+        self.assertLessEqual(len(delivered), len(reads))
+        self.assertEqual(rest, [behind])
+
+    def test_wrong_ones_are_told_why_and_what_comes_before_is_delivered(self) -> None:
+        for wrong, problem in (
+            (b"f" * 16 + b"\r\nab", "too large"),
+            (b"f" * 1000 + b"\r\nab", "too large"),
+            (b"0" * 1025, "more than 1024"),
+            (b"1;" + b"a" * 1023 + b"\r\n", "more than 1024"),
+            (b"\r\n", "malformed"),
+            (b" 1\r\na\r\n", "malformed"),
+            (b"1 ;a\r\na\r\n", "malformed"),
+            (b"0x1\r\na\r\n", "malformed"),
+            (b"+1\r\na\r\n", "malformed"),
+            (b"1_0\r\n0123456789abcdef\r\n", "malformed"),
+            (b"1;a\n\r\na\r\n", "malformed"),
+            (b"1;a\\\r\na\r\n", "malformed"),
+            (b"1\na\r\n", "malformed"),
+            (b"1\r\nab\r\n", "not as long"),
+            (b"1\r\na\n0\r\n\r\n", "not as long"),
+        ):
+            for step in (1, 5000):
+                delivered: list[bytes] = []
+                decoder = ChunkedDecoder(delivered.append, self.fail, 1000, 10)
+                whole = b"3\r\nabc\r\n" + wrong
+
+                def decode(
+                    decoder: ChunkedDecoder = decoder, whole: bytes = whole, step: int = step
+                ) -> None:
+                    for at in range(0, len(whole), step):
+                        decoder.dataReceived(whole[at : at + step])
+
+                error = self.assertRaises(FramingError, decode)
+                self.assertIn(problem, str(error), wrong[:20])
+                self.assertEqual(b"".join(delivered)[:3], b"abc")

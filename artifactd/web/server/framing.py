@@ -8,7 +8,7 @@ registry may be the other reader, and then one client's bytes become another cli
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from urllib.parse import unquote_to_bytes
 
 from twisted.web.http_headers import Headers
@@ -70,6 +70,152 @@ def request_problem(target: bytes, version: bytes, headers: Headers) -> str | No
         if headers.hasHeader(b"Content-Length"):
             return "Content-Length beside Transfer-Encoding"
     return None
+
+
+class FramingError(Exception):
+    """A body that is framed wrong; its text is a sentence for the client."""
+
+
+# RFC 9112, 7.1 and 7.1.1: the size of a chunk in hexadecimal digits, and extensions, which are
+# ignored.
+_CHUNK = re.compile(rb"([0-9A-Fa-f]+)(?:;[\t !-\[\]-~\x80-\xff]*)?")
+_LONGEST_LINE = 1024
+
+# The last chunk, without trailers.
+_LAST_CHUNK = b"0\r\n\r\n"
+
+FREE_FRAMING = 64 << 10
+"""Bytes of framing that a chunked body may have, however small its chunks are."""
+
+
+class ChunkedDecoder:
+    """
+    Decodes a body in the chunked transfer coding (RFC 9112, 7.1).
+
+    All chunks that arrive in one read are delivered as one piece, so that their number costs the
+    receiver nothing.  Beyond :data:`FREE_FRAMING` a body may not have more bytes of framing (sizes,
+    extensions, ends of lines) than of content: chunks have to have six bytes or so on the average.
+
+    Trailers are held to the bounds of headers, and dropped.
+
+    :param deliver: takes the content of each read.
+    :param finish: called at the end of the body, with the bytes behind it.
+    :param trailer_size: the most bytes of trailers, without the ends of lines.
+    :param trailer_count: the most trailers.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[bytes], None],
+        finish: Callable[[bytes], None],
+        trailer_size: int,
+        trailer_count: int,
+    ) -> None:
+        self._deliver, self._finish = deliver, finish
+        self._trailer_size, self._trailer_count = trailer_size, trailer_count
+        self._rest = b""  # the beginning of a line
+        self._left = 0  # bytes missing of the chunk that is being received
+        self._within = False  # whether a chunk is being received, up to the end of line behind it
+        self._content = self._framing = 0
+        self._skipping = False
+        self.in_trailers = False
+
+    def skip(self) -> None:
+        """
+        Parse nothing from now on: deliver what arrives as it is, framing and all.
+
+        The body ends with the first read that ends as a body ends, which is when the client waits.
+        A chunk may happen to have these bytes there; the body is of no use to anybody by then.
+        """
+        self._skipping = True
+        self._rest = (_LAST_CHUNK[:3] if self.in_trailers else b"") + self._rest
+        self.in_trailers = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Take the bytes of one read, at least one.
+
+        :raises FramingError: if they are framed wrong; what comes before is delivered.
+        """
+        if self._skipping:
+            tail = self._rest + data[-len(_LAST_CHUNK) :]
+            self._rest = tail[1 - len(_LAST_CHUNK) :]
+            self._deliver(data)
+            if tail.endswith(_LAST_CHUNK):
+                self._finish(b"")
+            return
+        data = self._rest + data if self._rest else data
+        pieces: list[bytes] = []
+        end = None
+        try:
+            end = self._parse(data, pieces)
+        finally:
+            if pieces:
+                self._deliver(b"".join(pieces))
+        if end is not None:
+            self._finish(data[end:])
+
+    def _parse(self, data: bytes, pieces: list[bytes]) -> int | None:
+        """Move the content to ``pieces``; return where the body ends, ``None``: not yet."""
+        at = 0
+        while True:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                self._content += len(piece)
+            if self._left or at == len(data):
+                self._rest = b""
+                return None
+            end = data.find(b"\r\n", at, at + _LONGEST_LINE + 2)
+            if self._within:
+                if end != at and data[at:] != b"\r":
+                    raise FramingError("a chunk is not as long as it says")
+            elif self.in_trailers:
+                if end == at:
+                    return at + 2
+                end = data.find(b"\r\n", at)
+                self._trailer(data[at:end] if end >= 0 else data[at:], whole=end >= 0)
+            elif end < 0 and len(data) - at > _LONGEST_LINE:
+                raise FramingError(f"the size of a chunk takes more than {_LONGEST_LINE} bytes")
+            if end < 0:
+                self._rest = data[at:]
+                return None
+            if self._within:
+                self._within = False
+            elif not self.in_trailers:
+                self._begin(data[at:end])
+            self._framing += end + 2 - at
+            at = end + 2
+            if self._framing > FREE_FRAMING and self._framing > self._content + self._left:
+                raise FramingError("its chunks are too small: they are framing more than content")
+
+    def _begin(self, line: bytes) -> None:
+        """Begin the chunk, or the trailers, that ``line`` announces."""
+        match = _CHUNK.fullmatch(line)
+        if match is None:
+            raise FramingError("the size of a chunk is malformed")
+        size = int(match[1], 16)  # of a thousand digits at most, which costs nothing in this base
+        if size > MOST_BYTES:
+            raise FramingError("the size of a chunk is too large")
+        self._left = size
+        self._within = self._left > 0
+        self.in_trailers = not self._within
+
+    def _trailer(self, line: bytes, *, whole: bool) -> None:
+        """Check a trailer, or the beginning of one."""
+        if len(line) - line.endswith(b"\r") > self._trailer_size:
+            raise FramingError("its trailers are too large")
+        if not whole:
+            return
+        problem = field_problem(line)
+        if problem is not None:
+            raise FramingError(f"in its trailers, {problem}")
+        self._trailer_size -= len(line)
+        self._trailer_count -= 1
+        if self._trailer_count < 0:
+            raise FramingError("it has too many trailers")
 
 
 def closes(values: Sequence[bytes]) -> bool:

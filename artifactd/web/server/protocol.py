@@ -32,7 +32,8 @@ from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.body import RequestBody
 from artifactd.web.server.framing import (
-    MOST_BYTES,
+    ChunkedDecoder,
+    FramingError,
     closes,
     field_problem,
     origin_form,
@@ -47,6 +48,7 @@ PRIVATE = {
         "_buffer",
         "_command",
         "_dataBuffer",
+        "_finishRequestBody",
         "_handlingRequest",
         "_networkProducer",
         "_optimisticEagerReadSize",
@@ -161,10 +163,14 @@ class RegistryChannel(http.HTTPChannel):
         if self._idle.due is not None and self.timeOut is not None:
             self._idle.start(self.timeOut)
         super().dataReceived(data)
-        # All headers of a request have to come in time, however many bytes of them have come.  The
-        # base keeps the request line in an attribute as long as it reads headers.
-        receiving = self.line_mode and not self.paused and not self.transport.disconnecting
-        incomplete = receiving and (self._buffer or hasattr(self, "_command"))
+        # All headers of a request have to come in time, however many bytes of them have come, and
+        # so have trailers.  The base keeps the request line in an attribute while it reads headers.
+        receiving = not self.paused and not self.transport.disconnecting
+        if self.line_mode:
+            incomplete = receiving and bool(self._buffer or hasattr(self, "_command"))
+        else:
+            decoder = self._transferDecoder
+            incomplete = receiving and isinstance(decoder, ChunkedDecoder) and decoder.in_trailers
         if not incomplete:
             self._headers_due.due = None
         elif self._headers_due.due is None:
@@ -195,6 +201,15 @@ class RegistryChannel(http.HTTPChannel):
             # Nothing that follows is parsed: neither as a body nor as a request.
             self.length = None
             return
+        if self.length is None:
+            # Twisted's delivers each chunk by itself, and sets trailers other bounds than headers.
+            limits = self.site.limits
+            self._transferDecoder = ChunkedDecoder(
+                self.requests[-1].handleContentChunk,
+                self._finishRequestBody,
+                int(limits.header_size),
+                limits.header_count,
+            )
         super().allHeadersReceived()
 
     def checkPersistence(self, request: http.Request, version: bytes) -> bool:
@@ -210,14 +225,24 @@ class RegistryChannel(http.HTTPChannel):
         if self.transport.disconnecting:
             return
         if not self._handlingRequest:
-            super().rawDataReceived(data)
-            if getattr(self._transferDecoder, "length", 0) > MOST_BYTES:
-                self._refuse("the size of a chunk is too large")
+            try:
+                super().rawDataReceived(data)
+            except FramingError as error:
+                self._refuse(str(error))
             return
         self._dataBuffer.append(data)
         if sum(map(len, self._dataBuffer)) > self._optimisticEagerReadSize:
             # The base does not, while the transport waits for the client to read.
             self._networkProducer.pauseProducing()
+
+    def skip_body(self) -> None:
+        """Parse nothing more of the body that is being received: its request is answered."""
+        if isinstance(self._transferDecoder, ChunkedDecoder):
+            self._transferDecoder.skip()
+
+    def trailers_paused(self) -> None:
+        """Let trailers take their time: nothing is read for now."""
+        self._headers_due.due = None
 
     def requestDone(self, request: http.Request) -> None:
         draining = self.site.draining
@@ -345,6 +370,7 @@ class _Peer:
     def pause(self) -> None:
         self.pace.pause()
         self._channel.setTimeout(None)
+        self._channel.trailers_paused()
         if not self._channel.transport.disconnecting:
             self._channel.transport.pauseProducing()
 
@@ -496,6 +522,7 @@ class RegistryRequest(server.Request):
             self.channel.loseConnection()
         else:
             self._most = body.received + DRAIN_BYTES
+            self.channel.skip_body()
             self._peer.drain()
 
     def abort(self) -> None:
