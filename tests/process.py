@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
@@ -17,13 +16,10 @@ from attrs import frozen
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-import artifactd
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
-
-_CHECKOUT = Path(artifactd.__file__).parents[1]
 
 
 @frozen
@@ -206,27 +202,28 @@ class Daemon(Pushed):
     async def restart(self) -> None:
         """Start it again on the same data and port, once :meth:`kill` has ended it."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
-        environment["PYTHONPATH"] = str(_CHECKOUT)
         kind, files = "tcp", ""
         if self._behind is not None:
             kind, files = "artifactd-tls", self._behind.files
         environment["ARTIFACTD_LISTEN"] = f"{kind}:{self.port}:interface=127.0.0.1{files}"
         environment["ARTIFACTD_DATA"] = str(self.data)
         environment |= {f"ARTIFACTD_{name.upper()}": v for name, v in self._settings.items()}
-        self.process = Process.start(
+        self.process = self.run(environment)
+        await self.process.matched(rf"listening on .*127\.0\.0\.1:{self.port}\b")
+        # It handles signals from a moment later on, when its reactor runs.
+        answer = await self.request("GET", "/healthz")
+        assert answer.status == 200, answer
+
+    def run(self, environment: Mapping[str, str]) -> Process:
+        """Begin its process."""
+        return Process.fork(
             self._test,
-            sys.executable,
-            "-m",
             "artifactd",
             "--config",
             str(self._config),
             env=environment,
             folder=self._folder,
         )
-        await self.process.matched(rf"listening on .*127\.0\.0\.1:{self.port}\b")
-        # It handles signals from a moment later on, when its reactor runs.
-        answer = await self.request("GET", "/healthz")
-        assert answer.status == 200, answer
 
     async def kill(self, number: int = signal.SIGKILL) -> int:
         """Send it a signal and wait for its end; its exit status, or minus the signal."""

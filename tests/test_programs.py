@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, TestCase
 
@@ -35,6 +37,43 @@ class ProcessTests(TestCase):
         process = Process.start(self, "echo", "address in use")
         with self.assertRaisesRegex(AssertionError, "address in use"):
             await process.matched("listening")
+
+
+class ForkTests(TestCase):
+    async def test_it_is_the_program_that_was_asked_for_where_it_was(self) -> None:
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir(parents=True)
+        (folder / "said.py").write_text(
+            "import os, sys; print(sys.argv[1:], dict(os.environ), os.getcwd(), __name__);"
+            "print(repr(sys.stdin.read()), file=sys.stderr); sys.exit(3)"
+        )
+        said = Process.fork(self, "said", "a", "b c", env={"ONLY": "this"}, folder=folder)
+        self.assertEqual(await said.ended(), 3)
+        self.assertEqual(said.out.decode(), f"['a', 'b c'] {{'ONLY': 'this'}} {folder} __main__\n")
+        self.assertEqual(said.err, b"''\n")
+
+    async def test_several_run_at_once_and_each_end_is_told(self) -> None:
+        servers = [Process.fork(self, "http.server", "--bind", "127.0.0.1", "0") for _ in range(3)]
+        for server in servers:
+            await server.matched("Serving HTTP")
+        self.assertEqual(len({server.pid for server in servers}), 3)
+        self.assertEqual(await servers[1].kill(signal.SIGKILL), -signal.SIGKILL)
+        self.assertEqual(await servers[0].kill(signal.SIGINT), 0)
+        self.assertIsNone(servers[2].status)
+
+    async def test_they_end_with_the_process_that_started_them(self) -> None:
+        program = (
+            "import os; from tests import nursery;"
+            'server = nursery.Program("http.server", ["--bind", "127.0.0.1", "0"], {}, "/");'
+            "told, tells = os.pipe(); nursery.start(server, 1, 2, tells);"
+            "print(os.read(told, 100).decode(), flush=True); os.kill(os.getpid(), 9)"
+        )
+        died = Process.start(
+            self, sys.executable, "-c", program, env={"PYTHONPATH": str(Path(__file__).parents[1])}
+        )
+        # That is told when its output ends: no process has it open any more.
+        self.assertEqual(await died.ended(), -signal.SIGKILL)
+        self.assertRegex(died.output, r"\d+")
 
 
 class RequireTests(TestCase):

@@ -47,13 +47,10 @@ class LinearizabilityTests(TestCase):
 
     async def history(self, seed: int, clock: Path) -> None:
         processes = [
-            Process.start(
+            Process.fork(
                 self,
-                sys.executable,
-                "-m",
                 "tests.collection.history",
                 *(str(each) for each in (self.data, clock, seed, n, OPERATIONS // PROCESSES)),
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
             )
             for n in range(PROCESSES)
         ]

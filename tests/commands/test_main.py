@@ -26,7 +26,7 @@ from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
 from tests.process import Daemon
-from tests.programs import Result, reactor, run
+from tests.programs import Result, reactor, run_module
 
 HELLO = b"hello"
 HELLO_DIGEST = Digest.of(HELLO)
@@ -55,10 +55,7 @@ async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
 
 async def process(test: TestCase, *argv: str, **environ: str) -> Result:
     """Run the command line as a process of its own."""
-    env = {"PYTHONPATH": str(Path(__file__).parents[2]), **environ}
-    return await run(
-        test, sys.executable, "-m", "artifactd.commands.main", *argv, env=env, check=False
-    )
+    return await run_module(test, "artifactd.commands.main", *argv, env=environ, check=False)
 
 
 class CheckConfigTests(TestCase):

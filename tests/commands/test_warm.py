@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 from artifactd.oci.digest import Digest
@@ -13,7 +12,6 @@ from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
-from tests.daemon.test_daemon import CHECKOUT
 from tests.programs import Process, wait_for
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Status
 
@@ -145,15 +143,8 @@ class ResumedWarmTests(MaintenanceTestCase):
     async def half_warmed(self) -> Process:
         """The command, when it has got the layer to its middle."""
         argv = ("warm", "--config", str(self.config), f"docker.io/{NAME}:1")
-        environment = {"PYTHONPATH": str(CHECKOUT), "ARTIFACTD_DATA": str(self.daemon.data)}
-        warming = Process.start(
-            self,
-            sys.executable,
-            "-m",
-            "artifactd.commands.main",
-            *argv,
-            env=os.environ | environment,
-        )
+        environment = {"ARTIFACTD_DATA": str(self.daemon.data)}
+        warming = Process.fork(self, "artifactd.commands.main", *argv, env=os.environ | environment)
         file = fill_file(self.daemon.data, self.digest)
         await wait_for(lambda: file.exists() and file.stat().st_size == self.half)
         return warming

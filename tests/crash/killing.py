@@ -12,10 +12,6 @@ from random import Random
 from threading import Lock
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IProcessTransport
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
@@ -23,48 +19,6 @@ from tests.api.served import image_manifest
 from tests.programs import PATIENCE
 
 TAGS = ("one", "two", "three")
-
-
-class Nursery(ProcessProtocol):
-    """``tests.crash.nursery``, seen from the test."""
-
-    transport: IProcessTransport
-
-    def __init__(self) -> None:
-        self.errors = bytearray()
-        self.ended: Deferred[None] = Deferred()
-        self._received = b""
-        self._lines: list[str] = []
-        self._waiting: list[Deferred[str]] = []
-
-    def start(self, count: int) -> None:
-        """Let a daemon start, which kills itself after so many steps."""
-        self.transport.write(f"{count}\n".encode())
-
-    def line(self) -> Deferred[str]:
-        """The next line that it writes."""
-        waiting: Deferred[str] = Deferred()
-        self._waiting.append(waiting)
-        self._tell()
-        return waiting
-
-    def outReceived(self, data: bytes) -> None:
-        *lines, self._received = (self._received + data).split(b"\n")
-        self._lines += [line.decode() for line in lines]
-        self._tell()
-
-    def errReceived(self, data: bytes) -> None:
-        self.errors += data
-
-    def processEnded(self, reason: Failure) -> None:
-        self.ended.callback(None)
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.errback(AssertionError(f"the nursery has ended: {self.errors.decode()}"))
-
-    def _tell(self) -> None:
-        while self._lines and self._waiting:
-            self._waiting.pop(0).callback(self._lines.pop(0))
 
 
 @define

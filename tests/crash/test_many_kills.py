@@ -21,14 +21,13 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-import artifactd
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.served import Served, image_manifest
-from tests.crash.killing import Nursery, Progress, Worker
+from tests.crash.killing import Progress, Worker
 from tests.durability.replay import check_nothing_left, finished
 from tests.process import request
-from tests.programs import reactor
+from tests.programs import Process, reactor
 from tests.pull.case import noise
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
@@ -56,21 +55,20 @@ class ManyKillsTests(TestCase):
     async def kill_many(self, random: Random) -> None:
         upstream = self.upstream()
         self.data = Path(self.mktemp()).absolute()
-        config = self.data.with_name("artifactd.toml")
-        config.parent.mkdir(parents=True, exist_ok=True)
+        self.config = self.data.with_name("artifactd.toml")
+        self.config.parent.mkdir(parents=True, exist_ok=True)
         settings = settings_for(self.hub, retries=0, resumes=1, freshness="1d", size_cap="200KiB")
-        config.write_text(_BUSY + settings)
+        self.config.write_text(_BUSY + settings)
         shared = b"what all images share"
         workers = [
             Worker(f"kill/{n}", Random(random.random()), upstream, shared) for n in range(_CLIENTS)
         ]
-        nursery = self.nursery(config)
-        await self.push(nursery, "kill/shared", shared)
+        await self.push("kill/shared", shared)
         until, kills = reactor.seconds() + _SECONDS, 0
         while kills < _KILLS and reactor.seconds() < until:
-            if await self.kill(nursery, workers, random):
-                kills += 1
-        await self.look(nursery, workers)
+            await self.kill(workers, random)
+            kills += 1
+        await self.look(workers)
         last = Served.start(self, settings, data=self.data)
         await finished(last.service)
         check_nothing_left(self.data)
@@ -87,67 +85,39 @@ class ManyKillsTests(TestCase):
             for content in contents
         }
 
-    def nursery(self, config: Path) -> Nursery:
-        nursery = Nursery()
-        checkout = str(Path(artifactd.__file__).parents[1])
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
-        environment["PYTHONPATH"] = checkout
-        argv = [sys.executable, "-m", "tests.crash.nursery", str(self.data), str(config)]
-        transport = reactor.spawnProcess(nursery, argv[0], argv, environment)
-        ended = nursery.ended
+    async def start(self, steps: int) -> tuple[Process, int]:
+        """A daemon that kills itself after so many steps, and its port: 0 if it has done so."""
+        daemon = Process.fork(
+            self, "tests.crash.fatal", str(self.data), str(self.config), str(steps)
+        )
+        try:
+            said = await daemon.matched(r"port (\d+)\n")
+        except AssertionError:
+            return daemon, 0
+        return daemon, int(said[1])
 
-        async def end() -> None:
-            for pid in (*self.running, transport.pid):
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            await ended
-
-        self.running: list[int] = []
-        self.addCleanup(end)
-        return nursery
-
-    async def kill(self, nursery: Nursery, workers: list[Worker], random: Random) -> bool:
-        """Let a daemon work until it is killed; whether it had come to work before."""
+    async def kill(self, workers: list[Worker], random: Random) -> None:
+        """Let a daemon start, and work until it is killed."""
         steps = random.randrange(1, _STEPS) if random.random() < 0.5 else 0
-        nursery.start(steps)
-        said = await nursery.line()
-        if said.startswith("ended"):
-            self.assertEqual(said, f"ended {-signal.SIGKILL}", nursery.errors.decode())
-            return True  # while it started
-        pid, port = map(int, said.split())
-        self.running = [pid]
-        progress = Progress(pid, random.randrange(1, _REQUESTS))
-        await gatherResults([deferToThread(each.work, port, progress) for each in workers])
-        ended = await nursery.line()
-        self.running = []
-        self.assertEqual(ended, f"ended {-signal.SIGKILL}", nursery.errors.decode()[-5000:])
-        return True
+        daemon, port = await self.start(steps)
+        if port:
+            progress = Progress(daemon.pid, random.randrange(1, _REQUESTS))
+            await gatherResults([deferToThread(each.work, port, progress) for each in workers])
+        self.assertEqual(await daemon.ended(), -signal.SIGKILL, daemon.output[-5000:])
 
-    async def push(self, nursery: Nursery, name: str, blob: bytes) -> None:
+    async def push(self, name: str, blob: bytes) -> None:
         """Push an image of one blob, which is its config too."""
-        nursery.start(0)
-        pid, port = map(int, (await nursery.line()).split())
-        self.running = [pid]
+        daemon, port = await self.start(0)
         path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
         self.assertEqual((await request(port, "POST", path, body=blob)).status, 201)
         headers, manifest = {"Content-Type": OCI_MANIFEST}, image_manifest(blob, blob)
         path = f"/v2/{name}/manifests/latest"
         put = await request(port, "PUT", path, body=manifest, headers=headers)
         self.assertEqual(put.status, 201)
-        await self.end(nursery, pid)
+        await daemon.kill(signal.SIGKILL)
 
-    async def end(self, nursery: Nursery, pid: int) -> None:
-        """Kill the daemon that runs."""
-        os.kill(pid, signal.SIGKILL)
-        await nursery.line()
-        self.running = []
-
-    async def look(self, nursery: Nursery, workers: list[Worker]) -> None:
+    async def look(self, workers: list[Worker]) -> None:
         """See that all is there, and stop."""
-        nursery.start(0)
-        pid, port = map(int, (await nursery.line()).split())
-        self.running = [pid]
+        daemon, port = await self.start(0)
         await gatherResults([deferToThread(each.check, port) for each in workers])
-        await self.end(nursery, pid)
+        await daemon.kill(signal.SIGKILL)

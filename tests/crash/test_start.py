@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-import artifactd
 from artifactd.oci.digest import Digest
 from tests.process import Daemon
-from tests.programs import Process, run, wait_for
+from tests.programs import Process, run_module, wait_for
 
 HELLO = b"hello"
 UPLOAD = f"/v2/crash/blobs/uploads/?digest={Digest.of(HELLO)}"
@@ -33,7 +31,6 @@ def set_version(data: Path, version: int) -> int:
 def environment(data: Path) -> dict[str, str]:
     """For a daemon on ``data``."""
     return {
-        "PYTHONPATH": str(Path(artifactd.__file__).parents[1]),
         "ARTIFACTD_DATA": str(data),
         "ARTIFACTD_LISTEN": "tcp:0:interface=127.0.0.1",
     }
@@ -43,7 +40,7 @@ class StartTests(TestCase):
     async def refusal(self, data: Path) -> str:
         """What a daemon says that does not start on ``data``; it says it in one line, at last."""
         env = environment(data)
-        result = await run(self, sys.executable, "-m", "artifactd", env=env, check=False)
+        result = await run_module(self, "artifactd", env=env, check=False)
         self.assertEqual(result.status, 1, result)
         lines = (result.out + result.err).splitlines()
         self.assertEqual([line for line in lines if "artifactd: " in line], lines[-1:])
@@ -117,7 +114,7 @@ class StartTests(TestCase):
         for name in ("artifactd.lock", "staging", "catalog.sqlite3"):
             data = Path(self.mktemp()).absolute()
             env = {**os.environ, **environment(data)}
-            killed = Process.start(self, sys.executable, "-m", "artifactd", env=env)
+            killed = Process.fork(self, "artifactd", env=env)
             await wait_for((data / name).exists)
             await killed.kill(signal.SIGKILL)
             daemon = await Daemon.start(self, data=data)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-import artifactd
 from artifactd.oci.digest import Digest
 from tests.crash.upload import CONTENT, Upload, send
 from tests.process import Daemon
@@ -56,15 +54,7 @@ class SweepTests(TestCase):
 
     async def publish_and_die(self) -> None:
         """Leave :data:`HELLO` published and staged, by a process that has died then."""
-        process = Process.start(
-            self,
-            sys.executable,
-            "-m",
-            "tests.crash.dying",
-            str(self.daemon.data),
-            HELLO,
-            env={**os.environ, "PYTHONPATH": str(Path(artifactd.__file__).parents[1])},
-        )
+        process = Process.fork(self, "tests.crash.dying", str(self.daemon.data), HELLO)
         self.assertEqual(await process.ended(), -signal.SIGKILL, process.output)
         self.assertEqual(len(list(self.daemon.data.glob("staging/*"))), 1)
         self.assertIn(str(Digest.of(HELLO.encode())), stored(self.daemon.data))

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
 import artifactd
 from tests.process import Daemon
-from tests.programs import run
+from tests.programs import Process, run
 
 CHECKOUT = Path(artifactd.__file__).parents[1]
+
+
+class Fresh(Daemon):
+    """Started as an operator does it: by a new interpreter, which finds the plugin."""
+
+    def run(self, environment: Mapping[str, str]) -> Process:
+        return Process.start(
+            self._test,
+            *(str(Path(sys.executable).with_name("twistd")), "--nodaemon", "--pidfile="),
+            *("artifactd", "--config", str(self._config)),
+            env={**environment, "PYTHONPATH": str(CHECKOUT)},
+            folder=self._folder,
+        )
 
 
 class StartTests(TestCase):
@@ -64,7 +78,7 @@ class StartTests(TestCase):
 
 class StopTests(TestCase):
     async def test_sigterm_ends_it_cleanly(self) -> None:
-        daemon = await Daemon.start(self)
+        daemon = await Fresh.start(self)
         # Listening comes before handling signals; once it answers it does both.
         await daemon.request("GET", "/healthz")
         # As systemd expects it: twistd ends itself by the signal when all is shut down.
@@ -73,7 +87,7 @@ class StopTests(TestCase):
         self.assertNotIn("Traceback", daemon.process.output)
 
     async def test_it_comes_back_at_its_address_after_a_crash(self) -> None:
-        daemon = await Daemon.start(self)
+        daemon = await Fresh.start(self)
         port = daemon.port
         self.assertEqual(await daemon.kill(), -signal.SIGKILL)
         await daemon.restart()

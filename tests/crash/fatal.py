@@ -1,12 +1,10 @@
 """
-Daemons that start in no time: a process that has all modules, and forks for each of them.
+A daemon that kills itself (SIGKILL) in the middle of what it does.
 
-usage: python -m tests.crash.nursery DATA CONFIG
+usage: python -m tests.crash.fatal DATA CONFIG COUNT
 
-It starts a daemon for each line that it reads: ``COUNT``, the number of steps on the disk after
-which the daemon kills itself (SIGKILL) in the middle of what it does; 0: it does not.  It writes
-``PID PORT`` when it listens, and ``ended STATUS`` when it has ended.  It is forked as twistd does
-that makes itself a daemon: with a reactor, and nothing opened.
+``COUNT`` is the number of steps on the disk after which it does; 0: it does not.  It writes
+``port PORT`` when it listens.
 """
 
 from __future__ import annotations
@@ -69,40 +67,23 @@ class Fatal(FileOperations):
         super().unlink(directory, name)
 
 
-def say(text: str) -> None:
-    """Write a line."""
-    os.write(1, f"{text}\n".encode())
-
-
-def serve(settings: Settings, count: int) -> None:
-    """Be a daemon, to the end."""
-    reactor: Any = installed
-    service = RegistryService(settings, reactor, Fatal(count))
-
-    def listen() -> None:
-        service.startService()
-        say(f"{os.getpid()} {service.ports[0].getHost().port}")  # type: ignore[attr-defined]
-
-    reactor.callWhenRunning(listen)
-    reactor.run(installSignalHandlers=False)
-
-
-def main(data: Path, config: Path) -> None:
-    """Start one after the other."""
+def main(data: Path, config: Path, count: int) -> None:
+    """Be the daemon, to the end."""
     environment = {
         "ARTIFACTD_DATA": str(data),
         "ARTIFACTD_LISTEN": "tcp:0:interface=127.0.0.1",
         "ARTIFACTD_ACCESS_LOG": "off",
     }
-    settings = Settings.load(config, environment)
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            serve(settings, int(line))
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        say(f"ended {os.waitstatus_to_exitcode(status)}")
+    reactor: Any = installed
+    service = RegistryService(Settings.load(config, environment), reactor, Fatal(count))
+
+    def listen() -> None:
+        service.startService()
+        print("port", service.ports[0].getHost().port, flush=True)  # type: ignore[attr-defined]
+
+    reactor.callWhenRunning(listen)
+    reactor.run(installSignalHandlers=False)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
