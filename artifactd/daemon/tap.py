@@ -15,12 +15,13 @@ from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger
+from twisted.logger import Logger, globalLogPublisher
 from twisted.python import usage
 
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.listen import listen
+from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import Unavailable
@@ -58,12 +59,14 @@ class Options(usage.Options):
 
 def makeService(options: Options, reactor: Any = None) -> RegistryService:
     """Make the daemon.  :raises SystemExit: with one line that names the first wrong setting."""
+    # Before the observers that twistd adds later, so that these see the events already changed.
+    globalLogPublisher.addObserver(make_printable)
     if reactor is None:
         from twisted.internet import reactor
     try:
         return RegistryService(Settings.load(options["config"], os.environ), reactor)
     except StartError as error:
-        raise SystemExit(f"artifactd: {error}") from None
+        raise SystemExit(printable(f"artifactd: {error}")) from None
 
 
 class RegistryService(MultiService):
@@ -94,7 +97,7 @@ class RegistryService(MultiService):
         try:
             self.start()
         except StartError as error:
-            raise SystemExit(f"artifactd: {error}") from None
+            raise SystemExit(printable(f"artifactd: {error}")) from None
         super().startService()
 
     def start(self) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
-from twisted.trial.unittest import TestCase
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogPublisher, textFileLogObserver
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import artifactd
+from artifactd.daemon import tap
+from artifactd.daemon.tap import makeService
 from tests.process import Daemon
 from tests.programs import Process, run
 
@@ -74,6 +79,28 @@ class StartTests(TestCase):
         )
         self.assertIn(f"artifactd: listen: {address}: ", said)
         self.assertNotIn("Traceback", said)
+
+
+class LogTests(SynchronousTestCase):
+    def test_the_log_of_twistd_has_printable_lines_alone(self) -> None:
+        file, publisher = StringIO(), LogPublisher()
+        self.patch(tap, "globalLogPublisher", publisher)
+        options = tap.Options()
+        options.parseOptions([])
+        makeService(options, Clock())
+        publisher.addObserver(textFileLogObserver(file))  # as twistd does, after makeService
+        error = OSError("denied\n2026-01-01 by \x1b[2J\u202e")
+        Logger("any", observer=publisher).error("no answer: {error}", error=error)
+        line = file.getvalue().removesuffix("\n")
+        self.assertTrue(line.isprintable(), ascii(line))
+        self.assertIn("denied\\u000a2026-01-01 by \\u001b[2J\\u202e", line)
+
+    def test_a_reason_not_to_start_is_one_line(self) -> None:
+        options = tap.Options()
+        options.parseOptions(["--config", "/absent/a\nb\x1b"])
+        stopped = self.assertRaises(SystemExit, makeService, options, Clock())
+        self.assertTrue(str(stopped).isprintable(), ascii(str(stopped)))
+        self.assertIn("/absent/a\\u000ab\\u001b", str(stopped))
 
 
 class StopTests(TestCase):

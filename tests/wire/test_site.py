@@ -283,10 +283,11 @@ class AccessLogTests(SynchronousTestCase):
         self.assertIn(" a\\x20b ", self.written(self.changed(user="a b")))
 
     def test_json_is_a_line_per_request_whatever_a_client_sends(self) -> None:
-        evil = 'a"\n\r\x00\\'
+        evil = 'a"\n\r\x00\\\x7f\x9b31m\u2028\u202e\u2066\ufeff'
         first, second = self.written(
             self.changed(agent=evil), self.access, style="json"
         ).splitlines()
+        self.assertTrue(first.isprintable(), ascii(first))
         self.assertEqual(msgspec.json.decode(first)["agent"], evil)
         self.assertEqual(msgspec.json.decode(second)["agent"], "curl/8")
 

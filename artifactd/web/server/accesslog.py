@@ -14,6 +14,8 @@ import msgspec
 from attrs import define, field
 from twisted.logger import Logger
 
+from artifactd.kit.printable import printable
+
 _file_log = Logger()
 
 
@@ -48,11 +50,14 @@ class LineFile:
             self._file = None
 
     def write(self, line: str) -> None:
-        """Write ``line``.  Never raises; the first of several failures in a row is logged."""
+        """
+        Write ``line``, made printable.  Never raises; the first of several failures in a row is
+        logged.
+        """
         if self._file is None:
             return
         try:
-            self._file.write(f"{line}\n".encode())
+            self._file.write(f"{printable(line)}\n".encode())
             self._failing = False
         except OSError:
             if not self._failing:
