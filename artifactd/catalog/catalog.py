@@ -243,7 +243,8 @@ class Catalog(OnDatabase):
     @read
     def check_manifest(self, db: Connection, put: ManifestPut) -> None:
         """
-        Raise the error that :meth:`put_manifest` would raise now, the quota's excepted.
+        Raise the error that :meth:`put_manifest` would raise now without an adoption, the quota's
+        excepted.
 
         :raises ManifestBlobUnknown: if blobs or children are absent from the image, unless
             optional; ``detail`` is ``{"digests": […]}``.
@@ -261,15 +262,19 @@ class Catalog(OnDatabase):
         movement, all in one transaction.  ``confirm`` and ``release`` work as in :meth:`add_blob`.
 
         A tag that points at the manifest already does not move.  A manifest that is pushed again
-        takes the media type of the newer push.
+        takes the media type of the newer push.  With an ``adoption`` the manifest is judged as if
+        the image had what is adopted, and either both are stored or neither.
 
         :raises RegistryError: the errors of :meth:`check_manifest` and ``QuotaExceeded``.
         """
 
         def store(db: Connection) -> None:
+            at = self.database.now()
             with images.within_quota(db, put.image.repository, put.quota):
+                if put.adoption is not None:
+                    manifests.adopt(db, put, put.adoption, at)
                 manifests.check(db, put)
-                manifests.store(db, put, confirm, self.database.now(), used_at=None)
+                manifests.store(db, put, confirm, at, used_at=None)
 
         await self.database.write(store, release)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from artifactd.catalog import blobs, images, leases
 from artifactd.catalog.leases import settle
-from artifactd.catalog.records import ManifestPut, ManifestRecord
+from artifactd.catalog.records import Adoption, ManifestPut, ManifestRecord, nothing
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
@@ -281,6 +281,28 @@ def store(
     db.execute(
         "UPDATE manifest SET free_since = ? WHERE id = ? AND free_since < ?", (at, manifest_id, at)
     )
+
+
+def adopt(db: Connection, put: ManifestPut, adoption: Adoption, at: float) -> None:
+    """
+    Copy into the image of ``put`` what ``adoption`` names, inside the transaction that judges and
+    stores ``put``.  The bytes are here, since the source holds them.
+
+    :raises RegistryError: the errors of :func:`check`, for one of the manifests.
+    """
+    is_known = images.find_known(db, put.image) is not None
+    for digest in adoption.blobs:
+        if is_known and digest not in adoption.promised:
+            continue
+        if blobs.link_of(db, adoption.source, digest) is not None:
+            blobs.link(db, put.image, digest, used_at=None, at=at, due=at)
+    for manifest in adoption.manifests:
+        if is_known and manifest.digest not in adoption.promised:
+            continue
+        if find(db, adoption.source, manifest.digest) is not None:
+            child = ManifestPut(put.image, manifest, sparse=put.sparse, index_depth=put.index_depth)
+            check(db, child)
+            store(db, child, nothing, at, used_at=None)
 
 
 def columns_of(manifest: Manifest) -> tuple[str, str | None, str | None, str]:

@@ -106,6 +106,24 @@ class TagMovement:
 
 
 @frozen
+class Adoption:
+    """
+    Blobs and manifests that a pushed manifest refers to and its image lacks, to be copied from an
+    upstream's image of the same name.  Those that ``source`` does not hold any more are left out.
+
+    :ivar source: the upstream's image.
+    :ivar manifests: children before their index.
+    :ivar promised: those of ``blobs`` and ``manifests`` that are copied even if a manifest has been
+        pushed under the name meanwhile, because a client was told that they are here.
+    """
+
+    source: ImageName
+    manifests: tuple[Manifest, ...] = ()
+    blobs: tuple[Digest, ...] = ()
+    promised: frozenset[Digest] = frozenset()
+
+
+@frozen
 class ManifestPut:
     """
     A manifest to be put into an image.
@@ -116,6 +134,7 @@ class ManifestPut:
     :ivar actor: the user, for the journal of tags.
     :ivar index_depth: how deep indexes may be nested.
     :ivar quota: bytes that the image's repository may hold; 0: any number.
+    :ivar adoption: what the image gets from an upstream's image, if the manifest is stored.
     """
 
     image: ImageName
@@ -126,6 +145,7 @@ class ManifestPut:
     actor: str = ""
     index_depth: int = 100
     quota: int = 0
+    adoption: Adoption | None = None
 
 
 def nothing() -> None:

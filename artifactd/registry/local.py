@@ -187,9 +187,11 @@ class LocalRepository(Repository):
 
         :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
         """  # end-7a, end-7b
-        # Checked before a byte is stored, so that a refused manifest leaves nothing; and again in
-        # the transaction, since the catalog may have changed.
-        await self.catalog.check_manifest(put)
+        # Checked before a byte is stored, so that most refused manifests need no removal; and again
+        # in the transaction, since the catalog may have changed.  What is adopted is only there in
+        # the transaction.
+        if put.adoption is None:
+            await self.catalog.check_manifest(put)
         staged = await self.stored.blobs.publish(put.manifest.digest, put.manifest.content)
         await publish(
             staged,

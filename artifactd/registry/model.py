@@ -226,8 +226,12 @@ class Repository(ABC):
             {"Allow": "GET, HEAD"},
         )
 
-    async def adopt(self, put: ManifestPut) -> None:  # noqa: B027 - a default, not abstract
-        """Prepare the image that ``put`` pushes to; only names without a prefix have to."""
+    async def adopt(self, put: ManifestPut) -> ManifestPut:
+        """
+        Return ``put`` with what its image lacks and an upstream's of the same name has; only names
+        without a prefix adopt anything.
+        """
+        return put
 
     async def lends(self, image: ImageName) -> bool:
         """Whether blobs of ``image`` may be mounted in another image."""

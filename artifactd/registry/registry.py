@@ -311,8 +311,7 @@ class Registry:
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
-        await target.readable.adopt(put)
-        await local.put_manifest(put)
+        await local.put_manifest(await target.readable.adopt(put))
         return manifest
 
     async def images(

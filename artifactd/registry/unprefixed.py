@@ -9,13 +9,14 @@ been pushed under a name, the name is local, and no upstream is asked for it any
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from attrs import define, evolve, field, frozen
 from cachetools import TTLCache
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.records import ManifestPut
+from artifactd.catalog.records import Adoption, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
@@ -70,72 +71,75 @@ class Promises:
         return (image, digest) in self._given
 
 
-@frozen
-class Adoption:
+@define(eq=False)
+class Adopting:
     """
-    Copies the blobs and manifests that a pushed manifest refers to from the upstream's image of the
-    same name.
+    Finds the blobs and manifests that a pushed manifest refers to in the upstream's image of the
+    same name, and fetches those into the cache of that image.  The local image is not touched.
 
     :ivar source: the image of the remote ``repository``.
+    :ivar image: the local image of that name.
     """
 
     source: ImageName
+    image: ImageName
     repository: RemoteRepository
     local: LocalRepository
     catalog: Catalog
-    remote: RemoteCatalog
     promises: Promises
+    _manifests: dict[Digest, Manifest] = field(factory=dict, init=False)
+    _blobs: dict[Digest, None] = field(factory=dict, init=False)
+    _promised: set[Digest] = field(factory=set, init=False)
 
-    async def prepare(self, put: ManifestPut) -> None:
+    async def find(self, put: ManifestPut, *, promised_only: bool) -> Adoption | None:
         """
-        Copy the blobs and manifests that ``put`` refers to, as far as they may be adopted.
+        Find what ``put`` refers to and the local image lacks, as far as it can be had; ``None`` if
+        there is nothing to adopt, or ``put`` is refused anyway since a child can't be had.
 
-        Errors are those of :meth:`Unprefixed.adopt`.
+        :param promised_only: leave out what no client was told is here.
         """
-        children: dict[Digest, Manifest] = {}
-        manifest = await self._promised(put)
-        if not await self._gather(put.image, manifest, children):
-            children = {}  # refused for what is missing, with the spec's error
-        for each in (*children.values(), manifest):
-            await self._adopt_blobs(put.image, each)
-        puts = [ManifestPut(put.image, child, actor=put.actor) for child in children.values()]
-        for wanted in (*puts, put) if puts else ():
-            await self.catalog.check_manifest(evolve(wanted, sparse=True))
-        for wanted in puts:
-            await self.local.put_manifest(wanted)
-
-    async def _promised(self, put: ManifestPut) -> Manifest:
-        """
-        The manifest with only the entries that may be adopted: all while no manifest has been
-        pushed under the name, and afterwards those that a client was told are here.
-        """
-        if not await self.remote.is_known(put.image):
-            return put.manifest
-        return evolve(
-            put.manifest,
-            blobs=tuple(b for b in put.manifest.blobs if self._holds(put, b)),
-            children=tuple(c for c in put.manifest.children if self._holds(put, c)),
+        manifest = put.manifest
+        children = _split(manifest.children, self._is_promised)
+        held = _split([each for each in manifest.blobs if not each.optional], self._is_promised)
+        found: list[list[Manifest]] = []
+        # First what was promised, with all that belongs to it.  The rest may belong to it as well.
+        for is_promised in (True,) if promised_only else (True, False):
+            before = len(self._manifests)
+            for child in children[is_promised]:
+                if not await self._manifest(child) and not put.sparse:
+                    return None
+            found.append(list(self._manifests.values())[before:])
+        promised: set[Digest] = set()
+        for is_promised, manifests in zip((True, False), found, strict=False):
+            below = (blob for each in manifests for blob in each.blobs if not blob.optional)
+            for descriptor in (*below, *held[is_promised]):
+                await self._blob(descriptor.digest)
+            if is_promised:
+                for digest in filter(self._is_promised, manifest.others):
+                    await self._blob(digest)
+                promised.update((each.digest for each in manifests), self._blobs)
+        adoption = Adoption(
+            self.source, tuple(self._manifests.values()), tuple(self._blobs), frozenset(promised)
         )
+        return adoption if adoption.manifests or adoption.blobs else None
 
-    def _holds(self, put: ManifestPut, listed: Descriptor) -> bool:
-        return self.promises.holds(put.image, listed.digest)
+    def _is_promised(self, digest: Digest) -> bool:
+        return self.promises.holds(self.image, digest)
 
-    async def _gather(
-        self, image: ImageName, manifest: Manifest, found: dict[Digest, Manifest]
-    ) -> bool:
-        """
-        Collect the manifests that an index lists and ``image`` lacks, children before their index.
-
-        Returns whether all of them were found.
-        """
-        for listed in manifest.children:
-            digest = listed.digest
-            if digest in found or await self.catalog.manifest(image, digest) is not None:
-                continue
-            child = await self._child(listed)
-            if child is None or not await self._gather(image, child, found):
+    async def _manifest(self, listed: Descriptor) -> bool:
+        """Find a manifest with all manifests below it.  Returns whether those are here."""
+        if (
+            listed.digest in self._manifests
+            or await self.catalog.manifest(self.image, listed.digest) is not None
+        ):
+            return True
+        found = await self._child(listed)
+        if found is None:
+            return False
+        for child in found.children:
+            if not await self._manifest(child):
                 return False
-            found[digest] = child
+        self._manifests[listed.digest] = found
         return True
 
     async def _child(self, listed: Descriptor) -> Manifest | None:
@@ -149,19 +153,23 @@ class Adoption:
         fits = (child.media_type, len(child.content)) == (listed.media_type, listed.size)
         return child if fits else None
 
-    async def _adopt_blobs(self, image: ImageName, manifest: Manifest) -> None:
-        """Link to ``image`` those blobs of ``manifest`` that it lacks and the upstream has."""
-        quota = int(self.local.settings.quota)
-        for descriptor in manifest.blobs:
-            digest = descriptor.digest
-            if descriptor.optional or await self.catalog.blob_size(image, digest) is not None:
-                continue
-            try:
-                found = await self.repository.blobs.whole(self.source, digest)
-            except RegistryError:
-                continue  # the manifest is refused for what is missing, with the spec's error
-            if found:
-                await self.catalog.mount_blob(image, digest, self.source, quota)
+    async def _blob(self, digest: Digest) -> None:
+        """Find a blob, if it can be had.  The push is refused for one that can't."""
+        if digest in self._blobs or await self.catalog.blob_size(self.image, digest) is not None:
+            return
+        with suppress(RegistryError):
+            if await self.repository.blobs.whole(self.source, digest):
+                self._blobs[digest] = None
+
+
+def _split(
+    descriptors: Iterable[Descriptor], promised: Callable[[Digest], bool]
+) -> Mapping[bool, Sequence[Descriptor]]:
+    """Those that were promised, under ``True``, and the others."""
+    split: dict[bool, list[Descriptor]] = {True: [], False: []}
+    for descriptor in descriptors:
+        split[promised(descriptor.digest)].append(descriptor)
+    return split
 
 
 @frozen
@@ -299,26 +307,25 @@ class Unprefixed(Repository):
             return ReferrersFound(index_of([]))
         return await self.local.referrers(image, subject, artifact_type, wanted)
 
-    async def adopt(self, put: ManifestPut) -> None:
+    async def adopt(self, put: ManifestPut) -> ManifestPut:
         """
-        Before ``put``, copy from the upstream the blobs and manifests that it refers to and the
-        local image lacks.
+        Return ``put`` with the blobs and manifests that it refers to, the local image lacks, and
+        the upstream's image of the name has.
 
         A client does not push a blob that it was told is here while the name was still the
-        upstream's.
-
-        :raises RegistryError: if the push is refused even with the manifests that would have to be
-            copied.  None is copied then, since the first one would make the name local.
+        upstream's.  Once a manifest has been pushed under the name, only that is adopted which a
+        client was told is here.
         """
         upstream = await self._origin(put.image.image)
         if upstream is None or self.local is None:
-            return
+            return put
         source = upstream.unprefixed(put.image.image)
-        if await upstream.lends(source):
-            adoption = Adoption(
-                source, upstream, self.local, self.catalog, self.remote, self.promises
-            )
-            await adoption.prepare(put)
+        if not await upstream.lends(source):
+            return put
+        adopting = Adopting(source, put.image, upstream, self.local, self.catalog, self.promises)
+        is_known = await self.remote.is_known(put.image)
+        adoption = await adopting.find(put, promised_only=is_known)
+        return evolve(put, adoption=adoption)
 
     async def _require_proofs(self, image: ImageName) -> None:
         """

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from time import time
 from typing import Any
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import ImageName
+from artifactd.store.publication import StagedBlob
 from tests.api.served import Served, descriptor, image_index, image_manifest
 from tests.process import Answer
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Status
 from tests.upstreams.hub import Hub
+from tests.upstreams.settings import settings_for
 
 NAME = "library/hello"
 LOCAL = "artifactd; hit"
@@ -357,6 +361,92 @@ class AdoptChildrenTests(NamesCase):
         registry = self.mirror()
         self.assert_refused(await self.put(registry), 400, "MANIFEST_BLOB_UNKNOWN")
         self.assertEqual(self.hub.requests, [])
+
+
+class RefusedPushTests(NamesCase):
+    """A refused push under a name that has been pulled leaves the name and the repository alone."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.child = self.hub.images.manifest_of(NAME, "latest")
+        self.mine = image_index(self.child, annotations={"is": "mine"})
+
+    async def assert_unchanged(self, registry: Served) -> None:
+        answer = await registry.request("GET", "/v2/hello/manifests/latest")
+        self.assertEqual((answer.status, digest_of(answer)), (200, self.upstream))
+        self.assertEqual(await registry.parts.catalog.repository_size("local"), 0)
+        self.assertFalse(await registry.parts.remote.is_known(ImageName("local", "hello")))
+        blobs = registry.data / "blobs"
+        stored = {Digest.parse(f"sha256:{path.name}") for path in blobs.glob("*/*/*")}
+        self.assertNotIn(Digest.of(self.mine), stored)
+
+    async def refused(self, registry: Served, reference: str, **headers: str) -> Answer:
+        self.assertEqual(await self.status(registry, "manifests/latest"), 200)
+        fields = {"Content-Type": OCI_INDEX, **{k.replace("_", "-"): v for k, v in headers.items()}}
+        path = f"/v2/hello/manifests/{reference}"
+        return await registry.request("PUT", path, self.mine, fields)
+
+    async def test_over_the_quota(self) -> None:
+        toml = settings_for(self.hub, freshness="1d", retries=0)
+        registry = Served.start(self, toml.replace('"local"\n', '"local"\nquota = "100B"\n', 1))
+        for reference in ("mine", str(Digest.of(self.mine))):
+            self.assert_refused(await self.refused(registry, reference), 403, "DENIED")
+            await self.assert_unchanged(registry)
+
+    async def test_over_the_depth_of_indexes_with_what_is_adopted(self) -> None:
+        self.hub.images.add_index(NAME, "inner", self.upstream)
+        inner = self.hub.images.manifest_of(NAME, "inner")
+        self.mine = image_index(self.child, manifests=[descriptor(inner, OCI_INDEX)])
+        registry = self.mirror_with("[limits]\nindex_depth = 1\n")
+        refused = await self.refused(registry, "mine")
+        self.assert_refused(refused, 400, "MANIFEST_INVALID")
+        await self.assert_unchanged(registry)
+
+    async def test_by_its_precondition(self) -> None:
+        registry = self.mirror()
+        refused = await self.refused(registry, "mine", If_Match='"sha256:none"')
+        self.assert_refused(refused, 412, "DENIED")
+        await self.assert_unchanged(registry)
+
+    async def test_by_a_disk_that_fails(self) -> None:
+        registry = self.mirror()
+        self.assertEqual(await self.status(registry, "manifests/latest"), 200)
+
+        usual = StagedBlob.confirm
+
+        def fail(staged: StagedBlob) -> None:
+            if staged.digest == Digest.of(self.mine):
+                raise OSError(errno.ENOSPC, "no space left on device")
+            usual(staged)
+
+        self.patch(StagedBlob, "confirm", fail)
+        put = {"Content-Type": OCI_INDEX}
+        refused = await registry.request("PUT", "/v2/hello/manifests/mine", self.mine, put)
+        self.assert_refused(refused, 503, "UNKNOWN")
+        await self.assert_unchanged(registry)
+
+    async def test_a_push_in_between_counts_before_what_is_adopted(self) -> None:
+        registry = self.mirror()
+        self.assertEqual(await self.status(registry, "manifests/latest"), 200)
+        catalog = registry.parts.catalog
+        usual = catalog.put_manifest
+        other = image_manifest(b"{}", b"other")
+        for blob in (b"{}", b"other"):
+            await registry.push_blob("hello", blob)
+
+        async def overtaken(*args: Any) -> None:
+            self.patch(catalog, "put_manifest", usual)
+            await registry.push_manifest("hello", "latest", other)
+            await usual(*args)
+
+        # The name is local before the adopting push is judged, and nobody was told of the child.
+        registry.parts.registry.unprefixed.promises._given.clear()
+        self.patch(catalog, "put_manifest", overtaken)
+        put = {"Content-Type": OCI_INDEX}
+        refused = await registry.request("PUT", "/v2/hello/manifests/mine", self.mine, put)
+        self.assert_refused(refused, 400, "MANIFEST_BLOB_UNKNOWN")
+        self.assertEqual(await self.status(registry, f"manifests/{self.upstream}"), 404)
+        self.assertEqual(await self.status(registry, "manifests/latest"), 200)
 
 
 class PromisedTests(NamesCase):
