@@ -48,16 +48,6 @@ def record(db: Connection, digest: Digest, size: int, at: float) -> None:
     )
 
 
-def size_anywhere(db: Connection, digest: Digest) -> int | None:
-    """The size in bytes of a blob that any image holds, or ``None`` if none does."""
-    row = db.execute(
-        "SELECT size FROM blob WHERE digest = ? AND lost_at IS NULL"
-        " AND EXISTS (SELECT 1 FROM blob_link WHERE blob_id = blob.id)",
-        (str(digest),),
-    ).fetchone()
-    return None if row is None else int(row[0])
-
-
 def link(
     db: Connection,
     image: ImageName,

@@ -242,18 +242,24 @@ class RemoteCatalog(OnDatabase):
     # -- blobs
 
     @read
-    def stored_size(self, db: Connection, digest: Digest) -> int | None:
-        """The size in bytes of a blob that any image holds, or ``None`` if none does."""
-        return blobs.size_anywhere(db, digest)
+    def stored_size(self, db: Connection, repository: str, digest: Digest) -> int | None:
+        """
+        The size in bytes of a blob that an image of a remote repository has from its upstream, or
+        ``None`` if none has.
+
+        Blobs of other repositories don't count: an upstream that says that it has one of those may
+        know no more of it than the digest.
+        """
+        return _size_within(db, repository, digest)
 
     @write
     def link_blob(self, db: Connection, image: ImageName, digest: Digest) -> int | None:
         """
-        Let ``image`` hold a blob that any image holds.
+        Let ``image`` hold a blob that an image of the same repository has from the upstream.
 
-        :return: its size in bytes, or ``None`` if no image holds it.
+        :return: its size in bytes, or ``None`` as :meth:`stored_size`.
         """
-        size = blobs.size_anywhere(db, digest)
+        size = _size_within(db, image.repository, digest)
         if size is not None:
             at = self.database.now()
             blobs.link(db, image, digest, used_at=at, at=at, due=at)
@@ -397,6 +403,16 @@ class RemoteCatalog(OnDatabase):
             _delete_pages(db, image_id)  # they may list tags and referrers that have gone
             gone = blobs.unlist(db, dict.fromkeys(gone))
         return gone
+
+
+def _size_within(db: Connection, repository: str, digest: Digest) -> int | None:
+    row = db.execute(
+        "SELECT size FROM blob WHERE digest = ? AND lost_at IS NULL AND EXISTS ("
+        "SELECT 1 FROM blob_link JOIN image ON image.id = blob_link.image_id"
+        " WHERE blob_link.blob_id = blob.id AND image.repository = ? AND used_at IS NOT NULL)",
+        (str(digest), repository),
+    ).fetchone()
+    return None if row is None else int(row[0])
 
 
 def _find_origin(db: Connection, name: str) -> str | None:

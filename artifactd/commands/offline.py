@@ -151,7 +151,7 @@ class Purge(ImageCommand):
         image = await _remote_image(parts, name)
         gone = await parts.remote.purge(image, reference)
         if isinstance(reference, Digest):
-            await parts.fills.store.discard(reference)
+            await parts.fills.of(image.repository).discard(reference)
         if gone is None:
             print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
             return 1
@@ -247,7 +247,7 @@ class Warm(DataCommand):
             ) as shown:
                 yield shown.update
 
-        warming = Warming(parts.registry.for_operator(), parts.fills, self.platforms, bar)
+        warming = Warming(parts.registry.for_operator(), parts.remotes.fills, self.platforms, bar)
         failed = 0
         for image in self.images:
             try:
@@ -427,7 +427,7 @@ class CheckData(DataCommand):
             parts.garbage,
             parts.blobs,
             parts.uploads,
-            parts.fills.store,
+            parts.fills,
             parts.damage,
             settings.repository,
             parts.run,

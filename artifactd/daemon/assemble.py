@@ -12,6 +12,7 @@ from secrets import token_bytes
 from typing import Any, Self
 
 from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 
@@ -57,7 +58,7 @@ from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.store.blobs import BlobStore
 from artifactd.store.examine import ScrubLock
 from artifactd.store.files import FileOperations
-from artifactd.store.fills import FillStore
+from artifactd.store.fills import FillStores
 from artifactd.store.folder import DataFolder, FolderCollectionLock, PrivateFile, ReadOnlyMode
 from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
@@ -107,6 +108,7 @@ class RemoteWiring:
     Makes the remote repositories, and keeps what of each has to be run and closed.
 
     :ivar evictions: one for each repository; to be run now and then.
+    :ivar fills: by the names of the repositories.
     """
 
     settings: Settings
@@ -115,10 +117,11 @@ class RemoteWiring:
     catalog: Catalog
     remote: RemoteCatalog
     stored: Stored
-    fills: Fills
+    filling: FillStores
     last_used: LastUsed
     counters: Counters
     folder: Path
+    fills: dict[str, Fills] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
@@ -158,14 +161,16 @@ class RemoteWiring:
         lists = RemoteLists(
             upstream, catalog, remote, manifests, self.stored.contents, counters, refusals
         )
-        parts = Parts(self.fills.store, settings.resumes, reactor)
+        store = self.filling.of(name)
+        fills = self.fills[name] = Fills(store, catalog, remote, reactor)
+        parts = Parts(store, settings.resumes, reactor)
         self._parts.append(parts)
         blobs = RemoteBlobs(
             upstream,
             catalog,
             remote,
             self.stored,
-            self.fills,
+            fills,
             parts,
             self.last_used,
             counters,
@@ -206,9 +211,13 @@ class RemoteWiring:
         await repository.refetch(holder.image, digest, manifest=holder.is_manifest)
 
     async def close(self) -> None:
-        """Cancel the fetches under way, and close the connections."""
-        for parts in self._parts:
-            await parts.stop()
+        """
+        Stop the fills, which the next start can resume, and all other fetches under way, and close
+        the connections.
+        """
+        fetching: list[Fills | Parts] = [*self.fills.values(), *self._parts]
+        # At once: those that come last must not go on until the first have ended.
+        await gatherResults([Deferred.fromCoroutine(each.stop()) for each in fetching])
         for transport in self._transports:
             await transport.close()
 
@@ -264,7 +273,7 @@ class Assembly:
     repairs: RepairCatalog
     blobs: BlobStore
     uploads: UploadStore
-    fills: Fills
+    fills: FillStores
     last_used: LastUsed
     counters: Counters
     sweep: Sweep
@@ -277,10 +286,8 @@ class Assembly:
 
     async def close(self) -> None:
         """
-        Stop the fills, which the next start can resume, write the access times, and close the
-        folder.
+        Stop what is being fetched, write the access times, and close the folder.
         """
-        await self.fills.stop()
         await self.remotes.close()
         await self.damage.stop()
         try:
@@ -355,8 +362,7 @@ def assemble(
         now,
     )
     last_used = LastUsed(remote, now)
-    filling = FillStore(folder, run, blobs, budgets.transfers, files, clock=reactor)
-    fills = Fills(filling, catalog, remote, reactor)
+    fills = FillStores(folder, run, blobs, budgets.transfers, files, clock=reactor)
     remotes = RemoteWiring(
         settings,
         reactor,
@@ -399,7 +405,7 @@ def assemble(
         fills=fills,
         last_used=last_used,
         counters=counters,
-        sweep=Sweep(catalog, blobs, uploads, filling, settings.upload_timeout),
+        sweep=Sweep(catalog, blobs, uploads, fills, settings.upload_timeout),
         collector=collector,
         damage=damage,
         scrubber=scrubber,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -11,7 +11,7 @@ from attrs import define, frozen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
-from artifactd.oci.names import Reference, parse_reference
+from artifactd.oci.names import ImageName, Reference, parse_reference
 from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.model import BlobWanted
@@ -57,13 +57,14 @@ class Warming:
     """
     Pulls images as a client does: cached blobs are not fetched again, and broken-off fills resume.
 
+    :param fills: by the names of the remote repositories.
     :param platforms: ``os/architecture`` or ``os/architecture/variant``; empty: all.
     :param bar: shows the progress of one blob, given its digest and size: a context manager whose
         value is called with the number of bytes that have come.
     """
 
     registry: Registry
-    fills: Fills
+    fills: Mapping[str, Fills]
     platforms: Collection[str]
     bar: Callable[[Digest, int | None], AbstractContextManager[Progress]]
 
@@ -87,7 +88,7 @@ class Warming:
             return await self._children(target, manifest)
         needed = [descriptor for descriptor in manifest.blobs if not descriptor.optional]
         for descriptor in needed:
-            await self._blob(target, descriptor.digest)
+            await self._blob(target, found.image, descriptor.digest)
         return len(needed)
 
     async def _children(self, target: Target, manifest: Manifest) -> int:
@@ -106,7 +107,7 @@ class Warming:
         name = f"{platform.os}/{platform.architecture}"
         return name in self.platforms or f"{name}/{platform.variant}" in self.platforms
 
-    async def _blob(self, target: Target, digest: Digest) -> None:
+    async def _blob(self, target: Target, image: ImageName, digest: Digest) -> None:
         found = await target.readable.blob(target.image, digest, BlobWanted())
         body, shown = found.body, 0
         assert body is not None
@@ -120,4 +121,5 @@ class Warming:
                     shown = body.available
         finally:
             body.close()
-        await self.fills.ended(digest)
+        if image.repository in self.fills:
+            await self.fills[image.repository].ended(digest)

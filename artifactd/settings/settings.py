@@ -236,6 +236,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise StartError(f"{path}: not TOML: {error}") from None
 
 
+_LONGEST = 64  # characters of a repository's name: files in the store are named after it, too
+
+
 def _check_names(repositories: Iterable[str], where: str) -> None:
     for name in repositories:
         try:
@@ -244,6 +247,8 @@ def _check_names(repositories: Iterable[str], where: str) -> None:
             raise StartError(f"{where}.{key(name)}: {error.message}") from None
         if "/" in name:
             raise StartError(f"{where}.{key(name)}: expected a name of one component, without /")
+        if len(name) > _LONGEST:
+            raise StartError(f"{where}.{key(name)}: expected at most {_LONGEST} characters")
 
 
 def _default(table: object, where: str, known: Mapping[str, RepositorySettings]) -> DefaultSettings:

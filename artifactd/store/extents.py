@@ -29,7 +29,7 @@ _MAP = 1024 * 1024
 
 
 def map_name(blob: str) -> str:
-    """The name of the map of the extents of a blob; ``blob`` is ``<algorithm>-<encoded>``."""
+    """The name of the map of the extents of a blob; ``blob`` is the name of its fill."""
     return f"{blob}.map"
 
 
@@ -100,7 +100,7 @@ class ExtentFile(AppendedFile):
 @frozen
 class Extents:
     """
-    The extents of all blobs, by ``<algorithm>-<encoded>``.  All methods block and raise OSError.
+    The extents of all blobs, by the names of their fills.  All methods block and raise OSError.
     """
 
     _directory: Directory

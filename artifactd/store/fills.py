@@ -2,7 +2,8 @@
 Fills: blobs that are still coming from an upstream, in the files of one folder.
 
 Everything that a second process needs to follow a fill, or to take it over, lies in the store
-(docs/architecture.md, "Pull-through: the fill").
+(docs/architecture.md, "Pull-through: the fill").  Its bytes are not verified, so each remote
+repository has fills of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
-from artifactd.oci.digest import Digest
+from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
 from artifactd.store.blobs import BlobStore
@@ -60,14 +61,14 @@ class FillState(Enum):
     FAILED = "failed"  # the file is unlinked
 
 
-# Files in ``fills``, of which ``<blob>`` stands for ``<algorithm>-<encoded>``:
+# Files in ``fills``, of which ``<blob>`` stands for ``<repository>@<algorithm>-<encoded>``:
 # ``<blob>``         the bytes, one after the other; locked (flock) by the process that appends
 # ``<blob>.info``    a FillInfo as JSON
 # ``<blob>.map``, ``<blob>.<uuid>.extents``   see extents.py
 # ``<blob>.<uuid>.new``   a file that is renamed to one of these when it is written
 _UNIQUE = r"\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(?:extents|new)"
 _NAME = re.compile(
-    r"(?P<blob>sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128})"
+    r"(?P<blob>[a-z0-9._-]+@(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128}))"
     rf"(?:\.info|\.map|(?P<unique>{_UNIQUE}))?"
 )
 
@@ -75,9 +76,13 @@ _decoder = msgspec.json.Decoder(FillInfo)
 _INFO_SIZE = 64 * 1024  # bytes read of a FillInfo
 
 
-def _blob_name(digest: Digest) -> str:
-    """The name of a fill, with which the names of all files of its blob begin."""
-    return f"{digest.algorithm}-{digest.encoded}"
+def blob_name(repository: str, digest: Digest) -> str:
+    """
+    The name of the fill of a blob for a remote repository; the names of all its files begin so.
+
+    :param repository: at most 64 characters, so that the longest name is one that a file may have.
+    """
+    return f"{repository}@{digest.algorithm}-{digest.encoded}"
 
 
 def _info_name(blob: str) -> str:
@@ -89,8 +94,8 @@ class FillFiles:
     """
     Reads, writes and removes the files of a blob that is being fetched.
 
-    Methods take the blob's name, ``<algorithm>-<encoded>``.  They look at no lock, block, and
-    raise OSError.
+    Methods take the name that :func:`blob_name` returns.  They look at no lock, block, and raise
+    OSError.
     """
 
     directory: Directory
@@ -281,7 +286,8 @@ _INSTANT = 0.001
 @frozen
 class FillDirectory:
     """
-    Claims, opens and removes the fills of all blobs.  All methods block and raise OSError.
+    Claims, opens and removes the fills of all repositories; methods take the name that
+    :func:`blob_name` returns.  All of them block and raise OSError.
 
     :param pause: waits the given number of seconds, in the thread.
     :param booted: when the machine started, in seconds since the epoch.
@@ -293,18 +299,19 @@ class FillDirectory:
     _pause: Callable[[float], None] = time.sleep
     _booted: float = 0.0
 
-    def claim(self, digest: Digest, create: bool) -> tuple[FillFile, FillInfo | None] | None:
+    def claim(
+        self, blob: str, algorithm: Algorithm, create: bool
+    ) -> tuple[FillFile, FillInfo | None] | None:
         """
         Lock a fill, and return its file and info.
 
         ``None`` if the fill is locked already, or, without ``create``, if there is none.
         """
-        blob = _blob_name(digest)
         fd = self._claim(blob, create)
         if fd is None:
             return None
         try:
-            info, running = self.files.info(blob), RunningDigest(digest.algorithm)
+            info, running = self.files.info(blob), RunningDigest(algorithm)
             size = self._trusted_size(fd)
         except BaseException:
             os.close(fd)
@@ -325,9 +332,8 @@ class FillDirectory:
             return 0
         return status.st_size
 
-    def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
+    def view(self, blob: str) -> tuple[FillView, FillInfo | None] | None:
         """Open a fill for reading; returns it and its info, or ``None`` if there is no fill."""
-        blob = _blob_name(digest)
         try:
             fd, status = self.directory.open_file(blob)
         except FileNotFoundError:
@@ -342,9 +348,8 @@ class FillDirectory:
         view.close()  # published, as _claim() says; or just removed
         return None
 
-    def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentFile:
+    def add_extent(self, blob: str, first: int, info: FillInfo) -> ExtentFile:
         """Begin an extent, and keep ``info`` unless the blob's size is known already."""
-        blob = _blob_name(digest)
         known = self.files.info(blob)
         if known is None or known.size is None:
             self.files.describe(blob, info)
@@ -365,9 +370,9 @@ class FillDirectory:
         """Remove a blob that is still stale and not claimed.  Returns whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
 
-    def discard(self, digest: Digest) -> None:
+    def discard(self, blob: str) -> None:
         """Remove all files of a blob, unless its fill is claimed."""
-        self._remove(_blob_name(digest), lambda: True)
+        self._remove(blob, lambda: True)
 
     def _claim(self, blob: str, create: bool) -> int | None:
         for attempt in range(3):
@@ -562,7 +567,97 @@ def _reader(directory: Directory, file: AppendedFile) -> OpenFile:
 
 class FillStore:
     """
-    The fills of all blobs, by digest; their bytes survive the process.
+    The fills of one remote repository, by digest; their bytes survive the process.
+
+    No method sees the files of another repository: until a digest is verified, nothing but the
+    word of one upstream says that its bytes are the blob.
+    """
+
+    def __init__(
+        self,
+        repository: str,
+        fills: FillDirectory,
+        staging: Staging,
+        run: RunInThread,
+        budget: BufferBudget,
+        clock: IReactorTime | None,
+    ) -> None:
+        self._repository = repository
+        self._fills = fills
+        self._staging = staging
+        self._run = run
+        self._budget = budget
+        self._clock = clock
+        self._gather = GATHER if clock is not None else 1
+
+    async def claim(self, digest: Digest, *, create: bool = True) -> FillSession | None:
+        """
+        Claim the fill of ``digest``, with the bytes it has so far; begin it if there is none.
+
+        ``None`` if this process or another one has claimed it already; without ``create`` also if
+        there is none.
+        """
+        claiming = self._run(self._fills.claim, self._name(digest), digest.algorithm, create)
+        claimed = await uncancelled(claiming, _close_first)
+        if claimed is None:
+            return None
+        file, info = claimed
+        return FillSession(
+            file,
+            self._budget,
+            Serial(self._run),
+            self._gather,
+            digest,
+            self._fills.directory,
+            self._staging,
+            info,
+            clock=self._clock,
+        )
+
+    async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
+        """Open the fill of ``digest`` for reading; returns it and its info, or ``None``."""
+        viewing = self._run(self._fills.view, self._name(digest))
+        return await uncancelled(viewing, _close_first)
+
+    async def info(self, digest: Digest) -> FillInfo | None:
+        """Read the info of a blob that has a fill or extents; ``None`` if there is none."""
+        return await self._run(self._fills.files.info, self._name(digest))
+
+    async def is_staged(self, digest: Digest) -> bool:
+        """
+        Whether any process has staged ``digest``, from a fill of any repository or an upload, and
+        has neither committed its row yet nor given up.
+        """
+        return await self._run(self._staging.is_held, digest)
+
+    async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
+        """
+        Open the file of the extents, where bytes lie at their offsets in the blob; ``None`` if
+        some of the bytes ``span`` are not in it.
+        """
+        finding = self._run(self._fills.files.extents.find, self._name(digest), span)
+        return await uncancelled(finding, _close)
+
+    async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
+        """Begin an extent: a part of a blob, from the offset ``first`` on."""
+        adding = self._run(self._fills.add_extent, self._name(digest), first, info)
+        file = await uncancelled(adding, ExtentFile.close)
+        threads = Serial(self._run)
+        return ExtentSession(
+            file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock
+        )
+
+    async def discard(self, digest: Digest) -> None:
+        """Remove all files of a blob, unless its fill is claimed."""
+        await self._run(self._fills.discard, self._name(digest))
+
+    def _name(self, digest: Digest) -> str:
+        return blob_name(self._repository, digest)
+
+
+class FillStores:
+    """
+    The fills of all remote repositories of a data folder.
 
     :param blobs: the store of the same folder, in which the fills become blobs.
     :param clock: limits how long bytes are gathered before they are written; without one each piece
@@ -590,74 +685,25 @@ class FillStore:
         self._budget = budget
         self._now = now
         self._clock = clock
-        self._gather = GATHER if clock is not None else 1
         extents = Extents(folder.fills, files)
-        self._files = FillFiles(folder.fills, extents, files)
-        self._fills = FillDirectory(folder.fills, self._files, files, pause, procfs.boot_time())
+        filling = FillFiles(folder.fills, extents, files)
+        self._fills = FillDirectory(folder.fills, filling, files, pause, procfs.boot_time())
 
-    async def claim(self, digest: Digest, *, create: bool = True) -> FillSession | None:
-        """
-        Claim the fill of ``digest``, with the bytes it has so far; begin it if there is none.
-
-        ``None`` if this process or another one has claimed it already; without ``create`` also if
-        there is none.
-        """
-        claiming = self._run(self._fills.claim, digest, create)
-        claimed = await uncancelled(claiming, _close_first)
-        if claimed is None:
-            return None
-        file, info = claimed
-        return FillSession(
-            file,
-            self._budget,
-            Serial(self._run),
-            self._gather,
-            digest,
-            self._fills.directory,
-            self._staging,
-            info,
-            clock=self._clock,
+    def of(self, repository: str) -> FillStore:
+        """The fills of one remote repository."""
+        return FillStore(
+            repository, self._fills, self._staging, self._run, self._budget, self._clock
         )
-
-    async def view(self, digest: Digest) -> tuple[FillView, FillInfo | None] | None:
-        """Open the fill of ``digest`` for reading; returns it and its info, or ``None``."""
-        viewing = self._run(self._fills.view, digest)
-        return await uncancelled(viewing, _close_first)
-
-    async def info(self, digest: Digest) -> FillInfo | None:
-        """Read the info of a blob that has a fill or extents; ``None`` if there is none."""
-        return await self._run(self._files.info, _blob_name(digest))
 
     async def is_staged(self, digest: Digest) -> bool:
-        """
-        Whether any process has staged ``digest``, from a fill or an upload, and has neither
-        committed its row yet nor given up.
-        """
+        """The same as :meth:`FillStore.is_staged`, which no repository limits."""
         return await self._run(self._staging.is_held, digest)
 
-    async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
-        """
-        Open the file of the extents, where bytes lie at their offsets in the blob; ``None`` if
-        some of the bytes ``span`` are not in it.
-        """
-        finding = self._run(self._files.extents.find, _blob_name(digest), span)
-        return await uncancelled(finding, _close)
-
-    async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:
-        """Begin an extent: a part of a blob, from the offset ``first`` on."""
-        adding = self._run(self._fills.add_extent, digest, first, info)
-        file = await uncancelled(adding, ExtentFile.close)
-        threads = Serial(self._run)
-        return ExtentSession(
-            file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock
-        )
-
-    async def discard(self, digest: Digest) -> None:
-        """Remove all files of a blob, unless its fill is claimed."""
-        await self._run(self._fills.discard, digest)
-
     async def sweep(self, seconds: float) -> int:
-        """Remove unclaimed fills not written to for ``seconds``.  Returns how many."""
+        """
+        Remove unclaimed fills not written to for ``seconds``, also those of repositories that are
+        no longer configured.  Returns how many.
+        """
         swept, before = 0, self._now() - seconds
         for blob, names in (await self._run(self._fills.stale, before)).items():
             try:

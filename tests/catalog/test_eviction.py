@@ -158,7 +158,7 @@ class DropTests(EvictionTestCase):
         for image in (ALPINE, BUSYBOX):
             self.assertIsNone(await self.catalog.blob_size(image, blob.digest))
         self.assertIsNone(await self.catalog.manifest(ALPINE, digest))
-        self.assertIsNone(await self.remote.stored_size(blob.digest))
+        self.assertIsNone(await self.remote.stored_size("docker.io", blob.digest))
         self.assertEqual(0, await self.remote.held_bytes("docker.io"))
         self.assertEqual(dropped, await self.forgotten(*dropped))
 
@@ -181,7 +181,8 @@ class DropTests(EvictionTestCase):
         self.assertEqual([], await self.remote.drop(of_alpine))
         for blob in (pulled, pushed, elsewhere):
             self.assertIsNone(await self.catalog.blob_size(ALPINE, blob.digest))
-            self.assertEqual(blob.size, await self.remote.stored_size(blob.digest))
+        for image, blob in ((BUSYBOX, pulled), (APP, pushed), (ELSEWHERE, elsewhere)):
+            self.assertEqual(blob.size, await self.catalog.blob_size(image, blob.digest))
         self.assertIsNone(await self.catalog.manifest(ALPINE, digest))
         self.assertIsNotNone(await self.catalog.manifest(APP, V1))
         needed = (pulled.digest, pushed.digest, elsewhere.digest, digest)

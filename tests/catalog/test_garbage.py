@@ -252,14 +252,14 @@ class BytesTests(GarbageCatalogTestCase):
         self.assertFalse(await self.catalog.forget_blob(digest, self.fail))
 
     async def test_an_image_of_an_upstream_needs_them_too(self) -> None:
-        blob = await self.blob(b"blob")
-        await self.remote.link_blob(ALPINE, blob.digest)
+        await self.blob(b"blob")
+        await self.fill(b"blob")
         await self.links(EVER)
         self.assertEqual([], await self.bytes())
 
     async def test_what_eviction_may_not_take_is_collected_later(self) -> None:
         blob = await self.blob(b"blob")
-        await self.remote.link_blob(ALPINE, blob.digest)
+        await self.fill(b"blob")
         held = await self.remote.least_used("docker.io", EVER, 0, 10)
         self.assertEqual([], await self.remote.drop(held))
         await self.links(EVER)

@@ -177,7 +177,7 @@ class PlanTests(SynchronousTestCase):
         self.do(self.remote.cached_tag(ALPINE, V1))
         self.do(self.remote.cached_page(ALPINE, "tags"))
         self.do(self.remote.is_known(ALPINE))
-        self.do(self.remote.stored_size(DIGEST))
+        self.do(self.remote.stored_size("docker.io", DIGEST))
         self.do(self.remote.origin("alpine"))
         self.assertEqual([], self.scans())
 

@@ -271,30 +271,38 @@ class CachedTagTests(RemoteCatalogTestCase):
 
 class RemoteBlobTests(RemoteCatalogTestCase):
     async def test_a_blob_that_no_image_holds_is_not_stored(self) -> None:
-        self.assertIsNone(await self.remote.stored_size(Digest.of(b"blob")))
-        blob = await self.blob(b"blob")
-        self.assertEqual(4, await self.remote.stored_size(blob.digest))
-        await self.catalog.delete_blob(APP, blob.digest, allow_held=False)
-        self.assertIsNone(await self.remote.stored_size(blob.digest))
+        self.assertIsNone(await self.remote.stored_size("docker.io", Digest.of(b"blob")))
+        blob = await self.fill(b"blob")
+        self.assertEqual(4, await self.remote.stored_size("docker.io", blob.digest))
+        await self.remote.drop(await self.remote.least_used("docker.io", 1e12, 0, 10))
+        self.assertIsNone(await self.remote.stored_size("docker.io", blob.digest))
 
-    async def test_a_blob_of_any_image_of_any_repository_is_stored(self) -> None:
-        for image in (APP, ALPINE):
-            content = str(image).encode()
-            blob = await self.fill(content, image)
-            self.assertEqual(len(content), await self.remote.stored_size(blob.digest))
+    async def test_blobs_of_other_repositories_do_not_count(self) -> None:
+        pushed, elsewhere = await self.blob(b"pushed"), await self.fill(b"elsewhere", ELSEWHERE)
+        for blob in (pushed, elsewhere):
+            self.assertIsNone(await self.remote.stored_size("docker.io", blob.digest))
+            self.assertIsNone(await self.remote.link_blob(ALPINE, blob.digest))
+            self.assertIsNone(await self.catalog.blob_size(ALPINE, blob.digest))
+        self.assertEqual(9, await self.remote.stored_size("ghcr.io", elsewhere.digest))
+
+    async def test_nor_do_those_that_were_pushed_while_the_repository_was_a_local_one(self) -> None:
+        blob = await self.blob(b"blob", image=BUSYBOX)
+        self.assertIsNone(await self.remote.stored_size("docker.io", blob.digest))
+        self.assertIsNone(await self.remote.link_blob(ALPINE, blob.digest))
+        self.assertIsNone(await self.catalog.blob_size(ALPINE, blob.digest))
 
     async def test_a_manifest_is_not_stored_as_a_blob(self) -> None:
         digest = await self.cache(b"{}")
-        self.assertIsNone(await self.remote.stored_size(digest))
+        self.assertIsNone(await self.remote.stored_size("docker.io", digest))
         self.assertIsNone(await self.remote.link_blob(BUSYBOX, digest))
         self.assertIsNone(await self.catalog.blob_size(BUSYBOX, digest))
 
-    async def test_a_stored_blob_is_linked_to_another_image(self) -> None:
-        blob = await self.blob(b"blob")
-        self.assertEqual(4, await self.remote.link_blob(ALPINE, blob.digest))
-        self.assertEqual(4, await self.remote.link_blob(ALPINE, blob.digest))
-        self.assertEqual(4, await self.catalog.blob_size(ALPINE, blob.digest))
+    async def test_a_stored_blob_is_linked_to_another_image_of_the_repository(self) -> None:
+        blob = await self.fill(b"blob")
         self.assertIsNone(await self.catalog.blob_size(BUSYBOX, blob.digest))
+        self.assertEqual(4, await self.remote.link_blob(BUSYBOX, blob.digest))
+        self.assertEqual(4, await self.remote.link_blob(BUSYBOX, blob.digest))
+        self.assertEqual(4, await self.catalog.blob_size(BUSYBOX, blob.digest))
 
     async def test_a_blob_that_is_not_stored_is_not_linked(self) -> None:
         self.assertIsNone(await self.remote.link_blob(ALPINE, Digest.of(b"blob")))

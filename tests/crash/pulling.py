@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
+from artifactd.store.fills import blob_name
 from tests.process import Daemon
 from tests.programs import PATIENCE, reactor
 
@@ -29,7 +30,7 @@ def blob_path(digest: Digest, image: str = f"docker.io/{NAME}") -> str:
 
 def fill_file(data: Path, digest: Digest) -> Path:
     """Where a blob grows, as long as it is coming."""
-    return data / "fills" / f"{digest.algorithm}-{digest.encoded}"
+    return data / "fills" / blob_name("docker.io", digest)
 
 
 def content(size: int) -> bytes:

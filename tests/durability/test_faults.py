@@ -231,7 +231,7 @@ class PullThroughFaultTests(FaultTestCase):
             content = noise(100_000, number)
             digest = self.hub.images.add_blob(content, "library/app")
             answer = await ask("GET", f"/v2/docker.io/library/app/blobs/{digest}")
-            await self.served.parts.fills.ended(digest)
+            await self.served.parts.remotes.fills["docker.io"].ended(digest)
             if answer is not None:
                 self.assertEqual(answer.body, content)
 

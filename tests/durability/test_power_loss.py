@@ -191,7 +191,7 @@ class PullThroughTests(PowerLossTestCase):
         pulling.addErrback(lambda failure: failure.trap(HTTPException, OSError))  # cut off
         await wait_for(
             lambda: (
-                (fill := recorded.parts.fills.find(digest)) is not None
+                (fill := recorded.parts.remotes.fills["docker.io"].find(digest)) is not None
                 and fill.progress.written >= 70_000
             )
         )
@@ -199,7 +199,7 @@ class PullThroughTests(PowerLossTestCase):
         held.release()
         await pulling
         await recorded.pull(self.path, self.layer)
-        await recorded.parts.fills.ended(digest)
+        await recorded.parts.remotes.fills["docker.io"].ended(digest)
         await self.assert_survives(recorded, since)
 
     async def test_a_range_that_comes_before_the_rest(self) -> None:
@@ -210,7 +210,7 @@ class PullThroughTests(PowerLossTestCase):
         )
         self.assertEqual(answer.status, 206)
         await recorded.pull(self.path, self.layer)
-        await recorded.parts.fills.ended(Digest.of(self.layer))
+        await recorded.parts.remotes.fills["docker.io"].ended(Digest.of(self.layer))
         await self.assert_survives(recorded, since)
 
     async def test_an_eviction(self) -> None:
@@ -219,7 +219,7 @@ class PullThroughTests(PowerLossTestCase):
         latest = "/v2/docker.io/library/app/manifests/latest"
         await recorded.pull(latest, (await recorded.ask("GET", latest, 200)).body)
         await recorded.pull(self.path, self.layer)
-        await recorded.parts.fills.ended(Digest.of(self.layer))
+        await recorded.parts.remotes.fills["docker.io"].ended(Digest.of(self.layer))
         since = len(recorded.recording.events)
         await recorded.parts.last_used.write()
         for eviction in recorded.parts.remotes.evictions:

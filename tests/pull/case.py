@@ -15,7 +15,9 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.digest import Digest
+from artifactd.registry.mirror.fill import Fills
 from artifactd.store.extents import map_name
+from artifactd.store.fills import blob_name
 from tests.api.case import LogLines
 from tests.api.served import Served
 from tests.programs import wait_for
@@ -87,6 +89,11 @@ class PullCase(TestCase):
         """What the daemon consists of."""
         return self.registry.parts
 
+    @property
+    def fills(self) -> Fills:
+        """The fills of ``docker.io``."""
+        return self.parts.remotes.fills["docker.io"]
+
     # -- pulling
 
     def blob(self, content: bytes, *names: str) -> Digest:
@@ -120,14 +127,14 @@ class PullCase(TestCase):
 
     async def filled(self, digest: Digest, count: int) -> None:
         """Wait until ``count`` bytes of a blob that is under way may be read."""
-        fill = self.parts.fills.find(digest)
+        fill = self.fills.find(digest)
         assert fill is not None, "it is not under way"
         while fill.progress.written < count:
             await fill.progress.change()
 
     async def settled(self, digest: Digest) -> None:
         """Wait until nothing of a blob is under way any more."""
-        await self.parts.fills.ended(digest)
+        await self.fills.ended(digest)
 
     # -- what it shows
 
@@ -171,14 +178,13 @@ class PullCase(TestCase):
         """The first ``count`` bytes are kept for whoever goes on."""
         self.assertEqual(self.holders(digest), [])
         files = self.files()
-        fill = f"fills/{digest.algorithm}-{digest.encoded}"
+        fill = f"fills/{blob_name('docker.io', digest)}"
         self.assertEqual(files.pop(fill, None), count)
         self.assertLessEqual(files.keys(), {f"{fill}.info"})
 
     async def recorded(self, digest: Digest, parts: int) -> None:
         """Wait until ``parts`` of a blob are kept: who asked for them need not wait for that."""
-        fill = self.registry.data / "fills" / f"{digest.algorithm}-{digest.encoded}"
-        map_file = fill.with_name(map_name(fill.name))
+        map_file = self.registry.data / "fills" / map_name(blob_name("docker.io", digest))
         await wait_for(lambda: map_file.read_bytes().count(b".") == parts)
 
     def files(self) -> dict[str, int]:

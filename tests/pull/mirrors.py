@@ -105,7 +105,8 @@ class MirrorCase(TestCase):
 
     async def filled(self, registry: Served, digest: Digest) -> None:
         """Wait until nothing of a blob is still on its way into the store."""
-        await registry.parts.fills.ended(digest)
+        for fills in registry.parts.remotes.fills.values():
+            await fills.ended(digest)
 
     async def release(self, registry: Served, name: str) -> None:
         """What ``artifactd release`` does."""

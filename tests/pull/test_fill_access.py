@@ -49,7 +49,7 @@ class AccessTests(PullCase):
         denied = await self.pull(self.digest, name=B)
         self.assertEqual(denied.error[:2], (404, "BLOB_UNKNOWN"))
         self.assert_whole(await self.pull(self.digest, name=A), CONTENT)
-        self.assertEqual(self.blob_bytes, 0)
+        self.assertEqual(self.blob_bytes, SIZE)
 
     async def test_a_fill_for_one_image_is_not_joined_by_another_that_may_not_have_it(self) -> None:
         held = self.hub.withhold(CDN, SIZE // 2)

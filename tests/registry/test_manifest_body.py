@@ -66,7 +66,7 @@ class ManifestBodyTests(RemoteTestCase):
     async def asked(self) -> Asked:
         asked = await self.upstream.manifests.get()
         # Once round, so that who asks has come to wait for the answer.
-        await self.remote.stored_size(DIGEST)
+        await self.remote.stored_size("docker.io", DIGEST)
         return asked
 
     async def pulled(self) -> ManifestFound:

@@ -187,6 +187,11 @@ REFUSED = (
         '[repository."a/b"]\nkind = "local"',
         'repository."a/b": expected a name of one component, without /',
     ),
+    # Files are named after it.
+    (
+        f'[repository.{"a" * 65}]\nkind = "local"',
+        f"repository.{'a' * 65}: expected at most 64 characters",
+    ),
     # Pushes without a prefix go to a local repository that is configured.
     ('[default]\npush = "other"', f'{_PUSH}"other"'),
     ('[default]\npush = "docker.io"', f'{_PUSH}"docker.io"'),

@@ -20,6 +20,7 @@ from artifactd.store.fills import (
     FillSession,
     FillState,
     FillView,
+    blob_name,
 )
 from tests.store.fixture import (
     MEBIBYTE,
@@ -118,7 +119,7 @@ _T = TypeVar("_T")
 CHUNK = b"x" * (256 * 1024)
 
 
-NAME = f"sha256-{DIGEST.encoded}"
+NAME = blob_name("docker.io", DIGEST)
 
 
 def fill_directory(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 from uuid import uuid4
 
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.threads import deferToThreadPool
@@ -24,7 +24,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
-from artifactd.store.fills import FillStore
+from artifactd.store.fills import FillStore, FillStores
 from artifactd.store.folder import DataFolder
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import UploadSession, UploadStore
@@ -77,11 +77,18 @@ _E = TypeVar("_E", bound=BaseException)
 
 @frozen
 class Stores:
-    """The stores of one process."""
+    """
+    The stores of one process.
+
+    :ivar fills: those of the repository ``docker.io``.
+    """
 
     blobs: BlobStore
     uploads: UploadStore
-    fills: FillStore
+    all_fills: FillStores
+    fills: FillStore = field(
+        default=Factory(lambda self: self.all_fills.of("docker.io"), takes_self=True), init=False
+    )
 
 
 @define
@@ -134,7 +141,7 @@ class StoreTestCase(TestCase):
         blobs = BlobStore(folder, run, files)
         self.addCleanup(blobs.close)
         uploads = UploadStore(folder, run, blobs, self.budget, files)
-        return Stores(blobs, uploads, FillStore(folder, run, blobs, self.budget, files))
+        return Stores(blobs, uploads, FillStores(folder, run, blobs, self.budget, files))
 
     def below(self, name: str) -> list[str]:
         """The paths of all files below the directory ``name`` of the data folder."""

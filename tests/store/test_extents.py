@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.store.extents import ExtentMap
-from artifactd.store.fills import FillInfo
+from artifactd.store.fills import FillInfo, blob_name
 from tests.store.filling import CONTENT, DIGEST, INFO, ExtentTestCase, read
 from tests.store.fixture import (
     MEBIBYTE,
@@ -208,7 +208,7 @@ class ExtentsInFillsTests(ThreadedTestCase, ExtentTestCase):
         self.assertIsNone(await self.found(0, 0))
 
 
-NAME = f"sha256-{DIGEST.encoded}"
+NAME = blob_name("docker.io", DIGEST)
 
 
 NO_SPACE = OSError(errno.ENOSPC, "No space left on device")

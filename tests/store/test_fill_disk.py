@@ -7,7 +7,7 @@ import os
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.ranges import ByteRange
-from artifactd.store.fills import FillInfo, FillState
+from artifactd.store.fills import FillInfo, FillState, blob_name
 from tests.store.filling import CONTENT, DIGEST, INFO, NAME, FillFilesTestCase
 from tests.store.fixture import FullDisk, RecordedProducer
 
@@ -83,7 +83,7 @@ class LengthTests(FillFilesTestCase):
         digest = Digest.of(content)
         await self.left(content, digest=digest)
         session = await self.claimed(digest)
-        os.truncate(self.fills / f"sha256-{digest.encoded}", 5)
+        os.truncate(self.fills / blob_name("docker.io", digest), 5)
         error = await self.assert_raises(OSError, session.computed())
         self.assertIn("shorter than it was", str(error))
         session.restart()

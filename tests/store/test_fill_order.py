@@ -27,20 +27,20 @@ class OrderTests(FillFilesTestCase):
         fan_out = f"blobs/sha256/{DIGEST.encoded[:2]}"
         self.assertEqual(
             [
-                "write fills/sha256-…",
-                "sync data fills/sha256-…",
-                "unlink fills/sha256-….map",
-                "unlink fills/sha256-….info",
-                "rename fills/sha256-… staging/sha256-….…",
+                "write fills/docker.io@sha256-…",
+                "sync data fills/docker.io@sha256-…",
+                "unlink fills/docker.io@sha256-….map",
+                "unlink fills/docker.io@sha256-….info",
+                "rename fills/docker.io@sha256-… staging/sha256-….…",
                 "chmod 444 staging/sha256-….…",
                 "sync staging/sha256-….…",
-                "unlink fills/sha256-….….extents",
+                "unlink fills/docker.io@sha256-….….extents",
                 f"mkdir {fan_out}",
                 "sync blobs/sha256",
                 f"link staging/sha256-….… {fan_out}/…",
                 f"sync {fan_out}",
             ],
-            recorded.calls[recorded.calls.index("write fills/sha256-…") :],
+            recorded.calls[recorded.calls.index("write fills/docker.io@sha256-…") :],
         )
         self.assertEqual([], self.below("fills"))
 
@@ -52,9 +52,9 @@ class OrderTests(FillFilesTestCase):
         await session.describe(INFO)
         self.assertEqual(
             [
-                "create fills/sha256-….….new",
-                "write fills/sha256-….….new",
-                "rename fills/sha256-….….new fills/sha256-….info",
+                "create fills/docker.io@sha256-….….new",
+                "write fills/docker.io@sha256-….….new",
+                "rename fills/docker.io@sha256-….….new fills/docker.io@sha256-….info",
             ],
             recorded.calls,
         )
@@ -67,7 +67,8 @@ class OrderTests(FillFilesTestCase):
         recorded.calls.clear()
         await session.record()
         self.assertEqual(
-            ["sync data fills/sha256-….….extents", "append fills/sha256-….map"], recorded.calls
+            ["sync data fills/docker.io@sha256-….….extents", "append fills/docker.io@sha256-….map"],
+            recorded.calls,
         )
         recorded.calls.clear()
         await session.record()
@@ -81,10 +82,10 @@ class OrderTests(FillFilesTestCase):
         await self.stores.fills.discard(DIGEST)
         self.assertEqual(
             [
-                "unlink fills/sha256-….map",
-                "unlink fills/sha256-….info",
-                "unlink fills/sha256-…",
-                "unlink fills/sha256-….….extents",
+                "unlink fills/docker.io@sha256-….map",
+                "unlink fills/docker.io@sha256-….info",
+                "unlink fills/docker.io@sha256-…",
+                "unlink fills/docker.io@sha256-….….extents",
             ],
             recorded.calls,
         )

@@ -20,7 +20,7 @@ from twisted.internet.defer import ensureDeferred
 from artifactd.oci.digest import Digest
 from artifactd.kit.budget import BufferBudget
 from artifactd.store.blobs import BlobStore
-from artifactd.store.fills import FillStore
+from artifactd.store.fills import FillStores
 from artifactd.store.folder import DataFolder
 from artifactd.store.fills import FillInfo
 from tests.store.fixture import at_once
@@ -53,7 +53,7 @@ folder = DataFolder.open(Path(sys.argv[1]))
 folder.settle()
 digest = Digest.parse(sys.argv[2])
 blobs = BlobStore(folder, at_once)
-fills = FillStore(folder, at_once, blobs, BufferBudget(2 ** 26))
+fills = FillStores(folder, at_once, blobs, BufferBudget(2 ** 26)).of("docker.io")
 ensureDeferred(work())
 """
 
@@ -114,7 +114,7 @@ class OtherProcessTests(FillTestCase):
         view = await self.viewed()
         self.assertIsNone(await self.stores.fills.claim(DIGEST))
         await self.stores.fills.discard(DIGEST)
-        self.assertEqual(0, await self.stores.fills.sweep(0))
+        self.assertEqual(0, await self.stores.all_fills.sweep(0))
         self.assert_looks(view, FillState.GROWING, 6)
 
     async def test_when_it_closes_the_fill_goes_on_here(self) -> None:
@@ -149,7 +149,7 @@ class OtherProcessTests(FillTestCase):
         self.tell("part world")
         self.tell("record")
         self.kill()
-        self.assertEqual(1, await self.stores.fills.sweep(0))
+        self.assertEqual(1, await self.stores.all_fills.sweep(0))
         self.assertEqual([], self.below("fills"))
 
     async def assert_goes_on(self) -> None:

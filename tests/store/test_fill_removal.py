@@ -65,7 +65,7 @@ class RemovalTests(FillFilesTestCase):
         await self.left(b"hello")
         removal = Removal(self.fills / NAME)
         with Directory.open(self.fills) as directory:
-            claimed = fill_directory(directory, pause(removal)).claim(DIGEST, True)
+            claimed = fill_directory(directory, pause(removal)).claim(NAME, DIGEST.algorithm, True)
             if claimed is None:
                 return None, removal.waited
             claimed[0].close()
@@ -83,7 +83,9 @@ class RemovalTests(FillFilesTestCase):
     async def test_finds_out_if_the_fill_is_removed_before_it_is_locked(self) -> None:
         await self.left(b"hello")
         with Directory.open(self.fills) as directory:
-            claimed = fill_directory(RemovedOnce(directory.path, directory.fd)).claim(DIGEST, True)
+            claimed = fill_directory(RemovedOnce(directory.path, directory.fd)).claim(
+                NAME, DIGEST.algorithm, True
+            )
             assert claimed is not None
             self.assertEqual((0, True), (claimed[0].size, claimed[0].is_there()))
             claimed[0].close()
@@ -119,5 +121,5 @@ class RemovalTests(FillFilesTestCase):
             pass
 
         files.look = look
-        self.assertEqual(1, await stores.fills.sweep(0))
+        self.assertEqual(1, await stores.all_fills.sweep(0))
         return self.below("fills")

@@ -304,7 +304,7 @@ class FillStagingTests(ThreadedTestCase, FillTestCase):
         self.assertIsNone(await self.stores.fills.claim(DIGEST, create=False))
         self.assertIsNone(await self.stores.fills.info(DIGEST))
         self.assertIsNone(await self.stores.fills.find_extent(DIGEST, SPAN))
-        self.assertEqual(0, await self.stores.fills.sweep(0))
+        self.assertEqual(0, await self.stores.all_fills.sweep(0))
 
     async def test_it_is_staged_until_it_is_published_or_given_up(self) -> None:
         for publish in (True, False):
@@ -413,21 +413,80 @@ class FillDiscardTests(ThreadedTestCase, FillTestCase):
         await self.assert_blob(CONTENT)
 
 
+class RepositoryTests(FillTestCase):
+    """Two remote repositories, whose upstreams send a blob of the same digest."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.other = self.stores.all_fills.of("ghcr.io")
+
+    async def test_what_one_has_so_far_the_other_does_not_see(self) -> None:
+        await (await self.filled(b"hello ")).describe(INFO)
+        await self.recorded(2, b"llo")
+        self.assertIsNone(await self.other.view(DIGEST))
+        self.assertIsNone(await self.other.info(DIGEST))
+        self.assertIsNone(await self.other.find_extent(DIGEST, SPAN))
+        self.assertIsNone(await self.other.claim(DIGEST, create=False))
+
+    async def test_both_are_filled_at_once_and_the_second_publishes_over_the_first(self) -> None:
+        first, second = await self.filled(CONTENT), await self.other.claim(DIGEST)
+        assert second is not None
+        self.addCleanup(lambda: ensureDeferred(second.close()))
+        self.assertEqual((0, None), (second.written, second.info))
+        self.assertEqual((0, None), (await second.take_extents(None), await second.next_extent()))
+        second.write(CONTENT)
+        for session in (first, second):
+            self.assertEqual(DIGEST, await session.computed())
+            staged = await session.stage()
+            await staged.publish()
+            staged.release()
+        await self.assert_blob(CONTENT)
+        self.assertEqual([], self.below("fills") + self.below("staging"))
+
+    async def test_what_one_discards_the_other_keeps(self) -> None:
+        await self.left(b"hello ")
+        await self.recorded(2, b"llo")
+        kept = self.below("fills")
+        await self.other.discard(DIGEST)
+        session = await self.other.claim(DIGEST)
+        assert session is not None
+        await session.discard()
+        await session.close()
+        self.assertEqual(kept, self.below("fills"))
+
+    async def test_a_repository_with_the_longest_name_has_fills_of_the_longest_digests(
+        self,
+    ) -> None:
+        digest = Digest.of(CONTENT, Algorithm.SHA512)
+        fills = self.stores.all_fills.of("a" * 64)
+        session = await fills.claim(digest)
+        assert session is not None
+        await session.describe(INFO)
+        await session.close()
+        extent = await fills.add_extent(digest, 6, INFO)
+        extent.write(b"world")
+        await extent.record()
+        await extent.close()
+        self.assertEqual(4, len(self.below("fills")))
+        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual([], self.below("fills"))
+
+
 class FillSweepTests(ThreadedTestCase, FillTestCase):
     async def test_what_nobody_holds_is_swept(self) -> None:
         await self.left(b"hello")
         await self.left(b"other", digest=Digest.of(b"other blob"))
         await self.recorded(2, b"third", digest=Digest.of(b"third blob"))
         view = await self.viewed()
-        self.assertEqual(3, await self.stores.fills.sweep(0))
+        self.assertEqual(3, await self.stores.all_fills.sweep(0))
         self.assert_looks(view, FillState.FAILED, 5)
-        self.assertEqual(0, await self.stores.fills.sweep(0))
+        self.assertEqual(0, await self.stores.all_fills.sweep(0))
 
     async def test_what_somebody_holds_stays(self) -> None:
         session = await self.filled(b"hello ")
         await session.describe(INFO)
         await self.recorded(6, b"world")
-        self.assertEqual(0, await self.open_stores().fills.sweep(0))
+        self.assertEqual(0, await self.open_stores().all_fills.sweep(0))
         self.assertEqual(INFO, await self.stores.fills.info(DIGEST))
         self.assertEqual(5, await session.take_extents(None))
         self.assertEqual(DIGEST, await session.computed())
@@ -435,12 +494,12 @@ class FillSweepTests(ThreadedTestCase, FillTestCase):
     async def test_what_was_just_written_stays(self) -> None:
         await self.left(b"hello")
         await self.recorded(2, b"other", digest=Digest.of(b"other"))
-        self.assertEqual(0, await self.stores.fills.sweep(3600))
+        self.assertEqual(0, await self.stores.all_fills.sweep(3600))
         self.assertEqual(5, (await self.claimed()).written)
 
     async def test_what_was_swept_may_be_begun_again(self) -> None:
         await self.left(b"hello")
-        await self.stores.fills.sweep(0)
+        await self.stores.all_fills.sweep(0)
         session = await self.filled(CONTENT)
         self.assertEqual(DIGEST, await session.computed())
 

@@ -138,11 +138,12 @@ class RemoteBlobs:
 
     async def _share(self, source: FillSource, wanted: BlobWanted) -> BlobFound | None:
         """
-        Link a blob that another image holds to this one, if the upstream confirms that it may.
+        Link a blob that another image of this repository holds to this one, if the upstream
+        confirms that it may.
 
-        Returns ``None`` if the bytes are not here, or were lost.
+        Returns ``None`` if this upstream has not sent the bytes, or they were lost.
         """
-        if await self.remote.stored_size(source.digest) is None:
+        if await self._stored_size(source) is None:
             return None
         await self._check(source)
         size = await self.remote.link_blob(source.image, source.digest)
@@ -159,7 +160,7 @@ class RemoteBlobs:
             joined = fill is not None
             if fill is None:
                 # A fill may just have ended, and a second one would fetch all of it again.
-                listed = await self.remote.stored_size(digest) is not None
+                listed = await self._stored_size(source) is not None
                 shared = await self._share(source, wanted) if listed else None
                 if shared is not None:
                     return shared
@@ -187,6 +188,11 @@ class RemoteBlobs:
                 await self.fills.ended(digest)
             else:
                 return self._read(source.image, digest, found)
+
+    async def _stored_size(self, source: FillSource) -> int | None:
+        # The bytes that another repository has are none of this upstream's, whatever it says: it
+        # has to send them, or else it could give away by digest what it does not have.
+        return await self.remote.stored_size(source.image.repository, source.digest)
 
     async def _check(self, source: FillSource) -> int | None:
         """

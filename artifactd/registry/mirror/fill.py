@@ -416,7 +416,7 @@ class Fill:
         while looks < _LOOKS_FOR_ROW and await self.store.is_staged(digest):
             looks += 1
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
-        if looks and await self.remote.stored_size(digest) is not None:
+        if looks and await self._is_listed():
             await session.discard()
             raise AlreadyHere("it is in the store")
 
@@ -506,12 +506,17 @@ class Fill:
     async def _link_when_listed(self, view: FillView) -> None:
         """Link the blob to :attr:`images`, once the other process has committed its row."""
         for _ in range(_LOOKS_FOR_ROW):
-            if await self.remote.stored_size(self.source.digest) is not None:
+            if await self._is_listed():
                 await self._link(set())
                 return
             if view.look()[0] is FillState.FAILED:
                 return
             await self._interrupt.wait(deferLater(self.clock, _LOOK))
+
+    async def _is_listed(self) -> bool:
+        """Whether an image of the same repository has the blob."""
+        repository = self.source.image.repository
+        return await self.remote.stored_size(repository, self.source.digest) is not None
 
     def _attach(self, file: SharedFile) -> None:
         if self._file is not None:
@@ -565,9 +570,11 @@ class Unattended:
 @define(eq=False)
 class Fills:
     """
-    The fills of this process, at most one per digest, whichever repository began it.
+    The fills of one remote repository in this process, at most one per digest.
 
-    Other processes need none of this: they find a fill in the store.
+    What an upstream sends belongs to its repository alone until the digest is verified: a client
+    of another repository never follows a fill of this one.  Other processes need none of this:
+    they find a fill in the store.
     """
 
     store: FillStore

@@ -2,7 +2,7 @@
 A cache of ranges of blobs whose other bytes are not here, as lazy clients read them.
 
 The bytes of a part are unverified, so only a range with an explicit start and end is answered from
-it.  A fill takes over the parts of its blob.
+it, and only to clients of the same remote repository.  A fill takes over the parts of its blob.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _Work:
 @define(eq=False)
 class Parts:
     """
-    The parts that this process is fetching.
+    The parts that this process is fetching for one remote repository.
 
     :param resumes: how often in a row a part may be resumed without a byte more.
     """

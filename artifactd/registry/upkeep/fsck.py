@@ -25,7 +25,7 @@ from artifactd.registry.upkeep.sweep import NEWBORN
 from artifactd.settings.settings import LocalSettings, RepositorySettings
 from artifactd.store.blobs import SHELVES, BlobStore
 from artifactd.store.examine import Examination
-from artifactd.store.fills import FillStore
+from artifactd.store.fills import FillStores
 from artifactd.store.uploads import UploadMissing, UploadStore
 
 
@@ -74,7 +74,7 @@ class Check:
     garbage: GarbageCatalog
     blobs: BlobStore
     uploads: UploadStore
-    fills: FillStore
+    fills: FillStores
     damage: Damage
     repositories: Mapping[str, RepositorySettings]
     run_in_thread: RunInThread

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.janitor import pages
 from artifactd.store.blobs import BlobStore
-from artifactd.store.fills import FillStore
+from artifactd.store.fills import FillStores
 from artifactd.store.uploads import UploadMissing, UploadStore
 
 _log = Logger()
@@ -35,7 +35,7 @@ class Sweep:
     catalog: Catalog
     blobs: BlobStore
     uploads: UploadStore
-    fills: FillStore
+    fills: FillStores
     upload_timeout: float
     now: Callable[[], float] = time.time
 

@@ -75,7 +75,7 @@ class RemoteBlobsTestCase(RemoteTestCase):
     async def asked(self, questions: Any) -> Asked:
         asked: Asked = await questions.get()
         # Once round, so that who asks has come to wait for the answer.
-        await self.remote.stored_size(DIGEST)
+        await self.remote.stored_size("docker.io", DIGEST)
         return asked
 
     async def cached(self, image: ImageName = ALPINE) -> None:
@@ -320,7 +320,7 @@ class FillTests(RemoteBlobsTestCase):
         self.blobs = self.of(finish_fills=False)
         one = self.get()
         while not self.upstream.gets.pending:  # the row is asked for first
-            await self.remote.stored_size(DIGEST)
+            await self.remote.stored_size("docker.io", DIGEST)
             threads.run_all()
         asked = await self.asked(self.upstream.gets)
         body = asked.body()
@@ -331,12 +331,12 @@ class FillTests(RemoteBlobsTestCase):
         close(found)
         self.assertEqual(["delivered", "cancelled"], body.told)
         late = self.get()
-        await self.remote.stored_size(DIGEST)
+        await self.remote.stored_size("docker.io", DIGEST)
         self.assertNoResult(late)
         asking = self.upstream.gets.get()
         while not asking.called:
             threads.run_all()
-            await self.remote.stored_size(DIGEST)
+            await self.remote.stored_size("docker.io", DIGEST)
         again = await asking
         self.assertEqual((1000, None), again.span)
         again.body()

@@ -240,7 +240,9 @@ class LeftOverTests(EvictionTestCase):
 
     async def sweep(self) -> int:
         stores = self.open_stores()
-        return await Sweep(self.catalog, stores.blobs, stores.uploads, stores.fills, 3600.0).run()
+        return await Sweep(
+            self.catalog, stores.blobs, stores.uploads, stores.all_fills, 3600.0
+        ).run()
 
     async def dropped(self) -> list[Digest]:
         """A process dies between the two."""

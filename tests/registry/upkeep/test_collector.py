@@ -193,7 +193,7 @@ class CollectorTests(StoreTestCase):
         await dying.run()
         await self.assert_blob(b"blob")
         stores = self.stores
-        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.fills, 60.0)
+        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.all_fills, 60.0)
         self.assertEqual(1, await sweep.run())
         await self.assert_no_blob(digest)
 

@@ -31,7 +31,7 @@ class SweepTests(StoreTestCase):
     async def sweep(self, upload_timeout: float = TIMEOUT) -> int:
         """What another process would sweep; how much went."""
         stores = self.open_stores()
-        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.fills, upload_timeout)
+        sweep = Sweep(self.catalog, stores.blobs, stores.uploads, stores.all_fills, upload_timeout)
         return await sweep.run()
 
     async def bytes_of_upload(self, age: float) -> str:
