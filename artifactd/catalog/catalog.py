@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from sqlite3 import Connection
+from sys import getsizeof
 
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write
@@ -18,10 +19,9 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TooManyRequests
 from artifactd.oci.names import ImageName, Reference, Tag
 
-CACHED = 8192  # results of each kind
+CACHED = 8 << 20  # bytes of the results of each kind that are kept in memory
 LEASE = 24 * 3600.0  # seconds
-_CACHED_ANNOTATIONS = 512  # characters in one manifest
-_REFERRERS_ANNOTATIONS = 3 << 20  # characters in one list; one manifest may have 4 MiB
+_REFERRERS_TEXT = 3 << 20  # characters in one list; one manifest may have 4 MiB
 _UPLOAD_COLUMNS = "id, repository, image, algorithm, started, owner"
 _RETRY_AFTER = "60"  # seconds: one of the sessions may have ended
 
@@ -46,7 +46,7 @@ class Catalog(OnDatabase):
         self._links: ReadCache[tuple[ImageName, Digest], blobs.Link | None]
         self._links = ReadCache(database.version, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
-        self._manifests = ReadCache(database.version, CACHED, is_cacheable)
+        self._manifests = ReadCache(database.version, CACHED, record_bytes)
 
     # -- blobs
 
@@ -315,8 +315,8 @@ class Catalog(OnDatabase):
         The manifests of ``image`` whose subject is ``subject``, in the order of their digests'
         text: at most ``limit`` behind ``after``, only those of ``artifact_type`` if it is given.
 
-        The list is shorter if its annotations exceed 3 MiB: it ends with the manifest behind the
-        one that exceeded them.
+        The list is shorter if its annotations and types exceed 3 MiB: it ends with the manifest
+        behind the one that exceeded them.
         """
         query = manifests.BY_SUBJECT
         values: list[str | int] = [image.repository, image.image, str(subject), after or ""]
@@ -327,9 +327,9 @@ class Catalog(OnDatabase):
         size = 0
         for row in db.execute(f"{query} ORDER BY manifest.digest LIMIT ?", (*values, limit)):
             records.append(manifests.record_of(row))
-            if size > _REFERRERS_ANNOTATIONS:
+            if size > _REFERRERS_TEXT:
                 break  # one more than fits, which tells that there are more
-            size += len(row[5])
+            size += len(row[2]) + len(row[3] or "") + len(row[5])
         return records
 
     # -- images and tags
@@ -473,8 +473,11 @@ def _upload_record(
     )
 
 
-def is_cacheable(record: ManifestRecord | None) -> bool:
-    """Whether a record takes so little memory that the cache of reads may keep it."""
+def record_bytes(record: ManifestRecord | None) -> int:
+    """The bytes of memory that the texts of a record take which a client chooses."""
     if record is None:
-        return True
-    return sum(len(k) + len(v) for k, v in record.annotations.items()) <= _CACHED_ANNOTATIONS
+        return 0
+    texts = [record.media_type, record.artifact_type or ""]
+    for name, value in record.annotations.items():
+        texts += (name, value)
+    return sum(map(getsizeof, texts))

@@ -310,6 +310,9 @@ def _transact(batch: Sequence[_Write[Any]], connection: Connection) -> list[obje
 
 # -- the cache of reads, valid until the next commit of any process
 
+RESULT = 1 << 10
+"""Bytes that a result of average size takes in a :class:`ReadCache`, with its key."""
+
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
@@ -349,20 +352,23 @@ class ReadCache(Generic[_K, _V]):
     An LRU cache of recent reads.  A commit of any process empties it.
 
     :param version: tells the version of the data; ``None`` where that is not known.
-    :param limit: the most results kept.
-    :param keep: whether a result may be kept; one that takes much memory should not.
+    :param limit: bytes of the results that are kept, :data:`RESULT` of them for each one and its
+        key.
+    :param size: returns how many bytes a result takes beyond that.  One of more than a 64th of
+        ``limit`` is not kept.
     """
 
     def __init__(
         self,
         version: Callable[[], int | None],
         limit: int,
-        keep: Callable[[_V], bool] = lambda _: True,
+        size: Callable[[_V], int] = lambda _: 0,
     ) -> None:
         self._version = version
-        self._keep = keep
+        self._size = size
+        self._largest = limit // 64
         self._valid_at: int | None = None
-        self._results: LRUCache[_K, _V] = LRUCache(limit)
+        self._results: LRUCache[_K, _V] = LRUCache(limit, lambda result: RESULT + size(result))
 
     async def get(self, key: _K, read: Callable[[], Awaitable[_V]]) -> _V:
         """
@@ -378,7 +384,8 @@ class ReadCache(Generic[_K, _V]):
         elif key in self._results:
             return self._results[key]
         result = await read()
-        if version is not None and version == self._valid_at and self._keep(result):
+        kept = version is not None and version == self._valid_at
+        if kept and self._size(result) <= self._largest:
             self._results[key] = result
         return result
 

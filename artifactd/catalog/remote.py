@@ -9,7 +9,7 @@ import msgspec
 from attrs import field, frozen
 
 from artifactd.catalog import blobs, images, manifests
-from artifactd.catalog.catalog import CACHED, is_cacheable
+from artifactd.catalog.catalog import CACHED, record_bytes
 from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_last
 from artifactd.catalog.leases import loosen
 from artifactd.catalog.records import ManifestPut, ManifestRecord, nothing
@@ -125,7 +125,7 @@ class RemoteCatalog(OnDatabase):
         self._known: ReadCache[ImageName, bool] = ReadCache(version, CACHED)
         self._origins: ReadCache[str, str | None] = ReadCache(version, CACHED)
         self._tags: ReadCache[tuple[ImageName, Tag], CachedTag | None] = ReadCache(
-            version, CACHED, lambda cached: cached is None or is_cacheable(cached.record)
+            version, CACHED, lambda cached: 0 if cached is None else record_bytes(cached.record)
         )
 
     # -- names

@@ -130,8 +130,15 @@ _OTHER_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,121}\+j
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
+# RFC 6838, 4.2: type and subtype have at most 127 characters each.
+MEDIA_TYPE_LENGTH = 255
+"""The most characters of a media type, and so of an artifact type."""
+
+_MediaType = Annotated[str, msgspec.Meta(max_length=MEDIA_TYPE_LENGTH)]
+
+
 class _Descriptor(msgspec.Struct, rename="camel"):
-    media_type: Annotated[str, msgspec.Meta(min_length=1)]
+    media_type: Annotated[str, msgspec.Meta(min_length=1, max_length=MEDIA_TYPE_LENGTH)]
     digest: str
     size: _Size
     urls: list[str] | None = None
@@ -142,8 +149,8 @@ class _Document(msgspec.Struct, rename="camel"):
     """The fields of all types of manifests; the type decides which are required."""
 
     schema_version: int | None = None
-    media_type: str | None = None
-    artifact_type: str | None = None
+    media_type: _MediaType | None = None
+    artifact_type: _MediaType | None = None
     config: _Descriptor | None = None
     layers: list[_Descriptor] | None = None
     manifests: list[_Descriptor] | None = None
@@ -154,8 +161,8 @@ class _Document(msgspec.Struct, rename="camel"):
 class _OtherDocument(msgspec.Struct, rename="camel"):
     """A document of an unknown type, which is accepted if the settings allow it."""
 
-    media_type: str | None = None
-    artifact_type: str | None = None
+    media_type: _MediaType | None = None
+    artifact_type: _MediaType | None = None
     subject: _Descriptor | None = None
     annotations: dict[str, str] | None = None
 

@@ -29,6 +29,10 @@ SMALL = 64 << 10
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 
+# Bytes that an entry of the cache takes beside its content.
+_ENTRY = 512
+
+
 class Contents:
     """
     An LRU cache of the bytes of manifests and small blobs, by their digest.
@@ -42,7 +46,7 @@ class Contents:
     def __init__(self, blobs: BlobStore, limit: int = 16 << 20) -> None:
         self._blobs = blobs
         self._largest = limit // 8
-        self._kept: LRUCache[Digest, bytes] = LRUCache(limit, getsizeof=len)
+        self._kept: LRUCache[Digest, bytes] = LRUCache(limit, lambda each: _ENTRY + len(each))
 
     async def of(self, digest: Digest) -> bytes:
         """
@@ -57,7 +61,7 @@ class Contents:
         content = await self._blobs.read(digest)
         if content is None:
             raise RuntimeError(f"the store has lost the bytes of {digest}")
-        if len(content) <= self._largest:
+        if _ENTRY + len(content) <= self._largest:
             self._kept[digest] = content
         return content
 

@@ -11,7 +11,7 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.token_service import TokenService
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
-from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
@@ -319,6 +319,8 @@ class Api(OperationsApi):
         """List the referrers of a manifest as an index, in pages."""  # end-12a, end-12b
         subject = Digest.parse(digest)
         artifact_type = parameter(request, "artifactType") or None
+        if artifact_type is not None and len(artifact_type) > MEDIA_TYPE_LENGTH:
+            raise QueryInvalid(f"artifactType has at most {MEDIA_TYPE_LENGTH} characters")
         found = await target.readable.referrers(
             target.image, subject, artifact_type, list_wanted(request, most=1000)
         )

@@ -53,6 +53,15 @@ class ReferrersTests(ReferrersTestCase):
             described["artifactType"] = CONFIG_TYPE
             self.assertIn(described, await self.listed())
 
+    async def test_a_filter_that_is_longer_than_a_type_is_refused(self) -> None:
+        longest = "a/" + "b" * 253
+        described = await self.image(artifactType=longest)
+        self.assertEqual(
+            [each["digest"] for each in await self.listed(f"{PATH}?artifactType={longest}")],
+            [described["digest"]],
+        )
+        await self.refused(400, "UNSUPPORTED", "GET", f"{PATH}?artifactType={longest}b")
+
     async def test_an_index_is_listed_by_its_type_or_none(self) -> None:
         subject = descriptor(b"subject", OCI_MANIFEST)
         plain = await self.refer(image_index(subject=subject), OCI_INDEX)

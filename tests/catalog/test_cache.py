@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessValue
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.database import DataVersion, ReadCache
+from artifactd.catalog.database import RESULT, DataVersion, ReadCache
 
 
 class ReadCacheTests(TestCase):
@@ -26,7 +26,7 @@ class ReadCacheTests(TestCase):
         self.stored: str | None = "old"
         self.reads = 0
         self.cache: ReadCache[str, str | None] = ReadCache(
-            lambda: self.version, 2, lambda result: result != "heavy"
+            lambda: self.version, 128 * RESULT, lambda result: len(result or "")
         )
 
     async def read(self) -> str | None:
@@ -88,16 +88,30 @@ class ReadCacheTests(TestCase):
         self.assertEqual("old", await self.cache.get("a", self.read))
 
     async def test_what_was_used_longest_ago_is_dropped_first(self) -> None:
-        for key in ("a", "b", "a", "c"):
+        self.stored = "a" * RESULT  # so that 64 of them are kept
+        keys = [str(n) for n in range(64)]
+        for key in (*keys, "0", "more"):
             await self.cache.get(key, self.read)
-        self.assertEqual(3, self.reads)
-        await self.cache.get("a", self.read)
-        self.assertEqual(3, self.reads)
-        await self.cache.get("b", self.read)
-        self.assertEqual(4, self.reads)
+        self.assertEqual(65, self.reads)
+        await self.cache.get("0", self.read)
+        self.assertEqual(65, self.reads)
+        await self.cache.get("1", self.read)
+        self.assertEqual(66, self.reads)
 
-    async def test_what_is_too_heavy_is_not_kept(self) -> None:
-        self.stored = "heavy"
+    async def test_they_are_counted_by_their_size(self) -> None:
+        for size, most in ((0, 128), (RESULT, 64), (2 * RESULT, 42)):
+            self.version = size
+            self.stored, self.reads = "a" * size, 0
+            for _ in range(2):
+                for key in range(most):
+                    await self.cache.get(str(key), self.read)
+            self.assertEqual(most, self.reads)
+            await self.cache.get("more", self.read)
+            await self.cache.get("0", self.read)
+            self.assertEqual(most + 2, self.reads)
+
+    async def test_what_is_too_large_is_not_kept(self) -> None:
+        self.stored = "a" * (2 * RESULT + 1)
         for _ in range(2):
             await self.cache.get("a", self.read)
         self.assertEqual(2, self.reads)

@@ -224,7 +224,7 @@ class SharedFileTests(CatalogTestCase):
         self.assertIsNone(await self.catalog.manifest(APP, V1))
 
     async def test_a_manifest_with_large_annotations_is_not_kept_in_memory(self) -> None:
-        await self.put(manifest(b"{}", annotations={"a": "x" * 5000}), "v1")
+        await self.put(manifest(b"{}", annotations={"a": "x" * 200_000}), "v1")
         await self.catalog.manifest(APP, V1)
         again = Deferred.fromCoroutine(self.catalog.manifest(APP, V1))
         self.assertNoResult(again)

@@ -410,7 +410,7 @@ class CachedReadTests(RemoteCatalogTestCase):
         self.assertEqual("docker.io", await self.remote.origin("alpine"))
 
     async def test_a_tag_whose_manifest_has_large_annotations_is_not_kept_in_memory(self) -> None:
-        await self.cache(manifest(b"{}", annotations={"a": "x" * 5000}), "v1")
+        await self.cache(manifest(b"{}", annotations={"a": "x" * 200_000}), "v1")
         await self.remote.cached_tag(ALPINE, V1)
         again = Deferred.fromCoroutine(self.remote.cached_tag(ALPINE, V1))
         self.assertNoResult(again)

@@ -171,6 +171,28 @@ class ManifestTests(SynchronousTestCase):
         values = ManifestBounds(entries=300_000).values // 1000
         self.assertIsNone(excess(index, 100, values))
 
+    def test_media_types_and_artifact_types(self) -> None:
+        image, index = json.loads(image_manifest(b"config", b"layer")), image_index(b"child")
+        for length in (255, 256):
+            long = "a/" + "b" * (length - 2)
+            subject = {**image["config"], "mediaType": long}
+            documents = [
+                (OCI_MANIFEST, {**image, "artifactType": long}),
+                (OCI_MANIFEST, {**image, "config": {**image["config"], "mediaType": long}}),
+                (OCI_MANIFEST, {**image, "layers": [{**image["layers"][0], "mediaType": long}]}),
+                (OCI_MANIFEST, {**image, "subject": subject}),
+                (OCI_INDEX, {**json.loads(index), "artifactType": long}),
+                (OCI_INDEX, {**json.loads(index), "manifests": [subject]}),
+                ("application/vnd.other+json", {"artifactType": long}),
+                ("application/vnd.other+json", {"subject": subject}),
+            ]
+            for media_type, document in documents:
+                content = json.dumps(document).encode()
+                if length == 255:
+                    parse_manifest(content, media_type, other_types=True)
+                else:
+                    self.assertIn("of length <= 255 - at `$.", self.refused(content, media_type))
+
     def test_numbers(self) -> None:
         for number in (b"1e999999", b"9" * 5000, b"9223372036854775808", b"-1", b"1.5", b"NaN"):
             content = image_manifest(b"config").replace(b'"size": 6', b'"size": ' + number)

@@ -63,6 +63,8 @@ class DigestTests(MirrorCase):
             b'"Layers":[]',
             b'"x":' + b"[" * 101 + b"]" * 101,
             b'"x":' + b"[" * 1_000_000,
+            b'"x":[' + b"[]," * 200_000 + b"[]]",
+            b'"artifactType":"application/' + b"x" * 244 + b'"',
             b'"annotations":{"a":"\\ud800"}',
             b'"annotations":{"a":1e999999}',
         ):

@@ -6,7 +6,7 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.registry.content import Contents
 from tests.store.fixture import StoreTestCase
 
-LIMIT = 800  # so that a manifest of more than 100 bytes is not kept
+LIMIT = 8 * (512 + 100)  # an entry takes 512 bytes: a manifest of more than 100 is not kept
 
 
 class ContentsTests(StoreTestCase):
