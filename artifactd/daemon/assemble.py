@@ -65,8 +65,10 @@ from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.http.proxy import Proxies
+from artifactd.upstream.http.reach import Reach
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
+from artifactd.upstream.http.url import Target
 
 
 @frozen
@@ -136,10 +138,11 @@ class RemoteWiring:
         """
         catalog, remote, reactor = self.catalog, self.remote, self.reactor
         counters = self.counters.of(name)
+        reach = _reach(settings)
         upstream = RegistryUpstream(
             name,
             settings,
-            self._transport(settings),
+            self._transport(settings, reach),
             reactor,
             counters,
             credentials=lambda: _credentials(settings, os.environ),
@@ -188,7 +191,14 @@ class RemoteWiring:
             proofs = AccessProofs(
                 ProofIds(proof_key(self.folder), name, str(settings.upstream)),
                 RegistryAccess(
-                    name, settings, self._transport(settings), reactor, counters, run=self.run
+                RegistryAccess(
+                    name,
+                    settings,
+                    self._transport(settings, reach),
+                    reactor,
+                    counters,
+                    run=self.run,
+                ),
                 ),
                 ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,
@@ -221,17 +231,23 @@ class RemoteWiring:
         for transport in self._transports:
             await transport.close()
 
-    def _transport(self, settings: RemoteSettings) -> Transport:
+    def _transport(self, settings: RemoteSettings, reach: Reach) -> Transport:
         transport = Transport(
             reactor=self.reactor,
             trust=Trust.load(settings.ca_file),
             proxies=Proxies.from_environ(os.environ),
+            reach=reach,
             connect_timeout=settings.connect_timeout,
             first_byte_timeout=settings.first_byte_timeout,
             idle_timeout=settings.idle_timeout,
         )
         self._transports.append(transport)
         return transport
+
+
+def _reach(settings: RemoteSettings) -> Reach:
+    hosts = frozenset(host.lower() for host in (*settings.auth_hosts, *settings.private_hosts))
+    return Reach(Target.parse(settings.upstream).host, hosts)
 
 
 def proof_key(folder: Path) -> bytes:

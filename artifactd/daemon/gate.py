@@ -27,11 +27,14 @@ from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import GuardedRepository
 from artifactd.registry.registry import Registry
+from artifactd.settings.accounts import IssuerSettings
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import PrivateFile
 from artifactd.upstream.http.proxy import Proxies
+from artifactd.upstream.http.reach import Reach
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
+from artifactd.upstream.http.url import Target
 from artifactd.web.gate import AccessGate, Challenge, Credentials, Gate, LoopbackGate
 from artifactd.web.server.proxies import TrustedProxies
 
@@ -127,6 +130,7 @@ class TokensWiring:
                 reactor=self.reactor,
                 trust=Trust.load(issuer.ca_file),
                 proxies=Proxies.from_environ(self.environ),
+                reach=_reach(issuer),
                 connect_timeout=issuer.timeout,
                 first_byte_timeout=issuer.timeout,
                 idle_timeout=issuer.timeout,
@@ -195,6 +199,16 @@ def wire_gate(
         read_only,
     )
     return GateWiring(gate, service, tokens)
+
+
+def _reach(issuer: IssuerSettings) -> Reach:
+    """:raises StartError: if the URL that is asked first can't be asked."""
+    try:
+        host = Target.parse(issuer.jwks_url or issuer.issuer).host
+    except ValueError as error:
+        place = "jwks_url" if issuer.jwks_url else "issuer"
+        raise StartError(f"{place}: expected a URL that can be asked: {error}") from None
+    return Reach(host, setting="jwks_url")
 
 
 def _visitors(settings: Settings, reactor: Any, registry: Registry) -> Visitors | None:

@@ -11,7 +11,7 @@ from typing import Self
 from attrs import field, frozen
 
 from artifactd.settings.remote import RemoteSettings
-from artifactd.upstream.http.url import Target, bracketed
+from artifactd.upstream.http.url import Target
 
 _DOCKER_HUB = re.compile(r"(?:.+\.)?docker\.(?:io|com)")
 _DOCKER_AUTH = "auth.docker.io"
@@ -69,8 +69,7 @@ class Disclosure:
             return True
         if realm.host == _DOCKER_AUTH and _DOCKER_HUB.fullmatch(self.upstream.host):
             return True
-        host = bracketed(realm.host)
-        return not self.auth_hosts.isdisjoint({host, f"{host}:{realm.port}"})
+        return realm.is_one_of(self.auth_hosts)
 
 
 @frozen

@@ -21,5 +21,9 @@ class Unreachable(UpstreamError):
     """The server can't be reached, broke off, answered 5xx or nonsense; or did so just before."""
 
 
+class OutOfReach(UpstreamError):
+    """An upstream leads to a host whose address it may not lead to; asking again is no use."""
+
+
 class TimedOut(Unreachable):
     """The upstream took longer than the settings allow."""

@@ -42,8 +42,9 @@ from zope.interface import implementer
 
 from artifactd import __version__
 from artifactd.kit.timers import Timers
-from artifactd.upstream.http.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.proxy import Proxies, Proxy, ProxyRefused, TunnelEndpoint
+from artifactd.upstream.http.reach import CheckedEndpoint, Reach
 from artifactd.upstream.http.response import Refusal, Response
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.url import REDIRECT_STATUSES, Target, Trail, bracketed
@@ -252,7 +253,7 @@ class Step:
                 raise self._given_up from None
             if isinstance(problem, ConnectTimeout | TCPTimedOutError):
                 raise TimedOut(self._no_connection()) from None
-            why = None if isinstance(problem, Unreachable) else cause(problem)
+            why = None if isinstance(problem, UpstreamError) else cause(problem)
             if why is None:
                 raise
             status = problem.status if isinstance(problem, ProxyRefused) else None
@@ -410,6 +411,7 @@ class Transport:
     HTTP to one upstream: a connection pool of its own, redirects, TLS, proxies, timeouts.
 
     :param reactor: connects, resolves names, and is the clock of all timeouts.
+    :param reach: decides which addresses may be connected to.
     :param connect_timeout: seconds for a connection, the name's resolution and a proxy's tunnel
         included.
     :param first_byte_timeout: seconds from there, a TLS handshake included, to the end of the
@@ -420,6 +422,7 @@ class Transport:
     reactor: Any
     trust: Trust
     proxies: Proxies
+    reach: Reach
     connect_timeout: float
     first_byte_timeout: float
     idle_timeout: float
@@ -445,6 +448,7 @@ class Transport:
 
         :param method: GET or HEAD.
         :raises TimedOut: if a connection or an answer takes too long.
+        :raises OutOfReach: if it leads to an address that the upstream may not lead to.
         :raises Unreachable: if there is no answer, or a redirect that may not be followed; also if
             a 2xx has a ``Content-Encoding`` none the less.
         """
@@ -474,6 +478,7 @@ class Transport:
         """Make one request, without following a redirect."""
         if self._closed:
             raise _shut_down(target.authority)
+        self.reach.check(target)
         wire = Headers({name: [value] for name, value in headers.items()})
         wire.setRawHeaders("User-Agent", [f"artifactd/{__version__}"])
         proxy = self.proxies.for_target(target)
@@ -508,9 +513,16 @@ class Transport:
     def _endpoint(self, target: Target, proxy: Proxy | None) -> IStreamClientEndpoint:
         """Make the endpoint for ``target``: direct, to a proxy, or through a proxy's tunnel."""
         address = proxy.address if proxy else target
-        socket: IStreamClientEndpoint = _AnyHostEndpoint(
-            self.reactor, address.host, address.port, timeout=self.connect_timeout
-        )
+
+        def by(reactor: Any) -> IStreamClientEndpoint:
+            return _AnyHostEndpoint(
+                reactor, address.host, address.port, timeout=self.connect_timeout
+            )
+
+        if proxy is None:
+            socket: IStreamClientEndpoint = CheckedEndpoint(self.reactor, target, self.reach, by)
+        else:
+            socket = by(self.reactor)  # the proxy resolves the name
         if target.scheme == "http":
             return socket
         if proxy is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from ipaddress import AddressValueError, IPv6Address, ip_address
 from typing import Self
 from urllib.parse import quote, urljoin
@@ -79,6 +79,11 @@ class Target:
         """``host[:port]``, the port only if it is not the scheme's."""
         host = bracketed(self.host)
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def is_one_of(self, hosts: Set[str]) -> bool:
+        """Whether ``hosts`` has its host, alone or with its port (``host:port``)."""
+        host = bracketed(self.host)
+        return host in hosts or f"{host}:{self.port}" in hosts
 
     @property
     def url(self) -> str:
