@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
+from typing import Any
 
 import msgspec
 from attrs import field, frozen
@@ -23,10 +24,18 @@ _UPSTREAM = "upstream"
 _EVICTION = "eviction"
 _PURGE = "purge"
 
-_PAGES_KEPT = 50  # of one image
+# Pages of lists kept: of one image, and of all images of a repository, with their bytes.
+_PAGES_KEPT = 50
+_ALL_PAGES_KEPT = 1000
+_PAGE_BYTES_KEPT = 64 << 20
 _EVER = 1e300  # seconds since the epoch: later than any use
 
 _query = msgspec.json.Decoder(dict[str, str])
+
+
+# When blobs and manifests (by their digests) and pages (by their keys) were used, in seconds since
+# the epoch.  Any is Digest or str: the keys of a Mapping are invariant.
+Used = Mapping[tuple[ImageName, Any], float]
 
 
 @frozen
@@ -66,17 +75,20 @@ class CachedPage:
 @frozen
 class Held:
     """
-    A blob or a manifest that an image of a remote repository holds.
+    A blob, a manifest or a page of a list that an image of a remote repository holds.
 
+    :ivar digest: of the blob or manifest; ``None``: it is a page.
     :ivar size: in bytes.
     :ivar used_at: when it was last pulled, or fetched, in seconds since the epoch.
+    :ivar page: the key of the page, or ``None``.
     """
 
     image: ImageName
-    digest: Digest
+    digest: Digest | None
     size: int
     used_at: float
     is_manifest: bool
+    page: str | None = None
 
 
 _IMAGE = "image_id = (SELECT id FROM image WHERE repository = ? AND name = ?)"
@@ -85,7 +97,17 @@ _TOUCH_BLOB = (
     " AND blob_id = (SELECT id FROM blob WHERE digest = ?) AND used_at < ?"
 )
 _TOUCH_MANIFEST = f"UPDATE manifest SET used_at = ? WHERE {_IMAGE} AND digest = ? AND used_at < ?"
+_TOUCH_PAGE = f"UPDATE upstream_page SET used_at = ? WHERE {_IMAGE} AND key = ? AND used_at < ?"
 
+_DROP_PAGES = (
+    "DELETE FROM upstream_page WHERE rowid IN (SELECT id FROM"
+    " (SELECT rowid AS id, row_number() OVER used AS place, sum(size) OVER used AS bytes"
+    " FROM upstream_page WHERE repository = ?1"
+    " WINDOW used AS (ORDER BY used_at DESC, image_id DESC, rowid DESC))"
+    " WHERE place > ?2 OR bytes > ?3)"
+)
+
+_PAGE_BYTES = "SELECT coalesce(sum(size), 0) FROM upstream_page WHERE repository = ?"
 _HELD_BYTES = (
     "SELECT coalesce(sum(size), 0) FROM blob WHERE id IN ("
     "SELECT blob_id FROM image JOIN blob_link ON blob_link.image_id = image.id"
@@ -99,7 +121,7 @@ _HELD_BYTES = (
 # CROSS JOIN keeps SQLite from beginning with the images and sorting everything that they hold.
 # Rows with the same time have an order too, so that pages neither overlap nor leave a row out.
 _LEAST_USED = (
-    "SELECT name, digest, size, used_at, 0 AS is_manifest, image_id, blob_id AS item"
+    "SELECT name, digest, size, used_at, 0 AS kind, image_id, blob_id AS item"
     " FROM blob_link CROSS JOIN image ON image.id = image_id CROSS JOIN blob ON blob.id = blob_id"
     " WHERE used_at < ?1 AND repository = ?2"
     " UNION ALL "
@@ -107,7 +129,11 @@ _LEAST_USED = (
     " FROM manifest CROSS JOIN image ON image.id = image_id"
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     " WHERE used_at < ?1 AND repository = ?2"
-    " ORDER BY used_at, image_id, item, is_manifest LIMIT ?3 OFFSET ?4"
+    " UNION ALL "
+    "SELECT name, key, size, used_at, 2, image_id, upstream_page.rowid"
+    " FROM upstream_page CROSS JOIN image ON image.id = image_id"
+    " WHERE used_at < ?1 AND upstream_page.repository = ?2"
+    " ORDER BY used_at, image_id, item, kind LIMIT ?3 OFFSET ?4"
 )
 
 
@@ -306,54 +332,81 @@ class RemoteCatalog(OnDatabase):
 
     @write
     def cache_page(self, db: Connection, image: ImageName, key: str, page: CachedPage) -> None:
-        """Store a page.  If the image has more than 50 then, the oldest are deleted."""
+        """
+        Store a page.  The oldest are deleted if the image has more than 50 then, and those longest
+        not used if the repository has more than 1,000, or more than 64 MiB of them.
+        """
         image_id = images.add(db, image)
         following = None if page.next is None else msgspec.json.encode(page.next).decode()
         db.execute(
-            "INSERT INTO upstream_page (image_id, key, body, next, filtered, fetched_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET body = excluded.body, next = excluded.next,"
-            " filtered = excluded.filtered, fetched_at = excluded.fetched_at",
-            (image_id, key, page.body, following, page.filtered, page.fetched_at),
+            "INSERT INTO upstream_page (image_id, repository, key, size, used_at, body, next,"
+            " filtered, fetched_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET size = excluded.size, used_at = excluded.used_at,"
+            " body = excluded.body, next = excluded.next, filtered = excluded.filtered,"
+            " fetched_at = excluded.fetched_at",
+            (
+                image_id,
+                image.repository,
+                key,
+                len(key) + len(page.body) + len(following or ""),
+                page.fetched_at,
+                page.body,
+                following,
+                page.filtered,
+                page.fetched_at,
+            ),
         )
         db.execute(
             "DELETE FROM upstream_page WHERE rowid IN (SELECT rowid FROM upstream_page"
             " WHERE image_id = ? ORDER BY fetched_at DESC, rowid DESC LIMIT -1 OFFSET ?)",
             (image_id, _PAGES_KEPT),
         )
+        db.execute(_DROP_PAGES, (image.repository, _ALL_PAGES_KEPT, _PAGE_BYTES_KEPT))
 
     # -- use and eviction
 
     @write
-    def touch(self, db: Connection, used: Mapping[tuple[ImageName, Digest], float]) -> None:
-        """Record when blobs and manifests were last pulled, in seconds since the epoch."""
+    def touch(self, db: Connection, used: Used) -> None:
+        """
+        Record when blobs and manifests were last pulled, and pages (by their keys) last listed, in
+        seconds since the epoch.
+        """
         rows = [
-            (at, image.repository, image.image, str(digest), at)
-            for (image, digest), at in used.items()
+            (at, image.repository, image.image, str(item), at) for (image, item), at in used.items()
         ]
-        db.executemany(_TOUCH_BLOB, rows)
-        db.executemany(_TOUCH_MANIFEST, rows)
+        for statement in (_TOUCH_BLOB, _TOUCH_MANIFEST, _TOUCH_PAGE):
+            db.executemany(statement, rows)
 
     @read
     def held_bytes(self, db: Connection, repository: str) -> int:
         """
-        Bytes of the blobs and manifests that the images of a remote repository hold, each once.
+        Bytes of the blobs and manifests that the images of a remote repository hold, each once, and
+        of the cached pages of their lists.
         """
-        return int(db.execute(_HELD_BYTES, (repository,)).fetchone()[0])
+        return sum(
+            int(db.execute(statement, (repository,)).fetchone()[0])
+            for statement in (_HELD_BYTES, _PAGE_BYTES)
+        )
 
     @read
     def least_used(
         self, db: Connection, repository: str, before: float, skip: int, limit: int
     ) -> list[Held]:
         """
-        Blobs and manifests that the images of ``repository`` hold and that were last used before
-        ``before``, the least recently used first: at most ``limit``, without the first ``skip``.
+        Blobs, manifests and pages that the images of ``repository`` hold and that were last used
+        before ``before``, the least recently used first: at most ``limit``, without the first
+        ``skip``.
         """
         return [
             Held(
-                ImageName(repository, name), Digest.parse(digest), size, used_at, bool(is_manifest)
+                ImageName(repository, name),
+                None if kind == 2 else Digest.parse(item),
+                size,
+                used_at,
+                kind == 1,
+                item if kind == 2 else None,
             )
-            for name, digest, size, used_at, is_manifest, *_ in db.execute(
+            for name, item, size, used_at, kind, *_ in db.execute(
                 _LEAST_USED, (before, repository, limit, skip)
             )
         ]
@@ -361,8 +414,8 @@ class RemoteCatalog(OnDatabase):
     @write_last
     def drop(self, db: Connection, held: Sequence[Held]) -> list[Digest]:
         """
-        Take blobs, and manifests with their tags, out of images of remote repositories, except
-        those that were used since they were listed.
+        Take blobs, manifests with their tags, and pages of lists out of images of remote
+        repositories, except those that were used since they were listed.
 
         :return: the digests that no image needs any more.  They are no longer listed; the caller
             now has their bytes removed (``Catalog.forget_blob``).  Until then they are among
@@ -373,11 +426,13 @@ class RemoteCatalog(OnDatabase):
             image_id = images.find(db, each.image)
             if image_id is None:
                 continue
-            if each.is_manifest:
+            if each.digest is None:
+                _delete_page(db, image_id, each.page, each.used_at)
+            elif each.is_manifest:
                 _remove_manifest(db, image_id, each.digest, each.used_at, actor=_EVICTION, at=at)
             else:
                 _unlink_blob(db, image_id, each.digest, each.used_at)
-        return blobs.unlist(db, dict.fromkeys(each.digest for each in held))
+        return blobs.unlist(db, dict.fromkeys(each.digest for each in held if each.digest))
 
     @write_last
     def purge(
@@ -457,6 +512,13 @@ def _keep_tag(
 
 def _delete_pages(db: Connection, image_id: int) -> int:
     return db.execute("DELETE FROM upstream_page WHERE image_id = ?", (image_id,)).rowcount
+
+
+def _delete_page(db: Connection, image_id: int, key: str | None, until: float) -> None:
+    db.execute(
+        "DELETE FROM upstream_page WHERE image_id = ? AND key = ? AND used_at <= ?",
+        (image_id, key, until),
+    )
 
 
 def _unlink_blob(db: Connection, image_id: int, digest: Digest, until: float) -> bool:

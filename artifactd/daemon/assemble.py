@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.eviction import Eviction, LastUsed
 from artifactd.registry.mirror.fill import Fills
-from artifactd.registry.mirror.lists import RemoteLists
+from artifactd.registry.mirror.lists import RemoteLists, Seal
 from artifactd.registry.mirror.manifests import RemoteManifests
 from artifactd.registry.mirror.proofs import (
     AccessProofs,
@@ -133,8 +134,8 @@ class RemoteWiring:
         """
         Make the repository ``name``.
 
-        :raises StartError: if the environment names a proxy that can't be used, or the key of
-            proofs of access can't be read or made.
+        :raises StartError: if the environment names a proxy that can't be used, or the secret key
+            can't be read or made.
         """
         catalog, remote, reactor = self.catalog, self.remote, self.reactor
         counters = self.counters.of(name)
@@ -161,8 +162,17 @@ class RemoteWiring:
             self.run,
             self.settings.limits.manifest_bounds,
         )
+        seal = Seal(secret_key(self.folder, "pages"), f"{name} {settings.upstream}")
         lists = RemoteLists(
-            upstream, catalog, remote, manifests, self.stored.contents, counters, refusals
+            upstream,
+            catalog,
+            remote,
+            manifests,
+            self.stored.contents,
+            counters,
+            refusals,
+            self.last_used,
+            seal,
         )
         store = self.filling.of(name)
         fills = self.fills[name] = Fills(store, catalog, remote, reactor)
@@ -189,8 +199,7 @@ class RemoteWiring:
         )
         if settings.proof_of_access:
             proofs = AccessProofs(
-                ProofIds(proof_key(self.folder), name, str(settings.upstream)),
-                RegistryAccess(
+                ProofIds(secret_key(self.folder, "proofs"), name, str(settings.upstream)),
                 RegistryAccess(
                     name,
                     settings,
@@ -198,7 +207,6 @@ class RemoteWiring:
                     reactor,
                     counters,
                     run=self.run,
-                ),
                 ),
                 ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,
@@ -250,22 +258,22 @@ def _reach(settings: RemoteSettings) -> Reach:
     return Reach(Target.parse(settings.upstream).host, hosts)
 
 
-def proof_key(folder: Path) -> bytes:
+def secret_key(folder: Path, purpose: str) -> bytes:
     """
-    Read the key of the data folder's proofs of access, or make one if there is none.  Blocks.
+    Derive a key for ``purpose`` from the secret key of the data folder, which all processes and
+    restarts share; make that if there is none.  Blocks.
 
+    :returns: 32 bytes.
     :raises StartError: if that fails.
     """
-    file = PrivateFile(folder, "proofs.key")
+    file = PrivateFile(folder, "secret.key")
     try:
         found, _ = file.update(lambda before: token_bytes(_KEY) if before is None else None)
     except OSError as error:
-        raise StartError(f"the key of proofs of access, {file.path}, can't be used: {error}") from (
-            error
-        )
+        raise StartError(f"the secret key, {file.path}, can't be used: {error}") from error
     if len(found) != _KEY:
         raise StartError(f"{file.path} is damaged: remove it, and everybody proves again")
-    return found
+    return hmac.digest(found, purpose.encode(), "sha256")
 
 
 def _credentials(settings: RemoteSettings, environ: Mapping[str, str]) -> Credentials | None:

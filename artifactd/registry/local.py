@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from attrs import frozen
@@ -49,7 +49,7 @@ def referrers_page(records: Sequence[ManifestRecord], limit: int) -> tuple[bytes
     return _index(encoded), last
 
 
-def index_of(descriptors: Sequence[Mapping[str, object]]) -> bytes:
+def index_of(descriptors: Sequence[object]) -> bytes:
     """An image index of ``descriptors`` in JSON."""
     return _index([msgspec.json.encode(descriptor) for descriptor in descriptors])
 
@@ -229,8 +229,8 @@ class LocalRepository(Repository):
         following = None
         if last is not None:
             following = {"last": last}
-            if "n" in wanted.query:
-                following["n"] = wanted.query["n"]
+            if wanted.counted:
+                following["n"] = str(wanted.limit)
             if artifact_type is not None:
                 following["artifactType"] = artifact_type
         return ReferrersFound(index, following, filtered=artifact_type is not None)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from artifactd.catalog.records import ManifestPut, ManifestRecord
 from artifactd.oci.digest import Digest
@@ -40,13 +40,8 @@ class Provenance:
 LOCAL = Provenance()
 HIT = Provenance("cache")
 
-# The query parameters that select a page of a list, here and at registries with parameters of their
-# own.  No other parameter of a client's query goes upstream.
-PAGING = frozenset({"n", "last", "artifactType", "next_page", "limit", "page"})
-
-# The parameter that carries, encoded as a query, all other parameters of an upstream's Link to the
-# next page.
-PACKED = "next"
+# The query parameter in which a client returns the sealed query of an upstream's next page.
+CONTINUATION = "next"
 
 
 @frozen
@@ -108,13 +103,14 @@ class ListWanted:
     """
     Which page of a list is wanted: at most ``limit`` entries after ``after``.
 
-    :ivar query: the parameters :data:`PAGING` and :data:`PACKED` that the client gave, for an
-        upstream with page parameters of its own.
+    :ivar counted: whether the client gave the limit.
+    :ivar sealed: the parameter :data:`CONTINUATION` that the client gave, or ``None``.
     """
 
     limit: int
     after: str | None = None
-    query: Mapping[str, str] = field(factory=dict)
+    counted: bool = False
+    sealed: str | None = None
 
 
 @frozen

@@ -40,7 +40,12 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 @frozen
 class TokenRequest:
-    """The parameters of a challenge: the token service to ask, and the scopes to ask for."""
+    """
+    What a token service is asked for.
+
+    :ivar realm, service: from the challenge.
+    :ivar scope: ``repository:<image>:pull``; ``""``: none.
+    """
 
     realm: Target
     service: str | None
@@ -48,9 +53,9 @@ class TokenRequest:
 
     @property
     def url(self) -> str:
-        """The URL to request; each scope is a parameter of its own."""
-        service = [] if self.service is None else [("service", self.service)]
-        query = urlencode([*service, *(("scope", scope) for scope in self.scope.split())])
+        """The URL to request."""
+        given = {"service": self.service, "scope": self.scope}
+        query = urlencode([(name, value) for name, value in given.items() if value])
         return f"{self.realm.url}{'&' if '?' in self.realm.resource else '?'}{query}"
 
 
@@ -397,8 +402,8 @@ class Login:
                     " which is not asked without TLS",
                     401,
                 )
-            pull = f"repository:{image}:pull" if image else ""
-            scope = challenge.parameters.get("scope") or pull
+            # Whatever scope the challenge names: a token for more than this pull is not asked for.
+            scope = f"repository:{image}:pull" if image else ""
             return TokenRequest(realm, challenge.parameters.get("service"), scope)
         # Some registries answer 401 without a challenge when a token has expired.
         return None if challenges else self._wanted.get(image)

@@ -290,6 +290,9 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     """
     Turn ``response`` into an error by its status, with the message of its body if that comes soon.
 
+    The message of a host that the upstream has redirected to is left out: it may be of a service
+    that clients have no business with.
+
     :param secrets: credentials sent with the request: a message that repeats one is left out.
     """
     status = response.status
@@ -307,6 +310,9 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
     """Return ``: `` and the message in the body of an error, or nothing."""
+    if response.redirected:
+        response.abort()
+        return ""
     try:
         content = await response.read(_BODY, _BODY_SECONDS)
         body = decode_foreign(_decoder, content)

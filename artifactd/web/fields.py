@@ -11,7 +11,7 @@ from artifactd.catalog.records import Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
 from artifactd.oci.ranges import ByteRange, is_bounded, parse_content_range, parse_range
-from artifactd.registry.model import PACKED, PAGING, BlobWanted, ListWanted
+from artifactd.registry.model import CONTINUATION, BlobWanted, ListWanted
 
 
 def header(request: Request, name: str) -> str | None:
@@ -78,12 +78,8 @@ def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
     if n is not None and not (n.isascii() and n.isdigit() and len(n) < 20):
         raise QueryInvalid("n must be a whole number, 0 or more", {"n": n[:200]})
     limit = most if n is None else min(int(n), most)
-    query = {
-        name: values[0].decode("utf-8", "replace")
-        for key, values in (request.args or {}).items()
-        if (name := key.decode("utf-8", "replace")) in PAGING or name == PACKED
-    }
-    return ListWanted(limit, parameter(request, "last"), query)
+    sealed = parameter(request, CONTINUATION)
+    return ListWanted(limit, parameter(request, "last"), n is not None, sealed)
 
 
 # Conditional requests: RFC 9110, 13.

@@ -44,6 +44,18 @@ class UseTests(EvictionTestCase):
             await self.least_used(),
         )
 
+    async def test_pages_of_lists_are_held_too(self) -> None:
+        page = CachedPage(b"[]" * 50, {"a": "b"}, None, 1000.0)
+        for number in range(3):
+            await self.remote.cache_page(ALPINE, f"tags?n={number}", page)
+        self.assertEqual(3 * (100 + 8 + 9), await self.remote.held_bytes("docker.io"))
+        await self.remote.touch({(ALPINE, "tags?n=0"): 2000.0})
+        held = await self.least_used()
+        self.assertEqual(["tags?n=1", "tags?n=2", "tags?n=0"], [each.page for each in held])
+        await self.remote.touch({(ALPINE, "tags?n=1"): 3000.0})  # meanwhile
+        self.assertEqual([], await self.remote.drop(held))
+        self.assertEqual(["tags?n=1"], [each.page for each in await self.least_used()])
+
     async def test_what_was_pulled_is_held_since_then(self) -> None:
         await self.fill(b"1", ALPINE, BUSYBOX)
         await self.fill(b"2")

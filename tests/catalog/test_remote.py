@@ -9,6 +9,7 @@ from threading import Event
 
 from twisted.internet.defer import Deferred, gatherResults
 
+from artifactd.catalog import remote
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ManifestRecord, TagMovement
 from artifactd.catalog.remote import CachedPage, CachedTag, RemoteCatalog
@@ -374,6 +375,21 @@ class CachedPageTests(RemoteCatalogTestCase):
             self.assertEqual(b"%d" % number, found.body)
         for image in (BUSYBOX, ELSEWHERE):
             self.assertIsNotNone(await self.remote.cached_page(image, "0"))
+
+    async def test_of_one_repository_so_many_pages_and_bytes_are_kept_the_last_used(self) -> None:
+        def images(repository: str) -> list[ImageName]:
+            return [ImageName(repository, f"library/{number}") for number in range(5)]
+
+        self.patch(remote, "_ALL_PAGES_KEPT", 3)
+        for bytes_kept, size in ((1 << 20, 1), (400, 100)):
+            self.patch(remote, "_PAGE_BYTES_KEPT", bytes_kept)
+            for number, image in enumerate(images(f"hub{size}")):
+                page = self.page(b"x" * size, fetched_at=float(number))
+                await self.remote.cache_page(image, "tags", page)
+                await self.remote.touch({(images(f"hub{size}")[0], "tags"): number + 0.5})
+            found = [await self.remote.cached_page(i, "tags") for i in images(f"hub{size}")]
+            kept = [number for number, page in enumerate(found) if page is not None]
+            self.assertEqual([0, 3, 4], kept, size)
 
 
 class CachedReadTests(RemoteCatalogTestCase):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from io import StringIO
 
 from artifactd.catalog.repair import Holder
+from artifactd.commands.offline import CheckData
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
+from artifactd.settings.settings import Settings
 from tests.damage.case import LARGE, NAME, DamageCase
 from tests.damage.rot import WAYS, file_of
 
@@ -47,6 +51,20 @@ class RemoteTests(DamageCase):
             await self.scrub()
             self.assert_right(digest, way)
             self.parts.registry.stored.contents._kept.clear()
+
+    async def test_fsck_asks_no_upstream(self) -> None:
+        digest = await self.pulled()
+        command = CheckData()
+        for damaged, way in ((Digest.of(LARGE), "a bit flips"), (digest, "it is gone")):
+            self.rot(damaged, way)
+            self.hub.forget_requests()
+            for repair in (0, 1):
+                command["repair"] = repair
+                with contextlib.redirect_stdout(StringIO()) as told:
+                    await command.work(self.parts, Settings())
+                self.assertIn("it is fetched again when it is wanted", told.getvalue())
+                await self.seen_to()
+            self.assertEqual(self.hub.requests, [])
 
     async def test_a_pull_gets_the_right_bytes_at_once(self) -> None:
         await self.pulled()

@@ -230,9 +230,12 @@ class ManifestTests(SynchronousTestCase):
         three = {str(n): "" for n in range(3)}
         of_layer = json.loads(image_manifest(b"config", b"layer"))
         of_layer["layers"][0]["annotations"] = three
+        of_subject = json.loads(image_manifest(b"config", b"layer"))
+        of_subject["subject"] = {**of_subject["config"], "annotations": three}
         for content in (
             image_manifest(b"config", annotations=three),
             json.dumps(of_layer).encode(),
+            json.dumps(of_subject).encode(),
         ):
             self.assertIn("3 annotations", self.refused(content, annotations=2))
             parse_manifest(

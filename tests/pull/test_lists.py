@@ -66,6 +66,48 @@ class TagListTests(ListCase):
         self.assertEqual((link.netloc, link.path), ("", LIST))
         self.assertEqual(parse_qs(link.query), {"n": ["2"], "last": ["2"]})
 
+    async def test_a_clients_query_goes_upstream_only_as_it_is_understood(self) -> None:
+        registry = self.mirror(freshness="0s", negative_freshness="0s")
+        for query, sent in (
+            ("n=0002&last=1", {"n": ["2"], "last": ["1"]}),
+            ("next_page=x&limit=9&page=7&service=z&account=root", {}),
+            ("last=1%26account%3Droot", None),
+            ("last=-", None),
+            ("next=account%3Droot%26n%3D-1", None),
+            ("next=", None),
+            ("next=%C3%A9", None),
+            ("artifactType=a%2Fb", {}),
+        ):
+            self.hub.forget_requests()
+            answer = await self.get(registry, f"{LIST}?{query}")
+            self.assertEqual(answer.status, 400 if sent is None else 200, query)
+            asked = [each.query for each in self.hub.asked("GET", TAGS)]
+            self.assertEqual(asked[-1:], [] if sent is None else [sent], query)
+
+    async def test_a_continuation_is_for_its_list_alone_and_lasts_over_a_restart(self) -> None:
+        link = {"Link": '<https://elsewhere.example/p?cursor=secret&account=ours>; rel="next"'}
+        registry = self.mirror()
+        self.hub.faults.add(Instead(b'{"tags": []}', headers=link), on=TAGS)
+        following = next_page((await self.get(registry)).header("Link")) or ""
+        self.assertNotIn("secret", following)
+        sealed = parse_qs(urlsplit(following).query)["next"][0]
+        other = "y" if sealed[8] == "x" else "x"
+        for path, text in (
+            (LIST, f"{sealed[:8]}{other}{sealed[9:]}"),
+            (LIST, sealed[:-4]),
+            ("/v2/docker.io/other/tags/list", sealed),
+            (f"{PATH}/referrers/{self.digest}", sealed),
+        ):
+            self.hub.forget_requests()
+            answer = await self.get(registry, f"{path}?next={text}")
+            self.assert_refused(answer, 400, "UNSUPPORTED", "list it from the beginning")
+            self.assertEqual(self.hub.requests, [])
+        await registry.service.stopService()
+        again = self.mirror(data=registry.data)
+        self.assertEqual((await self.get(again, following)).status, 200)
+        asked = self.hub.asked("GET", TAGS)[-1].query
+        self.assertEqual(asked, {"cursor": ["secret"], "account": ["ours"]})
+
     async def test_pages_that_the_upstream_makes_shorter_are_as_short(self) -> None:
         self.hub.answers.page = 2
         registry = self.mirror()
@@ -78,7 +120,7 @@ class TagListTests(ListCase):
         for path, on in ((LIST, TAGS), (f"{PATH}/referrers/{self.digest}", REFERRERS)):
             for more in ("cursor=a%3D%26b%20c&n=1", "next=2", "last=1&ns=x&nextToken=", "page=2"):
                 link = {"Link": f'<https://elsewhere.example/p?{more}>; rel="next"'}
-                self.hub.faults.add(Instead(b"{}", headers=link), on=on)
+                self.hub.faults.add(Instead(b'{"manifests": []}', headers=link), on=on)
                 first = await self.get(registry, f"{path}?n=1")
                 following = next_page(first.header("Link")) or ""
                 self.assertEqual(urlsplit(following).path, path)
@@ -274,6 +316,48 @@ class ReferrerTests(ListCase):
         self.hub.forget_requests()
         self.assert_from(await self.get(registry, self.path), "cache", HIT)
         self.assertEqual(self.hub.requests, [])
+
+    async def test_they_are_encoded_anew_from_their_descriptors(self) -> None:
+        known = {
+            "mediaType": OCI_INDEX,
+            "digest": f"sha256:{'b' * 64}",
+            "size": 7,
+            "artifactType": "a/b",
+            "annotations": {"a": "b"},
+            "platform": {"architecture": "arm64", "os": "linux", "os.version": "1"},
+        }
+        more = {"secret": "hunter2", "access_token": [1]}
+        sent = {"schemaVersion": 1, "manifests": [{**known, **more}], **more}
+        registry = self.mirror()
+        self.hub.faults.add(Instead(json.dumps(sent).encode()), on=REFERRERS)
+        for cache in (STORED, HIT):
+            answer = await self.get(registry, self.path)
+            self.assertEqual(answer.header("Cache-Status"), cache)
+            document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]}
+            self.assertEqual(json.loads(answer.body), document)
+
+    async def test_what_is_no_index_is_none(self) -> None:
+        descriptor = {"mediaType": OCI_INDEX, "digest": f"sha256:{'b' * 64}", "size": 7}
+        registry = self.mirror(freshness="0s")
+        for document in (
+            {"access_token": "INTERNAL", "password": "hunter2"},
+            {"manifests": "INTERNAL"},
+            {"manifests": [{"INTERNAL": 1}]},
+            {"manifests": [{**descriptor, "digest": "INTERNAL\n"}]},
+            {"manifests": [{**descriptor, "size": -1}]},
+            {"manifests": [{**descriptor, "artifactType": "INTERNAL" * 100}]},
+        ):
+            self.hub.faults.add(Instead(json.dumps(document).encode()), on=REFERRERS)
+            answer = await self.get(registry, self.path)
+            self.assert_refused(answer, 502, "UNKNOWN", "not this list")
+            self.assertNotIn(b"INTERNAL", answer.body)
+
+    async def test_only_a_media_type_is_asked_for(self) -> None:
+        registry = self.mirror()
+        for given, sent in (("a%2Fb%2Bjson", ["a/b+json"]), ("a%26n%3D1", None), ("x%20y", None)):
+            await self.get(registry, f"{self.path}?artifactType={given}&n=9&page=2")
+            asked = self.hub.asked("GET", REFERRERS)[-1].query
+            self.assertEqual(asked, {"n": ["9"], **({"artifactType": sent} if sent else {})})
 
     async def test_they_go_page_by_page_by_links_of_our_own(self) -> None:
         self.hub.answers.page = 3

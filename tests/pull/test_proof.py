@@ -13,7 +13,7 @@ from artifactd.oci.digest import Digest
 from tests.api.guarded import basic, shape
 from tests.api.served import Served
 from tests.pull.proving import ABSENT, ANYBODY, APP, LAYER, PASSWORDS, PUBLIC, ProofCase, as_user
-from tests.upstreams.faulty import RedirectTo
+from tests.upstreams.faulty import RedirectTo, Status
 
 ALICE, BOB = as_user("docker.io/alice"), as_user("docker.io/bob")
 NAME = f"docker.io/{APP}"
@@ -161,6 +161,16 @@ class BasicTests(ProofCase):
         # He has not said who he is, and may be alice.
         self.assertEqual((await self.manifest(registry, {})).status, 401)
 
+    async def test_while_it_is_down_it_is_not_asked_for_each_anonymous_request(self) -> None:
+        registry = self.proving(negative_freshness="1h")
+        self.hub.faults.add(Status(503), method="*", times=None)
+        for name in (f"docker.io/{APP}:1", f"docker.io/{PUBLIC}:3"):
+            self.assertEqual((await self.manifest(registry, {}, name)).status, 401)
+            self.hub.forget_requests()
+            for _ in range(3):
+                self.assertEqual((await self.manifest(registry, {}, name)).status, 401)
+            self.assertEqual(self.hub.requests, [], name)
+
     async def test_offline_what_was_proved_is_served(self) -> None:
         registry = self.proving()
         await self.cached(registry)
@@ -275,7 +285,7 @@ class SecretTests(ProofCase):
 
     async def test_the_key_is_for_nobody_elses_eyes(self) -> None:
         registry = self.proving()
-        key = registry.data / "keys" / "proofs.key"
+        key = registry.data / "keys" / "secret.key"
         self.assertEqual(key.stat().st_mode & 0o077, 0)
         await self.cached(registry)
         await registry.service.stopService()

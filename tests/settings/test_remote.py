@@ -82,7 +82,8 @@ class PrintedTests(SettingsCase):
     def test_every_setting_of_an_upstream_is_read_again(self) -> None:
         settings = self.load(
             f'{QUAY}hosts = []\nlibrary = "a/"\nusername = "u"\npassword_env = "HOME"\n'
-            'auth_hosts = ["auth.quay.io"]\nprivate_hosts = ["10.0.0.9:80"]\nca_file = "/ca.pem"\nallow = ["a/*", "[bc]"]\n'
+            'auth_hosts = ["auth.quay.io"]\nprivate_hosts = ["10.0.0.9:80"]\n'
+            'ca_file = "/ca.pem"\nallow = ["a/*", "[bc]"]\n'
             'deny = ["a/b"]\nfreshness = "0s"\nmax_stale = "7d"\ncooldown = "36h"\n'
             'cooldown_except = ["*:edge"]\nsize_cap = "200GiB"\nmax_age = "30d"\npinned = ["a/c"]\n'
             "retries = 0\nresumes = 100\noffline = true\nfinish_fills = false\n",

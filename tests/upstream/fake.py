@@ -76,6 +76,7 @@ class Answer:
     body: bytes = b""
     fields: Mapping[str, str | list[str]] = field(factory=dict)
     host: str = SOMEBODY
+    redirected: bool = False
     length: int | None = -1
     broken: UpstreamError | None = None
     ended: list[str] = field(factory=list)
@@ -143,6 +144,7 @@ class ScriptedHttp:
             raise reply
         if reply.host == SOMEBODY:
             reply.host = urlsplit(url).netloc
+        reply.redirected = reply.host != urlsplit(url).netloc
         self.answers.append(reply)
         return reply
 

@@ -17,8 +17,9 @@ from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Url
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
-from artifactd.upstream.errors import Missing, RangeRefused
-from artifactd.upstream.http.errors import Unreachable
+from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused
+from artifactd.upstream.http.errors import OutOfReach, Unreachable
+from artifactd.upstream.http.reach import Reach
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch
 from tests.upstream.wire import make_transport
@@ -125,7 +126,7 @@ class ClientOverHttpTests(TestCase):
             self.hub.ports.append(port)
             self.addCleanup(port.stopListening)
         self.watch = Watch()
-        transport = make_transport(reactor)
+        self.transport = transport = make_transport(reactor)
         self.addCleanup(lambda: Deferred.fromCoroutine(transport.close()))
         self.upstream = RegistryUpstream(
             "docker.io",
@@ -192,6 +193,21 @@ class ClientOverHttpTests(TestCase):
             await (port.stopListening() or succeed(None))
         await self.assert_raises(Unreachable, self.upstream.manifest(IMAGE, LATEST))
         self.assertEqual([("GET", None)], self.watch.requests)
+
+    async def test_a_token_server_out_of_reach_is_not_asked(self) -> None:
+        self.transport.reach = self.public()
+        await self.assert_raises(LoginRefused, self.upstream.manifest(IMAGE, LATEST))
+        self.assertEqual([f"/v2/{IMAGE}/manifests/latest"], [path for _, path, _ in self.hub.asked])
+
+    async def test_neither_is_a_cdn_out_of_reach(self) -> None:
+        await self.upstream.manifest(IMAGE, LATEST)
+        self.transport.reach = self.public()
+        await self.assert_raises(OutOfReach, self.upstream.open_blob(IMAGE, BLOB))
+        self.assertNotIn(f"/cdn/{BLOB}", [path for _, path, _ in self.hub.asked])
+
+    def public(self) -> Reach:
+        """The upstream is public, but for its first port."""
+        return Reach("registry.example", frozenset({self.hub.url(0).partition("//")[2]}))
 
     async def assert_raises(self, kind: type[Exception], asking: Any) -> None:
         await self.assertFailure(Deferred.fromCoroutine(asking), kind)

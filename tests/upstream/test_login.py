@@ -232,12 +232,11 @@ class TokensTests(SynchronousTestCase):
         )
         self.assertEqual(("GET", None), (asked.method, asked.authorization))
 
-    def test_scopes_go_one_by_one_and_a_query_of_the_realms_stays(self) -> None:
+    def test_a_query_of_the_realms_stays(self) -> None:
         realm = Target.parse("https://gitlab.example/jwt/auth?x=1")
-        self.fetched(TokenRequest(realm, None, "repository:a:pull repository:b:pull"))
+        self.fetched(TokenRequest(realm, None, "repository:a:pull"))
         self.assertEqual(
-            "https://gitlab.example/jwt/auth?x=1&scope=repository%3Aa%3Apull"
-            "&scope=repository%3Ab%3Apull",
+            "https://gitlab.example/jwt/auth?x=1&scope=repository%3Aa%3Apull",
             self.http.asked[0].url,
         )
 
@@ -466,12 +465,20 @@ class TokenTests(LoginTestCase):
         self.successResultOf(self.manifest(upstream))
         self.assertEqual([("GET", 401), ("GET", 200), ("GET", 200)], self.watch.requests)
 
-    def test_a_challenge_without_a_scope_means_the_image(self) -> None:
-        upstream = self.upstream(
-            in_turn(challenged(BEARER), json({"token": "t"}), Answer(200, b"{}"))
-        )
-        self.successResultOf(self.manifest(upstream))
-        self.assertEqual([f"repository:{IMAGE}:pull"], self.http.asked[1].query["scope"])
+    def test_a_token_is_for_the_image_whatever_scope_the_challenge_names(self) -> None:
+        for scope in (
+            "",
+            ',scope="registry:catalog:*"',
+            ',scope="repository:library/alpine:pull,push,delete"',
+            ',scope="repository:other/private:pull repository:library/alpine:pull"',
+        ):
+            upstream = self.upstream(
+                in_turn(challenged(BEARER + scope), json({"token": "t"}), Answer(200, b"{}"))
+            )
+            self.successResultOf(self.manifest(upstream))
+            query = self.http.asked[1].query
+            self.assertEqual([f"repository:{IMAGE}:pull"], query["scope"], scope)
+            self.assertEqual(["registry.docker.io"], query["service"])
 
     def test_a_pull_costs_one_401(self) -> None:
         _, upstream = self.hub()
@@ -591,6 +598,18 @@ class TokenTests(LoginTestCase):
         self.error(upstream)
         self.successResultOf(self.manifest(upstream))
         self.assertIsNone(self.http.asked[-1].authorization)
+
+    def test_nor_is_it_when_the_upstream_asks_again(self) -> None:
+        for refusal in (challenged(BEARER), Answer(403)):
+            upstream = self.upstream(
+                in_turn(
+                    *(challenged(BEARER), json({"token": "bad"}), refusal),
+                    *(challenged(BEARER), json({"token": "good"}), Answer(200, b"{}")),
+                )
+            )
+            self.error(upstream)
+            self.successResultOf(self.manifest(upstream))
+            self.assertEqual("Bearer good", self.http.asked[-1].authorization)
 
     def test_a_token_that_cant_be_had_is_a_refused_login(self) -> None:
         for reply in (Unreachable("no route"), Answer(500), Answer(200, b"<html>"), Answer(404)):

@@ -382,6 +382,12 @@ class RefusalTests(SynchronousTestCase):
         said = json({"errors": [{"message": f"{'x' * 190} you sent hunter2"}]}, 500)
         self.assertEqual("somebody answers 500", self.of(said, "hunter2").reason)
 
+    def test_where_a_redirect_led_says_nothing(self) -> None:
+        said = json({"message": "db=10.0.0.5 user=root"}, 403)
+        said.redirected = True
+        error: UpstreamError = self.successResultOf(refusal(said))
+        self.assertEqual(("somebody answers 403", ["aborted"]), (error.reason, said.ended))
+
     def test_a_body_that_is_no_error_of_the_spec_says_nothing(self) -> None:
         for body in (b"", b"<html>", b"[]", b'{"errors":7}', b'{"errors":[7]}', b'{"errors":null}',
                      b'{"errors":[]}', b'{"errors":[{"message":7}]}', b'{"message":null}', b"\xff",

@@ -320,14 +320,13 @@ def make_transport(
     connect_timeout: float = 10,
     first_byte_timeout: float = 30,
     idle_timeout: float = 30,
-    reach: Reach | None = None,
 ) -> Transport:
     """Make a transport with the default timeouts, to an upstream on loopback."""
     return Transport(
         reactor=reactor,
         trust=Trust.load(ca_file),
         proxies=Proxies.from_environ(environ or {}),
-        reach=reach or Reach("127.0.0.1"),
+        reach=Reach("127.0.0.1"),
         connect_timeout=connect_timeout,
         first_byte_timeout=first_byte_timeout,
         idle_timeout=idle_timeout,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from attrs import define, field
@@ -28,7 +28,8 @@ _GRACE = 180.0
 @define
 class Eviction:
     """
-    Evicts the least recently pulled blobs and manifests of one remote repository.
+    Evicts the least recently pulled blobs and manifests of one remote repository, and the pages of
+    its lists.
 
     Bytes that another image needs stay: only this repository's rows go.
 
@@ -48,7 +49,7 @@ class Eviction:
     _pinned: int = field(default=0, init=False)  # that :meth:`_evict` has passed over
 
     async def run(self) -> int:
-        """Evict everything beyond the limits.  Returns how many blobs and manifests went."""
+        """Evict everything beyond the limits.  Returns how many went."""
         self._freed = self._count = 0
         settings, now = self.settings, self.now()
         if settings.max_age:
@@ -66,7 +67,7 @@ class Eviction:
         if self._count:
             self.counters.evicted.inc(self._count)
             _log.info(
-                "evicted {count} blobs and manifests of {repository}, {freed} bytes",
+                "evicted {count} blobs, manifests and lists of {repository}, {freed} bytes",
                 count=self._count,
                 repository=self.repository,
                 freed=self._freed,
@@ -83,7 +84,7 @@ class Eviction:
         """
         while page := await self.remote.least_used(self.repository, before, self._pinned, _PAGE):
             going: list[Held] = []
-            freed: set[Digest] = set()
+            freed: set[Hashable] = set()
             for held in page:
                 if excess is not None and excess <= 0:
                     break
@@ -91,9 +92,10 @@ class Eviction:
                     self._pinned += 1
                     continue
                 going.append(held)
-                if excess is not None and held.digest not in freed:
+                item = held.digest or (held.image, held.page)
+                if excess is not None and item not in freed:
                     excess -= held.size
-                    freed.add(held.digest)
+                    freed.add(item)
             if going:
                 await self._drop(going)
                 return len(going)
@@ -101,11 +103,12 @@ class Eviction:
 
     async def _drop(self, going: Sequence[Held]) -> None:
         for held in going:
-            _log.debug("evicted {image}@{digest}", image=held.image, digest=held.digest)
+            _log.debug("evicted {image}@{item}", image=held.image, item=held.digest or held.page)
         gone = await self.remote.drop(going)
         await forget(gone, self.catalog, self.blobs)
         sizes = {held.digest: held.size for held in going}
         self._freed += sum(sizes[digest] for digest in gone)
+        self._freed += sum(held.size for held in going if held.digest is None)
         self._count += len(going)
 
 
@@ -124,14 +127,14 @@ async def forget(digests: Sequence[Digest], catalog: Catalog, blobs: BlobStore) 
     await gatherResults([Deferred.fromCoroutine(each(digest)) for digest in digests])
 
 
-_Key = tuple[ImageName, Digest]
+_Key = tuple[ImageName, Digest | str]
 
 
 @define(eq=False)
 class LastUsed:
     """
-    Collects when blobs and manifests were last pulled; :meth:`write` puts them into the catalog,
-    many in one transaction.
+    Collects when blobs and manifests were last pulled and pages of lists (by their keys) were last
+    used; :meth:`write` puts them into the catalog, many in one transaction.
 
     :param now: seconds since the epoch.
     """
@@ -141,9 +144,9 @@ class LastUsed:
     _used: dict[_Key, float] = field(factory=dict, init=False)
     _reading: dict[_Key, int] = field(factory=dict, init=False)
 
-    def touch(self, image: ImageName, digest: Digest) -> None:
-        """Note that a blob or manifest is pulled now."""
-        self._used[image, digest] = self.now()
+    def touch(self, image: ImageName, item: Digest | str) -> None:
+        """Note that a blob or manifest is pulled now, or a page used."""
+        self._used[image, item] = self.now()
 
     def begin(self, image: ImageName, digest: Digest) -> Callable[[], None]:
         """Note the begin of a read; it counts as pulled until the returned function is called."""

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from typing import Annotated, TypeVar
+from urllib.parse import urlencode
 
 import msgspec
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+from msgspec import Meta
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown, NameUnknown, RegistryError
+from artifactd.oci.errors import (
+    ManifestUnknown,
+    NameUnknown,
+    QueryInvalid,
+    RegistryError,
+)
 from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.manifest import INDEX_TYPES
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
 from artifactd.registry.metrics import RepositoryCounters
+from artifactd.registry.mirror.eviction import LastUsed
 from artifactd.registry.mirror.manifests import RemoteManifests
 from artifactd.registry.mirror.refusals import Refusals, stale, translated
 from artifactd.registry.model import (
+    CONTINUATION,
     HIT,
-    PACKED,
-    PAGING,
     ListWanted,
     Provenance,
     ReferrersFound,
@@ -44,17 +54,83 @@ _STORED = Provenance("remote", "fwd=miss; fwd-status=200; stored")
 _Fetch = Callable[[], Awaitable[tuple[UpstreamPage, Provenance]]]
 
 
-class _Tags(msgspec.Struct):
+class _Tags(msgspec.Struct):  # distribution-spec, "Listing Tags"
     tags: list[str] | None = None
 
 
+_Short = Annotated[str, Meta(max_length=255)]
+_Digest = Annotated[
+    str, Meta(pattern=r"\A[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\Z", max_length=512)
+]
+_Count = Annotated[int, Meta(ge=0)]
+
+
+class _Platform(msgspec.Struct, omit_defaults=True):  # image-spec, "Image Index"
+    architecture: str
+    os: str
+    os_version: str | None = msgspec.field(default=None, name="os.version")
+    os_features: list[str] | None = msgspec.field(default=None, name="os.features")
+    variant: str | None = None
+    features: list[str] | None = None
+
+
+class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):  # image-spec, "Descriptors"
+    media_type: _Short
+    digest: _Digest
+    size: _Count
+    artifact_type: _Short | None = None
+    annotations: dict[str, str] | None = None
+    urls: list[str] | None = None
+    data: str | None = None
+    platform: _Platform | None = None
+
+
 class _Index(msgspec.Struct):
-    manifests: list[dict[str, Any]] | None = None
+    """An image index: JSON without ``manifests`` is something else, which is not for clients."""
+
+    manifests: list[_Descriptor] | None
+
+
+@frozen
+class Seal:
+    """
+    Seals the queries of an upstream's next pages: clients can neither read nor make them.
+
+    What is sealed is the same each time, at every process with the key, and after restarts.
+
+    :param key: 32 bytes.
+    :param repository: the repository and its upstream: another one opens none of its seals.
+    """
+
+    key: bytes = field(repr=False)
+    repository: str
+
+    def close(self, query: Mapping[str, str], image: ImageName, of: str) -> str:
+        """Seal a query for the list ``of`` (``tags``, or ``referrers/<digest>``) of ``image``."""
+        sealed = AESSIV(self.key).encrypt(msgspec.json.encode(query), self._bound(image, of))
+        return urlsafe_b64encode(sealed).rstrip(b"=").decode()
+
+    def open(self, sealed: str, image: ImageName, of: str) -> dict[str, str]:
+        """:raises QueryInvalid: if :meth:`close` has not made it for this list."""
+        try:
+            content = urlsafe_b64decode(sealed.encode("ascii") + b"==")
+            return _query.decode(AESSIV(self.key).decrypt(content, self._bound(image, of)))
+        except (InvalidTag, ValueError):  # UnicodeError, binascii.Error and msgspec's are such
+            raise QueryInvalid(
+                f"{CONTINUATION} is none that this list has given: list it from the beginning"
+            ) from None
+
+    def _bound(self, image: ImageName, of: str) -> list[bytes]:
+        return [self.repository.encode(), image.image.encode(), of.encode()]
+
+
+_query = msgspec.json.Decoder(dict[str, str])
 
 
 _T = TypeVar("_T")
 
 _tags = msgspec.json.Decoder(_Tags)
+_names = msgspec.json.Decoder(list[str])
 _index = msgspec.json.Decoder(_Index)
 
 # Some upstreams send all tags of an image at once.
@@ -79,55 +155,71 @@ class RemoteLists:
     contents: Contents
     counters: RepositoryCounters
     refusals: Refusals
+    last_used: LastUsed
+    seal: Seal
     now: Callable[[], float] = time.time
     _single_flight: SingleFlight[tuple[ImageName, str], tuple[CachedPage, Provenance]] = field(
         factory=SingleFlight, init=False
     )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
-        """List tags.  :raises NameUnknown: if the upstream has no such image."""
-        query = _unpacked(wanted.query)
+        """
+        List tags.
+
+        :raises NameUnknown: if the upstream has no such image.
+        :raises QueryInvalid: if ``last`` is no tag, or the continuation is none of this list.
+        """
+        _check_last(wanted.after, Tag.parse, "a tag")
+        query = self._query(image, "tags", wanted)
+        after = query.get("last")
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
-            await self._decoded(_tags, page.body, image)
-            return page, _STORED
+            listed = await self._decoded(_tags, page.body, image)
+            return evolve(page, body=await self._encode(listed.tags or [])), _STORED
 
         try:
-            page, how = await self._page(image, f"tags?{urlencode(query)}", fetch)
+            page, how = await self._page(image, _key("tags", query), fetch)
         except UpstreamError as error:
-            cached = await self.catalog.tags(image, wanted.after, wanted.limit + 1)
+            cached = await self.catalog.tags(image, after, wanted.limit + 1)
             if not cached or not self._stands_in:
                 raise translated(error, NameUnknown, name=str(image)) from error
             shown = cached[: wanted.limit]
             last = shown[-1] if shown and len(cached) > len(shown) else None
             self.counters.stale.inc()
             return TagsFound(shown, _behind(last, wanted), stale(error.reason, error.status))
-        tags = (await self._decoded(_tags, page.body, image)).tags or []
+        tags = await self._decoded(_names, page.body, image)
         if how.stale is not None:
-            cached = await self.catalog.tags(image, wanted.after, wanted.limit)
+            cached = await self.catalog.tags(image, after, wanted.limit)
             tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
         if not wanted.limit:
             return TagsFound([], None, how)  # some upstreams take 0 for no limit
-        return TagsFound(tags, _packed(page.next), how)
+        return TagsFound(tags, self._following(image, page.next), how)
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted
     ) -> ReferrersFound:
-        """List referrers; empty if the upstream has no such image."""
-        query = _unpacked(wanted.query)
+        """
+        List referrers; empty if the upstream has no such image.
+
+        :raises QueryInvalid: if ``last`` is no digest, or the continuation is none of this list.
+        """
+        _check_last(wanted.after, Digest.parse, "a digest")
+        of = f"referrers/{subject}"
+        query = self._query(image, of, wanted)
+        if wanted.sealed is None and artifact_type and _MEDIA_TYPE.fullmatch(artifact_type):
+            query["artifactType"] = artifact_type
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             try:
                 page = await self.upstream.referrers(image.image, subject, query)
             except Missing as error:
                 return await self._by_tag(image, subject, error)
-            await self._decoded(_index, page.body, image)
-            return page, _STORED
+            listed = await self._decoded(_index, page.body, image)
+            return evolve(page, body=await self._index(listed.manifests or [])), _STORED
 
-        key = f"referrers/{subject}?{urlencode(query)}"
         try:
-            page, how = await self._page(image, key, fetch)
+            page, how = await self._page(image, _key(of, query), fetch)
         except UpstreamError as error:
             records = await self.catalog.referrers(
                 image, subject, artifact_type, wanted.after, wanted.limit + 1
@@ -139,12 +231,42 @@ class RemoteLists:
             index, last = referrers_page(records, wanted.limit)
             self.counters.stale.inc()
             how = stale(error.reason, error.status)
-            return ReferrersFound(index, _behind(last, wanted), artifact_type is not None, how)
+            behind = _behind(last, wanted, artifact_type)
+            return ReferrersFound(index, behind, artifact_type is not None, how)
+        following = None
+        if page.next is not None:
+            following = {CONTINUATION: self.seal.close(page.next, image, of)}
+            if artifact_type is not None:
+                following["artifactType"] = artifact_type
         filtered = artifact_type is not None and "artifactType" in (page.filtered or "")
         if how.stale is None:
-            return ReferrersFound(page.body, _packed(page.next), filtered, how)
+            return ReferrersFound(page.body, following, filtered, how)
         index = await self._merged(image, subject, artifact_type if filtered else None, page.body)
-        return ReferrersFound(index, _packed(page.next), filtered, how)
+        return ReferrersFound(index, following, filtered, how)
+
+    # -- the queries of pages
+
+    def _query(self, image: ImageName, of: str, wanted: ListWanted) -> dict[str, str]:
+        """The query for the upstream: what was sealed here, or made of what the client means."""
+        if wanted.sealed is not None:
+            return self.seal.open(wanted.sealed, image, of)
+        # Some upstreams take 0 for no limit.
+        query = {"n": str(max(wanted.limit, 1))} if wanted.counted else {}
+        return query if wanted.after is None else {**query, "last": wanted.after}
+
+    def _following(
+        self, image: ImageName, query: Mapping[str, str] | None
+    ) -> Mapping[str, str] | None:
+        """The query of the next page of tags for the client: the spec's own, or a sealed one."""
+        if query is None:
+            return None
+        try:
+            _check_last(query["last"], Tag.parse, "a tag")
+            if query.keys() == {"last"} or (query.keys() == {"n", "last"} and int(query["n"]) > 0):
+                return query
+        except (KeyError, ValueError, QueryInvalid):
+            pass
+        return {CONTINUATION: self.seal.close(query, image, "tags")}
 
     def _none(self, error: Missing) -> Provenance:
         """The provenance of an empty list."""
@@ -170,6 +292,7 @@ class RemoteLists:
         freshness = settings.freshness * self.upstream.frugality()
         if cached is not None and age is not None and 0 <= age < freshness:
             self.counters.hits.inc()
+            self.last_used.touch(image, key)
             return cached, HIT
         started = self.now()
         try:
@@ -192,6 +315,7 @@ class RemoteLists:
             if cached is None or too_old:
                 raise
             self.counters.stale.inc()
+            self.last_used.touch(image, key)
             return cached, stale(error.reason, error.status)
 
     async def _fetch(
@@ -218,7 +342,7 @@ class RemoteLists:
         """
         # distribution-spec, "Referrers Tag Schema".
         tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
-        descriptors: list[dict[str, Any]] = []
+        descriptors: list[_Descriptor] = []
         how = _STORED
         try:
             found = await self.manifests.get(image, tag)
@@ -235,7 +359,7 @@ class RemoteLists:
             if isinstance(error.__cause__, UpstreamError):
                 raise error.__cause__ from None  # a cached page may stand in for it
             raise
-        return UpstreamPage(index_of(descriptors)), how
+        return UpstreamPage(await self._index(descriptors)), how
 
     async def _content(self, image: ImageName, digest: Digest) -> bytes:
         """The bytes of a manifest, fetched again if the store has lost them."""
@@ -252,9 +376,17 @@ class RemoteLists:
         listed = (await self._decoded(_index, body, image)).manifests or []
         records = await self.catalog.referrers(image, subject, artifact_type, None, 1000)
         here, _ = referrers_page(records, 1000)
-        known = {descriptor.get("digest") for descriptor in listed}
+        known = {descriptor.digest for descriptor in listed}
         cached = (await self._decoded(_index, here, image)).manifests or []
-        return index_of([*listed, *(d for d in cached if d.get("digest") not in known)])
+        return await self._index([*listed, *(d for d in cached if d.digest not in known)])
+
+    # -- JSON, in a thread where it is large
+
+    async def _encode(self, tags: list[str]) -> bytes:
+        return await self.manifests.run(msgspec.json.encode, tags)
+
+    async def _index(self, descriptors: Sequence[_Descriptor]) -> bytes:
+        return await self.manifests.run(index_of, descriptors)
 
     async def _decoded(
         self, decoder: msgspec.json.Decoder[_T], body: bytes, image: ImageName
@@ -271,19 +403,23 @@ class RemoteLists:
             raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None
 
 
-def _packed(query: Mapping[str, str] | None) -> Mapping[str, str] | None:
-    """Pack an upstream's query for its next page into one that a client returns unchanged."""
-    if query is None or query.keys() <= PAGING:
-        return query
-    ours = {name: value for name, value in query.items() if name in PAGING}
-    theirs = {name: value for name, value in query.items() if name not in PAGING}
-    return {**ours, PACKED: urlencode(theirs)}
+# RFC 6838, 4.2; an upstream has nothing of any other type.
+_MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 
 
-def _unpacked(query: Mapping[str, str]) -> dict[str, str]:
-    """Unpack a client's query into the one for the upstream."""
-    ours = {name: value for name, value in query.items() if name != PACKED}
-    return {**ours, **dict(parse_qsl(query.get(PACKED, ""), keep_blank_values=True))}
+def _check_last(last: str | None, parse: Callable[[str], object], what: str) -> None:
+    """:raises QueryInvalid: if ``parse`` refuses ``last``."""
+    if last is None:
+        return
+    try:
+        parse(last)
+    except RegistryError:
+        raise QueryInvalid(f"last must be {what}", {"last": last[:200]}) from None
+
+
+def _key(of: str, query: Mapping[str, str]) -> str:
+    """The key of a page in the catalog."""
+    return f"{of}?{urlencode(sorted(query.items()))}"
 
 
 def _upto(cached: list[str], page: list[str]) -> list[str]:
@@ -292,6 +428,13 @@ def _upto(cached: list[str], page: list[str]) -> list[str]:
     return [tag for tag in cached if last is None or tag <= last]
 
 
-def _behind(last: str | None, wanted: ListWanted) -> Mapping[str, str] | None:
+def _behind(
+    last: str | None, wanted: ListWanted, artifact_type: str | None = None
+) -> Mapping[str, str] | None:
     """The query of the page after ``last``."""
-    return None if last is None else {**wanted.query, "last": last}
+    if last is None:
+        return None
+    query = {"n": str(wanted.limit)} if wanted.counted else {}
+    if artifact_type is not None:
+        query["artifactType"] = artifact_type
+    return {**query, "last": last}

@@ -173,11 +173,13 @@ class Response:
 
     :ivar host: ``host[:port]`` that answered, to which the last redirect led.
     :ivar url: the URL that was answered.
+    :ivar redirected: whether that is of another origin than the one that was asked.
     """
 
     _original: IResponse
     host: str
     url: str
+    redirected: bool
     _clock: IReactorTime
     _timers: Timers
     _idle_timeout: float
@@ -278,6 +280,10 @@ class HttpResponse(Protocol):
     @property
     def host(self) -> str:
         """``host[:port]`` that answered, to which the last redirect led."""
+
+    @property
+    def redirected(self) -> bool:
+        """Whether another origin answers than the one that was asked."""
 
     @property
     def length(self) -> int | None:

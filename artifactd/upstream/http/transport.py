@@ -454,11 +454,12 @@ class Transport:
         """
         assert method in ("GET", "HEAD"), method
         try:
-            trail = Trail(Target.parse(url), headers)
+            first = Target.parse(url)
         except ValueError as error:
             raise Unreachable(f"the upstream's URL can't be asked for: {error}") from None
+        trail = Trail(first, headers)
         while True:
-            response = await self._ask(method, trail.target, trail.headers)
+            response = await self._ask(method, trail.target, trail.headers, first)
             if response.status not in REDIRECT_STATUSES:
                 return response
             location = response.header("Location")
@@ -474,8 +475,10 @@ class Transport:
         # Last, since one on which an answer has just ended comes to the pool even now.
         await self._pool.closeCachedConnections()
 
-    async def _ask(self, method: str, target: Target, headers: Mapping[str, str]) -> Response:
-        """Make one request, without following a redirect."""
+    async def _ask(
+        self, method: str, target: Target, headers: Mapping[str, str], first: Target
+    ) -> Response:
+        """Make one request, without following a redirect; ``first`` is what was asked first."""
         if self._closed:
             raise _shut_down(target.authority)
         self.reach.check(target)
@@ -507,7 +510,13 @@ class Transport:
         finally:
             self._steps.discard(step)
         return Response(
-            answer, target.authority, target.url, self.reactor, self._timers, self.idle_timeout
+            answer,
+            target.authority,
+            target.url,
+            target.origin != first.origin,
+            self.reactor,
+            self._timers,
+            self.idle_timeout,
         )
 
     def _endpoint(self, target: Target, proxy: Proxy | None) -> IStreamClientEndpoint:

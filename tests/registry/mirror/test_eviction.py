@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from artifactd.catalog.records import nothing
-from artifactd.catalog.remote import Held
+from artifactd.catalog.remote import CachedPage, Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
@@ -34,6 +34,11 @@ class EvictionTestCase(RemoteTestCase):
             ),
         )
         return digest
+
+    async def listed(self, key: str, size: int, *, at: float) -> None:
+        """A page of a list came from upstream."""
+        page = CachedPage(b"x" * size, None, None, at)
+        await self.remote.cache_page(ALPINE, key, page)
 
     async def manifest_came(self, content: bytes, *tags: str, at: float = 1000.0) -> Digest:
         self.time = at
@@ -86,6 +91,24 @@ class SizeTests(EvictionTestCase):
         await self.assert_here(b"3" * 10, b"4" * 10)
         self.assertEqual(20, await self.remote.held_bytes("docker.io"))
 
+    async def test_pages_of_lists_count_and_go_by_their_use_like_the_rest(self) -> None:
+        await self.listed("tags?n=1", 20, at=1000.0)
+        await self.came(b"1" * 20, at=2000.0)
+        await self.listed("tags?n=2", 20, at=3000.0)
+        await self.came(b"2" * 20, at=4000.0)
+        self.assertEqual(96, await self.remote.held_bytes("docker.io"))
+        last_used = LastUsed(self.remote, lambda: 5000.0)
+        last_used.touch(ALPINE, "tags?n=1")
+        await last_used.write()
+        self.assertEqual(2, await self.evict(size_cap=50))
+        self.assertIsNone(await self.remote.cached_page(ALPINE, "tags?n=2"))
+        self.assertIsNotNone(await self.remote.cached_page(ALPINE, "tags?n=1"))
+        await self.assert_here(b"2" * 20)
+        self.assertEqual(1, await self.evict(max_age=95_500.0))
+        self.assertIsNotNone(await self.remote.cached_page(ALPINE, "tags?n=1"))
+        self.assertEqual(1, await self.evict(max_age=90_000.0))
+        self.assertEqual(0, await self.remote.held_bytes("docker.io"))
+
     async def test_what_just_fits_stays(self) -> None:
         for number in (1, 2, 3):
             await self.came(b"%d" % number * 10, at=1000.0 * number)
@@ -135,7 +158,7 @@ class SizeTests(EvictionTestCase):
             await self.evict(size_cap=1)
             lines = logged()
         self.assertEqual(2, self.counted("evicted"))
-        self.assertEqual(["evicted 2 blobs and manifests of docker.io, 70 bytes"], lines)
+        self.assertEqual(["evicted 2 blobs, manifests and lists of docker.io, 70 bytes"], lines)
 
     async def test_if_nothing_goes_nothing_is_said(self) -> None:
         await self.came(b"x" * 70)

@@ -362,8 +362,8 @@ class TunnelledRequestTests(ProxiedCase):
         self.assertIn("its certificate is for another name", error.reason)
 
     async def test_an_ipv6_target_is_bracketed(self) -> None:
-        answer, _, request = await self.connect("https://[fd00::1]:5000/")
-        self.assertEqual(request.resource, "[fd00::1]:5000")
+        answer, _, request = await self.connect("https://[2606:4700::1111]:5000/")
+        self.assertEqual(request.resource, "[2606:4700::1111]:5000")
         answer.cancel()
         await self.assertFailure(answer, CancelledError)
 

@@ -10,10 +10,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactd.upstream.http.errors import OutOfReach
 from artifactd.upstream.http.reach import Area, Reach, area_of
 from artifactd.upstream.http.url import Target
-from tests.upstream.wire import TransportCase, make_transport, start
+from tests.upstream.wire import TransportCase, start
 
 PUBLIC = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8", "2002:808:808::1"]
-LOOPBACK = ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"]
+LOOPBACK = [
+    "127.0.0.1",
+    "127.8.9.10",
+    "::1",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::",
+]
 PRIVATE = ["10.1.2.3", "172.31.0.1", "192.168.0.1", "100.64.0.1", "fd00::1", "fec0::1"]
 PRIVATE += ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:c0a8:1::1"]
 OTHER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1"]
@@ -43,7 +50,9 @@ class ReachTests(SynchronousTestCase):
 
     def test_a_public_upstream_leads_to_public_addresses_alone(self) -> None:
         reach = Reach("registry.example")
-        self.assertEqual(self.admitted(reach, "https://registry.example/", ["8.8.8.8"]), ["8.8.8.8"])
+        self.assertEqual(
+            self.admitted(reach, "https://registry.example/", ["8.8.8.8"]), ["8.8.8.8"]
+        )
         for area, addresses in AREAS.items():
             for address in addresses:
                 found = self.admitted(reach, "https://cdn.example/", [address])
@@ -119,8 +128,8 @@ class ConnectingTests(TransportCase):
 
     def lead(self, reach: Reach, host: str, **environ: str) -> Deferred[object]:
         """Ask for a URL at ``host``."""
-        transport = make_transport(self.reactor, "", environ, reach=reach)
-        self.addCleanup(transport.close)
+        transport = self.make(environ=environ)
+        transport.reach = reach
         return start(transport.request("GET", self.server.url(host=host), {}))
 
     async def test_a_name_is_refused_by_what_it_resolves_to(self) -> None:
