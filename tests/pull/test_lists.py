@@ -103,8 +103,8 @@ class TagListTests(ListCase):
             self.assert_refused(answer, 400, "UNSUPPORTED", "list it from the beginning")
             self.assertEqual(self.hub.requests, [])
         await registry.service.stopService()
-        again = self.mirror(data=registry.data)
-        self.assertEqual((await self.get(again, following)).status, 200)
+        registry.service.startService()
+        self.assertEqual((await self.get(registry, following)).status, 200)
         asked = self.hub.asked("GET", TAGS)[-1].query
         self.assertEqual(asked, {"cursor": ["secret"], "account": ["ours"]})
 
@@ -189,6 +189,18 @@ class TagListTests(ListCase):
             self.age(registry, 2 * DAY)
             self.assert_from(await self.get(registry, path), "remote", STORED)
             self.assertEqual(self.hub.count("GET", TAGS), 1)
+
+    async def test_a_page_that_is_served_is_used_whether_fresh_or_stale(self) -> None:
+        registry = self.mirror()
+        for fault in (None, Status(503)):
+            await self.get(registry)
+            self.execute(registry, "UPDATE upstream_page SET used_at = 0")
+            if fault is not None:
+                self.age(registry, 2 * DAY)
+                self.break_down(fault)
+            self.assertEqual((await self.get(registry)).status, 200)
+            await registry.parts.last_used.write()
+            self.assertNotEqual(self.execute(registry, "SELECT used_at FROM upstream_page"), [(0,)])
 
     async def test_the_budget_is_for_manifests_alone(self) -> None:
         registry = self.mirror()
