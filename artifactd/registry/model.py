@@ -41,7 +41,7 @@ LOCAL = Provenance()
 HIT = Provenance("cache")
 
 # The query parameter in which a client returns the sealed query of an upstream's next page.
-CONTINUATION = "next"
+CONTINUATION = "continuation"
 
 
 @frozen

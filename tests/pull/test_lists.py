@@ -73,9 +73,10 @@ class TagListTests(ListCase):
             ("next_page=x&limit=9&page=7&service=z&account=root", {}),
             ("last=1%26account%3Droot", None),
             ("last=-", None),
-            ("next=account%3Droot%26n%3D-1", None),
-            ("next=", None),
-            ("next=%C3%A9", None),
+            ("next=account%3Droot%26n%3D-1", {}),
+            ("continuation=account%3Droot%26n%3D-1", None),
+            ("continuation=", None),
+            ("continuation=%C3%A9", None),
             ("artifactType=a%2Fb", {}),
         ):
             self.hub.forget_requests()
@@ -90,7 +91,7 @@ class TagListTests(ListCase):
         self.hub.faults.add(Instead(b'{"tags": []}', headers=link), on=TAGS)
         following = next_page((await self.get(registry)).header("Link")) or ""
         self.assertNotIn("secret", following)
-        sealed = parse_qs(urlsplit(following).query)["next"][0]
+        sealed = parse_qs(urlsplit(following).query)["continuation"][0]
         other = "y" if sealed[8] == "x" else "x"
         for path, text in (
             (LIST, f"{sealed[:8]}{other}{sealed[9:]}"),
@@ -99,7 +100,7 @@ class TagListTests(ListCase):
             (f"{PATH}/referrers/{self.digest}", sealed),
         ):
             self.hub.forget_requests()
-            answer = await self.get(registry, f"{path}?next={text}")
+            answer = await self.get(registry, f"{path}?continuation={text}")
             self.assert_refused(answer, 400, "UNSUPPORTED", "list it from the beginning")
             self.assertEqual(self.hub.requests, [])
         await registry.service.stopService()
