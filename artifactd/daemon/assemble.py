@@ -207,6 +207,7 @@ class RemoteWiring:
                     reactor,
                     counters,
                     run=self.run,
+                    max_manifest=int(self.settings.max_manifest),
                 ),
                 ProofMemory(ProofCatalog(catalog.database), settings, reactor),
                 catalog,

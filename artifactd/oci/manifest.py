@@ -173,6 +173,17 @@ _document = msgspec.json.Decoder(_Document)
 _other = msgspec.json.Decoder(_OtherDocument)
 
 
+def is_manifest_type(media_type: str, *, other_types: bool) -> bool:
+    """
+    Whether manifests may have a media type, given in lower case and without parameters.
+
+    :param other_types: the same as for :func:`parse_manifest`.
+    """
+    if media_type in MANIFEST_TYPES:
+        return True
+    return other_types and media_type != _SCHEMA_1 and bool(_OTHER_TYPE.fullmatch(media_type))
+
+
 def parse_manifest(
     content: bytes,
     content_type: str | None,
@@ -236,7 +247,7 @@ def parse_manifest(
 def _parse_other(
     content: bytes, media_type: str, digest: Digest, bounds: ManifestBounds, *, allowed: bool
 ) -> Manifest:
-    if not (allowed and _OTHER_TYPE.fullmatch(media_type)) or media_type == _SCHEMA_1:
+    if not is_manifest_type(media_type, other_types=allowed):
         raise ManifestInvalid(
             "media type not accepted: push an OCI manifest or index, or a Docker schema 2 manifest"
             " or list; for others an administrator sets other_media_types on the repository",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
 from urllib.parse import quote
 
 import msgspec
+from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.kit.deferreds import RunInThread, run_here
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 from artifactd.oci.foreign import decode_foreign
+from artifactd.oci.manifest import is_manifest_type, parse_manifest
 from artifactd.oci.names import Reference, Tag
 from artifactd.settings.remote import RemoteSettings
-from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi
+from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, named_digest
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable
@@ -48,6 +53,7 @@ class RegistryAccess:
 
     :param name: the repository's name, for logs.
     :param settings: ``auth_hosts`` holds for clients' credentials as well as for the daemon's.
+    :param max_manifest: bytes that a manifest may have.
     :param run: decodes in a thread.
     :raises ValueError: if the URL of the settings is none of http or https.
     """
@@ -62,8 +68,10 @@ class RegistryAccess:
         *,
         random: Random | None = None,
         run: RunInThread = run_here,
+        max_manifest: int = 4 << 20,
     ) -> None:
         self._run = run
+        self._max_manifest = max_manifest
         self._disclosure = Disclosure.of(settings)
         self._url = self._disclosure.upstream.url.rstrip("/")
         self._clock = clock
@@ -79,9 +87,13 @@ class RegistryAccess:
         """
         Request ``image`` with ``credentials`` (``None``: anonymously).
 
+        Only a manifest of the image, or a list of its tags, says that they may have it: some
+        servers answer 200 and a page for people to whatever is asked for.
+
         :param known: a manifest that the image is known to have, or that the client asks for.
         :returns: whether the credentials were needed; ``False``: everybody may have the image.
         :raises Missing: if the upstream does not let the client have the image.
+        :raises Unreachable: if it answers neither, or another manifest than the one asked for.
         """
         api = self._api(credentials)
         try:
@@ -119,13 +131,42 @@ class RegistryAccess:
         return RegistryApi(self._exchanges, login, self._retries, self._clock)
 
     async def _has_manifest(self, api: RegistryApi, image: str, reference: Reference) -> bool:
-        async def take(response: HttpResponse) -> None:
+        wanted = reference if isinstance(reference, Digest) else None
+        sufficed = True
+
+        async def look(response: HttpResponse) -> None:
+            nonlocal sufficed
             await response.read(0)
+            media_type = (response.header("Content-Type") or "").partition(";")[0].strip().lower()
+            # A type that is not known is believed to be a manifest's only where the digest says so.
+            if media_type and not is_manifest_type(media_type, other_types=wanted is not None):
+                raise _no_manifest(response, reference, media_type)
+            named = named_digest(response)
+            if wanted is not None and named is not None and named.algorithm == wanted.algorithm:
+                if named != wanted:
+                    raise _no_manifest(response, reference, str(named))
+            else:
+                sufficed = bool(named and media_type) and wanted is None
+
+        async def take(response: HttpResponse) -> None:
+            content = await response.read(self._max_manifest)
+            media_type = response.header("Content-Type")
+            parse = partial(
+                parse_manifest, content, media_type, wanted, other_types=wanted is not None
+            )
+            try:
+                await self._run(parse)
+            except (ManifestInvalid, DigestInvalid) as error:
+                raise _no_manifest(response, reference, error.message) from None
 
         url = f"{self._url}/v2/{quote(image)}/manifests/{quote(str(reference), safe=':')}"
         # Not of the kind MANIFEST: HEAD is no pull, and the rate limit is the client's.
         request = ApiRequest(Kind.LIST, "HEAD", url, image, {"Accept": ACCEPT})
-        return await self._ask(api, request, take)
+        needed = await self._ask(api, request, look)
+        if sufficed:
+            return needed
+        # Some registries name no digest, or one of another algorithm: then the bytes have to tell.
+        return await self._ask(api, evolve(request, method="GET"), take)
 
     async def _has_tags(self, api: RegistryApi, image: str) -> bool:
         async def take(response: HttpResponse) -> None:
@@ -165,3 +206,11 @@ class RegistryAccess:
             return sent is not None and sent.user is not None
 
         return await self._retries.run(attempt)
+
+
+def _no_manifest(response: HttpResponse, reference: Reference, instead: str) -> Unreachable:
+    # With the status: what the server answered once, it answers again.
+    return Unreachable(
+        f"{response.host} answers something else than the manifest {reference}: {instead[:200]}",
+        response.status,
+    )

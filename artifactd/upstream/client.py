@@ -326,7 +326,9 @@ class RegistryUpstream:
         async def take(response: HttpResponse) -> UpstreamManifest:
             content = await _whole(response, self._max_manifest)
             self._watch.received(len(content))
-            return UpstreamManifest(content, response.header("Content-Type"), _digest(response))
+            return UpstreamManifest(
+                content, response.header("Content-Type"), named_digest(response)
+            )
 
         return await self._api.ask(request, take)
 
@@ -337,7 +339,7 @@ class RegistryUpstream:
         expected = _OK | _NO_METHOD | (frozenset() if known is None else {304})
         request = self._manifest("HEAD", image, reference, headers, expected)
         response = await self._api.ask(request, _ended)
-        return known if response.status == 304 else _digest(response)
+        return known if response.status == 304 else named_digest(response)
 
     def _manifest(
         self,
@@ -413,7 +415,7 @@ class RegistryUpstream:
         return f"{self._url}/v2/{'/'.join(parts)}"
 
 
-def _digest(response: HttpResponse) -> Digest | None:
+def named_digest(response: HttpResponse) -> Digest | None:
     """Return the digest that the upstream says a manifest has, if it says one."""
     try:
         return Digest.parse(response.header("Docker-Content-Digest") or "")

@@ -9,11 +9,14 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.kit.start import StartError
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.settings.settings import Settings
 from tests.api.served import Served
-from tests.pull.mirrors import side_by_side
+from tests.process import Answer
+from tests.pull.mirrors import FULL, Instead, Without, side_by_side
 from tests.pull.proving import ABSENT, ANYBODY, APP, PASSWORDS, PUBLIC, ProofCase, as_user
-from tests.upstreams.faulty import Garbage, RedirectTo, Status
+from tests.upstreams.faulty import Fault, Garbage, RedirectTo, Status
 from tests.upstreams.hub import Hub
 
 ALICE, BOB = as_user("docker.io/alice"), as_user("docker.io/bob")
@@ -109,6 +112,75 @@ class UpstreamTests(ProofCase):
         target = registry.parts.registry.for_operator().target(NAME)
         found = await target.readable.manifest(target.image, self.digest)
         self.assertEqual(found.record.digest, self.digest)
+
+
+class ManifestProofTests(ProofCase):
+    """Bob asks for what is here, of an upstream that answers 200 to everybody."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry = self.proving()
+
+    async def ask(self, reference: str | Digest, who: dict[str, str]) -> Answer:
+        """Ask for the manifest, by ``reference``, with nothing remembered."""
+        self.outlive(self.registry)
+        await self.registry.service.stopService()
+        self.registry.service.startService()
+        path = f"/v2/{NAME}/manifests/{reference}"
+        return await self.registry.request("GET", path, headers={**FULL, **who})
+
+    async def answering(self, *faults: Fault, method: str = "*") -> None:
+        """Let the manifest be here, and the upstream challenge nobody and have ``faults``."""
+        await self.cached(self.registry)
+        self.hub.challenges = False
+        for fault in faults:
+            self.hub.faults.add(fault, on=f"/v2/{APP}/manifests/*", method=method, times=None)
+
+    async def assert_proves_nothing(self) -> None:
+        for reference in ("1", self.digest):
+            self.assertEqual((await self.ask(reference, {})).status, 401)
+            for who in (BOB, ALICE):
+                answer = await self.ask(reference, who)
+                self.assertEqual(self.refused(answer), (502, "UNKNOWN"))
+        # It is not remembered as a proof either.
+        self.hub.faults.clear()
+        self.hub.challenges = True
+        self.assertEqual((await self.ask(self.digest, BOB)).status, 403)
+        self.assertEqual((await self.ask(self.digest, ALICE)).status, 200)
+
+    async def test_a_page_for_people_is_no_proof(self) -> None:
+        await self.answering(Garbage())
+        await self.assert_proves_nothing()
+
+    async def test_neither_is_a_document_that_is_no_manifest(self) -> None:
+        await self.answering(Instead(b'{"login": true}', "application/json"))
+        await self.assert_proves_nothing()
+
+    async def test_nor_one_that_only_says_that_it_is(self) -> None:
+        unnamed = Without("Docker-Content-Digest")
+        await self.answering(Instead(b'{"login": true}', OCI_MANIFEST), unnamed)
+        await self.assert_proves_nothing()
+
+    async def test_another_manifest_is_no_proof_for_the_one_that_is_asked_for(self) -> None:
+        other = {"Docker-Content-Digest": str(Digest.of(b"another"))}
+        await self.answering(Instead(b"", OCI_MANIFEST, other), method="HEAD")
+        for who, status in (({}, 401), (BOB, 502)):
+            self.assertEqual((await self.ask(self.digest, who)).status, status)
+
+    async def test_a_type_that_is_not_known_is_a_manifests_where_the_digest_says_so(self) -> None:
+        named = {"Docker-Content-Digest": str(self.digest)}
+        kind = "application/vnd.example.thing+json"
+        await self.answering(Instead(b"{}", kind, named), method="HEAD")
+        self.assertEqual((await self.ask("1", BOB)).status, 502)
+        self.assertEqual((await self.ask(self.digest, BOB)).status, 200)
+
+    async def test_where_no_digest_is_named_the_bytes_tell(self) -> None:
+        await self.answering(Without("Docker-Content-Digest"))
+        self.hub.forget_requests()
+        for reference in ("1", self.digest):
+            self.assertEqual((await self.ask(reference, BOB)).status, 200)
+            self.assertEqual(self.hub.count("GET", "/v2/*/manifests/*"), 1)
+            self.hub.forget_requests()
 
 
 class SeveralTests(ProofCase):
