@@ -27,6 +27,7 @@ from artifactd.auth.jwt import (
 )
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.followed import Followed, stamp_of
+from artifactd.kit.trusted import read_trusted
 from artifactd.oci.errors import Unauthorized, Unavailable
 from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.names import Patterns
@@ -228,8 +229,7 @@ class KeysInFile:
         return any(key.kid == kid for key in self._followed.content)
 
     def _read(self) -> Sequence[VerificationKey]:
-        with self._path.open("rb") as file:
-            return parse_key_set(file.read(KEY_SET_LIMIT))
+        return parse_key_set(read_trusted(self._path, KEY_SET_LIMIT))
 
     def _refused(self, problem: str) -> None:
         self._log.error(

@@ -22,6 +22,7 @@ from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.kit.start import StartError
+from artifactd.kit.trusted import read_trusted
 from artifactd.settings.accounts import RobotSettings, SecretHash
 
 LONGEST = 72  # bytes of a password: bcrypt reads no more
@@ -188,9 +189,7 @@ class Users:
         :raises StartError: in one line, if it can't be read, or one of its lines is wrong.
         """
         try:
-            with path.open("rb") as file:
-                content = file.read(_LARGEST + 1)
-            hashes = parse(_decode(content))
+            hashes = parse(_decode(read_trusted(path, _LARGEST + 1)))
         except OSError as error:
             raise _wrong(path, f"can't be read: {error.strerror}") from None
         except ValueError as error:

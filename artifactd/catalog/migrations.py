@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -21,7 +22,7 @@ from artifactd.catalog.database import advice
 from artifactd.catalog.repair import ListedBlob
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
-from artifactd.store.files import FileOperations
+from artifactd.store.files import PRIVATE, FileOperations
 
 SCHEMA: Traversable = resources.files("artifactd.catalog") / "schema"
 _OLDEST_SQLITE = (3, 37, 0)  # the first with STRICT tables
@@ -106,12 +107,13 @@ def migrate(
     scripts = _scripts(schema or SCHEMA)
     files = files or FileOperations()
     try:
+        _keep_private(path)
         if path.exists():
             with closing(sqlite3.connect(path, isolation_level=None)) as db:
                 if _version(db, path, len(scripts)) == len(scripts):
                     # The process that made it may have been killed before it synced the folder.
                     return sync(path.parent, files)
-        with exclusive(), closing(sqlite3.connect(path, isolation_level=None)) as db:
+        with exclusive(), closing(_create(path)) as db:
             # Another process may have migrated it meanwhile.
             version = _version(db, path, len(scripts))
             is_new = _is_empty(db)
@@ -128,6 +130,28 @@ def migrate(
             sync(path.parent, files)
     except (sqlite3.Error, OSError) as error:
         raise StartError(f"can't open the catalog {path}: {advice(error)}") from error
+
+
+def _keep_private(path: Path) -> None:
+    """
+    Let only this user read and write an existing catalog, and the files beside it: its log, its
+    index, its copies.
+    """
+    # By name: closing a descriptor of a file would end all locks that SQLite has on it here.
+    for file in path.parent.glob(f"{path.name}*"):
+        status = file.lstat()
+        if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != PRIVATE:
+            file.chmod(PRIVATE)
+
+
+def _create(path: Path) -> sqlite3.Connection:
+    """
+    Connect to the catalog, and make its file if there is none: for this user alone, whatever the
+    umask.  SQLite gives the files beside it the same mode.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, PRIVATE))
+    return sqlite3.connect(path, isolation_level=None)
 
 
 def check_current(path: Path, name: Path) -> None:

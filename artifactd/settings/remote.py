@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from artifactd.kit.start import StartError
+from artifactd.kit.trusted import Untrusted, read_trusted
 from artifactd.settings.toml import Section, key
 from artifactd.settings.values import (
     Attempts,
@@ -165,9 +166,11 @@ def _check_login(remote: RemoteSettings, where: str) -> None:
 
 def _read_file(path: str) -> str:
     try:
-        text = Path(path).read_text("utf-8")
+        text = read_trusted(Path(path)).decode().replace("\r\n", "\n")
     except UnicodeError:
         raise ValueError(f"password_file: {path}: not UTF-8") from None
+    except Untrusted as error:
+        raise ValueError(f"password_file: {path}: {error}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ValueError(f"password_file: {path}: can't be read: {reason}") from None

@@ -17,6 +17,7 @@ from msgspec import Meta, field
 from msgspec.structs import fields
 
 from artifactd.kit.start import StartError
+from artifactd.kit.trusted import Untrusted, read_trusted
 from artifactd.oci.errors import NameInvalid
 from artifactd.oci.manifest import ManifestBounds
 from artifactd.oci.names import RepositoryName
@@ -229,9 +230,11 @@ class Settings(Section, frozen=True, kw_only=True):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(read_trusted(path).decode())
     except OSError as error:
         raise StartError(f"{path}: can't be read: {error.strerror}") from None
+    except Untrusted as error:
+        raise StartError(f"{path}: {error}") from None
     except ValueError as error:
         raise StartError(f"{path}: not TOML: {error}") from None
 

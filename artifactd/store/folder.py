@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from attrs import define, field, frozen
+from twisted.logger import Logger
 
 from artifactd.kit.start import StartError
 from artifactd.store import procfs
-from artifactd.store.files import Directory, FileOperations, try_lock, write_all
+from artifactd.store.files import DIRECTORY, Directory, FileOperations, try_lock, write_all
 
 MARKER = "artifactd.lock"
 FORMAT = "artifactd data folder, format 1\n"
@@ -25,6 +26,8 @@ FORMAT = "artifactd data folder, format 1\n"
 _BENIGN = {"lost+found"}
 _PATIENCE = 10.0
 _PAUSE = 0.05
+
+_log = Logger()
 
 
 @define(eq=False)
@@ -83,6 +86,7 @@ class DataFolder:
             with Directory.open(path) as folder:
                 marker = _open_marker(folder, files)
                 try:
+                    _close_to_others(folder, files)
                     exclusive = _lock(marker, path, locks, patience, sleep)
                     _check_format(marker, folder, files)
                     blobs = folder.ensure("blobs", files)
@@ -171,6 +175,27 @@ def _check_folder(path: Path, mountinfo: Path) -> None:
     _check_filesystem(path, mountinfo)
     if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
         raise StartError(f"the data folder {path} is not writable")
+
+
+def _close_to_others(folder: Directory, files: FileOperations) -> None:
+    """Keep group and others out of the folder, which holds nothing but what artifactd stores."""
+    mode = stat.S_IMODE(os.fstat(folder.fd).st_mode)
+    if mode & 0o077 == 0:
+        return
+    with suppress(PermissionError):
+        files.set_mode(folder.fd, DIRECTORY)
+    if os.fstat(folder.fd).st_mode & 0o077:
+        raise StartError(
+            f"the data folder {folder.path} can be entered by others (mode {mode:04o}), and its"
+            " filesystem does not let that be changed: chmod 700, or choose another filesystem"
+        )
+    _log.warn(
+        "the data folder {path} could be entered by others (mode {before:04o}): closed, by mode"
+        " {mode:04o}",
+        path=folder.path,
+        before=mode,
+        mode=DIRECTORY,
+    )
 
 
 def _check_filesystem(path: Path, mountinfo: Path) -> None:

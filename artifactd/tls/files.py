@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from artifactd.kit.followed import stamp_of
 from artifactd.kit.start import StartError
+from artifactd.kit.trusted import Untrusted, read_trusted
 
 _LABEL = rb"(?:[A-Z0-9]+ )*PRIVATE KEY"
 _KEY = re.compile(rb"-----BEGIN (%b)-----.*?-----END \1-----" % _LABEL, re.DOTALL)
@@ -81,9 +82,11 @@ class TlsFiles:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_trusted(path)
     except OSError as error:
         raise StartError(f"{path} can't be read: {error.strerror}") from None
+    except Untrusted as error:
+        raise StartError(f"{path}: {error}") from None
 
 
 def _key(path: Path) -> Any:

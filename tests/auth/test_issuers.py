@@ -322,6 +322,13 @@ class KeysInFileTests(TestCase):
         self.now.seconds += 1
         self.assertEqual(self.found(), ["one"])
 
+    def test_keys_that_others_may_have_written_do_not_count(self) -> None:
+        self.fake.keys = {"forged": ec_key()}
+        self.replace(self.fake.key_set())
+        self.path.chmod(0o666)
+        self.assertEqual(self.found(), ["one"])
+        self.assertRaises(ValueError, KeysInFile, self.path, at_once, self.now)
+
     def test_a_damaged_one_is_told_at_the_start(self) -> None:
         self.replace(b"{}")
         self.assertRaises(ValueError, KeysInFile, self.path, at_once, self.now)

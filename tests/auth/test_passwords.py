@@ -374,6 +374,18 @@ class ChangedTests(HtpasswdCase):
                 self.assertIsNotNone(self.successResultOf(each))
         self.assertFalse(any("read again" in formatEvent(event) for event in self.events))
 
+    def test_what_others_may_have_written_does_not_count(self) -> None:
+        self.replace(f"mallory:{ALICE}\n")
+        self.path.chmod(0o666)
+        self.a_second_later()
+        self.assertIsNone(self.check("mallory", "alice's"))
+        self.assertIsNotNone(self.check("alice", "alice's"))
+        problem = f"{self.path}: others may write it (mode 0666): chmod go-w; the users are those"
+        self.assertEqual(sum(problem in formatEvent(event) for event in self.events), 1)
+        self.path.chmod(0o644)
+        self.a_second_later()
+        self.assertIsNotNone(self.check("mallory", "alice's"))
+
     def test_a_password_that_changes_while_the_old_one_is_checked_is_not_let_in(self) -> None:
         self.threads.held = True
         asked = self.begin("alice", "alice's")
@@ -459,6 +471,15 @@ class FileTests(SynchronousTestCase):
         with self.assertRaises(StartError) as caught:
             Users.read(path, Groups({}))
         self.assertEqual(str(caught.exception), f"auth.htpasswd: {path}: {problem}")
+
+    def test_a_file_that_others_may_write_is_refused(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text(f"alice:{ALICE}\n")
+        path.chmod(0o646)
+        refused = self.assertRaises(StartError, Users.read, path, Groups({}))
+        self.assertEqual(
+            str(refused), f"auth.htpasswd: {path}: others may write it (mode 0646): chmod go-w"
+        )
 
     def test_comments_empty_lines_and_what_comes_third_do_not_count(self) -> None:
         text = f"# users\r\n\r\n  alice:{ALICE}\r\nbob:{BOB}:Bob, from ops\n\n"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -60,6 +62,37 @@ class MigrationTests(SynchronousTestCase):
         self.assertEqual([f"{n + 1:04}.sql" for n in range(len(names))], names)
         self.assertEqual(len(names), self.version())
         self.assertEqual([("ok",)], self.execute("PRAGMA integrity_check"))
+
+    def test_no_umask_lets_others_read_a_catalog_or_what_lies_beside_it(self) -> None:
+        for umask in (0, 0o022):
+            self.path = Path(self.mktemp()) / "catalog.sqlite"
+            self.path.parent.mkdir()
+            before = os.umask(umask)
+            try:
+                self.migrate(FIRST)
+                with closing(sqlite3.connect(self.path, isolation_level=None)) as db:
+                    db.execute("INSERT INTO number VALUES (1)")
+                    names = {"catalog.sqlite", "catalog.sqlite-wal", "catalog.sqlite-shm"}
+                    self.assertEqual(self.modes(), dict.fromkeys(names, 0o600))
+                self.migrate(FIRST, SECOND)
+            finally:
+                os.umask(before)
+            self.assertIn("catalog.sqlite.before-2", self.files())
+            self.assertEqual(set(self.modes().values()), {0o600})
+
+    def test_one_that_others_may_read_is_closed(self) -> None:
+        self.migrate(FIRST)
+        self.migrate(FIRST, SECOND)
+        for file in self.path.parent.iterdir():
+            file.chmod(0o644)
+        self.migrate(FIRST, SECOND)
+        self.assertEqual(len(self.modes()), 2)
+        self.assertEqual(set(self.modes().values()), {0o600})
+
+    def modes(self) -> dict[str, int]:
+        """The modes of all files beside the catalog, and its own."""
+        files = self.path.parent.iterdir()
+        return {file.name: stat.S_IMODE(file.stat().st_mode) for file in files}
 
     def test_a_new_catalog_of_this_release_has_no_copy_beside_it(self) -> None:
         migrate(self.path, nullcontext)

@@ -248,6 +248,11 @@ class RemoteRefusalTests(SettingsCase):
         )
         path.write_bytes(b"\xff")
         self.assert_refused(login, f"password_file: {path}: not UTF-8")
+        path.chmod(0o666)
+        self.assert_refused(
+            login, f"password_file: {path}: others may write it (mode 0666): chmod go-w"
+        )
+        path.chmod(0o644)
         path.write_bytes(b"\n")
         self.assert_refused(login, f"password_file: {path}: expected a password, got nothing")
         path.write_bytes(b"s3cret\nmore\n")

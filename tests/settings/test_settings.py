@@ -261,6 +261,13 @@ class RefusalTests(SettingsCase):
         with self.assertRaisesRegex(StartError, "not TOML"):
             Settings.load(path, {})
 
+    def test_a_file_that_others_may_write_is_named(self) -> None:
+        path = Path(self.mktemp())
+        path.write_text("")
+        path.chmod(0o666)
+        refused = self.assertRaises(StartError, Settings.load, path, {})
+        self.assertEqual(str(refused), f"{path}: others may write it (mode 0666): chmod go-w")
+
     def test_a_file_that_is_not_there_is_named(self) -> None:
         with self.assertRaises(StartError) as caught:
             Settings.load(Path("absent.toml"), {})

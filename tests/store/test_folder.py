@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import sys
 import threading
-from errno import ENOSPC
+from errno import ENOSPC, EPERM
 from pathlib import Path
 from threading import Barrier, Thread
 
+from attrs import define
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from artifactd.kit.start import StartError
@@ -84,6 +87,46 @@ class FolderTests(FolderTestCase):
         (self.path / "thesis.txt").touch()
         self.assert_refused("holds other things ('thesis.txt')")
         self.assertEqual(["thesis.txt"], os.listdir(self.path))
+
+    def test_one_that_others_may_enter_is_closed_with_one_line_in_the_log(self) -> None:
+        for mode in (0o755, 0o750, 0o701, 0o2770, 0o777):
+            self.path.mkdir(exist_ok=True)
+            self.path.chmod(mode)
+            with capturedLogs() as events:
+                self.opened().close()
+                self.opened().close()
+            self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o700, oct(mode))
+            (event,) = events
+            self.assertEqual(
+                formatEvent(event),
+                f"the data folder {self.path} could be entered by others (mode {mode:04o}): closed,"
+                " by mode 0700",
+            )
+
+    def test_one_that_can_not_be_closed_is_refused(self) -> None:
+        self.path.mkdir(mode=0o755)
+
+        @define
+        class Careless(FileOperations):
+            """A filesystem without modes, which refuses to change them or does nothing."""
+
+            error: OSError | None = None
+
+            def set_mode(self, fd: int, mode: int) -> None:
+                if self.error is not None:
+                    raise self.error
+
+        for disk in (Careless(), Careless(PermissionError(EPERM, "not permitted"))):
+            refused = self.assertRaises(StartError, DataFolder.open, self.path, files=disk)
+            self.assertIn("can be entered by others (mode 0755)", str(refused))
+            self.assertIn("chmod 700", str(refused))
+
+    def test_one_of_another_program_stays_as_open_as_it_is(self) -> None:
+        self.path.mkdir()
+        (self.path / "thesis.txt").touch()
+        self.path.chmod(0o755)
+        self.assert_refused("holds other things ('thesis.txt')")
+        self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o755)
 
     def test_a_symbolic_link_is_refused(self) -> None:
         self.opened().close()

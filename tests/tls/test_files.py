@@ -47,6 +47,12 @@ class FilesTests(SynchronousTestCase):
             self.assert_refused(f"{path} can't be read: No such file or directory")
             path.with_suffix(".away").rename(path)
 
+    def test_a_file_that_others_may_write_is_named(self) -> None:
+        for path in (self.here.key, self.here.cert, self.here.client_ca):
+            path.chmod(0o666)
+            self.assert_refused(f"{path}: others may write it (mode 0666): chmod go-w")
+            path.chmod(0o600)
+
     def test_a_file_without_what_it_is_for_is_named(self) -> None:
         self.here.key.write_bytes(SERVER.pem)
         self.assert_refused(f"{self.here.key} has no private key in it (PEM is needed)")

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.kit.start import StartError
+from artifactd.kit.trusted import Untrusted, read_trusted
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -117,10 +118,12 @@ def _identity(host: str) -> DNS_ID | IPAddress_ID:
 
 def _authorities(path: Path) -> tuple[X509, ...]:
     try:
-        blocks = _CERTIFICATE.findall(path.read_bytes())
+        blocks = _CERTIFICATE.findall(read_trusted(path))
         authorities = tuple(Certificate.loadPEM(block).original for block in blocks)
     except OSError as error:
         raise StartError(f"the CA file {path} can't be read: {error.strerror}") from None
+    except Untrusted as error:
+        raise StartError(f"the CA file {path} can't be used: {error}") from None
     except Exception:
         # OpenSSL's own words would not help anyone.
         raise StartError(f"the CA file {path} has a broken certificate in it") from None

@@ -213,6 +213,12 @@ class FileTests(TestCase):
     def test_a_file_that_is_not_there_stops_the_start(self) -> None:
         self.assert_stops_the_start(Path(self.mktemp()), "No such file")
 
+    def test_a_file_that_others_may_write_stops_the_start(self) -> None:
+        path = Path(self.mktemp())
+        path.write_bytes(ROOT.pem)
+        path.chmod(0o666)
+        self.assert_stops_the_start(path, "others may write it (mode 0666): chmod go-w")
+
     def test_a_file_without_certificates_stops_the_start(self) -> None:
         path = Path(self.mktemp())
         path.write_text("-----BEGIN PRIVATE KEY-----")
