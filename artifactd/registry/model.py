@@ -29,12 +29,15 @@ class Provenance:
     :ivar cache: the parameters of ``Cache-Status`` (RFC 9211), after the cache's name.
     :ivar stale: the reason why an answer is served past its freshness; ``None`` if it is fresh.
     :ivar waited: seconds that the request waited for the upstream.
+    :ivar verified: whether the bytes, or for HEAD the size, are those of the digest; ``False``: so
+        far the upstream says so.
     """
 
     source: Literal["local", "cache", "remote"] = "local"
     cache: str = "hit"
     stale: str | None = None
     waited: float | None = None
+    verified: bool = True
 
 
 LOCAL = Provenance()

@@ -138,8 +138,10 @@ def provenance_headers(provenance: Provenance) -> dict[str, str]:
         "X-Artifact-Source": provenance.source,
         "Cache-Status": f"artifactd; {provenance.cache}",
     }
-    if "detail=unverified" in provenance.cache:
-        headers["Cache-Control"] = "no-store"  # no cache may make a whole of such parts
+    if not provenance.verified:
+        # A cache in front must not make a whole of such parts, nor of an answer that is cut off
+        # because it turns out to be wrong (RFC 9111, 3.3 and 3.4).
+        headers["Cache-Control"] = "no-store"
     if provenance.waited is not None:
         headers["Server-Timing"] = f"upstream;dur={provenance.waited * 1000:.1f}"
     if provenance.stale is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from attrs import define, evolve, field
 from cachetools import TTLCache
 from twisted.internet.interfaces import IReactorTime
@@ -130,7 +132,8 @@ class RemoteBlobs:
                     return shared
             if wanted.head:
                 size = await self._check(source)
-                return BlobFound(size, None, None, Provenance("remote", "fwd=miss; fwd-status=200"))
+                how = Provenance("remote", "fwd=miss; fwd-status=200", verified=False)
+                return BlobFound(size, None, None, how)
             part = await self._part(source, wanted)
             if part is not None:
                 return self._read(source.image, source.digest, part)
@@ -224,9 +227,7 @@ class RemoteBlobs:
         if span is None or span.first == 0:
             return None
         if fill is not None and fill.progress.answered and fill.progress.written > span.last:
-            return BlobFound(
-                size, span, fill.follower(span, hold=False), _part_of("hit; detail=unverified")
-            )
+            return BlobFound(size, span, fill.follower(span, hold=False), _part_of("cache", "hit"))
         # A part whose last byte is here is a hit, even if its session has not been closed yet.
         body = self.parts.under_way(source.digest, span)
         if body is None or body.available <= span.last:
@@ -235,7 +236,7 @@ class RemoteBlobs:
             body = await self.parts.stored(source.digest, size, span)
         if body is not None:
             self.counters.hits.inc()
-            return BlobFound(size, span, body, _part_of("hit; detail=unverified"))
+            return BlobFound(size, span, body, _part_of("cache", "hit"))
         info = await self.fills.store.info(source.digest) or FillInfo(size)
         body = self.parts.under_way(source.digest, span)
         joined = body is not None or self.parts.is_asked_for(source, span)
@@ -246,9 +247,9 @@ class RemoteBlobs:
             except NoRanges:
                 return None
         if joined:
-            how = _part_of("fwd=partial; collapsed; detail=unverified")
+            how = _part_of("cache", "fwd=partial; collapsed")
         else:
-            how = Provenance("remote", "fwd=partial; fwd-status=206; stored; detail=unverified")
+            how = _part_of("remote", "fwd=partial; fwd-status=206; stored")
         return BlobFound(size, span, body, how)
 
 
@@ -258,5 +259,5 @@ def _miss(joined: bool) -> Provenance:
     )
 
 
-def _part_of(status: str) -> Provenance:
-    return Provenance("cache", status)
+def _part_of(source: Literal["cache", "remote"], status: str) -> Provenance:
+    return Provenance(source, f"{status}; detail=unverified", verified=False)

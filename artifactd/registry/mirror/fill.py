@@ -667,8 +667,10 @@ class Fills:
         hold = not (wanted.bounded and span is not None and span.first > 0)
         if hold and length is not None and length <= HELD:
             await fill.verified()
-        if not (hold or fill.progress.verified):
-            provenance = evolve(provenance, cache=f"{provenance.cache}; detail=unverified")
+        if not fill.progress.verified:
+            # Where the end is held back, the client gets nothing whole that is not verified.
+            detail = "" if hold else "; detail=unverified"
+            provenance = evolve(provenance, cache=f"{provenance.cache}{detail}", verified=False)
         return BlobFound(size, span, fill.follower(span, hold=hold), provenance)
 
     async def stop(self) -> None:
