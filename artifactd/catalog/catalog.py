@@ -276,11 +276,11 @@ class Catalog(OnDatabase):
                 manifests.check(db, put)
                 manifests.store(db, put, confirm, at, used_at=None)
 
-        await self.database.write(store, release)
+        long = len(put.manifest.blobs) + len(put.manifest.children) > manifests.MANY
+        await self.database.write(store, release, long=put.actor if long else None)
 
-    @write
-    def delete_manifest(
-        self, db: Connection, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
+    async def delete_manifest(
+        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
     ) -> None:
         """
         Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
@@ -291,15 +291,20 @@ class Catalog(OnDatabase):
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
             is the same as for :meth:`delete_blob`.
         """
-        at = self.database.now()
-        image_id = images.known(db, image)
-        manifest_id = manifests.row_of(db, image_id, digest)
-        if manifest_id is None:
-            raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
-        if not allow_held:
-            manifests.refuse_if_held(db, image_id, digest, "manifest")
-        leases.bury_manifest(db, manifest_id, actor=actor, at=at)
-        manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
+
+        def delete(db: Connection) -> None:
+            at = self.database.now()
+            image_id = images.known(db, image)
+            manifest_id = manifests.row_of(db, image_id, digest)
+            if manifest_id is None:
+                raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+            if not allow_held:
+                manifests.refuse_if_held(db, image_id, digest, "manifest")
+            leases.bury_manifest(db, manifest_id, actor=actor, at=at)
+            manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
+
+        long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
+        await self.database.write(delete, long=actor if long else None)
 
     @read
     def referrers(

@@ -227,7 +227,9 @@ class Writer:
     Runs interactions one after the other on the one connection that writes.
 
     All interactions that are queued while a transaction is in flight share the next one, each
-    inside a savepoint of its own.
+    inside a savepoint of its own.  Those that take long have a transaction each, in turns with
+    those of the others, and their owners take turns.  So a short one waits for one of them at
+    most, however many there are.
 
     :param connections: a pool of exactly one connection.
     """
@@ -235,6 +237,8 @@ class Writer:
     def __init__(self, connections: Connections) -> None:
         self._connections = connections
         self._queue: deque[_Write[Any]] = deque()
+        self._long: dict[str, deque[_Write[Any]]] = {}  # by owner; no queue in it is empty
+        self._was_long = False  # the last transaction
         self._committing = False
 
     def run(
@@ -243,6 +247,7 @@ class Writer:
         committed: Callable[[], None] = nothing,
         *,
         last: bool = False,
+        long: str | None = None,
     ) -> Deferred[_T]:
         """
         Run ``interaction`` in the writer's thread, where it may block; its result comes when its
@@ -253,22 +258,39 @@ class Writer:
 
         :param committed: called in the same thread after the commit; errors it raises are logged.
         :param last: nothing that is queued behind it shares its transaction.
+        :param long: the owner of an interaction that takes many milliseconds; ``None``: it is
+            short.
         :raises Exception: anything ``interaction`` raised; then it has written nothing.
         :raises Unavailable: if the transaction could not be begun or committed.
         """
         write = _Write(interaction, committed, last)
-        self._queue.append(write)
+        queue = self._queue if long is None else self._long.setdefault(long, deque())
+        queue.append(write)
         if not self._committing:
             self._commit_next()
         return write.done
 
     async def close(self) -> None:
         """Wait for the queued writes, then close the connection."""
-        with suppress(Unavailable):  # then the writes before it have failed too, and were told
-            await self.run(lambda _: None)
+        while True:
+            with suppress(Unavailable):  # then the writes before it have failed too, and were told
+                await self.run(lambda _: None)
+            if not self._long:
+                break
         await self._connections.close()
 
-    def _commit_next(self) -> None:
+    def _next_batch(self) -> list[_Write[Any]]:
+        """Take the writes of the next transaction from the queues; none: there are no more."""
+        batch = [] if self._was_long else self._next_long()
+        self._was_long = bool(batch)
+        if not batch:
+            batch = self._next_short()
+        if not batch:
+            batch = self._next_long()
+            self._was_long = bool(batch)
+        return batch
+
+    def _next_short(self) -> list[_Write[Any]]:
         batch: list[_Write[Any]] = []
         while self._queue and len(batch) < _BATCH:
             write = self._queue.popleft()
@@ -277,6 +299,21 @@ class Writer:
             batch.append(write)
             if write.last:
                 break
+        return batch
+
+    def _next_long(self) -> list[_Write[Any]]:
+        while self._long:
+            owner = next(iter(self._long))
+            queue = self._long.pop(owner)
+            write = queue.popleft()
+            if queue:
+                self._long[owner] = queue  # behind the other owners
+            if not write.done.called:
+                return [write]
+        return []
+
+    def _commit_next(self) -> None:
+        batch = self._next_batch()
         self._committing = bool(batch)
         if not batch:
             return
@@ -431,6 +468,7 @@ class Database:
         committed: Callable[[], None] = nothing,
         *,
         last: bool = False,
+        long: str | None = None,
     ) -> Deferred[_T]:
         """
         Run ``interaction`` in the group commit, see :meth:`Writer.run`.
@@ -440,7 +478,8 @@ class Database:
         """
         if self._damage is not None:
             return fail(self._damage)
-        return self._writer.run(interaction, committed, last=last).addErrback(self._note_damage)
+        running = self._writer.run(interaction, committed, last=last, long=long)
+        return running.addErrback(self._note_damage)
 
     async def check(self) -> None:
         """

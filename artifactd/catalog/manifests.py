@@ -21,6 +21,9 @@ from artifactd.oci.errors import (
 from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference, Tag
 
+MANY = 500
+"""Entries of a manifest beyond which putting or deleting it is a long write."""
+
 _HOLDERS_NAMED = 10  # of the manifests that keep a blob or manifest from being deleted
 
 # -- checks before a manifest is put into an image
@@ -269,9 +272,11 @@ def store(
     image_id = images.make_known(db, put.image, at)
     is_new = row_of(db, image_id, manifest.digest) is None
     manifest_id = _upsert(db, image_id, manifest, at, used_at)
-    touched = entries_of(db, manifest_id) if not is_new else []
-    replace_entries(db, image_id, manifest_id, manifest)
-    touched += entries_of(db, manifest_id)
+    touched = [] if is_new else entries_of(db, manifest_id)
+    if replace_entries(db, image_id, manifest_id, manifest):
+        touched += entries_of(db, manifest_id)
+    else:
+        touched.clear()  # it holds what it held
     if is_new:
         touched += referrers_of(db, image_id, str(manifest.digest))
         leases.forget_manifest(db, image_id, str(manifest.digest))
@@ -338,23 +343,35 @@ def _upsert(
     return int(row[0])
 
 
-def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: Manifest) -> None:
+def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: Manifest) -> bool:
     """
-    Record what a manifest holds.  Its bytes may have been recorded under another media type, and
-    mean something else under this one.
+    Record what a manifest holds; return whether that is not what was recorded before.  Its bytes
+    may have been recorded under another media type, and mean something else under this one.
     """
-
-    def entries(kind: str, held: Iterable[Digest]) -> Iterable[tuple[int, str, str, int]]:
-        return ((image_id, str(digest), kind, manifest_id) for digest in held)
-
-    db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
-    insert = (
-        "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT DO NOTHING"  # a layer may be listed twice
+    held = {(str(each.digest), "blob") for each in manifest.blobs}
+    held |= {(str(each.digest), "manifest") for each in manifest.children}
+    rows = db.execute(
+        "SELECT digest, kind FROM manifest_entry WHERE manifest_id = ?", (manifest_id,)
     )
-    blobs_held = (*(descriptor.digest for descriptor in manifest.blobs), *manifest.others)
-    db.executemany(insert, entries("blob", blobs_held))
-    db.executemany(insert, entries("manifest", (child.digest for child in manifest.children)))
+    if held == set(rows):
+        return False
+    db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
+    db.executemany(
+        "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)",
+        [(image_id, digest, kind, manifest_id) for digest, kind in sorted(held)],
+    )
+    return True
+
+
+def holds_many(db: Connection, image: ImageName, digest: Digest) -> bool:
+    """Whether a manifest of ``image`` holds more than :data:`MANY` blobs and manifests."""
+    rows = db.execute(
+        "SELECT 1 FROM image JOIN manifest ON manifest.image_id = image.id AND manifest.digest = ?"
+        " JOIN manifest_entry ON manifest_entry.manifest_id = manifest.id"
+        " WHERE image.repository = ? AND image.name = ? LIMIT 1 OFFSET ?",
+        (str(digest), image.repository, image.image, MANY),
+    )
+    return rows.fetchone() is not None
 
 
 def refuse_if_held(

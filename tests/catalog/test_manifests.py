@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from artifactd.catalog.manifests import MANY
 from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
@@ -12,7 +15,7 @@ from artifactd.oci.errors import (
     RegistryError,
     Unsupported,
 )
-from artifactd.oci.manifest import OCI_MANIFEST, Descriptor
+from artifactd.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
 from tests.catalog.fixture import (
     APP,
     OTHER,
@@ -207,3 +210,43 @@ class ManifestDeletionTests(CatalogTestCase):
         await self.put(b"1", "v1")
         self.assertEqual(["v1"], await self.catalog.tags(APP, None, None))
         self.assertEqual(3, len(await self.catalog.tag_movements(APP, V1)))
+
+
+class LongWriteTests(CatalogTestCase):
+    """Manifests of many entries."""
+
+    def long_writes(self) -> list[str | None]:
+        """The owners of long writes from now on, ``None`` for short ones."""
+        told: list[str | None] = []
+        write = self.catalog.database.write
+
+        def noted(*args: Any, long: str | None = None, **how: Any) -> Any:
+            told.append(long)
+            return write(*args, long=long, **how)
+
+        self.patch(self.catalog.database, "write", noted)
+        return told
+
+    def large(self, entries: int) -> Manifest:
+        """An index of ``entries`` manifests that are not here."""
+        children = [descriptor(b"%d" % number) for number in range(entries)]
+        return index(b"index of %d" % entries, children)
+
+    async def test_of_many_entries_put_and_delete_are_long_writes_of_the_owner(self) -> None:
+        await self.put(b"known", "v1")
+        told = self.long_writes()
+        for content in (self.large(MANY + 1), self.large(MANY)):
+            put = ManifestPut(APP, content, sparse=True, actor="mallory")
+            await self.catalog.put_manifest(put, confirmed)
+            await self.catalog.delete_manifest(
+                APP, content.digest, allow_held=False, actor="mallory"
+            )
+        self.assertEqual(["mallory", "mallory", None, None], told)
+
+    async def test_one_that_is_there_already_is_not_written_again(self) -> None:
+        put = ManifestPut(APP, self.large(100), sparse=True, actor="ann")
+        await self.catalog.put_manifest(put, confirmed)
+        database = self.catalog.database
+        before = await database.write(lambda db: db.total_changes)
+        await self.catalog.put_manifest(put, confirmed)
+        self.assertLess(await database.write(lambda db: db.total_changes) - before, 10)

@@ -62,6 +62,7 @@ class AtOnce(Database):
         committed: Callable[[], None] = nothing,
         *,
         last: bool = False,
+        long: str | None = None,
     ) -> Deferred[_T]:
         return succeed(interaction(self.db))
 

@@ -193,6 +193,65 @@ class WriterTests(TestCase):
         wrong = self.writer.run(lambda db: db.execute("SELECT nonsense"))
         await self.assertFailure(wrong, sqlite3.OperationalError)
 
+    async def in_order(self, *writes: tuple[str, str | None]) -> list[str]:
+        """The names of ``writes`` in the order in which they are run; queued together."""
+        order: list[str] = []
+        held, event = self.hold()
+
+        def running(name: str) -> Callable[[sqlite3.Connection], None]:
+            return lambda _: order.append(name)
+
+        queued = [self.writer.run(running(name), long=owner) for name, owner in writes]
+        event.set()
+        await held
+        for write in queued:
+            await write
+        return order
+
+    async def test_short_ones_wait_for_one_long_one_at_most(self) -> None:
+        long = [(f"long-{n}", "mallory") for n in range(3)]
+        order = await self.in_order(*long, ("a", None), ("b", None))
+        self.assertEqual(["long-0", "a", "b", "long-1", "long-2"], order)
+
+    async def test_a_long_one_has_a_transaction_of_its_own(self) -> None:
+        await self.in_order(("a", None), ("long", "ann"), ("b", None))
+        self.assertEqual(3, self.commits())
+
+    async def test_long_ones_wait_for_one_transaction_of_short_ones_at_most(self) -> None:
+        held, event = self.hold()
+        short = [self.writer.run(insert(n)) for n in range(3 * 64)]
+        seen = self.writer.run(lambda _: len(self.numbers()), long="ann")
+        event.set()
+        self.assertLessEqual(await seen, 64)
+        await gatherResults(short)
+        await held
+
+    async def test_owners_of_long_ones_take_turns(self) -> None:
+        order = await self.in_order(
+            ("m1", "mallory"), ("m2", "mallory"), ("m3", "mallory"), ("a", "ann"), ("b", "ben")
+        )
+        self.assertEqual(["m1", "a", "b", "m2", "m3"], order)
+
+    async def test_a_long_one_that_is_cancelled_never_runs(self) -> None:
+        held, event = self.hold()
+        cancelled = self.writer.run(insert(1), long="ann")
+        kept = self.writer.run(insert(2))
+        cancelled.cancel()
+        event.set()
+        await self.assertFailure(cancelled, CancelledError)
+        await held
+        await kept
+        self.assertEqual([2], self.numbers())
+
+    async def test_closing_waits_for_long_ones_too(self) -> None:
+        held, event = self.hold()
+        queued = [self.writer.run(insert(n), long="ann") for n in range(5)]
+        closed = Deferred.fromCoroutine(self.writer.close())
+        event.set()
+        await closed
+        self.assertEqual(list(range(5)), [self.successResultOf(write) for write in queued])
+        self.assertTrue(self.successResultOf(held))
+
     async def test_closing_waits_for_all_that_is_queued(self) -> None:
         held, event = self.hold()
         queued = [self.writer.run(insert(n)) for n in range(100)]
