@@ -150,7 +150,7 @@ class Connection:
 
     async def head(self, request: str, *headers: str) -> None:
         """Send a request's first line, but for the version, and its headers."""
-        await self.send("\r\n".join((f"{request} HTTP/1.1", "Host: registry", *headers, "", "")))
+        await self.send("\r\n".join((f"{request} HTTP/1.1", "Host: localhost", *headers, "", "")))
 
     async def send(self, text: str | bytes) -> None:
         """Send bytes; text goes as Latin-1."""
