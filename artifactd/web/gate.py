@@ -294,6 +294,10 @@ class AccessGate:
     read_only: Callable[[], bool]
 
     async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
+        if request.method in (b"GET", b"HEAD"):
+            # What anonymous gets may be cached for all; another login may be answered differently.
+            request.responseHeaders.setRawHeaders(b"Vary", [b"Authorization"])
+        request.is_personal = True
         try:
             request.caller = await self.credentials.caller(request)
         except Unauthorized as error:
@@ -304,7 +308,9 @@ class AccessGate:
                 BASIC if needed is Need.TOKEN else self.challenge.value(request, error=problem)
             )
             raise
-        request.actor = request.caller.identity.label
+        caller = request.caller
+        request.is_personal = not _nobody(caller) or caller.presented is not None
+        request.actor = caller.identity.label
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
         caller = request.caller

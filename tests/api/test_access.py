@@ -325,6 +325,51 @@ images = ["*"]
             self.assertEqual(b"artifactd_" in answer.body, status == 200, login)
 
 
+class SharedCacheTests(GuardedCase):
+    """A cache between clients and the registry may give to all only what anybody may pull."""
+
+    async def caching(self, method: str, path: str, who: str | None, **headers: str) -> str | None:
+        answer = await self.ask(method, path, who, headers=headers)
+        self.assertEqual(answer.header("Vary"), "Authorization", (path, who))
+        return answer.header("Cache-Control")
+
+    async def test_answers_to_a_login_are_for_its_client_alone(self) -> None:
+        for_ever = "max-age=31536000, immutable"
+        await self.have("team/app", "public/app")
+        digest, blob = Digest.of(image_manifest(CONFIG, BLOB)), Digest.of(BLOB)
+        for name in ("team/app", "public/app"):
+            for path, expected in (
+                (f"blobs/{blob}", f"private, {for_ever}"),
+                (f"manifests/{digest}", f"private, {for_ever}"),
+                ("manifests/v1", "private, no-cache"),
+                ("tags/list", "private"),
+                (f"referrers/{digest}", "private"),
+                (f"blobs/{ABSENT}", "private"),
+                ("manifests/absent", "private"),
+            ):
+                for method in ("GET", "HEAD"):
+                    told = await self.caching(method, f"/v2/{name}/{path}", "alice")
+                    self.assertEqual(told, expected, path)
+        path = f"/v2/team/app/blobs/{blob}"
+        for headers in ({"If-None-Match": f'"{blob}"'}, {"Range": "bytes=1-2"}):
+            told = await self.caching("GET", path, "alice", **headers)
+            self.assertEqual(told, f"private, {for_ever}")
+        for path in ("/v2/_catalog", "/v2/", "/metrics"):
+            self.assertEqual(await self.caching("GET", path, "alice"), "private")
+        self.assertEqual(await self.caching("GET", "/v2/team/app/tags/list", "nobody"), "private")
+        self.assertEqual(
+            await self.caching("GET", "/v2/team/app/tags/list", None, **basic("bob", "x")),
+            "private",
+        )
+
+    async def test_what_anybody_may_pull_may_be_cached_for_all(self) -> None:
+        await self.have("public/app")
+        path = f"/v2/public/app/blobs/{Digest.of(BLOB)}"
+        for_ever = "max-age=31536000, immutable"
+        self.assertEqual(await self.caching("GET", path, None), for_ever)
+        self.assertEqual(await self.caching("GET", "/v2/public/app/manifests/v1", None), "no-cache")
+
+
 class StoredFactsTests(GuardedCase):
     """A client that may not pull an image learns nothing of what it holds by changing it."""
 

@@ -413,6 +413,8 @@ class RegistryRequest(server.Request):
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
+    :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
+        it to others: RFC 9111, 5.2.2.7.
     :ivar sees_stored: whether a refused change may be answered with what is stored: whether the
         caller may pull the image that it would change.
     """
@@ -427,6 +429,7 @@ class RegistryRequest(server.Request):
     claimed: str = ""
     sees_cache = False
     sees_stored = False
+    is_personal = False
     _answered = False
     _clock: IReactorTime
     _peer: _Peer
