@@ -434,6 +434,31 @@ class RemoteCatalog(OnDatabase):
                 _unlink_blob(db, image_id, each.digest, each.used_at)
         return blobs.unlist(db, dict.fromkeys(each.digest for each in held if each.digest))
 
+    @read
+    def lacking(
+        self, db: Connection, image: ImageName, reference: Reference | None
+    ) -> list[Digest]:
+        """
+        Those of the digests that :meth:`purge` takes out of a remote image, with all that they
+        hold, whose bytes the image does not have: a fill of them may have begun.
+        """
+        image_id = images.find(db, image)
+        pending = [reference] if isinstance(reference, Digest) else []
+        if image_id is not None and not pending:
+            pending = _roots(db, image_id, reference)
+        lacking, seen = [], set[Digest]()
+        while pending:
+            each = pending.pop()
+            if each in seen:
+                continue
+            seen.add(each)
+            manifest_id = None if image_id is None else manifests.row_of(db, image_id, each)
+            if manifest_id is not None:
+                pending += map(Digest.parse, manifests.entries_of(db, manifest_id))
+            elif blobs.link_of(db, image, each) is None:
+                lacking.append(each)
+        return lacking
+
     @write_last
     def purge(
         self, db: Connection, image: ImageName, reference: Reference | None
@@ -571,6 +596,19 @@ def _purge_all(db: Connection, image_id: int, at: float) -> list[Digest] | None:
             (image_id,),
         )
     return gone if _delete_pages(db, image_id) or gone else None
+
+
+def _roots(db: Connection, image_id: int, tag: Reference | None) -> list[Digest]:
+    """The digest that a tag of an image points at; ``None``: of all its manifests."""
+    if tag is None:
+        rows = db.execute("SELECT digest FROM manifest WHERE image_id = ?", (image_id,))
+    else:
+        rows = db.execute(
+            "SELECT digest FROM tag JOIN manifest ON manifest.id = manifest_id"
+            " WHERE tag.image_id = ? AND tag.name = ?",
+            (image_id, str(tag)),
+        )
+    return [Digest.parse(digest) for (digest,) in rows]
 
 
 def _purge_tag(db: Connection, image_id: int, tag: Tag, at: float) -> list[Digest] | None:

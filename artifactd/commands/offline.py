@@ -149,14 +149,18 @@ class Purge(ImageCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
         image = await _remote_image(parts, name)
+        lacking = await parts.remote.lacking(image, reference)
         gone = await parts.remote.purge(image, reference)
-        if isinstance(reference, Digest):
-            await parts.fills.of(image.repository).discard(reference)
-        if gone is None:
+        fills = parts.fills.of(image.repository)
+        begun = sum([await fills.discard(digest) for digest in lacking])
+        if gone is None and not begun:
             print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
             return 1
-        await forget(gone, parts.catalog, parts.blobs)
-        print(f"purged {self.image}: {len(gone)} blobs and manifests that nothing else needs")
+        await forget(gone or [], parts.catalog, parts.blobs)
+        told = f"{len(gone or [])} blobs and manifests that nothing else needs"
+        if begun:
+            told += f", and {begun} blobs that had come in part"
+        print(f"purged {self.image}: {told}")
         return 0
 
 

@@ -160,6 +160,14 @@ class FillFiles:
             if name and (match := _NAME.fullmatch(name)) and match["unique"]:
                 self.unlink(name)
 
+    def exist(self, blob: str) -> bool:
+        """Whether a blob has a fill, an info or extents."""
+        for name in (blob, _info_name(blob), map_name(blob)):
+            with suppress(FileNotFoundError):
+                self.directory.status(name)
+                return True
+        return False
+
     def unlink(self, name: str | None) -> None:
         """Remove the file ``name``, if there is one; ``None``: do nothing."""
         if name is not None:
@@ -370,9 +378,11 @@ class FillDirectory:
         """Remove a blob that is still stale and not claimed.  Returns whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
 
-    def discard(self, blob: str) -> None:
-        """Remove all files of a blob, unless its fill is claimed."""
-        self._remove(blob, lambda: True)
+    def discard(self, blob: str) -> bool:
+        """
+        Remove all files of a blob, unless its fill is claimed.  Returns whether there were any.
+        """
+        return self._remove(blob, lambda: self.files.exist(blob))
 
     def _claim(self, blob: str, create: bool) -> int | None:
         for attempt in range(3):
@@ -647,9 +657,11 @@ class FillStore:
             file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock
         )
 
-    async def discard(self, digest: Digest) -> None:
-        """Remove all files of a blob, unless its fill is claimed."""
-        await self._run(self._fills.discard, self._name(digest))
+    async def discard(self, digest: Digest) -> bool:
+        """
+        Remove all files of a blob, unless its fill is claimed.  Returns whether there were any.
+        """
+        return await self._run(self._fills.discard, self._name(digest))
 
     def _name(self, digest: Digest) -> str:
         return blob_name(self._repository, digest)

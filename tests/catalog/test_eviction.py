@@ -326,6 +326,21 @@ class PurgeTests(RemoteCatalogTestCase):
             (await self.catalog.tag_movements(ALPINE, V1))[-1],
         )
 
+    async def test_what_the_image_lacks_of_what_is_purged_may_have_begun_to_come(self) -> None:
+        here, absent = await self.fill(b"here"), descriptor(b"absent")
+        await self.cache(manifest(b"child", blobs=[here, absent]))
+        child = descriptor(b"child")
+        gone = descriptor(b"no such child")
+        await self.cache(index(b"[]", [child, gone]), "v1")
+        await self.fill(b"absent", BUSYBOX)
+        for reference in (V1, Digest.of(b"[]"), None):
+            lacking = await self.remote.lacking(ALPINE, reference)
+            self.assertEqual({absent.digest, gone.digest}, set(lacking), reference)
+        self.assertEqual([], await self.remote.lacking(ALPINE, here.digest))
+        for image in (ALPINE, ImageName("docker.io", "never/heard")):
+            self.assertEqual([absent.digest], await self.remote.lacking(image, absent.digest))
+            self.assertEqual([], await self.remote.lacking(image, V2))
+
     async def test_an_index_goes_with_the_children_that_only_it_holds(self) -> None:
         layer, base = await self.fill(b"layer"), await self.fill(b"base")
         await self.cache(manifest(b"child", blobs=[layer, base]))

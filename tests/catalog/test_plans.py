@@ -195,6 +195,7 @@ class PlanTests(SynchronousTestCase):
     def test_purging_and_releasing_scan_nothing(self) -> None:
         for reference in (V1, DIGEST, None):
             self.fill()
+            self.do(self.remote.lacking(ALPINE, reference))
             self.do(self.remote.purge(ALPINE, reference))
         self.put()
         self.delete(b"[]", b"child")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from http.client import HTTPException
 from pathlib import Path
 
 from artifactd.oci.digest import Digest
+from artifactd.store.fills import blob_name
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.commands.test_main import process
 from tests.crash.pulling import MIB, Pull, content
 from tests.crash.test_sweep import listed, stored
-from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS
+from tests.programs import wait_for
+from tests.pull.case import Later
+from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Status, Truncate
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
 
@@ -106,6 +110,52 @@ class PurgeTests(MaintenanceTestCase):
         for name in ("mine", "mine:1", f"mine@{digest}", "local/mine:1"):
             self.assertIn("not an image of an upstream", await self.assert_refused("purge", name))
         self.assertTrue(self.here(b"only here"))
+
+
+class PurgeBegunTests(MaintenanceTestCase):
+    """What has come in part goes too, by whatever name the image is purged."""
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.digest = Digest.of(LAYER)
+        self.blob = f"docker.io/{NAME}/blobs/{self.digest}"
+        self.hub.images.add_image(NAME, "1", LAYER)
+
+    def begun(self) -> list[str]:
+        """The kinds of files that are kept of the layer."""
+        name = blob_name("docker.io", self.digest)
+        names = (path.name for path in (self.daemon.data / "fills").iterdir())
+        return sorted({each.removeprefix(name).rpartition(".")[2] for each in names})
+
+    async def begin(self) -> None:
+        """Let a part of the layer come, and a fill of it break off."""
+        self.hub.faults.clear()
+        part = await self.daemon.request(
+            "GET", f"/v2/{self.blob}", headers={"Range": "bytes=90000-90999"}
+        )
+        self.assertEqual(part.status, 206)
+        self.hub.faults.add(Truncate(after=50_000), on=CDN)
+        self.hub.faults.add(Later(Status(404)), on=CDN, times=None)
+        with self.assertRaises((HTTPException, OSError)):
+            await self.get(self.blob)
+        await wait_for(lambda: self.begun() == ["", "extents", "info", "map"])
+
+    async def test_by_its_own_digest(self) -> None:
+        await self.begin()
+        said = await self.do("purge", f"docker.io/{NAME}@{self.digest}")
+        self.assertIn("0 blobs and manifests that nothing else needs, and 1 blobs", said)
+        self.assertEqual(self.begun(), [])
+        self.hub.faults.clear()
+        self.hub.forget_requests()
+        self.assertEqual((await self.get(self.blob)).body, LAYER)
+        self.assertEqual([asked.sent for asked in self.hub.asked("GET", CDN)], [len(LAYER)])
+
+    async def test_by_a_tag_and_by_the_name(self) -> None:
+        for reference in (":1", ""):
+            self.assertEqual((await self.get(f"docker.io/{NAME}/manifests/1")).status, 200)
+            await self.begin()
+            await self.do("purge", f"docker.io/{NAME}{reference}")
+            self.assertEqual(self.begun(), [])
 
 
 class PurgeInUseTests(MaintenanceTestCase):
