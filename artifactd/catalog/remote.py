@@ -331,10 +331,14 @@ class RemoteCatalog(OnDatabase):
         return CachedPage(body, following, filtered, fetched_at)
 
     @write
-    def cache_page(self, db: Connection, image: ImageName, key: str, page: CachedPage) -> None:
+    def cache_page(
+        self, db: Connection, image: ImageName, key: str, page: CachedPage, most: int | None = None
+    ) -> None:
         """
         Store a page.  The oldest are deleted if the image has more than 50 then, and those longest
-        not used if the repository has more than 1,000, or more than 64 MiB of them.
+        not used if the repository has more than 1,000 of them, or more bytes than 64 MiB.
+
+        :param most: bytes that all pages of the repository may have, if that is less.
         """
         image_id = images.add(db, image)
         following = None if page.next is None else msgspec.json.encode(page.next).decode()
@@ -361,7 +365,8 @@ class RemoteCatalog(OnDatabase):
             " WHERE image_id = ? ORDER BY fetched_at DESC, rowid DESC LIMIT -1 OFFSET ?)",
             (image_id, _PAGES_KEPT),
         )
-        db.execute(_DROP_PAGES, (image.repository, _ALL_PAGES_KEPT, _PAGE_BYTES_KEPT))
+        most = _PAGE_BYTES_KEPT if most is None else min(most, _PAGE_BYTES_KEPT)
+        db.execute(_DROP_PAGES, (image.repository, _ALL_PAGES_KEPT, most))
 
     # -- use and eviction
 

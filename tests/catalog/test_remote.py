@@ -390,6 +390,8 @@ class CachedPageTests(RemoteCatalogTestCase):
             found = [await self.remote.cached_page(i, "tags") for i in images(f"hub{size}")]
             kept = [number for number, page in enumerate(found) if page is not None]
             self.assertEqual([0, 3, 4], kept, size)
+        await self.remote.cache_page(ALPINE, "tags", self.page(b"x" * 1000), 1000)
+        self.assertIsNone(await self.remote.cached_page(ALPINE, "tags"))
 
 
 class CachedReadTests(RemoteCatalogTestCase):

@@ -163,6 +163,21 @@ class IssuerWiringTests(WiringCase):
         self.assertEqual(caller.identity.name, "ci/repo:octo/hello:ref:refs/heads/main")
         await wiring.bearer.verify(self.fake.token())  # by the keys that are here
 
+    async def test_its_document_does_not_lead_to_another_network(self) -> None:
+        self.reactor.names["db.corp"] = "10.0.0.9"
+        connect, hosts = self.reactor.connect, []
+
+        def connecting(host: str, *args: Any, **kwargs: Any) -> Any:
+            hosts.append(host)
+            return connect("127.0.0.1", *args, **kwargs)
+
+        self.reactor.connect = connecting
+        verifying = start(self.wire().bearer.verify(self.fake.token()))
+        document = {"issuer": self.fake.issuer, "jwks_uri": "https://db.corp/keys"}
+        await self.answer("/.well-known/openid-configuration", document)
+        await self.assertFailure(verifying, Unavailable)
+        self.assertEqual(hosts, ["127.0.0.1"])
+
     async def test_an_issuer_that_answers_an_error_gives_no_keys(self) -> None:
         wiring = self.wire()
         verifying = start(wiring.bearer.verify(self.fake.token()))

@@ -203,6 +203,13 @@ class TagListTests(ListCase):
             await registry.parts.last_used.write()
             self.assertNotEqual(self.execute(registry, "SELECT used_at FROM upstream_page"), [(0,)])
 
+    async def test_no_more_bytes_of_pages_are_kept_than_the_cache_may_have(self) -> None:
+        registry = self.mirror(size_cap="100B")
+        for n in range(1, 6):
+            self.assertEqual((await self.get(registry, f"{LIST}?n={n}")).status, 200)
+        ((held,),) = self.execute(registry, "SELECT sum(size) FROM upstream_page")
+        self.assertLessEqual(held, 100)
+
     async def test_the_budget_is_for_manifests_alone(self) -> None:
         registry = self.mirror()
         await registry.request("GET", f"{PATH}/manifests/latest")

@@ -329,7 +329,8 @@ class RemoteLists:
             raise
         page = CachedPage(sent.body, sent.next, sent.filtered, self.now())
         if how.stale is None:
-            await self.remote.cache_page(image, key, page)
+            most = int(self.manifests.settings.size_cap) or None
+            await self.remote.cache_page(image, key, page, most)
         return page, how
 
     async def _by_tag(
