@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 from attrs import frozen
@@ -29,6 +29,35 @@ class _Grant:
     def of(cls, settings: AccessSettings | RobotSettings) -> Self:
         images = settings.images
         return cls(frozenset(settings.may), Patterns(images), "*" in images)
+
+
+@frozen
+class Allowed:
+    """
+    A test for the images that an identity may do an action to, decided by the rules as they were
+    when it was made.  It can be called in any thread.
+
+    :ivar limit: the limit of a robot, or ``None``.
+    :ivar grants: those that allow the action.
+    """
+
+    limit: Patterns | None
+    grants: Sequence[Patterns]
+
+    def __call__(self, image: ImageName) -> bool:
+        name = str(image)
+        if self.limit is not None and not self.limit.match(name):
+            return False
+        return any(grant.match(name) for grant in self.grants)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """What the canonical names of all such images begin with; none begins with another."""
+        shortest: list[str] = []
+        for prefix in sorted(each for grant in self.grants for each in grant.prefixes):
+            if not shortest or not prefix.startswith(shortest[-1]):
+                shortest.append(prefix)
+        return shortest
 
 
 class AccessRules:
@@ -71,6 +100,14 @@ class AccessRules:
             if not grant.may <= allowed and grant.images.match(name):
                 allowed |= grant.may
         return allowed if limit is None else allowed & limit.may
+
+    def allowed(self, identity: Identity, action: Action) -> Allowed:
+        """A test for the images that ``identity`` may do ``action`` to, as :meth:`granted` says."""
+        limit, grants = self._grants_of(identity)
+        if limit is not None and action not in limit.may:
+            return Allowed(None, ())
+        permitting = [grant.images for grant in grants if action in grant.may]
+        return Allowed(None if limit is None else limit.images, permitting)
 
     def granted_everywhere(self, identity: Identity) -> frozenset[Action]:
         """

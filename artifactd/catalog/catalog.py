@@ -9,6 +9,7 @@ from sys import getsizeof
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write
 from artifactd.catalog.records import (
+    ImageSpan,
     ManifestPut,
     ManifestRecord,
     TagMovement,
@@ -340,17 +341,39 @@ class Catalog(OnDatabase):
     # -- images and tags
 
     @read
-    def images(self, db: Connection, repository: str, after: str, limit: int) -> list[str]:
+    def images_between(
+        self,
+        db: Connection,
+        spans: Sequence[ImageSpan],
+        limit: int,
+        shown: Callable[[ImageName], bool] | None = None,
+        most: int = 1000,
+    ) -> tuple[list[ImageName], ImageName | None]:
         """
-        The names, inside ``repository``, of its known images: at most ``limit`` behind ``after``,
-        in ASCII order.
+        The known images in ``spans``, in their order: at most ``limit`` of those that ``shown``
+        tells to list (``None``: all).  It is called in a reader's thread.
+
+        :param most: names that are looked at.
+        :return: the images, and the last one that was looked at; ``None`` if there are no more
+            behind it.
         """
-        rows = db.execute(
-            "SELECT name FROM image"
-            " WHERE repository = ? AND name > ? AND known_at IS NOT NULL ORDER BY name LIMIT ?",
-            (repository, after, limit),
-        )
-        return [name for (name,) in rows]
+        found: list[ImageName] = []
+        looked = 0
+        image: ImageName | None = None
+        for span in spans:
+            rows = db.execute(
+                "SELECT name FROM image WHERE repository = ? AND name > ? AND name < ?"
+                " AND known_at IS NOT NULL ORDER BY name LIMIT ?",
+                (span.repository, span.after, span.before, most - looked),
+            )
+            for (name,) in rows:
+                looked += 1
+                image = ImageName(span.repository, name)
+                if shown is None or shown(image):
+                    found.append(image)
+                if len(found) == limit or looked == most:
+                    return found, image
+        return found, None
 
     @read
     def tags(

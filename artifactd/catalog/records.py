@@ -124,6 +124,15 @@ class Adoption:
 
 
 @frozen
+class ImageSpan:
+    """The images of a repository whose names come after one and before another, in ASCII order."""
+
+    repository: str
+    after: str
+    before: str
+
+
+@frozen
 class ManifestPut:
     """
     A manifest to be put into an image.

@@ -5,11 +5,14 @@ The registry: the naming rule, all repositories under their names, and the opera
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
+from twisted.internet.defer import DeferredLock
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.records import Precondition
+from artifactd.catalog.records import ImageSpan, Precondition
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.manifest import Manifest
@@ -99,9 +102,6 @@ class Names:
         return str(image)
 
 
-# Names read at a time from the catalog, if only some of them are listed.
-_BATCH = 1000
-
 _AFTER_ALL = "\x7f"  # sorts after every character that a name may have
 
 
@@ -114,62 +114,96 @@ class _Segment:
     start: str = ""
     end: str = _AFTER_ALL
 
+    def after(self, name: str) -> _Segment:
+        """Its part that is listed after ``name``."""
+        if name.startswith(self.prefix):
+            return evolve(self, start=max(self.start, name.removeprefix(self.prefix)))
+        return self if name < self.prefix else evolve(self, start=self.end)
+
+    def under(self, prefix: str) -> _Segment:
+        """Its part of images whose canonical names begin with ``prefix``."""
+        own = f"{self.repository}/"
+        if own.startswith(prefix):
+            return self
+        if not prefix.startswith(own):
+            return evolve(self, start=self.end)
+        first = prefix.removeprefix(own)
+        # The greatest text before ``first``, which may be the name of an image itself.
+        before = f"{first[:-1]}{chr(ord(first[-1]) - 1)}{_AFTER_ALL}"
+        end = first + _AFTER_ALL
+        return evolve(self, start=max(self.start, before), end=min(self.end, end))
+
 
 def _segments(names: Names) -> list[_Segment]:
+    """All images, in the order in which they are listed."""
     # Each segment is contiguous both in the catalog and in the list of /v2/_catalog.
     segments = [_Segment(r, f"{r}/") for r in names.repositories if r != names.default]
-    if names.default is None:
-        return segments
-    start = ""
-    # "a-b/" comes before "a/": a name may have characters that sort before the slash.
-    for below in sorted(f"{repository}/" for repository in names.repositories):
-        # An image of the default repository needs the prefix if its own name begins with the name
-        # of another repository.
-        segments.append(_Segment(names.default, "", start, below))
-        segments.append(_Segment(names.default, f"{names.default}/", below, below + _AFTER_ALL))
-        start = below + _AFTER_ALL
-    segments.append(_Segment(names.default, "", start))
-    return segments
+    if names.default is not None:
+        start = ""
+        # "a-b/" comes before "a/": a name may have characters that sort before the slash.
+        for below in sorted(f"{repository}/" for repository in names.repositories):
+            # An image of the default repository needs the prefix if its own name begins with the
+            # name of another repository.
+            end = below + _AFTER_ALL
+            segments.append(_Segment(names.default, "", start, below))
+            segments.append(_Segment(names.default, f"{names.default}/", below, end))
+            start = end
+        segments.append(_Segment(names.default, "", start))
+    return sorted(segments, key=lambda segment: segment.prefix + segment.start)
 
 
-async def listed_images(catalog: Catalog, names: Names, after: str, limit: int) -> list[str]:
-    """List at most ``limit`` names of images after ``after``, in ASCII order, each once."""
-    found: list[str] = []
-    for segment in _segments(names):
-        start = segment.start
-        if after.startswith(segment.prefix):
-            start = max(start, after.removeprefix(segment.prefix))
-        elif after > segment.prefix:
-            continue
-        for image in await catalog.images(segment.repository, start, limit):
-            if image >= segment.end:
-                break
-            found.append(segment.prefix + image)
-    return sorted(found)[:limit]
+class Shown(Protocol):
+    """Tells which images a list shows; it is called in a reader's thread."""
+
+    def __call__(self, image: ImageName) -> bool: ...
+
+    @property
+    def prefixes(self) -> Sequence[str]:
+        """What the canonical names of those images begin with; none begins with another."""
 
 
-async def listed_where(
+async def listed_images(
     catalog: Catalog,
     names: Names,
     after: str,
     limit: int,
-    choose: Callable[[Sequence[ImageName]], Awaitable[Collection[ImageName]]],
+    shown: Shown | None = None,
+    choose: Callable[[Sequence[ImageName]], Awaitable[Collection[ImageName]]] | None = None,
+    turn: DeferredLock | None = None,
 ) -> list[str]:
     """
-    List names as :func:`listed_images` does, but only of the images that ``choose`` returns.
+    List at most ``limit`` names of images after ``after``, in ASCII order, each once.
 
-    Reads on until there are ``limit`` of them.
+    Reads on, a batch of names at a time, until there are ``limit`` of them.
+
+    :param shown: tells which images to list; ``None``: all.
+    :param choose: returns those of a batch to list; ``None``: all.
+    :param turn: is held while a batch is read, so that lists take turns.
     """
+    segments = _segments(names)
+    if shown is not None:
+        under = [(each, prefix) for each in segments for prefix in shown.prefixes]
+        segments = [segment.under(prefix) for segment, prefix in under]
     found: list[str] = []
     while len(found) < limit:
-        batch = await listed_images(catalog, names, after, _BATCH)
-        images = [names.resolve(RepositoryName(name)) for name in batch]
-        chosen = await choose(images)
-        found += [name for name, image in zip(batch, images, strict=True) if image in chosen]
-        if len(batch) < _BATCH:
+        rest = [segment.after(after) for segment in segments]
+        spans = [ImageSpan(s.repository, s.start, s.end) for s in rest if s.start < s.end]
+        if not spans:
             break
-        after = batch[-1]
-    return found[:limit]
+        reading = partial(catalog.images_between, spans, limit - len(found), shown)
+        if turn is None:
+            images, last = await reading()
+        else:
+            async with turn:
+                images, last = await reading()
+        if choose is not None:
+            chosen = await choose(images)
+            images = [image for image in images if image in chosen]
+        found += [names.listed(image) for image in images]
+        if last is None:
+            break
+        after = names.listed(last)
+    return found
 
 
 @frozen
@@ -229,6 +263,8 @@ class Registry:
     All repositories, and the uploads under way to them.
 
     :ivar unprefixed: reads the names that begin with no configured repository.
+    :ivar turn: is held while a batch of names is read for a list that is not for everybody: such
+        lists together take one of the catalog's readers at most.
     """
 
     names: Names
@@ -237,6 +273,7 @@ class Registry:
     uploads: Uploads
     stored: Stored
     catalog: Catalog
+    turn: DeferredLock = field(factory=DeferredLock, init=False, eq=False)
 
     def target(self, name: str, namespace: str | None = None) -> Target:
         """
@@ -318,7 +355,7 @@ class Registry:
         self,
         after: str,
         limit: int,
-        shown: Callable[[ImageName], bool] | None = None,
+        shown: Shown | None = None,
         asker: Asker = NOBODY,
     ) -> list[str]:
         """
@@ -330,10 +367,15 @@ class Registry:
         if shown is None:
             return await listed_images(self.catalog, self.names, after, limit)
 
-        async def choose(images: Sequence[ImageName]) -> set[ImageName]:
-            return await self._listable(list(filter(shown, images)), asker)
-
-        return await listed_where(self.catalog, self.names, after, limit, choose)
+        return await listed_images(
+            self.catalog,
+            self.names,
+            after,
+            limit,
+            shown,
+            lambda images: self._listable(images, asker),
+            None if shown is None else self.turn,
+        )
 
     async def _listable(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
         listable: set[ImageName] = set()

@@ -131,7 +131,7 @@ class Api(OperationsApi):
             names = await self.registry.images(
                 wanted.after or "",
                 wanted.limit + 1,
-                self.gate.may_pull(request),
+                self.gate.listed(request),
                 self.gate.asker(request),
             )
         if not names:

@@ -20,7 +20,7 @@ from artifactd.auth.bearer import BearerTokens
 from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
-from artifactd.auth.rules import AccessRules
+from artifactd.auth.rules import AccessRules, Allowed
 from artifactd.oci.errors import Denied, NameUnknown, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import NoProof, ProofWanted
@@ -84,14 +84,19 @@ class Gate(Protocol):
         :raises NameInvalid, NameUnknown: see ``Registry.target``.
         """
 
-    def may_pull(
-        self, request: RegistryRequest, name: str | None = None
-    ) -> Callable[[ImageName], bool] | None:
+    def may_pull(self, request: RegistryRequest, name: str) -> Callable[[ImageName], bool] | None:
         """
         Return a test for the images that the caller may pull; ``None``: all.
 
         :param name: the image's name as the client wrote it, which the scopes of a token are
-            compared with; ``None``: they are not, since a list is of images that nobody has named.
+            compared with.
+        """
+
+    def listed(self, request: RegistryRequest) -> Allowed | None:
+        """
+        Return a test for the images that a list shows the caller; ``None``: all.
+
+        The scopes of a token don't count: the client has not named the images of a list.
         """
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
@@ -156,7 +161,10 @@ class LoopbackGate:
                 refuse_changes(request)
         return registry.target(name, namespace)
 
-    def may_pull(self, request: RegistryRequest, name: str | None = None) -> None:
+    def may_pull(self, request: RegistryRequest, name: str) -> None:
+        """All images."""
+
+    def listed(self, request: RegistryRequest) -> None:
         """All images."""
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
@@ -365,16 +373,17 @@ class AccessGate:
         request.sees_stored = target.image in pulled
         return target.pulled_by(asker, pulled)
 
-    def may_pull(
-        self, request: RegistryRequest, name: str | None = None
-    ) -> Callable[[ImageName], bool]:
+    def may_pull(self, request: RegistryRequest, name: str) -> Callable[[ImageName], bool]:
         caller = request.caller
 
         def may(image: ImageName) -> bool:
             granted = Action.PULL in self.rules.granted(caller.identity, image)
-            return granted and (name is None or _in_scope(caller, Action.PULL, image, name))
+            return granted and _in_scope(caller, Action.PULL, image, name)
 
         return may
+
+    def listed(self, request: RegistryRequest) -> Allowed:
+        return self.rules.allowed(request.caller.identity, Action.PULL)
 
     def may_pull_any(self, request: RegistryRequest) -> bool:
         return self.rules.grants_any(request.caller.identity, Action.PULL)

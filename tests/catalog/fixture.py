@@ -15,7 +15,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Garbage, GarbageCatalog
 from artifactd.catalog.migrations import migrate
-from artifactd.catalog.records import ManifestPut, nothing
+from artifactd.catalog.records import ImageSpan, ManifestPut, nothing
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
@@ -137,6 +137,12 @@ class CatalogTestCase(TestCase):
         """Let ``image`` hold a blob."""
         await self.catalog.add_blob(image, Digest.of(content), len(content), confirmed)
         return descriptor(content)
+
+    async def images(self, repository: str, after: str, limit: int) -> list[str]:
+        """The names of known images of a repository behind ``after``."""
+        span = ImageSpan(repository, after, "~")
+        found, _ = await self.catalog.images_between([span], limit)
+        return [image.image for image in found]
 
     async def put(
         self, content: Manifest | bytes, *tags: str, image: ImageName = APP, actor: str = "anne"

@@ -63,7 +63,7 @@ class UploadTests(CatalogTestCase):
     async def test_a_session_makes_no_image_known(self) -> None:
         await self.catalog.add_upload(self.session("u1"))
         self.assertIsNone(await self.catalog.tags(APP, None, None))
-        self.assertEqual([], await self.catalog.images("local", "", 10))
+        self.assertEqual([], await self.images("local", "", 10))
 
 
 class RepositoryTests(CatalogTestCase):

@@ -40,7 +40,7 @@ class TagListTests(CatalogTestCase):
         digest = await self.put(b"1", "v1")
         await self.catalog.delete_manifest(APP, digest, allow_held=False, actor="anne")
         self.assertEqual([], await self.catalog.tags(APP, None, None))
-        self.assertEqual([APP.image], await self.catalog.images("local", "", 10))
+        self.assertEqual([APP.image], await self.images("local", "", 10))
 
 
 class ImageListTests(CatalogTestCase):
@@ -49,9 +49,9 @@ class ImageListTests(CatalogTestCase):
             await self.put(b"1", image=ImageName("local", name))
         await self.put(b"1", image=ImageName("elsewhere", "c"))
         await self.blob(b"blob", ImageName("local", "unknown"))
-        self.assertEqual(["a", "a-b", "a/b", "b"], await self.catalog.images("local", "", 10))
-        self.assertEqual(["a/b"], await self.catalog.images("local", "a-b", 1))
-        self.assertEqual([], await self.catalog.images("nowhere", "", 10))
+        self.assertEqual(["a", "a-b", "a/b", "b"], await self.images("local", "", 10))
+        self.assertEqual(["a/b"], await self.images("local", "a-b", 1))
+        self.assertEqual([], await self.images("nowhere", "", 10))
 
 
 class ReferrerTests(CatalogTestCase):

@@ -15,7 +15,7 @@ from artifactd.catalog import garbage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
-from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord, nothing
+from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName, Tag
@@ -132,7 +132,7 @@ class PlanTests(SynchronousTestCase):
         self.do(self.catalog.tags(APP, None, 10))
         self.do(self.catalog.tags(APP, "v1", None))
         self.do(self.catalog.tag_movements(APP, V1))
-        self.do(self.catalog.images("local", "", 10))
+        self.do(self.catalog.images_between([ImageSpan("local", "", "~")], 10))
         self.assertEqual([], self.scans())
 
     def test_deleting_scans_nothing(self) -> None:
@@ -288,7 +288,7 @@ class PlanTests(SynchronousTestCase):
         self.do(self.catalog.referrers(APP, DIGEST, None, None, 10))
         self.do(self.catalog.tags(APP, None, 10))
         self.do(self.catalog.tag_movements(APP, V1))
-        self.do(self.catalog.images("local", "", 10))
+        self.do(self.catalog.images_between([ImageSpan("local", "", "~")], 10))
         self.do(self.catalog.uploads("", 10))
         self.db.set_trace_callback(None)
         sorted_afterwards = [

@@ -49,7 +49,7 @@ class KnownNameTests(RemoteCatalogTestCase):
         await self.remote.release_image(APP)
         self.assertFalse(await self.remote.is_known(APP))
         self.assertIsNone(await self.catalog.tags(APP, None, None))
-        self.assertEqual([], await self.catalog.images("local", "", 10))
+        self.assertEqual([], await self.images("local", "", 10))
 
     async def test_a_released_image_answers_for_no_blob(self) -> None:
         blob = await self.blob(b"blob")
@@ -113,7 +113,7 @@ class CachedManifestTests(RemoteCatalogTestCase):
         self.assertEqual(record, await self.catalog.manifest(ALPINE, V1))
         self.assertIsNone(await self.catalog.manifest(BUSYBOX, digest))
         self.assertEqual(["v1"], await self.catalog.tags(ALPINE, None, None))
-        self.assertEqual(["library/alpine"], await self.catalog.images("docker.io", "", 10))
+        self.assertEqual(["library/alpine"], await self.images("docker.io", "", 10))
         self.assertEqual(
             [record], await self.catalog.referrers(ALPINE, subject, "text/x", None, 10)
         )
@@ -340,7 +340,7 @@ class RemoteBlobTests(RemoteCatalogTestCase):
     async def test_a_blob_from_upstream_alone_makes_no_image_known(self) -> None:
         await self.fill(b"blob")
         self.assertFalse(await self.remote.is_known(ALPINE))
-        self.assertEqual([], await self.catalog.images("docker.io", "", 10))
+        self.assertEqual([], await self.images("docker.io", "", 10))
 
 
 class CachedPageTests(RemoteCatalogTestCase):
