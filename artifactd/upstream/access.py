@@ -142,11 +142,11 @@ class RegistryAccess:
             if media_type and not is_manifest_type(media_type, other_types=wanted is not None):
                 raise _no_manifest(response, reference, media_type)
             named = named_digest(response)
-            if wanted is not None and named is not None and named.algorithm == wanted.algorithm:
-                if named != wanted:
+            if named is not None and wanted is not None and named != wanted:
+                if named.algorithm == wanted.algorithm:
                     raise _no_manifest(response, reference, str(named))
-            else:
-                sufficed = bool(named and media_type) and wanted is None
+                named = None
+            sufficed = bool(media_type) and named is not None
 
         async def take(response: HttpResponse) -> None:
             content = await response.read(self._max_manifest)

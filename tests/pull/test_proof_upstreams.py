@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Digest
+from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.settings.settings import Settings
 from tests.api.served import Served
@@ -174,13 +174,23 @@ class ManifestProofTests(ProofCase):
         self.assertEqual((await self.ask("1", BOB)).status, 502)
         self.assertEqual((await self.ask(self.digest, BOB)).status, 200)
 
-    async def test_where_no_digest_is_named_the_bytes_tell(self) -> None:
-        await self.answering(Without("Docker-Content-Digest"))
-        self.hub.forget_requests()
-        for reference in ("1", self.digest):
-            self.assertEqual((await self.ask(reference, BOB)).status, 200)
-            self.assertEqual(self.hub.count("GET", "/v2/*/manifests/*"), 1)
+    async def test_where_the_headers_do_not_tell_the_bytes_do(self) -> None:
+        for header in ("Docker-Content-Digest", "Content-Type"):
+            await self.answering(Without(header))
             self.hub.forget_requests()
+            for reference in ("1", self.digest):
+                self.assertEqual((await self.ask(reference, BOB)).status, 200)
+                self.assertEqual(self.hub.count("GET", "/v2/*/manifests/*"), 1)
+                self.hub.forget_requests()
+            self.hub.faults.clear()
+            self.hub.challenges = True
+
+    async def test_they_do_where_the_digest_is_one_of_another_algorithm(self) -> None:
+        other = {"Docker-Content-Digest": str(Digest.of(b"another", Algorithm.SHA512))}
+        await self.answering(Instead(b"", OCI_MANIFEST, other), method="HEAD")
+        self.assertEqual((await self.ask(self.digest, BOB)).status, 200)
+        self.hub.faults.add(Garbage(), on=f"/v2/{APP}/manifests/*", times=None)
+        self.assertEqual((await self.ask(self.digest, BOB)).status, 502)
 
 
 class SeveralTests(ProofCase):
