@@ -114,6 +114,17 @@ class BufferTests(ApiTestCase):
 
 
 class SlowBodyTests(ApiTestCase):
+    async def resume(self, location: str) -> None:
+        """Send the rest of a body whose client has left after 100 bytes."""
+
+        async def resumed() -> bool:
+            # 416 as long as the registry has not noticed that the client is gone.
+            headers = {"Content-Range": f"100-{len(CONTENT) - 1}"}
+            answer = await self.registry.request("PATCH", location, CONTENT[100:], headers)
+            return answer.status == 202
+
+        await wait_for(resumed)
+
     async def test_its_session_is_claimed_while_it_arrives(self) -> None:
         location = await self.start_upload()
         chunk = await Connection.begin_body(
@@ -148,7 +159,7 @@ class SlowBodyTests(ApiTestCase):
         chunk.leave()
         file = self.registry.data / "uploads" / location.rpartition("/")[2]
         await wait_for(lambda: file.stat().st_size == 100)
-        await self.accepted(202, "PATCH", location, CONTENT[100:])
+        await self.resume(location)
         await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
 
     async def test_what_has_arrived_stays_when_the_client_leaves_before_it_is_claimed(self) -> None:
@@ -160,13 +171,7 @@ class SlowBodyTests(ApiTestCase):
             await chunk.send(CONTENT[:100])
             chunk.leave()
 
-            async def resumed(location: str = location) -> bool:
-                # 416 as long as the registry has not noticed that the client is gone.
-                headers = {"Content-Range": f"100-{len(CONTENT) - 1}"}
-                answer = await self.registry.request("PATCH", location, CONTENT[100:], headers)
-                return answer.status == 202
-
-            await wait_for(resumed)
+            await self.resume(location)
             await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
 
     async def test_a_body_that_turns_out_large_is_passed_on_whole(self) -> None:
