@@ -15,7 +15,7 @@ from tests.process import Daemon
 from tests.programs import DockerEngine, Result, wait_for
 
 MIB = 1024 * 1024
-LARGE = 300 * 1000 * 1000
+LARGE = 100 * 1000 * 1000
 
 
 class DockerTestCase(TestCase):
@@ -90,8 +90,8 @@ class DockerTests(DockerTestCase):
 
 class InterruptionTests(DockerTestCase):
     async def push_in_the_middle(self) -> tuple[str, Deferred[Result]]:
-        """An image, and its push by Docker while a layer of 100 MiB is on its way."""
-        name = await self.build(100 * MIB)
+        """An image, and its push by Docker while a layer of 64 MiB is on its way."""
+        name = await self.build(64 * MIB)
         pushing = Deferred.fromCoroutine(self.engine.docker("push", name))
         await wait_for(lambda: stored(self.daemon) > 8 * MIB)
         return name, pushing
@@ -121,7 +121,7 @@ class InterruptionTests(DockerTestCase):
         await self.end_by(signal.SIGTERM)
         patches = {request.status for request in answered(self.daemon) if request.method == "PATCH"}
         self.assertEqual(patches, {202})
-        self.assertGreater(stored(self.daemon), 100 * MIB)
+        self.assertGreater(stored(self.daemon), 64 * MIB)
         self.assertNotIn("Traceback", self.daemon.process.output)
         await self.daemon.restart()
         await pushing
