@@ -176,7 +176,8 @@ class RemoteLists:
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
             listed = await self._decoded(_tags, page.body, image)
-            return evolve(page, body=await self._encode(listed.tags or [])), _STORED
+            body = await self._encode(listed.tags or [])
+            return UpstreamPage(body, page.next), _STORED
 
         try:
             page, how = await self._page(image, _key("tags", query), fetch)
@@ -216,7 +217,9 @@ class RemoteLists:
             except Missing as error:
                 return await self._by_tag(image, subject, error)
             listed = await self._decoded(_index, page.body, image)
-            return evolve(page, body=await self._index(listed.manifests or [])), _STORED
+            body = await self._index(listed.manifests or [])
+            filtered = "artifactType" if "artifactType" in (page.filtered or "") else None
+            return UpstreamPage(body, page.next, filtered), _STORED
 
         try:
             page, how = await self._page(image, _key(of, query), fetch)
@@ -238,7 +241,7 @@ class RemoteLists:
             following = {CONTINUATION: self.seal.close(page.next, image, of)}
             if artifact_type is not None:
                 following["artifactType"] = artifact_type
-        filtered = artifact_type is not None and "artifactType" in (page.filtered or "")
+        filtered = artifact_type is not None and page.filtered is not None
         if how.stale is None:
             return ReferrersFound(page.body, following, filtered, how)
         index = await self._merged(image, subject, artifact_type if filtered else None, page.body)

@@ -33,11 +33,12 @@ class Area(Enum):
     PUBLIC = "public"
     LOOPBACK = "this machine's loopback"
     PRIVATE = "of a private network"  # RFC 1918, RFC 4193, RFC 6598 (carrier-grade NAT)
+    BENCHMARK = "of the network for benchmarks"  # RFC 2544; some proxies resolve every name to it
     OTHER = "link-local, multicast or reserved"  # the metadata of clouds is at 169.254.169.254
 
 
 # A private upstream may lead to hosts beside it, and one on loopback to others there.
-_SHARED = frozenset({Area.LOOPBACK, Area.PRIVATE})
+_SHARED = frozenset({Area.LOOPBACK, Area.PRIVATE, Area.BENCHMARK})
 
 _PRIVATE = tuple(
     map(
@@ -45,6 +46,7 @@ _PRIVATE = tuple(
         ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7", "fec0::/10"),
     )
 )
+_BENCHMARK = ip_network("198.18.0.0/15")
 _GLOBAL_UNICAST = ip_network("2000::/3")  # RFC 4291, 2.4
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
 
@@ -62,6 +64,8 @@ def area_of(address: str) -> Area:
         return Area.LOOPBACK
     if any(ip in network for network in _PRIVATE):
         return Area.PRIVATE
+    if ip in _BENCHMARK:
+        return Area.BENCHMARK
     # The standard library calls multicast, and much that nobody has been given, global.
     unicast = ip.version == 4 or ip in _GLOBAL_UNICAST
     return Area.PUBLIC if ip.is_global and unicast and not ip.is_multicast else Area.OTHER
@@ -96,9 +100,9 @@ class Reach:
 
     Public addresses are always within its reach.  The upstream's own host is, at the kinds of
     addresses that it has had when it was first resolved: a name that was public and then resolves
-    to a private address (DNS rebinding) is refused.  Where the upstream itself is on loopback or in
-    a private network, other hosts of that same kind are within its reach too; link-local addresses
-    of others, multicast and the like never are.
+    to a private address (DNS rebinding) is refused.  Where the upstream itself is on loopback, in a
+    private network or in that for benchmarks, other hosts of that same kind are within its reach
+    too; link-local addresses of others, multicast and the like never are.
 
     :param upstream: the host in the upstream's URL, as :attr:`Target.host`.
     :param hosts: hosts (``host`` or ``host:port``, in lower case) that the settings name: they may

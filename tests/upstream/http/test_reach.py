@@ -24,12 +24,13 @@ LOOPBACK = [
 PRIVATE = ["10.1.2.3", "172.31.0.1", "192.168.0.1", "100.64.0.1", "fd00::1", "fec0::1"]
 PRIVATE += ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:c0a8:1::1"]
 OTHER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1"]
-OTHER += ["255.255.255.255", "240.0.0.1", "192.0.2.1", "198.18.0.1", "2001:db8::1", "::127.0.0.1"]
+OTHER += ["255.255.255.255", "240.0.0.1", "192.0.2.1", "2001:db8::1", "::127.0.0.1"]
 OTHER += ["64:ff9b:1::a00:1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
 AREAS = {
     Area.PUBLIC: PUBLIC,
     Area.LOOPBACK: LOOPBACK,
     Area.PRIVATE: PRIVATE,
+    Area.BENCHMARK: ["198.18.0.1", "198.19.255.255", "::ffff:198.18.0.1"],
     Area.OTHER: OTHER,
 }
 
@@ -67,6 +68,7 @@ class ReachTests(SynchronousTestCase):
             ("10.0.0.5", "10.0.0.5", PUBLIC + PRIVATE),
             ("registry.corp", "192.168.7.7", PUBLIC + PRIVATE),
             ("localhost", "127.0.0.1", PUBLIC + LOOPBACK),
+            ("registry.example", "198.18.0.7", PUBLIC + AREAS[Area.BENCHMARK]),
             ("169.254.1.1", "169.254.1.1", PUBLIC),
             ("0.0.0.0", "0.0.0.0", PUBLIC),
         ):
