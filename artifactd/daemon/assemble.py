@@ -25,7 +25,7 @@ from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.daemon.ca_files import check_ca_files
-from artifactd.kit.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
@@ -71,26 +71,38 @@ from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 
+# Large answers to one owner that may wait for memory, which each of them has taken already: their
+# number, and how often the memory that one owner may hold.
+_ANSWERS_WAITING = 256
+_ANSWERS_BACKLOG = 8
+
 
 @frozen
 class Budgets:
     """
-    The memory of ``transfer_buffers``, divided in two.
+    The memory of ``transfer_buffers``, divided in three.
 
     :ivar transfers: for the bytes of blobs.
     :ivar manifests: bytes for manifests that are pushed: a quarter, or as much as the largest
         manifest takes, but no more than half.
+    :ivar answers: for lists and other large answers that are no blobs: an eighth, of which one
+        owner may hold half.
     """
 
     transfers: BufferBudget
     manifests: int
+    answers: Shares
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Divide the ``transfer_buffers`` of ``settings``."""
         buffers = int(settings.transfer_buffers)
         manifests = min(max(buffers // 4, int(settings.max_manifest)), buffers // 2)
-        return cls(BufferBudget(buffers - manifests), manifests)
+        answers = buffers // 8
+        rest = BufferBudget(buffers - manifests - answers)
+        share = answers // 2
+        answering = Shares(answers, share, _ANSWERS_WAITING, share * _ANSWERS_BACKLOG)
+        return cls(rest, manifests, answering)
 
 
 def quotas(settings: Settings) -> dict[str, int]:

@@ -38,7 +38,7 @@ from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
-from artifactd.web.server.sendfile import FileSender
+from artifactd.web.server.sendfile import FileSender, Patience
 
 # Seconds between writing access times and evicting.
 _EVICT_EVERY = 60.0
@@ -207,8 +207,13 @@ def _start(
             timers,
             parts.run,
             parts.budgets.transfers,
-            settings.stall_timeout,
+            Patience(
+                settings.stall_timeout,
+                int(settings.limits.body_rate),
+                settings.limits.body_window,
+            ),
             parts.folder.in_memory,
+            parts.budgets.answers,
         ),
         health=Health(parts.catalog, parts.blobs),
         counters=parts.counters,

@@ -168,12 +168,14 @@ class Shares:
     :param limit: bytes that all owners together may hold.
     :param share: bytes that one owner may hold; at most ``limit``.
     :param queue: the most requests of one owner that wait.
+    :param backlog: the most bytes that those of one owner wait for; ``None``: any number.
     :ivar used: bytes held now.
     """
 
     limit: int
     share: int
     queue: int = 64
+    backlog: int | None = None
     used: int = field(default=0, init=False)
     _held: Counter[str] = field(factory=Counter, init=False)
     # No queue in it is empty.
@@ -191,7 +193,10 @@ class Shares:
         if not self._waiting and self._fits(owner, size) and self.used + size <= self.limit:
             self._take(owner, size)
             return succeed(None)
-        if len(self._waiting.get(owner, ())) >= self.queue:
+        waiting = self._waiting.get(owner, ())
+        if len(waiting) >= self.queue:
+            raise ShareExhausted(owner)
+        if self.backlog is not None and sum(each.size for each in waiting) + size > self.backlog:
             raise ShareExhausted(owner)
         request = _Request(size, Deferred(lambda _: self._give_up(owner, request)))
         self._waiting.setdefault(owner, deque()).append(request)

@@ -15,12 +15,13 @@ from artifactd import __version__
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.content import InMemory
 from artifactd.registry.model import LOCAL, BlobFound, Provenance
 from artifactd.registry.registry import Target
 from artifactd.store.blobs import OpenBlob
 from artifactd.web.fields import entity_tags
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.sendfile import FileSender
+from artifactd.web.server.sendfile import SMALL, FileSender
 
 _SERVER = f"artifactd/{__version__}".encode()
 
@@ -83,9 +84,37 @@ class Answer:
         """
         Write the answer; the caller finishes the request.
 
-        :param sender: sends the blob; an answer without one needs none.
-        :returns: where there is a blob, fires when it is sent or the client is gone.
+        :param sender: sends a blob, and a body of more than :data:`SMALL` bytes; other answers need
+            none.
+        :returns: fires when what ``sender`` sends is sent or the client is gone; with
+            ``TooManyRequests``, before anything is written, if the client reads too few of its
+            answers.
         """
+        if sender is not None and len(self.body) > SMALL and request.method != b"HEAD":
+            return Deferred.fromCoroutine(self._send_large(request, sender))
+        self._begin(request)
+        if self.blob is not None:
+            assert sender is not None
+            first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
+            return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
+        head = request.method == b"HEAD"
+        length = self.length
+        if length is None and (self.body or not head):
+            length = len(self.body)
+        if length is not None and self.status not in (204, 304):
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
+        request.write(b"" if head else self.body)
+        return None
+
+    async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:
+        """Send a body that is not to be buffered whole by a connection that is not read."""
+        async with sender.room(request, len(self.body)):
+            self._begin(request)
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(self.body)])
+            return await sender.send_content(request, InMemory(self.body))
+
+    def _begin(self, request: RegistryRequest) -> None:
+        """Set the status and the header fields."""
         request.setResponseCode(self.status)
         headers = request.responseHeaders
         headers.setRawHeaders(b"Server", [_SERVER])
@@ -99,18 +128,6 @@ class Answer:
         if request.sees_cache:
             # The time of an answer tells whether its bytes were here, as Cache-Status does.
             headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))
-        if self.blob is not None:
-            assert sender is not None
-            first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
-            return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
-        head = request.method == b"HEAD"
-        length = self.length
-        if length is None and (self.body or not head):
-            length = len(self.body)
-        if length is not None and self.status not in (204, 304):
-            headers.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if head else self.body)
-        return None
 
 
 def _personal(caching: str | None) -> str:

@@ -7,7 +7,6 @@ from typing import ClassVar
 from attrs import define, field
 from klein import Klein
 
-from artifactd.auth.identity import Kind
 from artifactd.auth.token_service import TokenService
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
@@ -43,7 +42,7 @@ from artifactd.web.fields import (
 from artifactd.web.gate import Need
 from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import Routed, new_app, route
-from artifactd.web.server.limits import counted_address
+from artifactd.web.server.limits import owner_of
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.token import answer_get, answer_post
 
@@ -181,7 +180,8 @@ class Api(OperationsApi):
         elif parameter(request, "digest") is not None:
             return await self._push(request, target)
         algorithm = Algorithm.parse(parameter(request, "digest-algorithm") or Algorithm.SHA256)
-        upload_id = await self.registry.uploads.start(target.pushed, algorithm, _owner(request))
+        owner = owner_of(request.caller.identity, request.address)
+        upload_id = await self.registry.uploads.start(target.pushed, algorithm, owner)
         headers = upload_headers(target, upload_id, 0)
         if self.min_chunk:
             headers["OCI-Chunk-Min-Length"] = str(self.min_chunk)
@@ -270,8 +270,7 @@ class Api(OperationsApi):
         tags = [Tag.parse(tag) for tag in dict.fromkeys(parameters(request, "tag"))]
         if tags and isinstance(parsed, Tag):
             raise QueryInvalid("tag parameters need a digest in the path, not a tag")
-        owner = _owner(request) or f"address:{request.address}"
-        async with self.manifests.read(request, owner) as content:
+        async with self.manifests.read(request, request.owner) as content:
             manifest = await self.registry.put_manifest(
                 target,
                 parsed,
@@ -331,18 +330,6 @@ class Api(OperationsApi):
         if following is not None:
             headers["Link"] = link_to_next(f"{target.path}/referrers/{subject}", following)
         return Answer(200, headers, found.index)
-
-
-def _owner(request: RegistryRequest) -> str | None:
-    """
-    Return the owner of the upload session: sessions of one user count together, and those of one
-    address that has not logged in.  No user's name has a colon.
-    """
-    identity = request.caller.identity
-    if identity.kind is not Kind.ANONYMOUS:
-        return str(identity)
-    address = counted_address(request.address)
-    return None if address is None else f"address:{address}"
 
 
 def _actor(request: RegistryRequest) -> str:

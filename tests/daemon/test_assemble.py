@@ -19,12 +19,16 @@ class BudgetTests(SynchronousTestCase):
         )
         return budgets.transfers.limit // MIB, budgets.manifests // MIB
 
+    def test_lists_have_an_eighth_and_one_owner_half_of_that(self) -> None:
+        answers = Budgets.of(Settings(transfer_buffers=Size(64 * MIB))).answers
+        self.assertEqual((answers.limit // MIB, answers.share // MIB), (8, 4))
+
     def test_manifests_have_a_quarter(self) -> None:
-        self.assertEqual(self.dealt(64, 4), (48, 16))
+        self.assertEqual(self.dealt(64, 4), (40, 16))
 
     def test_or_what_one_of_them_may_need(self) -> None:
-        self.assertEqual(self.dealt(12, 4), (8, 4))
+        self.assertEqual(self.dealt(12, 4), (6, 4))
 
-    def test_but_no_more_than_transfers_have(self) -> None:
-        self.assertEqual(self.dealt(4, 4), (2, 2))
-        self.assertEqual(self.dealt(64, 100), (32, 32))
+    def test_but_no_more_than_half(self) -> None:
+        self.assertEqual(self.dealt(4, 4), (1, 2))
+        self.assertEqual(self.dealt(64, 100), (24, 32))

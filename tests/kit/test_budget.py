@@ -218,6 +218,15 @@ class SharesTests(SynchronousTestCase):
         self.assertEqual(self.granted, ["mallory", "ann", "mallory"])
         self.assertEqual(self.shares.used, 7)
 
+    def test_what_one_owner_waits_for_is_bounded_in_bytes_too(self) -> None:
+        self.shares = Shares(10, 6, queue=9, backlog=8)
+        for size in (6, 3, 4):
+            self.acquire("mallory", size)
+        self.assertRaises(ShareExhausted, self.acquire, "mallory", 2)
+        self.acquire("mallory", 1)
+        self.acquire("ann", 4)
+        self.assertEqual(self.granted, ["mallory", "ann"])
+
     def test_owners_take_turns(self) -> None:
         self.acquire("holder", 6)
         self.acquire("holding", 4)

@@ -32,7 +32,7 @@ from artifactd.kit.timers import Timers
 from artifactd.web.server import sendfile
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
-from artifactd.web.server.sendfile import FileSender
+from artifactd.web.server.sendfile import FileSender, Patience
 from tests.wire.connection import WireCase, request
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import Client, CountingBudget, FileBlob
@@ -91,6 +91,7 @@ class SenderCase(TestCase):
         self.served = BlobApp(self.path)
         self.budget = CountingBudget()
         self.clock = Clock()
+        self.patience = Patience(STALL)
         self.thread_calls = 0
 
     def listening(self) -> IStreamServerEndpoint:
@@ -105,7 +106,7 @@ class SenderCase(TestCase):
 
     async def serve(self) -> None:
         """Listen."""
-        sender = FileSender(Timers(self.clock), self.in_thread, self.budget, STALL)
+        sender = FileSender(Timers(self.clock), self.in_thread, self.budget, self.patience)
         self.site = RegistrySite(self.served.resource(sender), reactor, AccessLog("off"))
         self.port = await self.listening().listen(self.site)
         self.addCleanup(self.port.stopListening)
@@ -228,7 +229,8 @@ class RelayCase(WireCase):
         self.path.write_bytes(self.content)
         self.served = BlobApp(self.path)
         self.budget = CountingBudget()
+        self.patience = Patience(STALL)
 
     def serve(self, in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> None:
-        sender = FileSender(Timers(self.clock), in_thread, self.budget, STALL)
+        sender = FileSender(Timers(self.clock), in_thread, self.budget, self.patience)
         self.site.resource = self.served.resource(sender)

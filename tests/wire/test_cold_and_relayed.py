@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 
 from artifactd.kit.timers import Timers
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.sendfile import FileSender
+from artifactd.web.server.sendfile import FileSender, Patience
 from tests.wire.connection import Wire, request, statuses
 from tests.wire.loopback import FileBlob
 from tests.wire.sender import STALL, RelayCase, SenderCase
@@ -97,12 +97,34 @@ class RelayTests(RelayCase):
         wire.send(request("GET", "/0/1000000"))
         first = len(wire.value())
         self.assertLess(first, 300_000)
-        self.assertEqual(self.budget.most, self.budget.used)
+        self.assertEqual(self.budget.used, 0, "the transport has it")
         while self.served.outcomes == [True]:
             wire.channel.resumeProducing()
         self.assertTrue(wire.received().endswith(self.content))
         self.assertEqual(self.budget.used, 0)
         self.assertLess(self.budget.most, 300_000)
+
+    def test_a_client_that_takes_it_more_slowly_than_the_least_rate_is_dropped(self) -> None:
+        for seconds in (10.0, 6.0):  # for each piece of 64 KiB
+            self.patience = Patience(STALL, rate=65536 / 8, window=60.0)
+            self.serve()
+            wire = self.connect()
+            write = wire.write
+
+            def full(data: bytes, wire: Wire = wire, write: Callable[..., None] = write) -> None:
+                write(data)
+                wire.channel.pauseProducing()
+
+            wire.write = full  # type: ignore[method-assign]
+            wire.send(request("GET", "/0/1000000"))
+            while not wire.disconnected and len(wire.value()) < 1_000_000:
+                self.clock.advance(seconds)
+                wire.channel.resumeProducing()
+            self.assertEqual(wire.disconnected, seconds == 10.0)
+            wire.channel.resumeProducing()
+            wire.close()
+        self.assertEqual(self.served.outcomes, [False, True])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def test_a_client_that_leaves_while_waiting_for_a_buffer_waits_no_more(self) -> None:
         cancelled: list[object] = []
@@ -161,13 +183,15 @@ class RelayTests(RelayCase):
     def send(self, request: RegistryRequest) -> tuple[FileBlob, Deferred[bool]]:
         """Send all with a thread that never ends."""
         blob = FileBlob(self.path)
-        sender = FileSender(Timers(self.clock), lambda *_: Deferred(), self.budget, STALL)
+        sender = FileSender(Timers(self.clock), lambda *_: Deferred(), self.budget, Patience(STALL))
         return blob, Deferred.fromCoroutine(sender.send(request, blob, 0, 1_000_000))
 
     def test_a_blob_that_can_not_be_read_is_told_and_the_connection_dropped(self) -> None:
         wire, held = self.hold()
         blob, error = FileBlob(self.path), OSError(errno.EIO, "Input/output error")
-        sender = FileSender(Timers(self.clock), lambda *_: fail(error), self.budget, STALL)
+        sender = FileSender(
+            Timers(self.clock), lambda *_: fail(error), self.budget, Patience(STALL)
+        )
         sending = Deferred.fromCoroutine(sender.send(held, blob, 0, 1_000_000))
         self.assertEqual(blob.errors, [error])
         self.assertTrue(wire.disconnected)

@@ -12,7 +12,7 @@ from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.settings import LimitsSettings
 from artifactd.settings.values import Duration, Size
 from artifactd.web.server.accesslog import AccessLog
-from artifactd.web.server.limits import Rates, TokenBuckets
+from artifactd.web.server.limits import Rates, ReaderPace, TokenBuckets
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.api.case import LogLines
@@ -372,3 +372,50 @@ class TokenBucketTests(SynchronousTestCase):
         buckets.take("a")
         self.clock.rightNow = 0.0
         self.assertLessEqual(buckets.take("a"), 1)
+
+
+class ReaderPaceTests(SynchronousTestCase):
+    """The least rate at which an answer is taken: 10 bytes a second over 60 s of waiting."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.pace = ReaderPace(self.clock.seconds, 10, 60)
+        self.taken = 0
+
+    def take(self, count: int, seconds: float) -> bool:
+        """Let the client take ``count`` bytes after ``seconds``; return whether it is too slow."""
+        self.pace.wait()
+        self.clock.advance(seconds)
+        too_slow = self.pace.is_too_slow(self.taken)
+        self.taken += count
+        return too_slow
+
+    def test_one_that_drips_is_too_slow(self) -> None:
+        self.assertFalse(any(self.take(9, 1) for _ in range(59)))
+        self.assertTrue(self.take(9, 1))
+
+    def test_one_that_keeps_the_rate_is_not_however_it_comes(self) -> None:
+        for count, seconds in ((10, 1), (550, 55), (6000, 600)):
+            self.setUp()
+            self.taken = count  # what the connection buffers before the first wait
+            self.assertFalse(any(self.take(count, seconds) for _ in range(300)))
+
+    def test_it_is_measured_anew_in_each_window(self) -> None:
+        self.assertFalse(self.take(1_000_000, 0))
+        self.assertFalse(any(self.take(1, 1) for _ in range(60)))
+        self.assertTrue([self.take(1, 1) for _ in range(60)][-1])
+
+    def test_the_time_in_which_the_server_does_not_wait_does_not_count(self) -> None:
+        for _ in range(100):
+            self.assertFalse(self.take(1, 0.1))
+            self.clock.advance(100)  # the disk, for example
+        self.pace.wait()
+        self.pace.wait()
+        self.clock.advance(49)
+        self.assertFalse(self.pace.is_too_slow(self.taken))
+        self.assertFalse(self.pace.is_too_slow(self.taken))
+        self.assertTrue(self.take(1, 2))
+
+    def test_without_a_rate_none_is(self) -> None:
+        self.pace = ReaderPace(self.clock.seconds, 0, 60)
+        self.assertFalse(any(self.take(0, 100) for _ in range(10)))

@@ -6,11 +6,24 @@ import os
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 
-from artifactd.web.server.sendfile import SMALL
+from artifactd.web.server.sendfile import SMALL, Patience
 from tests.wire.connection import request
 from tests.wire.loopback import Client
 from tests.wire.sender import BIG, STALL, OverTLS, SenderCase
+
+
+class Leisurely(Client):
+    """A client that takes 20 MiB in the time of a stall; less than that is ever under way."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def dataReceived(self, data: bytes) -> None:
+        self.clock.advance(STALL * len(data) / (20 * 1024 * 1024))
+        super().dataReceived(data)
 
 
 class SendTests(SenderCase):
@@ -78,19 +91,11 @@ class SendTests(SenderCase):
         await self.check_ended()
 
     async def test_a_client_that_takes_some_now_and_then_is_not(self) -> None:
-        clock = self.clock
-        size = 64 * 1024 * 1024
+        clock, size = self.clock, 64 * 1024 * 1024
         os.truncate(self.path, size)
 
-        class Leisurely(Client):
-            """20 MiB take it as long as a stall; less than that is ever under way."""
-
-            def dataReceived(self, data: bytes) -> None:
-                clock.advance(STALL * len(data) / (20 * 1024 * 1024))
-                super().dataReceived(data)
-
         await self.serve()
-        client = await self.connect(Leisurely())
+        client = await self.connect(Leisurely(clock))
         client.send(self.get(0, size))
         _, body = await client.response()
         self.assertEqual(len(body), size)
@@ -136,6 +141,19 @@ class TLSTests(OverTLS, SendTests):
 
 class TakeOverTests(SenderCase):
     """The transport's producer is the file for the time of a body, and the channel otherwise."""
+
+    async def test_a_client_that_takes_it_more_slowly_than_the_least_rate_is_dropped(self) -> None:
+        clock, size = self.clock, 64 * 1024 * 1024
+        os.truncate(self.path, size)
+        self.patience = Patience(STALL, rate=size / STALL, window=STALL)
+        await self.serve()
+        client = await self.connect(Leisurely(clock))
+        client.send(self.get(0, size))
+        await client.lost
+        self.assertLess(len(client.received), size)
+        self.assertGreater(clock.seconds(), STALL)
+        await self.check_ended()
+        self.assertEqual(self.served.outcomes, [False])
 
     async def test_the_channel_is_the_producer_again_afterwards(self) -> None:
         await self.serve()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, TypeVar
 from urllib.parse import urlencode
@@ -15,6 +16,7 @@ from attrs import define, evolve, field, frozen
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from msgspec import Meta
+from twisted.internet.defer import DeferredSemaphore
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
@@ -136,6 +138,9 @@ _index = msgspec.json.Decoder(_Index)
 # Some upstreams send all tags of an image at once.
 _VALUES = 500_000
 
+# Pages of one repository that are read and decoded at the same time.
+_AT_A_TIME = 2
+
 # Bytes above which a list is decoded in a thread: it takes over a millisecond.
 _IN_THREAD = 64 << 10
 
@@ -161,6 +166,7 @@ class RemoteLists:
     _single_flight: SingleFlight[tuple[ImageName, str], tuple[CachedPage, Provenance]] = field(
         factory=SingleFlight, init=False
     )
+    _turns: DeferredSemaphore = field(factory=lambda: DeferredSemaphore(_AT_A_TIME), init=False)
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """
@@ -179,8 +185,11 @@ class RemoteLists:
             body = await self._encode(listed.tags or [])
             return UpstreamPage(body, page.next), _STORED
 
+        async def read(body: bytes) -> list[str]:
+            return await self._decoded(_names, body, image)
+
         try:
-            page, how = await self._page(image, _key("tags", query), fetch)
+            page, tags, how = await self._page(image, _key("tags", query), fetch, read)
         except UpstreamError as error:
             cached = await self.catalog.tags(image, after, wanted.limit + 1)
             if not cached or not self._stands_in:
@@ -189,7 +198,6 @@ class RemoteLists:
             last = shown[-1] if shown and len(cached) > len(shown) else None
             self.counters.stale.inc()
             return TagsFound(shown, _behind(last, wanted), stale(error.reason, error.status))
-        tags = await self._decoded(_names, page.body, image)
         if how.stale is not None:
             cached = await self.catalog.tags(image, after, wanted.limit)
             tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
@@ -222,7 +230,7 @@ class RemoteLists:
             return UpstreamPage(body, page.next, filtered), _STORED
 
         try:
-            page, how = await self._page(image, _key(of, query), fetch)
+            page, _, how = await self._page(image, _key(of, query), fetch, self._whole)
         except UpstreamError as error:
             records = await self.catalog.referrers(
                 image, subject, artifact_type, wanted.after, wanted.limit + 1
@@ -286,17 +294,27 @@ class RemoteLists:
         return self.manifests.settings.offline or not self.manifests.settings.max_stale
 
     async def _page(
-        self, image: ImageName, key: str, fetch: _Fetch
-    ) -> tuple[CachedPage, Provenance]:
-        """A page, cached or fetched.  :raises UpstreamError: if there is neither."""
-        cached = await self.remote.cached_page(image, key)
+        self,
+        image: ImageName,
+        key: str,
+        fetch: _Fetch,
+        read: Callable[[bytes], Awaitable[_T]],
+    ) -> tuple[CachedPage, _T, Provenance]:
+        """
+        A page, cached or fetched, and what ``read`` makes of its bytes.
+
+        :raises UpstreamError: if there is neither.
+        """
         settings = self.manifests.settings
-        age = None if cached is None else self.now() - cached.fetched_at
         freshness = settings.freshness * self.upstream.frugality()
-        if cached is not None and age is not None and 0 <= age < freshness:
-            self.counters.hits.inc()
-            self.last_used.touch(image, key)
-            return cached, HIT
+        async with self._turn():
+            cached = await self.remote.cached_page(image, key)
+            age = None if cached is None else self.now() - cached.fetched_at
+            if cached is not None and age is not None and 0 <= age < freshness:
+                self.counters.hits.inc()
+                self.last_used.touch(image, key)
+                return cached, await read(cached.body), HIT
+        del cached  # not to be kept by all that wait for the upstream
         started = self.now()
         try:
             if settings.offline:
@@ -311,15 +329,36 @@ class RemoteLists:
             if joined:
                 self.counters.coalesced.inc()
                 how = evolve(how, cache=f"{how.cache}; collapsed")
-            return page, evolve(how, waited=max(self.now() - started, 0.0))
+            how = evolve(how, waited=max(self.now() - started, 0.0))
+            async with self._turn():
+                return page, await read(page.body), how
         except UpstreamError as error:
             most = settings.max_stale
-            too_old = age is not None and most and age >= freshness + most
-            if cached is None or too_old:
+            if age is None or (most and age >= freshness + most):
                 raise
-            self.counters.stale.inc()
-            self.last_used.touch(image, key)
-            return cached, stale(error.reason, error.status)
+            async with self._turn():
+                cached = await self.remote.cached_page(image, key)
+                if cached is None:
+                    raise
+                self.counters.stale.inc()
+                self.last_used.touch(image, key)
+                how = stale(error.reason, error.status)
+                return cached, await read(cached.body), how
+
+    async def _whole(self, body: bytes) -> bytes:
+        return body
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """
+        Wait until few other pages are read and decoded, which takes some ten times their size in
+        memory.
+        """
+        await self._turns.acquire()
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _fetch(
         self, image: ImageName, key: str, fetch: _Fetch

@@ -156,6 +156,47 @@ class BodyPace:
             self.wait()
 
 
+class ReaderPace:
+    """
+    Measures how fast a client takes an answer, over the seconds in which the server waits for it.
+
+    It needs no deadline: it is asked whenever the client has taken something, and what takes
+    nothing at all stalls.
+
+    :param rate: bytes a second that have to be taken, on the average over ``window`` seconds of
+        waiting; 0: any number.
+    """
+
+    def __init__(self, clock: Callable[[], float], rate: float, window: float) -> None:
+        self._clock = clock
+        self._window = window
+        self._least = rate * window
+        self._before = 0
+        self._waited = 0.0
+        self._since: float | None = None
+
+    def wait(self) -> None:
+        """Count the time from now on: the server waits for the client."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def is_too_slow(self, taken: int) -> bool:
+        """
+        Count the time no more, since the client has taken something; return whether it is slower
+        than the rate.
+
+        :param taken: bytes that it has taken in all.
+        """
+        if self._since is None:
+            return False
+        self._waited += self._clock() - self._since
+        self._since = None
+        if self._waited < self._window:
+            return False
+        moved, self._before, self._waited = taken - self._before, taken, 0.0
+        return moved < self._least
+
+
 class TokenBuckets:
     """
     A rate limiter: a token bucket for each key, which holds ``burst`` tokens and gets ``rate`` more
@@ -233,6 +274,17 @@ def _charge(buckets: TokenBuckets, key: str) -> None:
             None,
             {"Retry-After": str(seconds)},
         )
+
+
+def owner_of(identity: Identity, address: str) -> str | None:
+    """
+    Return the owner of what a request takes: requests of one user count together, and those of one
+    address that has not logged in; ``None`` for this machine.  No user's name has a colon.
+    """
+    if identity.kind is not Kind.ANONYMOUS:
+        return str(identity)
+    counted = counted_address(address)
+    return None if counted is None else f"address:{counted}"
 
 
 _network = lru_cache(4096)(network)

@@ -39,7 +39,7 @@ from artifactd.web.server.framing import (
     origin_form,
     request_problem,
 )
-from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates
+from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates, owner_of
 from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
 
 PRIVATE = {
@@ -445,6 +445,11 @@ class RegistryRequest(server.Request):
     def address(self) -> str:
         """The client's address as far as it is known; ``unix`` for a Unix socket."""
         return self.site.proxies.client(self)
+
+    @property
+    def owner(self) -> str:
+        """The user, or the address without a login, whose share of memory the request takes."""
+        return owner_of(self.caller.identity, self.address) or f"address:{self.address}"
 
     @property
     def elapsed(self) -> float:

@@ -6,11 +6,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import (
@@ -23,9 +23,11 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
-from artifactd.kit.budget import BufferBudget
+from artifactd.kit.budget import BufferBudget, ShareExhausted, Shares
 from artifactd.kit.timers import Deadline, Timers
+from artifactd.oci.errors import TooManyRequests
 from artifactd.store.blobs import OpenBlob
+from artifactd.web.server.limits import ReaderPace
 from artifactd.web.server.protocol import RegistryRequest
 
 InThread = Callable[..., Deferred[Any]]
@@ -85,7 +87,13 @@ class BlobReader:
         return all(self.cached(sample, 1) is not None for sample in samples)
 
     def read(self, first: int, length: int) -> Deferred[bytes]:
-        """Read in a thread: fewer bytes than ``length`` if the file ends before."""
+        """
+        Read bytes that are in memory at once, and others in a thread: fewer than ``length`` if the
+        file ends before.
+        """
+        content = self._blob.content
+        if content is not None:
+            return succeed(content[first : first + length])
         return self._run(os.pread, length, first)
 
     def read_ahead(self, first: int, length: int) -> Deferred[None]:
@@ -128,9 +136,25 @@ def _touch(fd: int, length: int, first: int) -> None:
         os.preadv(fd, [scratch], offset)
 
 
+@frozen
+class Patience:
+    """
+    How slow a reader may be before it is cut off.
+
+    :ivar stall: seconds without progress.
+    :ivar rate: bytes a second on the average over ``window`` seconds; 0: any number.
+    :ivar window: seconds.  Only those count in which the server waits for the client.
+    """
+
+    stall: float = 60.0
+    rate: float = 0.0
+    window: float = 60.0
+
+
 class Transfer:
     """
-    The body of one response: bytes of a blob that may still grow, sent under a stall timeout.
+    The body of one response: bytes of a blob that may still grow, sent under a stall timeout and at
+    a least rate.
 
     :ivar offset: the offset in the blob of the next byte to send.
     :ivar end: the offset behind the last byte to send; ``None`` as long as it is not known.
@@ -140,7 +164,11 @@ class Transfer:
     _log = Logger()
 
     def __init__(
-        self, request: RegistryRequest, reader: BlobReader, first: int, length: int | None
+        self,
+        request: RegistryRequest,
+        reader: BlobReader,
+        first: int,
+        length: int | None,
     ) -> None:
         self.request = request
         self.channel = request.channel
@@ -151,19 +179,20 @@ class Transfer:
         self.ended = False
         self._stall = 0.0
         self._deadline: Deadline
+        self._pace: ReaderPace
+        self._first = first
         self._growth: Deferred[None] | None = None
         self._done: Deferred[bool] = Deferred(self._cancelled)
         self._look()
 
-    def start(self, timers: Timers, stall: float) -> Deferred[bool]:
+    def start(self, timers: Timers, patience: Patience) -> Deferred[bool]:
         """
         Begin to send.  Fires with whether all was sent, when the connection is free again or lost.
-
-        :param stall: seconds without progress after which the connection is dropped.
         """
-        self._stall = stall
+        self._stall = patience.stall
+        self._pace = ReaderPace(timers.seconds, patience.rate, patience.window)
         self._deadline = timers.deadline(self._stalled)
-        self._deadline.start(stall)
+        self._deadline.start(self._stall)
         self.request.notifyFinish().addBoth(self._request_ended)
         self.register()
         return self._done
@@ -199,6 +228,17 @@ class Transfer:
         """Restart the stall timeout: the client takes bytes, or is not to blame for the wait."""
         if not self.ended:
             self._deadline.start(self._stall)
+
+    def wait_for_client(self) -> None:
+        """Note that the client has to take something before more can be sent."""
+        self._pace.wait()
+
+    def client_took(self) -> bool:
+        """Note that the client has taken something.  Returns whether the transfer goes on."""
+        if self._pace.is_too_slow(self.offset - self._first):
+            self.cut("the client takes it too slowly")
+            return False
+        return not self.ended
 
     def complete(self) -> None:
         """End the transfer: all bytes have been handed to the connection."""
@@ -321,10 +361,15 @@ class Relay(Transfer):
             await self._granted
             self.progress()
             try:
-                if not await self._relay(size):
-                    return
+                await self._relay(size)
             finally:
                 self._budget.release(size)
+            if self._resumed is not None:
+                self.wait_for_client()
+                await self._resumed
+                self.progress()
+            if self.ended or not self.client_took():
+                return
         self.complete()
 
     async def _begin_unmeasured(self) -> None:
@@ -338,19 +383,15 @@ class Relay(Transfer):
         self.request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
         self.request.write(b"")
 
-    async def _relay(self, size: int) -> bool:
-        """Send a piece and wait until it is sent.  Returns whether the transfer goes on."""
+    async def _relay(self, size: int) -> None:
+        """Hand a piece to the transport."""
         piece = await self.reader.read(self.offset, size)
         if self.ended:
-            return False
+            return
         if len(piece) < size:
             raise EOFError("the file is shorter than it was")
         self.request.write(piece)
         self.advance(size)
-        if self._resumed is not None:
-            await self._resumed
-            self.progress()
-        return not self.ended
 
 
 # All sizes are in bytes.
@@ -359,6 +400,9 @@ _AT_A_TIME = 512 * 1024  # per wake-up of one connection: fairness to the others
 _WINDOW = 4 * 1024 * 1024  # how far a cold file is read ahead
 _UNSENT = 128 * 1024  # how much the kernel buffers beyond the bytes on their way
 
+# Seconds after which a client that reads too few of its large answers may try again.
+_RETRY_SECONDS = 5
+
 
 @frozen
 class FileSender:
@@ -366,16 +410,55 @@ class FileSender:
     Sends blobs as response bodies.
 
     :param in_thread: calls a function with arguments in a thread, as ``deferToThread`` does.
-    :param stall: seconds after which a client that takes nothing is dropped, unless the blob has
-        no more bytes to send yet.
+    :param patience: how slow a client may be, unless the blob has no more bytes to send yet.
     :param in_memory: whether the filesystem keeps all blobs in memory, and does not tell.
+    :param answers: the memory for answers of more than :data:`SMALL` bytes that are no blobs.
     """
 
     timers: Timers
     in_thread: InThread
     budget: BufferBudget
-    stall: float = 60.0
+    patience: Patience = Patience()
     in_memory: bool = False
+    answers: Shares = field(factory=lambda: Shares(8 << 20, 4 << 20, 256, 32 << 20))
+
+    @asynccontextmanager
+    async def room(self, request: RegistryRequest, size: int) -> AsyncIterator[None]:
+        """
+        Wait for the memory of an answer of ``size`` bytes, and keep it until the end of the
+        context.
+
+        What is larger than an owner's share takes all of the share.
+
+        :raises TooManyRequests: if too many answers to the owner of ``request`` wait already.
+        """
+        size = min(size, self.answers.share)
+        owner = request.owner
+        try:
+            granted = self.answers.acquire(owner, size)
+        except ShareExhausted:
+            raise TooManyRequests(
+                f"too many large answers to {owner} are not read: read those first, and try again"
+                f" in {_RETRY_SECONDS} s",
+                None,
+                {"Retry-After": str(_RETRY_SECONDS)},
+            ) from None
+        await granted
+        try:
+            yield
+        finally:
+            self.answers.release(owner, size)
+
+    async def send_content(self, request: RegistryRequest, blob: OpenBlob) -> bool:
+        """
+        Send the headers set on ``request`` and a blob that is in memory, no faster than the client
+        reads.  Returns whether all of it has been handed to the connection.
+        """
+        if request.gone:
+            return False
+        request.write(b"")
+        relay = Relay(request, BlobReader(blob, self.in_thread), 0, blob.size, self.budget)
+        return await relay.start(self.timers, self.patience)
 
     async def send(
         self, request: RegistryRequest, blob: OpenBlob, first: int, length: int | None
@@ -405,7 +488,7 @@ class FileSender:
                 return True
             if length is None:
                 unmeasured = Relay(request, reader, first, None, self.budget)
-                return await unmeasured.start(self.timers, self.stall)
+                return await unmeasured.start(self.timers, self.patience)
             if length <= SMALL and first + length <= blob.available:
                 content = reader.cached(first, length) or await reader.read(first, length)
                 if len(content) == length:
@@ -418,7 +501,7 @@ class FileSender:
                 transfer = _Sendfile(request, reader, first, length)
             else:
                 transfer = Relay(request, reader, first, length, self.budget)
-            return await transfer.start(self.timers, self.stall)
+            return await transfer.start(self.timers, self.patience)
         finally:
             reader.close()
 
@@ -445,7 +528,7 @@ class _Sendfile(Transfer):
     there is more.
     """
 
-    _first = True
+    _begun = False
     _taken_over = False
     _ahead = 0  # the offset up to which the file can be sent without waiting for the disk
     _margin = 0  # how far ahead of the client to read: far in a cold file
@@ -465,10 +548,12 @@ class _Sendfile(Transfer):
         self.transport.registerProducer(self.channel, True)
 
     def resumeProducing(self) -> None:
-        if self._first:
+        if not self._begun:
             # Called by registerProducer: the headers may be in the buffer, or sent already.
-            self._first = False
-            self.transport.startWriting()
+            self._begun = True
+            self._write_on()
+            return
+        if not self.client_took():
             return
         if not self._taken_over:
             # The transport may have paused the channel before; it resumes only this producer.
@@ -485,7 +570,7 @@ class _Sendfile(Transfer):
         try:
             sent = os.sendfile(self.transport.fileno(), self.reader.fileno(), self.offset, count)
         except BlockingIOError:
-            self.transport.startWriting()
+            self._write_on()
             return
         except OSError as error:
             self.reader.failed(error)
@@ -497,7 +582,7 @@ class _Sendfile(Transfer):
         self.request.sentLength += sent
         self.advance(sent)
         if self.offset < self.here:
-            self.transport.startWriting()
+            self._write_on()
         elif self.offset == self.end:
             self.complete()
         else:
@@ -541,4 +626,9 @@ class _Sendfile(Transfer):
     def _go_on(self, _: None = None) -> None:
         self._pending = False
         if not self.ended:
-            self.transport.startWriting()
+            self._write_on()
+
+    def _write_on(self) -> None:
+        """Let the transport call :meth:`resumeProducing` when the client has taken enough."""
+        self.wait_for_client()
+        self.transport.startWriting()
