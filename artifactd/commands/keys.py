@@ -101,7 +101,7 @@ class RotateKeys(SettingsOptions):
 
     def run(self) -> int:
         # Imported here: it takes a second, and "artifactd robot" does without.
-        from artifactd.daemon.gate import signing_keys  # noqa: PLC0415
+        from artifactd.daemon.gate import signing_keys  # noqa: PLC0415 - see above
 
         settings = self.load()
         if not (settings.data / MARKER).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -48,13 +49,13 @@ class DataCommand(SettingsOptions):
         super().__init__()
         self._working: Deferred[int] | None = None
 
+    @abstractmethod
     async def work(self, parts: Assembly, settings: Settings) -> int:
         """
         Do the work of the command.  Returns the exit status.
 
         :raises RegistryError, OSError: if it can't be done.
         """
-        raise NotImplementedError
 
     async def carry_out(self, reactor: Any, settings: Settings) -> int:
         """

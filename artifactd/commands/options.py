@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 from twisted.python import usage
@@ -10,7 +11,7 @@ from twisted.python import usage
 from artifactd.settings.settings import Settings
 
 
-class SettingsOptions(usage.Options):
+class SettingsOptions(usage.Options, ABC):
     """A command that reads the daemon's settings."""
 
     def __init__(self) -> None:
@@ -27,9 +28,9 @@ class SettingsOptions(usage.Options):
         """:raises StartError: if a setting is wrong."""
         return Settings.load(self._config, os.environ)
 
+    @abstractmethod
     def run(self) -> int:
         """
         Run the command.  Returns the exit status.  :raises StartError, OSError: if it can't be
         done.
         """
-        raise NotImplementedError

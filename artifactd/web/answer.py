@@ -124,17 +124,13 @@ class Answer:
         for name, value in self.headers.items():
             headers.setRawHeaders(name, [value])
         if request.is_personal and request.method in (b"GET", b"HEAD"):
-            headers.setRawHeaders("Cache-Control", [_personal(self.headers.get("Cache-Control"))])
+            caching = self.headers.get("Cache-Control", "")
+            if caching != "no-store":
+                personal = f"private, {caching}" if caching else "private"
+                headers.setRawHeaders(b"Cache-Control", [personal.encode()])
         if request.sees_cache:
             # The time of an answer tells whether its bytes were here, as Cache-Status does.
             headers.addRawHeader(b"Server-Timing", b"total;dur=%.1f" % (request.elapsed * 1000))
-
-
-def _personal(caching: str | None) -> str:
-    """Return ``Cache-Control`` for the client's own cache alone; ``no-store`` forbids more."""
-    if caching is None or caching == "no-store":
-        return caching or "private"
-    return f"private, {caching}"
 
 
 def etag(digest: Digest) -> str:
