@@ -145,7 +145,7 @@ class PathTests(ApiTestCase):
             b"/v2/a b/tags/list",
         ):
             connection = Connection(self, self.registry.port)
-            await connection.send(b"GET %b HTTP/1.1\r\nHost: registry\r\n\r\n" % path)
+            await connection.send(b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" % path)
             self.assert_error(await connection.answer(), 400, "UNSUPPORTED")
 
     async def test_a_target_may_name_scheme_and_host(self) -> None:

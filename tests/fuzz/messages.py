@@ -6,11 +6,11 @@ from attrs import frozen
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-HOST = b"Host: registry"
+HOST = b"Host: 127.0.0.1"
 
 # What a body looks like: a request that must never be taken for one.
 HIDDEN = "hidden"
-_BODY = b"GET /v2/hidden/tags/list HTTP/1.1\r\nHost: registry\r\n\r\n"
+_BODY = b"GET /v2/hidden/tags/list HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 _SIZE = b"%d" % len(_BODY)
 
 _CHUNKED = b"Transfer-Encoding: chunked"

@@ -58,7 +58,7 @@ class Download(Protocol):
         self = cls(keep)
         await connectProtocol(endpoint, self)
         test.addCleanup(self.leave)
-        lines = [f"GET {path} HTTP/{version}", "Host: registry", "Connection: close"]
+        lines = [f"GET {path} HTTP/{version}", "Host: 127.0.0.1", "Connection: close"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
         self.transport.write("\r\n".join([*lines, "", ""]).encode())
         return self
