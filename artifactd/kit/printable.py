@@ -56,7 +56,9 @@ def make_printable(event: LogEvent) -> None:
     else:
         shown = printable(text)
     if shown != text:
-        event.update({"log_format": "{log_text}", "log_text": shown, _DONE: True})
+        for key in ("failure", "format"):  # older observers, as that of syslog, look here first
+            event.pop(key, None)
+        event.update({"log_format": "{log_text}", "log_text": shown, "message": (), _DONE: True})
 
 
 def _traceback(text: str, message: str) -> str:

@@ -96,6 +96,7 @@ class LogTests(SynchronousTestCase):
         self.assertIn("denied\\u000a2026-01-01 by \\u001b[2J\\u202e", line)
 
     def test_a_reason_not_to_start_is_one_line(self) -> None:
+        self.patch(tap, "globalLogPublisher", LogPublisher())
         options = tap.Options()
         options.parseOptions(["--config", "/absent/a\nb\x1b"])
         stopped = self.assertRaises(SystemExit, makeService, options, Clock())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from io import StringIO
+from typing import Any
 
 from twisted.logger import (
     ILogObserver,
+    LegacyLogObserverWrapper,
     LogEvent,
     Logger,
     LogPublisher,
@@ -15,6 +17,7 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 from twisted.python.log import LogPublisher as OlderLogPublisher
+from twisted.python.log import textFromEventDict
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -107,6 +110,27 @@ class EventTests(SynchronousTestCase):
         self.assertGreater(len(lines), 4)
         older.msg("a message\nof \u202e two lines")
         self.assertIn("a message\\u000aof \\u202e two lines", self.lines()[-1])
+
+    def test_observers_of_the_older_kind_write_the_same(self) -> None:
+        written: list[str] = []
+
+        def observe(event: dict[str, Any]) -> None:
+            written.append(textFromEventDict(event) or "")
+
+        self.publisher.addObserver(LegacyLogObserverWrapper(observe))
+        older = OlderLogPublisher(publishPublisher=self.publisher)
+        failure = self.failure()
+        older.msg(failure=failure, why="it\x07failed", isError=1)
+        older.msg("a message\nof \u202e two lines")
+        older.msg(format="%(a)s failed", a="it\x1b")
+        self.log.info("{a} failed", a="it\x1b")
+        self.log.failure("{a} failed", failure, a="it\x1b")
+        self.assertEqual(len(written), 5)
+        for text in written:
+            for line in text.split("\n"):
+                self.assertTrue(line.isprintable(), ascii(line))
+        self.assertEqual(written[1], "a message\\u000aof \\u202e two lines")
+        self.assertEqual(written[2:4], ["it\\u001b failed"] * 2)
 
     def test_events_in_json_too(self) -> None:
         file = StringIO()
