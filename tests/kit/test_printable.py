@@ -16,6 +16,7 @@ from twisted.logger import (
     textFileLogObserver,
 )
 from twisted.python.failure import Failure
+from twisted.python.log import ILogObserver as IOlderLogObserver
 from twisted.python.log import LogPublisher as OlderLogPublisher
 from twisted.python.log import textFromEventDict
 from twisted.trial.unittest import SynchronousTestCase
@@ -114,6 +115,7 @@ class EventTests(SynchronousTestCase):
     def test_observers_of_the_older_kind_write_the_same(self) -> None:
         written: list[str] = []
 
+        @implementer(IOlderLogObserver)
         def observe(event: dict[str, Any]) -> None:
             written.append(textFromEventDict(event) or "")
 
