@@ -152,8 +152,10 @@ class EarlyBody:
         """Gather what arrives within :data:`PROMPT` seconds, about :data:`SMALL` bytes at most."""
         if self._body is None:
             return
-        too_slow = clock.callLater(PROMPT, self._stop_gathering)
         self._delivery = self._body.deliver_to(self).addBoth(self._ended)
+        if self._gathered.called:
+            return
+        too_slow = clock.callLater(PROMPT, self._stop_gathering)
         try:
             await self._gathered
         finally:

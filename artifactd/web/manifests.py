@@ -85,7 +85,8 @@ class ManifestBodies:
         due = self.timers.deadline(partial(_cut_off, request))
         body = _Body(self, owner, self.max_size if declared is None else declared, due)
         try:
-            body.resume_time()
+            if not request.body.complete:
+                body.resume_time()
             await request.body.deliver_to(body)
             due.cancel()
             yield await body.content()

@@ -76,6 +76,14 @@ class EarlyAnswerTests(WireCase):
         self.assertEqual(self.seen, [b"/refused"])
         self.assertEqual(statuses(wire.received()), [401])
 
+    def test_a_refused_body_that_came_with_its_headers_costs_no_connection(self) -> None:
+        wire = self.refuse("Content-Length: 4", body=b"body")
+        received = wire.received()
+        self.assertEqual(statuses(received), [401])
+        self.assertNotIn(b"Connection: close", received)
+        wire.send(_SMUGGLED)
+        self.assertEqual(self.seen, [b"/refused", b"/smuggled"])
+
     def test_nothing_is_parsed_once_the_connection_is_being_closed(self) -> None:
         # As over TLS, whose transport delivers what it has decrypted.
         wire = self.refuse("Content-Length: 4", "Expect: 100-continue")

@@ -399,9 +399,13 @@ class _Peer:
         self._channel.transport.resumeProducing()
 
 
+def _nothing() -> None:
+    """Neither invite nor pause nor resume the sender of a body that is here."""
+
+
 class RegistryRequest(server.Request):
     """
-    A request, handled as soon as its headers are complete.
+    A request, handled as soon as its headers are complete, and so is a body that comes with them.
 
     An answer given before the end of the body closes the connection: when the rest has been read
     and dropped, at most :data:`DRAIN_BYTES` and for :data:`DRAIN_SECONDS`; at once where the client
@@ -432,7 +436,7 @@ class RegistryRequest(server.Request):
     is_personal = False
     _answered = False
     _clock: IReactorTime
-    _peer: _Peer
+    _peer: _Peer | None = None
     _drain_due: Deadline | None = None
     _most = 0
 
@@ -474,6 +478,11 @@ class RegistryRequest(server.Request):
         if length == 0:
             return
         channel = self.channel
+        if expect is None and length is not None and length == len(channel._buffer):
+            # All of the body has come with the headers, and nothing else: nothing is awaited from
+            # the client, and requestReceived() follows at once.
+            self.body = RequestBody(length, _nothing, _nothing, _nothing)
+            return
         continues = expect is not None and expect[0].lower() == b"100-continue"
         awaits_continue = continues and channel._version == b"HTTP/1.1"
         self._peer = peer = _Peer(self, awaits_continue=awaits_continue)
@@ -489,10 +498,13 @@ class RegistryRequest(server.Request):
             self.abort()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        if self.body is None:
+        if self._peer is None:
+            if self.body is not None:
+                self.body.ended()
             target = path if path.startswith(b"/") else origin_form(path)
             super().requestReceived(command, target, version)
             return
+        assert self.body is not None
         self._peer.ended()
         self.body.ended()
         if self._answered:
@@ -526,6 +538,7 @@ class RegistryRequest(server.Request):
         body.refuse()
         self._drain_due = self.channel.site.timers.deadline(self.abort)
         self._drain_due.start(DRAIN_SECONDS)
+        assert self._peer is not None  # the body is not complete
         if self._peer.awaits_continue and not body.received:
             self.channel.loseConnection()
         else:
@@ -543,8 +556,9 @@ class RegistryRequest(server.Request):
         # First, for Klein cancels the handler in there, which ends its wait for the body quietly.
         super().connectionLost(reason)
         self._stop_draining()
-        if self.body is not None:
+        if self._peer is not None:
             self._peer.pace.stop()
+        if self.body is not None:
             self.body.failed(reason)
         if site is not None:
             site.log(self)
