@@ -353,10 +353,9 @@ class Unprefixed(Repository):
 
     async def _origin(self, name: str) -> RemoteRepository | None:
         """The upstream that is the origin of ``name``, if it may still be asked."""
-        origin = await self.remote.origin(name)
-        if origin is None:
-            return None
-        return next((u for u in self._permitting(name) if u.name == origin), None)
+        permitting = self._permitting(name)
+        origin = await self.remote.origin(name) if permitting else None
+        return next((u for u in permitting if u.name == origin), None)
 
     async def _candidates(self, name: str) -> Sequence[RemoteRepository]:
         permitting = self._permitting(name)

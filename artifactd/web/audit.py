@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Literal
 
 import msgspec
@@ -20,10 +19,12 @@ from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
-from artifactd.web.server.accesslog import LineFile
+from artifactd.web.server.accesslog import LineFile, moment
 from artifactd.web.server.protocol import RegistryRequest
 
 _log = Logger(namespace="artifactd.audit")
+
+_encode = msgspec.json.Encoder().encode
 
 _LONGEST = 255  # characters of what a client has sent
 
@@ -139,7 +140,6 @@ class AuditLog:
         status: int,
         code: str,
     ) -> None:
-        at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
         # The id of an upload session only where there is no digest that it became.
         reference = (
             asked.parts.get("reference")
@@ -149,7 +149,7 @@ class AuditLog:
             or asked.parts.get("upload_id", "")
         )
         event = Event(
-            time=at.replace("+00:00", "Z"),
+            time=moment(self.now()),
             who=request.actor,
             address=request.address,
             action=str(asked.needs),
@@ -163,7 +163,9 @@ class AuditLog:
             claimed=request.claimed[:_LONGEST],
         )
         # ASCII, so that no character of a client ends a line for any reader.
-        line = json.dumps(msgspec.to_builtins(event))
+        encoded = _encode(event)
+        ascii_only = encoded.isascii()
+        line = encoded.decode() if ascii_only else json.dumps(msgspec.to_builtins(event))
         if self.path:
             self._file.write(line)
         else:

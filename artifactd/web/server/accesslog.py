@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from io import FileIO
 from typing import Literal
 
@@ -17,6 +17,17 @@ from twisted.logger import Logger
 from artifactd.kit.printable import printable
 
 _file_log = Logger()
+
+
+def moment(seconds: float) -> str:
+    """Return a time since the epoch as RFC 3339 has it: UTC, with milliseconds, behind them a Z."""
+    milliseconds = round(seconds * 1_000_000) // 1000
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(1)  # all lines of one second share it
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 @define
@@ -141,8 +152,7 @@ class AccessLog:
 
     def write(self, access: Access) -> None:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
-        at = datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="milliseconds")
-        at = at.replace("+00:00", "Z")
+        at = moment(self.now())
         if self.style == "json":
             line = msgspec.json.encode({"time": at, **msgspec.structs.asdict(access)}).decode()
         else:
