@@ -21,7 +21,6 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from artifactd.catalog.records import nothing
 from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import Unavailable
 
@@ -189,7 +188,7 @@ _BATCH = 64
 @frozen(eq=False)
 class _Write(Generic[_T]):
     interaction: Callable[[Connection], _T]
-    committed: Callable[[], None]
+    committed: Callable[[], None] | None
     last: bool
     done: Deferred[_T] = field(factory=Deferred)
 
@@ -213,7 +212,7 @@ class _Write(Generic[_T]):
 
     def settle(self, outcome: object) -> None:
         """Call ``committed``, now that the transaction is, unless this write failed."""
-        if not isinstance(outcome, Failure):
+        if self.committed is not None and not isinstance(outcome, Failure):
             try:
                 self.committed()
             except OSError as error:
@@ -244,7 +243,7 @@ class Writer:
     def run(
         self,
         interaction: Callable[[Connection], _T],
-        committed: Callable[[], None] = nothing,
+        committed: Callable[[], None] | None = None,
         *,
         last: bool = False,
         long: str | None = None,
@@ -465,7 +464,7 @@ class Database:
     def write(
         self,
         interaction: Callable[[Connection], _T],
-        committed: Callable[[], None] = nothing,
+        committed: Callable[[], None] | None = None,
         *,
         last: bool = False,
         long: str | None = None,

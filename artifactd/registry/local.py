@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ManifestPut, ManifestRecord, Precondition
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from artifactd.oci.manifest import OCI_INDEX, Manifest
+from artifactd.oci.manifest import OCI_INDEX, Manifest, ManifestBounds
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored, parsed, publish
 from artifactd.registry.model import (
@@ -82,6 +82,11 @@ class LocalRepository(Repository):
     catalog: Catalog
     stored: Stored
     run: RunInThread
+    _bounds: ManifestBounds = field(init=False)
+
+    @_bounds.default
+    def _of_limits(self) -> ManifestBounds:
+        return self.limits.manifest_bounds
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         """Open a blob.  :raises BlobUnknown: if ``image`` does not hold it."""  # end-2
@@ -153,7 +158,7 @@ class LocalRepository(Repository):
             content_type,
             digest,
             other_types=self.settings.other_media_types,
-            bounds=self.limits.manifest_bounds,
+            bounds=self._bounds,
         )
 
     def wanted(

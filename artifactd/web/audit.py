@@ -13,6 +13,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import Logger
 
+from artifactd.kit.printable import log_line
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
@@ -169,4 +170,4 @@ class AuditLog:
         if self.path:
             self._file.write(line)
         else:
-            _log.info("{line}", line=line)
+            log_line(_log, line)

@@ -14,7 +14,7 @@ import msgspec
 from attrs import define, field
 from twisted.logger import Logger
 
-from artifactd.kit.printable import printable
+from artifactd.kit.printable import log_line, printable
 
 _file_log = Logger()
 
@@ -165,4 +165,4 @@ class AccessLog:
         if self.path:
             self._file.write(line)
         else:
-            _log.info("{line}", line=line)
+            log_line(_log, line)
