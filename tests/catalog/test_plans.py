@@ -59,7 +59,7 @@ class AtOnce(Database):
     def write(
         self,
         interaction: Callable[[Connection], _T],
-        committed: Callable[[], None] = nothing,
+        committed: Callable[[], None] | None = None,
         *,
         last: bool = False,
         long: str | None = None,
