@@ -5,14 +5,16 @@ Everything at once for some minutes, while daemons are killed; then whether anyt
 usage: soak.py [--seconds 180] [--clients 6] [--processes 2] [--seed N] [--data FOLDER]
 
 Starts so many artifactd on one data folder, behind them an upstream of its own that now and then
-breaks off in the middle of a blob, and clients that push images (whole and in chunks, by upload and
-by mount), move tags, pull, delete, and pull through the cache, while garbage is collected with a
-short lease and no grace period, and the cache is kept small.  All the while one of the daemons is
-killed (SIGKILL) at a random moment and started again.
+breaks off in the middle of a blob, evil ones that lie, drip and redirect, and clients that push
+images (whole and in chunks, by upload and by mount), move tags, pull, delete, and pull through the
+cache, while garbage is collected with a short lease and no grace period, and the cache is kept
+small.  All the while one of the daemons is killed (SIGKILL) at a random moment and started again.
 
 A loss is an image that was pushed and not deleted, each answered as done, and of which anything is
-not there.  Corrupt is any byte that is not as it was pushed, or as the upstream has it.  In the end
-every image is pulled once more, every file of the store is hashed, and the catalog is checked.
+not there.  Corrupt is any byte that is not as it was pushed, or as the upstream has it.  A byte of
+anybody else's is one that the repository of an evil upstream answers, and that upstream has not
+sent.  In the end every image is pulled once more, every file of the store is hashed, and the
+catalog is checked.
 
 Prints the seed, operations, kills, losses, corrupt and the peak memory of a daemon (VmHWM).  Fails
 (status 1) unless there are no losses, nothing is corrupt and nothing else was amiss.  Nothing goes
@@ -74,7 +76,26 @@ kind = "remote"
 upstream = "http://127.0.0.1:{upstream}"
 freshness = "1s"
 size_cap = "4MiB"
+
+[repository.lying]
+kind = "remote"
+upstream = "http://127.0.0.1:{lying}"
+freshness = "1s"
+size_cap = "4MiB"
+
+[repository.dripping]
+kind = "remote"
+upstream = "http://127.0.0.1:{dripping}"
+freshness = "1s"
+
+[repository.redirecting]
+kind = "remote"
+upstream = "http://127.0.0.1:{redirecting}"
+freshness = "1s"
 """
+FALSE = b"E"  # all bytes that an evil upstream sends
+GLANCE = 2.0  # seconds for which an answer by an evil upstream is read
+METADATA = "http://169.254.169.254/latest/meta-data"  # where clouds answer their machines alone
 READY, TIMEOUT = 120.0, 120.0  # seconds for a start, and for any answer
 
 
@@ -84,6 +105,10 @@ class Lost(Exception):
 
 class Corrupt(Exception):
     """Bytes that are not those pushed."""
+
+
+class Leaked(Exception):
+    """Bytes that the upstream of the repository has not sent."""
 
 
 class Amiss(Exception):
@@ -191,6 +216,45 @@ class Upstream(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing."""
+
+
+class Lying(Upstream):
+    """It has every blob, and sends other bytes."""
+
+    def do_GET(self) -> None:
+        found = re.fullmatch(r"/v2/app/\d+/(manifests|blobs)/(\S+)", self.path)
+        kind = MANIFEST if found and found[1] == "manifests" else "application/octet-stream"
+        content = self.blobs().get(found[2], b"x" * 1000) if found else b""
+        self.answer_falsely(FALSE * len(content), kind)
+
+    def answer_falsely(self, content: bytes, kind: str) -> None:
+        """Answer with ``content``."""
+        self._answer(200, content, kind)
+
+
+class Dripping(Lying):
+    """It sends a byte now and then."""
+
+    def answer_falsely(self, content: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        for each in content:
+            self.wfile.write(bytes([each]))
+            time.sleep(0.5)
+
+
+class Redirecting(Lying):
+    """It redirects to where only the daemon may ask."""
+
+    def answer_falsely(self, content: bytes, kind: str) -> None:
+        self.send_response(302)
+        self.send_header("Location", METADATA)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
 
 @define
@@ -340,7 +404,7 @@ class Client:
             self.done["cut off by a kill"] += 1
             while daemon.lives % 2 and not self.over.wait(0.05):
                 pass  # it is being started
-        except (Lost, Corrupt, Amiss) as error:
+        except (Lost, Corrupt, Amiss, Leaked) as error:
             self.wrong.append(f"{type(error).__name__.lower()}: {self.name}: {error}")
 
     def push(self) -> None:
@@ -452,6 +516,65 @@ class Client:
             raise Amiss(f"{answer.status} {answer.body[:300]!r} instead of {status}")
 
 
+@define
+class Eve(Client):
+    """
+    Asks for what others have by the repositories of the evil upstreams.
+
+    :ivar others: those who push.
+    :ivar got: bytes that are not those that the repository's upstream sends.
+    """
+
+    others: list[Client] = field(factory=list)
+    got: int = 0
+
+    def work(self) -> None:
+        while not self.over.is_set():
+            self.attempt(self.ask_evil)
+
+    def ask_evil(self) -> None:
+        """A blob or a manifest of somebody else, or a part of it; or mount it."""
+        image = f"{self.random.choice(('lying', 'dripping', 'redirecting'))}/app/1"
+        digest = self.random.choice(list(Upstream.blobs()))
+        path = f"/v2/{image}/blobs/{digest}"
+        headers = {}
+        pushed = [each for other in self.others for each in tuple(other.there)]
+        how = self.random.randrange(4)
+        if how == 0:
+            mount = f"/v2/{self.name}/blobs/uploads/?mount={digest}&from={image}"
+            if ask(self.port, "POST", mount).status == 201:
+                self._leaked(len(Upstream.blobs()[digest]), mount)
+            return
+        if how == 1 and pushed:
+            path = f"/v2/{image}/manifests/{self.random.choice(pushed)}"
+        elif how == 2:
+            first = self.random.randrange(1000)
+            headers["Range"] = f"bytes={first}-{first + self.random.randrange(100_000)}"
+        status, body = self._glance(path, headers)
+        if status in (200, 206):
+            foreign = len(body) - body.count(FALSE)
+            if foreign:
+                self._leaked(foreign, path)
+
+    def _leaked(self, count: int, what: str) -> None:
+        self.got += count
+        raise Leaked(f"{count} bytes by {what}")
+
+    def _glance(self, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        """The status, and what comes of the body within :data:`GLANCE`."""
+        deadline, body = time.monotonic() + GLANCE, b""
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=GLANCE)) as connection:
+            connection.request("GET", path, headers=headers)
+            try:
+                response = connection.getresponse()
+            except TimeoutError:
+                return 0, b""  # small blobs are answered once they are verified, so these never
+            with suppress(OSError, HTTPException):  # wrong bytes are cut off
+                while time.monotonic() < deadline and (piece := response.read1(1 << 16)):
+                    body += piece
+        return response.status, body
+
+
 def kill_until(end: float, random: Random, daemons: list[Daemon]) -> int:
     """Kill one after the other until the time is ``end``; how many."""
     kills = 0
@@ -488,8 +611,12 @@ def free_port() -> int:
 def soak(options: argparse.Namespace, folder: Path, stack: ExitStack) -> list[str]:
     """All of it; what was wrong."""
     upstream = stack.enter_context(Upstream.running(options.seed))
+    evil = {
+        each.__name__.lower(): stack.enter_context(each.running(options.seed))
+        for each in (Lying, Dripping, Redirecting)
+    }
     config = folder / "artifactd.toml"
-    config.write_text(SETTINGS.format(upstream=upstream))
+    config.write_text(SETTINGS.format(upstream=upstream, **evil))
     daemons = [Daemon(free_port(), config, folder / "data") for _ in range(options.processes)]
     for daemon in daemons:
         stack.callback(daemon.stop)
@@ -499,9 +626,17 @@ def soak(options: argparse.Namespace, folder: Path, stack: ExitStack) -> list[st
         Client(number, Random(f"{options.seed} {number}"), daemons, options.clients, over)
         for number in range(options.clients)
     ]
+    eve = Eve(
+        options.clients,
+        Random(f"{options.seed} eve"),
+        daemons,
+        options.clients,
+        over,
+        others=clients[:],
+    )
     end = time.monotonic() + options.seconds
-    with ThreadPoolExecutor(options.clients) as threads:
-        working = [threads.submit(client.work) for client in clients]
+    with ThreadPoolExecutor(options.clients + 1) as threads:
+        working = [threads.submit(client.work) for client in (*clients, eve)]
         try:
             kills = kill_until(end, Random(options.seed), daemons)
         finally:
@@ -517,8 +652,10 @@ def soak(options: argparse.Namespace, folder: Path, stack: ExitStack) -> list[st
     for daemon in daemons:
         daemon.measure()
         daemon.stop()
-    wrong = [*(said for client in clients for said in client.wrong), *check_data(folder / "data")]
-    report(options, clients, daemons, kills, images, wrong)
+    said = [said for client in (*clients, eve) for said in client.wrong]
+    wrong = [*said, *check_data(folder / "data")]
+    report(options, [*clients, eve], daemons, kills, images, wrong)
+    print(f"bytes of anybody else's: {eve.got}")
     return wrong
 
 
@@ -536,7 +673,7 @@ def report(
     kinds = Counter(said.partition(":")[0] for said in wrong)
     for said in wrong[:20]:
         print(said)
-    steps = ("push", "pull", "pull_through", "delete", "move")
+    steps = ("push", "pull", "pull_through", "delete", "move", "ask_evil")
     print(f"{options.seconds:.0f} s, {options.clients} clients, {options.processes} daemons")
     print(f"operations: {sum(done[step] for step in steps)}")
     for step, count in done.most_common():

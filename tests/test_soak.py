@@ -19,7 +19,7 @@ class SoakTests(TestCase):
         folder.mkdir(parents=True)
         command = (sys.executable, str(_SOAK), "--seconds", "4", "--data", str(folder))
         soaked = await run(self, *command)
-        for line in ("losses: 0", "corrupt: 0", "amiss: 0"):
+        for line in ("losses: 0", "corrupt: 0", "amiss: 0", "bytes of anybody else's: 0"):
             self.assertIn(f"{line}\n", soaked.out)
         self.assertRegex(soaked.out, r"seed: \d+\n")
         self.assertRegex(soaked.out, r"operations: [1-9]\d*\n")
