@@ -70,6 +70,24 @@ class UnspokenTests(SynchronousTestCase):
         self.assertFalse(self.transport.connected)
         self.assertEqual(self.site.channels, set())
 
+    def test_no_deadline_outlives_a_connection_that_is_lost_in_its_handshake(self) -> None:
+        hello = self.hello()
+        for sent in (b"", hello[:1], hello[:-1], hello, b"\x16no TLS", b"GET / HTTP/1.1\r\n"):
+            transport = _Transport(self.clock)
+            protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+            assert isinstance(protocol, Protocol)
+            transport.protocol = protocol
+            protocol.makeConnection(transport)
+            if sent:
+                protocol.dataReceived(sent)
+            transport.loseConnection()
+            self.clock.advance(0)
+            self.assertFalse(transport.connected)
+        self.transport.loseConnection()
+        self.clock.advance(0)
+        self.assertEqual(self.site.channels, set())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_a_handshake_that_drips_has_no_longer(self) -> None:
         hello = self.hello()
         for position in range(60):

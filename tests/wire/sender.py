@@ -149,12 +149,16 @@ class SenderCase(TestCase):
             os.close(fd)
 
     async def check_ended(self) -> None:
-        """Every blob is closed, once, when no thread reads it, and every buffer given back."""
+        """
+        Every blob is closed, once, when no thread reads it, every buffer is given back, and no
+        deadline is left.
+        """
         await self.until(lambda: all(blob.closings for blob in self.served.blobs))
         self.assertEqual(
             [blob.closings for blob in self.served.blobs], [1] * len(self.served.blobs)
         )
         self.assertEqual(self.budget.used, 0)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def get(self, first: int = 0, length: int = BIG) -> bytes:
         return request("GET", f"/{first}/{length}")
