@@ -349,6 +349,7 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     may have been recorded under another media type, and mean something else under this one.
     """
     held = {(str(each.digest), "blob") for each in manifest.blobs}
+    held |= {(str(digest), "blob") for digest in manifest.others}
     held |= {(str(each.digest), "manifest") for each in manifest.children}
     rows = db.execute(
         "SELECT digest, kind FROM manifest_entry WHERE manifest_id = ?", (manifest_id,)
