@@ -29,7 +29,7 @@ from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.certificate import certified
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.proxies import TrustedProxies, is_local
+from artifactd.web.server.proxies import TrustedProxies, is_local, names_loopback
 
 
 class Need(StrEnum):
@@ -153,9 +153,8 @@ class LoopbackGate:
         if action is not Action.PULL:
             if not is_local(request):
                 raise Denied(
-                    "only clients on the registry's own machine, which call it localhost or"
-                    " 127.0.0.1, may change anything while no authentication is configured: set"
-                    " [auth] and [[access]] in its settings"
+                    "only clients on the registry's own machine may change anything while no"
+                    " authentication is configured: set [auth] and [[access]] in its settings"
                 )
             if self.read_only():
                 refuse_changes(request)
@@ -330,7 +329,7 @@ class AccessGate:
         elif need is Need.CATALOG:
             if caller.scopes is not None and not caller.scopes.get(_CATALOG):
                 self._unauthorized(request, _CATALOG_SCOPE, "insufficient_scope")
-        elif need is Need.METRICS and not is_local(request):
+        elif need is Need.METRICS and not (is_local(request) and names_loopback(request)):
             if _nobody(caller):
                 self._unauthorized(request)
             # Tokens with scopes are for images only.

@@ -16,7 +16,6 @@ PASSED_ON = (
     ("Via", "1.1 proxy"),
     ("X-Real-IP", "127.0.0.1"),
     ("Origin", "http://evil.example"),
-    ("Host", "evil.example:5000"),
 )
 BLOB = b"content"
 
@@ -41,6 +40,16 @@ class LoopbackRuleTests(ApiTestCase):
                 message = json.loads(answer.body)["errors"][0]["message"]
                 self.assertIn("[auth]", message)
             await self.accepted(200, "GET", "/v2/hello/manifests/v1", None, headers)
+
+    async def test_a_rebound_name_writes_nothing_since_browsers_say_where_a_page_is_from(
+        self,
+    ) -> None:
+        headers = {"Host": "evil.example:5000", "Origin": "http://evil.example:5000"}
+        await self.refused(403, "DENIED", "POST", "/v2/hello/blobs/uploads/", None, headers)
+
+    async def test_a_name_of_the_operators_for_this_machine_writes(self) -> None:
+        path = f"/v2/hello/blobs/uploads/?digest={Digest.of(BLOB)}"
+        await self.accepted(201, "POST", path, BLOB, {"Host": "registry.internal:5000"})
 
     async def test_everybody_finds_an_open_door(self) -> None:
         await self.accepted(200, "GET", "/v2/")

@@ -9,7 +9,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.test.requesthelper import DummyRequest
 
-from artifactd.web.server.proxies import TrustedProxies, is_local
+from artifactd.web.server.proxies import TrustedProxies, is_local, names_loopback
 
 HERE = IPv4Address("TCP", "127.0.0.1", 40000)
 AFAR = IPv4Address("TCP", "192.0.2.7", 40000)
@@ -55,7 +55,14 @@ class LocalTests(SynchronousTestCase):
             self.assertFalse(is_local(asked(peer, Via="x")))
             self.assertFalse(is_local(asked(peer, X_Real_IP="x")))
 
-    def test_it_is_asked_for_by_a_loopback_name(self) -> None:
+    def test_nor_is_what_a_web_page_asks_for(self) -> None:
+        self.assertFalse(is_local(asked(HERE, Origin="http://evil.example")))
+
+
+class HostTests(SynchronousTestCase):
+    """The name under which a client asks, where reading takes a client on this machine."""
+
+    def test_a_name_of_loopback(self) -> None:
         for host in (
             "127.0.0.1",
             "127.0.0.1:5000",
@@ -66,9 +73,9 @@ class LocalTests(SynchronousTestCase):
             "[::1]:5000",
             "[::ffff:127.0.0.1]:5000",
         ):
-            self.assertTrue(is_local(asked(HERE, Host=host)), host)
+            self.assertTrue(names_loopback(asked(HERE, Host=host)), host)
 
-    def test_a_name_that_was_made_to_mean_loopback_is_not(self) -> None:
+    def test_a_name_that_was_made_to_mean_loopback(self) -> None:
         for host in (
             "evil.example",
             "evil.example:5000",
@@ -81,17 +88,14 @@ class LocalTests(SynchronousTestCase):
             "0.0.0.0:5000",
             "",
         ):
-            self.assertFalse(is_local(asked(HERE, Host=host)), host)
-            self.assertTrue(is_local(asked(SOCKET, Host=host)), host)
+            self.assertFalse(names_loopback(asked(HERE, Host=host)), host)
+            self.assertTrue(names_loopback(asked(SOCKET, Host=host)), host)
         twice = asked(HERE, Host="localhost")
         twice.requestHeaders.addRawHeader("Host", "evil.example")
-        self.assertFalse(is_local(twice))
+        self.assertFalse(names_loopback(twice))
         without = asked(HERE)
         without.requestHeaders.removeHeader("Host")
-        self.assertFalse(is_local(without))
-
-    def test_nor_is_what_a_web_page_asks_for(self) -> None:
-        self.assertFalse(is_local(asked(HERE, Origin="http://evil.example")))
+        self.assertFalse(names_loopback(without))
 
 
 class ClientTests(SynchronousTestCase):

@@ -28,24 +28,27 @@ _PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip", b"origin"})
 def is_local(request: Request) -> bool:
     """
     Whether ``request`` was made on this machine and not passed on for another client: it came over
-    a Unix socket, or over loopback with a loopback ``Host``; and it has no header that proxies or
-    browsers add.
+    loopback or a Unix socket, and has no header that proxies or browsers add.
+
+    A browser sends ``Origin`` with each request that may change something.  For a read see
+    :func:`names_loopback`.
     """
     if not from_here(request.client):
-        return False
-    if not isinstance(request.client, UNIXAddress) and not _names_loopback(request):
         return False
     names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
     return not any(name in _PASSED_ON or name.startswith(b"x-forwarded-") for name in names)
 
 
-def _names_loopback(request: Request) -> bool:
+def names_loopback(request: Request) -> bool:
     """
-    Whether ``Host`` is a loopback address or ``localhost``, with or without a port.
+    Whether ``Host`` is a loopback address or ``localhost``, with or without a port; or the request
+    came over a Unix socket, which no browser uses.
 
     The page of a web server that lets its name mean 127.0.0.1 (DNS rebinding) has a browser on this
-    machine send that name.
+    machine send that name, and no ``Origin`` with a GET.
     """
+    if isinstance(request.client, UNIXAddress):
+        return True
     hosts = request.requestHeaders.getRawHeaders(b"Host", ())
     if len(hosts) != 1:
         return False
