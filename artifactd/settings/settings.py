@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
-from msgspec.structs import fields
 
 from artifactd.kit.start import StartError
 from artifactd.kit.trusted import Untrusted, read_trusted
@@ -31,7 +30,15 @@ from artifactd.settings.accounts import (
     check_issuers,
 )
 from artifactd.settings.remote import RemoteSettings, check_remotes, docker_hub
-from artifactd.settings.toml import Section, as_table, key, read_values, shown, write_lines
+from artifactd.settings.toml import (
+    Section,
+    as_table,
+    fields_of,
+    key,
+    read_values,
+    shown,
+    write_lines,
+)
 from artifactd.settings.values import (
     Buffers,
     Bytes,
@@ -302,7 +309,7 @@ def _from_environment(
     table: dict[str, object] = {}
     defaults = Settings()
     # A setting that is one value has a description; a table has none.
-    tables = {each.name for each in fields(Settings) if not hasattr(each.type, "__metadata__")}
+    tables = {each.name for each in fields_of(Settings) if not hasattr(each.type, "__metadata__")}
     for variable in sorted(environ.keys() - passwords):
         name = variable.removeprefix(_PREFIX)
         if name == variable or _NOT_SETTINGS.fullmatch(name):

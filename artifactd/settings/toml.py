@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import fields
+from msgspec.structs import FieldInfo, fields
 
 from artifactd.kit.start import StartError
 from artifactd.settings.values import Duration, Expiry, Secret, Size
@@ -36,6 +37,12 @@ class Section(Struct, frozen=True):
         """
 
 
+@cache
+def fields_of(kind: type[Section]) -> tuple[FieldInfo, ...]:
+    """The settings of a table, looked up once: msgspec evaluates all annotations at each call."""
+    return fields(kind)
+
+
 def read_table(kind: type[_S], value: object, where: str, name: str = "") -> _S:
     """
     Read a table of the file, and the tables in it.
@@ -45,7 +52,7 @@ def read_table(kind: type[_S], value: object, where: str, name: str = "") -> _S:
     :raises StartError: naming the first setting that is unknown, wrong or missing.
     """
     values = read_values(kind, as_table(value, where), lambda each: f"{where}.{each}")
-    for each in fields(kind):
+    for each in fields_of(kind):
         if each.required and each.name not in values:
             metas = each.type.__metadata__
             expected = next((m.extra["missing"] for m in metas if "missing" in (m.extra or {})), "")
@@ -76,7 +83,7 @@ def read_values(
     :param strict: refuse a text where a number or a flag is expected.
     :raises StartError: naming the first setting that is unknown or wrong.
     """
-    types = {known.name: known.type for known in fields(kind)}
+    types = {known.name: known.type for known in fields_of(kind)}
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in types:
@@ -112,7 +119,9 @@ def _read_kind(kinds: Sequence[type[Section]], table: dict[str, Any], where: str
     """A table of one of ``kinds``, which differ in the default of their setting ``kind``."""
     if "kind" not in table:
         raise StartError(f'{where}.kind: expected "local" or "remote", got nothing')
-    by_name = {each.default: kind for kind in kinds for each in fields(kind) if each.name == "kind"}
+    by_name = {
+        each.default: kind for kind in kinds for each in fields_of(kind) if each.name == "kind"
+    }
     kind = by_name.get(table["kind"], kinds[0]) if isinstance(table["kind"], str) else kinds[0]
     # An unknown kind is reported before settings that no kind has.
     return read_table(kind, {"kind": table["kind"], **table}, where, name)
