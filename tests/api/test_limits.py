@@ -368,6 +368,33 @@ class EndedSessionTests(ApiTestCase):
         await self.accepted(202, "POST", _UPLOADS, None, ann)
 
 
+class EndedByQuotaTests(ApiTestCase):
+    """A session whose bytes don't fit any more at their end."""
+
+    toml = (
+        "[limits]\nuser_uploads = 1\n"
+        '[repository.local]\nkind = "local"\nquota = "1000B"\n'
+        '[default]\npush = "local"\npull = ["local"]\n'
+        '[[access]]\nwho = ["anonymous"]\nmay = ["pull", "push"]\nimages = ["*"]\n' + _ROBOTS
+    )
+
+    async def test_one_that_exceeds_the_quota_at_its_end_counts_no_longer(self) -> None:
+        ann, content = _robot("ann"), b"1" * 600
+        started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+        connection = await Connection.begin_body(
+            self,
+            self.registry.port,
+            "PUT",
+            f"{started.header('Location')}?digest={Digest.of(content)}",
+            len(content),
+            f"Authorization: {ann['Authorization']}",
+        )
+        await self.registry.push_blob("hello", b"2" * 600)
+        await connection.send(content)
+        self.assert_error(await connection.answer("PUT"), 403, "DENIED")
+        await self.accepted(202, "POST", _UPLOADS, None, ann)
+
+
 class ConnectionTests(ApiTestCase):
     """What is set for a connection holds for it."""
 
