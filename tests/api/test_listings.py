@@ -6,6 +6,7 @@ import json
 import re
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
 from tests.api.case import ApiTestCase
 from tests.api.served import Served
 
@@ -164,3 +165,62 @@ class CatalogTests(ApiTestCase):
         await self.accepted(202, "DELETE", f"/v2/hello/manifests/{digest}")
         answer = await self.accepted(200, "GET", "/v2/_catalog")
         self.assertEqual(json.loads(answer.body), {"repositories": ["hello"]})
+
+
+class LongListTests(ApiTestCase):
+    """Lists that are longer than the longest page, which is what a client gets that names none."""
+
+    MOST = 10_000
+
+    async def write(self, statement: str, rows: list[tuple[object, ...]]) -> None:
+        """Insert rows into the catalog."""
+        database = self.registry.parts.catalog.database
+        await database.write(lambda db: db.executemany(statement, rows).rowcount)
+
+    async def assert_pages(self, path: str, field: str, expected: list[str], most: int) -> None:
+        """A client that follows ``Link`` gets all of it, in full pages."""
+        found = await pages(self.registry, path, field)
+        self.assertEqual([len(page) for page in found], [most, len(expected) - most])
+        self.assertEqual(sorted(each for page in found for each in page), sorted(expected))
+
+    async def test_tags(self) -> None:
+        await self.registry.push_image("hello", "a")
+        tags = [f"t{number:05}" for number in range(self.MOST)]
+        await self.write(
+            "INSERT INTO tag (image_id, name, manifest_id, moved_at)"
+            " SELECT image_id, ?, id, 1.0 FROM manifest",
+            [(tag,) for tag in tags],
+        )
+        for query in ("", "?n=20000"):
+            path = f"/v2/hello/tags/list{query}"
+            await self.assert_pages(path, "tags", ["a", *tags], self.MOST)
+
+    async def test_images(self) -> None:
+        names = [f"app/{number:05}" for number in range(self.MOST + 1)]
+        await self.write(
+            "INSERT INTO image (repository, name, known_at) VALUES ('local', ?, 1.0)",
+            [(name,) for name in names],
+        )
+        await self.assert_pages("/v2/_catalog", "repositories", names, self.MOST)
+
+    async def test_referrers(self) -> None:
+        await self.registry.push_image("hello", "a")
+        subject = Digest.of(b"subject")
+        digests = [str(Digest.of(b"%d" % number)) for number in range(1001)]
+        await self.write(
+            "INSERT INTO blob (digest, size, created_at) VALUES (?, 10, 1.0)",
+            [(digest,) for digest in digests],
+        )
+        await self.write(
+            "INSERT INTO manifest (image_id, digest, media_type, subject, annotations, pushed_at)"
+            " SELECT id, ?, ?, ?, '{}', 1.0 FROM image",
+            [(digest, OCI_MANIFEST, str(subject)) for digest in digests],
+        )
+        found: list[list[str]] = []
+        following: str | None = f"/v2/hello/referrers/{subject}"
+        while following is not None:
+            answer = await self.accepted(200, "GET", following)
+            found.append([each["digest"] for each in json.loads(answer.body)["manifests"]])
+            following = next_page(answer.header("Link"))
+        self.assertEqual([len(page) for page in found], [1000, 1])
+        self.assertEqual(sorted(each for page in found for each in page), sorted(digests))

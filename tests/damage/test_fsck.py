@@ -57,6 +57,21 @@ class FsckTests(MaintenanceTestCase):
             await self.push(f"app{number}", way.encode())
         await self.assert_clean()
 
+    async def test_all_problems_are_found_behind_a_page_of_rows(self) -> None:
+        await self.push("app", LAYER)
+        for number in range(70):
+            digest = str(Digest.of(b"lost %d" % number))
+            self.execute("INSERT INTO blob (digest, size, created_at) VALUES (?, 9, 1.0)", digest)
+            self.execute(
+                "INSERT INTO blob_link (image_id, blob_id)"
+                " SELECT image.id, blob.id FROM image, blob WHERE blob.digest = ?",
+                digest,
+            )
+        status, lines = await self.fsck()
+        self.assertEqual(status, 1)
+        lost = [line for line in lines if line.startswith("problem: lost: ")]
+        self.assertEqual(len(lost), 70)
+
     async def test_what_was_pushed_is_a_problem_however_many_upstream_images_have_it(self) -> None:
         await self.push("zoo", LAYER)
         digest = Digest.of(LAYER)

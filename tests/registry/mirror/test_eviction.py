@@ -10,6 +10,7 @@ from artifactd.catalog.remote import CachedPage, Held
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
+from artifactd.registry.mirror import eviction
 from artifactd.registry.mirror.eviction import Eviction, LastUsed, forget
 from artifactd.registry.upkeep.sweep import Sweep
 from tests.catalog.fixture import APP, manifest
@@ -81,6 +82,27 @@ class EvictionTestCase(RemoteTestCase):
     async def assert_holds(self, *digests: Digest, image: ImageName = ALPINE) -> None:
         held = await self.remote.least_used(image.repository, 1e12, 0, 1000)
         self.assertEqual(set(digests), {each.digest for each in held if each.image == image})
+
+
+class PageTests(EvictionTestCase):
+    """More than a page of what may go, behind more than a page of what stays."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(eviction, "_PAGE", 2)
+
+    async def test_all_that_is_too_old_goes_in_one_run(self) -> None:
+        kept = [await self.came(b"kept %d" % n, BUSYBOX, at=1000.0 + n) for n in range(5)]
+        for number in range(5):
+            await self.came(b"%d" % number, at=2000.0 + number)
+        self.assertEqual(5, await self.evict(max_age=1.0, pinned=[BUSYBOX.image]))
+        await self.assert_holds(*kept, image=BUSYBOX)
+        await self.assert_holds()
+
+    async def test_all_that_is_too_much_goes_in_one_run(self) -> None:
+        for number in range(7):
+            await self.came(b"%d" % number * 10, at=1000.0 + number)
+        self.assertEqual(6, await self.evict(size_cap=15))
 
 
 class SizeTests(EvictionTestCase):

@@ -17,6 +17,7 @@ from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import Counters
+from artifactd.registry.upkeep import collector
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import LocalSettings, Settings
@@ -122,6 +123,16 @@ class CollectorTests(StoreTestCase):
         return sum(
             float(line.split()[-1]) for line in lines if line.startswith(f"artifactd_{name}")
         )
+
+    async def test_more_than_a_page_of_each_kind_goes_in_one_run(self) -> None:
+        self.patch(collector, "PAGE", 2)
+        for number in range(5):
+            await self.push(b"blob %d" % number)
+            await self.put(manifest(b"untagged %d" % number))
+        why = await self.collect(LEASE + 200.0)
+        self.assertEqual((why.count(Garbage.LEASE), why.count(Garbage.UNTAGGED)), (5, 5))
+        why = await self.collect(GRACE + 1.0)
+        self.assertEqual((why.count(Garbage.DELETED), why.count(Garbage.BYTES)), (5, 10))
 
     async def test_a_tagged_image_stays_whole(self) -> None:
         await self.image("v1")

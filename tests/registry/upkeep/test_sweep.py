@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from sqlite3 import Connection
 from uuid import uuid4
 
 from artifactd.catalog.catalog import Catalog
@@ -11,6 +12,7 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.records import UploadRecord
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName
+from artifactd.registry.upkeep import sweep
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import new_catalog
@@ -84,6 +86,21 @@ class SweepTests(StoreTestCase):
         newborn = await self.bytes_of_upload(NEWBORN - 30)
         self.assertEqual(await self.sweep(), 1)
         self.assertEqual(self.below("uploads"), [newborn])
+
+    async def test_more_than_a_page_of_rows_without_bytes_go_in_one_sweep(self) -> None:
+        self.patch(sweep, "_PAGE", 2)
+        for _ in range(5):
+            await self.row_of_upload(str(uuid4()), NEWBORN + 1)
+        dropped = [Digest.of(b"%d" % number) for number in range(5)]
+
+        def drop(db: Connection) -> None:
+            rows = [(str(digest),) for digest in dropped]
+            db.executemany("INSERT INTO dropped_blob (digest) VALUES (?)", rows)
+
+        await self.catalog.database.write(drop)
+        await self.sweep()
+        self.assertEqual(await self.catalog.uploads("", 10), [])
+        self.assertEqual(await self.catalog.dropped_blobs("", 10), [])
 
     async def test_sessions_without_bytes_go_unless_they_are_newborn(self) -> None:
         old, newborn = str(uuid4()), str(uuid4())
