@@ -6,9 +6,14 @@ import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from twisted.internet.defer import Deferred, gatherResults
+
+from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.oci.digest import Digest
+from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import ImageName
+from artifactd.registry.mirror import lists
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.upstream.http.errors import UpstreamError
 from tests.api.served import Served
@@ -55,6 +60,35 @@ class TagListTests(ListCase):
         self.assertEqual(json.loads(answer.body), {"name": "docker.io/alpine", "tags": ALL})
         self.assertIsNone(answer.header("Link"))
         self.assertEqual(self.hub.asked("GET", TAGS)[-1].path, f"/v2/{NAME}/tags/list")
+
+    async def test_a_large_page_is_in_the_hands_of_few_requests_at_a_time(self) -> None:
+        tags = [f"release-{n:08d}" for n in range(10_000)]
+        sent = json.dumps({"name": NAME, "tags": tags}).encode()
+        self.hub.faults.add(Instead(sent, "application/json"), on=TAGS)
+        registry = self.mirror(freshness="10m")
+        self.assertEqual(tags_of(await self.get(registry)), tags)
+        in_hand: list[bytes] = []
+        counts: list[int] = []
+        cached_page = RemoteCatalog.cached_page
+
+        async def read(*args: Any) -> CachedPage | None:
+            page = await cached_page(*args)
+            if page is not None:
+                in_hand.append(page.body)
+                counts.append(len(in_hand))
+            return page
+
+        def decoded(*args: Any, **more: Any) -> Any:
+            found = decode_foreign(*args, **more)
+            in_hand.pop()
+            return found
+
+        self.patch(RemoteCatalog, "cached_page", read)
+        self.patch(lists, "decode_foreign", decoded)
+        asked = [Deferred.fromCoroutine(self.get(registry)) for _ in range(12)]
+        for answer in await gatherResults(asked):
+            self.assertEqual(tags_of(answer), tags)
+        self.assertEqual((len(counts), max(counts)), (12, 2))
 
     async def test_it_goes_page_by_page_by_links_of_our_own(self) -> None:
         registry = self.mirror()
