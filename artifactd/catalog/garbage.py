@@ -98,6 +98,16 @@ LOOSE = (
 )
 
 
+# Entries of all manifests that one transaction deletes, unless it is one manifest: more of them
+# would keep other writers waiting for longer.
+_ENTRIES = 2000
+_DELETED_ENTRIES = (
+    "SELECT count(*) FROM deleted_manifest AS deleted"
+    " JOIN deleted_entry ON deleted_entry.deleted_id = deleted.id"
+    " WHERE deleted.image_id = ? AND deleted.digest = ?"
+)
+
+
 class GarbageCatalog(OnDatabase):
     """
     The part of the catalog that only the collector uses.
@@ -118,9 +128,13 @@ class GarbageCatalog(OnDatabase):
 
         def collect(db: Connection) -> list[Collected]:
             at = self.database.now()
-            collected = []
+            collected: list[Collected] = []
             rows = db.execute(UNTAGGED, (before, repository, limit)).fetchall()
+            entries = 0
             for name, image_id, manifest_id, text, size, since in rows:
+                entries += len(manifests.entries_of(db, manifest_id))
+                if collected and entries > _ENTRIES:
+                    break
                 digest = Digest.parse(text)
                 leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=at, collected=True)
                 manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
@@ -130,7 +144,7 @@ class GarbageCatalog(OnDatabase):
 
         if not await self._finds((UNTAGGED, (before, repository, 1))):
             return ()
-        return await self.database.write(collect)
+        return await self.database.write(collect, long=_ACTOR)
 
     async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
         """Remove from images those blobs that no manifest of the image holds."""
@@ -156,6 +170,7 @@ class GarbageCatalog(OnDatabase):
 
         def collect(db: Connection) -> list[Collected]:
             collected: list[Collected] = []
+            entries = 0
             for query, forget in (
                 (DELETED_TAGS, leases.forget_tag),
                 (DELETED_MANIFESTS, leases.forget_manifest),
@@ -163,6 +178,11 @@ class GarbageCatalog(OnDatabase):
             ):
                 rows = db.execute(query, (before, limit - len(collected))).fetchall()
                 for repository, name, image_id, deleted, size, since in rows:
+                    if query == DELETED_MANIFESTS:
+                        (held,) = db.execute(_DELETED_ENTRIES, (image_id, deleted)).fetchone()
+                        entries += held
+                        if collected and entries > _ENTRIES:
+                            break
                     forget(db, image_id, deleted)
                     image = ImageName(repository, name)
                     collected.append(Collected(Garbage.DELETED, image, deleted, size, since))
@@ -171,7 +191,7 @@ class GarbageCatalog(OnDatabase):
         queries = (DELETED_MANIFESTS, DELETED_TAGS, DELETED_BLOBS)
         if not await self._finds(*((query, (before, 1)) for query in queries)):
             return ()
-        return await self.database.write(collect)
+        return await self.database.write(collect, long=_ACTOR)
 
     async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
         """

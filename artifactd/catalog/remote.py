@@ -235,7 +235,9 @@ class RemoteCatalog(OnDatabase):
             if tag is not None:
                 _keep_tag(db, image, tag, None, at)
 
-        await self.database.write(store, release)
+        long = len(manifest.blobs) + len(manifest.children) > manifests.MANY
+        owner = image.repository if long else None
+        await self.database.write(store, release, long=owner)
 
     @write
     def point_tag(self, db: Connection, image: ImageName, tag: Tag, digest: Digest) -> bool:

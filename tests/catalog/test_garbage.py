@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from artifactd.catalog import garbage
 from artifactd.catalog.garbage import Garbage
+from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor
@@ -16,6 +18,7 @@ from tests.catalog.fixture import (
     QUARTER,
     GarbageCatalogTestCase,
     confirmed,
+    descriptor,
     index,
     manifest,
 )
@@ -200,6 +203,22 @@ class UntaggedTests(GarbageCatalogTestCase):
         await self.untagged()
         self.assertEqual([], await self.links())
         self.assertEqual([(APP, str(blob.digest))], await self.links(self.time))
+
+    async def test_a_transaction_deletes_few_entries_or_one_manifest(self) -> None:
+        self.patch(garbage, "_ENTRIES", 10)
+        for number, size in enumerate((6, 4, 1, 20, 20)):
+            children = [descriptor(b"%d" % child) for child in range(size)]
+            pushed = index(b"index %d" % number, children)
+            self.time += 1
+            await self.catalog.put_manifest(ManifestPut(APP, pushed, sparse=True), confirmed)
+        steps = (
+            lambda: self.garbage.collect_untagged("local", EVER, 100),
+            lambda: self.garbage.collect_deleted(EVER, 100),
+        )
+        for step in steps:
+            taken = [len(await step()) for _ in range(5)]
+            self.assertEqual((sum(taken), taken[-1]), (5, 0))
+            self.assertGreaterEqual(sum(count > 0 for count in taken), 4)
 
     async def test_a_page_at_a_time_goes(self) -> None:
         for n in range(5):
