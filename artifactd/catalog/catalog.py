@@ -7,7 +7,7 @@ from sqlite3 import Connection
 from sys import getsizeof
 
 from artifactd.catalog import blobs, images, leases, manifests
-from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write
+from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_freeing
 from artifactd.catalog.records import (
     ImageSpan,
     ManifestPut,
@@ -158,7 +158,7 @@ class Catalog(OnDatabase):
         """Bytes of all blobs and manifests that the images of ``repository`` hold, each once."""
         return images.usage_size(db, repository)
 
-    @write
+    @write_freeing
     def delete_blob(
         self,
         db: Connection,
@@ -187,7 +187,7 @@ class Catalog(OnDatabase):
         leases.bury_blob(db, image_id, digest, actor=actor, at=self.database.now())
         db.execute(f"DELETE FROM blob_link WHERE {where}", link)
 
-    @write
+    @write_freeing
     def forget_blob(self, db: Connection, digest: Digest, unlink: Callable[[], None]) -> bool:
         """
         Call ``unlink`` inside the write transaction if the catalog does not list ``digest``.
@@ -277,7 +277,9 @@ class Catalog(OnDatabase):
                 manifests.check(db, put)
                 manifests.store(db, put, confirm, at, used_at=None)
 
-        long = len(put.manifest.blobs) + len(put.manifest.children) > manifests.MANY
+        pushed = put.manifest
+        entries = len(pushed.blobs) + len(pushed.children) + len(pushed.others)
+        long = entries > manifests.MANY
         await self.database.write(store, release, long=put.actor if long else None)
 
     async def delete_manifest(
@@ -305,7 +307,7 @@ class Catalog(OnDatabase):
             manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
 
         long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
-        await self.database.write(delete, long=actor if long else None)
+        await self.database.write(delete, long=actor if long else None, frees=True)
 
     @read
     def referrers(
@@ -412,7 +414,7 @@ class Catalog(OnDatabase):
             for actor, at, before, after in rows
         ]
 
-    @write
+    @write_freeing
     def delete_tag(self, db: Connection, image: ImageName, tag: Tag, *, actor: str) -> None:
         """
         Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
@@ -487,7 +489,7 @@ class Catalog(OnDatabase):
         )
         return [_upload_record(*row) for row in rows]
 
-    @write
+    @write_freeing
     def delete_upload(self, db: Connection, upload_id: str) -> bool:
         """Delete a session's row.  Returns whether there was one."""
         return db.execute("DELETE FROM upload WHERE id = ?", (upload_id,)).rowcount > 0

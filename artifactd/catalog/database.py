@@ -65,6 +65,14 @@ def advice(error: Exception) -> str:
     return f"{error}: {reason}" if reason else str(error)
 
 
+def is_full(error: BaseException | None) -> bool:
+    """Whether the catalog can't be written because its disk is full."""
+    if not isinstance(error, Unavailable):
+        return False
+    code = getattr(error.__cause__, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_FULL
+
+
 def translated(failure: Failure) -> Failure:
     """
     Turn an error of SQLite that the operator can do something about into :class:`Unavailable`,
@@ -439,6 +447,8 @@ class Database:
     :param readers: the most reads at the same time, each in a thread.
     :param busy_timeout: seconds to wait for another process that is writing.
     :param now: tells the time in seconds since the epoch, in any thread.
+    :param make_room: called in the writer's thread when the disk is full, before what frees space
+        is tried once more; raises OSError if there is no room.  ``None``: it is not tried again.
     :ivar version: changes with every commit.
     """
 
@@ -450,8 +460,10 @@ class Database:
         readers: int = 4,
         busy_timeout: float = 5.0,
         now: Callable[[], float] = time.time,
+        make_room: Callable[[], None] | None = None,
     ) -> None:
         self.now = now
+        self._make_room = make_room
         self.version = DataVersion(path)
         self._damage: Damaged | None = None
         self._readers = Connections(path, reactor, readers, busy_timeout, prepare_reader)
@@ -468,17 +480,40 @@ class Database:
         *,
         last: bool = False,
         long: str | None = None,
+        frees: bool = False,
     ) -> Deferred[_T]:
         """
         Run ``interaction`` in the group commit, see :meth:`Writer.run`.
 
+        :param frees: whether it leads to the removal of bytes: on a full disk it is run once more,
+            with what ``make_room`` gives back.
         :raises Damaged: once any call has found the file damaged.  Nothing is written from then
             on, because damaged rows lead to wrong decisions.
         """
         if self._damage is not None:
             return fail(self._damage)
-        running = self._writer.run(interaction, committed, last=last, long=long)
-        return running.addErrback(self._note_damage)
+        writing = self._writer.run(interaction, committed, last=last, long=long)
+        if frees:
+            writing.addErrback(self._in_made_room, interaction, committed, last, long)
+        return writing.addErrback(self._note_damage)
+
+    def _in_made_room(
+        self,
+        failure: Failure,
+        interaction: Callable[[Connection], _T],
+        committed: Callable[[], None] | None,
+        last: bool,
+        long: str | None,
+    ) -> Failure | Deferred[_T]:
+        make_room = self._make_room
+        if make_room is None or not is_full(failure.value):
+            return failure
+
+        def again(db: Connection) -> _T:
+            make_room()
+            return interaction(db)
+
+        return self._writer.run(again, committed, last=last, long=long)
 
     async def check(self) -> None:
         """
@@ -552,11 +587,23 @@ def write(
     return call
 
 
+def write_freeing(
+    method: Callable[Concatenate[_S, Connection, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """Run a method as :func:`write` does, also on a full disk: it leads to the removal of bytes."""
+
+    @wraps(method)
+    async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self.database.write(lambda db: method(self, db, *args, **kwargs), frees=True)
+
+    return call
+
+
 def write_last(
     method: Callable[Concatenate[_S, Connection, _P], _T],
 ) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
     """
-    Run a method as :func:`write` does, as the last one of its transaction.
+    Run a method as :func:`write_freeing` does, as the last one of its transaction.
 
     For methods that delete rows of ``blob``: a ``Catalog.forget_blob`` in the same transaction
     would remove bytes whose rows come back if the commit fails.
@@ -564,6 +611,8 @@ def write_last(
 
     @wraps(method)
     async def call(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await self.database.write(lambda db: method(self, db, *args, **kwargs), last=True)
+        return await self.database.write(
+            lambda db: method(self, db, *args, **kwargs), last=True, frees=True
+        )
 
     return call

@@ -144,7 +144,7 @@ class GarbageCatalog(OnDatabase):
 
         if not await self._finds((UNTAGGED, (before, repository, 1))):
             return ()
-        return await self.database.write(collect, long=_ACTOR)
+        return await self.database.write(collect, long=_ACTOR, frees=True)
 
     async def collect_links(self, before: float, limit: int) -> Sequence[Collected]:
         """Remove from images those blobs that no manifest of the image holds."""
@@ -163,7 +163,7 @@ class GarbageCatalog(OnDatabase):
 
         if not await self._finds((LINKS, (before, 1))):
             return ()
-        return await self.database.write(collect)
+        return await self.database.write(collect, frees=True)
 
     async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
         """Delete the records of deleted manifests, tags and blobs, which ends their undelete."""
@@ -191,7 +191,7 @@ class GarbageCatalog(OnDatabase):
         queries = (DELETED_MANIFESTS, DELETED_TAGS, DELETED_BLOBS)
         if not await self._finds(*((query, (before, 1)) for query in queries)):
             return ()
-        return await self.database.write(collect, long=_ACTOR)
+        return await self.database.write(collect, long=_ACTOR, frees=True)
 
     async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
         """
@@ -214,7 +214,7 @@ class GarbageCatalog(OnDatabase):
         while await self._finds((LOOSE, (before, 1))):
             # Last: a forget_blob in the same transaction would remove bytes whose rows come back
             # if the commit fails.
-            collected = await self.database.write(collect, last=True)
+            collected = await self.database.write(collect, last=True, frees=True)
             if collected:
                 return collected
         return ()

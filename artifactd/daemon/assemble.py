@@ -15,6 +15,7 @@ from typing import Any, Self
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.catalog import Catalog
@@ -60,7 +61,13 @@ from artifactd.store.blobs import BlobStore
 from artifactd.store.examine import ScrubLock
 from artifactd.store.files import FileOperations
 from artifactd.store.fills import FillStores
-from artifactd.store.folder import DataFolder, FolderCollectionLock, PrivateFile, ReadOnlyMode
+from artifactd.store.folder import (
+    DataFolder,
+    FolderCollectionLock,
+    PrivateFile,
+    ReadOnlyMode,
+    Reserve,
+)
 from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
@@ -113,6 +120,8 @@ def quotas(settings: Settings) -> dict[str, int]:
         if isinstance(each, LocalSettings) and each.quota
     }
 
+
+_log = Logger()
 
 _KEY = 32  # bytes
 
@@ -362,7 +371,13 @@ def assemble(
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
     budgets = Budgets.of(settings)
-    catalog = Catalog(Database(folder.catalog, reactor, now=now), lease=settings.lease)
+    reserve = Reserve(folder.path, files=files or FileOperations())
+    try:
+        reserve.refill()
+    except OSError as error:
+        _log.warn("nothing is pushed until there is room: {error}", error=error)
+    database = Database(folder.catalog, reactor, now=now, make_room=reserve.give_back)
+    catalog = Catalog(database, lease=settings.lease)
     remote = RemoteCatalog(catalog.database)
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)

@@ -195,6 +195,7 @@ class LocalRepository(Repository):
         # Checked before a byte is stored, so that most refused manifests need no removal; and again
         # in the transaction, since the catalog may have changed.  What is adopted is only there in
         # the transaction.
+        await self.stored.blobs.require_room()
         if put.adoption is None:
             await self.catalog.check_manifest(put)
         staged = await self.stored.blobs.publish(put.manifest.digest, put.manifest.content)

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from cachetools import LRUCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -27,6 +28,7 @@ from artifactd.oci.errors import (
     QuotaExceeded,
     RegistryError,
     SizeInvalid,
+    Unavailable,
 )
 from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
@@ -40,6 +42,8 @@ from artifactd.store.uploads import (
     UploadSession,
     UploadStore,
 )
+
+_log = Logger()
 
 
 @frozen
@@ -300,6 +304,7 @@ class Uploads:
         :param owner: the client whose sessions are counted; ``None``: they are not.
         :raises TooManyRequests: if that client has too many open.
         """  # end-4a, end-4c
+        await self.store.require_room()
         upload_id = str(uuid4())
         record = UploadRecord(upload_id, image, algorithm, self.now(), owner)
         await self.catalog.add_upload(
@@ -316,6 +321,7 @@ class Uploads:
         :raises ContentTooLarge, QuotaExceeded: if it is larger than a blob may be, or than the
             quota has room for; also by :meth:`append` and :meth:`close`.
         """  # end-4b
+        await self.store.require_room()
         room = await self._room(image, 0, _declared(body), digest)
         upload_id = str(uuid4())
         undeclared = room is not None and body is not None and body.length is None
@@ -355,6 +361,7 @@ class Uploads:
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
         """  # end-5
         record = await self._record(image, upload_id)
+        await self.store.require_room()
         limited = self._is_limited(image)
         async with (
             self._only_writer(image, upload_id),
@@ -388,6 +395,7 @@ class Uploads:
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
         """  # end-6
         record = await self._record(image, upload_id)
+        await self.store.require_room()
         limited = self._is_limited(image)
         async with (
             self._only_writer(image, upload_id),
@@ -411,8 +419,9 @@ class Uploads:
                 try:
                     await self._close(session, staged, image, digest, upload_id)
                 except (DigestInvalid, QuotaExceeded):
-                    await self.catalog.delete_upload(upload_id)
+                    # The bytes first, which needs no room on the disk.
                     await session.discard()
+                    await self.catalog.delete_upload(upload_id)
                     raise
             finally:
                 await session.close()
@@ -430,9 +439,15 @@ class Uploads:
     async def cancel(self, image: ImageName, upload_id: str) -> None:
         """End a session.  :raises BlobUploadUnknown: if there is no such session."""
         await self._record(image, upload_id)  # end-14
-        if not await self.catalog.delete_upload(upload_id):
-            raise _unknown(upload_id)
+        # The bytes first, which needs no room on the disk, and ends the session.
         await self.store.discard(upload_id)
+        try:
+            ended = await self.catalog.delete_upload(upload_id)
+        except Unavailable as error:
+            _log.warn("the sweep will remove the row of an upload: {error}", error=error.message)
+            ended = True
+        if not ended:
+            raise _unknown(upload_id)
 
     async def _record(self, image: ImageName, upload_id: str) -> UploadRecord:
         record = self._begun.get(upload_id) or await self.catalog.upload(upload_id)
@@ -585,7 +600,12 @@ async def _receive(
         try:
             await body.deliver_to(bounded or IConsumer(session))
         finally:
-            await session.flush()
+            try:
+                await session.flush()
+            except OSError:
+                # What was written of the chunk would keep the disk full.
+                await session.rollback(start)
+                raise
         if room is not None and bounded is not None and bounded.exceeded:
             await session.rollback(start)
             raise room.error

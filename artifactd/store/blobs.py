@@ -13,7 +13,7 @@ from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Digest
 from artifactd.store.examine import Examination
 from artifactd.store.files import PUBLISHED, FileOperations
-from artifactd.store.folder import CopyLock, DataFolder
+from artifactd.store.folder import CopyLock, DataFolder, Reserve
 from artifactd.store.publication import BlobTree, Forget, PublishedBlob, StagedBlob, Staging
 from artifactd.store.quarantine import Quarantine
 
@@ -74,6 +74,8 @@ class BlobStore:
 
     Making one blocks; it is for the start.
 
+    :ivar reserve: of the folder.
+
     :raises OSError: if the folder can't be used.
     """
 
@@ -90,6 +92,16 @@ class BlobStore:
         self._blobs = BlobTree(folder.blobs, self.quarantine, files)
         self.staging = Staging(folder.staging, self._blobs, files, run)
         self._copying = CopyLock(folder.path, files)
+        self.reserve = Reserve(folder.path, files)
+
+    async def require_room(self) -> None:
+        """
+        Call it before a push is taken.
+
+        :raises OSError: if the disk has so little room that only deleting goes on.
+        """
+        if not self.reserve.is_held():
+            await self._run(self.reserve.refill)
 
     async def open(self, digest: Digest) -> PublishedBlob | None:
         """Open a blob; ``None`` if there is none.  :raises OSError: if it can't be read."""
@@ -232,7 +244,8 @@ class BlobStore:
         return await self._run(self._blobs.published, shelf, before)
 
     async def check_writable(self) -> None:
-        """:raises OSError: if nothing can be written."""
+        """:raises OSError: if nothing can be written, or nothing but deletions."""
+        await self.require_room()
         await self._run(self.staging.check_writable)
 
     def close(self) -> None:

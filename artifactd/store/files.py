@@ -78,6 +78,10 @@ class FileOperations:
         """ftruncate(2)."""
         os.ftruncate(fd, size)
 
+    def allocate(self, fd: int, size: int) -> None:
+        """posix_fallocate(2): give the file ``size`` bytes on the disk."""
+        os.posix_fallocate(fd, 0, size)
+
     def set_mode(self, fd: int, mode: int) -> None:
         """fchmod(2)."""
         os.fchmod(fd, mode)

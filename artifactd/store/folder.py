@@ -326,6 +326,64 @@ class ReadOnlyMode:
             self.files.sync(folder.fd)
 
 
+RESERVE = "reserve"
+_RESERVED = 4 << 20  # bytes: a few hundred deletions
+
+
+@frozen
+class Reserve:
+    """
+    A file in the data folder that takes some megabytes, and that is removed when the disk is full:
+    what frees space has to be written to the catalog first.
+
+    While there is no reserve, nothing is pushed.  It is made again once twice its size is free, so
+    that nobody takes for it what was given back.
+
+    :param folder: the data folder.
+    """
+
+    folder: Path
+    files: FileOperations = field(factory=FileOperations)
+    _file: str = field(init=False)
+
+    @_file.default
+    def _where(self) -> str:
+        return str(self.folder / RESERVE)
+
+    def is_held(self) -> bool:
+        """Whether it is there.  Takes a microsecond or two."""
+        try:
+            return os.stat(self._file).st_size >= _RESERVED
+        except OSError:
+            return False
+
+    def refill(self) -> None:
+        """
+        Make it, if it is not there.  Blocks.
+
+        :raises OSError: if the disk has no room for it.
+        """
+        if self.is_held():
+            return
+        disk = os.statvfs(self.folder)
+        if disk.f_bavail * disk.f_frsize < 2 * _RESERVED:
+            raise OSError(errno.ENOSPC, "no room for the reserve that deleting needs", self._file)
+        with Directory.open(self.folder) as folder:
+            fd = folder.ensure_file(RESERVE, self.files)
+            try:
+                self.files.allocate(fd, _RESERVED)
+            except OSError:
+                self.files.unlink(folder.fd, RESERVE)
+                raise
+            finally:
+                os.close(fd)
+
+    def give_back(self) -> None:
+        """Remove it, so that a deletion finds room.  Blocks.  :raises OSError:"""
+        with Directory.open(self.folder) as folder:
+            self.files.unlink(folder.fd, RESERVE)
+
+
 FOLDER = "keys"
 """The directory of private files in the data folder.  Not part of a backup."""
 

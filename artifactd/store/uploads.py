@@ -185,11 +185,17 @@ class UploadFile(HashedFile):
 
         :param first: the offset at which they belong; ``None``: at the end.
         :raises UploadMisplaced: if that is not the end.
-        :raises OSError: if not all could be written.  What was written stays.
+        :raises OSError: if not all could be written; the file is as it was then, unless it can't be
+            cut either.
         """
-        if first is not None and first != self.size:
-            raise UploadMisplaced(self.size)
-        self.append(pieces)
+        start = self.size
+        if first is not None and first != start:
+            raise UploadMisplaced(start)
+        try:
+            self.append(pieces)
+        except OSError:
+            self.cut(start)
+            raise
 
     def published(self, staging: Staging, digest: Digest) -> StagedBlob | None:
         """
@@ -291,6 +297,7 @@ class UploadStore:
     :param blobs: the store of the same folder, in which uploads become blobs.
     :param now: the time in seconds since the epoch.
     :ivar budget: the buffers of all transfers.
+    :ivar require_room: of ``blobs``.
     """
 
     def __init__(
@@ -305,6 +312,7 @@ class UploadStore:
         self._files = files or FileOperations()
         self._run = run
         self._staging = blobs.staging
+        self.require_room = blobs.require_room
         self.budget = budget
         self._now = now
         self._uploads = UploadDirectory(folder.uploads, self._files)
@@ -350,7 +358,7 @@ class UploadStore:
         :returns: the offset after them, in bytes.
         :raises UploadMissing, UploadBusy: see :meth:`claim`.
         :raises UploadMisplaced: if the upload does not end at ``first``; nothing is written.
-        :raises OSError: if not all could be written; bytes already written stay.
+        :raises OSError: if not all could be written; nothing is appended then.
         """
 
         def append(running: RunningDigest) -> tuple[int, RunningDigest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from artifactd.catalog.records import UploadRecord
+from artifactd.catalog.repair import RepairCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
 from artifactd.oci.names import ImageName
@@ -110,6 +111,15 @@ class BlobTests(CatalogTestCase):
         blob = await self.blob(b"blob", OTHER)
         await self.catalog.delete_blob(OTHER, blob.digest, allow_held=False)
         self.assertIsNone(await self.catalog.mount_blob(APP, blob.digest, None))
+
+    async def test_a_blob_whose_bytes_are_lost_is_not_mounted(self) -> None:
+        blob = await self.blob(b"blob")
+        await RepairCatalog(self.catalog.database).lose_blob(blob.digest, lambda: True)
+        for source in (None, APP):
+            self.assertIsNone(await self.catalog.mount_blob(OTHER, blob.digest, source))
+        self.assertIsNone(await self.catalog.promise_blob(APP, blob.digest))
+        await self.blob(b"blob")  # pushed again
+        self.assertEqual(4, await self.catalog.mount_blob(OTHER, blob.digest, None))
 
     async def test_a_manifest_is_not_held_as_a_blob(self) -> None:
         digest = await self.put(b"{}")

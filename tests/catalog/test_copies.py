@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog.migrations import copy
+from artifactd.catalog.migrations import copy, replace_catalog
 from artifactd.store.files import FileOperations
 
 
@@ -63,6 +63,25 @@ class CopyTests(SynchronousTestCase):
         self.target.write_bytes(b"precious")
         self.assertRaises(FileExistsError, copy, self.source, self.target, FileOperations())
         self.assertEqual(b"precious", self.target.read_bytes())
+
+    def test_the_log_of_a_catalog_that_is_replaced_does_not_outlive_it(self) -> None:
+        self.insert(3)
+        copy(self.source, self.target, FileOperations())
+        # What is left of a process that was killed: a catalog and what is only in its log.
+        killed = self.folder / "killed"
+        killed.mkdir()
+        old = sqlite3.connect(self.folder / "old", isolation_level=None)
+        self.addCleanup(old.close)
+        old.execute("PRAGMA journal_mode = WAL")
+        old.execute("CREATE TABLE other (text)")
+        for suffix in ("", "-wal", "-shm"):
+            content = (self.folder / f"old{suffix}").read_bytes()
+            (killed / f"catalog{suffix}").write_bytes(content)
+        self.assertGreater((killed / "catalog-wal").stat().st_size, 0)
+        replace_catalog(self.target, killed / "catalog", FileOperations())
+        self.assertEqual(os.listdir(killed), ["catalog"])
+        with closing(sqlite3.connect(killed / "catalog")) as db:
+            self.assertEqual(db.execute("SELECT count(*) FROM number").fetchone(), (3,))
 
     def test_what_a_crash_left_does_no_harm(self) -> None:
         (self.folder / ".copy.partial").write_bytes(b"half a copy")

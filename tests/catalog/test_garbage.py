@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import closing
+from threading import Event
+from typing import Any
+
+from twisted.internet.defer import ensureDeferred
+
 from artifactd.catalog import garbage
 from artifactd.catalog.garbage import Garbage
 from artifactd.catalog.records import ManifestPut
+from artifactd.catalog.repair import RepairCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor
@@ -12,6 +21,7 @@ from artifactd.oci.names import Tag
 from tests.catalog.fixture import (
     ALPINE,
     APP,
+    BUSYBOX,
     EVER,
     LEASE,
     OTHER,
@@ -22,6 +32,7 @@ from tests.catalog.fixture import (
     index,
     manifest,
 )
+from tests.programs import wait_for
 
 
 class LeaseTests(GarbageCatalogTestCase):
@@ -254,6 +265,47 @@ class BytesTests(GarbageCatalogTestCase):
         self.assertEqual([digest], await self.catalog.dropped_blobs("", 10))
         self.assertTrue(await self.catalog.forget_blob(digest, confirmed))
         self.assertEqual([], await self.catalog.dropped_blobs("", 10))
+
+    async def test_no_bytes_go_before_it_is_committed_that_their_rows_have_gone(self) -> None:
+        repairs = RepairCatalog(self.catalog.database)
+        digests = [Digest.of(content) for content in (b"pushed", b"dropped", b"purged", b"lost")]
+        await self.blob(b"pushed")
+        await self.links(EVER)
+        await self.fill(b"dropped", BUSYBOX)
+        held = await self.remote.least_used("docker.io", EVER, 0, 10)
+        for content in (b"purged", b"lost"):
+            await self.fill(content)
+        await repairs.lose_blob(digests[3], lambda: True)
+        removals: Sequence[Callable[[], Coroutine[Any, Any, object]]] = (
+            lambda: self.garbage.collect_bytes(EVER, 10),
+            lambda: self.remote.drop(held),
+            lambda: self.remote.purge(ALPINE, digests[2]),
+            lambda: repairs.drop_lost(digests[3]),
+        )
+        writer = self.catalog.database._writer
+        for digest, remove in zip(digests, removals, strict=True):
+            listed: list[bool] = []
+
+            def look(digest: Digest = digest, listed: list[bool] = listed) -> None:
+                with closing(sqlite3.connect(self.path)) as other:
+                    row = "SELECT count(*) FROM blob WHERE digest = ?"
+                    listed.append(bool(other.execute(row, (str(digest),)).fetchone()[0]))
+
+            begun, event = Event(), Event()
+
+            def hold(_: object, begun: Event = begun, event: Event = event) -> bool:
+                begun.set()
+                return event.wait(60)
+
+            holding = self.catalog.database.write(hold)
+            await wait_for(begun.is_set)
+            removing = ensureDeferred(remove())
+            await wait_for(lambda: bool(writer._queue))
+            forgetting = ensureDeferred(self.catalog.forget_blob(digest, look))
+            event.set()
+            for each in (holding, removing, forgetting):
+                await each
+            self.assertEqual([False], listed, digest)
 
     async def test_what_is_pushed_again_meanwhile_stays(self) -> None:
         digest = (await self.blob(b"blob")).digest

@@ -63,6 +63,7 @@ class AtOnce(Database):
         *,
         last: bool = False,
         long: str | None = None,
+        frees: bool = False,
     ) -> Deferred[_T]:
         return succeed(interaction(self.db))
 

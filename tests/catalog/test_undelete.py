@@ -7,7 +7,7 @@ from artifactd.catalog.records import TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.names import ImageName, Reference, Tag
 from tests.catalog.fixture import (
     APP,
     EVER,
@@ -60,6 +60,25 @@ class UndeleteTests(GarbageCatalogTestCase):
             ],
             await self.catalog.tag_movements(APP, V1),
         )
+
+    async def test_tags_that_were_deleted_by_themselves_stay_so_when_their_manifest_comes_back(
+        self,
+    ) -> None:
+        await self.image("v1", "v2")
+        await self.catalog.delete_tag(APP, V2, actor="bob")
+        self.time += 1
+        await self.delete(DIGEST)
+        self.assertEqual(Restored((DIGEST,), ("v1",)), await self.undelete(DIGEST))
+        self.assertIsNone(await self.catalog.manifest(APP, V2))
+        # Neither does a child bring its own back.
+        child = await self.put(manifest(b"child"), "child")
+        await self.catalog.delete_tag(APP, Tag.parse("child"), actor="bob")
+        holder = await self.put(index(b"[]", [Descriptor("text/x", child, 5)]), "index")
+        self.time += 1
+        await self.delete(holder)
+        await self.delete(child)
+        restored = await self.undelete(holder)
+        self.assertEqual(({holder, child}, ("index",)), (set(restored.manifests), restored.tags))
 
     async def test_a_tag_comes_back(self) -> None:
         await self.image("v1", "v2")

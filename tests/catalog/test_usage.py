@@ -77,6 +77,20 @@ class UsageTests(CatalogTestCase):
         await self.catalog.add_blob(APP, digest, 60, confirmed, quota=10)
         await self.catalog.mount_blob(OTHER, digest, APP, 10)
 
+    async def test_a_repository_above_a_quota_that_was_lowered_does_not_grow(self) -> None:
+        digest = Digest.of(b"1")
+        await self.catalog.add_blob(APP, digest, 60, confirmed)
+        await self.catalog.add_blob(ELSEWHERE, Digest.of(b"2"), 1, confirmed)
+        for growing in (
+            self.catalog.add_blob(APP, Digest.of(b"2"), 1, confirmed, quota=50),
+            self.catalog.mount_blob(OTHER, Digest.of(b"2"), ELSEWHERE, 50),
+            self.catalog.put_manifest(ManifestPut(APP, manifest(b"{}"), quota=50), confirmed),
+        ):
+            await self.assert_raises(QuotaExceeded, growing)
+        self.assertEqual(await self.size(), 60)
+        await self.catalog.delete_blob(APP, digest, allow_held=False)
+        await self.catalog.add_blob(APP, Digest.of(b"2"), 1, confirmed, quota=50)
+
     async def test_after_any_history_the_count_is_what_a_look_at_it_all_gives(self) -> None:
         chance = random.Random(4)
         images = [APP, OTHER, ELSEWHERE]

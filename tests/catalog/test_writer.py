@@ -7,13 +7,18 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from artifactd.catalog.database import Connections, Writer, prepare_writer
+from artifactd.catalog.database import Connections, Database, Writer, prepare_writer
+from artifactd.catalog.garbage import GarbageCatalog
+from artifactd.catalog.records import nothing
+from artifactd.catalog.remote import RemoteCatalog
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from tests.catalog.fixture import REACTOR
+from tests.catalog.fixture import ALPINE, APP, EVER, REACTOR, V1, CatalogTestCase, manifest
 
 
 def break_the_commit(db: sqlite3.Connection) -> int | None:
@@ -29,6 +34,78 @@ def insert(number: int) -> Callable[[sqlite3.Connection], int]:
         return number
 
     return interaction
+
+
+class FullDiskTests(CatalogTestCase):
+    """A disk that is full until room is made."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.full, self.made, self.done = True, 0, 0
+        self.database = Database(self.path, REACTOR, make_room=self.make_room)
+        self.addCleanup(self.database.close)
+
+    def make_room(self) -> None:
+        self.made, self.full = self.made + 1, False
+
+    def work(self, db: sqlite3.Connection) -> str:
+        db.execute("INSERT INTO origin VALUES (?, 'docker.io')", (f"name-{self.made}",))
+        if self.full:
+            error = sqlite3.OperationalError("database or disk is full")
+            error.sqlite_errorcode = sqlite3.SQLITE_FULL
+            error.sqlite_errorname = "SQLITE_FULL"
+            raise error
+        return "done"
+
+    def committed(self) -> None:
+        self.done += 1
+
+    async def test_what_frees_space_is_tried_again_with_what_is_made(self) -> None:
+        freed = await self.database.write(self.work, self.committed, frees=True)
+        self.assertEqual(("done", 1, 1), (freed, self.made, self.done))
+        names = await self.database.read(lambda db: list(db.execute("SELECT name FROM origin")))
+        self.assertEqual([("name-1",)], names)
+
+    async def test_what_takes_space_is_not(self) -> None:
+        await self.assert_raises(Unavailable, self.database.write(self.work, self.committed))
+        self.assertEqual((0, 0), (self.made, self.done))
+
+    async def test_it_is_tried_twice_at_most_and_only_where_the_disk_is_full(self) -> None:
+        def fail(db: sqlite3.Connection) -> None:
+            raise ValueError("of this write")
+
+        await self.assert_raises(ValueError, self.database.write(fail, frees=True))
+        self.assertEqual(0, self.made)
+        self.patch(self.database, "_make_room", lambda: None)
+        refused = self.database.write(self.work, self.committed, frees=True)
+        await self.assert_raises(Unavailable, refused)
+        self.assertEqual(0, self.done)
+
+    async def test_all_that_leads_to_the_removal_of_bytes_frees_space(self) -> None:
+        catalog, tried = self.catalog, []
+        garbage, remote = GarbageCatalog(catalog.database), RemoteCatalog(catalog.database)
+        digest = (await self.blob(b"blob")).digest
+        await self.put(manifest(b"{}"), "v1", "v2")
+        usual = catalog.database.write
+
+        def write(*args: Any, frees: bool = False, **options: Any) -> Any:
+            tried.append(frees)
+            return usual(*args, **options)
+
+        self.patch(catalog.database, "write", write)
+        await catalog.delete_tag(APP, V1, actor="bob")
+        await catalog.delete_manifest(APP, Digest.of(b"{}"), allow_held=False, actor="bob")
+        await catalog.delete_blob(APP, digest, allow_held=False)
+        await garbage.collect_untagged("local", EVER, 9)
+        await garbage.collect_deleted(EVER, 9)
+        await garbage.collect_links(EVER, 9)
+        await garbage.collect_bytes(EVER, 9)
+        await catalog.forget_blob(digest, nothing)
+        await catalog.delete_upload("none")
+        await remote.drop([])
+        await remote.purge(ALPINE, None)
+        self.assertEqual({True}, set(tried))
+        self.assertGreaterEqual(len(tried), 9)
 
 
 class WriterTests(TestCase):
@@ -94,6 +171,26 @@ class WriterTests(TestCase):
         self.assertEqual((False, []), await seen)
         self.assertEqual((True, [1]), (first.called, self.numbers()))
         await held
+
+    async def test_what_is_to_be_done_after_the_commit_finds_it_done(self) -> None:
+        held, event = self.hold()
+        seen: list[list[int]] = []
+        writes = [self.writer.run(insert(n), lambda: seen.append(self.numbers())) for n in (1, 2)]
+        event.set()
+        await gatherResults(writes)
+        self.assertEqual([[1, 2], [1, 2]], seen)
+        await held
+
+    async def test_nothing_is_done_after_a_commit_that_fails(self) -> None:
+        held, event = self.hold()
+        done: list[str] = []
+        lost = self.writer.run(insert(3), lambda: done.append("committed"))
+        broken = self.writer.run(break_the_commit)
+        event.set()
+        await self.assertFailure(lost, sqlite3.IntegrityError)
+        await self.assertFailure(broken, sqlite3.IntegrityError)
+        await held
+        self.assertEqual([], done)
 
     async def test_a_write_that_fails_is_undone_and_fails_alone(self) -> None:
         def insert_and_fail(db: sqlite3.Connection) -> None:

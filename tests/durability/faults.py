@@ -82,6 +82,10 @@ class FailingFiles(FileOperations):
         self._operation("write")
         return super().write(fd, pieces, offset)
 
+    def allocate(self, fd: int, size: int) -> None:
+        self._operation("allocate")
+        super().allocate(fd, size)
+
     def append(self, fd: int, piece: bytes) -> int:
         self._operation("append")
         return super().append(fd, piece)

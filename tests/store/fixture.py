@@ -374,6 +374,10 @@ class FullDisk(FileOperations):
         self._fail_if_told("sync")
         super().sync_data(fd)
 
+    def allocate(self, fd: int, size: int) -> None:
+        self._fail_if_told("allocate")
+        super().allocate(fd, size)
+
     def link(self, directory: int, name: str, target: int, target_name: str) -> None:
         self._fail_if_told("link")
         super().link(directory, name, target, target_name)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+from functools import partial
+from types import SimpleNamespace
 from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.folder import RESERVE
 from artifactd.store.uploads import UploadMissing, UploadSession
 from tests.store.fixture import MEBIBYTE, FullDisk, RecordedProducer, StoreTestCase
 
@@ -42,6 +46,53 @@ class FullDiskTests(StoreTestCase):
         again.write(b"orld")
         self.assertEqual(Digest.of(b"hello world"), await again.digest(Algorithm.SHA256))
         await again.close()
+
+    async def test_a_chunk_that_does_not_fit_leaves_the_upload_as_it_was(self) -> None:
+        self.stores.uploads.create(self.upload_id)
+        append = partial(self.stores.uploads.append, self.upload_id, Algorithm.SHA256)
+        await append([b"hello "], None)
+        self.disk.room = 3
+        await self.assert_raises(OSError, append([b"wo", b"rld"], None))
+        self.assertEqual(6, await self.stores.uploads.offset(self.upload_id))
+        digest = Digest.of(b"hello world")
+        closing = self.stores.uploads.close(self.upload_id, Algorithm.SHA256, [b"world"], 6, digest)
+        self.disk.room = 3
+        await self.assert_raises(OSError, closing)
+        self.assertEqual(6, await self.stores.uploads.offset(self.upload_id))
+        self.disk.room = 100
+        session, staged = await self.stores.uploads.close(
+            self.upload_id, Algorithm.SHA256, [b"world"], 6, digest
+        )
+        assert staged is not None
+        await staged.publish()
+        staged.release()
+        await session.close()
+        self.assertEqual(b"hello world", await self.stores.blobs.read(digest))
+
+    async def test_without_a_reserve_only_deleting_goes_on_until_there_is_room_for_two(
+        self,
+    ) -> None:
+        blobs = self.stores.blobs
+        await blobs.require_room()
+        self.assertTrue(blobs.reserve.is_held())
+        size = (self.path / RESERVE).stat().st_size
+        blobs.reserve.give_back()
+        self.assertFalse(blobs.reserve.is_held())
+        for free, fits in ((0, False), (2 * size - 1, False), (2 * size, True)):
+            disk = SimpleNamespace(f_bavail=free, f_frsize=1)
+            self.patch(os, "statvfs", lambda _, disk=disk: disk)
+            if fits:
+                await blobs.require_room()
+                await blobs.check_writable()
+            else:
+                for refused in (blobs.require_room(), blobs.check_writable()):
+                    error = await self.assert_raises(OSError, refused)
+                    self.assertEqual(errno.ENOSPC, error.errno)
+            self.assertEqual(blobs.reserve.is_held(), fits)
+        blobs.reserve.give_back()
+        self.disk.failing = {"allocate"}
+        await self.assert_raises(OSError, blobs.require_room())
+        self.assertFalse((self.path / RESERVE).exists())
 
     async def test_the_sender_is_stopped_and_its_rest_dropped(self) -> None:
         self.stores.uploads.create(self.upload_id)

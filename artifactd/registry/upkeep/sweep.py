@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from attrs import define
@@ -49,6 +50,8 @@ class Sweep:
         swept += await self._dropped_blobs()
         swept += await self.blobs.sweep(self.catalog.forget_blob)
         swept += await self.fills.sweep(self.upload_timeout)
+        with suppress(OSError):  # pushes are told
+            await self.blobs.require_room()
         if swept:
             _log.info("swept {swept} abandoned uploads, fills, blobs and staged files", swept=swept)
         return swept
@@ -58,9 +61,9 @@ class Sweep:
         abandoned = frozenset(await self.uploads.idle(self.upload_timeout))
         for upload_id in await self.uploads.idle(min(NEWBORN, self.upload_timeout)):
             if upload_id in abandoned or await self.catalog.upload(upload_id) is None:
-                # The row first: a row never points at bytes that are not there.
-                await self.catalog.delete_upload(upload_id)
+                # The bytes first, which needs no room on the disk and ends the session.
                 await self.uploads.discard(upload_id)
+                await self.catalog.delete_upload(upload_id)
                 swept += 1
         return swept
 

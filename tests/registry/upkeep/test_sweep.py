@@ -137,4 +137,4 @@ class SweepTests(StoreTestCase):
         await self.dead_push(b"stray")
         self.assertEqual(await self.sweep(), 4)
         self.assertEqual(await self.sweep(), 0)
-        self.assertEqual(self.below("."), ["artifactd.lock"])
+        self.assertEqual(self.below("."), ["artifactd.lock", "reserve"])
