@@ -162,6 +162,9 @@ manifests = st.one_of(
 
 
 class AnyRequestTests(ApiTestCase):
+    # Hypothesis takes long for the first example where the machine is busy.
+    toml = 'idle_timeout = "1h"'
+
     async def assert_answered(
         self, strategy: st.SearchStrategy[Asked], count: int, certain: dict[Asked, int]
     ) -> None:
