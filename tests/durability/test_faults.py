@@ -283,6 +283,23 @@ class WhileItLastsTests(FaultTestCase):
             await self.assert_goes_on()
         await self.assert_nothing_left()
 
+    async def test_a_large_chunk_that_does_not_fit_leaves_its_session_where_it_was(self) -> None:
+        begun = await self.served.request("POST", "/v2/app/blobs/uploads/")
+        session = begun.header("Location") or ""
+        await self.served.request("PATCH", session, b"begun")
+        for method, query in (("PATCH", ""), ("PUT", f"?digest={Digest.of(b'another')}")):
+            self.files.arm(errno.ENOSPC, 1)  # the first piece fits
+            refused = await self.served.request(method, session + query, noise(6 << 20))
+            self.assertEqual((refused.status, self.files.failed), (503, ["write"]))
+            self.files.disarm()
+            (staged,) = self.served.data.glob("uploads/*")
+            self.assertEqual(staged.read_bytes(), b"begun")
+            status = await self.served.request("GET", session)
+            self.assertEqual(status.header("Range"), "0-4")
+        self.assertEqual((await self.served.request("DELETE", session)).status, 204)
+        await self.assert_goes_on()
+        await self.assert_nothing_left()
+
     async def test_a_broken_disk(self) -> None:
         self.files.arm(errno.EIO)
         await self.assert_told(errno.EIO)
