@@ -151,7 +151,9 @@ class Process(ProcessProtocol):
         for each in its:
             each.close()
         with ours[2].makefile("rb", buffering=0) as told:
-            self.pid = int(told.readline())
+            pid = told.readline()
+        assert pid, "the nursery has ended"
+        self.pid = int(pid)
         forked = _Forked(self)
         for number, each in enumerate(ours, 1):
             each.setblocking(False)
