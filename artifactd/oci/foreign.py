@@ -29,6 +29,10 @@ NESTING = 100
 
 _T = TypeVar("_T")
 
+# An array or object takes several times as long as another value, and an entry of an index with a
+# platform and annotations has three among a dozen of values.
+_PER_CONTAINER = 4
+
 _STRUCTURE = b'"[]{},'
 _OTHERS = bytes(byte for byte in range(256) if byte not in _STRUCTURE)
 _PIECE = 64 << 10
@@ -74,7 +78,8 @@ def excess(content: bytes, nesting: int, values: int) -> str | None:
     a small manifest; there is no recursion.
 
     :param nesting: how deep arrays and objects may be nested.
-    :param values: how many elements and members they may have together; 0: any number.
+    :param values: how many elements and members they may have together, and four times as many as
+        there may be arrays and objects; 0: any number.
     """
     many = 0 < values < len(content)  # each value is followed or preceded by a byte of structure
     deep = content.count(b"[") + content.count(b"{") > nesting
@@ -88,6 +93,9 @@ def excess(content: bytes, nesting: int, values: int) -> str | None:
     brackets = structure.translate(_STEPS, b",")[: 2 * opened]
     if max(accumulate(memoryview(brackets).cast("b")), default=0) > nesting:
         return f"its JSON is nested deeper than {nesting}"
+    containers = max(values // _PER_CONTAINER, 1000)
+    if values and opened > containers:
+        return f"its JSON has more than {containers} arrays and objects"
     return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from attrs import define, field, frozen
 from cachetools import LRUCache
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
@@ -217,6 +217,12 @@ async def publish(
 # Bytes above which a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _IN_THREAD = 16 << 10
 
+# Commas and brackets above which manifests are parsed one at a time in this process.  For parts of
+# the time nothing else runs in the interpreter, and each of several parsers would take the turn of
+# the reactor.
+_MANY = 20_000
+_many_values = DeferredSemaphore(1)
+
 KEPT = ManifestBounds(nesting=500, entries=0, annotations=0)
 """The bounds of a manifest that is here: it was accepted once."""
 
@@ -239,4 +245,8 @@ async def parsed(
     def parse() -> Manifest:
         return parse_manifest(content, content_type, digest, other_types=other_types, bounds=bounds)
 
-    return parse() if len(content) <= _IN_THREAD else await run(parse)
+    if len(content) <= _IN_THREAD:
+        return parse()
+    if sum(map(content.count, (b",", b"[", b"{"))) <= _MANY:
+        return await run(parse)
+    return await _many_values.run(run, parse)

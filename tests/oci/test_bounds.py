@@ -161,6 +161,17 @@ class ManifestTests(SynchronousTestCase):
                 refused = self.refused(self.with_field(b'"x":[' + filler + b"]"), media_type)
                 self.assertIn("more than 200000 values", refused)
 
+    def test_arrays_and_objects(self) -> None:
+        for value in (b"[]", b"{}", b'{"a":""}'):
+            filler = b",".join([value] * 50_000)
+            refused = self.refused(self.with_field(b'"x":[' + filler + b"]"))
+            self.assertIn("more than 50000 arrays and objects", refused)
+        parse_manifest(
+            self.with_field(b'"x":[' + b",".join([b"[]"] * 49_000) + b"]"),
+            OCI_MANIFEST,
+            other_types=False,
+        )
+
     def test_values_of_as_many_entries_as_are_accepted(self) -> None:
         entry = json.loads(image_index(b"child"))["manifests"][0]
         entry["platform"] = {"architecture": "arm64", "os": "linux", "variant": "v8"}
