@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from getopt import GetoptError, getopt
 from typing import ClassVar
 
 from attrs import frozen
 from twisted.python import usage
 from twisted.python.reflect import namedAny
 
-from artifactd import __version__
 from artifactd.commands.options import SettingsOptions
+from artifactd.daemon.options import SettingsFileOptions
 from artifactd.kit.start import StartError
 
 
@@ -27,7 +29,7 @@ class _Lazy:
         return command
 
 
-class Command(usage.Options):
+class Command(SettingsFileOptions):
     """The command line as a whole."""
 
     longdesc = "The daemon itself is run by twistd: twistd -n artifactd."
@@ -101,10 +103,22 @@ class Command(usage.Options):
         ),
     ]
 
-    def opt_version(self) -> None:
-        """Print the version and exit."""
-        print(f"artifactd {__version__}")
-        sys.exit(0)
+    def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        """:raises UsageError: if ``options`` are wrong, or name no command that there is."""
+        words = list(options or ())
+        names = [name for name, *_ in self.subCommands]
+        try:
+            _, arguments = getopt(words, self.shortOpt, self.longOpt)
+        except GetoptError as error:
+            raise usage.UsageError(f"{error}; --help tells more") from None
+        if arguments and arguments[0] not in names:
+            near = "".join(
+                f" (did you mean {n}?)" for n in get_close_matches(arguments[0], names, 1)
+            )
+            raise usage.UsageError(
+                f"no such command: {arguments[0]}{near}; there are {', '.join(names)}"
+            )
+        super().parseOptions(words)
 
     def postOptions(self) -> None:
         if self.subCommand is None:

@@ -61,7 +61,7 @@ class DataCommand(SettingsOptions):
         """
         Open the data folder, do the work and close everything.  Returns the exit status.
 
-        :raises StartError: if the data folder can't be used.
+        :raises StartError, OSError: if the data folder can't be used, or the work can't be done.
         """
         if not self.makes_folder and not (settings.data / MARKER).exists():
             raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
@@ -83,7 +83,7 @@ class DataCommand(SettingsOptions):
     def run(self) -> int:
         settings = self.load()
         status = 1
-        problem: StartError | None = None
+        problem: StartError | OSError | None = None
         ended: Deferred[None] = Deferred()
 
         def interrupt() -> Deferred[None]:
@@ -97,7 +97,7 @@ class DataCommand(SettingsOptions):
             reactor.addSystemEventTrigger("before", "shutdown", interrupt)
             try:
                 status = await self.carry_out(reactor, settings)
-            except StartError as error:
+            except (StartError, OSError) as error:
                 problem = error
             finally:
                 ended.callback(None)

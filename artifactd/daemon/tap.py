@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from itertools import count
-from pathlib import Path
 from random import randrange
 from typing import Any
 
@@ -16,11 +15,11 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger, globalLogPublisher
-from twisted.python import usage
 
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.listen import listen
+from artifactd.daemon.options import SettingsFileOptions
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
@@ -50,11 +49,10 @@ _SHELVES_EACH = 16
 _log = Logger()
 
 
-class Options(usage.Options):
+class Options(SettingsFileOptions):
     """``twistd artifactd [--config FILE]``."""
 
     longdesc = "An OCI/Docker registry.  etc/artifactd.toml explains every setting."
-    optParameters = (("config", "c", None, "TOML file of settings (default: embedded ones)", Path),)
 
 
 def makeService(options: Options, reactor: Any = None) -> RegistryService:
@@ -64,7 +62,7 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
     if reactor is None:
         from twisted.internet import reactor
     try:
-        return RegistryService(Settings.load(options["config"], os.environ), reactor)
+        return RegistryService(options.load(), reactor)
     except StartError as error:
         raise SystemExit(printable(f"artifactd: {error}")) from None
 

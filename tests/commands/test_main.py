@@ -16,12 +16,14 @@ from unittest.mock import patch
 
 from twisted.trial.unittest import TestCase
 
+from artifactd import __version__
 from artifactd.auth.keys import thumbprint
 from artifactd.auth.passwords import hash_secret
 from artifactd.catalog.migrations import migrate
 from artifactd.commands.backup import Backup
 from artifactd.commands.main import ERRORS, parse
-from artifactd.commands.offline import DataCommand
+from artifactd.commands.offline import DataCommand, Warm
+from artifactd.daemon import options, tap
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
@@ -152,6 +154,89 @@ class CommandTests(TestCase):
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
             " warm, purge, gc, fsck, undelete, rotate-keys, release; --help tells more\n",
         )
+
+    async def test_a_command_that_there_is_not_is_told_with_those_that_there_are(self) -> None:
+        result = await artifactd(self, "garbage")
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertRegex(
+            result.err, r"\Aartifactd: no such command: garbage; there are check-config, [^\n]+\n\Z"
+        )
+        result = await artifactd(self, "undelet")
+        self.assertIn("no such command: undelet (did you mean undelete?); there are", result.err)
+
+    async def test_a_wrong_number_of_arguments_is_told_with_those_that_there_are(self) -> None:
+        for argv, problem in (
+            (["gc", "a", "b"], "gc: wrong number of arguments: a b; usage: artifactd gc [options]"),
+            (
+                ["purge"],
+                "purge: wrong number of arguments: nothing; usage: artifactd purge [options] IMAGE",
+            ),
+            (
+                ["robot", "a", "--expires", "1d", "b"],
+                "robot: wrong number of arguments: a b; usage: artifactd robot [options] NAME",
+            ),
+            (
+                ["purge", "a", "--platform", "x"],
+                "purge: option --platform not recognized; usage: artifactd purge [options] IMAGE",
+            ),
+        ):
+            result = await artifactd(self, *argv)
+            self.assertEqual((result.status, result.out), (1, ""))
+            self.assertEqual(result.err, f"artifactd: {problem}; --help tells more\n")
+
+    async def test_options_stand_anywhere_among_the_arguments(self) -> None:
+        data, config = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
+        DataFolder.open(data).close()
+        config.write_text(f'data = "{data}"\n')
+        for argv in (
+            ["read-only", "--config", str(config), "on"],
+            ["read-only", "on", "--config", str(config)],
+            ["read-only", "on", f"-c{config}"],
+            ["read-only", f"--config={config}", "--", "on"],
+            ["--config", str(config), "read-only", "on"],
+        ):
+            result = await artifactd(self, *argv)
+            self.assertEqual((result.status, result.out), (0, "read-only is on\n"), argv)
+        warm = parse(["warm", "a", "--platform", "linux/amd64", "b", "-p", "linux/arm64", "-fx"])
+        assert isinstance(warm, Warm)
+        self.assertEqual(
+            (warm.images, warm.platforms, warm["file"]),
+            (["a", "b"], ["linux/amd64", "linux/arm64"], "x"),
+        )
+
+    async def test_without_config_the_installed_settings_file_is_read(self) -> None:
+        installed, named = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
+        self.patch(options, "INSTALLED", installed)
+        for command in ("check-config",), ("--config", str(named), "check-config"):
+            installed.unlink(missing_ok=True)
+            named.write_text("threads = 5\n")
+            without = await artifactd(self, *command)
+            installed.write_text("threads = 3\n")
+            result = await artifactd(self, *command)
+            told = [line for line in result.out.splitlines() if line.startswith("threads")]
+            self.assertEqual((result.status, result.err), (0, ""))
+            self.assertEqual(told, ["threads = 5" if "--config" in command else "threads = 3"])
+            self.assertEqual(without.status, 0)
+        daemon = tap.Options()
+        daemon.parseOptions([])
+        self.assertEqual(daemon.load().threads, 3)
+
+    async def test_the_version_is_that_of_artifactd(self) -> None:
+        for argv in ["--version"], ["gc", "--version"], ["purge", "a", "--version"]:
+            out = StringIO()
+            with redirect_stdout(out), self.assertRaises(SystemExit):
+                parse(argv)
+            self.assertEqual(out.getvalue(), f"artifactd {__version__}\n")
+        out = StringIO()
+        with redirect_stdout(out), self.assertRaises(SystemExit):
+            tap.Options().parseOptions(["--version"])
+        self.assertEqual(out.getvalue(), f"artifactd {__version__}\n")
+
+    async def test_a_list_that_can_not_be_read_is_one_line(self) -> None:
+        data = Path(self.mktemp()).absolute()
+        result = await process(self, "warm", "--file", "/absent/list", ARTIFACTD_DATA=str(data))
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertRegex(result.err, r"\Aartifactd: [^\n]*/absent/list[^\n]*\n\Z")
 
     async def test_a_command_on_the_data_ends_when_its_work_is_done(self) -> None:
         data = Path(self.mktemp()).absolute()
