@@ -347,16 +347,23 @@ class Uploads:
                 await session.close()
 
     async def append(
-        self, image: ImageName, upload_id: str, chunk: ByteRange | None, body: Body | None
+        self,
+        image: ImageName,
+        upload_id: str,
+        chunk: ByteRange | None,
+        body: Body | None,
+        at: int | None = None,
     ) -> int:
         """
         Append a chunk.  Returns the session's offset after it, in bytes.
 
         A body cut short leaves the bytes that arrived; any error leaves the old offset.
 
-        :param chunk: where the client says the chunk belongs; ``None``: at the end.
+        :param chunk: where the client says the chunk belongs; ``None``: at ``at``.
+        :param at: the offset at which the client was told to go on; ``None``: at the end.  A
+            request without bytes may name any: nothing is appended.
         :raises BlobUploadUnknown: if ``image`` has no such session.
-        :raises ChunkOutOfOrder: if ``chunk`` does not begin at the offset, or another request is
+        :raises ChunkOutOfOrder: if the chunk does not begin at the offset, or another request is
             writing to the session.
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
         """  # end-5
@@ -368,11 +375,11 @@ class Uploads:
             self._early(body, chunk, limited=limited) as early,
         ):
             if early is not None and early.is_whole(chunk):
-                return await self._append(record, early, chunk)
+                return await self._append(record, early, _first(chunk, at, early.size))
             session = await self.store.claim(upload_id, record.algorithm)
             try:
                 room = await self._room(image, session.offset, _declared(body))
-                await _receive(session, chunk, early or body, room)
+                await _receive(session, chunk, early or body, room, at)
                 if not await session.still_there():
                     raise _unknown(upload_id)
                 return session.offset
@@ -386,14 +393,34 @@ class Uploads:
         digest: Digest,
         chunk: ByteRange | None,
         body: Body | None,
+        at: int | None = None,
     ) -> None:
         """
         Append the last chunk, if any, and turn the staged bytes into a blob of ``image``.
 
+        A session that is not there is no error if ``image`` has the blob: the client sends the
+        request again because its answer was lost.
+
+        :param chunk, at: as for :meth:`append`.
         :raises DigestInvalid, QuotaExceeded: if the bytes do not have ``digest``, or exceed the
             quota once they are here; ends the session.
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
         """  # end-6
+        try:
+            await self._close_session(image, upload_id, digest, chunk, body, at)
+        except BlobUploadUnknown:
+            if await self.catalog.promise_blob(image, digest) is None:
+                raise
+
+    async def _close_session(
+        self,
+        image: ImageName,
+        upload_id: str,
+        digest: Digest,
+        chunk: ByteRange | None,
+        body: Body | None,
+        at: int | None,
+    ) -> None:
         record = await self._record(image, upload_id)
         await self.store.require_room()
         limited = self._is_limited(image)
@@ -404,10 +431,11 @@ class Uploads:
             staged = None
             whole = early is not None and early.is_whole(chunk)
             if early is not None and whole:
+                first = _first(chunk, at, early.size)
                 if early.failure is not None:
-                    await self._append(record, early, chunk)
+                    await self._append(record, early, first)
                 session, staged = await self.store.close(
-                    upload_id, record.algorithm, early.pieces, _first(chunk), digest
+                    upload_id, record.algorithm, early.pieces, first, digest
                 )
                 early.release()  # the catalog may be locked for long
             else:
@@ -415,7 +443,7 @@ class Uploads:
             try:
                 if not whole:
                     room = await self._room(image, session.offset, _declared(body), digest)
-                    await _receive(session, chunk, early or body, room)
+                    await _receive(session, chunk, early or body, room, at)
                 try:
                     await self._close(session, staged, image, digest, upload_id)
                 except (DigestInvalid, QuotaExceeded):
@@ -544,8 +572,8 @@ class Uploads:
         finally:
             early.release()
 
-    async def _append(self, record: UploadRecord, early: EarlyBody, chunk: ByteRange | None) -> int:
-        offset = await self.store.append(record.id, record.algorithm, early.pieces, _first(chunk))
+    async def _append(self, record: UploadRecord, early: EarlyBody, first: int | None) -> int:
+        offset = await self.store.append(record.id, record.algorithm, early.pieces, first)
         early.check()
         return offset
 
@@ -577,8 +605,15 @@ class Uploads:
         )
 
 
-def _first(chunk: ByteRange | None) -> int | None:
-    return None if chunk is None else chunk.first
+def _first(chunk: ByteRange | None, at: int | None, size: int | None) -> int | None:
+    """
+    The offset at which a body of ``size`` bytes belongs; ``None``: at the end.
+
+    :param size: ``None``: not known yet, but more than nothing.
+    """
+    if chunk is not None:
+        return chunk.first
+    return None if size == 0 else at
 
 
 def _declared(body: Body | None) -> int | None:
@@ -586,15 +621,18 @@ def _declared(body: Body | None) -> int | None:
 
 
 async def _receive(
-    session: UploadSession, chunk: ByteRange | None, body: Body | None, room: Room | None
+    session: UploadSession,
+    chunk: ByteRange | None,
+    body: Body | None,
+    room: Room | None,
+    at: int | None = None,
 ) -> None:
     start = session.offset
     declared = _declared(body)
-    if chunk is not None:
-        if chunk.first != start:
-            raise _out_of_order(start)
-        if declared is not None and declared != chunk.length:
-            raise _wrong_size(chunk, declared)
+    if _first(chunk, at, declared) not in (None, start):
+        raise _out_of_order(start)
+    if chunk is not None and declared is not None and declared != chunk.length:
+        raise _wrong_size(chunk, declared)
     if body is not None:
         bounded = None if room is None else Bounded(IConsumer(session), room.size)
         try:

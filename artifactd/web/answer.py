@@ -19,7 +19,7 @@ from artifactd.registry.content import InMemory
 from artifactd.registry.model import LOCAL, BlobFound, Provenance
 from artifactd.registry.registry import Target
 from artifactd.store.blobs import OpenBlob
-from artifactd.web.fields import entity_tags
+from artifactd.web.fields import OFFSET, entity_tags
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import SMALL, FileSender
 
@@ -182,9 +182,11 @@ def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str
     Return the header fields that tell the state of an upload session.
 
     ``Range`` has no way to say "nothing": an empty session answers ``0-0``, as Docker does.
+    ``Location`` has the offset in its query, so that a body that is sent there twice is not
+    appended twice.
     """
     return {
-        "Location": f"{target.path}/blobs/uploads/{upload_id}",
+        "Location": f"{target.path}/blobs/uploads/{upload_id}?{OFFSET}={offset}",
         "Range": f"0-{max(offset - 1, 0)}",
         "Docker-Upload-UUID": upload_id,
     }

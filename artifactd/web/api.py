@@ -34,6 +34,7 @@ from artifactd.web.fields import (
     content_range,
     header,
     list_wanted,
+    location_offset,
     parameter,
     parameters,
     precondition,
@@ -202,7 +203,11 @@ class Api(OperationsApi):
         """Append a chunk to an upload session."""  # end-5
         try:
             offset = await self.registry.uploads.append(
-                target.pushed, upload_id, content_range(request), request.body
+                target.pushed,
+                upload_id,
+                content_range(request),
+                request.body,
+                location_offset(request),
             )
         except ChunkOutOfOrder as error:
             error.headers.update(upload_headers(target, upload_id, error.offset))
@@ -217,7 +222,12 @@ class Api(OperationsApi):
         digest = required_digest(request)
         try:
             await self.registry.uploads.close(
-                target.pushed, upload_id, digest, content_range(request), request.body
+                target.pushed,
+                upload_id,
+                digest,
+                content_range(request),
+                request.body,
+                location_offset(request),
             )
         except ChunkOutOfOrder as error:
             error.headers.update(upload_headers(target, upload_id, error.offset))

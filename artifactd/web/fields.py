@@ -60,9 +60,37 @@ def parameters(request: Request, name: str) -> list[str]:
     return [value.decode("utf-8", "replace") for value in args.get(name.encode(), [])]
 
 
+OFFSET = "offset"
+"""The parameter of the ``Location`` of an upload session that says where the next chunk belongs."""
+
+_OFFSET = re.compile(r"[0-9]{1,18}")
+# What some clients add to a Location, whether it has a query already or not.
+_ADDED = "?digest="
+
+
+def location_offset(request: Request) -> int | None:
+    """
+    Return the offset in the ``Location`` that the client uses; ``None`` if it made a URL itself.
+
+    :raises QueryInvalid: if it is no number.
+    """
+    text = parameter(request, OFFSET)
+    if text is None:
+        return None
+    number = text.partition(_ADDED)[0]
+    if not _OFFSET.fullmatch(number):
+        raise QueryInvalid(
+            "offset must be a whole number: use the Location of the last answer as it is",
+            {OFFSET: text[:200]},
+        )
+    return int(number)
+
+
 def required_digest(request: Request) -> Digest:
     """Return the ``digest`` parameter.  :raises DigestInvalid: if it is missing or malformed."""
     text = parameter(request, "digest")
+    if text is None:
+        text = (parameter(request, OFFSET) or "").partition(_ADDED)[2] or None
     if text is None:
         raise DigestInvalid("the digest of the whole blob is missing: add ?digest=<digest>")
     return Digest.parse(text)

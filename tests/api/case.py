@@ -106,9 +106,9 @@ class ApiTestCase(TestCase):
         return answer
 
     async def start_upload(self, name: str = "hello", query: str = "") -> str:
-        """Open an upload session; its location."""
+        """Open an upload session; its URL without the offset: a body sent there is appended."""
         answer = await self.accepted(202, "POST", f"/v2/{name}/blobs/uploads/{query}")
-        return answer.header("Location") or ""
+        return (answer.header("Location") or "").partition("?")[0]
 
     async def assert_offset(self, location: str, offset: int) -> None:
         """The session at ``location`` has ``offset`` bytes, of at least one."""

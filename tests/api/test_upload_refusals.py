@@ -27,7 +27,7 @@ class ChunkRefusalTests(ApiTestCase):
                     416, "BLOB_UPLOAD_INVALID", method, path, CONTENT[4:], headers, chunked=chunked
                 )
                 self.assertEqual(answer.header("Range"), "0-3")
-                self.assertEqual(answer.header("Location"), location)
+                self.assertEqual(answer.header("Location"), f"{location}?offset=4")
                 await self.assert_offset(location, 4)
         await self.accepted(201, "PUT", requests[1][1], CONTENT[4:], {"Content-Range": "4-9"})
 

@@ -24,7 +24,7 @@ class StartTests(ApiTestCase):
         locations = [answer.header("Location") or "" for answer in answers]
         self.assertEqual(len(set(locations)), 2)
         for location, answer in zip(locations, answers, strict=True):
-            match = re.fullmatch(f"/v2/team/hello/blobs/uploads/({UUID})", location)
+            match = re.fullmatch(rf"/v2/team/hello/blobs/uploads/({UUID})\?offset=0", location)
             assert match is not None, location
             self.assertEqual(answer.header("Docker-Upload-UUID"), match[1])
             self.assertEqual(answer.header("Range"), "0-0")
@@ -80,7 +80,7 @@ class ChunkTests(ApiTestCase):
                 {"Content-Range": f"{first}-{last}"},
             )
             self.assertEqual(answer.header("Range"), f"0-{last}")
-            self.assertEqual(answer.header("Location"), location)
+            self.assertEqual(answer.header("Location"), f"{location}?offset={last + 1}")
             self.assertEqual(answer.header("Docker-Upload-UUID"), location.rpartition("/")[2])
             await self.assert_offset(location, last + 1)
         await self.accepted(201, "PUT", f"{location}?digest={DIGEST}")
@@ -102,7 +102,7 @@ class ChunkTests(ApiTestCase):
         location = await self.start_upload()
         answer = await self.accepted(204, "GET", location)
         self.assertEqual(answer.header("Range"), "0-0")
-        self.assertEqual(answer.header("Location"), location)
+        self.assertEqual(answer.header("Location"), f"{location}?offset=0")
         answer = await self.accepted(202, "PATCH", location, b"")
         self.assertEqual(answer.header("Range"), "0-0")
         headers = {"Content-Range": "1-1"}
@@ -175,6 +175,90 @@ class CloseTests(ApiTestCase):
         await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "GET", location)
         encoded = DIGEST.encoded
         self.assertEqual(self.registry.files(), [f"blobs/sha256/{encoded[:2]}/{encoded}"])
+
+
+class LocationTests(ApiTestCase):
+    """A ``Location`` says where its next chunk belongs, so that no body is appended twice."""
+
+    async def begun(self) -> str:
+        """The first Location of a session."""
+        answer = await self.accepted(202, "POST", "/v2/hello/blobs/uploads/")
+        return answer.header("Location") or ""
+
+    async def test_a_body_that_is_sent_again_is_not_appended(self) -> None:
+        first = await self.begun()
+        await self.accepted(202, "PATCH", first, CONTENT)
+        for method, path in (("PATCH", first), ("PUT", f"{first}&digest={DIGEST}")):
+            for chunked in (False, True):
+                answer = await self.refused(
+                    416, "BLOB_UPLOAD_INVALID", method, path, CONTENT, chunked=chunked
+                )
+                self.assertEqual(answer.header("Range"), "0-9")
+                self.assertEqual(answer.header("Location"), first.replace("=0", "=10"))
+        await self.accepted(201, "PUT", f"{answer.header('Location')}&digest={DIGEST}")
+
+    async def test_a_body_that_waits_to_be_asked_for_is_refused_unread(self) -> None:
+        first = await self.begun()
+        await self.accepted(202, "PATCH", first, CONTENT)
+        for method, path in (("PATCH", first), ("PUT", f"{first}&digest={DIGEST}")):
+            again = Connection(self, self.registry.port)
+            headers = (f"Content-Length: {1 << 20}", "Expect: 100-continue")
+            await again.head(f"{method} {path}", *headers)
+            self.assert_error(await again.answer(), 416, "BLOB_UPLOAD_INVALID")
+
+    async def test_a_large_body_goes_on_at_the_location_of_the_last_answer(self) -> None:
+        content = bytes(3 << 19)
+        where = await self.begun()
+        for piece in (content[: 1 << 20], content[1 << 20 :]):
+            first = where
+            where = (await self.accepted(202, "PATCH", where, piece)).header("Location") or ""
+            answer = await self.refused(416, "BLOB_UPLOAD_INVALID", "PATCH", first, piece)
+            self.assertEqual(answer.header("Location"), where)
+        await self.accepted(201, "PUT", f"{where}&digest={Digest.of(content)}")
+
+    async def test_the_range_of_a_chunk_counts_more_than_its_location(self) -> None:
+        first = await self.begun()
+        await self.accepted(202, "PATCH", first, CONTENT[:4])
+        await self.accepted(202, "PATCH", first, CONTENT[4:], {"Content-Range": "4-9"})
+        await self.accepted(201, "PUT", f"{first}&digest={DIGEST}")
+
+    async def test_a_request_without_a_body_may_name_any_offset(self) -> None:
+        first = await self.begun()
+        await self.accepted(202, "PATCH", first, CONTENT)
+        answer = await self.accepted(202, "PATCH", first, b"")
+        self.assertEqual(answer.header("Range"), "0-9")
+        answer = await self.accepted(204, "GET", first)
+        self.assertEqual(answer.header("Location"), first.replace("=0", "=10"))
+        await self.accepted(201, "PUT", f"{first}&digest={DIGEST}", b"")
+
+    async def test_a_digest_may_be_added_as_if_the_location_had_no_query(self) -> None:
+        for digest in (str(DIGEST), str(DIGEST).replace(":", "%3A")):
+            first = await self.begun()
+            await self.accepted(201, "PUT", f"{first}?digest={digest}", CONTENT)
+            await self.accepted(200, "HEAD", f"/v2/hello/blobs/{DIGEST}")
+
+    async def test_an_offset_that_is_no_number_is_refused(self) -> None:
+        where = (await self.begun()).partition("?")[0]
+        for offset in ("", "x", "-1", "1.5", "%D9%A1", "9" * 30):
+            await self.refused(400, "UNSUPPORTED", "PATCH", f"{where}?offset={offset}", CONTENT)
+
+
+class LostAnswerTests(ApiTestCase):
+    async def test_a_session_is_closed_again_if_the_image_has_the_blob(self) -> None:
+        large = bytes(1 << 20)
+        for content in (CONTENT, large):
+            location = await self.start_upload()
+            path = f"{location}?digest={Digest.of(content)}"
+            for body in (content, content, b""):
+                answer = await self.accepted(201, "PUT", path, body)
+                self.assertEqual(answer.header("Location"), f"/v2/hello/blobs/{Digest.of(content)}")
+        self.assertEqual(len(self.registry.files()), 2)
+
+    async def test_not_so_for_a_blob_that_only_another_image_has(self) -> None:
+        location = await self.start_upload("other")
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}", CONTENT)
+        path = f"{location.replace('/other/', '/hello/')}?digest={DIGEST}"
+        await self.refused(404, "BLOB_UPLOAD_UNKNOWN", "PUT", path, CONTENT)
 
 
 class CancelTests(ApiTestCase):

@@ -30,7 +30,7 @@ class Upload:
         """Open one."""
         answer = await daemon.request("POST", "/v2/crash/blobs/uploads/")
         assert answer.status == 202, answer
-        return cls(answer.header("Location") or "")
+        return cls((answer.header("Location") or "").partition("?")[0])
 
     def file(self, data: Path) -> Path:
         """Where its bytes are staged."""

@@ -109,9 +109,9 @@ class Recorded:
         await self.change({blob_key(name, content): content}, "POST", path, 201, content)
 
     async def begin(self, name: str) -> str:
-        """Open an upload session; its location."""
+        """Open an upload session; its URL, without the offset."""
         answer = await self.ask("POST", f"/v2/{name}/blobs/uploads/", 202)
-        session = answer.header("Location") or ""
+        session = (answer.header("Location") or "").partition("?")[0]
         self.recording.opened(session)
         return session
 

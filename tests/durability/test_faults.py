@@ -87,7 +87,7 @@ async def push_in_chunks(ask: Asked, number: int) -> None:
     begun = await ask("POST", "/v2/app/blobs/uploads/")
     if begun is None:
         return
-    session = begun.header("Location") or ""
+    session = (begun.header("Location") or "").partition("?")[0]
     if await ask("PATCH", session, blob[:3]) is not None:
         await ask("PUT", f"{session}?digest={Digest.of(blob)}", blob[3:])
 
