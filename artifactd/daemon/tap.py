@@ -20,6 +20,7 @@ from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.listen import listen
 from artifactd.daemon.options import SettingsFileOptions
+from artifactd.daemon.signals import Signals
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
@@ -59,12 +60,17 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
     """Make the daemon.  :raises SystemExit: with one line that names the first wrong setting."""
     # Before the observers that twistd adds later, so that these see the events already changed.
     globalLogPublisher.addObserver(make_printable)
-    if reactor is None:
-        from twisted.internet import reactor
     try:
-        return RegistryService(options.load(), reactor)
+        settings = options.load()
     except StartError as error:
         raise SystemExit(printable(f"artifactd: {error}")) from None
+    if reactor is not None:
+        return RegistryService(settings, reactor)
+    from twisted.internet import reactor
+
+    service = RegistryService(settings, reactor)
+    Signals(reactor, service.hurry).handle()
+    return service
 
 
 class RegistryService(MultiService):
@@ -84,6 +90,7 @@ class RegistryService(MultiService):
         self._reactor = reactor
         self._files = files
         self._running: _Running | None = None
+        self._stopping: _Running | None = None
 
     @property
     def ports(self) -> list[IListeningPort]:
@@ -129,7 +136,13 @@ class RegistryService(MultiService):
         """
         running, self._running = self._running, None
         assert running is not None, "not started"
+        self._stopping = running
         return Deferred.fromCoroutine(self._stop(running))
+
+    def hurry(self) -> None:
+        """Cut the transfers that :meth:`stopService` waits for, if it does."""
+        if self._stopping is not None:
+            self._stopping.site.cut()
 
     async def _stop(self, running: _Running) -> None:
         running.parts.collector.stop()

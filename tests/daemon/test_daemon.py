@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from io import StringIO
 from pathlib import Path
 
 from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
 from twisted.logger import Logger, LogPublisher, textFileLogObserver
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import artifactd
 from artifactd.daemon import tap
 from artifactd.daemon.tap import makeService
+from artifactd.oci.digest import Digest
 from tests.process import Daemon
 from tests.programs import Process, run
 
@@ -111,6 +116,32 @@ class StopTests(TestCase):
         await daemon.request("GET", "/healthz")
         # As systemd expects it: twistd ends itself by the signal when all is shut down.
         self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        self.assertIn("Server Shut Down.", daemon.process.output)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_sighup_is_logged_and_changes_nothing(self) -> None:
+        daemon = await Daemon.start(self)
+        os.kill(daemon.process.pid, signal.SIGHUP)
+        await daemon.process.matched("SIGHUP: nothing to do")
+        self.assertEqual((await daemon.request("GET", "/healthz")).status, 200)
+
+    async def test_a_second_sigterm_ends_the_drain_at_once(self) -> None:
+        daemon = await Daemon.start(self, toml='shutdown_timeout = "1d"\n')
+        opened = await daemon.request("POST", "/v2/hello/blobs/uploads/")
+        location = opened.header("Location") or ""
+        with closing(socket.create_connection(("127.0.0.1", daemon.port))) as client:
+            client.sendall(
+                f"PUT {location}?digest={Digest.of(b'hello')} HTTP/1.1\r\nHost: a\r\n"
+                "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n".encode()
+            )
+            # Asked to go on: the request is running, and will not end.
+            self.assertIn(b"100 Continue", await deferToThread(client.recv, 100))
+            os.kill(daemon.process.pid, signal.SIGTERM)
+            told = await daemon.process.matched(
+                "stopping: waiting up to .* for 1 running requests.*"
+            )
+            self.assertIn("PUT /v2/hello/blobs/uploads/", told[0])
+            self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
         self.assertIn("Server Shut Down.", daemon.process.output)
         self.assertNotIn("Traceback", daemon.process.output)
 

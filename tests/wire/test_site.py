@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.web.server.accesslog import Access, AccessLog
-from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from artifactd.web.server.protocol import TELL_SECONDS, RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
 
@@ -80,6 +80,61 @@ class DrainTests(WireCase):
         self.open_gate()
         self.assertIn(b"last", wire.received())
         self.assertFalse(wire.open)
+
+    def told(self) -> list[str]:
+        """What the log says, once it has been told to take it, from now on."""
+        lines: list[str] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            if text := formatEvent(event):
+                lines.append(text)
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
+
+    def test_the_log_says_what_is_waited_for(self) -> None:
+        self.busy("/begun")
+        for _ in range(6):
+            self.busy()
+        self.connect()
+        lines = self.told()
+        self.drain()
+        (first,) = (line for line in lines if line.startswith("stopping:"))
+        self.assertIn("waiting up to 30 s for 7 running requests", first)
+        self.assertIn("GET /slow of ", first)
+        self.assertTrue(first.endswith(", and 2 more"), first)
+        lines.clear()
+        self.clock.advance(TELL_SECONDS)
+        (second,) = (line for line in lines if line.startswith("stopping:"))
+        self.assertIn("waiting up to 25 s", second)
+        self.assertIn("(5 s, 0 bytes received, ", second)
+
+    def test_the_log_says_too_that_clients_have_to_take_their_answers(self) -> None:
+        self.busy()
+        lines = self.told()
+        draining = self.drain()
+        self.open_gate()  # answered; its connection is not reported lost yet
+        self.clock.advance(TELL_SECONDS)
+        self.assertIn("stopping: waiting up to 25 s for 1 clients to take their answers", lines)
+        self.assertNoResult(draining)
+
+    def test_without_requests_the_log_has_nothing_to_say(self) -> None:
+        wire, lines = self.connect(), self.told()
+        draining = self.drain()
+        wire.close()
+        self.successResultOf(draining)
+        self.assertEqual(lines, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_cut_ends_the_drain_at_once(self) -> None:
+        wire = self.busy()
+        draining = self.drain()
+        self.site.cut()
+        self.assertFalse(wire.open)
+        wire.close()
+        self.successResultOf(draining)
 
     def test_a_request_pipelined_behind_is_not_begun(self) -> None:
         wire = self.busy()

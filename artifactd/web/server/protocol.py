@@ -18,6 +18,7 @@ from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import connectionDone
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web import http, server
@@ -77,12 +78,18 @@ _BAD_REQUEST = b"400 Bad Request"
 _TIMEOUT = b"408 Request Timeout"
 _TOO_LARGE = b"431 Request Header Fields Too Large"  # RFC 6585, 5
 
+_log = Logger()
+
 _BUSY = Unavailable("too many connections: close some, or try again later")
 
 # After an early answer at most this much of the body is read and dropped, in bytes and seconds, so
 # that the client gets to read the answer before the connection is closed.
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_SECONDS = 10.0
+
+# While requests are waited for at the end, the log names the longest of them, this many at a time.
+TELL_SECONDS = 5.0
+TELL_MOST = 5
 
 # Above this number of connections each receives fewer bytes at a time.  Every connection may
 # receive in one turn of the reactor, which has to stay short.
@@ -568,6 +575,18 @@ class RegistryRequest(server.Request):
             self._drain_due.cancel()
 
 
+def _told(request: RegistryRequest) -> str:
+    """A request in flight, for the log."""
+    method, path = (
+        each.decode("utf-8", "backslashreplace") for each in (request.method, request.uri)
+    )
+    received = 0 if request.body is None else request.body.received
+    return (
+        f"{method} {path} of {request.address} ({request.elapsed:.0f} s, {received} bytes received,"
+        f" {request.sentLength} sent, request {request.request_id})"
+    )
+
+
 class RegistrySite(server.Site):
     """
     Serves a resource over HTTP/1.1; all connections of a listener share it.
@@ -629,18 +648,57 @@ class RegistrySite(server.Site):
 
         The listeners have to be closed by then.  A connection is closed after the answer that is
         due, when the client has taken it; a new request on another one is answered 503.  When no
-        request is in flight any more, all are closed.
+        request is in flight any more, all are closed.  The log says every
+        :data:`TELL_SECONDS` what is waited for.
         """
         self.draining, self.resource = True, self._stopping
         self.settle()
         if not self.channels:
             return
         self._emptied = Deferred()
+        end = self.reactor.seconds() + seconds
+        if self.in_flight:
+            self._tell(end)
+        telling = LoopingCall(self._tell, end)
+        telling.clock = self.reactor
+        telling.start(TELL_SECONDS, now=False)
         try:
             await self._emptied.addTimeout(seconds, self.reactor)
         except TimeoutError:
-            for channel in list(self.channels):
-                channel.transport.abortConnection()
+            self.cut()
+        finally:
+            telling.stop()
+
+    def cut(self) -> None:
+        """Drop all connections at once, which ends a :meth:`drain`."""
+        for channel in list(self.channels):
+            channel.transport.abortConnection()
+
+    def _tell(self, end: float) -> None:
+        """Log what is waited for, at most until ``end``, in seconds of the clock."""
+        seconds = end - self.reactor.seconds()
+        busy = [
+            request
+            for channel in self.channels
+            for request in channel.requests
+            if request.started is not None
+        ]
+        if not busy:
+            _log.info(
+                "stopping: waiting up to {seconds:.0f} s for {count} clients to take their answers",
+                seconds=seconds,
+                count=len(self.channels),
+            )
+            return
+        busy.sort(key=lambda request: -request.elapsed)
+        more = f", and {len(busy) - TELL_MOST} more" if len(busy) > TELL_MOST else ""
+        _log.info(
+            "stopping: waiting up to {seconds:.0f} s for {count} running requests (another SIGTERM"
+            " cuts them): {requests}",
+            seconds=seconds,
+            count=len(busy),
+            requests=", ".join(map(_told, busy[:TELL_MOST])) + more,
+        )
 
     def settle(self) -> None:
         """Close all connections if the site drains and no request is in flight any more."""
