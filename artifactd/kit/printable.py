@@ -7,11 +7,14 @@ a line of the log; escape sequences and bidirectional controls would change what
 
 from __future__ import annotations
 
-from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent
+from twisted.logger import ILogObserver, LogEvent, formatEvent
 from twisted.python.failure import Failure
 from zope.interface import provider
 
 _DONE = "artifactd_printable"
+
+PRINTABLE = {_DONE: True}
+"""Fields of a log event whose text is printable: :func:`make_printable` does not format it too."""
 
 
 def printable(text: str) -> str:
@@ -29,11 +32,6 @@ def printable(text: str) -> str:
 def _escaped(char: str) -> str:
     units = char.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
-
-
-def log_line(log: Logger, line: str) -> None:
-    """Log ``line``, made printable here, so that :func:`make_printable` does not format it too."""
-    log.info("{line}", line=printable(line), **{_DONE: True})
 
 
 @provider(ILogObserver)

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import Logger
 
-from artifactd.kit.printable import log_line
+from artifactd.kit.printable import PRINTABLE, printable
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
@@ -167,7 +167,9 @@ class AuditLog:
         encoded = _encode(event)
         ascii_only = encoded.isascii()
         line = encoded.decode() if ascii_only else json.dumps(msgspec.to_builtins(event))
+        if not line.isprintable():
+            line = printable(line)  # DEL is ASCII too
         if self.path:
             self._file.write(line)
         else:
-            log_line(_log, line)
+            _log.info("{line}", line=line, **PRINTABLE)

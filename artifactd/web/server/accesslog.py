@@ -14,7 +14,7 @@ import msgspec
 from attrs import define, field
 from twisted.logger import Logger
 
-from artifactd.kit.printable import log_line, printable
+from artifactd.kit.printable import PRINTABLE, printable
 
 _file_log = Logger()
 
@@ -154,7 +154,8 @@ class AccessLog:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
         at = moment(self.now())
         if self.style == "json":
-            line = msgspec.json.encode({"time": at, **msgspec.structs.asdict(access)}).decode()
+            document = {"time": at, **msgspec.structs.asdict(access)}
+            line = printable(msgspec.json.encode(document).decode())
         else:
             user = _safe(access.user).replace(" ", "\\x20") or "-"
             line = (
@@ -165,4 +166,4 @@ class AccessLog:
         if self.path:
             self._file.write(line)
         else:
-            log_line(_log, line)
+            _log.info("{line}", line=line, **PRINTABLE)
