@@ -170,11 +170,14 @@ class OpenAuditTests(ApiTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.lines: DeferredQueue[dict[str, Any]] = DeferredQueue()
+        self.texts: list[str] = []
 
         @implementer(ILogObserver)
         def observer(event: LogEvent) -> None:
             if event.get("log_namespace") == "artifactd.audit":
-                self.lines.put(json.loads(formatEvent(event)))
+                text = formatEvent(event)
+                self.texts.append(text)
+                self.lines.put(json.loads(text))
 
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
@@ -187,6 +190,14 @@ class OpenAuditTests(ApiTestCase):
         connection.leave()
         line = await self.lines.get()
         self.assertEqual((line["outcome"], line["status"]), ("failed", 0))
+
+    async def test_no_character_of_a_client_is_written_as_it_is(self) -> None:
+        for sent, received in (("%7F", "\x7f"), ("%C3%A9%E2%80%AE%7F", "é\u202e\x7f")):
+            await self.registry.request("POST", f"/v2/hello/blobs/uploads/?mount={sent}")
+            line = await self.lines.get()
+            self.assertEqual((line["outcome"], line["reference"]), ("failed", received))
+            text = self.texts[-1]
+            self.assertTrue(text.isascii() and text.isprintable(), ascii(text))
 
     async def test_what_is_done_and_what_is_refused_are_lines(self) -> None:
         await self.registry.push_blob("hello", BLOB)

@@ -10,7 +10,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactd.web.server.accesslog import Access, AccessLog
+from artifactd.web.server.accesslog import Access, AccessLog, moment
 from artifactd.web.server.protocol import TELL_SECONDS, RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
@@ -345,6 +345,14 @@ class AccessLogTests(SynchronousTestCase):
         self.assertTrue(first.isprintable(), ascii(first))
         self.assertEqual(msgspec.json.decode(first)["agent"], evil)
         self.assertEqual(msgspec.json.decode(second)["agent"], "curl/8")
+
+    def test_its_time_has_milliseconds_that_are_not_rounded_up(self) -> None:
+        for seconds, text in (
+            (0.9999, "1970-01-01T00:00:00.999Z"),
+            (1.001, "1970-01-01T00:00:01.001Z"),
+            (1_800_000_000.25, "2027-01-15T08:00:00.250Z"),
+        ):
+            self.assertEqual(moment(seconds), text)
 
     def test_off_writes_nothing(self) -> None:
         self.assertEqual(self.written(self.access, style="off"), "")
