@@ -437,7 +437,7 @@ class Client:
                 self.tags[tag] = digest_of(manifest)
                 return
             # The lease is so short here that a blob may have gone again meanwhile.
-            if put.status != 404 or b"MANIFEST_BLOB_UNKNOWN" not in put.body:
+            if b"MANIFEST_BLOB_UNKNOWN" not in put.body:
                 raise Amiss(f"PUT of a manifest: {put.status} {put.body!r}")
             self.done["blobs pushed again, their lease was over"] += 1
         raise Amiss("the blobs of an image were not there twenty times")

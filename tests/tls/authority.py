@@ -68,9 +68,14 @@ class Signed:
         """
         key = key or ec.generate_private_key(ec.SECP256R1())
         builder = _builder(_name(name), self.certificate.subject, key, begin, life)
+        # Clients in Python 3.13 and later refuse a certificate without (RFC 5280, 4.2.1.1).
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(issuer, critical=False)
         constraints = x509.BasicConstraints(ca=authority, path_length=None)
         builder = builder.add_extension(constraints, critical=True)
-        if not authority:
+        if authority:
+            builder = _authorised(builder, key)
+        else:
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         # Docker verifies the certificate by the last one.
         here = ("127.0.0.1", "0.0.0.0") if usage == SERVER else ()
@@ -125,7 +130,24 @@ class Authority(Signed):
         builder = _builder(_name(name), _name(name), key, None, 365 * DAY).add_extension(
             x509.BasicConstraints(ca=True, path_length=None), critical=True
         )
-        return cls(builder.sign(key, hashes.SHA256()), key)
+        return cls(_authorised(builder, key).sign(key, hashes.SHA256()), key)
+
+
+def _authorised(builder: x509.CertificateBuilder, key: Any) -> x509.CertificateBuilder:
+    """Add what clients in Python 3.13 and later demand of an authority (RFC 5280, 4.2.1)."""
+    own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    return builder.add_extension(own, critical=False).add_extension(usage, critical=True)
 
 
 def _builder(
