@@ -120,6 +120,8 @@ class _Nursery:
             os.dup2(fd, standard)
             os.close(fd)
         os.close(told)
+        # Tests wait for what a program prints.
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file
         for pidfd, (_, other) in self._told.items():
             os.close(pidfd)
             os.close(other)
