@@ -21,7 +21,7 @@ from artifactd.oci.names import Reference
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
-from artifactd.upstream.http.errors import Unreachable
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import (
     BlobBody,
@@ -34,6 +34,7 @@ from artifactd.upstream.login import Authorization, Login, Tokens
 from artifactd.upstream.patience import (
     CircuitBreaker,
     Exchanges,
+    NoRegistry,
     RateLimit,
     Retries,
     Throttle,
@@ -124,7 +125,7 @@ class RegistryApi:
         error = await refusal(response, *(sent.secrets if sent else ()))
         if isinstance(error, Throttled):
             throttle.tell(error)
-        if response.status not in (401, 403):
+        if response.status not in (401, 403) or isinstance(error, NoRegistry):
             raise error
         if not self._is_ours(response):
             # The storage refuses, though the upstream has said that the content is there.
@@ -135,7 +136,8 @@ class RegistryApi:
             )
         withheld = self.login.withheld(request.image)
         self.login.reject(request.image, sent)
-        if sent.token is None and error.status == 401:
+        # Amazon's ECR answers 403 to a password that has expired.
+        if sent.token is None and (error.status == 401 or "expired" in error.reason.lower()):
             raise LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
         why = f"{sent.who}: it is not there, or not for us"
         why = f"{why}; {withheld}" if withheld else why
@@ -274,6 +276,10 @@ _OK = frozenset({200})
 # Statuses of registries that do not know a method, or an endpoint, besides 404.
 _NO_METHOD = frozenset({405, 501})
 _NO_ENDPOINT = frozenset({405, 406, 501})
+# Statuses of registries that refuse a page for its length, and the lengths that others allow:
+# Amazon's ECR 1,000 entries (405 above that), GitLab 100 (400).
+_TOO_LONG = frozenset({400, 405, 406, 413, 416, 422})
+_PAGE_LENGTHS = (1000, 100)
 
 
 class RegistryUpstream:
@@ -380,13 +386,30 @@ class RegistryUpstream:
         return ResponseBody.of(await self._api.ask(request, _as_it_is), self._watch)
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
-        return await self._page(self._at(image, "tags", "list"), image, query)
+        return await self._short_page(self._at(image, "tags", "list"), image, query)
 
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
         url = self._at(image, "referrers", str(subject))
-        return await self._page(url, image, query, _NO_ENDPOINT)
+        return await self._short_page(url, image, query, _NO_ENDPOINT)
+
+    async def _short_page(
+        self,
+        url: str,
+        image: str,
+        query: Mapping[str, str],
+        unknown: frozenset[int] = frozenset(),
+    ) -> UpstreamPage:
+        """Get a page; ask for a shorter one where the upstream refuses the number of entries."""
+        while True:
+            shorter = _shorter(query)
+            try:
+                return await self._page(url, image, query, unknown)
+            except UpstreamError as error:
+                if shorter is None or error.status not in _TOO_LONG:
+                    raise
+            query = shorter
 
     async def _page(
         self,
@@ -406,13 +429,26 @@ class RegistryUpstream:
             )
 
         asked = f"{url}?{urlencode(query)}" if query else url
-        return await self._api.ask(
-            ApiRequest(Kind.LIST, "GET", asked, image, {"Accept": _LISTS}, _OK | unknown), take
-        )
+        request = ApiRequest(Kind.LIST, "GET", asked, image, {"Accept": _LISTS}, _OK | unknown)
+        try:
+            return await self._api.ask(request, take)
+        except NoRegistry as error:
+            if unknown and error.status in (404, 410):
+                raise Missing(error.reason, error.status) from None
+            raise
 
     def _at(self, image: str, *path: str) -> str:
         parts = (quote(image), *(quote(part, safe=":") for part in path))
         return f"{self._url}/v2/{'/'.join(parts)}"
+
+
+def _shorter(query: Mapping[str, str]) -> Mapping[str, str] | None:
+    """The query for a shorter page; ``None``: there is none that more upstreams allow."""
+    n = query.get("n", "")
+    if not _LENGTH.fullmatch(n):
+        return None
+    shorter = next((str(length) for length in _PAGE_LENGTHS if length < int(n)), None)
+    return None if shorter is None else {**query, "n": shorter}
 
 
 def named_digest(response: HttpResponse) -> Digest | None:

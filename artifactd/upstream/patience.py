@@ -30,6 +30,10 @@ BREAKER_PAUSE = 5.0
 _LONGEST_BREAKER_PAUSE = 60.0
 
 
+class NoRegistry(Unreachable):
+    """Something other than the registry answered 403, 404 or 410, with a page of HTML."""
+
+
 class Interrupted(Unreachable):
     """The upstream was not asked, since the circuit breaker is open."""
 
@@ -293,10 +297,14 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     The message of a host that the upstream has redirected to is left out: it may be of a service
     that clients have no business with.
 
+    A page of HTML says nothing of what the registry has: a proxy or a firewall has answered.
+
     :param secrets: credentials sent with the request: a message that repeats one is left out.
     """
     status = response.status
     reason = f"{response.host} answers {status}" + await _message(response, secrets)
+    if status in (403, 404, 410) and _is_page(response):
+        return NoRegistry(f"{reason} with a page for people, which no registry sends", status)
     if status in (401, 403, 404, 410):
         return Missing(reason, status)
     if status == 416:
@@ -306,6 +314,11 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     if status >= 500:
         return Unreachable(reason, status)
     return Unreachable(f"{reason} (unexpected status)", status)
+
+
+def _is_page(response: HttpResponse) -> bool:
+    media_type = (response.header("Content-Type") or "").partition(";")[0]
+    return media_type.strip().lower() in ("text/html", "application/xhtml+xml")
 
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:

@@ -164,6 +164,16 @@ class TagListTests(ListCase):
                 self.assertEqual(asked, parse_qs(more, keep_blank_values=True))
                 self.age(registry, 2 * DAY)
 
+    async def test_a_link_that_asks_for_0_entries_leads_to_all_of_them(self) -> None:
+        everything = json.dumps({"tags": ALL[:2]}).encode()
+        for query in ("last=2&n=0", "n=0&last=2"):
+            link = {"Link": f'<{LIST}?{query}>; rel="next"'}
+            self.hub.faults.add(Instead(everything, headers=link), on=TAGS)
+            self.hub.faults.add(Instead(b'{"tags": ["3", "edge", "latest"]}'), on=TAGS)
+            found = await pages(self.mirror(), LIST, "tags")
+            self.assertEqual(found, [ALL[:2], ALL[2:]])
+            self.assertEqual(self.hub.asked("GET", TAGS)[-1].query, {"n": ["0"], "last": ["2"]})
+
     async def test_none_is_listed_where_none_is_wanted(self) -> None:
         registry = self.mirror(freshness="0s")
         everything = json.dumps({"tags": ALL}).encode()
@@ -498,6 +508,14 @@ class TagSchemaTests(ListCase):
             self.assert_from(answer, "remote", STORED)
             self.assertEqual(listed(answer), [str(self.signature)])
             self.assertEqual(answer.header("Content-Type"), OCI_INDEX)
+
+    async def test_the_children_of_the_subject_itself_are_none(self) -> None:
+        subject = self.hub.images.add_index(NAME, None, self.signature)
+        tag = f"sha256-{subject.encoded}"
+        self.assertEqual(self.hub.images.add_index(NAME, tag, self.signature), subject)
+        self.hub.faults.add(Status(404), on=REFERRERS, times=None)
+        answer = await self.get(self.mirror(), f"{PATH}/referrers/{subject}")
+        self.assertEqual((answer.status, listed(answer)), (200, []))
 
     async def test_without_the_tag_there_are_none(self) -> None:
         self.hub.faults.add(Status(404), on=REFERRERS, times=None)

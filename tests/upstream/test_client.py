@@ -235,6 +235,27 @@ class ListTests(UpstreamTestCase):
             upstream = self.upstream(in_turn(answer), retries=0)
             self.failureResultOf(upstream.tags(IMAGE, {}), Unreachable)
 
+    def test_a_page_that_is_refused_for_its_length_is_asked_for_shorter(self) -> None:
+        for status in (400, 405, 406, 413, 416, 422):
+            for operation in (
+                lambda upstream: upstream.tags(IMAGE, {"n": "10000", "last": "a"}),
+                lambda upstream: upstream.referrers(IMAGE, DIGEST, {"n": "10000", "last": "a"}),
+            ):
+                upstream = self.upstream(
+                    in_turn(Answer(status), Answer(status), Answer(200, b"{}", {"Link": ""}))
+                )
+                self.http.asked.clear()
+                self.successResultOf(operation(upstream))
+                asked = [each.url.partition("?")[2] for each in self.http.asked]
+                self.assertEqual(["n=10000&last=a", "n=1000&last=a", "n=100&last=a"], asked, status)
+
+    def test_no_shorter_page_is_asked_for_than_every_upstream_allows(self) -> None:
+        for query in ({}, {"n": "100"}, {"n": "x"}, {"last": "b"}):
+            upstream = self.upstream(in_turn(Answer(400)))
+            self.http.asked.clear()
+            failure = self.failureResultOf(upstream.tags(IMAGE, query), Unreachable)
+            self.assertEqual((400, 1), (failure.value.status, len(self.http.asked)))
+
     def test_referrers_are_asked_for_by_subject(self) -> None:
         fields: dict[str, str | list[str]] = {
             "Content-Type": f"{INDEX}; charset=utf-8",
@@ -249,7 +270,8 @@ class ListTests(UpstreamTestCase):
 
     def test_an_upstream_that_does_not_know_referrers_has_none(self) -> None:
         login = Answer(200, b"<html>", {"Content-Type": "text/html"}, host="accounts.example")
-        for answer in (Answer(404), Answer(405), Answer(406), Answer(501), login):
+        page = Answer(404, b"<html>", {"Content-Type": "text/html"})
+        for answer in (Answer(404), Answer(405), Answer(406), Answer(501), login, page):
             upstream = self.upstream(in_turn(answer))
             self.failureResultOf(upstream.referrers(IMAGE, DIGEST, {}), Missing)
 
@@ -271,6 +293,15 @@ class StatusTests(UpstreamTestCase):
             for status in (404, 410, 403):
                 error = self.outcome(operation, Answer(status))
                 self.assertEqual((Missing, status), (type(error), error.status), name)
+
+    def test_a_page_for_people_does_not_say_what_is_there(self) -> None:
+        for status in (403, 404, 410):
+            for media_type in ("text/html", "Text/HTML; charset=utf-8"):
+                for name in ("manifest", "tags", "open_blob"):
+                    answer = Answer(status, b"<html>", {"Content-Type": media_type})
+                    error = self.outcome(OPERATIONS[name], answer)
+                    self.assertIsInstance(error, Unreachable)
+                    self.assertIn("a page for people", error.reason)
 
     def test_a_failure_is_tried_again_twice(self) -> None:
         for name, operation in OPERATIONS.items():

@@ -829,6 +829,13 @@ class BasicTests(LoginTestCase):
             self.assertIs(LoginRefused, type(error))
             self.assertIn("bob", error.reason)
 
+    def test_a_password_that_has_expired_is_a_login_refused(self) -> None:
+        told = json({"message": "Your authorization token has expired. Reauthenticate."}, 403)
+        upstream = self.upstream(in_turn(challenged("Basic"), told), credentials=lambda: BOB)
+        error = self.error(upstream)
+        self.assertIsInstance(error, LoginRefused)
+        self.assertIn("has expired. Reauthenticate", error.reason)
+
     def test_what_they_may_not_see_is_missing(self) -> None:
         upstream = self.upstream(in_turn(challenged("Basic"), Answer(403)), credentials=lambda: BOB)
         self.assertIsInstance(self.error(upstream), Missing)

@@ -389,7 +389,8 @@ class RemoteLists:
         how = _STORED
         try:
             found = await self.manifests.get(image, tag)
-            if found.record.media_type in INDEX_TYPES:
+            # Some registries take the tag for the digest: a subject's children are no referrers.
+            if found.record.media_type in INDEX_TYPES and found.record.digest != subject:
                 content = await self._content(image, found.record.digest)
                 descriptors = (await self._decoded(_index, content, image)).manifests or []
             if found.provenance.stale is not None:
