@@ -73,6 +73,9 @@ access_log = "off"
 [repository.local]
 kind = "local"
 
+[repository."docker.io"]
+enabled = false
+
 [repository.good]
 kind = "remote"
 upstream = "http://127.0.0.1:{good}"

@@ -145,6 +145,7 @@ def artifactd(folder: Path, name: str, upstream: int) -> tuple[list[str], int, d
     port = free_port()
     file = folder / f"{name}.toml"
     file.write_text(
+        "[repository.local]\nenabled = false\n"
         f'[repository."docker.io"]\nkind = "remote"\nupstream = "http://127.0.0.1:{upstream}"\n'
     )
     environment = {

@@ -71,6 +71,9 @@ access_log = "off"
 [repository.local]
 kind = "local"
 
+[repository."docker.io"]
+enabled = false
+
 [repository.up]
 kind = "remote"
 upstream = "http://127.0.0.1:{upstream}"

@@ -48,6 +48,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     """
 
     kind: _Remote = "remote"
+    enabled: Flag = True
     upstream: Annotated[Location, Meta(extra={"missing": "the URL of a registry"})]
     hosts: Hosts = ()
     library: NamePrefix = Prefix("")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
+from msgspec.structs import replace
 
 from artifactd.kit.start import StartError
 from artifactd.kit.trusted import Untrusted, read_trusted
@@ -116,6 +117,7 @@ class LocalSettings(Section, frozen=True):
     """``[repository.<name>]`` of kind ``local``: images under ``/v2/<name>/`` that clients push."""
 
     kind: _Local = "local"
+    enabled: Flag = True
     other_media_types: Flag = False
     sparse_indexes: Flag = False
     delete_held: Flag = False
@@ -208,8 +210,12 @@ class Settings(Section, frozen=True, kw_only=True):
         """
         tables = {} if path is None else _read(path)
         default = tables.pop("default", {})
+        named = tables.get("repository", {})
+        if isinstance(named, dict):
+            tables["repository"] = {n: t for n, t in named.items() if not _switches_only(t)}
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
-        repositories = values.setdefault("repository", Settings().repository)
+        repositories = _with_embedded(values["repository"], named)
+        values["repository"] = repositories
         values |= _from_environment(environ, repositories)
         _check_names(repositories, f"{path}: repository")
         check_remotes(repositories, f"{path}: repository", environ)
@@ -232,7 +238,9 @@ class Settings(Section, frozen=True, kw_only=True):
         The settings as a TOML document.  :meth:`load` reads it as the same settings, except for
         the passwords, which are left out.
         """
-        return "\n".join(write_lines(self))
+        off = [name for name in Settings().repository if name not in self.repository]
+        tables = (f"\n[repository.{key(name)}]\nenabled = false" for name in off)
+        return "\n".join([*write_lines(self), *tables])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -247,6 +255,36 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 _LONGEST = 64  # characters of a repository's name: files in the store are named after it, too
+
+
+def _switches_only(table: object) -> bool:
+    """Whether a repository's ``table`` says only whether it is enabled."""
+    return (
+        isinstance(table, dict) and list(table) == ["enabled"] and table["enabled"] in (True, False)
+    )
+
+
+def _with_embedded(
+    read: Mapping[str, RepositorySettings], named: Mapping[str, Any]
+) -> dict[str, RepositorySettings]:
+    """
+    The repositories in force: the enabled ones of the file, and the embedded ones that it does not
+    replace or switch off.
+
+    :param named: the tables of the file, by their names.
+    """
+    enabled = {name: each for name, each in read.items() if each.enabled}
+    embedded = {
+        name: each
+        for name, each in Settings().repository.items()
+        if name not in read and named.get(name, {"enabled": True})["enabled"]
+    }
+    hub = embedded.get(_HUB)
+    if isinstance(hub, RemoteSettings):
+        # Another repository may answer for hosts of Docker Hub.
+        taken = {h for e in enabled.values() if isinstance(e, RemoteSettings) for h in e.hosts}
+        embedded[_HUB] = replace(hub, hosts=tuple(h for h in hub.hosts if h not in taken))
+    return {**embedded, **enabled}
 
 
 def _check_names(repositories: Iterable[str], where: str) -> None:

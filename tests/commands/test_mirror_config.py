@@ -12,6 +12,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.commands.mirror_config import containerd, docker, own_url, podman
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import Settings
+from tests.upstreams.settings import without_embedded
 
 URL = "http://127.0.0.1:5000"
 
@@ -19,7 +20,8 @@ URL = "http://127.0.0.1:5000"
 class MirrorConfigTests(TestCase):
     def settings(self, toml: str = "", **environment: str) -> Settings:
         file = Path(self.mktemp())
-        file.write_text(toml)
+        named = tomllib.loads(toml).get("repository")
+        file.write_text(toml if named is None else f"{toml}\n{without_embedded(named)}")
         return Settings.load(file, {f"ARTIFACTD_{k.upper()}": v for k, v in environment.items()})
 
     def two(self) -> Settings:

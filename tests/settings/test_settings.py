@@ -23,6 +23,7 @@ from artifactd.settings.accounts import (
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import DefaultSettings, LimitsSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Size
+from tests.upstreams.settings import without_embedded
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "artifactd.toml"
 
@@ -81,9 +82,52 @@ class FileTests(SettingsCase):
         self.assertEqual(settings.min_chunk, 5 * 1024 * 1024)
         self.assertEqual(settings.listen, Settings().listen)
 
-    def test_repositories_replace_the_embedded_ones(self) -> None:
-        settings = self.load('[repository.team]\nkind = "local"\nsparse_indexes = true\n')
-        self.assertEqual(settings.repository, {"team": LocalSettings(sparse_indexes=True)})
+    def test_the_embedded_repositories_stay_beside_others(self) -> None:
+        settings = self.load(QUAY)
+        self.assertEqual(set(settings.repository), {"local", "docker.io", "quay.io"})
+        embedded = Settings()
+        for name in "local", "docker.io":
+            self.assertEqual(settings.repository[name], embedded.repository[name])
+        self.assertEqual(settings.default, embedded.default)
+
+    def test_a_table_of_its_name_replaces_an_embedded_one(self) -> None:
+        settings = self.load('[repository.local]\nkind = "local"\nsparse_indexes = true\n')
+        self.assertEqual(settings.repository["local"], LocalSettings(sparse_indexes=True))
+        self.assertIn("docker.io", settings.repository)
+
+    def test_a_repository_that_is_not_enabled_does_not_exist(self) -> None:
+        off = '[repository.local]\nenabled = false\n[repository."docker.io"]\nenabled = false\n'
+        self.assertEqual(self.load(off).repository, {})
+        self.assertEqual(set(self.load(off + QUAY).repository), {"quay.io"})
+        self.assertEqual(
+            set(self.load(f"{QUAY}enabled = false").repository), {"local", "docker.io"}
+        )
+        self.assertEqual(set(self.load(f"{HUB}enabled = false").repository), {"local"})
+        unread = f'{QUAY}enabled = false\nusername = "a"\npassword_file = "/absent"\n'
+        self.assertNotIn("quay.io", self.load(unread).repository)
+
+    def test_whether_it_is_enabled_alone_says_no_more_than_that(self) -> None:
+        on = '[repository.local]\nenabled = true\n[repository."docker.io"]\nenabled = true\n'
+        self.assertEqual(self.load(on), Settings())
+
+    def test_what_is_wrong_in_a_repository_that_is_not_enabled_is_told(self) -> None:
+        self.assert_refused(
+            f"{QUAY}enabled = false\nfreshnes = 3",
+            'repository."quay.io".freshnes: no such setting; did you mean freshness?',
+        )
+        self.assert_refused(
+            f'{QUAY}enabled = "no"',
+            'repository."quay.io".enabled: expected true or false, got "no"',
+        )
+
+    def test_the_embedded_docker_hub_leaves_hosts_to_a_table_that_has_them(self) -> None:
+        settings = self.load(
+            '[repository.hub]\nkind = "remote"\nupstream = "https://registry-1.docker.io"\n'
+            'hosts = ["docker.io", "hub"]\n'
+        )
+        hub = settings.repository["docker.io"]
+        assert isinstance(hub, RemoteSettings)
+        self.assertEqual(hub.hosts, ("index.docker.io", "registry-1.docker.io"))
 
     def test_what_it_prints_it_reads_again(self) -> None:
         settings = self.load(
@@ -91,6 +135,8 @@ class FileTests(SettingsCase):
             'upload_timeout = "7d"\n[repository.a]\nkind = "local"\ndelete_held = true\n'
         )
         self.assertEqual(self.load(str(settings)), settings)
+        without = self.load(without_embedded())
+        self.assertEqual(self.load(str(without)), without)
 
 
 TEAM = '[repository.team]\nkind = "local"\n'
@@ -107,13 +153,15 @@ class DefaultRepositoryTests(SettingsCase):
         self.assertEqual(self.default(""), ("local", ("local", "docker.io")))
 
     def test_of_these_only_those_count_that_there_are(self) -> None:
-        self.assertEqual(self.default(TEAM), ("", ()))
-        self.assertEqual(self.default(TEAM + HUB), ("", ("docker.io",)))
-        self.assertEqual(self.default('[repository.local]\nkind = "local"'), ("local", ("local",)))
+        no_local, no_hub = without_embedded(["docker.io"]), without_embedded(["local"])
+        self.assertEqual(self.default(TEAM + without_embedded()), ("", ()))
+        self.assertEqual(self.default(TEAM + no_local), ("", ("docker.io",)))
+        self.assertEqual(self.default(no_hub), ("local", ("local",)))
 
     def test_another_local_repository_can_be_chosen_and_is_pulled_from(self) -> None:
         chosen = '[default]\npush = "team"'
-        self.assertEqual(self.default(TEAM + chosen), ("team", ("team",)))
+        alone = without_embedded() + TEAM + chosen
+        self.assertEqual(self.default(alone), ("team", ("team",)))
         self.assertEqual(self.default(HUB + TEAM + chosen), ("team", ("team", "docker.io")))
 
     def test_it_can_be_done_without_one_to_push_to(self) -> None:
@@ -121,7 +169,7 @@ class DefaultRepositoryTests(SettingsCase):
 
     def test_the_upstreams_of_bare_names_can_be_chosen(self) -> None:
         chosen = '[default]\npull = ["quay.io", "docker.io"]'
-        self.assertEqual(self.default(HUB + QUAY + chosen), ("", ("quay.io", "docker.io")))
+        self.assertEqual(self.default(f'{QUAY}{chosen}\npush = ""'), ("", ("quay.io", "docker.io")))
         self.assertEqual(self.default('[default]\npull = ["local"]'), ("local", ("local",)))
 
     def test_names_can_be_kept_from_the_upstreams(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,15 +35,22 @@ def settings_for(hub: Hub | str, name: str = "docker.io", **more: object) -> str
 
 def beside_no_upstream(toml: str) -> str:
     """
-    ``toml``, a settings file; if it has no repositories, the embedded ones, but that Docker Hub is
-    :data:`UNREACHABLE`: no test goes to the network.
+    ``toml``, a settings file, so that no test goes to the network: if it has no repositories, with
+    the embedded ones, but that Docker Hub is :data:`UNREACHABLE`; otherwise with those alone.
     """
-    if "repository" in tomllib.loads(toml):
-        return toml
+    repositories = tomllib.loads(toml).get("repository")
+    if repositories is not None:
+        return "\n".join((toml, without_embedded(repositories)))
     hub = {"kind": "remote", "upstream": UNREACHABLE, "library": "library/"}
     local = {"kind": "local"}
     tables = (_lines("repository.local", local), _lines('repository."docker.io"', hub))
     return "\n".join((toml, *tables))
+
+
+def without_embedded(but: Iterable[str] = ()) -> str:
+    """The tables of a settings file that switch the embedded repositories off, except ``but``."""
+    off = [name for name in ("local", "docker.io") if name not in but]
+    return "\n".join(_lines(f'repository."{name}"', {"enabled": False}) for name in off)
 
 
 def _lines(table: str, settings: dict[str, Any]) -> str:
