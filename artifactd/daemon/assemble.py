@@ -49,7 +49,7 @@ from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Names, Registry
-from artifactd.registry.unprefixed import Unprefixed
+from artifactd.registry.unprefixed import Patience, Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.registry.upkeep.scrubber import Scrubber
@@ -437,7 +437,7 @@ def assemble(
     registry = Registry(
         names=names,
         repositories=repositories,
-        unprefixed=_unprefixed(settings, repositories, catalog, remote),
+        unprefixed=_unprefixed(settings, repositories, catalog, remote, reactor),
         uploads=Uploads(catalog, uploads, now, reactor, settings.limits, quotas(settings)),
         stored=stored,
         catalog=catalog,
@@ -482,6 +482,7 @@ def _unprefixed(
     repositories: Mapping[str, LocalRepository | RemoteRepository],
     catalog: Catalog,
     remote: RemoteCatalog,
+    reactor: Any,
 ) -> Unprefixed:
     local = repositories.get(settings.default.push)
     assert local is None or isinstance(local, LocalRepository)
@@ -490,4 +491,4 @@ def _unprefixed(
         repository = repositories[name]
         if isinstance(repository, RemoteRepository):
             pulled.append(repository)
-    return Unprefixed(local, pulled, catalog, remote)
+    return Unprefixed(local, pulled, catalog, remote, Patience(reactor))

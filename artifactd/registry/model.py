@@ -169,6 +169,17 @@ class Repository(ABC):
     async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
         """Find a manifest by its tag or digest."""  # end-3
 
+    async def manifest_for(
+        self, image: ImageName, reference: Reference, may_push: Callable[[], bool], *, head: bool
+    ) -> ManifestFound:
+        """
+        Find a manifest for a client that may be about to push it, and asks first.
+
+        :param may_push: tells whether the client may.
+        :param head: whether the client asks only whether the manifest is there.
+        """
+        return await self.manifest(image, reference)
+
     @abstractmethod
     async def body(self, found: ManifestFound) -> OpenBlob:
         """

@@ -14,12 +14,23 @@ from contextlib import suppress
 
 from attrs import define, evolve, field, frozen
 from cachetools import TTLCache
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.failure import Failure
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import Adoption, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
+from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown, RegistryError
+from artifactd.oci.errors import (
+    BadGateway,
+    BlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+    RegistryError,
+    TooManyRequests,
+)
 from artifactd.oci.manifest import Descriptor, Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName
 from artifactd.registry.local import LocalRepository, index_of
@@ -162,6 +173,37 @@ class Adopting:
                 self._blobs[digest] = None
 
 
+PATIENCE = 1.0
+"""Seconds for which the HEADs of a name together wait for upstreams if the client may push it."""
+
+_PATIENT_AGAIN = 60.0  # seconds
+
+
+@define(eq=False)
+class Patience:
+    """
+    How long the HEADs of a name that no repository is known to have may still wait for upstreams.
+
+    A client that pushes asks for each of its manifests first: only the first HEAD waits.
+    """
+
+    clock: IReactorTime
+    _asked: TTLCache[ImageName, float] = field(init=False)
+
+    @_asked.default
+    def _none_asked(self) -> TTLCache[ImageName, float]:
+        return TTLCache(_REMEMBERED, _PATIENT_AGAIN, self.clock.seconds)
+
+    def left(self, image: ImageName) -> float:
+        """Seconds left, 0 or more."""
+        now = self.clock.seconds()
+        return max(self._asked.setdefault(image, now) + PATIENCE - now, 0.0)
+
+    def answered(self, image: ImageName) -> None:
+        """Wait again from now on: the upstreams have answered."""
+        self._asked.pop(image, None)
+
+
 def _split(
     descriptors: Iterable[Descriptor], promised: Callable[[Digest], bool]
 ) -> Mapping[bool, Sequence[Descriptor]]:
@@ -180,6 +222,7 @@ class Unprefixed(Repository):
     ``image`` is always the image of the local repository, whether it exists or not.  The first
     upstream that answers for a name becomes its origin: from then on only that one is asked.
 
+    :ivar patience: for the HEADs of clients that may push.
     :ivar local: the repository that takes pushes, if there is one.
     :ivar remotes: the upstreams' repositories, in the order in which they are asked.
     :ivar hidden: whether the client may not pull the local image.  If that image exists, the client
@@ -193,6 +236,7 @@ class Unprefixed(Repository):
     remotes: Sequence[RemoteRepository]
     catalog: Catalog
     remote: RemoteCatalog
+    patience: Patience
     promises: Promises = field(factory=Promises)
     hidden: bool = False
     first: int | None = None
@@ -260,6 +304,52 @@ class Unprefixed(Repository):
             return await self.manifest(image, reference)
         await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
+
+    async def manifest_for(
+        self, image: ImageName, reference: Reference, may_push: Callable[[], bool], *, head: bool
+    ) -> ManifestFound:
+        """
+        As :meth:`manifest`; but where upstreams can't be asked for a name that is not known here, a
+        client that may push it gets ManifestUnknown, since it pushes nothing before it is told.
+
+        A HEAD waits for them only as long as :class:`Patience` allows.
+        """
+        asking = Deferred.fromCoroutine(self.manifest(image, reference))
+        if self.local is None or self.hidden:
+            return await asking
+        try:
+            if head and not asking.called and may_push():
+                return await self._soon(image, asking)
+            return await asking
+        except (BadGateway, TooManyRequests, TimeoutError) as error:
+            if not may_push():
+                raise
+            if await self._is_settled(image):
+                if isinstance(error, TimeoutError):
+                    return await self.manifest(image, reference)
+                raise
+            reason = error.message if isinstance(error, RegistryError) else "no answer yet"
+            raise ManifestUnknown(
+                "no image of that name is here, and the upstreams can't be asked now: it may be"
+                " pushed, or pulled later",
+                {"name": image.image, "reference": str(reference), "reason": reason},
+            ) from error
+
+    async def _is_settled(self, image: ImageName) -> bool:
+        """Whether it is known which repository answers for the name."""
+        origin = await self.remote.origin(image.image)
+        return origin is not None or await self.remote.is_known(image)
+
+    async def _soon(self, image: ImageName, asking: Deferred[ManifestFound]) -> ManifestFound:
+        """Wait for ``asking``, which goes on; not for long.  :raises TimeoutError: after that."""
+
+        def answered(outcome: ManifestFound | Failure) -> ManifestFound | Failure:
+            self.patience.answered(image)
+            return outcome
+
+        waiting = uncancelled(asking.addBoth(answered))
+        waiting.addTimeout(self.patience.left(image), self.patience.clock)
+        return await waiting
 
     async def body(self, found: ManifestFound) -> OpenBlob:
         for upstream in self.remotes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 from attrs import define, field
@@ -258,7 +259,10 @@ class Api(OperationsApi):
     ) -> Answer:
         """Answer a GET or HEAD of a manifest, by tag or digest."""  # end-3
         parsed = parse_reference(reference)
-        found = await target.readable.manifest(target.image, parsed)
+        head = request.method == b"HEAD"
+        found = await target.readable.manifest_for(
+            target.image, parsed, partial(self.gate.may_push, request, target), head=head
+        )
         record = found.record
         headers = content_headers(record.media_type, record.digest)
         headers |= provenance_headers(found.provenance)
@@ -266,7 +270,7 @@ class Api(OperationsApi):
             headers["Cache-Control"] = "no-cache"
         if not_modified(request, headers["ETag"]):
             return Answer(304, headers)
-        if request.method == b"HEAD":
+        if head:
             return Answer(200, headers, length=record.size)
         body = await target.readable.body(found)
         return body_answer(body, ByteRange(0, record.size - 1), headers)

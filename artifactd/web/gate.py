@@ -92,6 +92,9 @@ class Gate(Protocol):
             compared with.
         """
 
+    def may_push(self, request: RegistryRequest, target: Target) -> bool:
+        """Whether the caller may push under the name of ``target`` now."""
+
     def listed(self, request: RegistryRequest) -> Allowed | None:
         """
         Return a test for the images that a list shows the caller; ``None``: all.
@@ -162,6 +165,9 @@ class LoopbackGate:
 
     def may_pull(self, request: RegistryRequest, name: str) -> None:
         """All images."""
+
+    def may_push(self, request: RegistryRequest, target: Target) -> bool:
+        return is_local(request) and not self.read_only()
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
@@ -380,6 +386,14 @@ class AccessGate:
             return granted and _in_scope(caller, Action.PULL, image, name)
 
         return may
+
+    def may_push(self, request: RegistryRequest, target: Target) -> bool:
+        caller = request.caller
+        granted = Action.PUSH in self.rules.granted(caller.identity, target.image)
+        scope = str(target.name)
+        return (
+            granted and not self.read_only() and _in_scope(caller, Action.PUSH, target.image, scope)
+        )
 
     def listed(self, request: RegistryRequest) -> Allowed:
         return self.rules.allowed(request.caller.identity, Action.PULL)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import ImageName
+from artifactd.registry import unprefixed
 from tests.api.case import ApiTestCase
-from tests.api.served import image_manifest
-from tests.pull.mirrors import HIT, MirrorCase, timings
+from tests.api.served import Served, image_manifest
+from tests.pull.mirrors import FULL, HIT, MirrorCase, timings
+from tests.upstreams.faulty import Silence, Status
 
 LAYER = b"layer"
 OTHER = Digest.of(b"nowhere")
@@ -24,11 +30,11 @@ class UnreachableTests(ApiTestCase):
             for method, path in requests
         ]
 
-    async def test_of_an_unknown_name_only_a_manifest_needs_it(self) -> None:
+    async def test_of_an_unknown_name_nothing_is_there_for_a_client_that_may_push(self) -> None:
         manifests = [("GET", "manifests/latest"), ("HEAD", f"manifests/{OTHER}")]
-        self.assertEqual(await self.statuses("unknown", *manifests), [502, 502])
+        self.assertEqual(await self.statuses("unknown", *manifests), [404, 404])
         answer = await self.registry.request("GET", "/v2/unknown/manifests/latest")
-        self.assertIn("reason", self.assert_error(answer, 502, "UNKNOWN"))
+        self.assertIn("reason", self.assert_error(answer, 404, "MANIFEST_UNKNOWN"))
         others = {
             ("GET", f"blobs/{OTHER}"): 404,
             ("HEAD", f"blobs/{OTHER}"): 404,
@@ -43,6 +49,13 @@ class UnreachableTests(ApiTestCase):
             ("DELETE", "manifests/latest"): 404,
         }
         self.assertEqual(await self.statuses("unknown", *others), list(others.values()))
+
+    async def test_of_an_unknown_name_a_manifest_needs_it_for_others(self) -> None:
+        self.registry = Served.start(self, self.toml, read_only="true")
+        manifests = [("GET", "manifests/latest"), ("HEAD", f"manifests/{OTHER}")]
+        self.assertEqual(await self.statuses("unknown", *manifests), [502, 502])
+        answer = await self.registry.request("GET", "/v2/unknown/manifests/latest")
+        self.assertIn("reason", self.assert_error(answer, 502, "UNKNOWN"))
 
     async def test_of_a_known_name_nothing_does(self) -> None:
         digest = await self.registry.push_image("hello", "latest", LAYER)
@@ -81,6 +94,83 @@ class UnreachableTests(ApiTestCase):
     async def test_the_daemon_is_as_healthy_as_without(self) -> None:
         for path in ("/healthz", "/readyz", "/metrics", "/v2/", "/v2/_catalog"):
             self.assertEqual((await self.registry.request("GET", path)).status, 200)
+
+
+class GrantedTests(ApiTestCase):
+    """What the rules grant decides whether a name is there to be pushed."""
+
+    async def status(self, *may: str) -> int:
+        rule = f'who = ["anonymous"]\nmay = {json.dumps(may)}\nimages = ["*"]\n'
+        registry = Served.start(self, f"[[access]]\n{rule}[auth]\n")
+        return (await registry.request("HEAD", "/v2/unknown/manifests/latest")).status
+
+    async def test_a_client_that_may_only_pull_is_told_the_error(self) -> None:
+        self.assertEqual(await self.status("pull"), 502)
+
+    async def test_a_client_that_may_push_may_go_on(self) -> None:
+        self.assertEqual(await self.status("pull", "push"), 404)
+
+
+class FirstPushTests(MirrorCase):
+    """A client asks for the manifest before it pushes a name that no repository has yet."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.registry = self.mirror()
+
+    async def statuses(self, name: str = "hello") -> list[int]:
+        """The answers to what a client asks before the first push."""
+        return [
+            (await self.registry.request("HEAD", f"/v2/{name}/manifests/{reference}")).status
+            for reference in ("latest", str(OTHER))
+        ]
+
+    async def test_it_goes_on_whatever_the_upstream_answers(self) -> None:
+        for status in (401, 403, 429, 500, 503):
+            self.hub.faults.add(Status(status), method="*", times=None)
+            name = f"after-{status}"
+            self.assertEqual(await self.statuses(name), [404, 404], status)
+            await self.registry.push_image(name, "latest", LAYER)
+            self.assertEqual((await self.statuses(name))[0], 200, status)
+            self.hub.faults.clear()
+
+    async def test_it_waits_for_a_silent_upstream_once_and_not_for_long(self) -> None:
+        self.patch(unprefixed, "PATIENCE", 0.01)
+        self.hub.faults.add(Silence(), method="*", times=None)
+        self.assertEqual(await self.statuses(), [404, 404])
+        await self.registry.push_image("hello", "latest", LAYER)
+        self.assertEqual((await self.statuses())[0], 200)
+
+    async def test_a_pull_waits_as_long_as_ever(self) -> None:
+        self.patch(unprefixed, "PATIENCE", 0.0)
+        self.hub.images.add_image("library/alpine", "latest", LAYER)
+        answer = await self.registry.request("GET", "/v2/alpine/manifests/latest", headers=FULL)
+        self.assertEqual(answer.status, 200)
+
+    async def test_a_name_of_the_upstream_is_not_said_to_be_absent(self) -> None:
+        self.patch(unprefixed, "PATIENCE", 0.0)
+        self.hub.images.add_image("library/alpine", "latest", LAYER)
+        await self.registry.request("GET", "/v2/alpine/manifests/latest", headers=FULL)
+        answer = await self.registry.request("HEAD", "/v2/alpine/manifests/latest")
+        self.assertEqual(answer.status, 200)
+        self.hub.faults.add(Status(500), method="*", times=None)
+        answer = await self.registry.request("HEAD", f"/v2/alpine/manifests/{OTHER}")
+        self.assertEqual(answer.status, 502)
+
+
+class PatienceTests(SynchronousTestCase):
+    def test_all_requests_of_one_name_share_it_until_one_is_answered(self) -> None:
+        clock = Clock()
+        patience = unprefixed.Patience(clock)
+        hello, other = ImageName("local", "hello"), ImageName("local", "other")
+        self.assertEqual(patience.left(hello), unprefixed.PATIENCE)
+        clock.advance(unprefixed.PATIENCE / 4)
+        self.assertEqual(patience.left(hello), unprefixed.PATIENCE * 3 / 4)
+        self.assertEqual(patience.left(other), unprefixed.PATIENCE)
+        clock.advance(unprefixed.PATIENCE)
+        self.assertEqual(patience.left(hello), 0)
+        patience.answered(hello)
+        self.assertEqual(patience.left(hello), unprefixed.PATIENCE)
 
 
 class WriteTests(MirrorCase):
