@@ -101,6 +101,13 @@ class AccessRules:
                 allowed |= grant.may
         return allowed if limit is None else allowed & limit.may
 
+    def limited(self, identity: Identity, action: Action, image: ImageName) -> bool:
+        """Whether a robot's own limit forbids it to do ``action`` to ``image``, not the rules."""
+        limit, grants = self._grants_of(identity)
+        if limit is None or (action in limit.may and limit.images.match(str(image))):
+            return False
+        return any(action in each.may and each.images.match(str(image)) for each in grants)
+
     def allowed(self, identity: Identity, action: Action) -> Allowed:
         """A test for the images that ``identity`` may do ``action`` to, as :meth:`granted` says."""
         limit, grants = self._grants_of(identity)

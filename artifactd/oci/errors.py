@@ -49,13 +49,19 @@ class RegistryError(Exception):
             return self.detail
         return {**self.detail, **self.stored} if isinstance(self.detail, dict) else self.stored
 
+    @property
+    def full_message(self) -> str:
+        """``message``, perhaps with figures of ``stored``."""
+        return self.message
+
     def body(self, *, sees_stored: bool = False) -> bytes:
         """
         The JSON document of the spec, as bytes.
 
         :param sees_stored: whether the client may learn what is stored.
         """
-        error: dict[str, object] = {"code": self.code, "message": self.message}
+        message = self.full_message if sees_stored else self.message
+        error: dict[str, object] = {"code": self.code, "message": message}
         detail = self.full_detail if sees_stored else self.detail
         if detail is not None:
             error["detail"] = detail
@@ -193,13 +199,23 @@ class QuotaExceeded(Denied):
     :param requested: bytes that the push would add.
     """
 
+    _remedy = "delete images there, or ask its administrator for more"
+
     def __init__(self, repository: str, quota: int, used: int, requested: int) -> None:
+        self._excess = (
+            f"the quota of {repository} is exceeded: {requested} bytes more do not fit into its"
+            f" {quota} bytes"
+        )
+        self._used = used
         super().__init__(
-            f"the quota of {repository} is exceeded: delete images there, or ask its administrator"
-            " for more",
+            f"{self._excess}: {self._remedy}",
             {"repository": repository, "quota": quota, "requested": requested},
             stored={"used": used},
         )
+
+    @property
+    def full_message(self) -> str:
+        return f"{self._excess}, of which {self._used} are used: {self._remedy}"
 
 
 class Unavailable(RegistryError):

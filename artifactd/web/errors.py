@@ -93,7 +93,7 @@ def _described(request: RegistryRequest, error: RegistryError) -> dict[str, obje
         "method": request.method.decode("latin-1"),
         "path": request.path.decode("latin-1"),
         "code": error.code,
-        "error": error.message,
+        "error": error.full_message,
         "detail": error.full_detail or "",
         "cause": "" if error.__cause__ is None else f" ({error.__cause__})",
     }

@@ -446,8 +446,13 @@ class AccessGate:
             self._unauthorized(request, wanted, "insufficient_scope")
         if _nobody(caller):
             self._unauthorized(request, wanted)
+        if any(self.rules.limited(caller.identity, action, image) for image in images):
+            table = f"[robot.{caller.identity.name}]"
+            why = f"the robot's own limits, may and images in {table}, exclude it"
+        else:
+            why = "no access rule of the registry grants it"
         raise Denied(
-            f"{caller.identity} may not {action} here: no access rule of the registry grants it",
+            f"{caller.identity} may not {action} here: {why}",
             {"name": name, "action": str(action)},
         )
 

@@ -305,7 +305,7 @@ images = ["local/team/*"]
 
 [[access]]
 who = ["robot:all", "robot:some"]
-may = ["administer"]
+may = ["pull", "administer"]
 images = ["*"]
 """
         % {name: sha256(name.encode()).hexdigest() for name in ("all", "some")}
@@ -323,6 +323,20 @@ images = ["*"]
             answer = await self.ask("GET", "/metrics", headers={**login, **afar})
             self.assertEqual(answer.status, status, login)
             self.assertEqual(b"artifactd_" in answer.body, status == 200, login)
+
+    async def test_a_robot_that_its_own_limits_exclude_is_told_so(self) -> None:
+        for name, login, why in (
+            ("local/other", basic("robot+some", "some"), "images in [robot.some], exclude it"),
+            ("local/other", basic("robot+all", "all"), ""),
+            ("local/team/app", basic("robot+some", "some"), ""),
+        ):
+            answer = await self.ask("GET", f"/v2/{name}/tags/list", headers=login)
+            self.assertEqual(answer.status, 403 if why else 404)
+            self.assertIn(why, answer.body.decode())
+        login = basic("robot+all", "all")
+        answer = await self.ask("POST", "/v2/local/other/blobs/uploads/", headers=login)
+        self.assertEqual(answer.status, 403)
+        self.assertIn(b"no access rule", answer.body)
 
 
 class SharedCacheTests(GuardedCase):

@@ -152,6 +152,15 @@ class RobotLimitTests(SynchronousTestCase):
         self.assertTrue(access.grants_any(CI, PULL))
         self.assertFalse(access.grants_any(CI, PUSH))
 
+    def test_it_is_told_apart_whether_the_rules_or_its_limits_exclude_it(self) -> None:
+        robot = limit((PULL,), "local/*")
+        some = rules(self.ALL, ci=robot)
+        self.assertTrue(some.limited(CI, PUSH, APP))
+        self.assertTrue(some.limited(CI, PULL, HUB))
+        self.assertFalse(some.limited(CI, PULL, APP))
+        self.assertFalse(rules(ci=robot).limited(CI, PUSH, APP))
+        self.assertFalse(rules(self.ALL).limited(ALICE, PUSH, APP))
+
     def test_an_expired_robot_may_do_nothing_whatever_token_it_has(self) -> None:
         robot = limit(tuple(Action), "*", expires="2027-01-31T00:00:00Z")
         expires = datetime(2027, 1, 31, tzinfo=UTC).timestamp()

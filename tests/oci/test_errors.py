@@ -6,7 +6,7 @@ import json
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.errors import ManifestUnknown, QuotaExceeded
 from artifactd.settings.values import Size
 
 
@@ -36,3 +36,13 @@ class BodyTests(TestCase):
     def test_what_json_has_no_form_for_becomes_text(self) -> None:
         error = json.loads(ManifestUnknown("no", {"limit": Size(5 << 20)}).body())
         self.assertEqual({"limit": "5MiB"}, error["errors"][0]["detail"])
+
+    def test_a_quota_that_is_exceeded_is_told_with_figures(self) -> None:
+        error = QuotaExceeded("local", quota=1000, used=900, requested=300)
+        excess = "the quota of local is exceeded: 300 bytes more do not fit into its 1000 bytes"
+        remedy = ": delete images there, or ask its administrator for more"
+        (told,) = json.loads(error.body())["errors"]
+        self.assertEqual(told["message"], excess + remedy)
+        (told,) = json.loads(error.body(sees_stored=True))["errors"]
+        self.assertEqual(told["message"], f"{excess}, of which 900 are used{remedy}")
+        self.assertEqual(told["detail"]["used"], 900)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from artifactd.web.server.framing import origin_form, path_problem
 from artifactd.web.server.protocol import CLOSE_SECONDS, RegistryRequest
@@ -132,11 +134,22 @@ class MalformedTests(WireCase):
     def test_a_line_without_end(self) -> None:
         self.assertEqual(statuses(self.refused(b"GET /" + b"a" * 20_000)), [431])
 
-    def test_a_client_that_begins_with_tls_is_told_at_once(self) -> None:
+    def test_a_client_that_begins_with_tls_is_told_at_once_and_the_log_says_nothing(self) -> None:
         # As Docker does before it tries plain HTTP; no end of line in sight.
-        self.assertEqual(
-            statuses(self.refused(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")), [400]
-        )
+        lines: list[str] = []
+
+        @implementer(ILogObserver)
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        received = self.refused(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        self.assertEqual(statuses(received), [400])
+        self.assertIn(b"this address speaks plain HTTP", received)
+        self.assertEqual([line for line in lines if "malformed" in line], [])
+        self.refused(b"GET / SPDY/9\r\n\r\n")
+        self.assertEqual(len([line for line in lines if "malformed" in line]), 1)
 
     def test_too_many_headers(self) -> None:
         headers = [f"X-{n}: 1" for n in range(600)]
@@ -148,6 +161,16 @@ class MalformedTests(WireCase):
 
 class HeaderTests(WireCase):
     """What every request and response has."""
+
+    def test_every_status_has_its_reason_phrase(self) -> None:
+        @self.app.route("/busy")
+        def busy(request: RegistryRequest) -> bytes:
+            request.setResponseCode(429)
+            return b""
+
+        wire = self.connect()
+        wire.send(request("GET", "/busy"))
+        self.assertTrue(wire.received().startswith(b"HTTP/1.1 429 Too Many Requests\r\n"))
 
     def setUp(self) -> None:
         super().setUp()

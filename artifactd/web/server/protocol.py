@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 from functools import cached_property
+from http import HTTPStatus
 from io import BytesIO
 
 from twisted.internet import tcp
@@ -74,9 +75,13 @@ CLOSE_SECONDS = 60.0
 _TLS_HANDSHAKE = b"\x16"
 
 _MALFORMED = "malformed HTTP"
+_TLS_HERE = "this address speaks plain HTTP: use http://, or let the registry listen with TLS"
 _BAD_REQUEST = b"400 Bad Request"
 _TIMEOUT = b"408 Request Timeout"
 _TOO_LARGE = b"431 Request Header Fields Too Large"  # RFC 6585, 5
+
+# The reason phrases of statuses that Twisted does not know, such as 429: RFC 6585.
+_PHRASES = {s.value: s.phrase.encode() for s in HTTPStatus if s.value not in http.RESPONSES}
 
 _log = Logger()
 
@@ -165,7 +170,7 @@ class RegistryChannel(http.HTTPChannel):
         if self.line_mode and data.startswith(_TLS_HANDSHAKE):
             # Docker and others try TLS first, and wait for an answer until they time out: there
             # need be no end of line in a ClientHello.
-            self._respondToBadRequestAndDisconnect()
+            self._refuse(_TLS_HERE, is_usual=True)
             return
         if self._idle.due is not None and self.timeOut is not None:
             self._idle.start(self.timeOut)
@@ -294,19 +299,24 @@ class RegistryChannel(http.HTTPChannel):
     def _respondToBadRequestAndDisconnect(self) -> None:
         self._refuse(_MALFORMED)
 
-    def _refuse(self, problem: str, status: bytes = _BAD_REQUEST) -> None:
+    def _refuse(
+        self, problem: str, status: bytes = _BAD_REQUEST, *, is_usual: bool = False
+    ) -> None:
         """
         Answer bytes that are not a request, or one that is not handled, with an error, and close.
+
+        :param is_usual: clients that are in order do that: nothing is logged.
         """
         if self.requests and self.requests[0].startedWriting:
             # Never in the middle of an answer.
             self.transport.abortConnection()
             return
-        self._log.info(
-            "refused malformed HTTP from {peer}: {problem}",
-            peer=self.transport.getPeer(),
-            problem=problem,
-        )
+        if not is_usual:
+            self._log.info(
+                "refused malformed HTTP from {peer}: {problem}",
+                peer=self.transport.getPeer(),
+                problem=problem,
+            )
         self.transport.write(_answer(status, Unsupported(f"bad request: {problem}")))
         self.loseConnection()
         if self.busy:
@@ -517,6 +527,9 @@ class RegistryRequest(server.Request):
         if self._answered:
             self._stop_draining()
             super().finish()
+
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        super().setResponseCode(code, message or _PHRASES.get(code))
 
     def process(self) -> None:
         channel = self.channel
