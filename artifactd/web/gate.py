@@ -21,7 +21,7 @@ from artifactd.auth.identity import Caller, Kind
 from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
 from artifactd.auth.rules import AccessRules, Allowed
-from artifactd.oci.errors import Denied, NameUnknown, Unauthorized, Unsupported
+from artifactd.oci.errors import Denied, NameUnknown, RegistryError, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import NoProof, ProofWanted
 from artifactd.registry.model import NOBODY, Asker
@@ -52,7 +52,14 @@ class Gate(Protocol):
     @property
     def read_only(self) -> Callable[[], bool]: ...
 
-    async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
+    async def identify(
+        self,
+        request: RegistryRequest,
+        needed: Action | Need,
+        registry: Registry,
+        name: str,
+        namespace: str | None,
+    ) -> None:
         """
         Authenticate the caller: set ``request.caller`` and ``request.actor``.
 
@@ -139,7 +146,14 @@ class LoopbackGate:
 
     read_only: Callable[[], bool]
 
-    async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
+    async def identify(
+        self,
+        request: RegistryRequest,
+        needed: Action | Need,
+        registry: Registry,
+        name: str,
+        namespace: str | None,
+    ) -> None:
         """Every caller is anonymous."""
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
@@ -306,7 +320,14 @@ class AccessGate:
     challenge: Challenge
     read_only: Callable[[], bool]
 
-    async def identify(self, request: RegistryRequest, needed: Action | Need) -> None:
+    async def identify(
+        self,
+        request: RegistryRequest,
+        needed: Action | Need,
+        registry: Registry,
+        name: str,
+        namespace: str | None,
+    ) -> None:
         if request.method in (b"GET", b"HEAD"):
             # What anonymous gets may be cached for all; another login may be answered differently.
             request.responseHeaders.setRawHeaders(b"Vary", [b"Authorization"])
@@ -317,8 +338,10 @@ class AccessGate:
             values = request.requestHeaders.getRawHeaders(b"Authorization", [b""])
             bearer = values[0].strip().lower().startswith(b"bearer")
             problem = "invalid_token" if bearer else ""
+            # Some clients get their next token for the scope of this challenge alone.
+            scopes = _needed_scopes(needed, registry, name, namespace)
             error.headers["WWW-Authenticate"] = (
-                BASIC if needed is Need.TOKEN else self.challenge.value(request, error=problem)
+                BASIC if needed is Need.TOKEN else self.challenge.value(request, scopes, problem)
             )
             raise
         caller = request.caller
@@ -467,6 +490,22 @@ class AccessGate:
             None,
             {"WWW-Authenticate": self.challenge.value(request, scopes, error)},
         )
+
+
+def _needed_scopes(
+    needed: Action | Need, registry: Registry, name: str, namespace: str | None
+) -> tuple[str, ...]:
+    """The scope that a token for a request needs; none if it is not about images that can be."""
+    if needed is Need.CATALOG:
+        return (_CATALOG_SCOPE,)
+    if not isinstance(needed, Action):
+        return ()
+    try:
+        target = registry.target(name, namespace)
+    except RegistryError:
+        return ()
+    scope = name if namespace is None else str(target.image)
+    return (f"repository:{scope}:{_SCOPES[needed]}",)
 
 
 def _nobody(caller: Caller) -> bool:

@@ -110,7 +110,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                     rates = request.site.rates
                     if rates is not None:
                         rates.charge_address(request.address)
-                    await self.gate.identify(request, needs)
+                    await self.gate.identify(request, needs, self.registry, name, namespace)
                     if rates is not None:
                         rates.charge_user(request.caller.identity)
                 if isinstance(needs, Action):

@@ -111,7 +111,9 @@ async def _read_form(request: RegistryRequest) -> Mapping[str, str]:
     """
     Read the form of ``request``.
 
-    :raises FormInvalid: if the body is no form, or has a field twice (RFC 6749, 3.2).
+    Several fields ``scope``, as containers/image sends them, become one: a scope holds no space.
+
+    :raises FormInvalid: if the body is no form, or has another field twice (RFC 6749, 3.2).
     """
     kind = (request.getHeader("Content-Type") or "").partition(";")[0].strip().lower()
     if kind != _FORM:
@@ -124,9 +126,10 @@ async def _read_form(request: RegistryRequest) -> Mapping[str, str]:
     except ValueError:
         raise FormInvalid("the form is not encoded as a form is, or has too many fields") from None
     form = dict(pairs)
-    if len(form) < len(pairs):
+    scopes = [value for name, value in pairs if name == "scope"]
+    if len(form) < len(pairs) - max(len(scopes) - 1, 0):
         raise FormInvalid("the form has a field twice")
-    return form
+    return {**form, "scope": " ".join(scopes)}
 
 
 def _required(form: Mapping[str, str], name: str) -> str:

@@ -58,6 +58,27 @@ class ChallengeTests(BearerCase):
             self.assert_error(answer, 401, "UNAUTHORIZED")
             self.assertIn('error="invalid_token"', self.challenge(answer))
 
+    async def test_a_wrong_token_is_told_the_scope_of_a_right_one(self) -> None:
+        for method, path, scope in (
+            ("HEAD", PATH, PULL),
+            ("POST", "/v2/team/app/blobs/uploads/", "repository:team/app:pull,push"),
+            ("DELETE", PATH, "repository:team/app:delete"),
+            ("GET", "/v2/_catalog", "registry:catalog:*"),
+            (
+                "GET",
+                "/v2/alpine/manifests/3?ns=docker.io",
+                "repository:docker.io/library/alpine:pull",
+            ),
+        ):
+            answer = await self.with_token("a.b.c", method, path)
+            self.assertEqual(answer.status, 401)
+            self.assertIn(f'scope="{scope}"', self.challenge(answer))
+            self.assertIn('error="invalid_token"', self.challenge(answer))
+        for path in ("/v2/", "/v2/No/tags/list"):
+            answer = await self.with_token("a.b.c", "GET", path)
+            self.assertEqual(answer.status, 401)
+            self.assertNotIn("scope=", self.challenge(answer))
+
     async def test_a_wrong_password_at_the_token_service_is_asked_for_by_basic(self) -> None:
         answer = await self.ask("GET", "/token?service=artifactd", headers=basic("bob", "wrong"))
         self.assert_error(answer, 401, "UNAUTHORIZED")

@@ -165,6 +165,17 @@ class PostTests(TokenCase):
         self.assertEqual(document["scope"], "repository:hello:pull")
         self.assertEqual(document["refresh_token"], token)
 
+    async def test_several_scopes_come_in_a_field_each(self) -> None:
+        one, other = "repository:hello:pull,push", "repository:public/a:pull"
+        fields = [("service", "artifactd"), ("client_id", "test"), ("grant_type", "refresh_token")]
+        fields += [("refresh_token", await self.log_in()), ("scope", one), ("scope", other)]
+        answer = await self.registry.request("POST", "/token", urlencode(fields).encode(), FORM)
+        self.assertEqual(answer.status, 200, answer.body)
+        self.assertEqual(self.document(answer)["scope"], f"{one} {other}")
+        for twice in ("service", "refresh_token"):
+            body = urlencode([*fields, (twice, "x")]).encode()
+            await self.refused(400, "UNSUPPORTED", "POST", "/token", body, FORM)
+
     async def test_another_process_on_the_data_takes_it(self) -> None:
         token = await self.log_in()
         self.registry = Served.start(self, self.toml, data=self.registry.data)
