@@ -14,7 +14,7 @@ from twisted.internet.defer import DeferredLock
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ImageSpan, Precondition
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import NameUnknown, RegistryError
+from artifactd.oci.errors import NameInvalid, NameUnknown, RegistryError
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Stored
@@ -319,12 +319,11 @@ class Registry:
             then.  ``None``: from all.
         :param asker: the client; without the proof that ``source`` wants, nothing is mounted.
         :return: whether the blob was mounted.
-        :raises NameInvalid: if ``source`` is not a name.
         """  # end-11
         try:
             holder = self.names.resolve(RepositoryName.parse(source)) if source else None
-        except NameUnknown:
-            return False
+        except (NameInvalid, NameUnknown):
+            return False  # of another registry, perhaps: the client pushes the blob instead
         if permitted is not None and (holder is None or not permitted(holder)):
             return False
         if holder is not None:

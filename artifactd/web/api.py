@@ -172,7 +172,8 @@ class Api(OperationsApi):
     async def start_upload(self, request: RegistryRequest, target: Target) -> Answer:
         """Open an upload session, mount, or push in one request."""  # end-4, end-11
         mount = parameter(request, "mount")
-        if mount is not None:
+        algorithm = Algorithm.parse(parameter(request, "digest-algorithm") or Algorithm.SHA256)
+        if mount:
             digest = Digest.parse(mount)
             source = parameter(request, "from")
             permitted = self.gate.may_pull(request, source or "")
@@ -180,8 +181,13 @@ class Api(OperationsApi):
             if await self.registry.mount(target.pushed, digest, source, permitted, asker):
                 return Answer(201, blob_headers(target, digest))
         elif parameter(request, "digest") is not None:
-            return await self._push(request, target)
-        algorithm = Algorithm.parse(parameter(request, "digest-algorithm") or Algorithm.SHA256)
+            whole = required_digest(request)
+            body = request.body
+            empty = body is None or body.length == 0
+            if not empty or whole == Digest.of(b"", whole.algorithm):
+                return await self._push(request, target)
+            # The client tells the digest, but sends the bytes by a session, as ollama does.
+            algorithm = whole.algorithm
         owner = owner_of(request.caller.identity, request.address)
         upload_id = await self.registry.uploads.start(target.pushed, algorithm, owner)
         headers = upload_headers(target, upload_id, 0)
