@@ -67,8 +67,9 @@ class FillState(Enum):
 # ``<blob>.map``, ``<blob>.<uuid>.extents``   see extents.py
 # ``<blob>.<uuid>.new``   a file that is renamed to one of these when it is written
 _UNIQUE = r"\.[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\.(?:extents|new)"
+# A fill of an earlier release names no repository: it is swept, and never continued.
 _NAME = re.compile(
-    r"(?P<blob>[a-z0-9._-]+@(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128}))"
+    r"(?P<blob>(?:[a-z0-9._-]+@)?(?:sha256-[0-9a-f]{64}|sha512-[0-9a-f]{128}))"
     rf"(?:\.info|\.map|(?P<unique>{_UNIQUE}))?"
 )
 

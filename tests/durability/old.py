@@ -6,11 +6,14 @@ import sqlite3
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from artifactd.catalog.migrations import migrate
+from twisted.trial.unittest import SynchronousTestCase
+
+from artifactd.catalog.migrations import SCHEMA, migrate
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
+from tests.catalog.fixture import schema_folder
 from tests.durability.recording import CATALOG
 
 LATER = (
@@ -29,7 +32,13 @@ LATER = (
 """Migrations behind that of this release; the daemon works with the result as well."""
 
 
-def make_version_1(data: Path) -> dict[str, bytes]:
+RELEASED = tuple(
+    script.read_text("utf-8") for script in sorted(SCHEMA.iterdir(), key=lambda script: script.name)
+)
+"""The migrations of this release, the first one to version 1."""
+
+
+def make_version_1(case: SynchronousTestCase, data: Path) -> dict[str, bytes]:
     """
     Make a data folder with an image in it, its catalog of version 1.
 
@@ -46,7 +55,7 @@ def make_version_1(data: Path) -> dict[str, bytes]:
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
         path.write_bytes(blob)
         path.chmod(0o444)
-    migrate(data / CATALOG, nullcontext)
+    migrate(data / CATALOG, nullcontext, schema_folder(case, RELEASED[0]))
     digest = Digest.of(manifest)
     with closing(sqlite3.connect(data / CATALOG)) as db:
         db.execute("INSERT INTO repository VALUES ('local')")

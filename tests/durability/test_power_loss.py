@@ -29,7 +29,7 @@ from tests.api.served import image_manifest
 from tests.catalog.fixture import schema_folder
 from tests.durability.client import Recorded, blob_key, manifest_key
 from tests.durability.disk import Disk, State
-from tests.durability.old import LATER, make_version_1
+from tests.durability.old import LATER, RELEASED, make_version_1
 from tests.durability.recording import Recording
 from tests.durability.replay import DATA, Broken, Replay, latest
 from tests.programs import wait_for
@@ -256,9 +256,8 @@ class BackupTests(PowerLossTestCase):
 class UpgradeTests(PowerLossTestCase):
     async def test_an_upgrade_from_the_first_schema(self) -> None:
         recorded = Recorded.prepare(self)
-        contents = make_version_1(recorded.data)
-        first = (migrations.SCHEMA / "0001.sql").read_text("utf-8")
-        self.patch(migrations, "SCHEMA", schema_folder(self, first, *LATER))
+        contents = make_version_1(self, recorded.data)
+        self.patch(migrations, "SCHEMA", schema_folder(self, *RELEASED, *LATER))
         recorded.recording.adopt(recorded.data)
         for key, content in contents.items():
             recorded.recording.asked(key, content)

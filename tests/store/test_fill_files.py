@@ -26,8 +26,8 @@ class StrangeFilesTests(FillFilesTestCase):
 
     async def test_names_that_are_not_ours_are_left_alone(self) -> None:
         names = ("notes.txt", "a@md5-0123", "a@sha256-abc", f"{NAME}.bak", f"{NAME}.x.extents")
-        # Without a repository; with one that no settings can name.
-        for name in (*names, NAME.partition("@")[2], f"A{NAME}", f"@{NAME}"):
+        # With a repository that no settings can name.
+        for name in (*names, f"A{NAME}", f"@{NAME}"):
             (self.fills / name).touch()
         before = self.below("fills")
         self.assertEqual(0, await self.stores.all_fills.sweep(-3600))

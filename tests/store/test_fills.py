@@ -482,6 +482,15 @@ class FillSweepTests(ThreadedTestCase, FillTestCase):
         self.assert_looks(view, FillState.FAILED, 5)
         self.assertEqual(0, await self.stores.all_fills.sweep(0))
 
+    async def test_what_an_earlier_release_left_is_swept(self) -> None:
+        await self.left(b"hello")
+        await self.recorded(2, b"third")
+        for name in self.below("fills"):
+            folder = self.path / "fills"
+            (folder / name).rename(folder / name.partition("@")[2])
+        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual([], self.below("fills"))
+
     async def test_what_somebody_holds_stays(self) -> None:
         session = await self.filled(b"hello ")
         await session.describe(INFO)

@@ -132,10 +132,7 @@ CREATE INDEX tag_movement_tag ON tag_movement (image_id, tag);
 -- Pages of an upstream's lists.  With rowids, since a body may be large.
 CREATE TABLE upstream_page (
     image_id INTEGER NOT NULL REFERENCES image (id),
-    repository TEXT NOT NULL,  -- the image's
     key TEXT NOT NULL,  -- names the list and the page
-    size INTEGER NOT NULL,  -- bytes of key, next and body
-    used_at REAL NOT NULL,
     body BLOB NOT NULL,
     next TEXT,  -- the query of the page behind it: a JSON object of strings
     filtered TEXT,
@@ -144,7 +141,6 @@ CREATE TABLE upstream_page (
 ) STRICT;
 
 CREATE INDEX upstream_page_fetched ON upstream_page (image_id, fetched_at);
-CREATE INDEX upstream_page_use ON upstream_page (repository, used_at, image_id);
 
 -- Which remote repository has answered for an unprefixed name.
 CREATE TABLE origin (
