@@ -130,6 +130,8 @@ class OrderTests(StoreTestCase):
         self.assertEqual(f"sync {FAN_OUT}", self.recorded.calls[-1])
 
     async def test_a_probe_is_written_synced_and_removed(self) -> None:
+        await self.stores.blobs.require_room()
+        self.recorded.calls.clear()
         await self.stores.blobs.check_writable()
         self.assertEqual(
             ["create", "write", "sync", "unlink"],
