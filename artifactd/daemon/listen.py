@@ -48,7 +48,7 @@ def _listen(
 ) -> tuple[IStreamServerEndpoint, IListeningPort]:
     outcome: list[IListeningPort | Failure] = []
     try:
-        endpoint = serverFromString(reactor, description)
+        endpoint = serverFromString(reactor, str(description))  # it takes no subclass of str
         endpoint.listen(site).addBoth(outcome.append)
         if isinstance(outcome[0], Failure):
             outcome[0].raiseException()

@@ -44,6 +44,7 @@ from artifactd.settings.values import (
     Buffers,
     Bytes,
     Duration,
+    Endpoint,
     ExternalUrl,
     Flag,
     Folder,
@@ -149,7 +150,7 @@ class Settings(Section, frozen=True, kw_only=True):
     Made by :meth:`load`; ``Settings()`` has the embedded defaults.
     """
 
-    listen: Listen = ("tcp:5000:interface=127.0.0.1",)
+    listen: Listen = (Endpoint("tcp:5000:interface=127.0.0.1"),)
     data: Folder = Path("./var")
     access_log: Logging = "text"
     access_log_file: Text = ""
@@ -210,6 +211,8 @@ class Settings(Section, frozen=True, kw_only=True):
         """
         tables = {} if path is None else _read(path)
         default = tables.pop("default", {})
+        if isinstance(tables.get("listen"), str):
+            tables["listen"] = [tables["listen"]]
         named = tables.get("repository", {})
         if isinstance(named, dict):
             tables["repository"] = {n: t for n, t in named.items() if not _switches_only(t)}

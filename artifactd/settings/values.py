@@ -71,6 +71,10 @@ _URL = re.compile(rf"(https?)://(?P<host>{_HOST})(?P<path>{_PATH})/*", re.IGNORE
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+# host:port; any other word alone before the colon is a kind of endpoint, as in tcp:80.
+_ADDRESS = r"(?P<host>localhost|\d+(\.\d+){3}|\[[0-9A-Fa-f:.]+\]|):(?P<port>\d{1,5})"
+
+
 class Host(str):
     """A host as it stands in a URL, in lower case, with its port if it has one."""
 
@@ -83,6 +87,32 @@ class Host(str):
         if match is None or int(match["port"] or 1) > 65535:
             raise ValueError(text)
         return cls(match[0])
+
+
+class Endpoint(str):
+    """
+    Where to listen, as Twisted's endpoint string.  It is made of ``host:port`` too, as other
+    servers have it: ``127.0.0.1:5000``, ``[::1]:5000``, ``localhost:5000``, or ``:5000`` for all
+    addresses.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is neither of them."""
+        match = re.fullmatch(_ADDRESS, text)
+        if match is None:
+            if not re.match("[a-z0-9-]+:.", text):
+                raise ValueError(text)
+            return cls(text)
+        if int(match["port"]) > 65535:
+            raise ValueError(text)
+        host = "127.0.0.1" if match["host"] == "localhost" else match["host"].strip("[]")
+        if not host:
+            return cls(f"tcp:{match['port']}")
+        interface = host.replace(":", "\\:")
+        return cls(f"tcp:{match['port']}:interface={interface}")
 
 
 class Url(str):
@@ -247,8 +277,12 @@ Text = Annotated[str, Meta(description="a text")]
 Flag = Annotated[bool, Meta(description="true or false")]
 Folder = Annotated[Path, Meta(description="the path of a folder")]
 Listen = Annotated[
-    tuple[Annotated[str, Meta(pattern="^[a-z0-9-]+:.")], ...],
-    Meta(min_length=1, description='Twisted endpoint strings such as "tcp:5000"'),
+    tuple[Endpoint, ...],
+    Meta(
+        min_length=1,
+        description='addresses such as "127.0.0.1:5000", or Twisted endpoint strings such as'
+        ' "tcp:5000"',
+    ),
 ]
 Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
 Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]

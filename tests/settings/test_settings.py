@@ -82,6 +82,24 @@ class FileTests(SettingsCase):
         self.assertEqual(settings.min_chunk, 5 * 1024 * 1024)
         self.assertEqual(settings.listen, Settings().listen)
 
+    def test_one_endpoint_needs_no_list(self) -> None:
+        self.assertEqual(self.load('listen = "tcp:5000"').listen, ("tcp:5000",))
+
+    def test_addresses_are_endpoints_too(self) -> None:
+        for address, endpoint in (
+            (":5000", "tcp:5000"),
+            ("0.0.0.0:5000", "tcp:5000:interface=0.0.0.0"),
+            ("127.0.0.1:5000", "tcp:5000:interface=127.0.0.1"),
+            ("localhost:5000", "tcp:5000:interface=127.0.0.1"),
+            ("[::1]:5000", "tcp:5000:interface=\\:\\:1"),
+            ("tcp:5000", "tcp:5000"),
+            ("systemd:domain=INET:index=0", "systemd:domain=INET:index=0"),
+        ):
+            settings = self.load(f"listen = ['{address}']")
+            self.assertEqual(settings.listen, (endpoint,))
+            self.assertEqual(self.load(str(settings)), settings)
+            self.assertEqual(Settings.load(None, {"ARTIFACTD_LISTEN": address}), settings)
+
     def test_the_embedded_repositories_stay_beside_others(self) -> None:
         settings = self.load(QUAY)
         self.assertEqual(set(settings.repository), {"local", "docker.io", "quay.io"})
@@ -297,8 +315,11 @@ class RefusalTests(SettingsCase):
             self.assert_refused(f"idle_timeout = {value}", f"idle_timeout: {expected}, got {value}")
 
     def test_something_must_be_listened_on(self) -> None:
-        expected = 'listen: expected Twisted endpoint strings such as "tcp:5000", got '
-        for value in ("[]", '["5000"]', '"tcp:5000"', "[5000]"):
+        expected = (
+            'listen: expected addresses such as "127.0.0.1:5000", or Twisted endpoint strings such'
+            ' as "tcp:5000", got '
+        )
+        for value in ("[]", '["5000"]', '[":70000"]', '["127.0.0.1"]', '[""]', "[5000]", "5000"):
             self.assert_refused(f"listen = {value}", expected + value)
 
     def test_a_file_that_is_no_toml_tells_where(self) -> None:
