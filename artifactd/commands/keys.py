@@ -29,7 +29,7 @@ class NewRobot(SettingsOptions):
     )
     synopsis = "[options] NAME"
     optParameters: ClassVar = [
-        ["expires", "e", None, "How long from now it is valid, such as 90d (default: for ever)."],
+        ["expires", "e", "90d", 'How long from now it is valid, such as 30d, or "never".'],
     ]
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class NewRobot(SettingsOptions):
         self.images: list[Pattern] = []
 
     def opt_may(self, action: str) -> None:
-        """Limit it to pull, push, delete or administer; may be given more than once."""
+        """What it may do: pull (default), push, delete, administer; may be given more than once."""
         if action not in tuple(Action):
             raise usage.UsageError(f"--may: expected {', '.join(Action)}, got {action}")
         self.may.append(Action(action))
@@ -46,7 +46,7 @@ class NewRobot(SettingsOptions):
     opt_m = opt_may
 
     def opt_images(self, pattern: str) -> None:
-        """Limit it to images of such names, as local/mycorp/*; may be given more than once."""
+        """Names of its images (default: local/*), as local/a/*; may be given more than once."""
         try:
             self.images.append(Pattern.parse(pattern))
         except ValueError:
@@ -64,12 +64,11 @@ class NewRobot(SettingsOptions):
         except StartError as error:
             raise usage.UsageError(str(error)) from None
         secret = make_secret()
-        every = RobotSettings(secret_hash=SecretHash(hash_secret(secret)))
         settings = RobotSettings(
-            secret_hash=every.secret_hash,
+            secret_hash=SecretHash(hash_secret(secret)),
             expires=self._expires(),
-            may=tuple(self.may) or every.may,
-            images=tuple(self.images) or every.images,
+            may=tuple(self.may) or (Action.PULL,),
+            images=tuple(self.images) or (Pattern("local/*"),),
         )
         print(f"user name: {LOGIN_PREFIX}{self.name}\nsecret:    {secret}", file=sys.stderr)
         table = f"robot.{key(self.name)}"
@@ -77,7 +76,7 @@ class NewRobot(SettingsOptions):
         return 0
 
     def _expires(self) -> Expiry:
-        if self["expires"] is None:
+        if self["expires"] == "never":
             return Expiry("")
         try:
             moment = datetime.now(UTC) + timedelta(seconds=Duration.parse(self["expires"]))

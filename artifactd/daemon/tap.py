@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 from random import randrange
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.logger import Logger, globalLogPublisher
 
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
+from artifactd.daemon.greeting import greeting
 from artifactd.daemon.listen import listen
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.signals import Signals
@@ -68,7 +70,7 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
         return RegistryService(settings, reactor)
     from twisted.internet import reactor
 
-    service = RegistryService(settings, reactor)
+    service = RegistryService(settings, reactor, source=options.config)
     Signals(reactor, service.hurry).handle()
     return service
 
@@ -80,12 +82,18 @@ class RegistryService(MultiService):
     It opens nothing before :meth:`startService`, so that twistd can fork first.
 
     :param files: makes all changes in the data folder.
+    :param source: the file of ``settings``, for the log; ``None`` for the embedded ones.
     """
 
     def __init__(
-        self, settings: Settings, reactor: Any, files: FileOperations | None = None
+        self,
+        settings: Settings,
+        reactor: Any,
+        files: FileOperations | None = None,
+        source: Path | None = None,
     ) -> None:
         super().__init__()
+        self._source = source
         self._settings = settings
         self._reactor = reactor
         self._files = files
@@ -121,6 +129,13 @@ class RegistryService(MultiService):
             self._repeat(_SCRUB_EVERY, running.scrub)
         for port in self.ports:
             _log.info("listening on {address}", address=_shown(port.getHost()))
+        for line in greeting(
+            self._settings,
+            self._source,
+            [port.getHost() for port in self.ports],
+            read_only=running.parts.read_only.on(),
+        ):
+            _log.info("{line}", line=line)
 
     def _repeat(
         self, seconds: float, work: Callable[[], Coroutine[Deferred[Any], Any, object]]
