@@ -46,7 +46,7 @@ def parse_range(value: str, size: int) -> ByteRange | None:
     ``None`` if the header is to be ignored (RFC 9110, 14.2): another unit, several ranges, or not
     well-formed.
 
-    :raises RangeNotSatisfiable: if none of the bytes exist.
+    :raises RangeNotSatisfiable: if none of the bytes exist, or the range ends before it starts.
     """
     match = _RANGE.fullmatch(value)
     if match is None or not (match[1] or match[2]):
@@ -55,7 +55,7 @@ def parse_range(value: str, size: int) -> ByteRange | None:
         first = int(match[1])
         last = min(int(match[2]), size - 1) if match[2] else size - 1
         if match[2] and int(match[2]) < first:
-            return None
+            first = size  # none of the bytes, as clients expect that send this on purpose
     else:
         first, last = max(size - int(match[2]), 0), size - 1
         if match[2].strip("0") == "":

@@ -337,7 +337,8 @@ class Api(OperationsApi):
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """List the referrers of a manifest as an index, in pages."""  # end-12a, end-12b
         subject = Digest.parse(digest)
-        artifact_type = parameter(request, "artifactType") or None
+        # A "+" that is not encoded means a space; a type of media has none, but often a "+".
+        artifact_type = (parameter(request, "artifactType") or "").replace(" ", "+") or None
         if artifact_type is not None and len(artifact_type) > MEDIA_TYPE_LENGTH:
             raise QueryInvalid(f"artifactType has at most {MEDIA_TYPE_LENGTH} characters")
         found = await target.readable.referrers(

@@ -100,9 +100,11 @@ def list_wanted(request: Request, most: int = PAGE_LIMIT) -> ListWanted:
     """
     Return the page that ``n`` and ``last`` ask for, of at most ``most`` entries.
 
+    ``n`` without a value is none.
+
     :raises QueryInvalid: if ``n`` is not a whole number from 0.
     """
-    n = parameter(request, "n")
+    n = parameter(request, "n") or None
     if n is not None and not (n.isascii() and n.isdigit() and len(n) < 20):
         raise QueryInvalid("n must be a whole number, 0 or more", {"n": n[:200]})
     limit = most if n is None else min(int(n), most)

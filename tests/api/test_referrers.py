@@ -62,6 +62,13 @@ class ReferrersTests(ReferrersTestCase):
         )
         await self.refused(400, "UNSUPPORTED", "GET", f"{PATH}?artifactType={longest}b")
 
+    async def test_a_plus_in_the_type_asked_for_need_not_be_encoded(self) -> None:
+        described = await self.image(artifactType="application/vnd.example.sbom+json")
+        for plus in ("+", "%2B", "%2b"):
+            path = f"{PATH}?artifactType=application/vnd.example.sbom{plus}json"
+            listed = await self.listed(path)
+            self.assertEqual([each["digest"] for each in listed], [described["digest"]])
+
     async def test_an_index_is_listed_by_its_type_or_none(self) -> None:
         subject = descriptor(b"subject", OCI_MANIFEST)
         plain = await self.refer(image_index(subject=subject), OCI_INDEX)
