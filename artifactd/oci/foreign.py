@@ -145,17 +145,36 @@ def each_object(content: bytes, look: Callable[[Mapping[str, object]], object]) 
 
     :param content: JSON within the bounds of :func:`excess`.
     :raises ValueError: if it is not JSON, or an object has a name twice.  A field of a manifest
-        counts as twice also if its second name differs in case.
+        counts as twice also if its second name differs in case; annotations are no fields.
     """
+    # Objects that have a field in two cases, and are not the value of "annotations".
+    doubled: dict[_InTwoCases, str] = {}
 
-    def hook(pairs: list[tuple[str, object]]) -> None:
-        look(_unique(pairs))
+    def hook(pairs: list[tuple[str, object]]) -> _InTwoCases | None:
+        if doubled:
+            for name, value in pairs:
+                if isinstance(value, _InTwoCases) and name.casefold() == "annotations":
+                    doubled.pop(value, None)
+        fields, twice = _unique(pairs)
+        look(fields)
+        if twice is None:
+            return None
+        found = _InTwoCases()
+        doubled[found] = twice
+        return found
 
     # Numbers stay text: a number of a million digits costs nothing to parse.
     json.loads(content.decode(), object_pairs_hook=hook, parse_int=str, parse_float=str)
+    if doubled:
+        raise _doubled(next(iter(doubled.values())))
 
 
-def _unique(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
+class _InTwoCases:
+    """Stands for an object that has a field in two cases."""
+
+
+def _unique(pairs: list[tuple[str, object]]) -> tuple[Mapping[str, object], str | None]:
+    """Return the fields of an object, and the first one that it has in two cases."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         seen: set[str] = set()
@@ -163,13 +182,14 @@ def _unique(pairs: list[tuple[str, object]]) -> Mapping[str, object]:
             if name in seen:
                 raise _doubled(name)
             seen.add(name)
+    doubled = None
     for name in fields.keys() - _SPELT:
         meant = _FIELDS.get(name.casefold(), name)
         if meant != name:
             if meant in fields:
-                raise _doubled(meant)
+                doubled = meant
             fields[meant] = fields[name]
-    return fields
+    return fields, doubled
 
 
 def _doubled(name: str) -> ValueError:

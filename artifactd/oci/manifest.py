@@ -175,13 +175,16 @@ _other = msgspec.json.Decoder(_OtherDocument)
 
 def is_manifest_type(media_type: str, *, other_types: bool) -> bool:
     """
-    Whether manifests may have a media type, given in lower case and without parameters.
+    Whether manifests may have a media type, given without parameters; those of the specs are in
+    lower case.
 
     :param other_types: the same as for :func:`parse_manifest`.
     """
     if media_type in MANIFEST_TYPES:
         return True
-    return other_types and media_type != _SCHEMA_1 and bool(_OTHER_TYPE.fullmatch(media_type))
+    return (
+        other_types and media_type.lower() != _SCHEMA_1 and bool(_OTHER_TYPE.fullmatch(media_type))
+    )
 
 
 def parse_manifest(
@@ -211,7 +214,7 @@ def parse_manifest(
             "the manifest's bytes do not have the digest they were pushed under",
             {"digest": str(digest), "actual": str(actual)},
         )
-    declared = (content_type or "").split(";", 1)[0].strip().lower() or None
+    declared = _known_case((content_type or "").split(";", 1)[0].strip()) or None
     if declared is not None and declared not in MANIFEST_TYPES:
         return _parse_other(content, declared, actual, bounds, allowed=other_types)
     document, described = _decode(_document, content, bounds)
@@ -319,14 +322,20 @@ def _excess(
     return bounds.entries_problem(max(len(entries), described)) or bounds.annotations_problem(given)
 
 
+def _known_case(media_type: str) -> str:
+    """Return ``media_type`` as it is, but the types of the specs in lower case."""
+    lower = media_type.lower()
+    return lower if lower in MANIFEST_TYPES else media_type
+
+
 def _agreed_type(declared: str | None, embedded: str | None) -> str:
     """The media type: ``Content-Type`` MUST match ``mediaType`` ("Pushing Manifests")."""
-    if declared and embedded and declared != embedded:
+    if declared and embedded and declared.lower() != embedded.lower():  # RFC 6838, 4.2
         raise ManifestInvalid(
             "the manifest's mediaType contradicts the request's Content-Type",
             {"mediaType": embedded[:200], "Content-Type": declared[:200]},
         )
-    media_type = declared or embedded
+    media_type = declared or _known_case(embedded or "")
     if not media_type:
         raise ManifestInvalid("no media type: send a Content-Type header")
     return media_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -146,6 +147,54 @@ class SeveralTagsTests(ManifestTestCase):
         await self.push_blobs()
         path = "/v2/hello/manifests/v1?tag=v2"
         await self.refused(400, "UNSUPPORTED", "PUT", path, self.image, IMAGE)
+
+
+class CaseTests(ApiTestCase):
+    """Clients in Go read fields in any case, so that none may stand there in two."""
+
+    toml = """
+        [repository.local]
+        kind = "local"
+        other_media_types = true
+    """
+
+    async def test_annotations_may_differ_in_case_alone(self) -> None:
+        await self.registry.push_blob("hello", b"{}")
+        free = {"size": "XL", "Size": "42", "digest": "a", "Digest": "b"}
+        described = descriptor(b"{}", annotations=free)
+        manifest = image_manifest(b"{}", annotations=free, layers=[described])
+        await self.registry.push_manifest("hello", "v1", manifest)
+        answer = await self.accepted(200, "GET", "/v2/hello/manifests/v1")
+        self.assertEqual(answer.body, manifest)
+
+    async def test_fields_may_not(self) -> None:
+        await self.registry.push_blob("hello", b"{}")
+        cases: list[dict[str, Any]] = [
+            {"layers": [{**descriptor(b"{}"), "Size": 3}]},
+            {"Annotations": {}, "annotations": {}},
+            {"x": [{"size": 1, "Size": 2}]},
+            {"x": {"annotation": {"size": "1", "Size": "2"}}},
+            {"annotations": {"size": "1"}, "x": [{"annotations": [{"size": "1", "Size": "2"}]}]},
+        ]
+        for more in cases:
+            headers = {"Content-Type": OCI_MANIFEST}
+            body = image_manifest(b"{}", **more)
+            path = "/v2/hello/manifests/v1"
+            await self.refused(400, "MANIFEST_INVALID", "PUT", path, body, headers)
+
+    async def test_a_media_type_is_compared_in_any_case_and_kept_as_it_is(self) -> None:
+        other = "application/vnd.Example.thing+json"
+        for declared, embedded, kept in (
+            (other, other, other),
+            (other, other.lower(), other),
+            (OCI_INDEX.upper(), OCI_INDEX, OCI_INDEX),
+        ):
+            document = {"schemaVersion": 2, "mediaType": embedded, "manifests": []}
+            headers = {"Content-Type": declared}
+            path = "/v2/hello/manifests/v1"
+            await self.accepted(201, "PUT", path, json.dumps(document).encode(), headers)
+            answer = await self.accepted(200, "HEAD", path)
+            self.assertEqual(answer.header("Content-Type"), kept)
 
 
 class SizeLimitTests(ManifestTestCase):
