@@ -233,4 +233,4 @@ def images_named(registry: Registry, name: str) -> Sequence[ImageName]:
         target = registry.target(name)
     except RegistryError:
         return ()
-    return tuple({target.image, *target.candidates})
+    return tuple({target.image, *target.readable.candidates(target.image)})

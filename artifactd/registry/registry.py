@@ -232,11 +232,6 @@ class Target:
             return query
         return {**query, "ns": self.namespace}
 
-    @property
-    def candidates(self) -> Sequence[ImageName]:
-        """The images from which a pull may be answered, at least one; none of them need exist."""
-        return self.readable.candidates(self.image)
-
     def pulled_by(self, asker: Asker, images: Collection[ImageName] | None) -> Target:
         """This target for ``asker``, who may pull only ``images`` of the candidates; None: all."""
         readable = self.readable

@@ -274,15 +274,19 @@ class Unprefixed(Repository):
 
         Only an upstream's definite "not found" leads on to the next one.
         """
-        if self.local is not None:
-            record = None if self.hidden else await self.local.find(image, reference)
+        if self.local is not None and not self.hidden:
+            record = await self.local.find(image, reference)
             if record is not None:
                 return ManifestFound(record, image)
-            if await self.remote.is_known(image):
-                if self.hidden:
-                    await self._require_proofs(image)
-                    raise _nowhere(image, reference)
-                return await self.local.manifest(image, reference)  # raises ManifestUnknown
+        return await self._manifest_of_others(image, reference)
+
+    async def _manifest_of_others(self, image: ImageName, reference: Reference) -> ManifestFound:
+        """Find a manifest that the local image, if it is not hidden, does not have."""
+        if self.local is not None and await self.remote.is_known(image):
+            if self.hidden:
+                await self._require_proofs(image)
+                raise _nowhere(image, reference)
+            return await self.local.manifest(image, reference)  # raises ManifestUnknown
         unknown: RegistryError = ManifestUnknown(
             "no image of that name is here, and no upstream is asked for it",
             {"name": image.image, "reference": str(reference)},
@@ -314,9 +318,12 @@ class Unprefixed(Repository):
 
         A HEAD waits for them only as long as :class:`Patience` allows.
         """
-        asking = Deferred.fromCoroutine(self.manifest(image, reference))
         if self.local is None or self.hidden:
-            return await asking
+            return await self.manifest(image, reference)
+        record = await self.local.find(image, reference)
+        if record is not None:
+            return ManifestFound(record, image)
+        asking = Deferred.fromCoroutine(self._manifest_of_others(image, reference))
         try:
             if head and not asking.called and may_push():
                 return await self._soon(image, asking)

@@ -345,7 +345,8 @@ class AccessGate:
             )
             raise
         caller = request.caller
-        request.is_personal = not _nobody(caller) or caller.presented is not None
+        anonymous = caller.identity.kind is Kind.ANONYMOUS
+        request.is_personal = not anonymous or caller.presented is not None
         request.actor = caller.identity.label
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
@@ -389,14 +390,15 @@ class AccessGate:
         caller = request.caller
         asker = Asker(caller.identity.kind is not Kind.ANONYMOUS, caller.presented)
         if action is Action.PULL:
-            candidates = target.candidates
+            candidates = target.readable.candidates(target.image)
             permitted = self._permitted(request, action, candidates, name, scope)
             request.sees_cache = True
             return target.pulled_by(asker, None if len(permitted) == len(candidates) else permitted)
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)
-        pulled = list(filter(self.may_pull(request, scope), target.candidates))
+        candidates = target.readable.candidates(target.image)
+        pulled = list(filter(self.may_pull(request, scope), candidates))
         request.sees_cache = bool(pulled)
         request.sees_stored = target.image in pulled
         return target.pulled_by(asker, pulled)
