@@ -108,6 +108,28 @@ _DELETED_ENTRIES = (
 )
 
 
+_RELEASE = (
+    "DELETE FROM blob_link WHERE image_id = :image AND blob_id IN ("
+    "SELECT blob.id FROM deleted_manifest AS deleted"
+    " JOIN deleted_entry ON deleted_entry.deleted_id = deleted.id"
+    " JOIN blob ON blob.digest = deleted_entry.digest"
+    " WHERE deleted.image_id = :image AND deleted.digest = :digest)"
+    f" AND unheld_since IS NOT NULL AND used_at IS NULL AND NOT {HELD} RETURNING blob_id"
+)
+
+
+def _released(
+    db: Connection, image_id: int, image: ImageName, digest: str, since: float
+) -> list[Collected]:
+    """Remove the blobs that only a deleted manifest held from its image."""
+    released = []
+    for (blob_id,) in db.execute(_RELEASE, {"image": image_id, "digest": digest}).fetchall():
+        held, size = db.execute("SELECT digest, size FROM blob WHERE id = ?", (blob_id,)).fetchone()
+        loosen(db, [held], since)
+        released.append(Collected(Garbage.DELETED, image, held, size, since))
+    return released
+
+
 class GarbageCatalog(OnDatabase):
     """
     The part of the catalog that only the collector uses.
@@ -165,8 +187,15 @@ class GarbageCatalog(OnDatabase):
             return ()
         return await self.database.write(collect, frees=True)
 
-    async def collect_deleted(self, before: float, limit: int) -> Sequence[Collected]:
-        """Delete the records of deleted manifests, tags and blobs, which ends their undelete."""
+    async def collect_deleted(
+        self, before: float, limit: int, *, ends_leases: bool = False
+    ) -> Sequence[Collected]:
+        """
+        Delete the records of deleted manifests, tags and blobs, which ends their undelete.
+
+        :param ends_leases: remove the blobs that a deleted manifest held, and that nothing holds
+            any more, from its image too, before their leases are over.
+        """
 
         def collect(db: Connection) -> list[Collected]:
             collected: list[Collected] = []
@@ -176,15 +205,17 @@ class GarbageCatalog(OnDatabase):
                 (DELETED_MANIFESTS, leases.forget_manifest),
                 (DELETED_BLOBS, leases.forget_blob),
             ):
-                rows = db.execute(query, (before, limit - len(collected))).fetchall()
+                rows = db.execute(query, (before, max(0, limit - len(collected)))).fetchall()
                 for repository, name, image_id, deleted, size, since in rows:
                     if query == DELETED_MANIFESTS:
                         (held,) = db.execute(_DELETED_ENTRIES, (image_id, deleted)).fetchone()
                         entries += held
                         if collected and entries > _ENTRIES:
                             break
-                    forget(db, image_id, deleted)
                     image = ImageName(repository, name)
+                    if query == DELETED_MANIFESTS and ends_leases:
+                        collected += _released(db, image_id, image, deleted, since)
+                    forget(db, image_id, deleted)
                     collected.append(Collected(Garbage.DELETED, image, deleted, size, since))
             return collected
 

@@ -320,11 +320,16 @@ class CollectGarbage(DataCommand):
         " what the daemon does by itself every gc_interval.  A dry run works on a copy of the"
         " catalog, made where temporary files go (TMPDIR)."
     )
-    optFlags: ClassVar = [["dry-run", "n", "Only list what would go, and why."]]
+    optFlags: ClassVar = [
+        ["dry-run", "n", "Only list what would go, and why."],
+        ["now", None, "Free what was deleted at once: it can't be brought back any more."],
+    ]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
+        at_once = bool(self["now"])
         if self["dry-run"]:
-            return await _list_garbage(parts, settings)
+            return await _list_garbage(parts, settings, at_once=at_once)
+        parts.collector.at_once = at_once
         return await _collect(parts)
 
 
@@ -344,7 +349,7 @@ async def _collect(parts: Assembly) -> int:
     return 0
 
 
-async def _list_garbage(parts: Assembly, settings: Settings) -> int:
+async def _list_garbage(parts: Assembly, settings: Settings, *, at_once: bool) -> int:
     listing = _GarbageReport()
     for upload in await parts.uploads.idle(settings.upload_timeout):
         print(f"upload: {upload}: nobody has written to it for {settings.upload_timeout}")
@@ -362,6 +367,7 @@ async def _list_garbage(parts: Assembly, settings: Settings) -> int:
             parts.reactor,
             Counters().collection,
             removes=False,
+            at_once=at_once,
             report=listing.add,
         )
         try:

@@ -96,6 +96,37 @@ class CollectGarbageTests(GarbageTestCase):
         self.assertEqual(would, lines)
         self.assertEqual(summary.removeprefix("would be "), last.rpartition(";")[0])
 
+    async def test_at_once_what_was_deleted_goes_before_its_time_and_nothing_else(self) -> None:
+        await self.start(LOCAL)
+        await self.push("1")
+        uploaded = await self.daemon.push_blob("app", b"no manifest yet")
+        before = self.stored
+        self.assertIn("; 0 bytes of the store", await self.do("gc", "--now"))
+        self.assertEqual(self.stored, before)
+        await self.delete(f"manifests/{DIGEST}")
+        self.assertIn("; 0 bytes of the store", await self.do("gc"))
+        self.assertEqual(self.stored, before)
+        tried = (await self.do("gc", "--now", "--dry-run")).splitlines()
+        self.assertEqual(self.stored, before)
+        done = (await self.do("gc", "--now")).splitlines()
+        self.assertEqual(tried[:-1], done[:-1])
+        self.assertEqual(list(self.stored.values()), [len(b"no manifest yet")])
+        self.assertEqual(await self.status(f"blobs/{uploaded}"), 200)
+        await self.push("1")
+        self.assertEqual(self.stored, before)
+
+    async def test_at_once_a_blob_that_another_manifest_holds_stays(self) -> None:
+        await self.start(LOCAL)
+        await self.push("1")
+        other = image_manifest(LAYER, b"{}")
+        await self.daemon.push_manifest("app", "2", other)
+        before = self.stored
+        await self.delete(f"manifests/{DIGEST}")
+        await self.do("gc", "--now")
+        self.assertEqual(sum(before.values()) - sum(self.stored.values()), len(MANIFEST))
+        for blob in (LAYER, b"{}"):
+            self.assertEqual(await self.status(f"blobs/{Digest.of(blob)}"), 200)
+
     async def test_in_read_only_mode_nothing_goes_and_nothing_comes_back(self) -> None:
         await self.start(AT_ONCE)
         await self.push("1")

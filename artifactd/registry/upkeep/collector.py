@@ -38,6 +38,7 @@ class Collector:
     :param now: seconds since the epoch.
     :param removes: whether files are removed too; false on a copy of the catalog, for a dry run.
     :param report: called with each item removed.
+    :param at_once: collect what was deleted before its grace period and its leases are over.
     """
 
     catalog: Catalog
@@ -51,6 +52,7 @@ class Collector:
     now: Callable[[], float] = time.time
     removes: bool = True
     report: Callable[[Collected], None] = lambda _: None
+    at_once: bool = False
     _pace: Pace = field(init=False)
     _count: int = field(default=0, init=False)
     _freed: int = field(default=0, init=False)
@@ -102,10 +104,11 @@ class Collector:
                 # A client may have been told that the manifest is here, which is a lease.
                 since = now - max(repository.untagged.seconds, settings.lease)
                 steps.append(partial(garbage.collect_untagged, name, since, PAGE))
+        before = now if self.at_once else now - settings.grace
         steps += [
             partial(garbage.collect_links, now - settings.lease, PAGE),
-            partial(garbage.collect_deleted, now - settings.grace, PAGE),
-            partial(self._bytes, now - settings.grace),
+            partial(garbage.collect_deleted, before, PAGE, ends_leases=self.at_once),
+            partial(self._bytes, before),
         ]
         for step in steps:
             while await self._step(step):
