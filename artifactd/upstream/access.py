@@ -25,7 +25,7 @@ from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
-from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
+from artifactd.upstream.patience import Exchanges, Retries
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
 _VALUES = 500_000
@@ -77,9 +77,8 @@ class RegistryAccess:
         self._clock = clock
         self._retries = Retries(clock, random or Random(), settings.retries)
         host = f"{self._disclosure.upstream.authority}, for others,"
-        self._exchanges = Exchanges(http, CircuitBreaker(name, host, clock), watch)
-        service = CircuitBreaker(name, f"the token service of {host}", clock)
-        self._token_exchanges = Exchanges(http, service, watch)
+        self._exchanges = Exchanges(http, name, host, clock, watch)
+        self._token_exchanges = Exchanges(http, name, f"the token service of {host}", clock, watch)
 
     async def may_pull(
         self, image: str, credentials: Credentials | None, known: Reference | None

@@ -32,7 +32,6 @@ from artifactd.upstream.interfaces import (
 )
 from artifactd.upstream.login import Authorization, Login, Tokens
 from artifactd.upstream.patience import (
-    CircuitBreaker,
     Exchanges,
     NoRegistry,
     RateLimit,
@@ -120,6 +119,8 @@ class RegistryApi:
             challenges = response.headers("WWW-Authenticate")
             sent = await self.login.answer(request.image, challenges, sent)
             response = await self._send(request, sent)
+        if response.status != 429:
+            throttle.answered()
         if response.status in request.expected:
             return response, sent
         error = await refusal(response, *(sent.secrets if sent else ()))
@@ -148,7 +149,9 @@ class RegistryApi:
         if sent is not None:
             headers["Authorization"] = sent.value
         secrets = sent.secrets if sent else ()
-        response = await self.exchanges.ask(request.method, request.url, headers, *secrets)
+        response = await self.exchanges.ask(
+            request.method, request.url, headers, *secrets, image=request.image
+        )
         if request.kind is Kind.MANIFEST:
             self.rate_limit.read(response)
         return response
@@ -310,15 +313,14 @@ class RegistryUpstream:
         disclosure = Disclosure.of(settings)
         host = disclosure.upstream.authority
         retries = Retries(clock, random or Random(), settings.retries)
-        services = CircuitBreaker(name, f"the token service of {host}", clock)
-        tokens = Tokens(Exchanges(http, services, watch), retries, clock)
+        services = Exchanges(http, name, f"the token service of {host}", clock, watch)
         self.name = name
         self._url = disclosure.upstream.url.rstrip("/")
         self._watch = watch
         self._max_manifest = max_manifest
         self._api = RegistryApi(
-            Exchanges(http, CircuitBreaker(name, host, clock), watch),
-            Login(disclosure, credentials, tokens),
+            Exchanges(http, name, host, clock, watch),
+            Login(disclosure, credentials, Tokens(services, retries, clock)),
             retries,
             clock,
         )

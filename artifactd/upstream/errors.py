@@ -26,11 +26,20 @@ class Throttled(UpstreamError):
     The upstream answers 429, or did so a short time ago.
 
     :ivar retry_after: seconds from now for which the upstream must not be asked again.
+    :ivar guessed: whether the upstream has told no such time.
     """
 
-    def __init__(self, reason: str, retry_after: float, status: int | None = 429) -> None:
+    def __init__(
+        self,
+        reason: str,
+        retry_after: float,
+        status: int | None = 429,
+        *,
+        guessed: bool = False,
+    ) -> None:
         super().__init__(reason, status)
         self.retry_after = retry_after
+        self.guessed = guessed
 
 
 class LoginRefused(UpstreamError):

@@ -133,7 +133,9 @@ class Tokens:
         secrets = credentials.secrets if credentials else ()
 
         async def attempt() -> tuple[HttpResponse, bytes]:
-            response = await self.exchanges.ask("GET", wanted.url, headers, *secrets)
+            response = await self.exchanges.ask(
+                "GET", wanted.url, headers, *secrets, image=wanted.scope
+            )
             if response.status != 200:
                 raise await refusal(response, *secrets)
             return response, await response.read(_BODY)

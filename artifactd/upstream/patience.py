@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 from attrs import define, field, frozen
+from cachetools import LRUCache
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -23,6 +24,9 @@ from artifactd.upstream.interfaces import UpstreamWatch
 
 BREAKER_FAILURES = 5
 """Failures in a row that open a circuit breaker."""
+
+BREAKER_IMAGES = 3
+"""Images of which requests must have failed, if the host can be reached, to open the host's."""
 
 BREAKER_PAUSE = 5.0
 """Seconds for which it is open; doubled each time that the request after them fails too."""
@@ -49,12 +53,16 @@ class CircuitBreaker:
 
     :param name: the repository's name, for the log.
     :param subject: the host that is asked, for reasons and the log.
+    :param images: the images of which requests must have failed; one image may be damaged at a
+        host that is well.
     """
 
     name: str
     subject: str
     clock: IReactorTime
+    images: int = 1
     _failures: int = field(default=0, init=False)
+    _failed: set[str] = field(factory=set, init=False)
     _cause: str = field(default="", init=False)
     _pause: float = field(default=0.0, init=False)
     _until: float | None = field(default=None, init=False)
@@ -92,18 +100,25 @@ class CircuitBreaker:
         if self._until is not None:
             self._log.info("{name}: {subject} answers again", name=self.name, subject=self.subject)
         self._failures, self._pause, self._until, self._trying = 0, 0.0, None, False
+        self._failed.clear()
 
-    def failed(self, trial: bool, reason: str) -> None:
+    def failed(self, trial: bool, reason: str, image: str | None = None) -> None:
         """
         Note that no answer came, or a 5xx.
 
         :param trial: the result of :meth:`admit`.
+        :param image: the image that was asked for; ``None`` if the failure is the host's, whatever
+            is asked for.
         """
         self._failures += 1
+        if image is not None and len(self._failed) < self.images:
+            self._failed.add(image)
         if trial and self._until is not None:
             self._trying = False
         elif self._until is not None or self._failures < BREAKER_FAILURES:
             return  # begun before the pause: it tells nothing new
+        elif image is not None and len(self._failed) < self.images:
+            return
         self._cause = reason
         self._pause = min(self._pause * 2 or BREAKER_PAUSE, _LONGEST_BREAKER_PAUSE)
         self._until = self.clock.seconds() + self._pause
@@ -179,35 +194,47 @@ def parse_date(text: str | None) -> datetime | None:  # RFC 9110, 5.6.7
 
 
 # Seconds after a 429.
-_DEFAULT = 60.0
 _SHORTEST_PAUSE = 1.0
+_LONGEST_GUESS = 60.0
 _LONGEST_PAUSE = 3600.0
 
 
-def retry_after(response: HttpResponse) -> float:  # RFC 9110, 10.2.3
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+
+
+def retry_after(response: HttpResponse) -> float | None:  # RFC 9110, 10.2.3
     """
-    Return the seconds that ``Retry-After`` asks for, 1 to 3600; 60 if it is absent or malformed.
+    Return the seconds that ``Retry-After`` asks for, 1 to 3600; ``None`` if it is absent or
+    malformed.
 
     A date is compared with the answer's own ``Date``, since the upstream's clock may be wrong.
     """
     value = (response.header("Retry-After") or "").strip()
-    if value.isascii() and value.isdigit():
-        seconds = float(value[:9])
+    if _SECONDS.fullmatch(value):
+        seconds = float(value)
+    elif value.isascii() and value.isdigit():
+        seconds = _LONGEST_PAUSE
     else:
         until, now = parse_date(value), parse_date(response.header("Date"))
         if until is None or now is None:
-            return _DEFAULT
+            return None
         seconds = (until - now).total_seconds()
     return min(max(seconds, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
 @define(eq=False)
 class Throttle:
-    """Remembers a 429, so that nothing is asked until its ``Retry-After`` has passed."""
+    """
+    Remembers a 429, so that nothing is asked until its ``Retry-After`` has passed.
+
+    After one without ``Retry-After`` nothing is asked for a second; after the next in a row for two
+    seconds, and so on, up to a minute.
+    """
 
     clock: IReactorTime
     _until: float = field(default=0.0, init=False)
     _reason: str = field(default="", init=False)
+    _guess: float = field(default=_SHORTEST_PAUSE, init=False)
 
     def check(self) -> None:
         """:raises Throttled: before ``Retry-After`` has passed."""
@@ -216,9 +243,20 @@ class Throttle:
             raise Throttled(self._reason, left)
 
     def tell(self, error: Throttled) -> None:
-        """Remember a 429."""
+        """Remember a 429, and set its ``retry_after`` if the upstream has told none."""
+        if error.guessed:
+            left = self._until - self.clock.seconds()
+            if left > 0:  # begun before the pause: it tells nothing new
+                error.retry_after = left
+                return
+            error.retry_after = self._guess
+            self._guess = min(self._guess * 2, _LONGEST_GUESS)
         self._until = max(self._until, self.clock.seconds() + error.retry_after)
         self._reason = error.reason
+
+    def answered(self) -> None:
+        """Note another answer than 429."""
+        self._guess = _SHORTEST_PAUSE
 
 
 # "100;w=21600" (Docker Hub), "100", "100, 100;w=60" (earlier drafts of the IETF's).
@@ -310,7 +348,8 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     if status == 416:
         return RangeRefused(reason, status)
     if status == 429:
-        return Throttled(reason, retry_after(response))
+        seconds = retry_after(response)
+        return Throttled(reason, seconds or _SHORTEST_PAUSE, guessed=seconds is None)
     if status >= 500:
         return Unreachable(reason, status)
     return Unreachable(f"{reason} (unexpected status)", status)
@@ -338,36 +377,93 @@ async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
     return f": {printable}" if printable else ""
 
 
+# URLs whose failures are remembered.
+_URLS = 1024
+
+
 @frozen
 class Exchanges:
-    """Single requests to a registry or its token service, behind a circuit breaker, and counted."""
+    """
+    Single requests to a registry or its token service, behind circuit breakers, and counted.
+
+    One URL's trouble is not the host's.  What fails opens the breaker of its URL.  That of the host
+    opens if the host can't be reached, or if requests for several images fail in a row.
+
+    :param name: the repository's name, for the log.
+    :param subject: the host that is asked, for reasons and the log.
+    """
 
     http: Http
-    breaker: CircuitBreaker
+    name: str
+    subject: str
+    clock: IReactorTime
     watch: UpstreamWatch
+    _host: CircuitBreaker = field(init=False)
+    _urls: LRUCache[tuple[str, str], CircuitBreaker] = field(
+        factory=lambda: LRUCache(_URLS), init=False
+    )
+
+    @_host.default
+    def _closed(self) -> CircuitBreaker:
+        return CircuitBreaker(self.name, self.subject, self.clock, BREAKER_IMAGES)
 
     async def ask(
-        self, method: str, url: str, headers: Mapping[str, str], *secrets: str
+        self, method: str, url: str, headers: Mapping[str, str], *secrets: str, image: str = ""
     ) -> HttpResponse:
         """
         Make one request and return the answer: any status, but no failure of the server's.
 
         :param secrets: the credentials in ``headers``, which no message may repeat.
+        :param image: the image that is asked for.
         :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
-        trial = self.breaker.admit()
+        single = self._urls.get((method, url))
+        retried = single is not None and single.admit()
+        try:
+            trial = self._host.admit()
+        except Interrupted:
+            if single is not None:
+                single.abandoned(retried)
+            raise
         try:
             response = await self.http.request(method, url, headers)
         except Unreachable as error:
-            self.breaker.failed(trial, error.reason)
             self.watch.requested(method, None)
+            if error.status is not None and error.status < 500:
+                self._answered(method, url)  # with nonsense
+            else:
+                self._failed(method, url, retried, error.reason)
+                if error.led_elsewhere:
+                    self._host.answered()
+                else:
+                    self._host.failed(trial, error.reason, image if error.connected else None)
             raise
         except BaseException:
-            self.breaker.abandoned(trial)
+            self._host.abandoned(trial)
+            if single is not None:
+                single.abandoned(retried)
             raise
         self.watch.requested(method, response.status)
         if response.status < 500 or response.status in DEFINITE:
-            self.breaker.answered()
+            self._answered(method, url)
             return response
-        self.breaker.failed(trial, f"{response.host} answers {response.status}")
+        reason = f"{response.host} answers {response.status}"
+        self._failed(method, url, retried, reason)
+        if response.redirected:
+            self._host.answered()
+        else:
+            self._host.failed(trial, reason, image)
         raise await refusal(response, *secrets)
+
+    def _answered(self, method: str, url: str) -> None:
+        self._host.answered()
+        single = self._urls.pop((method, url), None)
+        if single is not None:
+            single.answered()
+
+    def _failed(self, method: str, url: str, trial: bool, reason: str) -> None:
+        single = self._urls.get((method, url))
+        if single is None:
+            single = CircuitBreaker(self.name, f"{self.subject}, for this URL,", self.clock)
+            self._urls[method, url] = single
+        single.failed(trial, reason)

@@ -398,6 +398,57 @@ class PatienceTests(UpstreamTestCase):
         self.failureResultOf(self.manifest(upstream), Missing)
         self.successResultOf(self.manifest(upstream))
 
+    def failing_for(self, *failing: str, reply: Callable[[], Reply]) -> RegistryUpstream:
+        """An upstream that fails where the URL has one of these texts."""
+
+        def answer(asked: Asked) -> Reply:
+            return reply() if any(text in asked.url for text in failing) else Answer(200, b"{}")
+
+        return self.upstream(answer, retries=0)
+
+    def test_an_image_that_fails_closes_no_other_one(self) -> None:
+        def slow() -> TimedOut:
+            error = TimedOut("slow")
+            error.connected = True
+            return error
+
+        def elsewhere() -> Unreachable:
+            error = Unreachable("the storage is down")
+            error.led_elsewhere = True
+            return error
+
+        def storage() -> Answer:
+            return Answer(503, host="cdn.example", redirected=True)
+
+        for reply in (lambda: Answer(500), slow, elsewhere, storage,
+                      lambda: Unreachable("coded", 200)):  # fmt: skip
+            upstream = self.failing_for("org/bad", reply=reply)
+            for tag in range(8):
+                for _ in range(2):
+                    self.failureResultOf(upstream.manifest("org/bad", Tag(str(tag))), Unreachable)
+            self.successResultOf(upstream.manifest("org/good", LATEST))
+
+    def test_a_url_that_fails_is_not_asked_at_all_but_its_neighbour_is(self) -> None:
+        upstream = self.failing_for("latest", reply=lambda: Answer(500))
+        for _ in range(8):
+            self.failureResultOf(upstream.manifest(IMAGE, LATEST), Unreachable)
+        self.assertEqual(5, len(self.http.asked))
+        failure = self.failureResultOf(upstream.manifest(IMAGE, LATEST), Unreachable)
+        self.assertIn("for this URL, has failed 5 times in a row", failure.value.reason)
+        self.successResultOf(upstream.manifest(IMAGE, Tag("edge")))
+        self.clock.advance(5)
+        self.failureResultOf(upstream.manifest(IMAGE, LATEST), Unreachable)
+        self.assertEqual(7, len(self.http.asked))
+
+    def test_a_host_that_fails_for_several_images_is_not_asked_at_all(self) -> None:
+        upstream = self.failing_for("/", reply=lambda: Answer(503))
+        for number in range(5):
+            image = f"org/app{number}"
+            self.failureResultOf(upstream.manifest(image, LATEST), Unreachable)
+        failure = self.failureResultOf(upstream.manifest("org/other", LATEST), Unreachable)
+        self.assertIn("registry-1.docker.io has failed 5 times in a row", failure.value.reason)
+        self.assertEqual(5, len(self.http.asked))
+
     def test_every_answer_shows_that_it_lives(self) -> None:
         for status in (400, 401, 403, 404, 416, 501):
             upstream = self.upstream(

@@ -23,7 +23,7 @@ from artifactd.upstream.errors import LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.login import Challenge, Token, TokenRequest, Tokens, parse_challenges
-from artifactd.upstream.patience import CircuitBreaker, Exchanges, Retries
+from artifactd.upstream.patience import Exchanges, Retries
 from tests.upstream.fake import (
     BEARER,
     DIGEST,
@@ -189,9 +189,8 @@ class TokensTests(SynchronousTestCase):
 
     def answer_with(self, answering: Answering, limit: int = 1024) -> None:
         self.http = ScriptedHttp(answering)
-        breaker = CircuitBreaker("docker.io", "auth.docker.io", self.clock)
         self.tokens = Tokens(
-            Exchanges(self.http, breaker, Watch()),
+            Exchanges(self.http, "docker.io", "auth.docker.io", self.clock, Watch()),
             Retries(self.clock, Random(1)),
             self.clock,
             limit,

@@ -209,7 +209,9 @@ DATE = "Tue, 19 Apr 2016 15:36:40 GMT"
 class RetryAfterTests(TestCase):
     """RFC 9110, 10.2.3."""
 
-    def assert_seconds(self, expected: float, value: str | None, date: str | None = DATE) -> None:
+    def assert_seconds(
+        self, expected: float | None, value: str | None, date: str | None = DATE
+    ) -> None:
         fields: dict[str, str | list[str]] = {}
         if value is not None:
             fields["Retry-After"] = value
@@ -223,10 +225,15 @@ class RetryAfterTests(TestCase):
     def test_a_date_is_compared_with_the_answers_own(self) -> None:
         self.assert_seconds(90, "Tue, 19 Apr 2016 15:38:10 GMT")
 
-    def test_the_default_is_a_minute(self) -> None:
-        for value in (None, "", "soon", "-5", "1.5", "²", "٣", "Fri, 31 Dec 9999 23:59:59 -2300"):
-            self.assert_seconds(60, value)
-        self.assert_seconds(60, "Tue, 19 Apr 2016 15:38:10 GMT", date=None)
+    def test_others_are_none(self) -> None:
+        for value in (None, "", "soon", "-5", "985.86\xc2\xb5s", "²", "٣", "1.", "1e3",
+                      "Fri, 31 Dec 9999 23:59:59 -2300"):  # fmt: skip
+            self.assert_seconds(None, value)
+        self.assert_seconds(None, "Tue, 19 Apr 2016 15:38:10 GMT", date=None)
+
+    def test_a_fraction_of_a_second_is_taken_too(self) -> None:
+        self.assert_seconds(2.5, "2.5")
+        self.assert_seconds(1, "0.5")
 
     def test_it_is_at_least_a_second_and_at_most_an_hour(self) -> None:
         self.assert_seconds(1, "0")
@@ -238,7 +245,8 @@ class RetryAfterTests(TestCase):
     @given(st.text(), st.text())
     def test_any_value_is_between_them(self, value: str, date: str) -> None:
         fields: dict[str, str | list[str]] = {"Retry-After": value, "Date": date}
-        self.assertTrue(1 <= retry_after(Answer(429, fields=fields)) <= 3600)
+        seconds = retry_after(Answer(429, fields=fields))
+        self.assertTrue(seconds is None or 1 <= seconds <= 3600)
 
 
 class ThrottleTests(SynchronousTestCase):
@@ -265,6 +273,27 @@ class ThrottleTests(SynchronousTestCase):
         self.throttle.tell(Throttled("too many", 10))
         self.clock.advance(11)
         self.assertRaises(Throttled, self.throttle.check)
+
+    def guess(self) -> float:
+        """Tell of a 429 without Retry-After; return the seconds that follow from it."""
+        error = Throttled("too many", 1, guessed=True)
+        self.throttle.tell(error)
+        return error.retry_after
+
+    def test_where_no_time_is_told_it_is_a_second_and_doubles_up_to_a_minute(self) -> None:
+        for seconds in (1, 2, 4, 8, 16, 32, 60, 60):
+            self.assertEqual(seconds, self.guess())
+            self.assertEqual(seconds, self.guess())  # begun before the pause
+            self.clock.advance(seconds - 0.25)
+            self.assertRaises(Throttled, self.throttle.check)
+            self.clock.advance(0.25)
+            self.assertIsNone(self.throttle.check())  # type: ignore[func-returns-value]
+
+    def test_another_answer_makes_it_a_second_again(self) -> None:
+        for _ in range(3):
+            self.clock.advance(self.guess())
+        self.throttle.answered()
+        self.assertEqual(1, self.guess())
 
 
 class RateLimitTests(SynchronousTestCase):

@@ -18,7 +18,15 @@ class UpstreamError(Exception):
 
 
 class Unreachable(UpstreamError):
-    """The server can't be reached, broke off, answered 5xx or nonsense; or did so just before."""
+    """
+    The server can't be reached, broke off, answered 5xx or nonsense; or did so just before.
+
+    :ivar connected: whether there was a connection: the server may answer requests for other URLs.
+    :ivar led_elsewhere: whether the server has led to another one, which is the one that failed.
+    """
+
+    connected = False
+    led_elsewhere = False
 
 
 class OutOfReach(UpstreamError):

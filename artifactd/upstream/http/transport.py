@@ -257,7 +257,9 @@ class Step:
             if why is None:
                 raise
             status = problem.status if isinstance(problem, ProxyRefused) else None
-            raise Unreachable(f"{self.host} can't be reached: {why}", status) from None
+            unreachable = Unreachable(f"{self.host} can't be reached: {why}", status)
+            unreachable.connected = isinstance(problem, ResponseFailed)
+            raise unreachable from None
         finally:
             self._deadline.cancel()
 
@@ -279,7 +281,9 @@ class Step:
 
     def _expired(self) -> None:
         late = f"{self.host} did not answer within {self._first_byte_timeout:g} seconds"
-        self.give_up(TimedOut(self._no_connection() if self._connecting else late))
+        expired = TimedOut(self._no_connection() if self._connecting else late)
+        expired.connected = not self._connecting
+        self.give_up(expired)
 
     def _no_connection(self) -> str:
         return f"{self.host}: no connection within {self._connect_timeout:g} seconds"
@@ -459,7 +463,11 @@ class Transport:
             raise Unreachable(f"the upstream's URL can't be asked for: {error}") from None
         trail = Trail(first, headers)
         while True:
-            response = await self._ask(method, trail.target, trail.headers, first)
+            try:
+                response = await self._ask(method, trail.target, trail.headers, first)
+            except Unreachable as error:
+                error.led_elsewhere = trail.target.origin != first.origin
+                raise
             if response.status not in REDIRECT_STATUSES:
                 return response
             location = response.header("Location")

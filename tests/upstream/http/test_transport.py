@@ -263,6 +263,13 @@ class RedirectTests(TransportCase):
         self.assertEqual(response.url, self.cdn_url)
         response.abort()
 
+    async def test_the_failure_of_another_host_is_told_from_the_firsts_own(self) -> None:
+        answer = self.ask()
+        await self.redirected(self.cdn_url)
+        peer, _ = await self.server.asked.get()
+        peer.close()
+        self.assertTrue((await self.error(answer)).led_elsewhere)
+
     async def test_a_redirect_within_an_origin_keeps_authorization(self) -> None:
         answer = self.ask(Authorization="Bearer t")
         await self.redirected("other")
@@ -407,6 +414,7 @@ class FailureTests(TransportCase):
         peer.close()
         error = await self.error(answer)
         self.assertIn("it closed the connection", error.reason)
+        self.assertEqual((error.connected, error.led_elsewhere), (True, False))
 
     async def test_a_connection_reset_in_the_headers_is_unreachable(self) -> None:
         answer = self.get()
@@ -447,6 +455,7 @@ class FailureTests(TransportCase):
         asking = transport.request("GET", "http://127.0.0.1:1/?sig=secret", {})
         error = await self.error(start(asking))
         self.assertEqual(error.reason, "127.0.0.1:1 can't be reached: connection refused")
+        self.assertFalse(error.connected)
         self.assertNotIsInstance(error, TimedOut)
 
 
@@ -461,6 +470,7 @@ class TimeoutTests(TransportCase):
         self.assertEqual(
             error.reason, f"127.0.0.1:{self.server.port}: no connection within 10 seconds"
         )
+        self.assertFalse(error.connected)
 
     async def test_a_name_that_takes_too_long_to_resolve_times_out(self) -> None:
         self.patch(self.reactor, "resolving", True)
@@ -478,6 +488,7 @@ class TimeoutTests(TransportCase):
         self.assertEqual(
             error.reason, f"127.0.0.1:{self.server.port} did not answer within 30 seconds"
         )
+        self.assertTrue(error.connected)
         await peer.lost
 
     async def test_an_answer_on_a_kept_connection_has_no_longer(self) -> None:
