@@ -20,7 +20,7 @@ from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_
 from artifactd.oci.names import Reference
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse
 from artifactd.upstream.interfaces import (
@@ -276,8 +276,7 @@ _LISTS = f"{OCI_INDEX}, application/json"
 _PAGE = 8 << 20  # bytes of a page of a list
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _OK = frozenset({200})
-# Statuses of registries that do not know a method, or an endpoint, besides 404.
-_NO_METHOD = frozenset({405, 501})
+# Statuses of registries that do not know an endpoint, besides 404.
 _NO_ENDPOINT = frozenset({405, 406, 501})
 # Statuses of registries that refuse a page for its length, and the lengths that others allow:
 # Amazon's ECR 1,000 entries (405 above that), GitLab 100 (400).
@@ -344,10 +343,31 @@ class RegistryUpstream:
         self, image: str, reference: Reference, known: Digest | None
     ) -> Digest | None:
         headers = {} if known is None else {"If-None-Match": f'"{known}"'}
-        expected = _OK | _NO_METHOD | (frozenset() if known is None else {304})
+        expected = _OK if known is None else _OK | {304}
         request = self._manifest("HEAD", image, reference, headers, expected)
-        response = await self._api.ask(request, _ended)
+        response = await self._head(request)
+        if response is None:
+            return None
         return known if response.status == 304 else named_digest(response)
+
+    async def _head(self, request: ApiRequest) -> HttpResponse | None:
+        """
+        Ask by HEAD; ``None`` where the upstream refuses that, which says nothing of GET.
+
+        Some registries don't know the method, answer it wrongly, or redirect it to a URL that is
+        signed for GET.
+        """
+
+        async def attempt() -> HttpResponse | None:
+            try:
+                response, _ = await self._api.answer(request)
+                return await _ended(response)
+            except (Missing, Unreachable) as error:
+                if error.status is None:
+                    raise
+                return None
+
+        return await self._api.retries.run(attempt)
 
     def _manifest(
         self,
@@ -364,7 +384,15 @@ class RegistryUpstream:
 
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
         request = ApiRequest(Kind.BLOB, "HEAD", self._at(image, "blobs", str(digest)), image)
-        response = await self._api.ask(request, _ended)
+        response = await self._head(request)
+        if response is None:
+            # One byte, not the blob, tells whether it is there.
+            try:
+                body = await self.open_blob(image, digest, 0, 0)
+            except RangeRefused:
+                body = await self.open_blob(image, digest)  # it is empty
+            body.abort()
+            return UpstreamBlob(body.size)
         length = _LENGTH.fullmatch(response.header("Content-Length") or "")
         return UpstreamBlob(int(length[0]) if length else None)
 

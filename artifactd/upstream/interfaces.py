@@ -113,11 +113,14 @@ class Upstream(Protocol):
         Return the digest that ``reference`` has at the upstream now, by HEAD.
 
         :param known: the cached digest, sent as ``If-None-Match``, and returned after a 304.
-        :returns: ``None`` if the upstream doesn't say the digest.
+        :returns: ``None`` if the upstream doesn't say the digest, or refuses HEAD.
         """  # end-3
 
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
-        """Ask by HEAD whether the upstream has a blob, and how large it is."""  # end-2
+        """
+        Ask by HEAD, and where that is refused by GET of one byte, whether the upstream has a blob,
+        and how large it is.
+        """  # end-2
 
     async def open_blob(
         self,

@@ -357,7 +357,8 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
 
 def _is_page(response: HttpResponse) -> bool:
     media_type = (response.header("Content-Type") or "").partition(";")[0]
-    return media_type.strip().lower() in ("text/html", "application/xhtml+xml")
+    is_html = media_type.strip().lower() in ("text/html", "application/xhtml+xml")
+    return is_html and response.length != 0  # some servers call an empty body so
 
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:

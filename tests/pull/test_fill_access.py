@@ -42,6 +42,19 @@ class AccessTests(PullCase):
         self.assert_whole(await self.pull(self.digest, name=B), CONTENT)
         self.assertEqual(self.hub.requests, [])
 
+    async def test_where_head_is_refused_get_says_whether_the_other_has_it(self) -> None:
+        await self.pull(self.digest, name=A)
+        for status in (404, 405, 500):
+            self.hub.faults.add(Status(status), on=BLOBS, method="HEAD", times=None)
+            denied = await self.pull(self.digest, name=B)
+            self.assertEqual(denied.error[:2], (404, "BLOB_UNKNOWN"))
+            self.hub.faults.clear()
+        self.blob(CONTENT, B)
+        self.hub.faults.add(Status(405), on=BLOBS, method="HEAD", times=None)
+        shared = await self.pull(self.digest, name=B)
+        self.assert_whole(shared, CONTENT)
+        self.assertIn("detail=shared", shared.headers["cache-status"])
+
     async def test_a_blob_that_was_pushed_here_is_not_answered_for_an_image_of_an_upstream(
         self,
     ) -> None:

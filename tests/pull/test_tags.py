@@ -250,10 +250,12 @@ class MovedTests(TagCase):
 
     async def test_an_upstream_without_head_is_asked_for_the_bytes(self) -> None:
         registry = await self.primed(freshness="0s")
-        self.hub.faults.add(Status(405), on=MANIFESTS, method="HEAD", times=None)
-        self.assert_from(await self.get(registry), "cache", CONFIRMED)
-        new = self.move()
-        self.assertEqual(digest_of(await self.get(registry)), new)
+        for number, status in enumerate((405, 400, 403, 404, 406, 500)):
+            self.hub.faults.clear()
+            self.hub.faults.add(Status(status), on=MANIFESTS, method="HEAD", times=None)
+            self.assert_from(await self.get(registry), "cache", CONFIRMED)
+            new = self.hub.images.add_image(NAME, "latest", b"new %d" % number)
+            self.assertEqual(digest_of(await self.get(registry)), new)
 
     async def test_new_bytes_that_are_wrong_leave_the_old_ones(self) -> None:
         registry = await self.primed(freshness="0s")

@@ -43,6 +43,12 @@ OPERATIONS: dict[str, Operation] = {
     "referrers": lambda upstream: upstream.referrers(IMAGE, DIGEST, {}),
 }
 
+BY_GET = {
+    name: operation
+    for name, operation in OPERATIONS.items()
+    if name not in ("manifest_digest", "blob")  # GET decides where HEAD is refused
+}
+
 
 class ManifestTests(UpstreamTestCase):
     """end-3."""
@@ -126,14 +132,14 @@ class ManifestDigestTests(UpstreamTestCase):
         self.assertEqual(other, self.digest(answer, DIGEST))
 
     def test_some_upstreams_do_not_say(self) -> None:
-        for answer in (Answer(200), Answer(405), Answer(501),
+        for answer in (Answer(200), Answer(405), Answer(501), Answer(400), Answer(403),
+                       Answer(404), Answer(406), Answer(500), Answer(403, host="cdn.example"),
                        Answer(200, fields={"Docker-Content-Digest": "sha256:nonsense"}),
                        Answer(200, fields={"Docker-Content-Digest": "md5:abc"})):  # fmt: skip
             self.assertIsNone(self.digest(answer, DIGEST))
 
     def test_a_304_that_nothing_was_told_for_is_no_answer(self) -> None:
-        upstream = self.upstream(in_turn(Answer(304)))
-        self.failureResultOf(upstream.manifest_digest(IMAGE, LATEST, None), Unreachable)
+        self.assertIsNone(self.digest(Answer(304)))
 
 
 class BlobTests(UpstreamTestCase):
@@ -153,6 +159,20 @@ class BlobTests(UpstreamTestCase):
         self.assertEqual(123, self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
         (asked,) = self.http.asked
         self.assertEqual(("HEAD", f"{HUB}/v2/{IMAGE}/blobs/{DIGEST}"), (asked.method, asked.url))
+
+    def test_where_head_is_refused_one_byte_is_asked_for(self) -> None:
+        part: dict[str, str | list[str]] = {"Content-Range": "bytes 0-0/300"}
+        for status in (400, 403, 404, 405, 406, 500, 501):
+            upstream = self.upstream(in_turn(Answer(status), Answer(206, b"x", part)))
+            self.http.asked.clear()
+            self.assertEqual(300, self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
+            head, get = self.http.asked
+            self.assertEqual(("HEAD", "GET"), (head.method, get.method), status)
+            self.assertEqual("bytes=0-0", get.headers["Range"])
+
+    def test_what_get_says_counts_where_head_is_refused(self) -> None:
+        upstream = self.upstream(in_turn(Answer(405), Answer(404)))
+        self.failureResultOf(upstream.blob(IMAGE, DIGEST), Missing)
 
     def test_the_size_may_be_unknown(self) -> None:
         for length in (None, "", "-1", "1e3", "²", "9" * 5000):
@@ -289,7 +309,7 @@ class StatusTests(UpstreamTestCase):
         return error
 
     def test_what_is_not_there_is_missing(self) -> None:
-        for name, operation in OPERATIONS.items():
+        for name, operation in BY_GET.items():
             for status in (404, 410, 403):
                 error = self.outcome(operation, Answer(status))
                 self.assertEqual((Missing, status), (type(error), error.status), name)
@@ -302,9 +322,11 @@ class StatusTests(UpstreamTestCase):
                     error = self.outcome(OPERATIONS[name], answer)
                     self.assertIsInstance(error, Unreachable)
                     self.assertIn("a page for people", error.reason)
+        empty = Answer(404, fields={"Content-Type": "text/html"})
+        self.assertIsInstance(self.outcome(OPERATIONS["manifest"], empty), Missing)
 
     def test_a_failure_is_tried_again_twice(self) -> None:
-        for name, operation in OPERATIONS.items():
+        for name, operation in BY_GET.items():
             error = self.outcome(operation, Answer(500), Unreachable("reset"), Answer(503))
             self.assertEqual((Unreachable, 503), (type(error), error.status), name)
             self.assertEqual(3, len(self.http.asked))
@@ -317,11 +339,11 @@ class StatusTests(UpstreamTestCase):
         self.assertEqual([("GET", 500), ("GET", None), ("GET", 200)], self.watch.requests)
 
     def test_a_timeout_is_one(self) -> None:
-        for operation in OPERATIONS.values():
+        for operation in BY_GET.values():
             self.assertIs(TimedOut, type(self.outcome(operation, TimedOut("slow"))))
 
     def test_an_unexpected_status_is_called_so(self) -> None:
-        for name, operation in OPERATIONS.items():
+        for name, operation in BY_GET.items():
             for status in (201, 204, 302, 400, 418, 505):
                 error = self.outcome(operation, Answer(status))
                 self.assertEqual((Unreachable, status), (type(error), error.status), name)
@@ -333,7 +355,7 @@ class StatusTests(UpstreamTestCase):
         self.assertEqual("registry-1.docker.io answers 404: manifest unknown", error.reason)
 
     def test_cancelling_leaves_nothing_behind(self) -> None:
-        for operation in OPERATIONS.values():
+        for operation in BY_GET.values():
             ended: list[Deferred[Answer]] = []
             coming: Deferred[Answer] = Deferred(ended.append)
             waiting = Deferred.fromCoroutine(operation(self.upstream(in_turn(coming))))
@@ -492,13 +514,15 @@ class PatienceTests(UpstreamTestCase):
         self.failureResultOf(self.manifest(upstream), Missing)
 
     def test_429_on_manifests_holds_no_blob_back(self) -> None:
-        upstream = self.upstream(in_turn(Answer(429), Answer(404), Answer(404), Answer(429)))
+        upstream = self.upstream(
+            in_turn(Answer(429), Answer(404), Answer(404), Answer(404), Answer(429))
+        )
         self.failureResultOf(self.manifest(upstream), Throttled)
         self.failureResultOf(OPERATIONS["blob"](upstream), Missing)
         self.failureResultOf(OPERATIONS["tags"](upstream), Missing)
         self.failureResultOf(OPERATIONS["blob"](upstream), Throttled)
         self.failureResultOf(OPERATIONS["open_blob"](upstream), Throttled)
-        self.assertEqual(4, len(self.http.asked))
+        self.assertEqual(5, len(self.http.asked))
 
     def test_429_is_not_tried_again(self) -> None:
         upstream = self.upstream(in_turn(Answer(429)))

@@ -104,6 +104,7 @@ class Hub:
             request.setHeader("Link", f'</v2/{IMAGE}/tags/list?last=a&n=1>; rel="next"')
             return b'{"tags":["a"]}'
         request.setResponseCode(404)
+        request.setHeader("Content-Type", "application/json")
         return b'{"errors":[{"message":"unknown"}]}'
 
 
