@@ -128,7 +128,7 @@ class CooldownTests(MirrorCase):
         new = self.push(b"new")
         await self.assert_held(registry)
         self.age(registry, 8 * DAY)
-        self.hub.faults.add(Status(503), method="*")
+        self.hub.faults.add(Status(503), method="*", times=2)
         self.assert_stale(await self.get(registry), body, "503")
         self.assertEqual(digest_of(await self.get(registry)), new)
 
