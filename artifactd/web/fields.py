@@ -64,7 +64,7 @@ OFFSET = "offset"
 """The parameter of the ``Location`` of an upload session that says where the next chunk belongs."""
 
 _OFFSET = re.compile(r"[0-9]{1,18}")
-# What some clients add to a Location, whether it has a query already or not.
+# Some clients add "?digest=…" to a Location although it has a query already.
 _ADDED = "?digest="
 
 
@@ -77,7 +77,7 @@ def location_offset(request: Request) -> int | None:
     text = parameter(request, OFFSET)
     if text is None:
         return None
-    number = text.partition(_ADDED)[0]
+    number = text.partition("?")[0]
     if not _OFFSET.fullmatch(number):
         raise QueryInvalid(
             "offset must be a whole number: use the Location of the last answer as it is",

@@ -284,9 +284,9 @@ class WhileItLastsTests(FaultTestCase):
         await self.assert_nothing_left()
 
     async def test_a_large_chunk_that_does_not_fit_leaves_its_session_where_it_was(self) -> None:
-        begun = await self.served.request("POST", "/v2/app/blobs/uploads/")
-        session = begun.header("Location") or ""
-        await self.served.request("PATCH", session, b"begun")
+        opened = await self.served.request("POST", "/v2/app/blobs/uploads/")
+        begun = await self.served.request("PATCH", opened.header("Location") or "", b"begun")
+        session = (begun.header("Location") or "").partition("?")[0]
         for method, query in (("PATCH", ""), ("PUT", f"?digest={Digest.of(b'another')}")):
             self.files.arm(errno.ENOSPC, 1)  # the first piece fits
             refused = await self.served.request(method, session + query, noise(6 << 20))

@@ -96,12 +96,13 @@ class UnreachableTests(ApiTestCase):
             self.assertEqual((await self.registry.request("GET", path)).status, 200)
 
 
-class GrantedTests(ApiTestCase):
+class GrantedTests(MirrorCase):
     """What the rules grant decides whether a name is there to be pushed."""
 
     async def status(self, *may: str) -> int:
+        self.hub.faults.add(Status(500), method="*", times=None)
         rule = f'who = ["anonymous"]\nmay = {json.dumps(may)}\nimages = ["*"]\n'
-        registry = Served.start(self, f"[[access]]\n{rule}[auth]\n")
+        registry = self.mirror_with(f"[[access]]\n{rule}[auth]\n")
         return (await registry.request("HEAD", "/v2/unknown/manifests/latest")).status
 
     async def test_a_client_that_may_only_pull_is_told_the_error(self) -> None:

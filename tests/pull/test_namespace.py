@@ -165,10 +165,11 @@ class WriteTests(NamespaceCase):
             base = f"/v2/{name}/blobs"
             started = await self.registry.request("POST", f"{base}/uploads/?ns={ns}")
             location = started.header("Location") or ""
-            await self.registry.request("PATCH", f"{location}?ns={ns}", layer)
-            status = await self.registry.request("GET", f"{location}?ns={ns}")
+            chunk = await self.registry.request("PATCH", f"{location}&ns={ns}", layer)
+            location = chunk.header("Location") or ""
+            status = await self.registry.request("GET", f"{location}&ns={ns}")
             self.assertEqual(status.status, 204)
-            closed = await self.registry.request("PUT", f"{location}?digest={blob}&ns={ns}", b"")
+            closed = await self.registry.request("PUT", f"{location}&digest={blob}&ns={ns}", b"")
             self.assertEqual(closed.status, 201)
             answer = await self.registry.request(
                 "PUT",
