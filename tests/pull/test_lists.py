@@ -546,7 +546,7 @@ class TagSchemaTests(ListCase):
         self.hub.faults.add(Status(404), on=REFERRERS, times=None)
         registry = self.mirror(freshness="0s")
         self.assert_from(await self.get(registry, self.path), "remote", STORED)
-        self.hub.faults.add(Status(503), on=f"*/manifests/{self.tag}", method="*")
+        self.hub.faults.add(Status(503), on=f"*/manifests/{self.tag}", method="*", times=2)
         answer = await self.get(registry, self.path)
         self.assertEqual(listed(answer), [str(self.signature)])
         self.assert_stale(answer, answer.body, "503")
