@@ -88,7 +88,7 @@ class RangeTests(ApiTestCase):
 
     async def test_a_range_that_is_not_understood_is_ignored(self) -> None:
         digest = await self.registry.push_blob("hello", CONTENT)
-        for wanted in ("bytes=0-1,4-5", "lines=1-2", "bytes=5-2", "bytes=-", "bytes", "bytes=a-b"):
+        for wanted in ("bytes=0-1,4-5", "lines=1-2", "bytes=-", "bytes", "bytes=a-b"):
             answer = await self.accepted(
                 200, "GET", f"/v2/hello/blobs/{digest}", None, {"Range": wanted}
             )
