@@ -277,8 +277,11 @@ class Catalog(OnDatabase):
                 manifests.check(db, put)
                 manifests.store(db, put, confirm, at, used_at=None)
 
-        pushed = put.manifest
-        entries = len(pushed.blobs) + len(pushed.children) + len(pushed.others)
+        adopted = () if put.adoption is None else put.adoption.manifests
+        entries = sum(
+            len(each.blobs) + len(each.children) + len(each.others)
+            for each in (put.manifest, *adopted)
+        )
         long = entries > manifests.MANY
         await self.database.write(store, release, long=put.actor if long else None)
 

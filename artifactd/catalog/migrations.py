@@ -139,9 +139,11 @@ def _keep_private(path: Path) -> None:
     """
     # By name: closing a descriptor of a file would end all locks that SQLite has on it here.
     for file in path.parent.glob(f"{path.name}*"):
-        status = file.lstat()
-        if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != PRIVATE:
-            file.chmod(PRIVATE)
+        # Another process that closes the catalog just now removes the log and the index.
+        with suppress(FileNotFoundError):
+            status = file.lstat()
+            if stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) != PRIVATE:
+                file.chmod(PRIVATE)
 
 
 def _create(path: Path) -> sqlite3.Connection:

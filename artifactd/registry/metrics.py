@@ -131,11 +131,16 @@ class DamageCounters:
 
 
 class RepositoryCounters:
-    """The counters of one remote repository; an ``UpstreamWatch`` too."""
+    """
+    The counters of one remote repository; an ``UpstreamWatch`` too.
+
+    :ivar answers: requests that the upstream has answered, in this process.
+    """
 
     def __init__(self, repository: str, counters: dict[str, Counter], requests: Counter) -> None:
         self._repository = repository
         self._requests = requests
+        self.answers = 0
         self.hits = counters["hits"]
         self.misses = counters["misses"]
         self.coalesced = counters["coalesced"]
@@ -153,6 +158,7 @@ class RepositoryCounters:
 
     def requested(self, method: str, status: int | None) -> None:
         """Count a request; ``status`` is ``None`` if it was not answered."""
+        self.answers += status is not None
         self._requests.labels(self._repository, method, str(status or "none")).inc()
 
 

@@ -14,8 +14,8 @@ from contextlib import suppress
 
 from attrs import define, evolve, field, frozen
 from cachetools import TTLCache
-from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
 from artifactd.catalog.catalog import Catalog
@@ -173,8 +173,11 @@ class Adopting:
                 self._blobs[digest] = None
 
 
-PATIENCE = 1.0
-"""Seconds for which the HEADs of a name together wait for upstreams if the client may push it."""
+PATIENCE = 1.5
+"""
+Seconds without any answer of the upstreams after which the HEADs of a name wait no longer if the
+client may push it.
+"""
 
 _PATIENT_AGAIN = 60.0  # seconds
 
@@ -184,23 +187,34 @@ class Patience:
     """
     How long the HEADs of a name that no repository is known to have may still wait for upstreams.
 
-    A client that pushes asks for each of its manifests first: only the first HEAD waits.
+    A client that pushes asks for each of its manifests first: only the first HEAD waits for silent
+    upstreams.  While they answer anything, a challenge or a token, all HEADs wait: a client that
+    pulls takes 404 for final.
     """
 
     clock: IReactorTime
-    _asked: TTLCache[ImageName, float] = field(init=False)
+    # Since when the upstreams are silent, and how many answers they had given then.
+    _asked: TTLCache[ImageName, tuple[float, int]] = field(init=False)
 
     @_asked.default
-    def _none_asked(self) -> TTLCache[ImageName, float]:
+    def _none_asked(self) -> TTLCache[ImageName, tuple[float, int]]:
         return TTLCache(_REMEMBERED, _PATIENT_AGAIN, self.clock.seconds)
 
-    def left(self, image: ImageName) -> float:
-        """Seconds left, 0 or more."""
+    def left(self, image: ImageName, answers: int) -> float:
+        """
+        Seconds left, 0 or more.
+
+        :param answers: how many answers the upstreams have given so far, to any request.
+        """
         now = self.clock.seconds()
-        return max(self._asked.setdefault(image, now) + PATIENCE - now, 0.0)
+        since, before = self._asked.get(image, (now, answers))
+        if answers != before:
+            since = now
+        self._asked[image] = since, answers
+        return max(since + PATIENCE - now, 0.0)
 
     def answered(self, image: ImageName) -> None:
-        """Wait again from now on: the upstreams have answered."""
+        """Wait again from now on: the upstreams have answered for the name."""
         self._asked.pop(image, None)
 
 
@@ -348,15 +362,36 @@ class Unprefixed(Repository):
         return origin is not None or await self.remote.is_known(image)
 
     async def _soon(self, image: ImageName, asking: Deferred[ManifestFound]) -> ManifestFound:
-        """Wait for ``asking``, which goes on; not for long.  :raises TimeoutError: after that."""
+        """
+        Wait for ``asking``, which goes on, while :attr:`patience` lasts.
+
+        :raises TimeoutError: after that.
+        """
 
         def answered(outcome: ManifestFound | Failure) -> ManifestFound | Failure:
             self.patience.answered(image)
             return outcome
 
         waiting = uncancelled(asking.addBoth(answered))
-        waiting.addTimeout(self.patience.left(image), self.patience.clock)
-        return await waiting
+        timer: IDelayedCall | None = None
+
+        def look() -> None:
+            nonlocal timer
+            answers = sum(upstream.manifests.counters.answers for upstream in self.remotes)
+            left = self.patience.left(image, answers)
+            timer = self.patience.clock.callLater(left, look)
+            if not left:
+                waiting.cancel()
+
+        if not waiting.called:
+            look()
+        try:
+            return await waiting
+        except CancelledError:
+            raise TimeoutError from None
+        finally:
+            if timer is not None and timer.active():
+                timer.cancel()
 
     async def body(self, found: ManifestFound) -> OpenBlob:
         for upstream in self.remotes:

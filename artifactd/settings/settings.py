@@ -111,6 +111,7 @@ _PREFIX = "ARTIFACTD_"
 _NOT_SETTINGS = re.compile(r"REQUIRE_PROGRAMS|PORT(_.*)?|SERVICE_.*")
 
 _LOCAL, _HUB = "local", "docker.io"
+_EMBEDDED = (_LOCAL, _HUB)
 _Local = Annotated[Literal["local"], Meta(description='"local" or "remote"')]
 
 
@@ -215,7 +216,8 @@ class Settings(Section, frozen=True, kw_only=True):
             tables["listen"] = [tables["listen"]]
         named = tables.get("repository", {})
         if isinstance(named, dict):
-            tables["repository"] = {n: t for n, t in named.items() if not _switches_only(t)}
+            switches = {n for n, t in named.items() if n in _EMBEDDED and _switches_only(t)}
+            tables["repository"] = {n: t for n, t in named.items() if n not in switches}
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
         repositories = _with_embedded(values["repository"], named)
         values["repository"] = repositories
@@ -261,9 +263,11 @@ _LONGEST = 64  # characters of a repository's name: files in the store are named
 
 
 def _switches_only(table: object) -> bool:
-    """Whether a repository's ``table`` says only whether it is enabled."""
+    """Whether the ``table`` of an embedded repository says only whether it is enabled."""
     return (
-        isinstance(table, dict) and list(table) == ["enabled"] and table["enabled"] in (True, False)
+        isinstance(table, dict)
+        and list(table) == ["enabled"]
+        and isinstance(table["enabled"], bool)
     )
 
 

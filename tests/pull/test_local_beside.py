@@ -164,14 +164,23 @@ class PatienceTests(SynchronousTestCase):
         clock = Clock()
         patience = unprefixed.Patience(clock)
         hello, other = ImageName("local", "hello"), ImageName("local", "other")
-        self.assertEqual(patience.left(hello), unprefixed.PATIENCE)
+        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE)
         clock.advance(unprefixed.PATIENCE / 4)
-        self.assertEqual(patience.left(hello), unprefixed.PATIENCE * 3 / 4)
-        self.assertEqual(patience.left(other), unprefixed.PATIENCE)
+        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE * 3 / 4)
+        self.assertEqual(patience.left(other, 0), unprefixed.PATIENCE)
         clock.advance(unprefixed.PATIENCE)
-        self.assertEqual(patience.left(hello), 0)
+        self.assertEqual(patience.left(hello, 0), 0)
         patience.answered(hello)
-        self.assertEqual(patience.left(hello), unprefixed.PATIENCE)
+        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE)
+
+    def test_it_lasts_while_the_upstreams_answer_anything(self) -> None:
+        clock = Clock()
+        patience = unprefixed.Patience(clock)
+        hello = ImageName("local", "hello")
+        for answers in range(10):
+            self.assertEqual(patience.left(hello, answers), unprefixed.PATIENCE)
+            clock.advance(unprefixed.PATIENCE)
+        self.assertEqual(patience.left(hello, 9), 0)
 
 
 class WriteTests(MirrorCase):

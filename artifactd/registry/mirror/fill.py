@@ -6,8 +6,6 @@ A fill does not depend on any one client: architecture.md, "Pull-through: the fi
 
 from __future__ import annotations
 
-from collections import deque
-
 from attrs import define, evolve, field, frozen
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IConsumer, IReactorTime
@@ -536,8 +534,8 @@ class Unattended:
 
     clock: IReactorTime
     _going_on: set[Fill] = field(factory=set, init=False)
-    # When a fill was admitted, and the bytes that were missing then.
-    _admitted: deque[tuple[float, int]] = field(factory=deque, init=False)
+    # When the fill of a blob was admitted last, and the bytes that were missing at first.
+    _admitted: dict[Digest, tuple[float, int]] = field(factory=dict, init=False)
 
     def admits(self, fill: Fill) -> bool:
         """
@@ -552,13 +550,16 @@ class Unattended:
             if progress.size is None:
                 return False
             now = self.clock.seconds()
-            while self._admitted and self._admitted[0][0] <= now - UNATTENDED_SECONDS:
-                self._admitted.popleft()
-            missing = progress.size - progress.written
-            lately = sum(each for _, each in self._admitted)
-            if lately + missing > cap // UNATTENDED_SHARE:
+            past = now - UNATTENDED_SECONDS
+            self._admitted = {d: each for d, each in self._admitted.items() if each[0] > past}
+            digest = fill.source.digest
+            others = sum(each for d, (_, each) in self._admitted.items() if d != digest)
+            # A fill that is left again fetches the same bytes, not as many more.
+            _, before = self._admitted.get(digest, (0.0, 0))
+            missing = max(progress.size - progress.written, before)
+            if others + missing > cap // UNATTENDED_SHARE:
                 return False
-            self._admitted.append((now, missing))
+            self._admitted[digest] = now, missing
         self._going_on.add(fill)
         return True
 

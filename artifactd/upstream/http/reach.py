@@ -143,7 +143,11 @@ class Reach:
             granted = (self._areas or frozenset()) & _SHARED
         else:
             if self._areas is None and areas:
-                self._areas = frozenset(areas.values())
+                # Only a private upstream has private addresses alone.  A public one could list them
+                # beside its own, to be led there later.
+                found_areas = frozenset(areas.values())
+                public = Area.PUBLIC in found_areas
+                self._areas = frozenset({Area.PUBLIC}) if public else found_areas - {Area.OTHER}
             granted = self._areas or frozenset()
         found = [a for a, area in areas.items() if area is Area.PUBLIC or area in granted]
         if addresses and not found:

@@ -472,7 +472,11 @@ class Transport:
                 return response
             location = response.header("Location")
             response.drop()
-            trail.follow(location)
+            try:
+                trail.follow(location)
+            except Unreachable as error:
+                error.led_elsewhere = True
+                raise
 
     async def close(self) -> None:
         """Give up all requests and close all connections; returns when they are closed."""
