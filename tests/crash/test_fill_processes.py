@@ -111,7 +111,7 @@ class CollapseTests(ProcessesTestCase):
         self.assertEqual(self.sent(), SIZE)
         asked = self.hub.asked("*", f"/v2/{OTHER}/blobs/*")
         # A refusal of a HEAD is decided by GET.
-        self.assertEqual({each.method for each in asked if each.status == 200}, {"HEAD"})
+        self.assertEqual({each.method for each in asked if each.status != 404}, {"HEAD"})
 
     async def test_what_one_finds_corrupt_no_client_of_the_other_completes(self) -> None:
         self.hub.faults.add(Corrupt(at=HALF + 1), on=CDN)
