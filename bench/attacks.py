@@ -315,14 +315,17 @@ class Client:
         if status != 201:
             raise Wrong(f"{self.user} pushes a blob: {status} {answer[:200]!r}")
 
+    def put(self, image: str, tag: str, content: bytes) -> tuple[int, bytes]:
+        """Push a manifest; return the status and the body."""
+        return self.ask("PUT", f"/v2/{image}/manifests/{tag}", content, Content_Type=MANIFEST)
+
     def push(self, image: str, tag: str, *layers: bytes) -> bytes:
         """Push an image; return its manifest."""
         config = json.dumps({"tag": tag}).encode()
         for content in (config, *layers):
             self.push_blob(image, content)
         content = manifest(config, *layers)
-        path = f"/v2/{image}/manifests/{tag}"
-        status, answer = self.ask("PUT", path, content, Content_Type=MANIFEST)
+        status, answer = self.put(image, tag, content)
         if status != 201:
             raise Wrong(f"{self.user} pushes a manifest: {status} {answer[:200]!r}")
         return content
@@ -428,8 +431,7 @@ class Attack:
         while self.pause(0.01):
             number += 1
             head = manifest(b"{}", annotations={"number": str(number // 2)}, layers=layers)
-            path = f"/v2/mallory/x/manifests/t{number % 3}"
-            answer = self.mallory.ask("PUT", path, head, Content_Type=MANIFEST)
+            answer = self.mallory.put("mallory/x", f"t{number % 3}", head)
             expect("a push of a manifest of many entries", answer, 201, 429)
 
     # -- refused
@@ -440,9 +442,7 @@ class Attack:
         head = manifest(b"{}")[:-1]
         body = head + b',"x":[' + b",".join([unit] * ((4 << 20) // 182 - 100)) + b"]}"
         while self.pause(0.01):
-            answer = self.mallory.ask(
-                "PUT", "/v2/mallory/x/manifests/t", body, Content_Type=MANIFEST
-            )
+            answer = self.mallory.put("mallory/x", "t", body)
             expect("a push of nested lists", answer, 400, 413, 429)
 
     def artifact_types(self) -> None:
@@ -452,9 +452,7 @@ class Attack:
         while self.pause(0.01):
             number += 1
             body = manifest(b"{}", artifactType=f"application/{number}{'y' * 3_900_000}")
-            answer = self.mallory.ask(
-                "PUT", "/v2/mallory/x/manifests/t", body, Content_Type=MANIFEST
-            )
+            answer = self.mallory.put("mallory/x", "t", body)
             expect("a push of a long artifactType", answer, 400, 413, 429)
 
     def lying_head(self) -> None:

@@ -56,7 +56,7 @@ class Program:
     folder: str
 
     def run(self) -> None:
-        """Be it, in a process that has just been forked."""
+        """Become the program, in a process that has just been forked."""
         reactor: Any = _reactor
         # As if it had just been installed: a fork shares the epoll instance and the waker of the
         # process that it comes from.
@@ -113,7 +113,7 @@ class _Nursery:
                     _tell(told, pid)
 
     def _become(self, out: int, err: int, told: int) -> None:
-        """Have the descriptors of the program, and none besides."""
+        """Take over the descriptors of the program, and close all others."""
         self.requests.close()
         nothing = os.open(os.devnull, os.O_RDONLY)
         for fd, standard in ((nothing, 0), (out, 1), (err, 2)):
@@ -162,7 +162,7 @@ def _nursery() -> tuple[socket.socket, subprocess.Popen[bytes]]:
 
 def start(program: Program, out: int, err: int, told: int) -> None:
     """
-    Let it run, with descriptors for its standard output and error, and for what is told of it:
+    Start a program, with descriptors for its standard output and error, and for what is told of it:
     ``PID\\n``, and at its end ``STATUS\\n``, or minus the signal.
 
     This process keeps its copies of the descriptors.

@@ -52,7 +52,7 @@ class Allowed:
 
     @property
     def prefixes(self) -> list[str]:
-        """What the canonical names of all such images begin with; none begins with another."""
+        """The prefixes of the canonical names of all such images; none begins with another."""
         shortest: list[str] = []
         for prefix in sorted(each for grant in self.grants for each in grant.prefixes):
             if not shortest or not prefix.startswith(shortest[-1]):
@@ -126,16 +126,6 @@ class AccessRules:
         if limit is None:
             return allowed
         return allowed & limit.may if limit.everything else _NOTHING
-
-    def grants_any(self, identity: Identity, action: Action) -> bool:
-        """
-        Whether some rule allows ``identity`` to do ``action`` to some images.  A robot's limit may
-        be for other images: then it is ``True`` although the robot may do nothing.
-        """
-        limit, grants = self._grants_of(identity)
-        return any(action in grant.may for grant in grants) and (
-            limit is None or action in limit.may
-        )
 
     def _grants_of(self, identity: Identity) -> tuple[_Grant | None, tuple[_Grant, ...]]:
         """The robot's own limit, if ``identity`` is a robot, and the grants of the rules for it."""

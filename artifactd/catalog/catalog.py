@@ -278,11 +278,7 @@ class Catalog(OnDatabase):
                 manifests.store(db, put, confirm, at, used_at=None)
 
         adopted = () if put.adoption is None else put.adoption.manifests
-        entries = sum(
-            len(each.blobs) + len(each.children) + len(each.others)
-            for each in (put.manifest, *adopted)
-        )
-        long = entries > manifests.MANY
+        long = manifests.are_many(put.manifest, *adopted)
         await self.database.write(store, release, long=put.actor if long else None)
 
     async def delete_manifest(

@@ -51,11 +51,19 @@ _CONDITIONS = {
 }
 
 
-_DAMAGES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
 class Damaged(Unavailable):
     """The catalog's file does not hold what SQLite has written there."""
+
+
+class DiskFull(Unavailable):
+    """The catalog's disk has no room for a write."""
+
+
+_KINDS: dict[int, type[Unavailable]] = {
+    sqlite3.SQLITE_CORRUPT: Damaged,
+    sqlite3.SQLITE_NOTADB: Damaged,
+    sqlite3.SQLITE_FULL: DiskFull,
+}
 
 
 def advice(error: Exception) -> str:
@@ -63,14 +71,6 @@ def advice(error: Exception) -> str:
     code = getattr(error, "sqlite_errorcode", None)
     reason = None if code is None else _CONDITIONS.get(code & 0xFF)
     return f"{error}: {reason}" if reason else str(error)
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether the catalog can't be written because its disk is full."""
-    if not isinstance(error, Unavailable):
-        return False
-    code = getattr(error.__cause__, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_FULL
 
 
 def translated(failure: Failure) -> Failure:
@@ -86,7 +86,7 @@ def translated(failure: Failure) -> Failure:
     reason = _CONDITIONS.get(code & 0xFF)  # without its extension
     if reason is None:
         return failure
-    kind = Damaged if code & 0xFF in _DAMAGES else Unavailable
+    kind = _KINDS.get(code & 0xFF, Unavailable)
     unavailable = kind(f"the catalog can't be used ({error.sqlite_errorname}): {reason}")
     unavailable.__cause__ = error
     return Failure(unavailable)
@@ -288,14 +288,10 @@ class Writer:
 
     def _next_batch(self) -> list[_Write[Any]]:
         """Take the writes of the next transaction from the queues; none: there are no more."""
-        batch = [] if self._was_long else self._next_long()
-        self._was_long = bool(batch)
-        if not batch:
-            batch = self._next_short()
-        if not batch:
-            batch = self._next_long()
-            self._was_long = bool(batch)
-        return batch
+        batch = self._next_short() if self._was_long else []
+        long = [] if batch else self._next_long()
+        self._was_long = bool(long)
+        return batch or long or self._next_short()
 
     def _next_short(self) -> list[_Write[Any]]:
         batch: list[_Write[Any]] = []
@@ -492,28 +488,22 @@ class Database:
         """
         if self._damage is not None:
             return fail(self._damage)
+        make_room = self._make_room
+
+        def retry(failure: Failure) -> Failure | Deferred[_T]:
+            if make_room is None or not failure.check(DiskFull):
+                return failure
+
+            def again(db: Connection) -> _T:
+                make_room()
+                return interaction(db)
+
+            return self._writer.run(again, committed, last=last, long=long)
+
         writing = self._writer.run(interaction, committed, last=last, long=long)
         if frees:
-            writing.addErrback(self._in_made_room, interaction, committed, last, long)
+            writing.addErrback(retry)
         return writing.addErrback(self._note_damage)
-
-    def _in_made_room(
-        self,
-        failure: Failure,
-        interaction: Callable[[Connection], _T],
-        committed: Callable[[], None] | None,
-        last: bool,
-        long: str | None,
-    ) -> Failure | Deferred[_T]:
-        make_room = self._make_room
-        if make_room is None or not is_full(failure.value):
-            return failure
-
-        def again(db: Connection) -> _T:
-            make_room()
-            return interaction(db)
-
-        return self._writer.run(again, committed, last=last, long=long)
 
     async def check(self) -> None:
         """

@@ -101,12 +101,12 @@ LOOSE = (
 # Entries of all manifests that one transaction deletes, unless it is one manifest: more of them
 # would keep other writers waiting for longer.
 _ENTRIES = 2000
+
 _DELETED_ENTRIES = (
     "SELECT count(*) FROM deleted_manifest AS deleted"
     " JOIN deleted_entry ON deleted_entry.deleted_id = deleted.id"
     " WHERE deleted.image_id = ? AND deleted.digest = ?"
 )
-
 
 _RELEASE = (
     "DELETE FROM blob_link WHERE image_id = :image AND blob_id IN ("
@@ -207,14 +207,14 @@ class GarbageCatalog(OnDatabase):
             ):
                 rows = db.execute(query, (before, max(0, limit - len(collected)))).fetchall()
                 for repository, name, image_id, deleted, size, since in rows:
+                    image = ImageName(repository, name)
                     if query == DELETED_MANIFESTS:
                         (held,) = db.execute(_DELETED_ENTRIES, (image_id, deleted)).fetchone()
                         entries += held
                         if collected and entries > _ENTRIES:
                             break
-                    image = ImageName(repository, name)
-                    if query == DELETED_MANIFESTS and ends_leases:
-                        collected += _released(db, image_id, image, deleted, since)
+                        if ends_leases:
+                            collected += _released(db, image_id, image, deleted, since)
                     forget(db, image_id, deleted)
                     collected.append(Collected(Garbage.DELETED, image, deleted, size, since))
             return collected

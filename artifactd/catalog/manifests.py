@@ -364,6 +364,11 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     return True
 
 
+def are_many(*manifests: Manifest) -> bool:
+    """Whether manifests hold more than :data:`MANY` blobs and manifests together."""
+    return sum(len(m.blobs) + len(m.children) + len(m.others) for m in manifests) > MANY
+
+
 def holds_many(db: Connection, image: ImageName, digest: Digest) -> bool:
     """Whether a manifest of ``image`` holds more than :data:`MANY` blobs and manifests."""
     rows = db.execute(

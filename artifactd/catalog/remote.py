@@ -235,8 +235,7 @@ class RemoteCatalog(OnDatabase):
             if tag is not None:
                 _keep_tag(db, image, tag, None, at)
 
-        long = len(manifest.blobs) + len(manifest.children) > manifests.MANY
-        owner = image.repository if long else None
+        owner = image.repository if manifests.are_many(manifest) else None
         await self.database.write(store, release, long=owner)
 
     @write

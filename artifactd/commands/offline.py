@@ -438,7 +438,6 @@ class CheckData(DataCommand):
             parts.garbage,
             parts.blobs,
             parts.uploads,
-            parts.fills,
             parts.damage,
             settings.repository,
             parts.run,

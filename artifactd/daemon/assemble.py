@@ -66,7 +66,6 @@ from artifactd.store.folder import (
     FolderCollectionLock,
     PrivateFile,
     ReadOnlyMode,
-    Reserve,
 )
 from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
@@ -78,8 +77,8 @@ from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 
-# Large answers to one owner that may wait for memory, which each of them has taken already: their
-# number, and how often the memory that one owner may hold.
+# Limits on the large answers of one owner that wait for memory: how many, and their bytes, as a
+# multiple of the owner's share.
 _ANSWERS_WAITING = 256
 _ANSWERS_BACKLOG = 8
 
@@ -371,21 +370,20 @@ def assemble(
     pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
     run = partial(deferToThreadPool, reactor, pool)
     budgets = Budgets.of(settings)
-    reserve = Reserve(folder.path, files=files or FileOperations())
-    try:
-        reserve.refill()
-    except OSError as error:
-        _log.warn("nothing is pushed until there is room: {error}", error=error)
-    database = Database(folder.catalog, reactor, now=now, make_room=reserve.give_back)
-    catalog = Catalog(database, lease=settings.lease)
-    remote = RemoteCatalog(catalog.database)
-    garbage = GarbageCatalog(catalog.database)
-    repairs = RepairCatalog(catalog.database)
     try:
         blobs = BlobStore(folder, run, files)
     except OSError as error:
         raise StartError(f"the data folder {folder.path} can't be used: {error}") from error
     opened.callback(blobs.close)
+    try:
+        blobs.reserve.refill()
+    except OSError as error:
+        _log.warn("nothing is pushed until there is room: {error}", error=error)
+    database = Database(folder.catalog, reactor, now=now, make_room=blobs.reserve.give_back)
+    catalog = Catalog(database, lease=settings.lease)
+    remote = RemoteCatalog(catalog.database)
+    garbage = GarbageCatalog(catalog.database)
+    repairs = RepairCatalog(catalog.database)
     uploads = UploadStore(folder, run, blobs, budgets.transfers, files)
     counters = Counters()
     contents = Contents(blobs)

@@ -49,7 +49,7 @@ def decode_foreign(
     values: int = VALUES,
 ) -> _T:
     """
-    Decode JSON of somebody else.
+    Decode JSON that a client or an upstream has sent.
 
     A megabyte of ``[],`` would take half a second without the bounds, and nothing else would run
     meanwhile.  Above 64 KiB or so it may take over a millisecond: call it in a thread.
@@ -57,7 +57,7 @@ def decode_foreign(
     :param nesting: how deep arrays and objects may be nested.
     :param values: how many elements and members they may have together; 0: any number.
     :raises ValueError: if ``content`` exceeds the bounds, is not JSON, or is not of the decoder's
-        type; its text is a sentence for whoever sent it.
+        type; its text is a sentence for the sender.
     """
     content = bytes(content)
     problem = excess(content, nesting, values)

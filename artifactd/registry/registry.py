@@ -159,7 +159,7 @@ class Shown(Protocol):
 
     @property
     def prefixes(self) -> Sequence[str]:
-        """What the canonical names of those images begin with; none begins with another."""
+        """The prefixes of the canonical names of those images; none begins with another."""
 
 
 async def listed_images(
@@ -360,7 +360,6 @@ class Registry:
         """
         if shown is None:
             return await listed_images(self.catalog, self.names, after, limit)
-
         return await listed_images(
             self.catalog,
             self.names,
@@ -368,7 +367,7 @@ class Registry:
             limit,
             shown,
             lambda images: self._listable(images, asker),
-            None if shown is None else self.turn,
+            self.turn,
         )
 
     async def _listable(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:

@@ -379,8 +379,9 @@ class Unprefixed(Repository):
             nonlocal timer
             answers = sum(upstream.manifests.counters.answers for upstream in self.remotes)
             left = self.patience.left(image, answers)
-            timer = self.patience.clock.callLater(left, look)
-            if not left:
+            if left:
+                timer = self.patience.clock.callLater(left, look)
+            else:
                 waiting.cancel()
 
         if not waiting.called:

@@ -367,12 +367,9 @@ class Uploads:
             writing to the session.
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
         """  # end-5
-        record = await self._record(image, upload_id)
-        await self.store.require_room()
-        limited = self._is_limited(image)
         async with (
-            self._only_writer(image, upload_id),
-            self._early(body, chunk, limited=limited) as early,
+            self._only_writer(image, upload_id) as record,
+            self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
             if early is not None and early.is_whole(chunk):
                 return await self._append(record, early, _first(chunk, at, early.size))
@@ -406,27 +403,10 @@ class Uploads:
             quota once they are here; ends the session.
         :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
         """  # end-6
-        try:
-            await self._close_session(image, upload_id, digest, chunk, body, at)
-        except BlobUploadUnknown:
-            if await self.catalog.promise_blob(image, digest) is None:
-                raise
-
-    async def _close_session(
-        self,
-        image: ImageName,
-        upload_id: str,
-        digest: Digest,
-        chunk: ByteRange | None,
-        body: Body | None,
-        at: int | None,
-    ) -> None:
-        record = await self._record(image, upload_id)
-        await self.store.require_room()
-        limited = self._is_limited(image)
         async with (
-            self._only_writer(image, upload_id),
-            self._early(body, chunk, limited=limited) as early,
+            self._unless_closed(image, digest),
+            self._only_writer(image, upload_id) as record,
+            self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
             staged = None
             whole = early is not None and early.is_whole(chunk)
@@ -526,17 +506,29 @@ class Uploads:
         return room
 
     @asynccontextmanager
-    async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[None]:
+    async def _unless_closed(self, image: ImageName, digest: Digest) -> AsyncIterator[None]:
+        """Accept that there is no such session, if ``image`` has the blob already."""
+        try:
+            yield
+        except BlobUploadUnknown:
+            if await self.catalog.promise_blob(image, digest) is None:
+                raise
+
+    @asynccontextmanager
+    async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[UploadRecord]:
         """
-        Keep other requests of this process from writing to the session during the context.
+        Return a session's record, and keep other requests of this process from writing to the
+        session during the context.
 
         The claim keeps out those of other processes.
         """
+        record = await self._record(image, upload_id)
+        await self.store.require_room()
         if upload_id in self._writing:
             raise _busy(await self.offset(image, upload_id))
         self._writing.add(upload_id)
         try:
-            yield
+            yield record
         except UploadMissing:
             raise _unknown(upload_id) from None
         except UploadBusy as busy:

@@ -74,7 +74,7 @@ class BlobStore:
 
     Making one blocks; it is for the start.
 
-    :ivar reserve: of the folder.
+    :ivar reserve: the file that is removed to let deletions go on when the disk is full.
 
     :raises OSError: if the folder can't be used.
     """
@@ -102,6 +102,13 @@ class BlobStore:
         """
         if not self.reserve.is_held():
             await self._run(self.reserve.refill)
+
+    async def is_staged(self, digest: Digest) -> bool:
+        """
+        Whether any process has staged ``digest``, from a fill or an upload, and has neither
+        committed its row yet nor given up.
+        """
+        return await self._run(self.staging.is_held, digest)
 
     async def open(self, digest: Digest) -> PublishedBlob | None:
         """Open a blob; ``None`` if there is none.  :raises OSError: if it can't be read."""

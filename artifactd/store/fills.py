@@ -708,10 +708,6 @@ class FillStores:
             repository, self._fills, self._staging, self._run, self._budget, self._clock
         )
 
-    async def is_staged(self, digest: Digest) -> bool:
-        """The same as :meth:`FillStore.is_staged`, which no repository limits."""
-        return await self._run(self._staging.is_held, digest)
-
     async def sweep(self, seconds: float) -> int:
         """
         Remove unclaimed fills not written to for ``seconds``, also those of repositories that are

@@ -333,11 +333,11 @@ _RESERVED = 4 << 20  # bytes: a few hundred deletions
 @frozen
 class Reserve:
     """
-    A file in the data folder that takes some megabytes, and that is removed when the disk is full:
-    what frees space has to be written to the catalog first.
+    A file of 4 MiB in the data folder.  When the disk is full it is removed, so that the catalog
+    has room to record deletions.
 
-    While there is no reserve, nothing is pushed.  It is made again once twice its size is free, so
-    that nobody takes for it what was given back.
+    Pushes are refused until it is made again.  That takes twice its size of free space: a push
+    must not use up the room that was made for deletions.
 
     :param folder: the data folder.
     """
@@ -351,7 +351,7 @@ class Reserve:
         return str(self.folder / RESERVE)
 
     def is_held(self) -> bool:
-        """Whether it is there.  Takes a microsecond or two."""
+        """Whether the file is there in full.  Takes a microsecond or two."""
         try:
             return os.stat(self._file).st_size >= _RESERVED
         except OSError:
@@ -359,7 +359,7 @@ class Reserve:
 
     def refill(self) -> None:
         """
-        Make it, if it is not there.  Blocks.
+        Make the file, if it is not there.  Blocks.
 
         :raises OSError: if the disk has no room for it.
         """
@@ -379,7 +379,7 @@ class Reserve:
                 os.close(fd)
 
     def give_back(self) -> None:
-        """Remove it, so that a deletion finds room.  Blocks.  :raises OSError:"""
+        """Remove the file, so that a deletion finds room.  Blocks.  :raises OSError:"""
         with Directory.open(self.folder) as folder:
             self.files.unlink(folder.fd, RESERVE)
 

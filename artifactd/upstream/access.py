@@ -22,7 +22,7 @@ from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, nam
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable
-from artifactd.upstream.http.response import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
 from artifactd.upstream.patience import Exchanges, Retries
@@ -136,7 +136,7 @@ class RegistryAccess:
         async def look(response: HttpResponse) -> None:
             nonlocal sufficed
             await response.read(0)
-            media_type = (response.header("Content-Type") or "").partition(";")[0].strip().lower()
+            media_type = media_type_of(response)
             # A type that is not known is believed to be a manifest's only where the digest says so.
             if media_type and not is_manifest_type(media_type, other_types=wanted is not None):
                 raise _no_manifest(response, reference, media_type)

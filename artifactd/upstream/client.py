@@ -22,7 +22,7 @@ from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.http.response import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.interfaces import (
     BlobBody,
     UpstreamBlob,
@@ -416,30 +416,13 @@ class RegistryUpstream:
         return ResponseBody.of(await self._api.ask(request, _as_it_is), self._watch)
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
-        return await self._short_page(self._at(image, "tags", "list"), image, query)
+        return await self._page(self._at(image, "tags", "list"), image, query)
 
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
         url = self._at(image, "referrers", str(subject))
-        return await self._short_page(url, image, query, _NO_ENDPOINT)
-
-    async def _short_page(
-        self,
-        url: str,
-        image: str,
-        query: Mapping[str, str],
-        unknown: frozenset[int] = frozenset(),
-    ) -> UpstreamPage:
-        """Get a page; ask for a shorter one where the upstream refuses the number of entries."""
-        while True:
-            shorter = _shorter(query)
-            try:
-                return await self._page(url, image, query, unknown)
-            except UpstreamError as error:
-                if shorter is None or error.status not in _TOO_LONG:
-                    raise
-            query = shorter
+        return await self._page(url, image, query, _NO_ENDPOINT)
 
     async def _page(
         self,
@@ -448,6 +431,8 @@ class RegistryUpstream:
         query: Mapping[str, str],
         unknown: frozenset[int] = frozenset(),
     ) -> UpstreamPage:
+        """Get a page; ask for a shorter one where the upstream refuses the number of entries."""
+
         async def take(response: HttpResponse) -> UpstreamPage:
             if unknown and (response.status in unknown or not _is_json(response)):
                 response.abort()
@@ -466,6 +451,11 @@ class RegistryUpstream:
             if unknown and error.status in (404, 410):
                 raise Missing(error.reason, error.status) from None
             raise
+        except UpstreamError as error:
+            shorter = _shorter(query)
+            if shorter is None or error.status not in _TOO_LONG:
+                raise
+        return await self._page(url, image, shorter, unknown)
 
     def _at(self, image: str, *path: str) -> str:
         parts = (quote(image), *(quote(part, safe=":") for part in path))
@@ -495,8 +485,7 @@ def _is_json(response: HttpResponse) -> bool:
 
     Some registries redirect requests to unknown endpoints to a login page for people.
     """
-    media_type = (response.header("Content-Type") or "json").partition(";")[0]
-    return media_type.strip().lower().endswith("json")
+    return not response.header("Content-Type") or media_type_of(response).endswith("json")
 
 
 async def _as_it_is(response: HttpResponse) -> HttpResponse:

@@ -41,7 +41,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 @frozen
 class TokenRequest:
     """
-    What a token service is asked for.
+    A request to a token service.
 
     :ivar realm, service: from the challenge.
     :ivar scope: ``repository:<image>:pull``; ``""``: none.

@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
-from artifactd.upstream.http.response import Http, HttpResponse
+from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.interfaces import UpstreamWatch
 
 BREAKER_FAILURES = 5
@@ -356,9 +356,8 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
 
 
 def _is_page(response: HttpResponse) -> bool:
-    media_type = (response.header("Content-Type") or "").partition(";")[0]
-    is_html = media_type.strip().lower() in ("text/html", "application/xhtml+xml")
-    return is_html and response.length != 0  # some servers call an empty body so
+    is_html = media_type_of(response) in ("text/html", "application/xhtml+xml")
+    return is_html and response.length != 0  # some servers declare an empty body as HTML
 
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:

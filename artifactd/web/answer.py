@@ -110,8 +110,7 @@ class Answer:
         """Send a body that is not to be buffered whole by a connection that is not read."""
         async with sender.room(request, len(self.body)):
             self._begin(request)
-            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % len(self.body)])
-            return await sender.send_content(request, InMemory(self.body))
+            return await sender.send(request, InMemory(self.body), 0, len(self.body))
 
     def _begin(self, request: RegistryRequest) -> None:
         """Set the status and the header fields."""

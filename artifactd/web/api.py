@@ -127,14 +127,12 @@ class Api(OperationsApi):
     async def images(self, request: RegistryRequest) -> Answer:
         """List the images, in pages."""  # not in the OCI spec, but in Docker's
         wanted = list_wanted(request)
-        names: list[str] = []
-        if self.gate.may_pull_any(request):
-            names = await self.registry.images(
-                wanted.after or "",
-                wanted.limit + 1,
-                self.gate.listed(request),
-                self.gate.asker(request),
-            )
+        names = await self.registry.images(
+            wanted.after or "",
+            wanted.limit + 1,
+            self.gate.listed(request),
+            self.gate.asker(request),
+        )
         if not names:
             self.gate.nothing_listed(request)
         shown, following = names[: wanted.limit], None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
 from typing import NoReturn, Protocol
 
@@ -109,9 +109,6 @@ class Gate(Protocol):
         The scopes of a token don't count: the client has not named the images of a list.
         """
 
-    def may_pull_any(self, request: RegistryRequest) -> bool:
-        """Whether there may be an image that the caller may pull; none is looked up."""
-
     def asker(self, request: RegistryRequest) -> Asker:
         """Return the caller as repositories see it that want a proof of access."""
 
@@ -185,9 +182,6 @@ class LoopbackGate:
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
-
-    def may_pull_any(self, request: RegistryRequest) -> bool:
-        return True
 
     def asker(self, request: RegistryRequest) -> Asker:
         return NOBODY
@@ -423,9 +417,6 @@ class AccessGate:
     def listed(self, request: RegistryRequest) -> Allowed:
         return self.rules.allowed(request.caller.identity, Action.PULL)
 
-    def may_pull_any(self, request: RegistryRequest) -> bool:
-        return self.rules.grants_any(request.caller.identity, Action.PULL)
-
     def asker(self, request: RegistryRequest) -> Asker:
         return Asker(not _nobody(request.caller), request.caller.presented)
 
@@ -448,7 +439,7 @@ class AccessGate:
         self,
         request: RegistryRequest,
         action: Action,
-        images: Iterable[ImageName],
+        images: Collection[ImageName],
         name: str,
         scope: str,
     ) -> list[ImageName]:
@@ -461,9 +452,7 @@ class AccessGate:
         """
         caller = request.caller
         granted = [i for i in images if action in self.rules.granted(caller.identity, i)]
-        permitted = granted
-        if caller.scopes is not None:
-            permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
+        permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
         if permitted:
             return permitted
         wanted = f"repository:{scope}:{_SCOPES[action]}"

@@ -7,9 +7,9 @@ import sqlite3
 from contextlib import closing
 from hashlib import sha256
 
+from artifactd.catalog.catalog import Catalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.registry.registry import Registry
 from tests.api.case import Connection
 from tests.api.guarded import ABSENT, BLOB, CONFIG, RULES, GuardedCase, basic, shape
 from tests.api.served import image_index, image_manifest
@@ -260,7 +260,7 @@ class NobodysCatalogTests(GuardedCase):
         def listed(*_: object) -> None:
             raise AssertionError("the images were looked up")
 
-        self.patch(Registry, "images", listed)
+        self.patch(Catalog, "images_between", listed)
         self.assertEqual(await self.status("GET", "/v2/_catalog"), 401)
         answer = await self.ask("GET", "/v2/_catalog", "nobody")
         self.assertEqual((answer.status, json.loads(answer.body)), (200, {"repositories": []}))

@@ -86,10 +86,10 @@ class RulesTests(SynchronousTestCase):
 
     def test_any_is_what_some_rule_says_of_some_images(self) -> None:
         access = rules(rule("user:bob", (PULL,), "local/x"), rule("group:dev", (PUSH,), "*"))
-        self.assertTrue(access.grants_any(BOB, PULL))
-        self.assertFalse(access.grants_any(BOB, PUSH))
-        self.assertFalse(access.grants_any(ALICE, PULL))
-        self.assertFalse(access.grants_any(ANONYMOUS, PULL))
+        self.assertTrue(access.allowed(BOB, PULL).grants)
+        self.assertFalse(access.allowed(BOB, PUSH).grants)
+        self.assertFalse(access.allowed(ALICE, PULL).grants)
+        self.assertFalse(access.allowed(ANONYMOUS, PULL).grants)
 
     def test_groups_tell_identities_of_one_name_apart(self) -> None:
         access = rules(rule("group:dev", (PULL,), "*"))
@@ -149,8 +149,8 @@ class RobotLimitTests(SynchronousTestCase):
 
     def test_any_is_limited_too(self) -> None:
         access = rules(self.ALL, ci=limit((PULL,), "local/*"))
-        self.assertTrue(access.grants_any(CI, PULL))
-        self.assertFalse(access.grants_any(CI, PUSH))
+        self.assertTrue(access.allowed(CI, PULL).grants)
+        self.assertFalse(access.allowed(CI, PUSH).grants)
 
     def test_it_is_told_apart_whether_the_rules_or_its_limits_exclude_it(self) -> None:
         robot = limit((PULL,), "local/*")

@@ -241,7 +241,7 @@ _LOOKS_FOR_ROW = 1500
 UNATTENDED_FILLS = 8
 """Fills of one repository that go on at the same time without a client."""
 UNATTENDED_SHARE = 4
-"""Part of ``size_cap``, a quarter, that they may fetch within :data:`UNATTENDED_SECONDS`."""
+"""Those fills may fetch ``size_cap`` divided by this number in :data:`UNATTENDED_SECONDS`."""
 UNATTENDED_SECONDS = 600.0
 """Longer than eviction spares what was just fetched."""
 

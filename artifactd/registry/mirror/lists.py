@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, TypeVar
@@ -30,7 +30,7 @@ from artifactd.oci.errors import (
     RegistryError,
 )
 from artifactd.oci.foreign import decode_foreign
-from artifactd.oci.manifest import INDEX_TYPES
+from artifactd.oci.manifest import INDEX_TYPES, MEDIA_TYPE_LENGTH
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
@@ -60,7 +60,7 @@ class _Tags(msgspec.Struct):  # distribution-spec, "Listing Tags"
     tags: list[str] | None = None
 
 
-_Short = Annotated[str, Meta(max_length=255)]
+_MediaType = Annotated[str, Meta(max_length=MEDIA_TYPE_LENGTH)]
 _Digest = Annotated[
     str, Meta(pattern=r"\A[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+\Z", max_length=512)
 ]
@@ -77,10 +77,10 @@ class _Platform(msgspec.Struct, omit_defaults=True):  # image-spec, "Image Index
 
 
 class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):  # image-spec, "Descriptors"
-    media_type: _Short
+    media_type: _MediaType
     digest: _Digest
     size: _Count
-    artifact_type: _Short | None = None
+    artifact_type: _MediaType | None = None
     annotations: dict[str, str] | None = None
     urls: list[str] | None = None
     data: str | None = None
@@ -182,7 +182,7 @@ class RemoteLists:
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
             listed = await self._decoded(_tags, page.body, image)
-            body = await self._encode(listed.tags or [])
+            body = await self.manifests.run(msgspec.json.encode, listed.tags or [])
             return UpstreamPage(body, page.next), _STORED
 
         async def read(body: bytes) -> list[str]:
@@ -225,7 +225,7 @@ class RemoteLists:
             except Missing as error:
                 return await self._by_tag(image, subject, error)
             listed = await self._decoded(_index, page.body, image)
-            body = await self._index(listed.manifests or [])
+            body = await self.manifests.run(index_of, listed.manifests or [])
             filtered = "artifactType" if "artifactType" in (page.filtered or "") else None
             return UpstreamPage(body, page.next, filtered), _STORED
 
@@ -272,10 +272,10 @@ class RemoteLists:
         if query is None:
             return None
         try:
-            _check_last(query["last"], Tag.parse, "a tag")
+            Tag.parse(query["last"])
             if query.keys() == {"last"} or (query.keys() == {"n", "last"} and int(query["n"]) > 0):
                 return query
-        except (KeyError, ValueError, QueryInvalid):
+        except (KeyError, ValueError, RegistryError):
             pass
         return {CONTINUATION: self.seal.close(query, image, "tags")}
 
@@ -403,7 +403,7 @@ class RemoteLists:
             if isinstance(error.__cause__, UpstreamError):
                 raise error.__cause__ from None  # a cached page may stand in for it
             raise
-        return UpstreamPage(await self._index(descriptors)), how
+        return UpstreamPage(await self.manifests.run(index_of, descriptors)), how
 
     async def _content(self, image: ImageName, digest: Digest) -> bytes:
         """The bytes of a manifest, fetched again if the store has lost them."""
@@ -422,15 +422,10 @@ class RemoteLists:
         here, _ = referrers_page(records, 1000)
         known = {descriptor.digest for descriptor in listed}
         cached = (await self._decoded(_index, here, image)).manifests or []
-        return await self._index([*listed, *(d for d in cached if d.digest not in known)])
+        merged = [*listed, *(each for each in cached if each.digest not in known)]
+        return await self.manifests.run(index_of, merged)
 
     # -- JSON, in a thread where it is large
-
-    async def _encode(self, tags: list[str]) -> bytes:
-        return await self.manifests.run(msgspec.json.encode, tags)
-
-    async def _index(self, descriptors: Sequence[_Descriptor]) -> bytes:
-        return await self.manifests.run(index_of, descriptors)
 
     async def _decoded(
         self, decoder: msgspec.json.Decoder[_T], body: bytes, image: ImageName

@@ -25,7 +25,6 @@ from artifactd.registry.upkeep.sweep import NEWBORN
 from artifactd.settings.settings import LocalSettings, RepositorySettings
 from artifactd.store.blobs import SHELVES, BlobStore
 from artifactd.store.examine import Examination
-from artifactd.store.fills import FillStores
 from artifactd.store.uploads import UploadMissing, UploadStore
 
 
@@ -74,7 +73,6 @@ class Check:
     garbage: GarbageCatalog
     blobs: BlobStore
     uploads: UploadStore
-    fills: FillStores
     damage: Damage
     repositories: Mapping[str, RepositorySettings]
     run_in_thread: RunInThread
@@ -200,7 +198,7 @@ class Check:
         for batch in batches(await self.blobs.published(shelf, math.inf)):
             sizes = dict(batch)
             for digest in await self.garbage.unlisted(list(sizes)):
-                if not await self.fills.is_staged(digest):
+                if not await self.blobs.is_staged(digest):
                     await self._stray(digest, sizes[digest])
 
     async def _stray(self, digest: Digest, size: int) -> None:

@@ -50,7 +50,7 @@ class Sweep:
         swept += await self._dropped_blobs()
         swept += await self.blobs.sweep(self.catalog.forget_blob)
         swept += await self.fills.sweep(self.upload_timeout)
-        with suppress(OSError):  # pushes are told
+        with suppress(OSError):  # each push is told of a full disk
             await self.blobs.require_room()
         if swept:
             _log.info("swept {swept} abandoned uploads, fills, blobs and staged files", swept=swept)

@@ -310,6 +310,13 @@ class HttpResponse(Protocol):
         """Close the connection."""
 
 
+def media_type_of(response: HttpResponse) -> str:
+    """
+    Return the media type of the body in lower case, without parameters; ``""`` if none is named.
+    """
+    return (response.header("Content-Type") or "").partition(";")[0].strip().lower()
+
+
 class Http(Protocol):
     """HTTP to one upstream; ``artifactd.upstream.http.transport`` implements it."""
 

@@ -463,10 +463,13 @@ class Transport:
             raise Unreachable(f"the upstream's URL can't be asked for: {error}") from None
         trail = Trail(first, headers)
         while True:
+            elsewhere = trail.target.origin != first.origin
             try:
-                response = await self._ask(method, trail.target, trail.headers, first)
+                response = await self._ask(
+                    method, trail.target, trail.headers, redirected=elsewhere
+                )
             except Unreachable as error:
-                error.led_elsewhere = trail.target.origin != first.origin
+                error.led_elsewhere = elsewhere
                 raise
             if response.status not in REDIRECT_STATUSES:
                 return response
@@ -488,9 +491,9 @@ class Transport:
         await self._pool.closeCachedConnections()
 
     async def _ask(
-        self, method: str, target: Target, headers: Mapping[str, str], first: Target
+        self, method: str, target: Target, headers: Mapping[str, str], *, redirected: bool
     ) -> Response:
-        """Make one request, without following a redirect; ``first`` is what was asked first."""
+        """Make one request, without following a redirect."""
         if self._closed:
             raise _shut_down(target.authority)
         self.reach.check(target)
@@ -525,7 +528,7 @@ class Transport:
             answer,
             target.authority,
             target.url,
-            target.origin != first.origin,
+            redirected,
             self.reactor,
             self._timers,
             self.idle_timeout,

@@ -160,8 +160,8 @@ class ReaderPace:
     """
     Measures how fast a client takes an answer, over the seconds in which the server waits for it.
 
-    It needs no deadline: it is asked whenever the client has taken something, and what takes
-    nothing at all stalls.
+    It needs no deadline: it is asked whenever the client has taken something, and the stall timeout
+    ends a client that takes nothing at all.
 
     :param rate: bytes a second that have to be taken, on the average over ``window`` seconds of
         waiting; 0: any number.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -151,7 +152,7 @@ class Patience:
     window: float = 60.0
 
 
-class Transfer:
+class Transfer(ABC):
     """
     The body of one response: bytes of a blob that may still grow, sent under a stall timeout and at
     a least rate.
@@ -197,13 +198,13 @@ class Transfer:
         self.register()
         return self._done
 
+    @abstractmethod
     def register(self) -> None:
         """Become the producer of the connection."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unregister(self) -> None:
         """Give the connection back."""
-        raise NotImplementedError
 
     def more(self) -> Deferred[None]:
         """
@@ -261,8 +262,9 @@ class Transfer:
         """Drop the connection for the reason in ``failure``."""
         self.cut(failure.getErrorMessage())
 
+    @abstractmethod
     def stopped(self) -> None:
-        """Called at the end of the transfer, for subclasses."""
+        """Give up what is still under way at the end of the transfer."""
 
     def _look(self) -> None:
         if self.end is None:
@@ -428,7 +430,7 @@ class FileSender:
         Wait for the memory of an answer of ``size`` bytes, and keep it until the end of the
         context.
 
-        What is larger than an owner's share takes all of the share.
+        An answer larger than an owner's share takes the whole share.
 
         :raises TooManyRequests: if too many answers to the owner of ``request`` wait already.
         """
@@ -448,17 +450,6 @@ class FileSender:
             yield
         finally:
             self.answers.release(owner, size)
-
-    async def send_content(self, request: RegistryRequest, blob: OpenBlob) -> bool:
-        """
-        Send the headers set on ``request`` and a blob that is in memory, no faster than the client
-        reads.  Returns whether all of it has been handed to the connection.
-        """
-        if request.gone:
-            return False
-        request.write(b"")
-        relay = Relay(request, BlobReader(blob, self.in_thread), 0, blob.size, self.budget)
-        return await relay.start(self.timers, self.patience)
 
     async def send(
         self, request: RegistryRequest, blob: OpenBlob, first: int, length: int | None
@@ -497,7 +488,7 @@ class FileSender:
                 # The file is shorter than it was, which the transfer will meet as well.
             request.write(b"")
             transfer: Transfer
-            if _possible(request):
+            if blob.content is None and _possible(request):
                 transfer = _Sendfile(request, reader, first, length)
             else:
                 transfer = Relay(request, reader, first, length, self.budget)
@@ -542,6 +533,9 @@ class _Sendfile(Transfer):
             )
         self.transport.unregisterProducer()
         self.transport.registerProducer(self, False)
+
+    def stopped(self) -> None:
+        """Nothing is under way between two turns."""
 
     def unregister(self) -> None:
         self.transport.unregisterProducer()
