@@ -452,7 +452,9 @@ class AccessGate:
         """
         caller = request.caller
         granted = [i for i in images if action in self.rules.granted(caller.identity, i)]
-        permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
+        permitted = granted
+        if caller.scopes is not None:
+            permitted = [image for image in granted if _in_scope(caller, action, image, scope)]
         if permitted:
             return permitted
         wanted = f"repository:{scope}:{_SCOPES[action]}"
