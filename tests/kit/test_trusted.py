@@ -30,12 +30,15 @@ class TrustedTests(SynchronousTestCase):
                 refused = self.assertRaises(Untrusted, read_trusted, path)
                 self.assertEqual(str(refused), f"others may write it (mode {mode:04o}): chmod go-w")
 
-    def test_a_group_that_may_write_has_to_be_our_own(self) -> None:
+    def test_a_group_that_may_write_has_to_be_one_of_ours(self) -> None:
         self.path.chmod(0o660)
         self.patch(os, "getegid", lambda: self.path.stat().st_gid)
         self.assertEqual(read_trusted(self.path), b"content")
         self.patch(os, "getegid", lambda: self.path.stat().st_gid + 1)
+        self.patch(os, "getgroups", lambda: [])
         self.assertRaises(Untrusted, read_trusted, self.path)
+        self.patch(os, "getgroups", lambda: [self.path.stat().st_gid])
+        self.assertEqual(read_trusted(self.path), b"content")
 
     def test_a_device_is_no_file_that_others_could_have_changed(self) -> None:
         self.assertEqual(read_trusted(Path("/dev/null")), b"")

@@ -128,6 +128,14 @@ class FileTests(SettingsCase):
         on = '[repository.local]\nenabled = true\n[repository."docker.io"]\nenabled = true\n'
         self.assertEqual(self.load(on), Settings())
 
+    def test_a_name_that_is_not_embedded_is_not_switched(self) -> None:
+        for table in ('"docker-io"]\nenabled = false', "foo]\nenabled = true"):
+            name = table.partition("]")[0]
+            self.assert_refused(
+                f"[repository.{table}",
+                f'repository.{name.strip(chr(34))}.kind: expected "local" or "remote", got nothing',
+            )
+
     def test_what_is_wrong_in_a_repository_that_is_not_enabled_is_told(self) -> None:
         self.assert_refused(
             f"{QUAY}enabled = false\nfreshnes = 3",

@@ -349,6 +349,14 @@ class UnattendedTests(RemoteTestCase):
         self.clock.advance(UNATTENDED_SECONDS)
         self.assertFalse((await self.leave(size_cap=cap)).stopped)
 
+    async def test_one_that_is_left_again_counts_once(self) -> None:
+        cap = UNATTENDED_SHARE * 2 * SIZE
+        fill = await self.leave(size_cap=cap, come=1000)
+        self.assertFalse((await self.leave(size_cap=cap)).stopped)
+        for _ in range(3):
+            close(await self.found(fill))
+        self.assertFalse(fill.stopped)
+
     async def test_one_of_unknown_size_does_not_fit_a_share(self) -> None:
         self.assertTrue((await self.leave(size=None, size_cap=1 << 40)).stopped)
         self.assertFalse((await self.leave(size=None)).stopped)

@@ -87,6 +87,18 @@ class ReachTests(SynchronousTestCase):
             self.assertEqual(self.admitted(reach, url, [address]), [])
             self.assertEqual(self.admitted(reach, "http://cdn.example/", [address]), [])
 
+    def test_addresses_listed_beside_a_public_one_open_nothing(self) -> None:
+        url = "http://registry.example/v2/"
+        for address in (*LOOPBACK, *PRIVATE, *OTHER):
+            reach = Reach("registry.example")
+            self.assertEqual(self.admitted(reach, url, [address, "8.8.8.8"]), ["8.8.8.8"])
+            for host in (url, "http://cdn.example/"):
+                self.assertEqual(self.admitted(reach, host, [address]), [], address)
+
+    def test_no_name_that_is_resolved_is_let_become_link_local(self) -> None:
+        reach = Reach("registry.example")
+        self.assertEqual(self.admitted(reach, "http://registry.example/", OTHER), [])
+
     def test_a_host_that_the_settings_name_may_have_any_address(self) -> None:
         reach = Reach("registry.example", frozenset({"cdn.corp", "10.0.0.1:8080"}))
         for address in (*LOOPBACK, *PRIVATE, *OTHER):

@@ -270,6 +270,11 @@ class RedirectTests(TransportCase):
         peer.close()
         self.assertTrue((await self.error(answer)).led_elsewhere)
 
+    async def test_a_redirect_that_leads_nowhere_is_no_failure_of_the_host(self) -> None:
+        answer = self.ask()
+        await self.redirected("ftp://cdn.example/file")
+        self.assertTrue((await self.error(answer)).led_elsewhere)
+
     async def test_a_redirect_within_an_origin_keeps_authorization(self) -> None:
         answer = self.ask(Authorization="Bearer t")
         await self.redirected("other")
