@@ -72,7 +72,12 @@ def containerd(settings: Settings, url: str) -> str:
 def _containerd(settings: Settings, url: str) -> Iterator[str]:
     for host, _, remote in _registries(settings):
         yield f"# /etc/containerd/certs.d/{host}/hosts.toml"
-        yield f'server = "{remote.upstream}"'
+        if remote.prefix:
+            # What containerd asks while the daemon is down stands under the prefix, too.
+            yield f'server = "{remote.upstream}/v2/{remote.prefix}"'
+            yield "override_path = true"
+        else:
+            yield f'server = "{remote.upstream}"'
         yield ""
         yield f'[host."{url}"]'
         yield '  capabilities = ["pull", "resolve"]'

@@ -182,7 +182,7 @@ class RemoteWiring:
             self.run,
             self.settings.limits.manifest_bounds,
         )
-        seal = Seal(secret_key(self.folder, "pages"), f"{name} {settings.upstream}")
+        seal = Seal(secret_key(self.folder, "pages"), f"{name} {settings.origin}")
         lists = RemoteLists(
             upstream,
             catalog,
@@ -219,7 +219,7 @@ class RemoteWiring:
         )
         if settings.proof_of_access:
             proofs = AccessProofs(
-                ProofIds(secret_key(self.folder, "proofs"), name, str(settings.upstream)),
+                ProofIds(secret_key(self.folder, "proofs"), name, settings.origin),
                 RegistryAccess(
                     name,
                     settings,

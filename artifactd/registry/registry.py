@@ -84,6 +84,9 @@ class Names:
         """
         The image that ``name`` stands for in a mirror's request with ``ns=namespace``.
 
+        containerd with ``override_path`` asks ``/v2/docker.io/…?ns=docker.io``: a first component
+        that is the registry's host, or the repository's name and a host, is none of the image's.
+
         :raises NameUnknown: if no remote repository answers for ``namespace``.
         """
         repository = self._hosts.get(namespace.lower())
@@ -92,6 +95,9 @@ class Names:
                 "no repository here answers for that registry: see hosts in the settings",
                 {"ns": namespace[:255]},
             )
+        first, slash, rest = name.text.partition("/")
+        if slash and "." in first and first in (repository, namespace.lower()):
+            return self.within(repository, rest)
         return self.within(repository, name.text)
 
     def listed(self, image: ImageName) -> str:

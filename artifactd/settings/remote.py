@@ -22,6 +22,7 @@ from artifactd.settings.values import (
     Location,
     Login,
     NamePrefix,
+    NameWithin,
     Password,
     Pattern,
     Patterns,
@@ -32,6 +33,7 @@ from artifactd.settings.values import (
     Timeout,
     Url,
     User,
+    Within,
 )
 
 _Remote = Annotated[Literal["remote"], Meta(description='"local" or "remote"')]
@@ -51,6 +53,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     enabled: Flag = True
     upstream: Annotated[Location, Meta(extra={"missing": "the URL of a registry"})]
     hosts: Hosts = ()
+    prefix: NameWithin = Within("")
     library: NamePrefix = Prefix("")
     username: Login = User("")
     password: Password = Secret("")
@@ -84,7 +87,18 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
         """Let the repository answer for its own name and its upstream's host by default."""
         host = values["upstream"].host
         values["hosts"] = tuple(dict.fromkeys(values.get("hosts", (Host(name), host))))
-        values.setdefault("library", Prefix("library/" if host in _DOCKER_HUB else ""))
+        # Another cache of Docker Hub has its images under the same names, below the prefix.
+        hosts = {host, *values["hosts"]} if values.get("prefix") else {host}
+        values.setdefault("library", Prefix("library/" if hosts & _DOCKER_HUB else ""))
+
+    def name_there(self, image: str) -> str:
+        """The name that the upstream has for ``image``, the image's name in this repository."""
+        return f"{self.prefix}/{image}" if self.prefix and image else image
+
+    @property
+    def origin(self) -> str:
+        """Says which images these are: what is remembered for one origin is not for another."""
+        return f"{self.upstream} {self.prefix}" if self.prefix else str(self.upstream)
 
     def read_password(self, environ: Mapping[str, str]) -> Secret:
         """

@@ -183,6 +183,20 @@ class Prefix(str):
         return cls(text)
 
 
+class Within(str):
+    """The name under which an upstream has all images: empty, or path components as in a name."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if no name can begin so."""
+        try:
+            return cls(RepositoryName.parse(text)) if text else cls()
+        except NameInvalid:
+            raise ValueError(text) from None
+
+
 class Pattern(str):
     """A pattern of names in the syntax of :mod:`fnmatch`: ``*`` matches slashes too."""
 
@@ -313,6 +327,9 @@ Proxies = Annotated[
     Meta(description='addresses and networks such as "127.0.0.1", "10.0.0.0/8", or "unix"'),
 ]
 NamePrefix = Annotated[Prefix, Meta(description='"" or a text such as "library/"')]
+NameWithin = Annotated[
+    Within, Meta(description='"" or a name such as "dockerhub-proxy", without a slash at its ends')
+]
 Patterns = Annotated[
     tuple[Pattern, ...], Meta(description='patterns such as "*", "library/*", "team/*/app"')
 ]

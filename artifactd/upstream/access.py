@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
-from urllib.parse import quote
 
 import msgspec
 from attrs import evolve
@@ -18,7 +17,7 @@ from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.manifest import is_manifest_type, parse_manifest
 from artifactd.oci.names import Reference, Tag
 from artifactd.settings.remote import RemoteSettings
-from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, named_digest
+from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, Root, named_digest
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable
@@ -73,7 +72,7 @@ class RegistryAccess:
         self._run = run
         self._max_manifest = max_manifest
         self._disclosure = Disclosure.of(settings)
-        self._url = self._disclosure.upstream.url.rstrip("/")
+        self._root = Root.of(settings)
         self._clock = clock
         self._retries = Retries(clock, random or Random(), settings.retries)
         host = f"{self._disclosure.upstream.authority}, for others,"
@@ -121,7 +120,7 @@ class RegistryAccess:
         async def take(response: HttpResponse) -> None:
             await response.read(_PAGE)
 
-        request = ApiRequest(Kind.LIST, "GET", f"{self._url}/v2/", "")
+        request = ApiRequest(Kind.LIST, "GET", f"{self._root.url}/v2/", "")
         return await self._ask(self._api(credentials), request, take)
 
     def _api(self, credentials: Credentials | None) -> RegistryApi:
@@ -158,9 +157,10 @@ class RegistryAccess:
             except (ManifestInvalid, DigestInvalid) as error:
                 raise _no_manifest(response, reference, error.message) from None
 
-        url = f"{self._url}/v2/{quote(image)}/manifests/{quote(str(reference), safe=':')}"
         # Not of the kind MANIFEST: HEAD is no pull, and the rate limit is the client's.
-        request = ApiRequest(Kind.LIST, "HEAD", url, image, {"Accept": ACCEPT})
+        request = self._root.request(
+            Kind.LIST, "HEAD", image, "manifests", str(reference), headers={"Accept": ACCEPT}
+        )
         needed = await self._ask(api, request, look)
         if sufficed:
             return needed
@@ -176,8 +176,10 @@ class RegistryAccess:
                 # For example a login page for people, which every client gets.
                 raise Unreachable(f"{response.host} answers no list of tags") from None
 
-        url = f"{self._url}/v2/{quote(image)}/tags/list?n=1"
-        request = ApiRequest(Kind.LIST, "GET", url, image, {"Accept": "application/json"})
+        accept = {"Accept": "application/json"}
+        request = self._root.request(
+            Kind.LIST, "GET", image, "tags", "list", query={"n": "1"}, headers=accept
+        )
         return await self._ask(api, request, take)
 
     async def _ask(

@@ -23,6 +23,7 @@ from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
+from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (
     BlobBody,
     UpstreamBlob,
@@ -58,7 +59,7 @@ class ApiRequest:
 
     :ivar method: ``GET`` or ``HEAD``.
     :ivar url: without credentials.
-    :ivar image: the name that a token is needed for.
+    :ivar image: the name there, which a token is needed for.
     :ivar expected: the statuses that are an answer; any other is an error.
     """
 
@@ -68,6 +69,40 @@ class ApiRequest:
     image: str
     headers: Mapping[str, str] = field(factory=dict)
     expected: frozenset[int] = frozenset({200})
+
+
+@frozen
+class Root:
+    """
+    Where the API of an upstream is, and which names its images have there.
+
+    :ivar url: what comes before ``/v2/``.
+    """
+
+    url: str
+    settings: RemoteSettings
+
+    @classmethod
+    def of(cls, settings: RemoteSettings) -> Root:
+        """:raises ValueError: if the URL of ``settings`` is none of http or https."""
+        return cls(Target.parse(settings.upstream).url.rstrip("/"), settings)
+
+    def request(
+        self,
+        kind: Kind,
+        method: str,
+        image: str,
+        *path: str,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        expected: frozenset[int] = frozenset({200}),
+    ) -> ApiRequest:
+        """Make a request for ``path``, such as ``tags``, ``list``, of ``image``."""
+        name = self.settings.name_there(image)
+        parts = (quote(name), *(quote(part, safe=":") for part in path))
+        url = f"{self.url}/v2/{'/'.join(parts)}"
+        asked = f"{url}?{urlencode(query)}" if query else url
+        return ApiRequest(kind, method, asked, name, headers or {}, expected)
 
 
 @define(eq=False)
@@ -314,7 +349,7 @@ class RegistryUpstream:
         retries = Retries(clock, random or Random(), settings.retries)
         services = Exchanges(http, name, f"the token service of {host}", clock, watch)
         self.name = name
-        self._url = disclosure.upstream.url.rstrip("/")
+        self._root = Root.of(settings)
         self._watch = watch
         self._max_manifest = max_manifest
         self._api = RegistryApi(
@@ -377,13 +412,18 @@ class RegistryUpstream:
         headers: Mapping[str, str] | None = None,
         expected: frozenset[int] = _OK,
     ) -> ApiRequest:
-        url = self._at(image, "manifests", str(reference))
-        return ApiRequest(
-            Kind.MANIFEST, method, url, image, {"Accept": ACCEPT, **(headers or {})}, expected
+        return self._root.request(
+            Kind.MANIFEST,
+            method,
+            image,
+            "manifests",
+            str(reference),
+            headers={"Accept": ACCEPT, **(headers or {})},
+            expected=expected,
         )
 
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
-        request = ApiRequest(Kind.BLOB, "HEAD", self._at(image, "blobs", str(digest)), image)
+        request = self._root.request(Kind.BLOB, "HEAD", image, "blobs", str(digest))
         response = await self._head(request)
         if response is None:
             # One byte, not the blob, tells whether it is there.
@@ -411,23 +451,23 @@ class RegistryUpstream:
             expected = frozenset({200, 206})
             if validator is not None:
                 headers["If-Range"] = validator
-        url = self._at(image, "blobs", str(digest))
-        request = ApiRequest(Kind.BLOB, "GET", url, image, headers, expected)
+        request = self._root.request(
+            Kind.BLOB, "GET", image, "blobs", str(digest), headers=headers, expected=expected
+        )
         return ResponseBody.of(await self._api.ask(request, _as_it_is), self._watch)
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
-        return await self._page(self._at(image, "tags", "list"), image, query)
+        return await self._page(image, ("tags", "list"), query)
 
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
-        url = self._at(image, "referrers", str(subject))
-        return await self._page(url, image, query, _NO_ENDPOINT)
+        return await self._page(image, ("referrers", str(subject)), query, _NO_ENDPOINT)
 
     async def _page(
         self,
-        url: str,
         image: str,
+        path: tuple[str, str],
         query: Mapping[str, str],
         unknown: frozenset[int] = frozenset(),
     ) -> UpstreamPage:
@@ -443,8 +483,15 @@ class RegistryUpstream:
                 response.header("OCI-Filters-Applied"),
             )
 
-        asked = f"{url}?{urlencode(query)}" if query else url
-        request = ApiRequest(Kind.LIST, "GET", asked, image, {"Accept": _LISTS}, _OK | unknown)
+        request = self._root.request(
+            Kind.LIST,
+            "GET",
+            image,
+            *path,
+            query=query,
+            headers={"Accept": _LISTS},
+            expected=_OK | unknown,
+        )
         try:
             return await self._api.ask(request, take)
         except NoRegistry as error:
@@ -455,11 +502,7 @@ class RegistryUpstream:
             shorter = _shorter(query)
             if shorter is None or error.status not in _TOO_LONG:
                 raise
-        return await self._page(url, image, shorter, unknown)
-
-    def _at(self, image: str, *path: str) -> str:
-        parts = (quote(image), *(quote(part, safe=":") for part in path))
-        return f"{self._url}/v2/{'/'.join(parts)}"
+        return await self._page(image, path, shorter, unknown)
 
 
 def _shorter(query: Mapping[str, str]) -> Mapping[str, str] | None:

@@ -89,7 +89,8 @@ class BlobBody(Protocol):
 
 class Upstream(Protocol):
     """
-    Another registry.  ``image`` is always the name there (``library/alpine``).
+    Another registry.  ``image`` is always the name there (``library/alpine``), without the prefix
+    of the settings, which the implementation adds.
 
     All methods raise :class:`artifactd.upstream.http.errors.UpstreamError` and nothing else, after
     the retries that make sense.

@@ -52,6 +52,16 @@ class MirrorConfigTests(TestCase):
             self.assertEqual(document["server"], upstream)
             self.assertEqual(document["host"][URL]["capabilities"], ["pull", "resolve"])
 
+    def test_containerd_asks_an_upstream_under_its_prefix_itself(self) -> None:
+        settings = self.settings(
+            '[repository."docker.io"]\nkind = "remote"\nupstream = "https://harbor.example"\n'
+            'hosts = ["docker.io"]\nprefix = "hub"\n'
+        )
+        printed = containerd(settings, "http://cache:5000")
+        # containerd adds "/v2" to a path that does not end in it, unless it is told otherwise.
+        server = 'server = "https://harbor.example/v2/hub"\noverride_path = true\n'
+        self.assertIn(f"{server}\n[host.", printed)
+
     def test_containerd_is_not_sent_where_its_ns_would_be_unknown(self) -> None:
         settings = self.settings(
             '[repository.mine]\nkind = "remote"\nupstream = "https://ghcr.io"\nhosts = []\n'

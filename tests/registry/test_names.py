@@ -37,6 +37,22 @@ class NamesTests(TestCase):
             with self.assertRaisesRegex(NameUnknown, "begin with one of local, team"):
                 self.resolved(NO_DEFAULT, text)
 
+    def test_a_mirrors_path_may_begin_with_the_registry_that_it_stands_for(self) -> None:
+        hosts = {"docker.io": "docker.io", "index.docker.io": "docker.io", "k8s.example": "k8s"}
+        names = Names(("local", "docker.io", "k8s"), "local", {"docker.io": "library/"}, hosts)
+        for name, namespace, repository, image in (
+            ("docker.io/alpine", "docker.io", "docker.io", "library/alpine"),
+            ("docker.io/org/app", "Index.Docker.io", "docker.io", "org/app"),
+            ("index.docker.io/org/app", "index.docker.io", "docker.io", "org/app"),
+            ("k8s.example/pause", "k8s.example", "k8s", "pause"),
+            # An organisation may be called as the repository is here; and no other host is meant.
+            ("k8s/pause", "k8s.example", "k8s", "k8s/pause"),
+            ("docker.io/org/app", "k8s.example", "k8s", "docker.io/org/app"),
+            ("docker.io", "docker.io", "docker.io", "library/docker.io"),
+        ):
+            found = names.mirrored(RepositoryName.parse(name), namespace)
+            self.assertEqual(found, ImageName(repository, image))
+
     def test_an_image_is_listed_by_its_short_name_where_that_means_it(self) -> None:
         for image, listed in (
             (ImageName("local", "a"), "a"),

@@ -41,6 +41,24 @@ class RemoteTests(SettingsCase):
             chosen = f'library = "{prefix}"'
             self.assertEqual(self.remote("hub", "https://docker.io", chosen).library, prefix)
 
+    def test_an_upstream_may_have_all_images_under_one_name(self) -> None:
+        for prefix in ("", "dockerhub-proxy", "group/dependency_proxy/containers"):
+            remote = self.remote("quay.io", "https://r.example", f'prefix = "{prefix}"')
+            there = f"{prefix}/org/app" if prefix else "org/app"
+            self.assertEqual((remote.name_there("org/app"), remote.library), (there, ""))
+
+    def test_docker_hubs_images_under_a_prefix_are_in_its_library_too(self) -> None:
+        hub = self.remote("docker.io", "https://r.example", 'prefix = "hub"')
+        self.assertEqual(hub.name_there(f"{hub.library}alpine"), "hub/library/alpine")
+        chosen = self.remote("docker.io", "https://r.example", 'prefix = "hub"\nlibrary = ""')
+        self.assertEqual(chosen.library, "")
+
+    def test_another_prefix_is_another_origin(self) -> None:
+        ways = ("", 'prefix = "a"', 'prefix = "b"')
+        origins = [self.remote("a.io", "https://r.example", way).origin for way in ways]
+        self.assertEqual(len(set(origins)), 3)
+        self.assertEqual(origins[0], "https://r.example")  # as it was before there were prefixes
+
     def test_an_upstreams_url_is_written_in_one_way(self) -> None:
         for written, url, host in (
             ("https://quay.io", "https://quay.io", "quay.io"),
@@ -170,6 +188,12 @@ class RemoteRefusalTests(SettingsCase):
             )
 
     def test_a_prefix_ends_in_a_slash(self) -> None:
+        for prefix in ("hub/", "/hub", "/", "Hub", "a//b", "../hub", "hub?"):
+            self.assert_refused(
+                f'prefix = "{prefix}"',
+                'prefix: expected "" or a name such as "dockerhub-proxy", without a slash at its'
+                f' ends, got "{prefix}"',
+            )
         for prefix in ("library", "/", "Library/", "a//"):
             self.assert_refused(
                 f'library = "{prefix}"',

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
 from artifactd.settings.remote import RemoteSettings
-from artifactd.settings.values import Host, Url
+from artifactd.settings.values import Host, Url, Within
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 
@@ -241,6 +241,7 @@ class UpstreamTestCase(SynchronousTestCase):
         *,
         auth_hosts: Iterable[str] = (),
         retries: int = 2,
+        prefix: str = "",
         **options: Any,
     ) -> RegistryUpstream:
         """Make one that ``answering`` answers; the test's end checks that each answer was ended."""
@@ -249,7 +250,10 @@ class UpstreamTestCase(SynchronousTestCase):
         return RegistryUpstream(
             "docker.io",
             RemoteSettings(
-                upstream=Url(url), auth_hosts=tuple(map(Host, auth_hosts)), retries=retries
+                upstream=Url(url),
+                auth_hosts=tuple(map(Host, auth_hosts)),
+                retries=retries,
+                prefix=Within(prefix),
             ),
             self.http,
             self.clock,

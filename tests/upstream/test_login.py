@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from artifactd.oci.names import Tag
 from artifactd.upstream import patience
-from artifactd.upstream.client import RegistryUpstream
+from artifactd.upstream.client import RegistryUpstream, ResponseBody
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
@@ -865,6 +865,26 @@ class BasicTests(LoginTestCase):
             error = self.error(upstream)
             self.assertIsInstance(error, LoginRefused)
             self.assertNotIn("/etc", error.reason)
+
+    def test_an_upstream_with_a_prefix_is_asked_for_the_name_under_it_alone(self) -> None:
+        upstream = self.upstream(
+            in_turn(
+                challenged(BEARER), json({"token": "t"}), *(Answer(200, b"{}") for _ in range(4))
+            ),
+            prefix="group/hub",
+        )
+        self.successResultOf(self.manifest(upstream))
+        for asking in (
+            upstream.open_blob(IMAGE, DIGEST),
+            upstream.tags(IMAGE, {"n": "5"}),
+            upstream.referrers(IMAGE, DIGEST, {}),
+        ):
+            found = self.successResultOf(Deferred.fromCoroutine(asking))
+            if isinstance(found, ResponseBody):
+                found.abort()
+        self.assertEqual(self.http.asked[1].query["scope"], [f"repository:group/hub/{IMAGE}:pull"])
+        for asked in (self.http.asked[0], *self.http.asked[2:]):
+            self.assertTrue(asked.path.startswith(f"/v2/group/hub/{IMAGE}/"), asked.path)
 
     def test_another_scheme_is_a_refused_login(self) -> None:
         for fields in (("Negotiate", 'Digest realm="x"'), (), ("Bearer",), ("\0",)):
