@@ -64,6 +64,13 @@ class Command(SettingsFileOptions):
             _Lazy("keys.NewRobot"),
             "Make a secret for a robot, and the settings to go with it.",
         ),
+        ("ls", None, _Lazy("seeing.List"), "List the images that are here."),
+        ("tags", None, _Lazy("seeing.Tags"), "List the tags of an image."),
+        ("show", None, _Lazy("seeing.Show"), "Show a manifest as a tree, and why it is kept."),
+        ("history", None, _Lazy("seeing.History"), "List every movement of an image's tags."),
+        ("du", None, _Lazy("seeing.Usage"), "List what each repository holds."),
+        ("rm", None, _Lazy("seeing.Remove"), "Delete tags and manifests."),
+        ("restore", None, _Lazy("seeing.Restore"), "Point a tag at what it pointed at before."),
         ("warm", None, _Lazy("offline.Warm"), "Copy images into the cache."),
         (
             "purge",

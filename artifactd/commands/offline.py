@@ -20,8 +20,10 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
+from artifactd.catalog.overview import Overview
 from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.assemble import Assembly, assemble
+from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
@@ -133,7 +135,8 @@ def _explained(error: RegistryError) -> str:
     return f"{error.message}: {reason}" if reason else error.message
 
 
-def _is_read_only(parts: Assembly) -> bool:
+def is_read_only(parts: Assembly) -> bool:
+    """Whether nothing may be changed now; then the operator is told so."""
     if parts.read_only.on():
         print("artifactd: read-only mode is on: end it first", file=sys.stderr)
     return parts.read_only.on()
@@ -334,7 +337,7 @@ class CollectGarbage(DataCommand):
 
 
 async def _collect(parts: Assembly) -> int:
-    if _is_read_only(parts):
+    if is_read_only(parts):
         return 1
     listing = _GarbageReport()
     parts.collector.report = listing.add
@@ -385,12 +388,15 @@ class Undelete(ImageCommand):
         "Bring back IMAGE:TAG, IMAGE@DIGEST (a manifest or a blob), or all that was deleted from"
         " IMAGE, as it was, within the grace period after it was deleted."
     )
+    optFlags: ClassVar = [["list", "l", "Only list what was deleted from IMAGE, and by whom."]]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        if _is_read_only(parts):
-            return 1
         name, reference = self.reference()
         image = parts.registry.names.resolve(RepositoryName.parse(name))
+        if self["list"]:
+            return await _list_deleted(parts, image)
+        if is_read_only(parts):
+            return 1
         restored = await parts.garbage.undelete(image, reference, "undelete")
         print(
             f"brought back of {image}: {len(restored.manifests)} manifests,"
@@ -403,6 +409,16 @@ class Undelete(ImageCommand):
                 file=sys.stderr,
             )
         return 0
+
+
+async def _list_deleted(parts: Assembly, image: ImageName) -> int:
+    deleted = await Overview(parts.catalog.database).deleted(image)
+    for each in deleted:
+        when = datetime.fromtimestamp(each.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        behind = f" of {each.digest}" if each.kind == "tag" else ""
+        by = printable(each.actor)
+        print(f"{each.kind} {each.name}{behind}: deleted {when} by {by}")
+    return 0 if deleted else 1
 
 
 @define

@@ -1,0 +1,321 @@
+"""What is in the catalog, as an operator wants to see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from sqlite3 import Connection
+
+from attrs import frozen
+
+from artifactd.catalog import images, manifests
+from artifactd.catalog.database import OnDatabase, read, write
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.names import ImageName, Tag
+
+
+@frozen
+class ImageSeen:
+    """
+    An image.  Sizes are in bytes, times in seconds since the epoch.
+
+    :ivar tags: how many it has.
+    :ivar size: of all its blobs and manifests.
+    :ivar own: of those that no other image has.
+    :ivar pushed: when a manifest last came, or ``None``: it has none.
+    :ivar pulled: when a manifest was last pulled; ``None`` for images that were pushed here.
+    """
+
+    image: str
+    tags: int
+    size: int
+    own: int
+    pushed: float | None
+    pulled: float | None
+
+
+@frozen
+class TagSeen:
+    """
+    A tag.  Sizes are in bytes, times in seconds since the epoch.
+
+    :ivar kind: the manifest's artifact type, or its media type.
+    :ivar size: of the manifest with all that it holds, also by way of its children.
+    :ivar moved: when it was last pointed at another manifest.
+    :ivar actor: who did.
+    :ivar pulled: when the manifest was last pulled; ``None`` for what was pushed here.
+    """
+
+    tag: str
+    digest: str
+    kind: str
+    size: int
+    moved: float
+    actor: str
+    pulled: float | None
+
+
+@frozen
+class Movement:
+    """A line of the journal of an image's tags; digests are ``None`` where there was no tag."""
+
+    tag: str
+    at: float
+    actor: str
+    before: str | None
+    after: str | None
+
+
+@frozen
+class Entry:
+    """
+    A blob or manifest that a manifest holds.
+
+    :ivar size: in bytes; ``None``: it is not here.
+    :ivar shared: how many other images have it.
+    """
+
+    digest: str
+    kind: str
+    size: int | None
+    shared: int
+
+
+@frozen
+class ManifestSeen:
+    """
+    A manifest, and why it is kept.
+
+    :ivar size: of the document, in bytes.
+    :ivar tags: that point at it.
+    :ivar indexes: digests of the indexes of the image that list it.
+    :ivar subject: the digest that it refers to, or ``None``.
+    :ivar referrers: digests of the manifests that refer to it, each with its artifact type.
+    :ivar pushed: in seconds since the epoch.
+    """
+
+    image: str
+    digest: str
+    media_type: str
+    artifact_type: str | None
+    size: int
+    pushed: float
+    tags: Sequence[str]
+    indexes: Sequence[str]
+    subject: str | None
+    referrers: Sequence[tuple[str, str | None]]
+    entries: Sequence[Entry]
+
+
+@frozen
+class Deleted:
+    """
+    What can be brought back.
+
+    :ivar kind: ``tag``, ``manifest`` or ``blob``.
+    :ivar name: a tag or a digest.
+    :ivar at: when it was deleted, in seconds since the epoch.
+    """
+
+    kind: str
+    name: str
+    digest: str
+    actor: str
+    at: float
+
+
+@frozen
+class RepositoryUsage:
+    """How many images and tags a repository has, and the bytes of what they hold, each once."""
+
+    repository: str
+    images: int
+    tags: int
+    size: int
+
+
+_HELD = (
+    "SELECT blob_id AS id FROM blob_link WHERE image_id = image.id"
+    " UNION SELECT blob.id FROM manifest JOIN blob ON blob.digest = manifest.digest"
+    " WHERE manifest.image_id = image.id"
+)
+_ELSEWHERE = (
+    "EXISTS (SELECT 1 FROM blob_link WHERE blob_link.blob_id = blob.id"
+    " AND blob_link.image_id <> image.id)"
+    " OR EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest"
+    " AND manifest.image_id <> image.id)"
+)
+_IMAGES = (
+    "SELECT repository || '/' || name,"
+    " (SELECT count(*) FROM tag WHERE image_id = image.id),"
+    f" (SELECT coalesce(sum(size), 0) FROM blob WHERE id IN ({_HELD})),"
+    f" (SELECT coalesce(sum(size), 0) FROM blob WHERE id IN ({_HELD}) AND NOT ({_ELSEWHERE})),"
+    " (SELECT max(pushed_at) FROM manifest WHERE image_id = image.id),"
+    " (SELECT max(used_at) FROM manifest WHERE image_id = image.id)"
+    " FROM image WHERE known_at IS NOT NULL AND (repository, name) > (?, ?)"
+    " ORDER BY repository, name LIMIT ?"
+)
+_TAGS = (
+    "SELECT tag.name, manifest.digest, coalesce(artifact_type, media_type),"
+    " moved_at, coalesce((SELECT actor FROM tag_movement WHERE tag_movement.image_id = tag.image_id"
+    " AND tag = tag.name ORDER BY id DESC LIMIT 1), ''), used_at"
+    " FROM tag JOIN manifest ON manifest.id = tag.manifest_id"
+    " WHERE tag.image_id = ? AND tag.name > ? ORDER BY tag.name LIMIT ?"
+)
+_SIZE = """
+    WITH RECURSIVE below (digest) AS (
+        SELECT ?2
+        UNION
+        SELECT entry.digest FROM below
+            CROSS JOIN manifest ON manifest.image_id = ?1 AND manifest.digest = below.digest
+            CROSS JOIN manifest_entry AS entry ON entry.manifest_id = manifest.id
+    ) SELECT coalesce(sum(size), 0) FROM below CROSS JOIN blob USING (digest)
+"""
+_ENTRIES = (
+    "SELECT entry.digest, kind, blob.size,"
+    " (SELECT count(*) FROM blob_link WHERE blob_id = blob.id AND image_id <> ?2)"
+    " + (SELECT count(*) FROM manifest WHERE digest = entry.digest AND image_id <> ?2)"
+    " FROM manifest_entry AS entry LEFT JOIN blob ON blob.digest = entry.digest"
+    " AND lost_at IS NULL WHERE manifest_id = ?1 ORDER BY kind DESC, entry.digest"
+)
+
+
+class Overview(OnDatabase):
+    """
+    Reads of the whole catalog.
+
+    Lists come in pages, so that each read is short and takes little memory however much there is.
+    """
+
+    @read
+    def images(self, db: Connection, after: ImageName | None, limit: int) -> list[ImageSeen]:
+        """Known images by repository and name, at most ``limit`` behind ``after``."""
+        behind = ("", "") if after is None else (after.repository, after.image)
+        return [ImageSeen(*row) for row in db.execute(_IMAGES, (*behind, limit))]
+
+    @read
+    def tags(self, db: Connection, image: ImageName, after: str, limit: int) -> list[TagSeen]:
+        """
+        Tags of ``image`` in ASCII order, at most ``limit`` behind ``after``.
+
+        :raises NameUnknown: if the image is unknown.
+        """
+        image_id = images.known(db, image)
+        return [
+            TagSeen(name, digest, kind, _size_of(db, image_id, digest), moved, actor, pulled)
+            for name, digest, kind, moved, actor, pulled in db.execute(
+                _TAGS, (image_id, after, limit)
+            )
+        ]
+
+    @read
+    def movements(self, db: Connection, image: ImageName, tag: str | None) -> list[Movement]:
+        """
+        The journal of a tag, or of all tags of ``image``; oldest first.
+
+        :raises NameUnknown: if the image is unknown.
+        """
+        rows = db.execute(
+            "SELECT tag, at, actor, before, after FROM tag_movement"
+            " WHERE image_id = ?1 AND (?2 IS NULL OR tag = ?2) ORDER BY id",
+            (images.known(db, image), tag),
+        )
+        return [Movement(*row) for row in rows]
+
+    @read
+    def manifest(self, db: Connection, image: ImageName, digest: Digest) -> ManifestSeen:
+        """
+        One manifest with what it holds and what keeps it.
+
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if the image does not have it.
+        """
+        image_id = images.known(db, image)
+        row = db.execute(
+            "SELECT manifest.id, media_type, artifact_type, size, pushed_at, subject FROM manifest"
+            " JOIN blob USING (digest) WHERE image_id = ? AND digest = ?",
+            (image_id, str(digest)),
+        ).fetchone()
+        if row is None:
+            raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+        manifest_id, media_type, artifact_type, size, pushed, subject = row
+        tags = db.execute(
+            "SELECT name FROM tag WHERE manifest_id = ? ORDER BY name", (manifest_id,)
+        )
+        indexes = db.execute(
+            "SELECT manifest.digest FROM manifest_entry AS entry"
+            " JOIN manifest ON manifest.id = entry.manifest_id"
+            " WHERE entry.image_id = ? AND entry.digest = ? ORDER BY manifest.digest",
+            (image_id, str(digest)),
+        )
+        referrers = db.execute(
+            "SELECT digest, artifact_type FROM manifest WHERE image_id = ? AND subject = ?"
+            " ORDER BY digest",
+            (image_id, str(digest)),
+        )
+        return ManifestSeen(
+            image=str(image),
+            digest=str(digest),
+            media_type=media_type,
+            artifact_type=artifact_type,
+            size=size,
+            pushed=pushed,
+            tags=[name for (name,) in tags],
+            indexes=[held_by for (held_by,) in indexes],
+            subject=subject,
+            referrers=[(referrer, kind) for referrer, kind in referrers],
+            entries=[Entry(*each) for each in db.execute(_ENTRIES, (manifest_id, image_id))],
+        )
+
+    @read
+    def deleted(self, db: Connection, image: ImageName) -> list[Deleted]:
+        """What was deleted from ``image`` and can be brought back, the newest first."""
+        rows = db.execute(
+            "SELECT 'tag', name, digest, actor, deleted_at AS at FROM deleted_tag"
+            " WHERE image_id = ?1"
+            " UNION ALL SELECT 'manifest', digest, digest, actor, deleted_at"
+            " FROM deleted_manifest WHERE image_id = ?1"
+            " UNION ALL SELECT 'blob', digest, digest, actor, deleted_at FROM deleted_blob"
+            " WHERE image_id = ?1 ORDER BY at DESC, 2",
+            (images.find(db, image),),
+        )
+        return [Deleted(*row) for row in rows]
+
+    @read
+    def usage(self, db: Connection) -> list[RepositoryUsage]:
+        """What each configured repository holds."""
+        rows = db.execute(
+            "SELECT name, (SELECT count(*) FROM image WHERE repository = repository.name"
+            " AND known_at IS NOT NULL), (SELECT count(*) FROM image JOIN tag"
+            " ON tag.image_id = image.id WHERE image.repository = repository.name),"
+            " coalesce((SELECT size FROM repository_usage WHERE repository = repository.name), 0)"
+            " FROM repository ORDER BY name"
+        )
+        return [RepositoryUsage(*row) for row in rows]
+
+    @write
+    def point_tag(
+        self, db: Connection, image: ImageName, tag: Tag, digest: Digest, actor: str
+    ) -> Digest | None:
+        """
+        Point a tag at a manifest that the image has, and journal the movement.
+
+        :return: the digest that the tag pointed at before; ``None``: there was no such tag.
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if the image does not have the manifest.
+        """
+        image_id = images.known(db, image)
+        manifest_id = manifests.row_of(db, image_id, digest)
+        if manifest_id is None:
+            raise ManifestUnknown(
+                "this image has no such manifest: bring it back with undelete first",
+                {"digest": str(digest)},
+            )
+        before = images.tag_target(db, image_id, tag)
+        at = self.database.now()
+        images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
+        return before
+
+
+def _size_of(db: Connection, image_id: int, digest: str) -> int:
+    return int(db.execute(_SIZE, (image_id, digest)).fetchone()[0])

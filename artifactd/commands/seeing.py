@@ -1,0 +1,395 @@
+"""The commands that show what is in the registry, and those that change tags by hand."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, ClassVar
+
+import msgspec
+from attrs import asdict
+from twisted.python import usage
+
+from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Movement, Overview, TagSeen
+from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only
+from artifactd.daemon.assemble import Assembly
+from artifactd.kit.printable import printable
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, ManifestUnknown
+from artifactd.oci.names import ImageName, RepositoryName, Tag
+from artifactd.settings.settings import Settings
+
+_LARGEST_CONFIG = 4 << 20  # bytes
+_PAGE = 500  # images or tags that are read at a time
+
+_JSON: Sequence[Any] = ["json", "j", "Print JSON: one object a line."]
+
+
+def _time(at: float | None) -> str:
+    return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _bytes(size: int | None) -> str:
+    """``size`` for people: 1536 is 1.5 KiB."""
+    if size is None:
+        return "absent"
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+class _Table:
+    """
+    Prints rows: aligned columns under a heading on a terminal, tab-separated cells without one in a
+    pipe, or an object of JSON a line.
+
+    A terminal gets a page of rows at a time, each page aligned by itself, so that a long list takes
+    little memory.
+    """
+
+    def __init__(self, *columns: str, as_json: bool) -> None:
+        self._columns = columns
+        self._as_json = as_json
+        self._is_headed = False
+
+    def add(self, rows: Sequence[tuple[object, Sequence[str]]]) -> None:
+        """Print rows: each an attrs object for JSON, and its cells as text."""
+        if self._as_json:
+            for each, _ in rows:
+                print(msgspec.json.encode(each).decode())
+        elif sys.stdout.isatty():
+            self._align([[printable(cell) for cell in cells] for _, cells in rows])
+        else:
+            for _, cells in rows:
+                print("\t".join(printable(cell) for cell in cells))
+
+    def _align(self, rows: Sequence[Sequence[str]]) -> None:
+        widths = [
+            max(len(cell) for cell in column) for column in zip(self._columns, *rows, strict=True)
+        ]
+
+        def line(cells: Sequence[str]) -> str:
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            return "  ".join(padded).rstrip()
+
+        if not self._is_headed:
+            print(f"\x1b[1m{line(self._columns)}\x1b[0m")
+            self._is_headed = True
+        for row in rows:
+            print(line(row))
+
+
+class _Platform(msgspec.Struct):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class _Described(msgspec.Struct):
+    digest: str
+    size: int = 0
+    platform: _Platform | None = None
+
+
+class _Document(msgspec.Struct):
+    """The fields of manifests and indexes that lead to platforms."""
+
+    manifests: list[_Described] | None = None
+    config: _Described | None = None
+
+
+_document = msgspec.json.Decoder(_Document)
+_platform = msgspec.json.Decoder(_Platform)
+_NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
+
+
+async def _platforms(parts: Assembly, digest: Digest) -> list[str]:
+    """The platforms of a manifest by its index or its config; none: it tells none that is here."""
+    found: list[_Platform | None] = []
+    try:
+        document = _document.decode(await parts.blobs.read(digest) or b"{}")
+        found = [each.platform for each in document.manifests or ()]
+        config = document.config
+        if config is not None and config.size <= _LARGEST_CONFIG:
+            content = await parts.blobs.read(Digest.parse(config.digest))
+            found.append(_platform.decode(content or b"{}"))
+    except (OSError, msgspec.MsgspecError, DigestInvalid):
+        return []  # damaged, or not JSON: an artifact's config may be anything
+    named = dict.fromkeys(str(each) for each in found if each is not None)
+    return [each for each in named if each not in _NO_PLATFORM]
+
+
+def _resolved(parts: Assembly, name: str) -> ImageName:
+    return parts.registry.names.resolve(RepositoryName.parse(name))
+
+
+class List(DataCommand):
+    """``artifactd ls``: the images that are here."""
+
+    longdesc = (
+        "List the images whose names match PATTERN (default: all), such as 'local/team/*' or"
+        " '*alpine*', with their tags and sizes."
+    )
+    synopsis = "[options] [PATTERN]"
+    optFlags: ClassVar = [_JSON]
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, pattern: str = "*") -> None:
+        self.pattern = pattern
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        overview = Overview(parts.catalog.database)
+        table = _Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
+        found = False
+        async for page in _all_images(overview):
+            shown = [each for each in page if fnmatchcase(each.image, self.pattern)]
+            found = found or bool(shown)
+            table.add([(each, _image_cells(each)) for each in shown])
+        return 0 if found else 1
+
+
+async def _all_images(overview: Overview) -> AsyncIterator[list[ImageSeen]]:
+    after = None
+    while page := await overview.images(after, _PAGE):
+        yield page
+        repository, _, name = page[-1].image.partition("/")
+        after = ImageName(repository, name)
+
+
+def _image_cells(seen: ImageSeen) -> list[str]:
+    sizes = [_bytes(seen.size), _bytes(seen.own)]
+    return [seen.image, str(seen.tags), *sizes, _time(seen.pushed), _time(seen.pulled)]
+
+
+class Tags(ImageCommand):
+    """``artifactd tags``: the tags of an image."""
+
+    longdesc = "List the tags of IMAGE: digest, kind, platforms, size, when pushed and by whom."
+    optFlags: ClassVar = [_JSON]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        image = _resolved(parts, self.image)
+        overview = Overview(parts.catalog.database)
+        table = _Table(
+            *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
+            as_json=self["json"],
+        )
+        after = ""
+        while page := await overview.tags(image, after, _PAGE):
+            rows: list[tuple[object, Sequence[str]]] = []
+            for each in page:
+                there = await _platforms(parts, Digest.parse(each.digest))
+                rows.append(({**asdict(each), "platforms": there}, _tag_cells(each, there)))
+            table.add(rows)
+            after = page[-1].tag
+        return 0
+
+
+def _tag_cells(seen: TagSeen, platforms: Sequence[str]) -> list[str]:
+    told = ",".join(platforms) or "-"
+    when = [_time(seen.moved), seen.actor, _time(seen.pulled)]
+    return [seen.tag, seen.digest, seen.kind, told, _bytes(seen.size), *when]
+
+
+class History(ImageCommand):
+    """``artifactd history``: every movement of tags."""
+
+    longdesc = "List each movement of IMAGE's tags, or of IMAGE:TAG: when, who, from and to."
+    optFlags: ClassVar = [_JSON]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        name, reference = self.reference()
+        if isinstance(reference, Digest):
+            raise usage.UsageError("history: expected IMAGE or IMAGE:TAG, got a digest")
+        tag = None if reference is None else reference.text
+        moved = await Overview(parts.catalog.database).movements(_resolved(parts, name), tag)
+        table = _Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
+        table.add([(each, _movement_cells(each)) for each in moved])
+        return 0 if moved else 1
+
+
+def _movement_cells(moved: Movement) -> list[str]:
+    digests = [moved.before or "-", moved.after or "-"]
+    return [_time(moved.at), moved.tag, moved.actor, *digests]
+
+
+class Usage(DataCommand):
+    """``artifactd du``: what each repository holds."""
+
+    longdesc = "List the repositories: images, tags, bytes, and how much of the quota is used."
+    synopsis = "[options]"
+    optFlags: ClassVar = [_JSON]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        table = _Table(
+            "REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED", as_json=self["json"]
+        )
+        for each in await Overview(parts.catalog.database).usage():
+            limits = settings.repository.get(each.repository)
+            quota = getattr(limits, "quota", 0) or getattr(limits, "size_cap", 0) or 0
+            told = [_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
+            cells = [each.repository, str(each.images), str(each.tags), _bytes(each.size), *told]
+            table.add([({**asdict(each), "quota": int(quota)}, cells)])
+        return 0
+
+
+class Show(ImageCommand):
+    """``artifactd show``: a manifest as a tree."""
+
+    longdesc = (
+        "Show the manifest IMAGE:TAG or IMAGE@DIGEST as a tree: what it holds, its referrers, and"
+        " why it is kept."
+    )
+    optFlags: ClassVar = [_JSON]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        name, reference = self.reference()
+        image = _resolved(parts, name)
+        reference = reference or Tag.parse("latest")
+        record = await parts.catalog.manifest(image, reference)
+        if record is None:
+            raise ManifestUnknown("this image has no such manifest", {"reference": str(reference)})
+        overview = Overview(parts.catalog.database)
+        seen = await overview.manifest(image, record.digest)
+        if self["json"]:
+            print(msgspec.json.encode(seen).decode())
+            return 0
+        for line in _why(seen):
+            print(printable(line))
+        await self._show(overview, image, seen, "")
+        return 0
+
+    async def _show(
+        self, overview: Overview, image: ImageName, seen: ManifestSeen, indent: str
+    ) -> None:
+        for each in seen.entries:
+            print(printable(f"{indent}  {_entry_line(each)}"))
+            if each.kind == "manifest" and each.size is not None:
+                child = await overview.manifest(image, Digest.parse(each.digest))
+                await self._show(overview, image, child, f"{indent}  ")
+        for digest, kind in seen.referrers:
+            print(printable(f"{indent}  referrer {digest}  {kind or '-'}"))
+
+
+def _why(seen: ManifestSeen) -> list[str]:
+    kind = seen.media_type + (f", {seen.artifact_type}" if seen.artifact_type else "")
+    lines = [f"{seen.image}@{seen.digest}", f"  {kind}, {_bytes(seen.size)}, {_time(seen.pushed)}"]
+    kept = [f"the tag {tag}" for tag in seen.tags]
+    kept += [f"the index {digest}" for digest in seen.indexes]
+    kept += [f"its subject {seen.subject}"] if seen.subject else []
+    return [*lines, f"  kept by {', '.join(kept)}" if kept else "  kept by nothing but its lease"]
+
+
+def _entry_line(entry: Entry) -> str:
+    shared = f", shared with {entry.shared} images" if entry.shared else ""
+    return f"{entry.kind} {entry.digest}  {_bytes(entry.size)}{shared}"
+
+
+class Remove(DataCommand):
+    """``artifactd rm``: delete tags and manifests."""
+
+    longdesc = (
+        "Delete tags (IMAGE:TAG, or IMAGE:PATTERN such as local/app:test-*) and manifests"
+        " (IMAGE@DIGEST, with all its tags).  undelete brings them back within gc_undelete."
+    )
+    synopsis = "[options] REFERENCE..."
+    optFlags: ClassVar = [["dry-run", "n", "Only list what would be deleted."]]
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, first: str, *more: str) -> None:  # type: ignore[override]
+        self.wanted = [first, *more]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        if not self["dry-run"] and is_read_only(parts):
+            return 1
+        status = 0
+        for wanted in self.wanted:
+            found = await self._found(parts, wanted)
+            if not found:
+                print(f"artifactd: {wanted}: nothing here matches", file=sys.stderr)
+                status = 1
+            for told, delete in found:
+                if not self["dry-run"]:
+                    await delete()
+                print(f"{'would delete' if self['dry-run'] else 'deleted'} {told}")
+        return status
+
+    async def _found(self, parts: Assembly, wanted: str) -> list[tuple[str, Callable[[], Any]]]:
+        """What a reference names: its text, and the call that deletes it."""
+        name, at, digest = wanted.partition("@")
+        catalog = parts.catalog
+        if at:
+            image, parsed = _resolved(parts, name), Digest.parse(digest)
+            if await catalog.manifest(image, parsed) is None:
+                return []
+            return [
+                (
+                    f"{image}@{parsed}",
+                    lambda: catalog.delete_manifest(image, parsed, allow_held=False, actor="rm"),
+                )
+            ]
+        name, colon, pattern = wanted.partition(":")
+        if not colon:
+            raise ManifestUnknown(f"{wanted}: say which tags, such as {wanted}:* for all of them")
+        image = _resolved(parts, name)
+        tags = await catalog.tags(image, None, None) or []
+        return [
+            (
+                f"{image}:{tag}",
+                partial(catalog.delete_tag, image, Tag.parse(tag), actor="rm"),
+            )
+            for tag in tags
+            if fnmatchcase(tag, pattern)
+        ]
+
+
+class Restore(ImageCommand):
+    """``artifactd restore``: point a tag at what it pointed at before."""
+
+    longdesc = (
+        "Point IMAGE:TAG at DIGEST, or at what it pointed at at a time.  history tells which"
+        " digests it had."
+    )
+    optParameters: ClassVar = [
+        ["to", "t", None, "The digest of a manifest of the image."],
+        ["at", "a", None, "A time, such as 2026-11-05 or 2026-11-05T14:00:00Z (UTC)."],
+    ]
+
+    async def work(self, parts: Assembly, settings: Settings) -> int:
+        if is_read_only(parts):
+            return 1
+        name, tag = self.reference()
+        if not isinstance(tag, Tag):
+            raise ManifestUnknown("restore: say which tag, as IMAGE:TAG")
+        image = _resolved(parts, name)
+        overview = Overview(parts.catalog.database)
+        digest = await self._wanted(overview, image, tag)
+        before = await overview.point_tag(image, tag, digest, "restore")
+        print(f"{image}:{tag} points at {digest} (before: {before or 'nothing'})")
+        return 0
+
+    async def _wanted(self, overview: Overview, image: ImageName, tag: Tag) -> Digest:
+        if self["to"] is not None:
+            return Digest.parse(self["to"])
+        if self["at"] is None:
+            raise ManifestUnknown("restore: say --to DIGEST or --at TIME")
+        try:
+            at = datetime.fromisoformat(self["at"])
+        except ValueError:
+            raise ManifestUnknown(
+                f"--at: expected a time such as 2026-11-05T14:00:00Z, got {self['at']!r}"
+            ) from None
+        until = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        moved = [each for each in await overview.movements(image, tag.text) if each.at <= until]
+        if not moved or moved[-1].after is None:
+            raise ManifestUnknown(f"{image} had no tag {tag} at {_time(until)}")
+        return Digest.parse(moved[-1].after)

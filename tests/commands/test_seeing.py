@@ -1,0 +1,141 @@
+"""``artifactd ls``, ``tags``, ``show``, ``history``, ``du``, ``rm`` and ``restore``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_INDEX
+from tests.api.served import image_index, image_manifest
+from tests.commands.maintaining import MaintenanceTestCase
+
+CONFIG = b'{"os": "linux", "architecture": "arm64"}'
+
+
+class SeeingTests(MaintenanceTestCase):
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.old = await self.push_as("app", "v1", b"layer", b"shared")
+        self.new = await self.push_as("app", "v1", b"newer layer", b"shared")
+        await self.push_as("team/other", "latest", b"shared")
+
+    async def push_as(self, name: str, tag: str, *layers: bytes) -> Digest:
+        for blob in (CONFIG, *layers):
+            await self.daemon.push_blob(name, blob)
+        return await self.daemon.push_manifest(name, tag, image_manifest(CONFIG, *layers))
+
+    async def rows(self, name: str, *argv: str) -> list[list[str]]:
+        """The cells of what a command prints in a pipe."""
+        return [line.split("\t") for line in (await self.do(name, *argv)).splitlines()]
+
+    async def objects(self, name: str, *argv: str) -> list[Any]:
+        out = await self.do(name, "--json", *argv)
+        return [json.loads(line) for line in out.splitlines()]
+
+    async def test_images_with_their_sizes(self) -> None:
+        app, other = await self.objects("ls")
+        self.assertEqual(
+            ("local/app", 1, "local/team/other", 1),
+            (
+                *(app["image"], app["tags"]),
+                *(other["image"], other["tags"]),
+            ),
+        )
+        manifest = len(image_manifest(CONFIG, b"shared"))
+        self.assertEqual(len(CONFIG) + len(b"shared") + manifest, other["size"])
+        self.assertEqual(manifest, other["own"])  # config and layer are in the other image too
+        self.assertIsNone(app["pulled"])
+        self.assertEqual(["local/app", "1"], (await self.rows("ls"))[0][:2])
+
+    async def test_images_by_a_pattern(self) -> None:
+        self.assertEqual(["local/team/other"], [r[0] for r in await self.rows("ls", "*/team/*")])
+        result = await self.command("ls", "absent*")
+        self.assertEqual((1, "", ""), (result.status, result.out, result.err))
+
+    async def test_tags(self) -> None:
+        (seen,) = await self.objects("tags", "app")
+        self.assertEqual(("v1", str(self.new)), (seen["tag"], seen["digest"]))
+        self.assertEqual(["linux/arm64"], seen["platforms"])
+        manifest = len(image_manifest(CONFIG, b"newer layer", b"shared"))
+        self.assertEqual(len(CONFIG + b"newer layer" + b"shared") + manifest, seen["size"])
+        await self.assert_refused("tags", "absent")
+
+    async def test_the_platforms_and_the_size_of_an_index(self) -> None:
+        child = image_manifest(CONFIG, b"shared")
+        index = json.loads(image_index(child))
+        index["manifests"][0]["platform"] = {"os": "linux", "architecture": "arm", "variant": "v7"}
+        content = json.dumps(index).encode()
+        answer = await self.daemon.request(
+            "PUT", "/v2/team/other/manifests/all", content, {"Content-Type": OCI_INDEX}
+        )
+        self.assertEqual(201, answer.status)
+        seen = (await self.objects("tags", "team/other"))[0]
+        self.assertEqual(["linux/arm/v7"], seen["platforms"])
+        self.assertEqual(len(content) + len(child) + len(CONFIG + b"shared"), seen["size"])
+        shown = await self.do("show", "team/other:all")
+        self.assertIn(f"manifest {Digest.of(child)}", shown)
+        self.assertIn(f"    blob {Digest.of(CONFIG)}", shown)
+
+    async def test_a_manifest_and_why_it_is_kept(self) -> None:
+        (seen,) = await self.objects("show", "app:v1")
+        self.assertEqual(["v1"], seen["tags"])
+        shared = {each["digest"]: each["shared"] for each in seen["entries"]}
+        self.assertEqual(1, shared[str(Digest.of(b"shared"))])
+        self.assertEqual(0, shared[str(Digest.of(b"newer layer"))])
+        self.assertIn("kept by the tag v1", await self.do("show", "app:v1"))
+        self.assertIn("kept by nothing", await self.do("show", f"app@{self.old}"))
+        await self.assert_refused("show", "app:absent")
+
+    async def test_the_history_of_a_tag(self) -> None:
+        first, second = await self.objects("history", "app:v1")
+        self.assertEqual((None, str(self.old)), (first["before"], first["after"]))
+        self.assertEqual((str(self.old), str(self.new)), (second["before"], second["after"]))
+        self.assertEqual(2, len(await self.rows("history", "app")))
+
+    async def test_what_repositories_hold(self) -> None:
+        usage = {each["repository"]: each for each in await self.objects("du")}
+        self.assertEqual((2, 2), (usage["local"]["images"], usage["local"]["tags"]))
+        self.assertGreater(usage["local"]["size"], 0)
+
+    async def test_tags_are_deleted_by_a_pattern(self) -> None:
+        await self.push_as("app", "v2", b"shared")
+        before = await self.do("ls", "--json")
+        self.assertIn("would delete local/app:v1", await self.do("rm", "--dry-run", "app:v*"))
+        self.assertEqual(before, await self.do("ls", "--json"))
+        said = await self.do("rm", "app:v*")
+        self.assertEqual("deleted local/app:v1\ndeleted local/app:v2\n", said)
+        self.assertEqual(404, (await self.get("app/manifests/v1")).status)
+        self.assertIn("deleted", await self.do("undelete", "--list", "app"))
+        await self.do("undelete", "app:v1")
+        self.assertEqual(200, (await self.get("app/manifests/v1")).status)
+
+    async def test_a_manifest_is_deleted(self) -> None:
+        self.assertEqual(f"deleted local/app@{self.new}\n", await self.do("rm", f"app@{self.new}"))
+        self.assertEqual(404, (await self.get("app/manifests/v1")).status)
+
+    async def test_what_is_not_there_is_not_deleted(self) -> None:
+        for wanted in ("app:absent", "app:w*", f"app@{Digest.of(b'absent')}", "absent:v1", "app"):
+            await self.assert_refused("rm", wanted)
+
+    async def test_a_tag_is_restored(self) -> None:
+        await self.do("restore", "app:v1", "--to", str(self.old))
+        answer = await self.get("app/manifests/v1")
+        self.assertEqual(str(self.old), answer.header("Docker-Content-Digest"))
+        await self.do("restore", "app:v1", "--to", str(self.new))
+        moved = await self.objects("history", "app:v1")
+        self.assertEqual("restore", moved[-1]["actor"])
+        self.assertEqual(str(self.new), moved[-1]["after"])
+
+    async def test_a_tag_is_restored_as_it_was_at_a_time(self) -> None:
+        await self.do("rm", "app:v1")
+        told = await self.assert_refused("restore", "app:v1", "--at", "2999-01-01")
+        self.assertIn("had no tag v1", told)
+        told = await self.assert_refused("restore", "app:v1", "--at", "1999-01-01T10:00:00Z")
+        self.assertIn("had no tag v1 at 1999-01-01T10:00:00Z", told)
+        await self.push_as("app", "v2", b"shared")
+        await self.do("restore", "app:v2", "--at", "2999-01-01")
+        self.assertIn(
+            "--at: expected a time", await self.assert_refused("restore", "app:v2", "--at", "now")
+        )
+        self.assertIn("--to DIGEST or --at", await self.assert_refused("restore", "app:v2"))
