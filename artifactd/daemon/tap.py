@@ -146,8 +146,8 @@ class RegistryService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Accept no more connections, wait up to ``shutdown_timeout`` for running transfers, then
-        close.
+        Wait up to ``shutdown_timeout`` for running transfers, then close.  New requests are
+        answered 503 meanwhile, also on new connections.
         """
         running, self._running = self._running, None
         assert running is not None, "not started"
@@ -185,9 +185,14 @@ class _Running:
     started: float
 
     async def drain(self, seconds: float) -> None:
-        closing = [maybeDeferred(port.stopListening) for port in self.ports]
+        """Answer new requests 503 while those in flight end, for at most ``seconds``."""
+        closing: list[Deferred[Any]] = []
+
+        def shut() -> None:
+            closing.extend(maybeDeferred(port.stopListening) for port in self.ports)
+
+        await self.site.drain(seconds, shut)
         await DeferredList(closing, consumeErrors=True)  # go on if one of them fails
-        await self.site.drain(seconds)
         self.access_log.close()
 
     async def collect(self) -> None:
