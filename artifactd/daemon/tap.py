@@ -23,6 +23,7 @@ from artifactd.daemon.greeting import greeting
 from artifactd.daemon.listen import listen
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.signals import Signals
+from artifactd.kit.malloc import give_back_freed_memory
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
@@ -70,6 +71,7 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
         return RegistryService(settings, reactor)
     from twisted.internet import reactor
 
+    give_back_freed_memory()
     service = RegistryService(settings, reactor, source=options.config)
     Signals(reactor, service.hurry).handle()
     return service

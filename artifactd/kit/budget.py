@@ -190,7 +190,7 @@ class Shares:
         """
         if size > self.share:
             raise ValueError(f"{size} bytes are more than the share of {self.share}")
-        if not self._waiting and self._fits(owner, size) and self.used + size <= self.limit:
+        if self.has_room(owner, size):
             self._take(owner, size)
             return succeed(None)
         waiting = self._waiting.get(owner, ())
@@ -202,6 +202,10 @@ class Shares:
         self._waiting.setdefault(owner, deque()).append(request)
         self._admit()
         return request.granted
+
+    def has_room(self, owner: str, size: int) -> bool:
+        """Whether ``owner`` may allocate ``size`` bytes at once."""
+        return not self._waiting and self._fits(owner, size) and self.used + size <= self.limit
 
     def release(self, owner: str, size: int) -> None:
         """Return ``size`` bytes that ``owner`` has acquired."""

@@ -221,8 +221,8 @@ class LocalRepository(Repository):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         shown = tags[: wanted.limit]
         if len(tags) == len(shown) or not shown:
-            return TagsFound(shown)
-        return TagsFound(shown, {"n": str(wanted.limit), "last": shown[-1]})
+            return TagsFound(msgspec.json.encode(shown))
+        return TagsFound(msgspec.json.encode(shown), {"n": str(wanted.limit), "last": shown[-1]})
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted

@@ -118,9 +118,13 @@ class ListWanted:
 
 @frozen
 class TagsFound:
-    """A page of tags; ``next`` is the query of the next page."""
+    """
+    A page of tags; ``next`` is the query of the next page.
 
-    tags: list[str]
+    :ivar tags: a list of strings in JSON: some upstreams send hundreds of thousands.
+    """
+
+    tags: bytes
     next: Mapping[str, str] | None = None
     provenance: Provenance = LOCAL
 

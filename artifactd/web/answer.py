@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -43,6 +43,8 @@ class Answer:
         with neither is answered without one.
     :ivar blob: sent instead of ``body``, as its bytes become available.  The answer owns it.
     :ivar span: the bytes of ``blob`` to send; ``None``: all, also if their number is not known yet.
+    :ivar again: makes an answer to the same request, so that a large ``body`` is not kept while it
+        waits for memory; not for one with a blob.
     """
 
     status: int = 200
@@ -51,6 +53,7 @@ class Answer:
     length: int | None = None
     blob: OpenBlob | None = None
     span: ByteRange | None = None
+    again: Callable[[], Awaitable[Answer]] | None = None
 
     @classmethod
     def json(cls, document: object, headers: Mapping[str, str] | None = None) -> Answer:
@@ -108,9 +111,13 @@ class Answer:
 
     async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:
         """Send a body that is not to be buffered whole by a connection that is not read."""
-        async with sender.room(request, len(self.body)):
-            self._begin(request)
-            return await sender.send(request, InMemory(self.body), 0, len(self.body))
+        size, again = len(self.body), None
+        if self.again is not None and not sender.has_room(request, size):
+            again, self.body = self.again, b""
+        async with sender.room(request, size):
+            answer = self if again is None else await again()
+            answer._begin(request)
+            return await sender.send(request, InMemory(answer.body), 0, len(answer.body))
 
     def _begin(self, request: RegistryRequest) -> None:
         """Set the status and the header fields."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+import msgspec
 from attrs import define, field
 from klein import Klein
 
@@ -325,7 +326,7 @@ class Api(OperationsApi):
         """List the tags of an image, in pages."""  # end-8a, end-8b
         found = await target.readable.tags(target.image, list_wanted(request))
         return list_answer(
-            {"name": str(target.name), "tags": found.tags},
+            {"name": str(target.name), "tags": msgspec.Raw(found.tags)},
             f"{target.path}/tags/list",
             target.following(found.next),
             provenance_headers(found.provenance),

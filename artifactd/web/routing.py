@@ -119,11 +119,17 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                     if namespace is not None:
                         # Only in this answer: other requests may share the error without it.
                         request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])
-                    try:
-                        answered = await handler(self, request, target, **parts)
-                    except NoProof as error:
-                        asked.admitted = False
-                        raise self.gate.unproved(request, error, target, needs) from None
+
+                    async def handled() -> Answer:
+                        try:
+                            return await handler(self, request, target, **parts)
+                        except NoProof as error:
+                            asked.admitted = False
+                            raise self.gate.unproved(request, error, target, needs) from None
+
+                    answered = await handled()
+                    if request.method == b"GET":
+                        answered.again = handled
                 else:
                     self.gate.admit(request, needs)
                     # Whether the caller gets a token is decided by the handler.

@@ -10,7 +10,6 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.oci.digest import Digest
-from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror import lists
@@ -67,28 +66,27 @@ class TagListTests(ListCase):
         self.hub.faults.add(Instead(sent, "application/json"), on=TAGS)
         registry = self.mirror(freshness="10m")
         self.assertEqual(tags_of(await self.get(registry)), tags)
-        in_hand: list[bytes] = []
+        under_way: list[None] = []
         counts: list[int] = []
         cached_page = RemoteCatalog.cached_page
 
         async def read(*args: Any) -> CachedPage | None:
+            under_way.append(None)
+            counts.append(len(under_way))
             page = await cached_page(*args)
-            if page is not None:
-                in_hand.append(page.body)
-                counts.append(len(in_hand))
+            under_way.pop()
             return page
 
         def decoded(*args: Any, **more: Any) -> Any:
-            found = decode_foreign(*args, **more)
-            in_hand.pop()
-            return found
+            raise AssertionError("a page that is kept need not be decoded")
 
         self.patch(RemoteCatalog, "cached_page", read)
         self.patch(lists, "decode_foreign", decoded)
         asked = [Deferred.fromCoroutine(self.get(registry)) for _ in range(12)]
         for answer in await gatherResults(asked):
             self.assertEqual(tags_of(answer), tags)
-        self.assertEqual((len(counts), max(counts)), (12, 2))
+        self.assertGreaterEqual(len(counts), 12)
+        self.assertEqual(max(counts), 2)
 
     async def test_it_goes_page_by_page_by_links_of_our_own(self) -> None:
         registry = self.mirror()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from twisted.internet.defer import CancelledError, maybeDeferred
 
 from artifactd.kit.budget import Shares
@@ -25,6 +27,8 @@ class LargeAnswerTests(WireCase):
         self.shares = Shares(3 * len(BODY), 2 * len(BODY), 9, 2 * len(BODY))
         self.budget = CountingBudget()
         self.outcomes: list[object] = []
+        self.answers: list[Answer] = []
+        self.again: Callable[[], Awaitable[Answer]] | None = None
         sender = FileSender(
             Timers(self.clock), maybeDeferred, self.budget, Patience(STALL), answers=self.shares
         )
@@ -33,7 +37,9 @@ class LargeAnswerTests(WireCase):
         async def answer(request: RegistryRequest, owner: str) -> None:
             request.address = owner
             try:
-                sending = Answer(body=BODY).send(request, sender)
+                answer = Answer(body=bytes(bytearray(BODY)), again=self.again)
+                self.answers.append(answer)
+                sending = answer.send(request, sender)
                 self.outcomes.append(True if sending is None else await sending)
             except TooManyRequests as error:
                 self.outcomes.append(error.status)
@@ -94,6 +100,35 @@ class LargeAnswerTests(WireCase):
         for wire in (*wires[:4], other):
             self.assertTrue(self.read(wire).endswith(BODY))
         self.assertEqual((self.shares.used, self.outcomes), (0, [429, *[True] * 5]))
+
+    def test_one_that_waits_is_not_kept_but_made_again_when_there_is_room(self) -> None:
+        made: list[bytes] = []
+
+        async def again() -> Answer:
+            made.append(b"again" * 20_000)
+            return Answer(body=made[-1])
+
+        self.again = again
+        wires = [self.ask() for _ in range(4)]
+        self.assertEqual([len(each.body) for each in self.answers], [len(BODY)] * 2 + [0] * 2)
+        self.assertEqual(made, [])
+        self.assertTrue(self.read(wires[0]).endswith(BODY))
+        self.assertEqual(len(made), 1)
+        self.assertTrue(self.read(wires[2]).endswith(made[0]))
+        for wire in wires:
+            wire.close()
+        self.assertEqual(self.shares.used, 0)
+
+    def test_an_error_of_one_that_is_made_again_is_the_answer(self) -> None:
+        async def again() -> Answer:
+            raise TooManyRequests("now there are too many")
+
+        self.again = again
+        wires = [self.ask() for _ in range(3)]
+        self.read(wires[0])
+        self.assertEqual(statuses(wires[2].received()), [429])
+        wires[1].close()
+        self.assertEqual(self.shares.used, 0)
 
     def test_a_client_that_leaves_takes_nothing_with_it(self) -> None:
         sent, *others = [self.ask() for _ in range(4)]

@@ -130,6 +130,7 @@ _query = msgspec.json.Decoder(dict[str, str])
 
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 _tags = msgspec.json.Decoder(_Tags)
 _names = msgspec.json.Decoder(list[str])
@@ -138,7 +139,7 @@ _index = msgspec.json.Decoder(_Index)
 # Some upstreams send all tags of an image at once.
 _VALUES = 500_000
 
-# Pages of one repository that are read and decoded at the same time.
+# Pages of one repository that are read or decoded at the same time.
 _AT_A_TIME = 2
 
 # Bytes above which a list is decoded in a thread: it takes over a millisecond.
@@ -181,15 +182,12 @@ class RemoteLists:
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
-            listed = await self._decoded(_tags, page.body, image)
-            body = await self.manifests.run(msgspec.json.encode, listed.tags or [])
+            async with self._turn():
+                body = await self._of_json(_tags, _listed_tags, page.body, image)
             return UpstreamPage(body, page.next), _STORED
 
-        async def read(body: bytes) -> list[str]:
-            return await self._decoded(_names, body, image)
-
         try:
-            page, tags, how = await self._page(image, _key("tags", query), fetch, read)
+            page, how = await self._page(image, _key("tags", query), fetch)
         except UpstreamError as error:
             cached = await self.catalog.tags(image, after, wanted.limit + 1)
             if not cached or not self._stands_in:
@@ -197,12 +195,16 @@ class RemoteLists:
             shown = cached[: wanted.limit]
             last = shown[-1] if shown and len(cached) > len(shown) else None
             self.counters.stale.inc()
-            return TagsFound(shown, _behind(last, wanted), stale(error.reason, error.status))
-        if how.stale is not None:
-            cached = await self.catalog.tags(image, after, wanted.limit)
-            tags = sorted({*tags, *_upto(cached or [], tags if page.next else [])})
+            tags = msgspec.json.encode(shown)
+            return TagsFound(tags, _behind(last, wanted), stale(error.reason, error.status))
         if not wanted.limit:
-            return TagsFound([], None, how)  # some upstreams take 0 for no limit
+            return TagsFound(b"[]", None, how)  # some upstreams take 0 for no limit
+        tags = page.body
+        if how.stale is not None:
+            cached = await self.catalog.tags(image, after, wanted.limit) or []
+            merge = partial(_with_tags, cached=cached, to_the_end=page.next is None)
+            async with self._turn():
+                tags = await self._of_json(_names, merge, tags, image)
         return TagsFound(tags, self._following(image, page.next), how)
 
     async def referrers(
@@ -224,13 +226,13 @@ class RemoteLists:
                 page = await self.upstream.referrers(image.image, subject, query)
             except Missing as error:
                 return await self._by_tag(image, subject, error)
-            listed = await self._decoded(_index, page.body, image)
-            body = await self.manifests.run(index_of, listed.manifests or [])
+            async with self._turn():
+                body = await self._of_json(_index, _listed_referrers, page.body, image)
             filtered = "artifactType" if "artifactType" in (page.filtered or "") else None
             return UpstreamPage(body, page.next, filtered), _STORED
 
         try:
-            page, _, how = await self._page(image, _key(of, query), fetch, self._whole)
+            page, how = await self._page(image, _key(of, query), fetch)
         except UpstreamError as error:
             records = await self.catalog.referrers(
                 image, subject, artifact_type, wanted.after, wanted.limit + 1
@@ -252,7 +254,10 @@ class RemoteLists:
         filtered = artifact_type is not None and page.filtered is not None
         if how.stale is None:
             return ReferrersFound(page.body, following, filtered, how)
-        index = await self._merged(image, subject, artifact_type if filtered else None, page.body)
+        async with self._turn():
+            index = await self._merged(
+                image, subject, artifact_type if filtered else None, page.body
+            )
         return ReferrersFound(index, following, filtered, how)
 
     # -- the queries of pages
@@ -294,26 +299,18 @@ class RemoteLists:
         return self.manifests.settings.offline or not self.manifests.settings.max_stale
 
     async def _page(
-        self,
-        image: ImageName,
-        key: str,
-        fetch: _Fetch,
-        read: Callable[[bytes], Awaitable[_T]],
-    ) -> tuple[CachedPage, _T, Provenance]:
-        """
-        A page, cached or fetched, and what ``read`` makes of its bytes.
-
-        :raises UpstreamError: if there is neither.
-        """
+        self, image: ImageName, key: str, fetch: _Fetch
+    ) -> tuple[CachedPage, Provenance]:
+        """A page, cached or fetched.  :raises UpstreamError: if there is neither."""
         settings = self.manifests.settings
         freshness = settings.freshness * self.upstream.frugality()
         async with self._turn():
             cached = await self.remote.cached_page(image, key)
-            age = None if cached is None else self.now() - cached.fetched_at
-            if cached is not None and age is not None and 0 <= age < freshness:
-                self.counters.hits.inc()
-                self.last_used.touch(image, key)
-                return cached, await read(cached.body), HIT
+        age = None if cached is None else self.now() - cached.fetched_at
+        if cached is not None and age is not None and 0 <= age < freshness:
+            self.counters.hits.inc()
+            self.last_used.touch(image, key)
+            return cached, HIT
         del cached  # not to be kept by all that wait for the upstream
         started = self.now()
         try:
@@ -329,30 +326,23 @@ class RemoteLists:
             if joined:
                 self.counters.coalesced.inc()
                 how = evolve(how, cache=f"{how.cache}; collapsed")
-            how = evolve(how, waited=max(self.now() - started, 0.0))
-            async with self._turn():
-                return page, await read(page.body), how
+            return page, evolve(how, waited=max(self.now() - started, 0.0))
         except UpstreamError as error:
             most = settings.max_stale
             if age is None or (most and age >= freshness + most):
                 raise
             async with self._turn():
                 cached = await self.remote.cached_page(image, key)
-                if cached is None:
-                    raise
-                self.counters.stale.inc()
-                self.last_used.touch(image, key)
-                how = stale(error.reason, error.status)
-                return cached, await read(cached.body), how
-
-    async def _whole(self, body: bytes) -> bytes:
-        return body
+            if cached is None:
+                raise
+            self.counters.stale.inc()
+            self.last_used.touch(image, key)
+            return cached, stale(error.reason, error.status)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """
-        Wait until few other pages are read and decoded, which takes some ten times their size in
-        memory.
+        Wait until few other pages are read, or decoded, which takes ten times their size in memory.
         """
         await self._turns.acquire()
         try:
@@ -435,9 +425,22 @@ class RemoteLists:
 
         :raises Unreachable: if it is no such list, or exceeds the bounds of JSON.
         """
-        decode = partial(decode_foreign, decoder, body, values=_VALUES)
+        return await self._of_json(decoder, _as_it_is, body, image)
+
+    async def _of_json(
+        self,
+        decoder: msgspec.json.Decoder[_T],
+        make: Callable[[_T], _U],
+        body: bytes,
+        image: ImageName,
+    ) -> _U:
+        """What ``make`` makes of what :meth:`_decoded` returns, in the same thread; its errors."""
+
+        def work() -> _U:
+            return make(decode_foreign(decoder, body, values=_VALUES))
+
         try:
-            return decode() if len(body) <= _IN_THREAD else await self.manifests.run(decode)
+            return work() if len(body) <= _IN_THREAD else await self.manifests.run(work)
         except ValueError as error:
             raise Unreachable(f"what was sent for {image} is not this list: {error}", 200) from None
 
@@ -461,10 +464,23 @@ def _key(of: str, query: Mapping[str, str]) -> str:
     return f"{of}?{urlencode(sorted(query.items()))}"
 
 
-def _upto(cached: list[str], page: list[str]) -> list[str]:
-    """The cached tags that would be on a page that ends with the last tag of ``page``."""
-    last = max(page, default=None)
-    return [tag for tag in cached if last is None or tag <= last]
+def _as_it_is(value: _T) -> _T:
+    return value
+
+
+def _listed_tags(listed: _Tags) -> bytes:
+    return msgspec.json.encode(listed.tags or [])
+
+
+def _listed_referrers(listed: _Index) -> bytes:
+    return index_of(listed.manifests or [])
+
+
+def _with_tags(page: list[str], cached: list[str], to_the_end: bool) -> bytes:
+    """A page in JSON with the cached tags that belong on it: up to its last one, or all."""
+    last = None if to_the_end else max(page, default=None)
+    more = (tag for tag in cached if last is None or tag <= last)
+    return msgspec.json.encode(sorted({*page, *more}))
 
 
 def _behind(

@@ -424,6 +424,10 @@ class FileSender:
     in_memory: bool = False
     answers: Shares = field(factory=lambda: Shares(8 << 20, 4 << 20, 256, 32 << 20))
 
+    def has_room(self, request: RegistryRequest, size: int) -> bool:
+        """Whether an answer of ``size`` bytes would not wait in :meth:`room`."""
+        return self.answers.has_room(request.owner, min(size, self.answers.share))
+
     @asynccontextmanager
     async def room(self, request: RegistryRequest, size: int) -> AsyncIterator[None]:
         """
