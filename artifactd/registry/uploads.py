@@ -19,6 +19,7 @@ from zope.interface import implementer
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
 from artifactd.kit.budget import RECEIVE_SIZE, BufferBudget
+from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,
@@ -264,6 +265,147 @@ class EarlyBody:
             self._delivery.cancel()
 
 
+QUIET = 5.0
+"""Seconds without a byte that we wait for; then other requests may write to the session."""
+
+
+@implementer(IConsumer, IPushProducer)
+@define(eq=False)
+class Writer:
+    """
+    A request that writes to a session: as a consumer it passes a body on to the session.
+
+    While it has waited for bytes for :data:`QUIET` seconds, other requests of any process may write
+    to the session, since its client may be gone without a word.  If bytes come nevertheless, and no
+    other request has written anything, it goes on.
+
+    :param writing: the requests of this process that keep others from their sessions.
+    """
+
+    record: UploadRecord
+    _writing: dict[str, Writer]
+    _timers: Timers
+    _consumer: IConsumer = field(init=False)
+    _session: UploadSession = field(init=False)
+    _quiet: Deadline = field(init=False)
+    _producer: IPushProducer | None = field(default=None, init=False)
+    _paused: bool = field(default=False, init=False)
+    # While other requests may write: fires when that has begun.
+    _away: Deferred[None] | None = field(default=None, init=False)
+    # Fires when the session is claimed again, or can't be.
+    _back: Deferred[None] | None = field(default=None, init=False)
+    _late: list[bytes] = field(factory=list, init=False)
+    _failure: Failure | None = field(default=None, init=False)
+
+    async def receive(self, body: Body, session: UploadSession, consumer: IConsumer) -> None:
+        """
+        Write ``body`` to ``consumer``, which passes it on to ``session``.
+
+        :raises UploadBusy, UploadMissing, UploadMisplaced: if it has lost the session.
+        """
+        self._session, self._consumer = session, consumer
+        self._quiet = self._timers.deadline(self._fell_quiet)
+        try:
+            await body.deliver_to(self)
+        except BaseException:
+            under_way = self._back or self._away
+            if under_way is not None:
+                await under_way.addErrback(lambda _: None)
+            raise
+        finally:
+            self._quiet.cancel()
+        if self._away is not None:
+            await (self._back or self._go_back())
+            if self._failure is not None:
+                self._failure.raiseException()
+
+    def keep(self) -> None:
+        """Keep other requests of this process from the session."""
+        self._writing[self.record.id] = self
+
+    def leave(self) -> None:
+        """Let other requests of this process write to the session."""
+        if self._writing.get(self.record.id) is self:
+            del self._writing[self.record.id]
+
+    def _fell_quiet(self) -> None:
+        self._back = None
+        self._away = Deferred.fromCoroutine(self._let_go())
+
+    async def _let_go(self) -> None:
+        await self._session.release()
+        self.leave()
+
+    def _go_back(self) -> Deferred[None]:
+        back = self._back = Deferred.fromCoroutine(self._return())
+        return back.addErrback(self._lost)
+
+    def _lost(self, failure: Failure) -> None:
+        self._failure = failure
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+    async def _return(self) -> None:
+        """Claim the session again, and write to it what came meanwhile."""
+        assert self._away is not None
+        await self._away
+        if self.record.id in self._writing:
+            raise UploadBusy(self._session.offset)
+        self.keep()
+        await self._session.reclaim()
+        self._away = None
+        late, self._late = self._late, []
+        for data in late:
+            self._consumer.write(data)
+        if not self._paused:
+            self.resumeProducing()
+
+    # The body's consumer
+
+    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
+        self._producer = IPushProducer(producer)
+        self._quiet.start(QUIET)
+        self._consumer.registerProducer(self, streaming)
+
+    def unregisterProducer(self) -> None:
+        self._producer = None
+        self._quiet.stop()
+        self._consumer.unregisterProducer()
+
+    def write(self, data: bytes) -> None:
+        if self._away is None:
+            if not self._paused:
+                self._quiet.start(QUIET)
+            self._consumer.write(data)
+            return
+        self._late.append(data)
+        if self._producer is not None:
+            self._producer.pauseProducing()
+        if self._back is None:
+            self._go_back()
+
+    # The session's producer
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+        self._quiet.stop()
+        if self._producer is not None:
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        if self._producer is None or self._late:
+            return
+        if self._away is None:
+            self._quiet.start(QUIET)
+        self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        self._quiet.stop()
+        if self._producer is not None:
+            self._producer.stopProducing()
+
+
 _REMEMBERED = 1024  # sessions
 
 
@@ -289,8 +431,13 @@ class Uploads:
     # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
     # has no bytes in the store, which every step asks.
     _begun: LRUCache[str, UploadRecord] = field(factory=partial(LRUCache, _REMEMBERED), init=False)
-    # Sessions that requests of this process are writing to: some have not claimed them yet.
-    _writing: set[str] = field(factory=set, init=False)
+    # The requests of this process that write to sessions: some have not claimed them yet.
+    _writing: dict[str, Writer] = field(factory=dict, init=False)
+    _timers: Timers = field(init=False)
+
+    @_timers.default
+    def _shared(self) -> Timers:
+        return Timers(self.clock)
 
     async def start(
         self,
@@ -338,7 +485,7 @@ class Uploads:
                 session = await self.store.begin(upload_id, digest.algorithm)
             try:
                 if not whole:
-                    await _receive(session, None, early or body, room)
+                    await _receive(None, session, None, early or body, room)
                 await self._close(session, staged, image, digest)
             except BaseException:
                 await session.discard()
@@ -368,15 +515,15 @@ class Uploads:
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
         """  # end-5
         async with (
-            self._only_writer(image, upload_id) as record,
+            self._only_writer(image, upload_id) as writer,
             self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
             if early is not None and early.is_whole(chunk):
-                return await self._append(record, early, _first(chunk, at, early.size))
-            session = await self.store.claim(upload_id, record.algorithm)
+                return await self._append(writer.record, early, _first(chunk, at, early.size))
+            session = await self.store.claim(upload_id, writer.record.algorithm)
             try:
                 room = await self._room(image, session.offset, _declared(body))
-                await _receive(session, chunk, early or body, room, at)
+                await _receive(writer, session, chunk, early or body, room, at)
                 if not await session.still_there():
                     raise _unknown(upload_id)
                 return session.offset
@@ -405,7 +552,7 @@ class Uploads:
         """  # end-6
         async with (
             self._unless_closed(image, digest),
-            self._only_writer(image, upload_id) as record,
+            self._only_writer(image, upload_id) as writer,
             self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
             staged = None
@@ -413,17 +560,17 @@ class Uploads:
             if early is not None and whole:
                 first = _first(chunk, at, early.size)
                 if early.failure is not None:
-                    await self._append(record, early, first)
+                    await self._append(writer.record, early, first)
                 session, staged = await self.store.close(
-                    upload_id, record.algorithm, early.pieces, first, digest
+                    upload_id, writer.record.algorithm, early.pieces, first, digest
                 )
                 early.release()  # the catalog may be locked for long
             else:
-                session = await self.store.claim(upload_id, record.algorithm)
+                session = await self.store.claim(upload_id, writer.record.algorithm)
             try:
                 if not whole:
                     room = await self._room(image, session.offset, _declared(body), digest)
-                    await _receive(session, chunk, early or body, room, at)
+                    await _receive(writer, session, chunk, early or body, room, at)
                 try:
                     await self._close(session, staged, image, digest, upload_id)
                 except (DigestInvalid, QuotaExceeded):
@@ -515,10 +662,10 @@ class Uploads:
                 raise
 
     @asynccontextmanager
-    async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[UploadRecord]:
+    async def _only_writer(self, image: ImageName, upload_id: str) -> AsyncIterator[Writer]:
         """
-        Return a session's record, and keep other requests of this process from writing to the
-        session during the context.
+        Keep other requests of this process from writing to the session during the context, as long
+        as its client is not quiet: see :class:`Writer`.
 
         The claim keeps out those of other processes.
         """
@@ -526,9 +673,10 @@ class Uploads:
         await self.store.require_room()
         if upload_id in self._writing:
             raise _busy(await self.offset(image, upload_id))
-        self._writing.add(upload_id)
+        writer = Writer(record, self._writing, self._timers)
+        writer.keep()
         try:
-            yield record
+            yield writer
         except UploadMissing:
             raise _unknown(upload_id) from None
         except UploadBusy as busy:
@@ -536,7 +684,7 @@ class Uploads:
         except UploadMisplaced as misplaced:
             raise _out_of_order(misplaced.offset) from None
         finally:
-            self._writing.discard(upload_id)
+            writer.leave()
 
     @asynccontextmanager
     async def _early(
@@ -613,6 +761,7 @@ def _declared(body: Body | None) -> int | None:
 
 
 async def _receive(
+    writer: Writer | None,
     session: UploadSession,
     chunk: ByteRange | None,
     body: Body | None,
@@ -628,7 +777,11 @@ async def _receive(
     if body is not None:
         bounded = None if room is None else Bounded(IConsumer(session), room.size)
         try:
-            await body.deliver_to(bounded or IConsumer(session))
+            consumer = bounded or IConsumer(session)
+            if writer is None:
+                await body.deliver_to(consumer)
+            else:
+                await writer.receive(body, session, consumer)
         finally:
             try:
                 await session.flush()

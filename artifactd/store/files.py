@@ -217,6 +217,11 @@ def try_lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
     return True
 
 
+def unlock(fd: int) -> None:
+    """Unlock an open file."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 @frozen
 class Directory:
     """

@@ -16,7 +16,7 @@ from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
-from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock
+from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock, unlock
 from artifactd.store.folder import DataFolder
 from artifactd.store.intake import (
     BATCH,
@@ -67,6 +67,21 @@ _LOOKS = 100
 _LOOK_SECONDS = 0.001
 
 
+def _lock(fd: int, pause: Callable[[float], None]) -> bool:
+    """
+    Lock the file of an upload unless another request has; a process that only looks
+    (:meth:`UploadDirectory.idle`) holds a shared lock for an instant, and is waited for.
+    """
+    for _ in range(_LOOKS):
+        if try_lock(fd):
+            return True
+        if not try_lock(fd, fcntl.LOCK_SH):
+            return False
+        unlock(fd)
+        pause(_LOOK_SECONDS)
+    return False
+
+
 @frozen
 class UploadDirectory:
     """
@@ -103,7 +118,7 @@ class UploadDirectory:
         except FileNotFoundError:
             raise UploadMissing(upload_id) from None
         try:
-            if not self._lock(fd):
+            if not _lock(fd, self._pause):
                 raise UploadBusy(os.fstat(fd).st_size)
             if not self.directory.holds(upload_id, status):
                 raise UploadMissing(upload_id)
@@ -132,20 +147,6 @@ class UploadDirectory:
     def idle(self, before: float) -> list[str]:
         """The ids of uploads last written to at ``before`` or earlier that are not locked."""
         return [name for name in self.directory.names() if self._is_idle(name, before)]
-
-    def _lock(self, fd: int) -> bool:
-        """
-        Lock a file unless another request has; a process that only looks (:meth:`idle`) holds a
-        shared lock for an instant, and is waited for.
-        """
-        for _ in range(_LOOKS):
-            if try_lock(fd):
-                return True
-            if not try_lock(fd, fcntl.LOCK_SH):
-                return False
-            fcntl.flock(fd, fcntl.LOCK_UN)
-            self._pause(_LOOK_SECONDS)
-        return False
 
     def _is_idle(self, name: str, before: float) -> bool:
         if not _ID.fullmatch(name):
@@ -218,6 +219,27 @@ class UploadFile(HashedFile):
         except FileNotFoundError:
             raise UploadMissing(self.name) from None
 
+    def release(self) -> None:
+        """Unlock the file, which stays open: other requests may claim the upload."""
+        unlock(self.fd)
+
+    def reclaim(self) -> None:
+        """
+        Lock the file again.
+
+        :raises UploadBusy: if another request has locked it.
+        :raises UploadMissing: if the upload has ended meanwhile.
+        :raises UploadMisplaced: if another request has appended to it meanwhile.
+        """
+        locked = _lock(self.fd, time.sleep)
+        size = os.fstat(self.fd).st_size
+        if not locked:
+            raise UploadBusy(size)
+        if not self.is_there():
+            raise UploadMissing(self.name)
+        if size != self.size:
+            raise UploadMisplaced(size)
+
     def discard(self) -> None:
         """Remove the file."""
         if self.is_there():
@@ -244,6 +266,24 @@ class UploadSession(FileConsumer[UploadFile]):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.id = self._file.name
+
+    async def release(self) -> None:
+        """
+        Write what was taken, and let other requests claim the upload until :meth:`reclaim`.
+
+        :raises OSError: if something could not be written; the upload is still claimed then.
+        """
+        await self.flush()
+        await self._threads.run(self._file.release)
+
+    async def reclaim(self) -> None:
+        """
+        Claim the upload again, to go on where :meth:`release` left it.
+
+        :raises UploadBusy, UploadMissing, UploadMisplaced: if another request is writing to it, has
+            ended it, or has appended to it.
+        """
+        await self._threads.run(self._file.reclaim)
 
     async def rollback(self, offset: int) -> None:
         """Cut the staged bytes back to ``offset``, which is not before the offset at the claim."""
