@@ -148,8 +148,8 @@ class RegistryService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """
-        Wait up to ``shutdown_timeout`` for running transfers, then close.  New requests are
-        answered 503 meanwhile, also on new connections.
+        Accept no more connections, wait up to ``shutdown_timeout`` for running transfers, then
+        close.
         """
         running, self._running = self._running, None
         assert running is not None, "not started"
@@ -187,14 +187,9 @@ class _Running:
     started: float
 
     async def drain(self, seconds: float) -> None:
-        """Answer new requests 503 while those in flight end, for at most ``seconds``."""
-        closing: list[Deferred[Any]] = []
-
-        def shut() -> None:
-            closing.extend(maybeDeferred(port.stopListening) for port in self.ports)
-
-        await self.site.drain(seconds, shut)
+        closing = [maybeDeferred(port.stopListening) for port in self.ports]
         await DeferredList(closing, consumeErrors=True)  # go on if one of them fails
+        await self.site.drain(seconds)
         self.access_log.close()
 
     async def collect(self) -> None:

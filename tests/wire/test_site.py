@@ -53,21 +53,6 @@ class DrainTests(WireCase):
     def test_there_is_nothing_to_wait_for_without_connections(self) -> None:
         self.successResultOf(self.drain())
 
-    def test_listeners_are_closed_once_when_no_request_runs_any_more(self) -> None:
-        shut: list[str] = []
-        busy = self.busy()
-        draining = Deferred.fromCoroutine(self.site.drain(30, lambda: shut.append("shut")))
-        late, idle = self.connect(), self.connect()
-        late.send(request("GET", "/slow"))
-        self.assertEqual(statuses(late.received()), [503])
-        self.assertEqual((shut, idle.open), ([], True))
-        self.open_gate()
-        self.assertEqual((shut, idle.open), (["shut"], False))
-        for wire in (busy, late, idle):
-            wire.close()
-        self.successResultOf(draining)
-        self.assertEqual(shut, ["shut"])
-
     def test_idle_connections_are_closed_at_once(self) -> None:
         wire = self.connect()
         draining = self.drain()

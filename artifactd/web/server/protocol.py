@@ -10,7 +10,6 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
@@ -650,25 +649,22 @@ class RegistrySite(server.Site):
         )
         self._access_log = access_log
         self._emptied: Deferred[None] | None = None
-        self._shut: Callable[[], object] | None = None
 
     @property
     def in_flight(self) -> int:
         """The number of requests that are being handled."""
         return sum(channel.busy for channel in self.channels)
 
-    async def drain(self, seconds: float, shut: Callable[[], object] | None = None) -> None:
+    async def drain(self, seconds: float) -> None:
         """
         Let the requests in flight end, for at most ``seconds``; then drop the rest.
 
-        A connection is closed after the answer that is due, when the client has taken it; a new
-        request on any other one is answered 503.  When no request is in flight any more, all are
-        closed.  The log says every :data:`TELL_SECONDS` what is waited for.
-
-        :param shut: closes the listeners.  It is called once, when no request is in flight any
-            more: until then new connections are answered 503.  By default they are closed already.
+        The listeners have to be closed by then.  A connection is closed after the answer that is
+        due, when the client has taken it; a new request on another one is answered 503.  When no
+        request is in flight any more, all are closed.  The log says every
+        :data:`TELL_SECONDS` what is waited for.
         """
-        self.draining, self.resource, self._shut = True, self._stopping, shut
+        self.draining, self.resource = True, self._stopping
         self.settle()
         if not self.channels:
             return
@@ -688,7 +684,6 @@ class RegistrySite(server.Site):
 
     def cut(self) -> None:
         """Drop all connections at once, which ends a :meth:`drain`."""
-        self._close_listeners()
         for channel in list(self.channels):
             channel.transport.abortConnection()
 
@@ -721,15 +716,9 @@ class RegistrySite(server.Site):
     def settle(self) -> None:
         """Close all connections if the site drains and no request is in flight any more."""
         if self.draining and not any(channel.busy for channel in self.channels):
-            self._close_listeners()  # first: nobody would close a connection that comes later
             for channel in list(self.channels):
                 if not channel.transport.disconnecting:
                     channel.loseConnection()
-
-    def _close_listeners(self) -> None:
-        shut, self._shut = self._shut, None
-        if shut is not None:
-            shut()
 
     def channel_opened(self, channel: RegistryChannel) -> bool:
         """Count ``channel``, which has been connected.  Returns whether there is room for it."""
