@@ -92,7 +92,6 @@ class Versions:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._map: mmap | None = None
-        self._closed = False
         self._begun = self._done = memoryview(b"").cast("Q")
         # Of the transaction that this process has in flight; in the writer's thread only.
         self._images: set[int] = set()
@@ -106,8 +105,6 @@ class Versions:
         is under way or nothing can be told.  It takes less than a microsecond.
         """
         if self._map is None:
-            if self._closed:
-                return None
             try:
                 self._open()
             except OSError:
@@ -197,8 +194,7 @@ class Versions:
         self._begun, self._done = numbers[:_SLOTS], numbers[_SLOTS:]
 
     def close(self) -> None:
-        """Tell no version any more."""
-        self._closed = True
+        """Let go of the file; versions are still told, by opening it once more."""
         self._map = None
         self._begun = self._done = memoryview(b"").cast("Q")
 
