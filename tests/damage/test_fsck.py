@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -13,15 +15,15 @@ from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd
 from tests.crash.pulling import content
 from tests.damage.rot import WAYS, file_of, rot
-from tests.rows import writing
 
 LAYER = b"layer"
 
 
 class FsckTests(MaintenanceTestCase):
     def execute(self, statement: str, *values: object) -> None:
-        with writing(self.daemon.data / "catalog.sqlite3") as db:
+        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
             db.execute(statement, values)
+            db.commit()
 
     async def fsck(self, *argv: str) -> tuple[int, list[str]]:
         """Its exit status, and its lines."""
@@ -259,8 +261,9 @@ class BackupTests(MaintenanceTestCase):
         self.execute("UPDATE blob SET lost_at = 1.0 WHERE digest = ?", str(digest))
 
     def execute(self, statement: str, *values: object) -> None:
-        with writing(self.daemon.data / "catalog.sqlite3") as db:
+        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
             db.execute(statement, values)
+            db.commit()
 
     async def assert_served(self, target: Path, *contents: bytes) -> None:
         """A daemon that starts from ``target`` has these, and fsck agrees."""
