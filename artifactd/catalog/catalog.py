@@ -394,24 +394,52 @@ class Catalog(OnDatabase):
         return [name for (name,) in rows]
 
     @read
-    def tag_movements(self, db: Connection, image: ImageName, tag: Tag) -> Sequence[TagMovement]:
-        """The journal of a tag, oldest first."""
-        rows = db.execute(
-            "SELECT actor, at, before, after FROM tag_movement"
+    def tag_movements(
+        self, db: Connection, image: ImageName, tag: Tag | None
+    ) -> Sequence[TagMovement]:
+        """The journal of a tag, or of all tags of ``image`` (``None``); oldest first."""
+        query = (
+            "SELECT tag, actor, at, before, after FROM tag_movement"
             " WHERE image_id = (SELECT id FROM image WHERE repository = ? AND name = ?)"
-            " AND tag = ? ORDER BY id",
-            (image.repository, image.image, tag.text),
         )
+        values = [image.repository, image.image]
+        if tag is not None:
+            query += " AND tag = ?"
+            values.append(tag.text)
+        rows = db.execute(f"{query} ORDER BY id", values)
         return [
             TagMovement(
-                tag.text,
+                name,
                 actor,
                 at,
                 None if before is None else Digest.parse(before),
                 None if after is None else Digest.parse(after),
             )
-            for actor, at, before, after in rows
+            for name, actor, at, before, after in rows
         ]
+
+    @write
+    def point_tag(
+        self, db: Connection, image: ImageName, tag: Tag, digest: Digest, *, actor: str
+    ) -> Digest | None:
+        """
+        Point a tag at a manifest that the image has, and journal the movement.
+
+        :return: the digest that the tag pointed at before; ``None``: there was no such tag.
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if the image does not have the manifest.
+        """
+        image_id = images.known(db, image)
+        manifest_id = manifests.row_of(db, image_id, digest)
+        if manifest_id is None:
+            raise ManifestUnknown(
+                "this image has no such manifest: bring it back with undelete first",
+                {"digest": str(digest)},
+            )
+        before = images.tag_target(db, image_id, tag)
+        at = self.database.now()
+        images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
+        return before
 
     @write_freeing
     def delete_tag(self, db: Connection, image: ImageName, tag: Tag, *, actor: str) -> None:

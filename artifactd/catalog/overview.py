@@ -1,4 +1,4 @@
-"""What is in the catalog, as an operator wants to see it."""
+"""Reads for the operator: images, tags and manifests with their sizes, and what keeps them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from sqlite3 import Connection
 
 from attrs import frozen
 
-from artifactd.catalog import images, manifests
-from artifactd.catalog.database import OnDatabase, read, write
-from artifactd.oci.digest import Digest
+from artifactd.catalog import images
+from artifactd.catalog.database import OnDatabase, read
 from artifactd.oci.errors import ManifestUnknown
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 
 
 @frozen
@@ -42,7 +41,7 @@ class TagSeen:
     :ivar kind: the manifest's artifact type, or its media type.
     :ivar size: of the manifest with all that it holds, also by way of its children.
     :ivar moved: when it was last pointed at another manifest.
-    :ivar actor: who did.
+    :ivar actor: the user, or the part of artifactd, that pointed it there.
     :ivar pulled: when the manifest was last pulled; ``None`` for what was pushed here.
     """
 
@@ -53,17 +52,6 @@ class TagSeen:
     moved: float
     actor: str
     pulled: float | None
-
-
-@frozen
-class Movement:
-    """A line of the journal of an image's tags; digests are ``None`` where there was no tag."""
-
-    tag: str
-    at: float
-    actor: str
-    before: str | None
-    after: str | None
 
 
 @frozen
@@ -110,7 +98,7 @@ class ManifestSeen:
 @frozen
 class Deleted:
     """
-    What can be brought back.
+    A deleted tag, manifest or blob that can be brought back.
 
     :ivar kind: ``tag``, ``manifest`` or ``blob``.
     :ivar name: a tag or a digest.
@@ -209,35 +197,25 @@ class Overview(OnDatabase):
         ]
 
     @read
-    def movements(self, db: Connection, image: ImageName, tag: str | None) -> list[Movement]:
+    def manifest(self, db: Connection, image: ImageName, reference: Reference) -> ManifestSeen:
         """
-        The journal of a tag, or of all tags of ``image``; oldest first.
-
-        :raises NameUnknown: if the image is unknown.
-        """
-        rows = db.execute(
-            "SELECT tag, at, actor, before, after FROM tag_movement"
-            " WHERE image_id = ?1 AND (?2 IS NULL OR tag = ?2) ORDER BY id",
-            (images.known(db, image), tag),
-        )
-        return [Movement(*row) for row in rows]
-
-    @read
-    def manifest(self, db: Connection, image: ImageName, digest: Digest) -> ManifestSeen:
-        """
-        One manifest with what it holds and what keeps it.
+        The manifest that ``reference`` names in ``image``, what it holds and what keeps it.
 
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if the image does not have it.
         """
         image_id = images.known(db, image)
+        if isinstance(reference, Tag):
+            digest = images.tag_target(db, image_id, reference)
+        else:
+            digest = reference
         row = db.execute(
             "SELECT manifest.id, media_type, artifact_type, size, pushed_at, subject FROM manifest"
-            " JOIN blob USING (digest) WHERE image_id = ? AND digest = ?",
+            " JOIN blob USING (digest) WHERE image_id = ? AND digest = ? AND lost_at IS NULL",
             (image_id, str(digest)),
         ).fetchone()
         if row is None:
-            raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+            raise ManifestUnknown("this image has no such manifest", {"reference": str(reference)})
         manifest_id, media_type, artifact_type, size, pushed, subject = row
         tags = db.execute(
             "SELECT name FROM tag WHERE manifest_id = ? ORDER BY name", (manifest_id,)
@@ -292,29 +270,6 @@ class Overview(OnDatabase):
             " FROM repository ORDER BY name"
         )
         return [RepositoryUsage(*row) for row in rows]
-
-    @write
-    def point_tag(
-        self, db: Connection, image: ImageName, tag: Tag, digest: Digest, actor: str
-    ) -> Digest | None:
-        """
-        Point a tag at a manifest that the image has, and journal the movement.
-
-        :return: the digest that the tag pointed at before; ``None``: there was no such tag.
-        :raises NameUnknown: if the image is unknown.
-        :raises ManifestUnknown: if the image does not have the manifest.
-        """
-        image_id = images.known(db, image)
-        manifest_id = manifests.row_of(db, image_id, digest)
-        if manifest_id is None:
-            raise ManifestUnknown(
-                "this image has no such manifest: bring it back with undelete first",
-                {"digest": str(digest)},
-            )
-        before = images.tag_target(db, image_id, tag)
-        at = self.database.now()
-        images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
-        return before
 
 
 def _size_of(db: Connection, image_id: int, digest: str) -> int:

@@ -12,9 +12,8 @@ from attrs import frozen
 from twisted.python import usage
 from twisted.python.reflect import namedAny
 
-from artifactd.commands.options import SettingsOptions
+from artifactd.commands.options import ERRORS, SettingsOptions
 from artifactd.daemon.options import SettingsFileOptions
-from artifactd.kit.start import StartError
 
 
 @frozen
@@ -134,10 +133,6 @@ class Command(SettingsFileOptions):
                 + ", ".join(name for name, *_ in self.subCommands)
                 + "; --help tells more"
             )
-
-
-ERRORS = (usage.UsageError, StartError, OSError)
-"""The exceptions that a command may raise; each has a message of one line."""
 
 
 def parse(argv: Sequence[str]) -> SettingsOptions:

@@ -21,7 +21,7 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.overview import Overview
-from artifactd.commands.options import SettingsOptions
+from artifactd.commands.options import ERRORS, SettingsOptions
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
@@ -56,14 +56,15 @@ class DataCommand(SettingsOptions):
         """
         Do the work of the command.  Returns the exit status.
 
-        :raises RegistryError, OSError: if it can't be done.
+        :raises RegistryError, UsageError, OSError: if it can't be done.
         """
 
     async def carry_out(self, reactor: Any, settings: Settings) -> int:
         """
         Open the data folder, do the work and close everything.  Returns the exit status.
 
-        :raises StartError, OSError: if the data folder can't be used, or the work can't be done.
+        :raises UsageError, StartError, OSError: if the data folder can't be used, or the work can't
+            be done.
         """
         if not self.makes_folder and not (settings.data / MARKER).exists():
             raise StartError(f"{settings.data}: there is no data folder: see data in the settings")
@@ -85,7 +86,7 @@ class DataCommand(SettingsOptions):
     def run(self) -> int:
         settings = self.load()
         status = 1
-        problem: StartError | OSError | None = None
+        problem: Exception | None = None
         ended: Deferred[None] = Deferred()
 
         def interrupt() -> Deferred[None]:
@@ -99,7 +100,7 @@ class DataCommand(SettingsOptions):
             reactor.addSystemEventTrigger("before", "shutdown", interrupt)
             try:
                 status = await self.carry_out(reactor, settings)
-            except (StartError, OSError) as error:
+            except ERRORS as error:
                 problem = error
             finally:
                 ended.callback(None)
@@ -135,8 +136,13 @@ def _explained(error: RegistryError) -> str:
     return f"{error.message}: {reason}" if reason else error.message
 
 
+def utc(at: float) -> str:
+    """``at``, in seconds since the epoch, as text: 2026-11-05T14:00:00Z."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def is_read_only(parts: Assembly) -> bool:
-    """Whether nothing may be changed now; then the operator is told so."""
+    """Whether read-only mode is on.  Prints to standard error that it is."""
     if parts.read_only.on():
         print("artifactd: read-only mode is on: end it first", file=sys.stderr)
     return parts.read_only.on()
@@ -288,7 +294,7 @@ class _GarbageReport:
         self._counts[collected.why] += 1
         if collected.why in (Garbage.BYTES, Garbage.STRAY):
             self._bytes += collected.size
-        since = datetime.fromtimestamp(collected.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        since = utc(collected.since)
         name = collected.name
         if collected.image is not None:
             name = f"{collected.image}{'@' if ':' in name else ':'}{name}"
@@ -414,10 +420,9 @@ class Undelete(ImageCommand):
 async def _list_deleted(parts: Assembly, image: ImageName) -> int:
     deleted = await Overview(parts.catalog.database).deleted(image)
     for each in deleted:
-        when = datetime.fromtimestamp(each.at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         behind = f" of {each.digest}" if each.kind == "tag" else ""
         by = printable(each.actor)
-        print(f"{each.kind} {each.name}{behind}: deleted {when} by {by}")
+        print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")
     return 0 if deleted else 1
 
 

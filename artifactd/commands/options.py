@@ -11,6 +11,10 @@ from pathlib import Path
 from twisted.python import usage
 
 from artifactd.daemon.options import SettingsFileOptions
+from artifactd.kit.start import StartError
+
+ERRORS = (usage.UsageError, StartError, OSError)
+"""The exceptions that a command may raise; each has a message of one line."""
 
 
 class SettingsOptions(SettingsFileOptions, ABC):
@@ -19,8 +23,9 @@ class SettingsOptions(SettingsFileOptions, ABC):
     @abstractmethod
     def run(self) -> int:
         """
-        Run the command.  Returns the exit status.  :raises StartError, OSError: if it can't be
-        done.
+        Run the command.  Returns the exit status.
+
+        :raises UsageError, StartError, OSError: if it can't be done.
         """
 
     @property

@@ -13,13 +13,16 @@ import msgspec
 from attrs import asdict
 from twisted.python import usage
 
-from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Movement, Overview, TagSeen
-from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only
+from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Overview, TagSeen
+from artifactd.catalog.records import TagMovement
+from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only, utc
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import DigestInvalid, ManifestUnknown
+from artifactd.oci.errors import DigestInvalid, ManifestUnknown, NameUnknown
 from artifactd.oci.names import ImageName, RepositoryName, Tag
+from artifactd.registry.warming import Child, Platform
 from artifactd.settings.settings import Settings
 
 _LARGEST_CONFIG = 4 << 20  # bytes
@@ -29,7 +32,7 @@ _JSON: Sequence[Any] = ["json", "j", "Print JSON: one object a line."]
 
 
 def _time(at: float | None) -> str:
-    return "-" if at is None else datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return "-" if at is None else utc(at)
 
 
 def _bytes(size: int | None) -> str:
@@ -85,36 +88,29 @@ class _Table:
             print(line(row))
 
 
-class _Platform(msgspec.Struct):
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
-class _Described(msgspec.Struct):
+class _Config(msgspec.Struct):
     digest: str
     size: int = 0
-    platform: _Platform | None = None
 
 
 class _Document(msgspec.Struct):
     """The fields of manifests and indexes that lead to platforms."""
 
-    manifests: list[_Described] | None = None
-    config: _Described | None = None
+    manifests: list[Child] | None = None
+    config: _Config | None = None
 
 
 _document = msgspec.json.Decoder(_Document)
-_platform = msgspec.json.Decoder(_Platform)
+_platform = msgspec.json.Decoder(Platform)
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
 
 async def _platforms(parts: Assembly, digest: Digest) -> list[str]:
-    """The platforms of a manifest by its index or its config; none: it tells none that is here."""
-    found: list[_Platform | None] = []
+    """
+    The platforms that an index lists, or that the config of an image names; an empty list for a
+    manifest that names none, or whose config is not here or can't be read.
+    """
+    found: list[Platform | None] = []
     try:
         document = _document.decode(await parts.blobs.read(digest) or b"{}")
         found = [each.platform for each in document.manifests or ()]
@@ -210,16 +206,19 @@ class History(ImageCommand):
         name, reference = self.reference()
         if isinstance(reference, Digest):
             raise usage.UsageError("history: expected IMAGE or IMAGE:TAG, got a digest")
-        tag = None if reference is None else reference.text
-        moved = await Overview(parts.catalog.database).movements(_resolved(parts, name), tag)
+        image = _resolved(parts, name)
+        moved = await parts.catalog.tag_movements(image, reference)
+        if not moved and not await parts.remote.is_known(image):
+            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         table = _Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
-        table.add([(each, _movement_cells(each)) for each in moved])
+        table.add([_movement_row(each) for each in moved])
         return 0 if moved else 1
 
 
-def _movement_cells(moved: Movement) -> list[str]:
-    digests = [moved.before or "-", moved.after or "-"]
-    return [_time(moved.at), moved.tag, moved.actor, *digests]
+def _movement_row(moved: TagMovement) -> tuple[object, Sequence[str]]:
+    before, after = (None if d is None else str(d) for d in (moved.before, moved.after))
+    row = {**asdict(moved, recurse=False), "before": before, "after": after}
+    return row, [_time(moved.at), moved.tag, moved.actor, before or "-", after or "-"]
 
 
 class Usage(DataCommand):
@@ -234,8 +233,8 @@ class Usage(DataCommand):
             "REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED", as_json=self["json"]
         )
         for each in await Overview(parts.catalog.database).usage():
-            limits = settings.repository.get(each.repository)
-            quota = getattr(limits, "quota", 0) or getattr(limits, "size_cap", 0) or 0
+            configured = settings.repository.get(each.repository)
+            quota = 0 if configured is None else configured.most_bytes
             told = [_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
             cells = [each.repository, str(each.images), str(each.tags), _bytes(each.size), *told]
             table.add([({**asdict(each), "quota": int(quota)}, cells)])
@@ -253,13 +252,8 @@ class Show(ImageCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
-        image = _resolved(parts, name)
-        reference = reference or Tag.parse("latest")
-        record = await parts.catalog.manifest(image, reference)
-        if record is None:
-            raise ManifestUnknown("this image has no such manifest", {"reference": str(reference)})
-        overview = Overview(parts.catalog.database)
-        seen = await overview.manifest(image, record.digest)
+        image, overview = _resolved(parts, name), Overview(parts.catalog.database)
+        seen = await overview.manifest(image, reference or Tag.parse("latest"))
         if self["json"]:
             print(msgspec.json.encode(seen).decode())
             return 0
@@ -339,7 +333,7 @@ class Remove(DataCommand):
             ]
         name, colon, pattern = wanted.partition(":")
         if not colon:
-            raise ManifestUnknown(f"{wanted}: say which tags, such as {wanted}:* for all of them")
+            raise usage.UsageError(f"{wanted}: say which tags, such as {wanted}:* for all of them")
         image = _resolved(parts, name)
         tags = await catalog.tags(image, None, None) or []
         return [
@@ -369,27 +363,26 @@ class Restore(ImageCommand):
             return 1
         name, tag = self.reference()
         if not isinstance(tag, Tag):
-            raise ManifestUnknown("restore: say which tag, as IMAGE:TAG")
-        image = _resolved(parts, name)
-        overview = Overview(parts.catalog.database)
-        digest = await self._wanted(overview, image, tag)
-        before = await overview.point_tag(image, tag, digest, "restore")
+            raise usage.UsageError("restore: say which tag, as IMAGE:TAG")
+        image, catalog = _resolved(parts, name), parts.catalog
+        digest = await self._wanted(catalog, image, tag)
+        before = await catalog.point_tag(image, tag, digest, actor="restore")
         print(f"{image}:{tag} points at {digest} (before: {before or 'nothing'})")
         return 0
 
-    async def _wanted(self, overview: Overview, image: ImageName, tag: Tag) -> Digest:
+    async def _wanted(self, catalog: Catalog, image: ImageName, tag: Tag) -> Digest:
         if self["to"] is not None:
             return Digest.parse(self["to"])
         if self["at"] is None:
-            raise ManifestUnknown("restore: say --to DIGEST or --at TIME")
+            raise usage.UsageError("restore: say --to DIGEST or --at TIME")
         try:
             at = datetime.fromisoformat(self["at"])
         except ValueError:
-            raise ManifestUnknown(
+            raise usage.UsageError(
                 f"--at: expected a time such as 2026-11-05T14:00:00Z, got {self['at']!r}"
             ) from None
         until = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-        moved = [each for each in await overview.movements(image, tag.text) if each.at <= until]
+        moved = [each for each in await catalog.tag_movements(image, tag) if each.at <= until]
         if not moved or moved[-1].after is None:
             raise ManifestUnknown(f"{image} had no tag {tag} at {_time(until)}")
-        return Digest.parse(moved[-1].after)
+        return moved[-1].after

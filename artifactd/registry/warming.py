@@ -20,19 +20,26 @@ from artifactd.registry.registry import Registry, Target
 Progress = Callable[[float], object]
 
 
-class _Platform(msgspec.Struct):
+class Platform(msgspec.Struct):
+    """The platform of an image, in an index or in the image's config."""
+
     os: str | None = None
     architecture: str | None = None
     variant: str | None = None
 
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
-class _Child(msgspec.Struct):
+
+class Child(msgspec.Struct):
+    """An entry of an index."""
+
     digest: str
-    platform: _Platform | None = None
+    platform: Platform | None = None
 
 
 class _Index(msgspec.Struct):
-    manifests: list[_Child] = []
+    manifests: list[Child] = []
 
 
 @frozen
@@ -101,7 +108,7 @@ class Warming:
             count += await self._manifest(target, Digest.parse(child.digest))
         return count
 
-    def _wanted(self, platform: _Platform | None) -> bool:
+    def _wanted(self, platform: Platform | None) -> bool:
         if not self.platforms or platform is None:
             return True
         name = f"{platform.os}/{platform.architecture}"

@@ -96,6 +96,11 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
         return f"{self.prefix}/{image}" if self.prefix and image else image
 
     @property
+    def most_bytes(self) -> int:
+        """How many bytes the repository may hold; 0: any number."""
+        return self.size_cap
+
+    @property
     def origin(self) -> str:
         """Says which images these are: what is remembered for one origin is not for another."""
         return f"{self.upstream} {self.prefix}" if self.prefix else str(self.upstream)

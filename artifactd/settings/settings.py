@@ -126,6 +126,11 @@ class LocalSettings(Section, frozen=True):
     untagged: Retention = Untagged("keep")
     quota: Bytes = Size(0)
 
+    @property
+    def most_bytes(self) -> int:
+        """How many bytes the repository may hold; 0: any number."""
+        return self.quota
+
 
 RepositorySettings = LocalSettings | RemoteSettings
 

@@ -67,7 +67,7 @@ _LOOKS = 100
 _LOOK_SECONDS = 0.001
 
 
-def _lock(fd: int, pause: Callable[[float], None]) -> bool:
+def _lock(fd: int, pause: Callable[[float], None] = time.sleep) -> bool:
     """
     Lock the file of an upload unless another request has; a process that only looks
     (:meth:`UploadDirectory.idle`) holds a shared lock for an instant, and is waited for.
@@ -231,7 +231,7 @@ class UploadFile(HashedFile):
         :raises UploadMissing: if the upload has ended meanwhile.
         :raises UploadMisplaced: if another request has appended to it meanwhile.
         """
-        locked = _lock(self.fd, time.sleep)
+        locked = _lock(self.fd)
         size = os.fstat(self.fd).st_size
         if not locked:
             raise UploadBusy(size)

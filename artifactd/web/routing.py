@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 from attrs import define
@@ -19,7 +19,7 @@ from werkzeug.routing import BaseConverter
 from artifactd.kit.deferreds import uncancelled
 from artifactd.oci.errors import NameInvalid, Unsupported
 from artifactd.registry.mirror.proofs import NoProof
-from artifactd.registry.registry import Registry
+from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
@@ -28,7 +28,7 @@ from artifactd.web.fields import mirrored_registry
 from artifactd.web.gate import Gate, Need
 from artifactd.web.server.framing import path_problem
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.sendfile import FileSender
+from artifactd.web.server.sendfile import SMALL, FileSender
 
 
 class _NameConverter(BaseConverter):
@@ -99,6 +99,25 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     writes = isinstance(needs, Action) and needs is not Action.PULL
 
     def register(handler: _H) -> _H:
+        def unproved(
+            self: Routed, request: RegistryRequest, asked: Asked, target: Target, error: NoProof
+        ) -> NoProof:
+            assert isinstance(needs, Action)
+            asked.admitted = False
+            return self.gate.unproved(request, error, target, needs)
+
+        async def again(
+            self: Routed,
+            request: RegistryRequest,
+            asked: Asked,
+            target: Target,
+            parts: dict[str, str],
+        ) -> Answer:
+            try:
+                return await handler(self, request, target, **parts)
+            except NoProof as error:
+                raise unproved(self, request, asked, target, error) from None
+
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
             name, namespace = parts.pop("name", ""), None
             if request.args and needs is Action.PULL:
@@ -119,17 +138,12 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                     if namespace is not None:
                         # Only in this answer: other requests may share the error without it.
                         request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])
-
-                    async def handled() -> Answer:
-                        try:
-                            return await handler(self, request, target, **parts)
-                        except NoProof as error:
-                            asked.admitted = False
-                            raise self.gate.unproved(request, error, target, needs) from None
-
-                    answered = await handled()
-                    if request.method == b"GET":
-                        answered.again = handled
+                    try:
+                        answered = await handler(self, request, target, **parts)
+                    except NoProof as error:
+                        raise unproved(self, request, asked, target, error) from None
+                    if len(answered.body) > SMALL and request.method == b"GET":
+                        answered.again = partial(again, self, request, asked, target, parts)
                 else:
                     self.gate.admit(request, needs)
                     # Whether the caller gets a token is decided by the handler.

@@ -21,8 +21,9 @@ from artifactd.auth.keys import thumbprint
 from artifactd.auth.passwords import hash_secret
 from artifactd.catalog.migrations import migrate
 from artifactd.commands.backup import Backup
-from artifactd.commands.main import ERRORS, parse
+from artifactd.commands.main import parse
 from artifactd.commands.offline import DataCommand, Warm
+from artifactd.commands.options import ERRORS
 from artifactd.daemon import options, tap
 from artifactd.oci.digest import Digest
 from artifactd.settings.settings import Settings

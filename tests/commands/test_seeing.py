@@ -92,6 +92,9 @@ class SeeingTests(MaintenanceTestCase):
         self.assertEqual((None, str(self.old)), (first["before"], first["after"]))
         self.assertEqual((str(self.old), str(self.new)), (second["before"], second["after"]))
         self.assertEqual(2, len(await self.rows("history", "app")))
+        told = await self.assert_refused("history", f"app@{self.old}")
+        self.assertIn("expected IMAGE or IMAGE:TAG, got a digest", told)
+        self.assertIn("no image of that name", await self.assert_refused("history", "absent"))
 
     async def test_what_repositories_hold(self) -> None:
         usage = {each["repository"]: each for each in await self.objects("du")}
