@@ -280,7 +280,10 @@ def _why(seen: ManifestSeen) -> list[str]:
     kept = [f"the tag {tag}" for tag in seen.tags]
     kept += [f"the index {digest}" for digest in seen.indexes]
     kept += [f"its subject {seen.subject}"] if seen.subject else []
-    return [*lines, f"  kept by {', '.join(kept)}" if kept else "  kept by nothing but its lease"]
+    return [
+        *lines,
+        f"  kept by {', '.join(kept)}" if kept else "  kept by nothing: no tag, index or subject",
+    ]
 
 
 def _entry_line(entry: Entry) -> str:
@@ -293,7 +296,8 @@ class Remove(DataCommand):
 
     longdesc = (
         "Delete tags (IMAGE:TAG, or IMAGE:PATTERN such as local/app:test-*) and manifests"
-        " (IMAGE@DIGEST, with all its tags).  undelete brings them back within gc_undelete."
+        " (IMAGE@DIGEST, with all its tags).  undelete brings them back, for as long as the"
+        " setting grace says."
     )
     synopsis = "[options] REFERENCE..."
     optFlags: ClassVar = [["dry-run", "n", "Only list what would be deleted."]]
