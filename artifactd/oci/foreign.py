@@ -10,7 +10,7 @@ software that receives such an object is unpredictable."
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -138,6 +138,11 @@ _FIELDS = {
 _SPELT = frozenset(_FIELDS.values())
 
 
+def spelt(name: str) -> str:
+    """Return ``name``, or a field of a manifest in the spelling of the spec."""
+    return _FIELDS.get(name.casefold(), name)
+
+
 def each_object(content: bytes, look: Callable[[Mapping[str, object]], object]) -> None:
     """
     Call ``look`` with the fields of each object of ``content``, from the inside outwards.  Names of
@@ -169,6 +174,71 @@ def each_object(content: bytes, look: Callable[[Mapping[str, object]], object]) 
         raise _doubled(next(iter(doubled.values())))
 
 
+def read_loosely(
+    content: bytes,
+    look: Callable[[Mapping[str, object]], object],
+    *,
+    nesting: int = NESTING,
+    values: int = VALUES,
+) -> object:
+    """
+    Read JSON that nobody here may refuse for its style: the document of an upstream.
+
+    A byte order mark is ignored (RFC 8259, 8.1), bytes that are no UTF-8 count as U+FFFD, and
+    ``1e3`` is the integer 1000.
+
+    :param look: called with the fields of each object, from the inside outwards.
+    :param nesting: see :func:`decode_foreign`, as for ``values``.
+    :returns: dicts, lists, strings, integers, booleans and ``None``, which also stands for any
+        other number.
+    :raises ValueError: if ``content`` exceeds the bounds, or is not JSON, or two readers could read
+        it differently: a name stands twice, or a field of a manifest in two cases where the values
+        are not all strings.
+    """
+    problem = excess(content, nesting, values)
+    if problem is not None:
+        raise ValueError(problem)
+
+    def hook(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        fields = dict(pairs)
+        names: Collection[str] = fields
+        if not all(isinstance(value, str) for value in fields.values()):  # else annotations
+            names = {spelt(name) for name in fields}
+        if len(names) < len(pairs):
+            raise ValueError("a field stands twice in one object")
+        look(fields)
+        return fields
+
+    return json.loads(
+        content.decode("utf-8-sig", "replace"),
+        object_pairs_hook=hook,
+        parse_int=_integer,
+        parse_float=_integer,
+        parse_constant=_integer,
+    )
+
+
+def field_of(fields: Mapping[str, object], name: str) -> object:
+    """The value of a field whose name may be spelt in another case; ``None`` without one."""
+    if name in fields:
+        return fields[name]
+    folded = name.casefold()
+    return next((value for each, value in fields.items() if each.casefold() == folded), None)
+
+
+_DIGITS = 20  # of the largest size, and one more
+
+
+def _integer(text: str) -> int | None:
+    if len(text) > _DIGITS:
+        return None  # a number of a million digits costs nothing
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+    return int(number) if number.is_integer() else None
+
+
 class _InTwoCases:
     """Stands for an object that has a field in two cases."""
 
@@ -184,7 +254,7 @@ def _unique(pairs: list[tuple[str, object]]) -> tuple[Mapping[str, object], str 
             seen.add(name)
     doubled = None
     for name in fields.keys() - _SPELT:
-        meant = _FIELDS.get(name.casefold(), name)
+        meant = spelt(name)
         if meant != name:
             if meant in fields:
                 doubled = meant

@@ -15,7 +15,15 @@ from attrs import field, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
-from artifactd.oci.foreign import NESTING, VALUES, decode_foreign, each_object
+from artifactd.oci.foreign import (
+    NESTING,
+    VALUES,
+    decode_foreign,
+    each_object,
+    field_of,
+    read_loosely,
+    spelt,
+)
 
 # The fields that make an object with a digest a descriptor.
 _DESCRIBING = frozenset({"mediaType", "size"})
@@ -121,11 +129,16 @@ class Manifest:
     others: tuple[Digest, ...] = ()
 
 
-# Its digest is not that of its bytes, and no client of today takes it.
+# If it is signed, its digest is not that of its bytes; few clients of today take it.
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"
+_SCHEMA_1_TYPES = frozenset(
+    {_SCHEMA_1, "application/vnd.docker.distribution.manifest.v1+prettyjws"}
+)
 
 # RFC 6838, 4.2: it becomes a header of every answer.
-_OTHER_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,121}\+json")
+_OTHER_TYPE = re.compile(
+    r"application/[a-z0-9][a-z0-9!#$&^_.+-]{0,121}\+json", re.ASCII | re.IGNORECASE
+)
 
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -208,13 +221,8 @@ def parse_manifest(
         readers could read it differently.
     :raises DigestInvalid: if ``digest`` is not that of ``content``.
     """
-    actual = Digest.of(content, digest.algorithm) if digest else Digest.of(content)
-    if digest is not None and digest != actual:
-        raise DigestInvalid(
-            "the manifest's bytes do not have the digest they were pushed under",
-            {"digest": str(digest), "actual": str(actual)},
-        )
-    declared = _known_case((content_type or "").split(";", 1)[0].strip()) or None
+    actual = _digest_of(content, digest)
+    declared = _declared(content_type) or None
     if declared is not None and declared not in MANIFEST_TYPES:
         return _parse_other(content, declared, actual, bounds, allowed=other_types)
     document, described = _decode(_document, content, bounds)
@@ -227,7 +235,8 @@ def parse_manifest(
     if media_type in IMAGE_TYPES:
         blobs = _image_blobs(document)
         children: tuple[Descriptor, ...] = ()
-        artifact_type = artifact_type or blobs[0].media_type  # the config's
+        if artifact_type is None and document.config is not None:
+            artifact_type = document.config.media_type
     else:
         # Some builders list layers and a config in an index: blobs, by their media type.
         listed = _index_children(document)
@@ -245,6 +254,180 @@ def parse_manifest(
         children=children,
         others=_others(described, subject, (*blobs, *children)),
     )
+
+
+def read_manifest(
+    content: bytes,
+    content_type: str | None,
+    digest: Digest | None = None,
+    *,
+    bounds: ManifestBounds = BOUNDS,
+) -> Manifest:
+    """
+    Read a manifest that an upstream sent, or one that is here.
+
+    Clients of the upstream have to do with what it has, so nothing is demanded of its fields.
+    Bounded JSON is, so that what it describes can be held: descriptors with a digest and a size.
+    Of what :func:`parse_manifest` accepts, it reads the same.
+
+    :param content_type: as the upstream sent it.  A manifest's type in the document itself counts
+        more, since the digest covers it; without either, the fields tell the type.
+    :param digest: the digest it was asked for under, or ``None``.
+    :param bounds: the bounds of the document.
+    :raises ManifestInvalid: if it is no JSON object or exceeds ``bounds``, or its type is unknown.
+    :raises DigestInvalid: if ``digest`` is not that of ``content``.
+    """
+    actual = _digest_of(content, digest)
+    described: list[Digest] = []
+
+    def look(fields: Mapping[str, object]) -> None:
+        if any(field_of(fields, name) is not None for name in _DESCRIBING):
+            described.extend(_loose_digest(field_of(fields, "digest")))
+
+    try:
+        document = read_loosely(content, look, nesting=bounds.nesting, values=bounds.values)
+    except (RecursionError, ValueError) as error:
+        raise ManifestInvalid(f"not a manifest that can be read: {error}") from None
+    if not isinstance(document, dict):
+        raise ManifestInvalid("not a manifest that can be read: it is no JSON object")
+    media_type = _type_sent(document, _declared(content_type))
+    config, subject = _loose_object(document, "config"), _loose_object(document, "subject")
+    layers, children = _loose_list(document, "layers"), _loose_list(document, "manifests")
+    annotations = _loose_annotations(document)
+    about = next(iter(_loose_digest(field_of(subject, "digest"))), None)
+    entries = len(described) - (about in described)
+    problem = bounds.entries_problem(max(entries, len(layers) + len(children)))
+    problem = problem or bounds.annotations_problem(
+        _loose_annotations(each) for each in (document, config, subject, *layers, *children)
+    )
+    if problem is not None:
+        raise ManifestInvalid(f"not a manifest that can be read: {problem}")
+    artifact_type = _text(document, "artifactType")
+    listed: list[Descriptor] = []
+    if media_type in IMAGE_TYPES:
+        artifact_type = artifact_type or _text(config, "mediaType")
+        listed = _loose_descriptors([config, *layers])
+    elif media_type in INDEX_TYPES:
+        # Without a media type, an entry may be a manifest or a blob.
+        listed = [each for each in _loose_descriptors(children) if each.media_type]
+    elif media_type.lower() in _SCHEMA_1_TYPES:
+        for layer in _loose_list(document, "fsLayers"):
+            described.extend(_loose_digest(field_of(layer, "blobSum")))
+    is_child = media_type in INDEX_TYPES
+    return Manifest(
+        content=content,
+        digest=actual,
+        media_type=media_type,
+        artifact_type=artifact_type or None,
+        subject=about,
+        annotations=annotations,
+        blobs=tuple(d for d in listed if not (is_child and d.media_type in MANIFEST_TYPES)),
+        children=tuple(d for d in listed if is_child and d.media_type in MANIFEST_TYPES),
+        others=_others(described, about, listed),
+    )
+
+
+# Fields of a manifest; an error page that is called a manifest has none of them.
+_OWN = ("schemaVersion", "mediaType", "config", "layers", "manifests")
+
+
+def _type_sent(document: Mapping[str, object], declared: str) -> str:
+    """
+    The media type of an upstream's document.
+
+    :raises ManifestInvalid: if nothing tells it.
+    """
+    own = _known_case(_text(document, "mediaType"))
+    if own.lower() == declared.lower():
+        own = declared
+    is_own = any(field_of(document, name) is not None for name in _OWN)
+    if is_own and field_of(document, "schemaVersion") != 1:
+        for media_type in (own, declared):
+            if media_type in MANIFEST_TYPES:
+                return media_type
+    for media_type in (own, declared):
+        is_other = media_type not in MANIFEST_TYPES and bool(_OTHER_TYPE.fullmatch(media_type))
+        if is_other or media_type.lower() in _SCHEMA_1_TYPES:
+            return media_type
+    # As containers/image guesses it.
+    config, children = _loose_object(document, "config"), _loose_list(document, "manifests")
+    if any(_loose_digest(field_of(each, "digest")) for each in (config, *children)):
+        first = _text(children[0] if children else config, "mediaType")
+        types = (DOCKER_LIST, OCI_INDEX) if children else (DOCKER_MANIFEST, OCI_MANIFEST)
+        return types[not first.startswith("application/vnd.docker.")]
+    raise ManifestInvalid("media type not accepted: neither its bytes nor their sender tell one")
+
+
+def _text(fields: Mapping[str, object], name: str) -> str:
+    """
+    A media type as far as there is one.
+
+    :raises ManifestInvalid: if it is longer than any is: it would be kept in memory and listed.
+    """
+    value = field_of(fields, name)
+    text = value if isinstance(value, str) else ""
+    if len(text) > MEDIA_TYPE_LENGTH:
+        raise ManifestInvalid(f"{name} is longer than {MEDIA_TYPE_LENGTH} characters")
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """Surrogates without their other half have no UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+def _loose_digest(value: object) -> list[Digest]:
+    """The digest in a list of one, or an empty list if it is none."""
+    with suppress(DigestInvalid):
+        return [Digest.parse(value)] if isinstance(value, str) else []
+    return []
+
+
+def _loose_object(fields: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = field_of(fields, name)
+    return value if isinstance(value, dict) else {}
+
+
+def _loose_list(fields: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    value = field_of(fields, name)
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def _loose_annotations(fields: Mapping[str, object]) -> dict[str, str]:
+    return {
+        _clean(key): _clean(value)
+        for key, value in _loose_object(fields, "annotations").items()
+        if isinstance(value, str)
+    }
+
+
+def _loose_descriptors(entries: Iterable[Mapping[str, object]]) -> list[Descriptor]:
+    """Those of ``entries`` that have a digest and a size."""
+    found = []
+    for entry in entries:
+        size = field_of(entry, "size")
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
+            continue
+        media_type, has_urls = _text(entry, "mediaType"), bool(field_of(entry, "urls"))
+        for digest in _loose_digest(field_of(entry, "digest")):
+            found.append(_described(media_type, digest, size, has_urls=has_urls))
+    return found
+
+
+def _digest_of(content: bytes, digest: Digest | None) -> Digest:
+    """The digest of ``content``.  :raises DigestInvalid: if it is not ``digest``."""
+    actual = Digest.of(content, digest.algorithm) if digest else Digest.of(content)
+    if digest is not None and digest != actual:
+        raise DigestInvalid(
+            "the manifest's bytes do not have the digest they were pushed under",
+            {"digest": str(digest), "actual": str(actual)},
+        )
+    return actual
+
+
+def _declared(content_type: str | None) -> str:
+    """The media type of a ``Content-Type``, without parameters; empty without one."""
+    return _known_case((content_type or "").split(";", 1)[0].strip())
 
 
 def _parse_other(
@@ -274,7 +457,7 @@ def _others(
     described: list[Digest], subject: Digest | None, listed: Iterable[Descriptor]
 ) -> tuple[Digest, ...]:
     """Those of ``described`` that are not ``listed``, without the subject's own descriptor."""
-    if subject is not None:
+    if subject in described:
         described.remove(subject)  # once: another field may describe it as well
     known = {descriptor.digest for descriptor in listed}
     return tuple(digest for digest in dict.fromkeys(described) if digest not in known)
@@ -285,8 +468,11 @@ def _decode(
 ) -> tuple[_T, list[Digest]]:
     """Decode a document.  Returns it with the digests in all its descriptors."""
     described: list[Digest] = []
+    outer: Mapping[str, object] = {}
 
     def look(fields: Mapping[str, object]) -> None:
+        nonlocal outer
+        outer = fields  # the document's own come last
         digest = fields.get("digest")
         if isinstance(digest, str) and not _DESCRIBING.isdisjoint(fields):
             with suppress(DigestInvalid):
@@ -297,7 +483,7 @@ def _decode(
         each_object(content, look)
     except (RecursionError, ValueError) as error:
         raise ManifestInvalid(f"not a manifest that is accepted: {error}") from None
-    problem = _excess(document, len(described), bounds)
+    problem = _excess(document, len(described), bounds) or _misspelt(document, outer)
     if problem is not None:
         raise ManifestInvalid(f"not a manifest that is accepted: {problem}")
     return document, described
@@ -320,6 +506,21 @@ def _excess(
         given.append(document.subject.annotations)
         described -= 1
     return bounds.entries_problem(max(len(entries), described)) or bounds.annotations_problem(given)
+
+
+def _misspelt(document: _Document | _OtherDocument, fields: Mapping[str, object]) -> str | None:
+    """
+    The reason to refuse a field that is spelt in another case; ``None``: there is none.
+
+    Most clients would read it, and artifactd would take it for absent.
+
+    :param fields: those of the document, also under their names in the spec.
+    """
+    for name in fields:
+        meant = spelt(name)
+        if meant != name and meant in document.__struct_encode_fields__:
+            return f"{meant!r} is spelt in another case"
+    return None
 
 
 def _known_case(media_type: str) -> str:
@@ -346,25 +547,27 @@ def _descriptor(where: str, wire: _Descriptor) -> Descriptor:
         digest = Digest.parse(wire.digest)
     except DigestInvalid as error:
         raise ManifestInvalid(f"{where}: {error.message}", error.detail) from None
-    optional = bool(wire.urls) or wire.media_type.startswith(_NON_DISTRIBUTABLE)
-    return Descriptor(wire.media_type, digest, wire.size, optional)
+    return _described(wire.media_type, digest, wire.size, has_urls=bool(wire.urls))
+
+
+def _described(media_type: str, digest: Digest, size: int, *, has_urls: bool) -> Descriptor:
+    optional = has_urls or media_type.lower().startswith(_NON_DISTRIBUTABLE)
+    return Descriptor(_known_case(media_type), digest, size, optional)
 
 
 def _image_blobs(document: _Document) -> tuple[Descriptor, ...]:
-    if document.manifests is not None:
+    if document.manifests:
         # One document readable as two kinds is a known way to hide content from a scanner.
         raise ManifestInvalid("an image manifest must not have a manifests field")
-    if document.config is None or document.layers is None:
-        raise ManifestInvalid("an image manifest needs config and layers")
-    layers = (_descriptor(f"layers[{i}]", layer) for i, layer in enumerate(document.layers))
+    if document.config is None:
+        raise ManifestInvalid("an image manifest needs a config")
+    # Go writes a list of none as null, or not at all.
+    layers = (_descriptor(f"layers[{i}]", layer) for i, layer in enumerate(document.layers or ()))
     return (_descriptor("config", document.config), *layers)
 
 
 def _index_children(document: _Document) -> tuple[Descriptor, ...]:
-    if document.config is not None or document.layers is not None:
-        raise ManifestInvalid("an index must not have a config or layers field")
-    if document.manifests is None:
-        raise ManifestInvalid("an index needs a manifests field")
-    return tuple(
-        _descriptor(f"manifests[{i}]", child) for i, child in enumerate(document.manifests)
-    )
+    if document.config is not None or document.layers:
+        raise ManifestInvalid("an index must not have a config or layers")
+    children = enumerate(document.manifests or ())
+    return tuple(_descriptor(f"manifests[{i}]", child) for i, child in children)

@@ -14,7 +14,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
-from artifactd.oci.manifest import Manifest, ManifestBounds, parse_manifest
+from artifactd.oci.manifest import Manifest, ManifestBounds
 from artifactd.oci.names import ImageName
 from artifactd.registry.model import LOCAL, BlobFound, BlobWanted, Provenance
 from artifactd.store.blobs import BlobStore, OpenBlob
@@ -230,21 +230,13 @@ KEPT = ManifestBounds(nesting=500, entries=0, annotations=0)
 async def parsed(
     run: RunInThread,
     content: bytes,
-    content_type: str | None,
-    digest: Digest | None,
-    *,
-    other_types: bool,
-    bounds: ManifestBounds,
+    parse: Callable[[], Manifest],
 ) -> Manifest:
     """
-    Parse a manifest as :func:`artifactd.oci.manifest.parse_manifest` does, in a thread if large.
+    Return what ``parse`` makes of ``content``; in a thread if that is large.
 
-    :raises DigestInvalid, ManifestInvalid: if it is not the manifest that it should be.
+    :raises DigestInvalid, ManifestInvalid: what ``parse`` raises.
     """
-
-    def parse() -> Manifest:
-        return parse_manifest(content, content_type, digest, other_types=other_types, bounds=bounds)
-
     if len(content) <= _IN_THREAD:
         return parse()
     if sum(map(content.count, (b",", b"[", b"{"))) <= _MANY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 from attrs import field, frozen
@@ -12,7 +13,7 @@ from artifactd.catalog.records import ManifestPut, ManifestRecord, Precondition
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
-from artifactd.oci.manifest import OCI_INDEX, Manifest, ManifestBounds
+from artifactd.oci.manifest import OCI_INDEX, Manifest, ManifestBounds, parse_manifest
 from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored, parsed, publish
 from artifactd.registry.model import (
@@ -152,14 +153,15 @@ class LocalRepository(Repository):
     ) -> Manifest:
         """Parse a manifest.  :raises DigestInvalid, ManifestInvalid: if it can't be pushed so."""
         digest = reference if isinstance(reference, Digest) else None
-        return await parsed(
-            self.run,
+        parse = partial(
+            parse_manifest,
             content,
             content_type,
             digest,
             other_types=self.settings.other_media_types,
             bounds=self._bounds,
         )
+        return await parsed(self.run, content, parse)
 
     def wanted(
         self,

@@ -10,7 +10,7 @@ from attrs import define, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
-from artifactd.oci.manifest import INDEX_TYPES, Manifest, parse_manifest
+from artifactd.oci.manifest import INDEX_TYPES, Manifest, read_manifest
 from artifactd.oci.names import ImageName, Reference, parse_reference
 from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
@@ -39,7 +39,7 @@ class Child(msgspec.Struct):
 
 
 class _Index(msgspec.Struct):
-    manifests: list[Child] = []
+    manifests: list[Child] | None = None
 
 
 @frozen
@@ -88,9 +88,7 @@ class Warming:
         found = await target.readable.manifest(target.image, reference)
         record = found.record
         content = await self.registry.stored.contents.of(record.digest)
-        manifest = parse_manifest(
-            content, record.media_type, record.digest, other_types=True, bounds=KEPT
-        )
+        manifest = read_manifest(content, record.media_type, record.digest, bounds=KEPT)
         if manifest.media_type in INDEX_TYPES:
             return await self._children(target, manifest)
         needed = [descriptor for descriptor in manifest.blobs if not descriptor.optional]
@@ -100,7 +98,7 @@ class Warming:
 
     async def _children(self, target: Target, manifest: Manifest) -> int:
         index = msgspec.json.decode(manifest.content, type=_Index)
-        wanted = [child for child in index.manifests if self._wanted(child.platform)]
+        wanted = [child for child in index.manifests or () if self._wanted(child.platform)]
         if index.manifests and not wanted:
             raise ManifestUnknown(f"it has nothing for {' or '.join(self.platforms)}")
         count = 0

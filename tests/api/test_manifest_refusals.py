@@ -34,10 +34,14 @@ class RefusalTests(ApiTestCase):
             ("v1", "application/x+json", b"{}", wrong),
             ("v1", None, b'{"schemaVersion": 2, "manifests": []}', wrong),
             # documents
-            ("v1", OCI_INDEX, image_index(layers=[]), wrong),
+            ("v1", OCI_INDEX, image_index(layers=[descriptor(b"{}", OCI_MANIFEST)]), wrong),
             ("v1", OCI_MANIFEST, b"", wrong),
             ("v1", OCI_MANIFEST, b"[" * 100_000, wrong),
             ("v1", OCI_MANIFEST, image_manifest(b"{}", schemaVersion=1), wrong),
+            ("v1", OCI_MANIFEST, image.replace(b'"config"', b'"unconfig"'), wrong),
+            ("v1", OCI_MANIFEST, image_manifest(b"{}", Subject=descriptor(b"{}")), wrong),
+            ("v1", OCI_MANIFEST, image.replace(b'"size": 2', b'"size": 2.0'), wrong),
+            ("v1", OCI_MANIFEST, b"\xef\xbb\xbf" + image, wrong),
         ):
             headers = {} if media_type is None else {"Content-Type": media_type}
             path = f"/v2/hello/manifests/{reference}"

@@ -71,9 +71,27 @@ class PushTests(ManifestTestCase):
         self.assertEqual(tag.header("Docker-Content-Digest"), str(after))
         await self.accepted(200, "GET", f"/v2/hello/manifests/{before}")
 
-    async def test_a_manifest_of_no_layers_is_accepted(self) -> None:
+    async def test_a_list_may_be_empty_or_null_or_absent(self) -> None:
+        """Go writes a list of none as null, or leaves it out."""
         await self.registry.push_blob("hello", b"{}")
-        await self.registry.push_manifest("hello", "v1", image_manifest(b"{}"))
+        image, index = json.loads(image_manifest(b"{}")), json.loads(image_index())
+        for usual, name, media_type in (
+            (image, "layers", OCI_MANIFEST),
+            (index, "manifests", OCI_INDEX),
+        ):
+            absent = {key: value for key, value in usual.items() if key != name}
+            for document in (usual | {name: []}, usual | {name: None}, absent):
+                content = json.dumps(document).encode()
+                await self.registry.push_manifest("hello", "v1", content, media_type)
+                answer = await self.accepted(200, "GET", "/v2/hello/manifests/v1")
+                self.assertEqual(answer.body, content)
+
+    async def test_fields_may_be_null_or_unknown(self) -> None:
+        await self.registry.push_blob("hello", b"{}")
+        document = json.loads(image_manifest(b"{}"))
+        document["config"] |= {"annotations": None, "urls": None, "data": None, "x": [1]}
+        document |= {"annotations": None, "subject": None, "artifactType": None, "x": {"a": 1.5}}
+        await self.registry.push_manifest("hello", "v1", json.dumps(document).encode())
 
     async def test_docker_manifests_and_lists_are_accepted(self) -> None:
         await self.push_blobs()

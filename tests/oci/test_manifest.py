@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -19,6 +20,7 @@ from artifactd.oci.manifest import (
     Manifest,
     ManifestBounds,
     parse_manifest,
+    read_manifest,
 )
 
 CONFIG = Digest.of(b"config")
@@ -148,7 +150,6 @@ class ManifestTests(TestCase):
             image(schemaVersion=1),
             image(schemaVersion=None),
             image(config=None),
-            image(layers=None),
             image(layers={}),
             image(config=descriptor(CONFIG, "")),
             image(config={"mediaType": "application/x", "digest": str(CONFIG)}),
@@ -163,12 +164,67 @@ class ManifestTests(TestCase):
                 error = self.assertRaises(ManifestInvalid, parse, document)
                 self.assertEqual(400, error.status)
 
-    def test_an_index_without_manifests_is_refused_but_an_empty_one_is_not(self) -> None:
-        self.assertRaises(ManifestInvalid, parse, index(manifests=None), OCI_INDEX)
-        self.assertEqual((), parse(index(manifests=[]), OCI_INDEX).children)
+    def test_an_index_may_list_nothing(self) -> None:
+        null = index() | {"manifests": None}
+        for document in (index(manifests=[]), index(manifests=None), null, index(layers=[])):
+            with self.subTest(document=str(document)):
+                listed = [str(child.digest) for child in parse(document, OCI_INDEX).children]
+                expected = [child["digest"] for child in document.get("manifests") or ()]
+                self.assertEqual(expected, listed)
 
-    def test_a_list_of_no_layers_is_fine(self) -> None:
-        self.assertEqual([CONFIG], [blob.digest for blob in parse(image(layers=[])).blobs])
+    def test_an_image_may_have_no_layers(self) -> None:
+        null = image() | {"layers": None}
+        both = image(layers=[], manifests=[])
+        for document in (image(layers=[]), image(layers=None), null, both):
+            with self.subTest(document=str(document)):
+                self.assertEqual([CONFIG], [blob.digest for blob in parse(document).blobs])
+
+    def test_a_field_that_is_spelt_in_another_case_is_refused(self) -> None:
+        documents: list[dict[str, Any]] = [
+            image(layers=None, Layers=[descriptor(LAYER)]),
+            image(MediaType=OCI_MANIFEST, mediaType=None),
+            *(image(**{name: descriptor(CHILD)}) for name in ("Subject", "SUBJECT")),
+            image(ArtifactType="a/b"),
+            image(Annotations={"a": "b"}),
+            index(manifests=None, Manifests=[]),
+        ]
+        for document in documents:
+            media_type = document.get("mediaType", OCI_MANIFEST)
+            error = self.assertRaises(ManifestInvalid, parse, document, media_type)
+            self.assertIn("spelt in another case", error.message)
+        other = "application/vnd.example.thing+json"
+        for document in ({"Subject": descriptor(CHILD)}, {"MediaType": other}):
+            self.assertRaises(ManifestInvalid, parse, document, other, other_types=True)
+
+    def test_media_types_of_the_specs_may_have_capitals(self) -> None:
+        foreign = "Application/vnd.OCI.image.layer.nondistributable.v1.tar+gzip"
+        blobs = parse(image(layers=[descriptor(LAYER, foreign)])).blobs
+        self.assertEqual([False, True], [blob.optional for blob in blobs])
+        (child,) = parse(
+            index(manifests=[descriptor(CHILD, OCI_MANIFEST.title())]), OCI_INDEX
+        ).children
+        self.assertEqual(OCI_MANIFEST, child.media_type)
+        other = "Application/vnd.Example.Thing+JSON"
+        self.assertEqual(other, parse({}, other, other_types=True).media_type)
+
+    def test_numbers_and_marks_that_go_does_not_read_are_refused(self) -> None:
+        usual = json.dumps(image()).encode()
+        for content in (
+            image(schemaVersion=2.0),
+            image(config={**descriptor(CONFIG), "size": 5.0}),
+            image(config={**descriptor(CONFIG), "size": "5"}),
+            b"\xef\xbb\xbf" + usual,
+            usual + b"x",
+        ):
+            self.assertRaises(ManifestInvalid, parse, content)
+
+    def test_null_stands_for_a_field_that_is_absent(self) -> None:
+        usual = parse(image())
+        fields = ("subject", "annotations", "artifactType", "layers", "manifests", "anything")
+        nulls = json.dumps(image() | dict.fromkeys(fields) | {"layers": [descriptor(LAYER)]})
+        found = parse(nulls.encode())
+        self.assertEqual((usual.blobs, None, {}), (found.blobs, found.subject, found.annotations))
+        self.assertRaises(ManifestInvalid, parse, image() | {"config": None})
 
     def test_layers_that_may_be_absent_are_marked(self) -> None:
         foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
@@ -207,7 +263,8 @@ class ManifestTests(TestCase):
         self.assertRaises(ManifestInvalid, parse, document, other)
         kept = parse(document, other, other_types=True)
         self.assertEqual((other, CHILD, ()), (kept.media_type, kept.subject, kept.blobs))
-        for refused in ("text/html", "application/octet-stream", "image/png"):
+        unknown = ("text/html", "application/octet-stream", "image/png", "application/\u212a+json")
+        for refused in unknown:
             self.assertRaises(ManifestInvalid, parse, document, refused, other_types=True)
 
     def test_all_that_any_document_describes_is_among_the_others(self) -> None:
@@ -258,3 +315,106 @@ class ManifestTests(TestCase):
                 self.assertEqual("MANIFEST_INVALID", error.code)
             else:
                 self.assertEqual(content, manifest.content)
+
+
+def read(document: object, media_type: str | None = OCI_MANIFEST) -> Manifest:
+    """What is read of an upstream's document."""
+    content = document if isinstance(document, bytes) else json.dumps(document).encode()
+    return read_manifest(content, media_type)
+
+
+class UpstreamTests(TestCase):
+    """What an upstream sends is read as far as it makes sense."""
+
+    def test_what_a_push_may_be_is_read_the_same(self) -> None:
+        for document, media_type in (
+            (image(), OCI_MANIFEST),
+            (image(mediaType=None), None),
+            (image(subject=descriptor(CHILD), annotations={"a": "b", "A": "c"}), OCI_MANIFEST),
+            (image(artifactType="application/vnd.example", layers=[]), OCI_MANIFEST),
+            (image(extra=[descriptor(CHILD)]), OCI_MANIFEST),
+            (index(), OCI_INDEX),
+            (index(annotations={"a": "b"}), None),
+        ):
+            with self.subTest(document=str(document)):
+                if media_type is None and "mediaType" not in document:
+                    continue
+                self.assertEqual(parse(document, media_type), read(document, media_type))
+
+    @given(
+        st.sampled_from([image(), index(), {}]),
+        st.dictionaries(
+            st.sampled_from(
+                ["Subject", "ArtifactType", "Annotations", "subject", "annotations", "layers", "x"]
+            ),
+            json_values
+            | st.fixed_dictionaries({"a": json_values, "A": json_values})
+            | st.fixed_dictionaries({"mediaType": st.just("a/b"), "digest": st.just(str(LAYER))}),
+        ),
+    )
+    def test_any_document_of_a_push_is_read_the_same(
+        self, usual: dict[str, Any], more: dict[str, Any]
+    ) -> None:
+        media_type = usual.get("mediaType", "application/vnd.x+json")
+        with contextlib.suppress(ManifestInvalid):
+            pushed = parse(usual | more, media_type, other_types=True)
+            self.assertEqual(pushed, read(usual | more, media_type))
+
+    def test_lists_may_be_absent_or_null(self) -> None:
+        for layers in (None, "null"):
+            document = image(layers=None) | ({"layers": None} if layers else {})
+            self.assertEqual([CONFIG], [blob.digest for blob in read(document).blobs])
+        self.assertEqual((), read(index() | {"manifests": None}, OCI_INDEX).children)
+
+    def test_the_documents_own_type_counts_more_than_the_one_it_is_sent_as(self) -> None:
+        for sent in (None, "", "application/json", "text/plain; charset=utf-8", DOCKER_MANIFEST):
+            with self.subTest(sent=sent):
+                self.assertEqual(OCI_MANIFEST, read(image(), sent).media_type)
+
+    def test_without_a_type_its_fields_tell_it(self) -> None:
+        self.assertEqual(OCI_MANIFEST, read(image(mediaType=None), "application/json").media_type)
+        self.assertEqual(OCI_INDEX, read(index(mediaType=None), "text/plain").media_type)
+
+    def test_what_it_describes_is_held_however_it_is_written(self) -> None:
+        for layer in (
+            {**descriptor(LAYER), "size": 5.0},
+            {"digest": str(LAYER), "size": 5},
+            {**descriptor(LAYER), "mediaType": ""},
+            {**descriptor(LAYER), "annotations": {"a": None, "b": 1}, "urls": None},
+            {"Digest": str(LAYER), "Size": 5, "MediaType": "application/x"},
+        ):
+            with self.subTest(layer=layer):
+                found = read(image(layers=[layer], annotations={"a": 1, "b": "c"}))
+                self.assertEqual([CONFIG, LAYER], [blob.digest for blob in found.blobs])
+                self.assertEqual({"b": "c"}, found.annotations)
+
+    def test_a_layer_without_a_size_is_held_unchecked(self) -> None:
+        found = read(image(layers=[{**descriptor(LAYER), "size": None}]))
+        self.assertEqual((LAYER,), found.others)
+
+    def test_a_mark_at_its_start_is_no_fault(self) -> None:
+        content = b"\xef\xbb\xbf" + json.dumps(image()).encode() + b"\n"
+        self.assertEqual(Digest.of(content), read(content).digest)
+
+    def test_schema_1_is_passed_on_and_holds_its_layers(self) -> None:
+        media_type = "application/vnd.docker.distribution.manifest.v1+json"
+        document = {"schemaVersion": 1, "fsLayers": [{"blobSum": str(LAYER)}]}
+        found = read(document, media_type)
+        self.assertEqual((media_type, (LAYER,)), (found.media_type, found.others))
+
+    def test_what_is_no_manifest_is_refused(self) -> None:
+        for content in (
+            b"",
+            b"<html>log in</html>",
+            b"[]",
+            b'{"error": "denied"}',
+            b"[" * 100_000,
+            b'{"schemaVersion": 2, "layers": [], "layers": []}',
+            b'{"schemaVersion": 2, "layers": [], "Layers": []}',
+        ):
+            with self.subTest(content=content[:40]):
+                self.assertRaises(ManifestInvalid, read, content)
+
+    def test_bytes_of_another_digest_are_refused(self) -> None:
+        content = json.dumps(image()).encode()
+        self.assertRaises(DigestInvalid, read_manifest, content, OCI_MANIFEST, LAYER)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from attrs import define, evolve, field
 from twisted.logger import Logger
@@ -14,7 +15,7 @@ from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
-from artifactd.oci.manifest import Manifest, ManifestBounds
+from artifactd.oci.manifest import Manifest, ManifestBounds, read_manifest
 from artifactd.oci.names import ImageName, Reference, Tag, matches
 from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
@@ -226,14 +227,10 @@ class RemoteManifests:
         sent = await self.upstream.manifest(image.image, reference)
         digest = reference if isinstance(reference, Digest) else sent.digest
         try:
-            return await parsed(
-                self.run,
-                sent.content,
-                sent.content_type,
-                digest,
-                other_types=True,
-                bounds=self.bounds,
+            read = partial(
+                read_manifest, sent.content, sent.content_type, digest, bounds=self.bounds
             )
+            return await parsed(self.run, sent.content, read)
         except DigestInvalid:
             self.counters.corrupt.inc()
             _log.error(

@@ -18,7 +18,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches, pages
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.manifest import Manifest
+from artifactd.oci.manifest import Manifest, read_manifest
 from artifactd.registry.content import KEPT, parsed
 from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
 from artifactd.registry.upkeep.sweep import NEWBORN
@@ -250,12 +250,9 @@ class Check:
         return None
 
     async def _parse(self, content: bytes, listed: ListedManifest) -> Manifest:
-        parse = partial(parsed, self.run_in_thread, content, other_types=True, bounds=KEPT)
-        try:
-            return await parse(listed.record.media_type, listed.record.digest)
-        except ManifestInvalid:
-            # The row may be wrong: the document may state its own media type.
-            return await parse(None, listed.record.digest)
+        record = listed.record  # its media type may be wrong: the document's own counts more
+        read = partial(read_manifest, content, record.media_type, record.digest, bounds=KEPT)
+        return await parsed(self.run_in_thread, content, read)
 
     def _incomplete(self, listed: ListedManifest, manifest: Manifest, name: str) -> None:
         settings = self.repositories.get(listed.image.repository)
