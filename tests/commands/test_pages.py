@@ -1,0 +1,417 @@
+"""What README.md and the pages in docs/ print works: settings, commands, clients' files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+from attrs import frozen
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.protocol import Factory
+from twisted.trial.unittest import TestCase
+
+import artifactd as package
+from artifactd.daemon.listen import listen
+from artifactd.oci.digest import Digest
+from artifactd.registry.metrics import Counters
+from artifactd.settings.settings import Settings
+from tests.api.served import image_manifest
+from tests.commands.test_main import artifactd
+from tests.process import Daemon, request
+from tests.programs import Process, Result, reactor, run
+from tests.tls.authority import ROOT
+from tests.upstreams.hub import Hub
+from tests.upstreams.settings import settings_for
+
+CHECKOUT = Path(package.__file__).parents[1]
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")))
+
+# Files of clients: the commands that print them, by the pages and the first lines.
+FILES_OF_CLIENTS = {
+    ("README.md", "{"): "docker",
+    ("README.md", 'server = "https://registry-1.docker.io"'): "containerd",
+    ("README.md", "[[registry]]"): "podman",
+}
+
+# What has to stand beside accounts; a page may show these alone.
+RULE = '[[access]]\nwho = ["anonymous"]\nmay = ["pull"]\nimages = ["*"]'
+
+# Commands that no test here runs, and why.
+NOT_RUN = {
+    "README.md": {
+        # Commands of Docker: tests.clients.test_docker.
+        "docker tag hello-world 127.0.0.1:5000/hello:1",
+        "docker push 127.0.0.1:5000/hello:1",
+        "docker image rm 127.0.0.1:5000/hello:1",
+        "docker pull 127.0.0.1:5000/hello:1",
+        # They ask a package index, or systemd.
+        "pip install .",
+        "systemctl reload docker",
+        # As tests.daemon.test_daemon starts it, and ScriptTests below.
+        "twistd -n artifactd",
+        "./script/server",
+        "./script/server --config FILE",
+        "./script/test",
+    },
+    "docs/access.md": {
+        # Apache's program, which not every machine has, and files of root's.
+        "htpasswd -B -c /etc/artifactd/htpasswd alice",
+        "htpasswd -B /etc/artifactd/htpasswd bob",
+        "htpasswd -D /etc/artifactd/htpasswd bob",
+        "chown root:artifactd /etc/artifactd/htpasswd",
+        "chmod 640 /etc/artifactd/htpasswd",
+        # Commands of Docker: tests.clients.test_secured_docker, tests.clients.test_proof.
+        'echo "$ROBOT_SECRET" | docker login registry.example.com -u robot+ci --password-stdin',
+        "docker login registry.example.com -u ghcr.io/alice",
+        "docker pull registry.example.com/ghcr.io/mycorp/app",
+        # The forms that tests.api.test_token asks with.
+        "curl -u alice 'https://registry.example.com/token?service=artifactd&scope="
+        "repository:hello:pull'",
+        "curl -d grant_type=password -d service=artifactd -d client_id=me -d access_type=offline"
+        " -d username=alice -d password=… https://registry.example.com/token",
+    },
+    "docs/measurements.md": {
+        # They measure, for minutes.
+        "python bench/load.py",
+        "python bench/load.py --data /dev/shm",
+        "python bench/pull_through.py --mebibytes 512 --rounds 1 --data /dev/shm",
+        "python bench/attacks.py",
+        "python bench/soak.py",
+    },
+    "docs/operating.md": {
+        # As tests.daemon.test_daemon starts it.
+        "twistd -n artifactd --config FILE",
+        # It gives a file to a group that the unit has made.
+        "install -m 640 -g artifactd …",
+        # The command line of SQLite, which not every machine has.
+        'sqlite3 catalog.sqlite3 ".backup …"',
+        # Of the shell.
+        "ulimit -n",
+    },
+}
+
+# What a command in the text begins with; in a block every line is a command.
+PROGRAM = re.compile(
+    r"(artifactd|twistd|curl|pip|python|systemctl|install|sqlite3|ulimit) |./script/"
+)
+
+# Commands that the text calls by their names alone, though they need to be told more.
+NAMES = re.compile(r"artifactd (backup|purge|release|robot|undelete|warm)")
+
+
+@frozen
+class Block:
+    """
+    What a page prints between fences.
+
+    :ivar place: the page and the line.
+    :ivar kind: what stands behind the first fence, such as ``toml``.
+    """
+
+    page: str
+    line: int
+    kind: str
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def first(self) -> tuple[str, str]:
+        """The page and the first line, by which it is known here."""
+        return self.page, self.text.partition("\n")[0]
+
+
+def read(page: str) -> str:
+    return (CHECKOUT / page).read_text("utf-8")
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """All that stands between fences on a page."""
+    text = read(page)
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
+
+
+def commands(page: str) -> list[str]:
+    """The commands of a page in its order: lines of ``sh`` blocks, and those in the text."""
+    found = []
+    pattern = r"^```(?P<kind>\w*)\n(?P<block>.*?)^```$|`(?P<code>[^`\n]+)`"
+    for match in re.finditer(pattern, read(page), re.MULTILINE | re.DOTALL):
+        if match["kind"] == "sh":
+            for line in match["block"].replace("\\\n", " ").splitlines():
+                command = re.sub(r"\s#.*", "", line)
+                found += [" ".join(each.split()) for each in re.split(r";\s", command)]
+        elif match["code"] and PROGRAM.match(match["code"]):
+            found.append(match["code"])
+    return list(dict.fromkeys(found))
+
+
+class SettingsTests(TestCase):
+    """Settings that a page prints are those of a daemon that starts."""
+
+    def setUp(self) -> None:
+        # Not mktemp(): the path of a socket has room for 107 characters.
+        self.folder = Path(tempfile.mkdtemp(prefix="pages-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        server = ROOT.sign("registry.example.com")
+        (self.folder / "key.pem").write_bytes(server.key_pem)
+        for name in ("fullchain.pem", "ca.pem"):
+            (self.folder / name).write_bytes(server.pem + ROOT.pem)
+        bcrypt = "$2y$05$" + "." * 53
+        (self.folder / "htpasswd").write_text(f"alice:{bcrypt}\nbob:{bcrypt}\n")
+
+    def here(self, text: str) -> str:
+        """Settings with the files, ports and secrets of a page replaced by the test's own."""
+        text = re.sub(r"/(etc|run)/artifactd/", f"{self.folder}/", text)
+        text = re.sub(r"\b(key|cert|client_ca)=(?=\w)", rf"\1={self.folder}/", text)
+        text = re.sub(r"\b(tcp|artifactd-tls):\d+", r"\1:0", text)
+        return text.replace("sha256:…", str(Digest.of(b"secret")))
+
+    def accounts(self, text: str) -> str:
+        """The accounts that the rules of ``text`` name and the page makes elsewhere."""
+        tables = {
+            r"robot:(\w+)": '[robot.{0}]\nsecret_hash = "sha256:…"\nmay = ["pull"]\nimages = ["*"]',
+            r"claim:(\w+):": '[issuer.{0}]\nissuer = "https://{0}.example"\naudience = ["me"]\n'
+            'claims = ["project=mine"]',
+            r"group:(\w+)": '[auth]\nhtpasswd = "/etc/artifactd/htpasswd"\n'
+            '[auth.groups]\n{0} = ["alice"]',
+        }
+        made = []
+        if "[auth]" in text or "[robot." in text or "[issuer." in text:
+            made += [] if "[[access]]" in text else RULE.splitlines()
+        for pattern, table in tables.items():
+            for name in dict.fromkeys(re.findall(rf'"{pattern}', text)):
+                lines = table.format(name).splitlines()
+                made += [] if lines[0] in text.splitlines() else lines
+        return "\n".join(made)
+
+    async def load(self, block: Block) -> Settings:
+        """What ``artifactd check-config`` says is right, as the daemon has it then."""
+        config = self.folder / "artifactd.toml"
+        config.write_text(self.here(f"{block.text}\n{self.accounts(block.text)}"))
+        result = await artifactd(self, "check-config", "--config", str(config), GHCR_TOKEN="x")
+        self.assertEqual((result.status, result.err), (0, ""), f"{block.place}\n{block.text}")
+        return Settings.load(config, {"GHCR_TOKEN": "x"})
+
+    async def test_every_snippet_is_right_and_can_be_listened_on(self) -> None:
+        snippets = [each for page in PAGES for each in blocks(page) if each.kind == "toml"]
+        ours = [each for each in snippets if each.first not in FILES_OF_CLIENTS]
+        self.assertGreater(len(ours), 12)
+        for block in ours:
+            settings = await self.load(block)
+            if "listen" in block.text:
+                await self.assert_listens(settings)
+
+    async def assert_listens(self, settings: Settings) -> None:
+        ports = listen(settings.listen, Factory(), reactor, Counters(), ExitStack())
+        self.assertEqual(len(ports), len(settings.listen))
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+
+    async def test_a_wrong_one_would_be_noticed(self) -> None:
+        wrong = Block("", 0, "toml", 'trusted_proxy = ["10.1.2.3"]\n')
+        with self.assertRaisesRegex(self.failureException, "trusted_proxy"):
+            await self.load(wrong)
+
+    async def test_files_of_clients_are_those_that_mirror_config_prints(self) -> None:
+        printed = {}
+        for page in PAGES:
+            for block in blocks(page):
+                client = FILES_OF_CLIENTS.get(block.first)
+                if client is not None:
+                    result = await artifactd(self, "mirror-config", "--config=/dev/null", client)
+                    if block.kind == "json":
+                        self.assertEqual(json.loads(block.text), json.loads(result.out))
+                    else:
+                        self.assertIn(block.text, result.out, block.place)
+                    printed[block.first] = client
+        self.assertEqual(printed, FILES_OF_CLIENTS)
+
+
+class CommandsTests(TestCase):
+    """
+    Commands of a page in its order, beside a daemon that runs; each ends with status 0.
+
+    What a command names is there before: images pushed and deleted, and images of an upstream.
+    """
+
+    daemon: Daemon
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        hub = Hub.start(self)
+        hub.images.add_image("library/alpine", "3", b"alpine")
+        self.upstreams_digest = hub.images.add_image("org/app", "1", b"upstream's")
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        self.config = self.folder / "artifactd.toml"
+        other = f'[repository."ghcr.io"]\nkind = "remote"\nupstream = "{hub.url}"\n'
+        other += 'hosts = ["ghcr.io"]\n'
+        self.config.write_text(f"{settings_for(hub)}\n{other}")
+        self.daemon = await Daemon.start(self, toml=self.config.read_text())
+
+    async def push(self, name: str, *tags: str) -> Digest:
+        """Push an image of its own to several tags; its digest."""
+        layer = f"{name} {tags}".encode()
+        for blob in (b"{}", layer):
+            await self.daemon.push_blob(name, blob)
+        digests = [
+            await self.daemon.push_manifest(name, tag, image_manifest(b"{}", layer)) for tag in tags
+        ]
+        return digests[0]
+
+    async def delete(self, name: str, reference: object) -> None:
+        answer = await self.daemon.request("DELETE", f"/v2/{name}/manifests/{reference}")
+        self.assertEqual(answer.status, 202)
+
+    async def run_page(self, page: str, instead: Mapping[str, object]) -> dict[str, Result]:
+        """
+        Run all commands of ``page`` but those in :data:`NOT_RUN`.
+
+        :param instead: what takes the place of what words, such as ``FILE``.
+        """
+        skipped = NOT_RUN.get(page, set())
+        results = {}
+        there = commands(page)
+        self.assertEqual(skipped - set(there), set(), f"{page} has no such command any more")
+        for printed in there:
+            if printed not in skipped and not NAMES.fullmatch(printed):
+                for command in variants(printed):
+                    text = command.partition(" >> ")[0]
+                    for word, value in instead.items():
+                        text = text.replace(word, str(value))
+                    results[command] = await self.run_one(text)
+        return results
+
+    async def run_one(self, command: str) -> Result:
+        program, name, *argv = shlex.split(command)
+        self.assertEqual(program, "artifactd", command)
+        options = [] if "--config" in argv else ["--config", str(self.config)]
+        result = await artifactd(self, name, *options, *argv, ARTIFACTD_DATA=str(self.daemon.data))
+        self.assertEqual(result.status, 0, f"{command}\n{result.out}{result.err}")
+        self.assertNotIn("Traceback", result.err, command)
+        return result
+
+    async def test_operating(self) -> None:
+        digest = await self.push("app", "v1")
+        await self.push("app", "test-1", "test-2")
+        await self.push("team/app", "v1")
+        await self.push("app", "old")
+        await self.delete("app", "old")
+        results = await self.run_page(
+            "docs/operating.md",
+            {
+                "FILE": self.config,
+                "sha256:…": digest,
+                "2026-11-05T14:00:00Z": datetime.now(UTC).isoformat(),
+                "/srv/backup/artifactd": self.folder / "backup",
+            },
+        )
+        self.assertGreater(len(results), 20)
+        self.assertTrue(results["artifactd check-config --config FILE"].out.startswith("ok\n"))
+        self.assertIn("old", results["artifactd undelete --list local/app"].out)
+        # What the page deletes and brings back is here again, and in the backup.
+        answer = await self.daemon.request("GET", "/v2/app/manifests/v1")
+        self.assertEqual(answer.header("Docker-Content-Digest"), str(digest))
+        self.assertTrue((self.folder / "backup/catalog.sqlite3").exists())
+        tags = await self.daemon.request("GET", "/v2/app/tags/list")
+        self.assertEqual(json.loads(tags.body)["tags"], ["v1"])
+
+    async def test_garbage_collection(self) -> None:
+        for tag in ("1.0", "other"):
+            await self.push("app", tag)
+            await self.delete("app", tag)
+        digest = await self.push("app", "2.0")
+        await self.delete("app", digest)
+        await self.run_page("docs/garbage-collection.md", {"sha256:…": digest})
+        tags = await self.daemon.request("GET", "/v2/app/tags/list")
+        self.assertEqual(json.loads(tags.body)["tags"], ["1.0", "2.0", "other"])
+
+    async def test_pull_through(self) -> None:
+        for name in ("hello", "emptied"):
+            await self.delete(name, await self.push(name, "latest"))
+        await self.run_page(
+            "docs/pull-through.md", {"sha256:…": self.upstreams_digest, "NAME": "emptied"}
+        )
+
+    async def test_the_other_pages(self) -> None:
+        others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md"}
+        results: dict[str, Result] = {}
+        for page in sorted({*PAGES, *NOT_RUN} - others):
+            results |= await self.run_page(page, {})
+        self.assertIn("artifactd rotate-keys --forget", results)
+
+
+class ScriptTests(TestCase):
+    """README's two commands in a checkout whose .venv is there, so that nothing is downloaded."""
+
+    def setUp(self) -> None:
+        self.checkout = Path(self.mktemp()).absolute()
+        (self.checkout / ".venv").mkdir(parents=True)
+        for name in (
+            "artifactd",
+            "tests",
+            "twisted",
+            "script",
+            "etc",
+            "setup.py",
+            "pyproject.toml",
+        ):
+            (self.checkout / name).symlink_to(CHECKOUT / name)
+        for path in Path(sys.prefix).iterdir():
+            if not path.name.startswith("installed"):
+                (self.checkout / ".venv" / path.name).symlink_to(path)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
+
+    async def start(self, extra: str, *argv: str, **environment: str) -> Process:
+        """Run a script, to which the requirements of ``extra`` seem to be installed."""
+        sums = await run(
+            self, "cksum", str(CHECKOUT / "setup.py"), str(CHECKOUT / "pyproject.toml")
+        )
+        wanted = sums.out.replace(f"{CHECKOUT}/", "").strip()
+        (self.checkout / f".venv/installed{extra}").write_text(f"{wanted}\n")
+        environment = self.environment | environment
+        return Process.start(self, *argv, env=environment, folder=self.checkout)
+
+    def test_these_are_the_two(self) -> None:
+        block = next(each for each in blocks("README.md") if each.kind == "sh")
+        programs = [line.split()[0] for line in block.text.splitlines()]
+        self.assertEqual(programs, ["./script/server", "./script/test"])
+        self.assertIn("serves 127.0.0.1:5000, data under ./var", block.text)
+        self.assertEqual(Settings().listen, ("tcp:5000:interface=127.0.0.1",))
+
+    async def test_the_server_serves(self) -> None:
+        process = await self.start(
+            "", f"{self.checkout}/script/server", ARTIFACTD_LISTEN="tcp:0:interface=127.0.0.1"
+        )
+        found = await process.matched(r"clients reach it at http://127\.0\.0\.1:(\d+)")
+        answer = await request(int(found[1]), "GET", "/v2/")
+        self.assertEqual(answer.status, 200)
+        self.assertTrue((self.checkout / "var/catalog.sqlite3").exists())
+        await process.kill(signal.SIGTERM)
+
+    async def test_the_tests_run(self) -> None:
+        process = await self.start("-test", f"{self.checkout}/script/test", "tests.oci.test_ranges")
+        self.assertEqual(await process.ended(), 0, process.output)
+        self.assertRegex(process.output, r"\nPASSED \(successes=\d+\)\n")
+
+
+def variants(command: str) -> list[str]:
+    """``command`` with and without each of its ``[options]``; of a mode that is turned on, all."""
+    if command == "artifactd read-only on":
+        return [command, "artifactd read-only", "artifactd read-only off"]
+    parts = re.split(r" \[([^]]+)\]", command)
+    choices = [("", f" {part}") if odd % 2 else (part,) for odd, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in product(*choices)]
