@@ -189,8 +189,9 @@ class _Body:
     def _resume(self, shares: Shares, size: int, room: int) -> None:
         self._take(shares, size, room)
         if len(self._content) > room:
+            # What the producer had read before it was paused has come meanwhile.
             self._acquire()
-        elif self._producer is not None:
+        if self._granted.called and self._failure is None and self._producer is not None:
             self.resume_time()
             self._producer.resumeProducing()
 

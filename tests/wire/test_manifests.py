@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import CancelledError
+from types import SimpleNamespace
+from typing import cast
+
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import globalLogPublisher
 
@@ -10,12 +13,34 @@ from artifactd.kit.budget import Shares
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import ContentTooLarge, RegistryError, TooManyRequests
 from artifactd.web.manifests import BODY_SECONDS, SMALL, ManifestBodies
+from artifactd.web.server.body import RequestBody
 from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import LogLines
 from tests.wire.connection import Wire, WireCase, chunked, request, statuses
 
 KIB = 1 << 10
 MOST = 200 * KIB
+
+
+class Eager(RequestBody):
+    """
+    A body that delivers what comes although it is paused, as a push producer may.
+
+    :ivar paused: whether it is to pause.
+    """
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length, self.nothing, self.nothing, self.nothing)
+        self.paused = False
+
+    def nothing(self) -> None:
+        """There is no transport."""
+
+    def pauseProducing(self) -> None:
+        self.paused = True
+
+    def resumeProducing(self) -> None:
+        self.paused = False
 
 
 class ManifestBodyTests(WireCase):
@@ -48,6 +73,12 @@ class ManifestBodyTests(WireCase):
         how = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
         wire.send(request("PUT", f"/{owner}", how))
         return wire
+
+    async def size_of(self, body: RequestBody) -> int:
+        """Read ``body`` as one of ann's; return its size in bytes."""
+        request = cast(RegistryRequest, SimpleNamespace(body=body))  # all that is asked of it
+        async with self.bodies.read(request, "ann") as content:
+            return len(content)
 
     def assert_nothing_held(self) -> None:
         self.assertEqual((self.small.used, self.large.used), (0, 0))
@@ -128,6 +159,42 @@ class ManifestBodyTests(WireCase):
         self.assertTrue(second.reading)
         second.send(bytes(MOST - SMALL - 1))
         self.assertEqual(self.read, [MOST, MOST])
+        self.assert_nothing_held()
+
+    def test_one_whose_bytes_come_on_while_it_waits_goes_on_once_there_is_memory_for_all(
+        self,
+    ) -> None:
+        """A producer that is paused may still deliver what it has read."""
+        for needed in (SMALL + 1, MOST):
+            first = self.begin(SMALL)
+            first.send(b"a")
+            body = Eager(needed)
+            reading = Deferred.fromCoroutine(self.size_of(body))
+            body.data_received(b"b")
+            self.assertTrue(body.paused)
+            body.data_received(bytes(SMALL))
+            first.close(cleanly=False)
+            self.assertFalse(body.paused)
+            body.data_received(bytes(needed - SMALL - 1))
+            body.ended()
+            self.assertEqual(self.successResultOf(reading), needed)
+            self.assert_nothing_held()
+
+    def test_one_whose_bytes_come_on_waits_for_those_too(self) -> None:
+        first, other = self.begin(SMALL), self.begin(MOST, "bob")
+        first.send(b"a")
+        other.send(bytes(SMALL + 1))
+        body = Eager(MOST)
+        reading = Deferred.fromCoroutine(self.size_of(body))
+        body.data_received(b"b")
+        body.data_received(bytes(SMALL))
+        first.close(cleanly=False)
+        self.assertTrue(body.paused)
+        other.close(cleanly=False)
+        self.assertFalse(body.paused)
+        body.data_received(bytes(MOST - SMALL - 1))
+        body.ended()
+        self.assertEqual(self.successResultOf(reading), MOST)
         self.assert_nothing_held()
 
     def test_one_that_is_all_here_waits_for_its_memory_too(self) -> None:
