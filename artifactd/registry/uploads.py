@@ -749,7 +749,7 @@ def _first(chunk: ByteRange | None, at: int | None, size: int | None) -> int | N
     """
     The offset at which a body of ``size`` bytes belongs; ``None``: at the end.
 
-    :param size: ``None``: not known yet, but more than nothing.
+    :param size: ``None``: not known yet; the offset is where its first byte belongs, if it has one.
     """
     if chunk is not None:
         return chunk.first
@@ -771,7 +771,11 @@ async def _receive(
     start = session.offset
     declared = _declared(body)
     if _first(chunk, at, declared) not in (None, start):
-        raise _out_of_order(start)
+        if chunk is not None or body is None or declared is not None or body.awaits_continue:
+            raise _out_of_order(start)
+        # It may turn out to have no bytes, which belong anywhere.  A client that waits for
+        # 100-continue has some (RFC 9110, 10.1.1).
+        room = Room(0, _out_of_order(start))
     if chunk is not None and declared is not None and declared != chunk.length:
         raise _wrong_size(chunk, declared)
     if body is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.registry import uploads
 from tests.api.case import ApiTestCase, Connection
+from tests.api.served import Served
 from tests.programs import wait_for
 
 CONTENT = b"0123456789"
@@ -230,6 +232,38 @@ class LocationTests(ApiTestCase):
         answer = await self.accepted(204, "GET", first)
         self.assertEqual(answer.header("Location"), first.replace("=0", "=10"))
         await self.accepted(201, "PUT", f"{first}&digest={DIGEST}", b"")
+
+    async def test_so_may_one_whose_body_turns_out_to_have_no_bytes(self) -> None:
+        """Whether it ends at once, late, or is not gathered since a quota or a limit applies."""
+        self.patch(uploads, "PROMPT", 0.0)
+        limited = Served.start(self, '[limits]\nblob_size = "1MiB"\n')
+        for registry in (self.registry, limited):
+            self.registry = registry
+            first = await self.begun()
+            await self.accepted(202, "PATCH", first, CONTENT)
+            for method, path, status in (
+                ("PATCH", first, 202),
+                ("PUT", f"{first}&digest={DIGEST}", 201),
+                ("PUT", f"{first}&digest={DIGEST}", 201),
+            ):
+                connection = Connection(self, registry.port)
+                await connection.head(f"{method} {path}", "Transfer-Encoding: chunked")
+                await connection.send(b"0\r\n\r\n")
+                self.assertEqual((await connection.answer()).status, status)
+
+    async def test_a_body_of_unknown_length_is_refused_at_its_first_byte(self) -> None:
+        self.patch(uploads, "PROMPT", 0.0)
+        first = await self.begun()
+        await self.accepted(202, "PATCH", first, CONTENT)
+        for method, path in (("PATCH", first), ("PUT", f"{first}&digest={DIGEST}")):
+            connection = Connection(self, self.registry.port)
+            await connection.head(f"{method} {path}", "Transfer-Encoding: chunked")
+            await connection.send(b"1\r\na\r\n")
+            answer = await connection.answer()
+            self.assert_error(answer, 416, "BLOB_UPLOAD_INVALID")
+            self.assertEqual(answer.header("Range"), "0-9")
+        answer = await self.accepted(204, "GET", first)
+        self.assertEqual(answer.header("Location"), first.replace("=0", "=10"))
 
     async def test_a_digest_may_be_added_as_if_the_location_had_no_query(self) -> None:
         for digest in (str(DIGEST), str(DIGEST).replace(":", "%3A")):
