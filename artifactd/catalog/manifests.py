@@ -18,7 +18,7 @@ from artifactd.oci.errors import (
     PreconditionFailed,
     Unsupported,
 )
-from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest
+from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest, Sparse, may_lack
 from artifactd.oci.names import ImageName, Reference, Tag
 
 MANY = 500
@@ -62,11 +62,11 @@ def _check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> No
     blob_sizes = _sizes(db, _BLOB_SIZES, image_id, manifest.blobs)
     manifest_sizes = _sizes(db, _MANIFEST_SIZES, image_id, (*manifest.children, *either))
     sizes = blob_sizes | manifest_sizes
-    absent: list[str] = []
-    if not is_index:
-        absent = _absent(manifest.blobs, blob_sizes)
-    elif not put.sparse:
-        absent = _absent(manifest.blobs, sizes) + _absent(manifest.children, manifest_sizes)
+    absent = _absent(manifest.blobs, sizes if is_index else blob_sizes)
+    absent += _absent(manifest.children, manifest_sizes)
+    if may_lack(put.sparse, manifest.media_type):
+        promised = set() if put.adoption is None else set(map(str, put.adoption.promised))
+        absent = [digest for digest in absent if digest in promised]
     if absent:
         raise ManifestBlobUnknown(
             "this image lacks content that the manifest refers to: push or mount it first",
@@ -114,7 +114,7 @@ def _check_depth(db: Connection, image_id: int | None, put: ManifestPut) -> None
         "most": put.index_depth,
     }
     (depth,) = db.execute(_DEPTH_BELOW, named).fetchone()
-    if put.sparse:  # otherwise an index comes after its children, so nothing holds it yet
+    if put.sparse != "no":  # otherwise an index comes after its children, so nothing holds it yet
         depth += db.execute(_DEPTH_ABOVE, named).fetchone()[0]
     if depth > put.index_depth:
         raise ManifestInvalid(
@@ -305,7 +305,8 @@ def adopt(db: Connection, put: ManifestPut, adoption: Adoption, at: float) -> No
         if is_known and manifest.digest not in adoption.promised:
             continue
         if find(db, adoption.source, manifest.digest) is not None:
-            child = ManifestPut(put.image, manifest, sparse=put.sparse, index_depth=put.index_depth)
+            sparse: Sparse = "no" if manifest.digest in adoption.promised else put.sparse
+            child = ManifestPut(put.image, manifest, sparse=sparse, index_depth=put.index_depth)
             check(db, child)
             store(db, child, nothing, at, used_at=None)
 

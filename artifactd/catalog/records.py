@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.manifest import Manifest
+from artifactd.oci.manifest import Manifest, Sparse
 from artifactd.oci.names import ImageName, Tag
 
 
@@ -113,8 +113,8 @@ class Adoption:
 
     :ivar source: the upstream's image.
     :ivar manifests: children before their index.
-    :ivar promised: those of ``blobs`` and ``manifests`` that are copied even if a manifest has been
-        pushed under the name meanwhile, because a client was told that they are here.
+    :ivar promised: what a client was told is here: copied even if a manifest has been pushed under
+        the name meanwhile, and not to be absent, even of a sparse manifest.
     """
 
     source: ImageName
@@ -139,7 +139,7 @@ class ManifestPut:
 
     :ivar tags: the tags to point at it; may be empty.
     :ivar precondition: must hold for every one of ``tags``, or, without tags, for the digest.
-    :ivar sparse: whether children of an index may be absent.
+    :ivar sparse: whether blobs and children may be absent.
     :ivar actor: the user, for the journal of tags.
     :ivar index_depth: how deep indexes may be nested.
     :ivar quota: bytes that the image's repository may hold; 0: any number.
@@ -150,7 +150,7 @@ class ManifestPut:
     manifest: Manifest
     tags: tuple[Tag, ...] = ()
     precondition: Precondition = ANYHOW
-    sparse: bool = False
+    sparse: Sparse = "no"
     actor: str = ""
     index_depth: int = 100
     quota: int = 0

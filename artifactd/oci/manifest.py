@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from attrs import field, frozen
@@ -78,6 +78,17 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 IMAGE_TYPES = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
 INDEX_TYPES = frozenset({OCI_INDEX, DOCKER_LIST})
 MANIFEST_TYPES = IMAGE_TYPES | INDEX_TYPES
+
+Sparse = Literal["no", "indexes", "images"]
+"""
+Which manifests may refer to content that their image lacks: none, indexes, or image manifests too.
+"""
+
+
+def may_lack(sparse: Sparse, media_type: str) -> bool:
+    """Whether manifests of ``media_type`` may refer to content that their image lacks."""
+    return sparse == "images" or (sparse == "indexes" and media_type in INDEX_TYPES)
+
 
 # Layers that a registry need not hold: image-spec, media-types.md, and Docker's foreign layers.
 _NON_DISTRIBUTABLE = (

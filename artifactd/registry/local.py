@@ -182,7 +182,7 @@ class LocalRepository(Repository):
             manifest=manifest,
             tags=(reference,) if isinstance(reference, Tag) else tuple(tags),
             precondition=precondition,
-            sparse=self.settings.sparse_indexes,
+            sparse=self.settings.sparse,
             actor=actor,
             index_depth=self.limits.index_depth,
             quota=int(self.settings.quota),

@@ -107,6 +107,8 @@ class Adopting:
         Find what ``put`` refers to and the local image lacks, as far as it can be had; ``None`` if
         there is nothing to adopt, or ``put`` is refused anyway since a child can't be had.
 
+        What was promised is named in any case, so that ``put`` is refused where that can't be had.
+
         :param promised_only: leave out what no client was told is here.
         """
         manifest = put.manifest
@@ -117,7 +119,7 @@ class Adopting:
         for is_promised in (True,) if promised_only else (True, False):
             before = len(self._manifests)
             for child in children[is_promised]:
-                if not await self._manifest(child) and not put.sparse:
+                if not await self._manifest(child) and put.sparse == "no":
                     return None
             found.append(list(self._manifests.values())[before:])
         promised: set[Digest] = set()
@@ -129,10 +131,11 @@ class Adopting:
                 for digest in filter(self._is_promised, manifest.others):
                     await self._blob(digest)
                 promised.update((each.digest for each in manifests), self._blobs)
+                promised.update(each.digest for each in (*children[True], *held[True]))
         adoption = Adoption(
             self.source, tuple(self._manifests.values()), tuple(self._blobs), frozenset(promised)
         )
-        return adoption if adoption.manifests or adoption.blobs else None
+        return adoption if promised or adoption.manifests or adoption.blobs else None
 
     def _is_promised(self, digest: Digest) -> bool:
         return self.promises.holds(self.image, digest)

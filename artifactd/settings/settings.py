@@ -59,6 +59,7 @@ from artifactd.settings.values import (
     Rate,
     Retention,
     Size,
+    Sparseness,
     Text,
     Threads,
     Timeout,
@@ -121,7 +122,7 @@ class LocalSettings(Section, frozen=True):
     kind: _Local = "local"
     enabled: Flag = True
     other_media_types: Flag = False
-    sparse_indexes: Flag = False
+    sparse: Sparseness = "no"
     delete_held: Flag = False
     untagged: Retention = Untagged("keep")
     quota: Bytes = Size(0)

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from artifactd.oci.errors import NameInvalid
+from artifactd.oci.manifest import Sparse
 from artifactd.oci.names import RepositoryName
 
 # From the smallest; each unit is a multiple of the one before.
@@ -299,6 +300,7 @@ Listen = Annotated[
     ),
 ]
 Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
+Sparseness = Annotated[Sparse, Meta(description='"no", "indexes" or "images"')]
 Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
 Attempts = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
 Length = Annotated[Duration, Meta(description='a number with unit such as "60s", "15m", "24h"')]

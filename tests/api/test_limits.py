@@ -163,7 +163,7 @@ class IndexTests(ApiTestCase):
     """How deep indexes may be nested."""
 
     toml = (
-        '[limits]\nindex_depth = 2\n[repository.local]\nkind = "local"\nsparse_indexes = true\n'
+        '[limits]\nindex_depth = 2\n[repository.local]\nkind = "local"\nsparse = "indexes"\n'
         '[default]\npush = "local"\npull = ["local"]\n'
     )
 

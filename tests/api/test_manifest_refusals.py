@@ -124,7 +124,7 @@ class LimitTests(ApiTestCase):
 
 
 class SparseIndexTests(ApiTestCase):
-    toml = '[repository.local]\nkind = "local"\nsparse_indexes = true'
+    toml = '[repository.local]\nkind = "local"\nsparse = "indexes"'
 
     async def test_an_index_may_hold_what_is_absent(self) -> None:
         held = image_manifest(b"{}")
@@ -135,6 +135,28 @@ class SparseIndexTests(ApiTestCase):
     async def test_an_image_may_not(self) -> None:
         body = image_manifest(b"{}")
         await self.refused(400, "MANIFEST_BLOB_UNKNOWN", "PUT", PATH, body, IMAGE)
+
+
+class SparseImageTests(ApiTestCase):
+    toml = '[repository.local]\nkind = "local"\nsparse = "images"'
+
+    async def test_an_image_may_lack_blobs_that_come_later(self) -> None:
+        body = image_manifest(b"{}", b"layer")
+        await self.registry.push_manifest("hello", "v1", body)
+        await self.registry.push_manifest("hello", "all", image_index(body, b"absent"), OCI_INDEX)
+        answer = await self.accepted(200, "GET", PATH)
+        self.assertEqual(answer.body, body)
+        layer = f"/v2/hello/blobs/{Digest.of(b'layer')}"
+        await self.refused(404, "BLOB_UNKNOWN", "GET", layer)
+        await self.registry.push_blob("hello", b"layer")
+        answer = await self.accepted(200, "GET", layer)
+        self.assertEqual(answer.body, b"layer")
+
+    async def test_what_is_here_still_has_to_have_its_size(self) -> None:
+        await self.registry.push_blob("hello", b"layer")
+        layer = {**descriptor(b"layer"), "size": 6}
+        body = image_manifest(b"{}", layers=[layer])
+        await self.refused(400, "MANIFEST_INVALID", "PUT", PATH, body, IMAGE)
 
 
 class OtherMediaTypesTests(ApiTestCase):

@@ -204,6 +204,15 @@ class UntaggedTests(GarbageCatalogTestCase):
         self.assertEqual(late, record.digest)
         self.assertEqual([str(early)], await self.untagged(self.time - 1))
 
+    async def test_a_blob_that_comes_after_its_sparse_manifest_is_held(self) -> None:
+        pushed = manifest(b"{}", blobs=[descriptor(b"blob")])
+        await self.catalog.put_manifest(ManifestPut(APP, pushed, sparse="images"), confirmed)
+        blob = await self.blob(b"blob")
+        self.time += LEASE
+        self.assertEqual([], await self.links())
+        await self.delete(pushed.digest)
+        self.assertEqual([(APP, str(blob.digest))], await self.links(self.time))
+
     async def test_what_is_not_there_is_not_promised(self) -> None:
         self.assertIsNone(await self.catalog.promise_manifest(APP, Tag.parse("v1")))
 
@@ -221,7 +230,7 @@ class UntaggedTests(GarbageCatalogTestCase):
             children = [descriptor(b"%d" % child) for child in range(size)]
             pushed = index(b"index %d" % number, children)
             self.time += 1
-            await self.catalog.put_manifest(ManifestPut(APP, pushed, sparse=True), confirmed)
+            await self.catalog.put_manifest(ManifestPut(APP, pushed, sparse="indexes"), confirmed)
         steps = (
             lambda: self.garbage.collect_untagged("local", EVER, 100),
             lambda: self.garbage.collect_deleted(EVER, 100),

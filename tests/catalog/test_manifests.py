@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from attrs import evolve
+
 from artifactd.catalog.manifests import MANY
-from artifactd.catalog.records import ManifestPut, ManifestRecord, TagMovement
+from artifactd.catalog.records import Adoption, ManifestPut, ManifestRecord, TagMovement
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
@@ -112,8 +114,26 @@ class ManifestTests(CatalogTestCase):
         put = ManifestPut(APP, manifest(b"{}", blobs=[descriptor(b"child")]))
         await self.refused(ManifestBlobUnknown, put)
 
-    async def test_children_of_a_sparse_index_may_be_absent(self) -> None:
-        await self.accepted(ManifestPut(APP, index(b"[]", [descriptor(b"child")]), sparse=True))
+    async def test_a_sparse_index_may_lack_what_it_lists(self) -> None:
+        sparse = evolve(index(b"[]", [descriptor(b"child")]), blobs=(descriptor(b"blob"),))
+        await self.refused(ManifestBlobUnknown, ManifestPut(APP, sparse))
+        await self.catalog.check_manifest(ManifestPut(APP, sparse, sparse="images"))
+        await self.accepted(ManifestPut(APP, sparse, sparse="indexes"))
+
+    async def test_a_sparse_image_may_lack_its_blobs(self) -> None:
+        sparse = manifest(b"{}", blobs=[descriptor(b"blob")])
+        for setting in ("no", "indexes"):
+            await self.refused(ManifestBlobUnknown, ManifestPut(APP, sparse, sparse=setting))
+        await self.accepted(ManifestPut(APP, sparse, sparse="images"))
+
+    async def test_a_sparse_image_may_not_lack_what_a_client_was_told_is_here(self) -> None:
+        told, other = descriptor(b"told"), descriptor(b"other")
+        adoption = Adoption(OTHER, promised=frozenset([told.digest]))
+        put = ManifestPut(
+            APP, manifest(b"{}", blobs=[told, other]), sparse="images", adoption=adoption
+        )
+        detail = await self.refused(ManifestBlobUnknown, put)
+        self.assertEqual({"digests": [str(told.digest)]}, detail)
 
     async def test_optional_content_and_subjects_may_be_absent(self) -> None:
         foreign = descriptor(b"foreign", optional=True)
@@ -130,12 +150,12 @@ class ManifestTests(CatalogTestCase):
             index(b"4", [descriptor(b"child", 6)]),
         ]
         for lie in lies:
-            await self.refused(ManifestInvalid, ManifestPut(APP, lie, sparse=True))
+            await self.refused(ManifestInvalid, ManifestPut(APP, lie, sparse="indexes"))
 
     async def test_two_sizes_for_one_absent_digest_are_refused(self) -> None:
         twice = [descriptor(b"absent", 1, optional=True), descriptor(b"absent", 2, optional=True)]
         await self.refused(ManifestInvalid, ManifestPut(APP, manifest(b"{}", blobs=twice)))
-        await self.refused(ManifestInvalid, ManifestPut(APP, index(b"[]", twice), sparse=True))
+        await self.refused(ManifestInvalid, ManifestPut(APP, index(b"[]", twice), sparse="indexes"))
 
     async def test_a_blob_may_be_listed_twice(self) -> None:
         blob = await self.blob(b"blob")
@@ -146,7 +166,7 @@ class ManifestTests(CatalogTestCase):
         absent = ManifestPut(APP, index(b"[]", children))
         error = await self.assert_raises(ManifestBlobUnknown, self.catalog.check_manifest(absent))
         self.assertEqual({"digests": [str(child.digest) for child in children]}, error.detail)
-        await self.accepted(ManifestPut(APP, index(b"[]", children), sparse=True))
+        await self.accepted(ManifestPut(APP, index(b"[]", children), sparse="indexes"))
 
 
 class ManifestDeletionTests(CatalogTestCase):
@@ -236,7 +256,7 @@ class LongWriteTests(CatalogTestCase):
         await self.put(b"known", "v1")
         told = self.long_writes()
         for content in (self.large(MANY + 1), self.large(MANY)):
-            put = ManifestPut(APP, content, sparse=True, actor="mallory")
+            put = ManifestPut(APP, content, sparse="indexes", actor="mallory")
             await self.catalog.put_manifest(put, confirmed)
             await self.catalog.delete_manifest(
                 APP, content.digest, allow_held=False, actor="mallory"
@@ -244,7 +264,7 @@ class LongWriteTests(CatalogTestCase):
         self.assertEqual(["mallory", "mallory", None, None], told)
 
     async def test_one_that_is_there_already_is_not_written_again(self) -> None:
-        put = ManifestPut(APP, self.large(100), sparse=True, actor="ann")
+        put = ManifestPut(APP, self.large(100), sparse="indexes", actor="ann")
         await self.catalog.put_manifest(put, confirmed)
         database = self.catalog.database
         before = await database.write(lambda db: db.total_changes)

@@ -171,6 +171,11 @@ class FsckTests(MaintenanceTestCase):
         (line,) = [text for text in lines if text.startswith("problem")]
         self.assertIn(f"incomplete: local/app@{manifest}", line)
         self.assertIn(str(Digest.of(LAYER)), line)
+        settings = self.config.read_text()
+        local = 'kind = "local"\n'
+        self.config.write_text(settings.replace(local, f'{local}sparse = "images"\n'))
+        await self.assert_clean()
+        self.config.write_text(settings)
         await self.push("app", LAYER)
         await self.assert_clean()
 

@@ -282,6 +282,20 @@ class AdoptTests(NamesCase):
         self.hub.faults.clear()
         self.assertEqual((await self.put(registry)).status, 201)
 
+    async def test_they_are_missing_also_where_an_image_may_lack_blobs(self) -> None:
+        local, settings = 'kind = "local"\n', settings_for(self.hub, freshness="1d", retries=0)
+        toml = settings.replace(local, f'{local}sparse = "images"\n')
+        registry = Served.start(self, toml)
+        await self.status(registry, "manifests/latest")
+        self.assertEqual(await self.status(registry, self.reads()["blob"], "HEAD"), 200)
+        self.hub.faults.add(Status(404), on=CDN, times=None)
+        answer = await self.put(registry)
+        self.assert_refused(answer, 400, "MANIFEST_BLOB_UNKNOWN")
+        self.assertNotIn(str(Digest.of(self.config)).encode(), answer.body)
+        self.hub.faults.clear()
+        self.assertEqual((await self.put(registry)).status, 201)
+        self.assertEqual(await self.status(registry, self.reads()["blob"]), 200)
+
     async def test_what_the_upstream_does_not_have_is_missing(self) -> None:
         registry = await self.skipping()
         self.mine = image_manifest(self.config, b"nowhere")

@@ -178,7 +178,7 @@ class RemoteRefusalTests(SettingsCase):
 
     def test_an_unknown_setting_is_named_with_the_likely_one(self) -> None:
         self.assert_refused("freshnes = 3", "freshnes: no such setting; did you mean freshness?")
-        self.assert_refused("sparse_indexes = true", "sparse_indexes: no such setting")
+        self.assert_refused("sparse = 'images'", "sparse: no such setting")
 
     def test_hosts_are_hosts(self) -> None:
         for host in ("", "https://quay.io", "quay.io/a", "quay.io:", "a b", "[::1"):

@@ -109,9 +109,14 @@ class FileTests(SettingsCase):
         self.assertEqual(settings.default, embedded.default)
 
     def test_a_table_of_its_name_replaces_an_embedded_one(self) -> None:
-        settings = self.load('[repository.local]\nkind = "local"\nsparse_indexes = true\n')
-        self.assertEqual(settings.repository["local"], LocalSettings(sparse_indexes=True))
+        settings = self.load('[repository.local]\nkind = "local"\nsparse = "images"\n')
+        self.assertEqual(settings.repository["local"], LocalSettings(sparse="images"))
         self.assertIn("docker.io", settings.repository)
+
+    def test_which_manifests_may_lack_something_is_one_of_three(self) -> None:
+        for value in ('"yes"', "true", '"Images"'):
+            told = f'repository.local.sparse: expected "no", "indexes" or "images", got {value}'
+            self.assert_refused(f'[repository.local]\nkind = "local"\nsparse = {value}\n', told)
 
     def test_a_repository_that_is_not_enabled_does_not_exist(self) -> None:
         off = '[repository.local]\nenabled = false\n[repository."docker.io"]\nenabled = false\n'

@@ -18,7 +18,7 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches, pages
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.manifest import Manifest, read_manifest
+from artifactd.oci.manifest import Manifest, may_lack, read_manifest
 from artifactd.registry.content import KEPT, parsed
 from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
 from artifactd.registry.upkeep.sweep import NEWBORN
@@ -258,11 +258,11 @@ class Check:
         settings = self.repositories.get(listed.image.repository)
         if not isinstance(settings, LocalSettings):
             settings = LocalSettings()  # a repository that is configured no more
-        may_lack = {d.digest for d in manifest.blobs if d.optional} | set(manifest.others)
-        if settings.sparse_indexes:
-            may_lack |= {d.digest for d in manifest.children}
+        if may_lack(settings.sparse, manifest.media_type):
+            return
+        optional = {d.digest for d in manifest.blobs if d.optional} | set(manifest.others)
         # A lost blob was reported already, with all images that have it.
-        if lacking := sorted(str(d) for d in listed.absent - may_lack - self._lost):
+        if lacking := sorted(str(d) for d in listed.absent - optional - self._lost):
             state = State.NOTE if settings.delete_held else State.LEFT
             text = f"the image lacks what it refers to: push it again, with {', '.join(lacking)}"
             self._tell(state, "incomplete", name, text)
