@@ -60,6 +60,28 @@ class Allowed:
         return shortest
 
 
+@frozen
+class Judged:
+    """
+    How a rule fits a question.
+
+    :ivar rule: its number in the settings, from 0.
+    :ivar who: whether it is for the identity.
+    :ivar may: whether it allows the action.
+    :ivar images: whether it is for the image.
+    """
+
+    rule: int
+    who: bool
+    may: bool
+    images: bool
+
+    @property
+    def grants(self) -> bool:
+        """Whether the rule allows what was asked for."""
+        return self.who and self.may and self.images
+
+
 class AccessRules:
     """
     Decides what identities may do.  Rules only allow: what no rule allows is denied.
@@ -126,6 +148,22 @@ class AccessRules:
         if limit is None:
             return allowed
         return allowed & limit.may if limit.everything else _NOTHING
+
+    def judge(self, identity: Identity, action: Action, image: ImageName | None) -> list[Judged]:
+        """
+        How each rule fits, in the order of the settings: which of them grant, and what the others
+        lack.  A robot's own limits come on top, see :meth:`granted` and :meth:`limited`.
+
+        :param image: ``None``: every image there could be, see :meth:`granted_everywhere`.
+        """
+
+        def has(images: _Grant) -> bool:
+            return images.everything if image is None else images.images.match(str(image))
+
+        return [
+            Judged(number, any(meant(identity) for meant in who), action in grant.may, has(grant))
+            for number, (who, grant) in enumerate(self._rules)
+        ]
 
     def _grants_of(self, identity: Identity) -> tuple[_Grant | None, tuple[_Grant, ...]]:
         """The robot's own limit, if ``identity`` is a robot, and the grants of the rules for it."""

@@ -63,6 +63,12 @@ class Command(SettingsFileOptions):
             _Lazy("keys.NewRobot"),
             "Make a secret for a robot, and the settings to go with it.",
         ),
+        (
+            "access",
+            None,
+            _Lazy("accounts.Access"),
+            "Tell which rule grants something, or what the rules lack.",
+        ),
         ("ls", None, _Lazy("seeing.List"), "List the images that are here."),
         ("tags", None, _Lazy("seeing.Tags"), "List the tags of an image."),
         ("show", None, _Lazy("seeing.Show"), "Show a manifest as a tree, and why it is kept."),

@@ -7,7 +7,6 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.overview import Overview
 from artifactd.commands.options import ERRORS, SettingsOptions
+from artifactd.commands.table import utc
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
@@ -134,11 +134,6 @@ class ImageCommand(DataCommand):
 def _explained(error: RegistryError) -> str:
     reason = error.detail.get("reason") if isinstance(error.detail, dict) else None
     return f"{error.message}: {reason}" if reason else error.message
-
-
-def utc(at: float) -> str:
-    """``at``, in seconds since the epoch, as text: 2026-11-05T14:00:00Z."""
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_read_only(parts: Assembly) -> bool:

@@ -16,7 +16,8 @@ from twisted.python import usage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Overview, TagSeen
 from artifactd.catalog.records import TagMovement
-from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only, utc
+from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only
+from artifactd.commands.table import JSON, Table, shown_bytes, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
@@ -27,65 +28,6 @@ from artifactd.settings.settings import Settings
 
 _LARGEST_CONFIG = 4 << 20  # bytes
 _PAGE = 500  # images or tags that are read at a time
-
-_JSON: Sequence[Any] = ["json", "j", "Print JSON: one object a line."]
-
-
-def _time(at: float | None) -> str:
-    return "-" if at is None else utc(at)
-
-
-def _bytes(size: int | None) -> str:
-    """``size`` for people: 1536 is 1.5 KiB."""
-    if size is None:
-        return "absent"
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
-class _Table:
-    """
-    Prints rows: aligned columns under a heading on a terminal, tab-separated cells without one in a
-    pipe, or an object of JSON a line.
-
-    A terminal gets a page of rows at a time, each page aligned by itself, so that a long list takes
-    little memory.
-    """
-
-    def __init__(self, *columns: str, as_json: bool) -> None:
-        self._columns = columns
-        self._as_json = as_json
-        self._is_headed = False
-
-    def add(self, rows: Sequence[tuple[object, Sequence[str]]]) -> None:
-        """Print rows: each an attrs object for JSON, and its cells as text."""
-        if self._as_json:
-            for each, _ in rows:
-                print(msgspec.json.encode(each).decode())
-        elif sys.stdout.isatty():
-            self._align([[printable(cell) for cell in cells] for _, cells in rows])
-        else:
-            for _, cells in rows:
-                print("\t".join(printable(cell) for cell in cells))
-
-    def _align(self, rows: Sequence[Sequence[str]]) -> None:
-        widths = [
-            max(len(cell) for cell in column) for column in zip(self._columns, *rows, strict=True)
-        ]
-
-        def line(cells: Sequence[str]) -> str:
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            return "  ".join(padded).rstrip()
-
-        if not self._is_headed:
-            print(f"\x1b[1m{line(self._columns)}\x1b[0m")
-            self._is_headed = True
-        for row in rows:
-            print(line(row))
 
 
 class _Config(msgspec.Struct):
@@ -136,7 +78,7 @@ class List(DataCommand):
         " '*alpine*', with their tags and sizes."
     )
     synopsis = "[options] [PATTERN]"
-    optFlags: ClassVar = [_JSON]
+    optFlags: ClassVar = [JSON]
 
     # Options calls this with the arguments left over.
     def parseArgs(self, pattern: str = "*") -> None:
@@ -144,7 +86,7 @@ class List(DataCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         overview = Overview(parts.catalog.database)
-        table = _Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
+        table = Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
         found = False
         async for page in _all_images(overview):
             shown = [each for each in page if fnmatchcase(each.image, self.pattern)]
@@ -162,20 +104,20 @@ async def _all_images(overview: Overview) -> AsyncIterator[list[ImageSeen]]:
 
 
 def _image_cells(seen: ImageSeen) -> list[str]:
-    sizes = [_bytes(seen.size), _bytes(seen.own)]
-    return [seen.image, str(seen.tags), *sizes, _time(seen.pushed), _time(seen.pulled)]
+    sizes = [shown_bytes(seen.size), shown_bytes(seen.own)]
+    return [seen.image, str(seen.tags), *sizes, shown_time(seen.pushed), shown_time(seen.pulled)]
 
 
 class Tags(ImageCommand):
     """``artifactd tags``: the tags of an image."""
 
     longdesc = "List the tags of IMAGE: digest, kind, platforms, size, when pushed and by whom."
-    optFlags: ClassVar = [_JSON]
+    optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         image = _resolved(parts, self.image)
         overview = Overview(parts.catalog.database)
-        table = _Table(
+        table = Table(
             *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
             as_json=self["json"],
         )
@@ -192,15 +134,15 @@ class Tags(ImageCommand):
 
 def _tag_cells(seen: TagSeen, platforms: Sequence[str]) -> list[str]:
     told = ",".join(platforms) or "-"
-    when = [_time(seen.moved), seen.actor, _time(seen.pulled)]
-    return [seen.tag, seen.digest, seen.kind, told, _bytes(seen.size), *when]
+    when = [shown_time(seen.moved), seen.actor, shown_time(seen.pulled)]
+    return [seen.tag, seen.digest, seen.kind, told, shown_bytes(seen.size), *when]
 
 
 class History(ImageCommand):
     """``artifactd history``: every movement of tags."""
 
     longdesc = "List each movement of IMAGE's tags, or of IMAGE:TAG: when, who, from and to."
-    optFlags: ClassVar = [_JSON]
+    optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
@@ -210,7 +152,7 @@ class History(ImageCommand):
         moved = await parts.catalog.tag_movements(image, reference)
         if not moved and not await parts.remote.is_known(image):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
-        table = _Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
+        table = Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
         table.add([_movement_row(each) for each in moved])
         return 0 if moved else 1
 
@@ -218,7 +160,7 @@ class History(ImageCommand):
 def _movement_row(moved: TagMovement) -> tuple[object, Sequence[str]]:
     before, after = (None if d is None else str(d) for d in (moved.before, moved.after))
     row = {**asdict(moved, recurse=False), "before": before, "after": after}
-    return row, [_time(moved.at), moved.tag, moved.actor, before or "-", after or "-"]
+    return row, [shown_time(moved.at), moved.tag, moved.actor, before or "-", after or "-"]
 
 
 class Usage(DataCommand):
@@ -226,17 +168,21 @@ class Usage(DataCommand):
 
     longdesc = "List the repositories: images, tags, bytes, and how much of the quota is used."
     synopsis = "[options]"
-    optFlags: ClassVar = [_JSON]
+    optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        table = _Table(
-            "REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED", as_json=self["json"]
-        )
+        table = Table("REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED", as_json=self["json"])
         for each in await Overview(parts.catalog.database).usage():
             configured = settings.repository.get(each.repository)
             quota = 0 if configured is None else configured.most_bytes
-            told = [_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
-            cells = [each.repository, str(each.images), str(each.tags), _bytes(each.size), *told]
+            told = [shown_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
+            cells = [
+                each.repository,
+                str(each.images),
+                str(each.tags),
+                shown_bytes(each.size),
+                *told,
+            ]
             table.add([({**asdict(each), "quota": int(quota)}, cells)])
         return 0
 
@@ -248,7 +194,7 @@ class Show(ImageCommand):
         "Show the manifest IMAGE:TAG or IMAGE@DIGEST as a tree: what it holds, its referrers, and"
         " why it is kept."
     )
-    optFlags: ClassVar = [_JSON]
+    optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
@@ -276,7 +222,10 @@ class Show(ImageCommand):
 
 def _why(seen: ManifestSeen) -> list[str]:
     kind = seen.media_type + (f", {seen.artifact_type}" if seen.artifact_type else "")
-    lines = [f"{seen.image}@{seen.digest}", f"  {kind}, {_bytes(seen.size)}, {_time(seen.pushed)}"]
+    lines = [
+        f"{seen.image}@{seen.digest}",
+        f"  {kind}, {shown_bytes(seen.size)}, {shown_time(seen.pushed)}",
+    ]
     kept = [f"the tag {tag}" for tag in seen.tags]
     kept += [f"the index {digest}" for digest in seen.indexes]
     kept += [f"its subject {seen.subject}"] if seen.subject else []
@@ -288,7 +237,7 @@ def _why(seen: ManifestSeen) -> list[str]:
 
 def _entry_line(entry: Entry) -> str:
     shared = f", shared with {entry.shared} images" if entry.shared else ""
-    return f"{entry.kind} {entry.digest}  {_bytes(entry.size)}{shared}"
+    return f"{entry.kind} {entry.digest}  {shown_bytes(entry.size)}{shared}"
 
 
 class Remove(DataCommand):
@@ -388,5 +337,5 @@ class Restore(ImageCommand):
         until = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
         moved = [each for each in await catalog.tag_movements(image, tag) if each.at <= until]
         if not moved or moved[-1].after is None:
-            raise ManifestUnknown(f"{image} had no tag {tag} at {_time(until)}")
+            raise ManifestUnknown(f"{image} had no tag {tag} at {shown_time(until)}")
         return moved[-1].after

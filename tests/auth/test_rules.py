@@ -73,6 +73,44 @@ class RulesTests(SynchronousTestCase):
             self.assert_granted(access, BOB, HUB, PULL)
             self.assert_granted(access, ANONYMOUS, HUB, PULL)
 
+    def test_the_rules_that_grant_are_told_from_those_that_lack_one_thing(self) -> None:
+        access = rules(
+            rule("user:alice", (PULL,), "local/mycorp/*"),
+            rule("user:bob", (PULL,), "local/mycorp/*"),
+            rule("user:alice", (PUSH,), "local/mycorp/*"),
+            rule("group:dev", (PULL,), "docker.io/*"),
+            rule("anonymous", (PULL, PUSH), "*"),
+        )
+        judged = access.judge(ALICE, PULL, APP)
+        self.assertEqual([0, 4], [each.rule for each in judged if each.grants])
+        self.assertEqual(
+            [(False, True, True), (True, False, True), (True, True, False)],
+            [(each.who, each.may, each.images) for each in judged[1:4]],
+        )
+        self.assertEqual([4], [e.rule for e in access.judge(ALICE, PULL, None) if e.grants])
+
+    @given(
+        st.lists(
+            st.builds(
+                rule,
+                st.sampled_from(("anonymous", "authenticated", "user:a*", "group:dev", "robot:ci")),
+                st.lists(st.sampled_from(Action), min_size=1).map(tuple),
+                st.sampled_from(("*", "local/*", "docker.io/*", "local/mycorp/app")),
+            )
+        ),
+        st.sampled_from((ANONYMOUS, ALICE, BOB, CI)),
+        st.sampled_from(Action),
+        st.sampled_from((APP, HUB)),
+    )
+    def test_what_is_told_is_what_the_gate_decides(
+        self, given: list[AccessSettings], identity: Identity, action: Action, image: ImageName
+    ) -> None:
+        access = rules(*given, ci=limit(tuple(Action), "*"))
+        told = [each.grants for each in access.judge(identity, action, image)]
+        self.assertEqual(action in access.granted(identity, image), any(told))
+        told = [each.grants for each in access.judge(identity, action, None)]
+        self.assertEqual(action in access.granted_everywhere(identity), any(told))
+
     def test_no_action_implies_another(self) -> None:
         for action in Action:
             self.assert_granted(rules(rule("anonymous", (action,), "*")), BOB, APP, action)

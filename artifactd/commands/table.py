@@ -1,0 +1,97 @@
+"""How commands print what they list: for people, for pipes, and as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from artifactd.kit.printable import printable
+
+JSON: Sequence[Any] = ["json", "j", "Print JSON: one object a line."]
+"""The flag of commands that list something."""
+
+
+class Color(Enum):
+    """How a terminal shows a text (ECMA-48, SGR)."""
+
+    BOLD = 1
+    RED = 31
+    GREEN = 32
+    YELLOW = 33
+
+    def paint(self, text: str) -> str:
+        """``text`` in this color if standard output is a terminal, or else as it is."""
+        return f"\x1b[{self.value}m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+def utc(at: float) -> str:
+    """``at``, in seconds since the epoch, as text: 2026-11-05T14:00:00Z."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def shown_time(at: float | None) -> str:
+    """``at``, in seconds since the epoch, as :func:`utc` says it; ``-``: there is none."""
+    return "-" if at is None else utc(at)
+
+
+def shown_bytes(size: int | None) -> str:
+    """``size`` for people: 1536 is 1.5 KiB."""
+    if size is None:
+        return "absent"
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def print_json(value: object) -> None:
+    """Print ``value`` as JSON in one line."""
+    print(msgspec.json.encode(value).decode())
+
+
+class Table:
+    """
+    Prints rows: aligned columns under a heading on a terminal, tab-separated cells without one in a
+    pipe, or an object of JSON a line.
+
+    A terminal gets a page of rows at a time, each page aligned by itself, so that a long list takes
+    little memory.
+    """
+
+    def __init__(self, *columns: str, as_json: bool) -> None:
+        self._columns = columns
+        self._as_json = as_json
+        self._is_headed = False
+
+    def add(self, rows: Sequence[tuple[object, Sequence[str]]]) -> None:
+        """Print rows: each an attrs object for JSON, and its cells as text."""
+        if self._as_json:
+            for each, _ in rows:
+                print_json(each)
+        elif sys.stdout.isatty():
+            self._align([[printable(cell) for cell in cells] for _, cells in rows])
+        else:
+            for _, cells in rows:
+                print("\t".join(printable(cell) for cell in cells))
+
+    def _align(self, rows: Sequence[Sequence[str]]) -> None:
+        widths = [
+            max(len(cell) for cell in column) for column in zip(self._columns, *rows, strict=True)
+        ]
+
+        def line(cells: Sequence[str]) -> str:
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            return "  ".join(padded).rstrip()
+
+        if not self._is_headed:
+            print(Color.BOLD.paint(line(self._columns)))
+            self._is_headed = True
+        for row in rows:
+            print(line(row))
