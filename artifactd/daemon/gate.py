@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
+from twisted.web.server import Request
 
 from artifactd.auth.bearer import BearerTokens, Directory
 from artifactd.auth.identity import Groups, Identity
@@ -36,7 +37,6 @@ from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 from artifactd.web.gate import AccessGate, Challenge, Credentials, Gate, LoopbackGate
-from artifactd.web.server.proxies import TrustedProxies
 
 
 def listed_accounts(
@@ -169,12 +169,13 @@ def wire_gate(
     settings: Settings,
     reactor: Any,
     parts: Assembly,
-    proxies: TrustedProxies,
+    origin: Callable[[Request], str],
     environ: Mapping[str, str],
 ) -> GateWiring:
     """
     Blocks: it reads the users, and reads or makes the keys of tokens.
 
+    :param origin: returns the URL under which the client of a request reaches the daemon.
     :param environ: names the proxies on the way to other issuers.
     :raises StartError: if a file of users or keys can't be used.
     """
@@ -195,7 +196,7 @@ def wire_gate(
     gate = AccessGate(
         Credentials(logins, tokens.bearer),
         rules,
-        Challenge(proxies, settings.external_url, name),
+        Challenge(origin, name),
         read_only,
     )
     return GateWiring(gate, service, tokens)

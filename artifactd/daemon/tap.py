@@ -39,6 +39,7 @@ from artifactd.web.audit import AuditLog
 from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.cors import Cors
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
@@ -225,7 +226,9 @@ def _start(
     parts = assemble(settings, reactor, opened, files=files)
     audit = _audit_log(settings, opened)
     proxies = TrustedProxies.parse(settings.trusted_proxies)
-    gate = wire_gate(settings, reactor, parts, proxies, os.environ)
+    external_url = str(settings.external_url)
+    origin = (lambda _: external_url) if external_url else proxies.origin
+    gate = wire_gate(settings, reactor, parts, origin, os.environ)
     timers = Timers(reactor)
     api = Api(
         registry=parts.registry,
@@ -262,6 +265,8 @@ def _start(
         settings.limits,
         guarded=settings.authentication,
         stopping=stopping(),
+        cors=Cors(settings.cors_origins) if settings.cors_origins else None,
+        origin=origin if settings.absolute_locations else None,
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.pool.start()

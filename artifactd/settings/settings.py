@@ -64,6 +64,7 @@ from artifactd.settings.values import (
     Threads,
     Timeout,
     Untagged,
+    WebOrigins,
 )
 
 _MOST = 10**9
@@ -163,7 +164,9 @@ class Settings(Section, frozen=True, kw_only=True):
     access_log_file: Text = ""
     audit_log: Text = ""
     external_url: ExternalUrl = Origin("")
+    absolute_locations: Flag = False
     trusted_proxies: Proxies = ()
+    cors_origins: WebOrigins = ()
     read_only: Flag = False
     shutdown_timeout: Length = Duration(30)
     idle_timeout: Timeout = Duration(60)

@@ -68,6 +68,7 @@ class Size(int):
 
 _HOST = r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::(?P<port>[1-9][0-9]{0,4}))?"
 _PATH = r"(?:/[A-Za-z0-9._~!$&'()*+,;=:%-]+)*"
+_WEB_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://{_HOST}")
 _URL = re.compile(rf"(https?)://(?P<host>{_HOST})(?P<path>{_PATH})/*", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -153,6 +154,24 @@ class Origin(str):
         if url.count("/") > 2:
             raise ValueError(text)
         return cls(url)
+
+
+class WebOrigin(str):
+    """Where a web page comes from, as its browser says: RFC 6454, 6.2; or ``*``: from anywhere."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is neither, and so never what a browser sends."""
+        text = text.lower()
+        if text != "*" and not _WEB_ORIGIN.fullmatch(text):
+            raise ValueError(text)
+        if text.startswith("http://") and text.endswith(":80"):
+            raise ValueError(text)
+        if text.startswith("https://") and text.endswith(":443"):
+            raise ValueError(text)
+        return cls(text)
 
 
 class Proxy(str):
@@ -327,6 +346,13 @@ ExternalUrl = Annotated[
 Proxies = Annotated[
     tuple[Proxy, ...],
     Meta(description='addresses and networks such as "127.0.0.1", "10.0.0.0/8", or "unix"'),
+]
+WebOrigins = Annotated[
+    tuple[WebOrigin, ...],
+    Meta(
+        description='"*" or origins such as "https://ui.example.com", without a path or the'
+        " port of the scheme"
+    ),
 ]
 NamePrefix = Annotated[Prefix, Meta(description='"" or a text such as "library/"')]
 NameWithin = Annotated[

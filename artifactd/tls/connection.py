@@ -5,7 +5,13 @@ from __future__ import annotations
 import re
 
 from OpenSSL import SSL
-from twisted.internet.interfaces import IProtocolFactory, IReactorTime, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IProtocolFactory,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+)
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.tls import BufferingTLSTransport, TLSMemoryBIOFactory
@@ -20,10 +26,14 @@ from artifactd.tls.context import reason_of
 _HTTP = re.compile(rb"[A-Z]")
 _HINT = Unsupported("this port speaks HTTPS: use https://").body()
 
+# The most that one record of TLS holds, in bytes: RFC 8446, 5.1.
+RECORD = 1 << 14
+
 _log = Logger()
 
 
-@implementer(ISSLTransport)  # Twisted's class is one only if TCP's interfaces come in that order
+# Twisted's class is one of TLS only if TCP's interfaces come in that order.
+@implementer(ISSLTransport, IHalfCloseableProtocol)
 class TlsConnection(BufferingTLSTransport):
     """
     A client's connection over TLS.
@@ -46,6 +56,42 @@ class TlsConnection(BufferingTLSTransport):
                 self._tell_https()
         if not self._plain:
             super().dataReceived(data)
+
+    def readConnectionLost(self) -> None:
+        """The client has closed its direction of TCP, with a close_notify before it or without."""
+        if not self._client_ended():
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: this end closes both directions at once."""
+
+    def _flushReceiveBIO(self) -> None:
+        # The base closes the connection at a close_notify, but the client that sends it may still
+        # read: RFC 8446, 6.1.
+        while not self._lostTLSConnection:
+            try:
+                data = self._tlsConnection.recv(RECORD)
+            except SSL.WantReadError:
+                break
+            except SSL.ZeroReturnError:
+                if self._client_ended():
+                    break
+                self._shutdownTLS()
+                self._tlsShutdownFinished(None)
+            except SSL.Error:
+                self._tlsShutdownFinished(Failure())
+            else:
+                if not self._aborted:
+                    self.wrappedProtocol.dataReceived(data)
+        self._flushSendBIO()
+
+    def _client_ended(self) -> bool:
+        """Tell the protocol that the client sends no more; whether it can go on answering."""
+        protocol = IHalfCloseableProtocol(self.wrappedProtocol, None)
+        if protocol is None or not self._handshakeDone or self._lostTLSConnection:
+            return False
+        protocol.readConnectionLost()
+        return True
 
     def _tell_https(self) -> None:
         _log.info("refused HTTP without TLS from {peer}", peer=self.transport.getPeer())

@@ -129,6 +129,12 @@ class Answer:
             headers.setRawHeaders(b"Cache-Status", [b"artifactd"])
         for name, value in self.headers.items():
             headers.setRawHeaders(name, [value])
+        site = request.site
+        if site.origin is not None and "Location" in self.headers:
+            location = site.origin(request) + self.headers["Location"]
+            headers.setRawHeaders(b"Location", [location.encode()])
+        if site.cors is not None:
+            site.cors.allow(request)
         if request.is_personal and request.method in (b"GET", b"HEAD"):
             caching = self.headers.get("Cache-Control", "")
             if caching != "no-store":

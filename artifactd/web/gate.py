@@ -29,7 +29,7 @@ from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.certificate import certified
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.proxies import TrustedProxies, is_local, names_loopback
+from artifactd.web.server.proxies import is_local, names_loopback
 
 
 class Need(StrEnum):
@@ -266,13 +266,11 @@ class Challenge:
 
     Never both: some clients choose the first scheme that they know, others the last.
 
-    :ivar proxies: the proxies that are believed about the URL that a client has used.
-    :ivar external_url: the URL of the daemon for all clients; ``""``: the one that each has used.
+    :ivar origin: returns the URL under which the client of a request reaches the daemon.
     :ivar service: the name of the token service; ``""``: there is none, and the scheme is Basic.
     """
 
-    proxies: TrustedProxies
-    external_url: str = ""
+    origin: Callable[[Request], str]
     service: str = ""
 
     def value(self, request: Request, scopes: Iterable[str] = (), error: str = "") -> str:
@@ -285,7 +283,7 @@ class Challenge:
         if not self.service:
             return BASIC
         parameters = {
-            "realm": f"{self.external_url or self.proxies.origin(request)}/token",
+            "realm": f"{self.origin(request)}/token",
             "service": self.service,
             "scope": " ".join(scopes),
             "error": error,

@@ -193,10 +193,16 @@ class ApiResource(KleinResource):
             if request.method.upper() != request.method:
                 # RFC 9110, 9.1: a method's case counts; for Werkzeug it does not.
                 raise Unsupported("no such method here: methods are written in capitals")
-            return super().render(request)
+            cors = request.site.cors
+            if cors is None or request.method != b"OPTIONS" or not cors.allows(request):
+                return super().render(request)
+            # A browser asks without the login of the user, who may then send the real request.
+            if request.site.rates is not None:
+                request.site.rates.charge_address(request.address)
+            answer = Answer(204, cors.preflight())
         except Exception:
             # Klein catches an error in a route, but not one before it.
-            error = registry_error(request, Failure())
-        Answer.error(error).send(request)
+            answer = Answer.error(registry_error(request, Failure()))
+        answer.send(request)
         request.finish()
         return NOT_DONE_YET  # type: ignore[return-value]  # an int, which Klein returns too

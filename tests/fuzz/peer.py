@@ -137,7 +137,7 @@ def _waits(request: Any) -> bool:
         return True  # of its headers some are missing
     if request.body is None or request.body.complete:
         return False
-    return request._answered or request.body._asked
+    return request.answered or request.body._asked
 
 
 def replies(received: bytes) -> list[Reply]:

@@ -335,6 +335,16 @@ class RefusalTests(SettingsCase):
         for value in ("[]", '["5000"]', '[":70000"]', '["127.0.0.1"]', '[""]', "[5000]", "5000"):
             self.assert_refused(f"listen = {value}", expected + value)
 
+    def test_an_origin_of_web_pages_is_one_that_browsers_send(self) -> None:
+        loaded = self.load('cors_origins = ["*", "HTTPS://ui.example", "http://localhost:8080"]')
+        self.assertEqual(loaded.cors_origins, ("*", "https://ui.example", "http://localhost:8080"))
+        for value in ("ui.example", "https://ui.example/", "https://ui.example:443", "null", ""):
+            self.assert_refused(
+                f'cors_origins = ["{value}"]',
+                'cors_origins: expected "*" or origins such as "https://ui.example.com", without a'
+                f' path or the port of the scheme, got ["{value}"]',
+            )
+
     def test_a_file_that_is_no_toml_tells_where(self) -> None:
         with self.assertRaisesRegex(StartError, r"not TOML: .*line 1"):
             self.load("data =\n")

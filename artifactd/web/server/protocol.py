@@ -10,6 +10,7 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
@@ -17,7 +18,7 @@ from io import BytesIO
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IHalfCloseableProtocol, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -25,6 +26,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
+from zope.interface import implementer
 
 from artifactd.auth.identity import Caller
 from artifactd.kit.budget import RECEIVE_SIZE
@@ -33,6 +35,7 @@ from artifactd.oci.errors import RegistryError, Unavailable, Unsupported
 from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.body import RequestBody
+from artifactd.web.server.cors import Cors
 from artifactd.web.server.framing import (
     ChunkedDecoder,
     FramingError,
@@ -101,6 +104,7 @@ TELL_MOST = 5
 _FEW = 16
 
 
+@implementer(IHalfCloseableProtocol)
 class RegistryChannel(http.HTTPChannel):
     """
     One connection.
@@ -121,6 +125,7 @@ class RegistryChannel(http.HTTPChannel):
     certified: Caller | None = None
     identified = False
     counted: Counted | None = None
+    _client_ended = False
     _idle: Deadline
     _headers_due: Deadline
 
@@ -266,12 +271,37 @@ class RegistryChannel(http.HTTPChannel):
         super().requestDone(request)
         if draining:
             self.site.settle()
+        self._close_if_answered()
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
         if self.paused:
             self.paused = False
             self.dataReceived(b"")
+            self._close_if_answered()
+
+    def readConnectionLost(self) -> None:
+        """
+        Close the connection after the answers to the requests that have come whole: the client
+        sends no more, but may still read (``shutdown(SHUT_WR)``; ``nc -N``).
+        """
+        self._client_ended = True
+        if self.transport.disconnecting:
+            return
+        request = self.requests[0] if self.busy else None
+        body = None if request is None else request.body
+        if request is not None and body is not None and not body.complete and not request.answered:
+            self.transport.abortConnection()  # the rest of the body never comes
+        elif request is None or (body is not None and not body.complete):
+            self.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Do nothing: this end closes both directions at once."""
+
+    def _close_if_answered(self) -> None:
+        """Close the connection of a client that sends no more, if all its requests are answered."""
+        if self._client_ended and not (self.busy or self.paused or self.transport.disconnecting):
+            self.loseConnection()
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         body = self.requests[0].body
@@ -433,6 +463,7 @@ class RegistryRequest(server.Request):
     :ivar caller: the authenticated caller, once the gate has identified it.
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
+    :ivar answered: whether the answer was given before the end of the body.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
         it to others: RFC 9111, 5.2.2.7.
@@ -451,7 +482,7 @@ class RegistryRequest(server.Request):
     sees_cache = False
     sees_stored = False
     is_personal = False
-    _answered = False
+    answered = False
     _clock: IReactorTime
     _peer: _Peer | None = None
     _drain_due: Deadline | None = None
@@ -511,7 +542,7 @@ class RegistryRequest(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         assert self.body is not None
         self.body.data_received(data)
-        if self._answered and self.body.received > self._most:
+        if self.answered and self.body.received > self._most:
             self.abort()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
@@ -524,7 +555,7 @@ class RegistryRequest(server.Request):
         assert self.body is not None
         self._peer.ended()
         self.body.ended()
-        if self._answered:
+        if self.answered:
             self._stop_draining()
             super().finish()
 
@@ -544,11 +575,11 @@ class RegistryRequest(server.Request):
         body = self.body
         if body is None or body.complete or self.gone:
             super().finish()
-        elif not self._answered:
+        elif not self.answered:
             self._answer_early(body)
 
     def _answer_early(self, body: RequestBody) -> None:
-        self._answered = True
+        self.answered = True
         if not self.startedWriting:
             self.write(b"")
         if self.chunked:
@@ -610,6 +641,9 @@ class RegistrySite(server.Site):
     :param limits: the limits of all connections, of each one, and of an address or a user.
     :param stopping: answers requests that come while draining; by default ``resource`` does.
     :ivar proxies: the proxies that are believed when they name another client.
+    :ivar cors: which web pages may read the answers; ``None``: none.
+    :ivar origin: returns what a ``Location`` begins with, such as ``https://registry:5000``;
+        ``None``: it is a path.
     :ivar rates: how often an address and a user may ask; ``None``: as often as they like.
     :ivar guarded: whether ``Cache-Status`` and ``Server-Timing`` need the gate's permission.
     :ivar timers: makes the deadlines of the connections.
@@ -632,6 +666,8 @@ class RegistrySite(server.Site):
         *,
         guarded: bool = False,
         stopping: IResource | None = None,
+        cors: Cors | None = None,
+        origin: Callable[[server.Request], str] | None = None,
     ) -> None:
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
@@ -640,6 +676,7 @@ class RegistrySite(server.Site):
         self.channels: set[RegistryChannel] = set()
         self.draining = False
         self.guarded = guarded
+        self.cors, self.origin = cors, origin
         self.proxies = proxies or TrustedProxies()
         self.limits = limits or LimitsSettings()
         self.rates = Rates.of(self.limits, reactor)

@@ -1,0 +1,107 @@
+"""A client that half-closes its connection after a request gets the answer, over TCP and TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from socket import SHUT_WR, create_connection, socket
+
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.digest import Digest
+from tests.api.served import Served
+from tests.process import request
+from tests.programs import PATIENCE
+from tests.tls.authority import ROOT
+from tests.tls.case import Files
+
+BLOB = b"content" * 1_000_000
+DIGEST = Digest.of(BLOB)
+WANTED = f"GET /v2/hello/blobs/{DIGEST} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+
+
+def over_tcp(port: int) -> bytes:
+    """What comes until the registry closes."""
+    with create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        connection.sendall(WANTED)
+        connection.shutdown(SHUT_WR)
+        with connection.makefile("rb") as file:
+            return file.read()
+
+
+class TlsClient:
+    """A client that may send the end of its TLS and go on reading, unlike Python's own."""
+
+    def __init__(self, connection: socket) -> None:
+        self._socket = connection
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = ROOT.trusting().wrap_bio(self._incoming, self._outgoing, False, "127.0.0.1")
+
+    def _turn(self) -> None:
+        """Send what is to be sent, and wait for more."""
+        if self._outgoing.pending:
+            self._socket.sendall(self._outgoing.read())
+        received = self._socket.recv(65536)
+        if received:
+            self._incoming.write(received)
+        else:
+            self._incoming.write_eof()
+
+    def ask(self, *, notify: bool) -> bytes:
+        """Ask, end by close_notify or by TCP alone, and read all that comes."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._turn()
+        self._tls.write(WANTED)
+        if notify:
+            with contextlib.suppress(ssl.SSLWantReadError):  # the registry does not end now
+                self._tls.unwrap()
+        self._socket.sendall(self._outgoing.read())
+        self._socket.shutdown(SHUT_WR)
+        found = bytearray()
+        while True:
+            try:
+                piece = self._tls.read(65536)
+            except ssl.SSLWantReadError:
+                self._turn()
+                continue
+            except ssl.SSLZeroReturnError:
+                return bytes(found)
+            if not piece:
+                return bytes(found)
+            found += piece
+
+
+def over_tls(port: int, *, notify: bool) -> bytes:
+    """What comes until the registry ends TLS."""
+    with create_connection(("127.0.0.1", port), PATIENCE) as connection:
+        return TlsClient(connection).ask(notify=notify)
+
+
+class HalfCloseTests(TestCase):
+    def assert_whole(self, received: bytes) -> None:
+        head, _, body = received.partition(b"\r\n\r\n")
+        self.assertTrue(head.startswith(b"HTTP/1.1 200 OK\r\n"), head)
+        self.assertTrue(body == BLOB, len(body))
+
+    async def test_over_tcp(self) -> None:
+        registry = Served.start(self)
+        await registry.push_blob("hello", BLOB)
+        self.assert_whole(await deferToThread(over_tcp, registry.port))
+
+    async def test_over_tls_with_close_notify_and_without(self) -> None:
+        here = Files(self)
+        here.write(ROOT.sign("server"))
+        registry = Served.start(
+            self, listen=f"artifactd-tls:0:interface=127.0.0.1:key={here.key}:cert={here.cert}"
+        )
+        path = f"/v2/hello/blobs/uploads/?digest={DIGEST}"
+        pushed = await request(registry.port, "POST", path, body=BLOB, tls=ROOT.trusting())
+        self.assertEqual(pushed.status, 201)
+        for notify in (True, False):
+            received = await deferToThread(over_tls, registry.port, notify=notify)
+            self.assert_whole(received)
