@@ -157,6 +157,124 @@ class NamespaceTests(NamespaceCase):
         self.assertEqual([*self.hub.requests, *self.quay.requests], [])
 
 
+class RegistryInThePathTests(NamespaceCase):
+    """containerd's ``override_path``: the path names the registry, and ``ns`` does too."""
+
+    async def test_every_kind_of_read_is_answered_as_with_ns_alone(self) -> None:
+        referrer = self.quay.images.add_image("team/app", None, b"sig", subject=self.at_quay)
+        for path, content in (
+            ("manifests/latest", b""),
+            (f"manifests/{self.at_quay}", b""),
+            (BLOB, LAYER),
+            ("tags/list", b'"latest"'),
+            (f"referrers/{self.at_quay}", str(referrer).encode()),
+        ):
+            for method in ("HEAD", "GET") if path.startswith(("manifests", "blobs")) else ("GET",):
+                answer = await self.registry.request(
+                    method, f"/v2/quay.io/team/app/{path}?ns=quay.io"
+                )
+                self.assertEqual(answer.status, 200, f"{method} {path}")
+                self.assertEqual(answer.header("OCI-Namespace"), "quay.io")
+                if method == "GET":
+                    self.assertIn(content, answer.body)
+        self.assertEqual(self.hub.requests, [])
+
+    async def test_it_is_the_image_that_is_cached_without_it(self) -> None:
+        await self.registry.request("GET", "/v2/quay.io/team/app/manifests/latest?ns=quay.io")
+        self.quay.forget_requests()
+        for path in ("quay.io/team/app/manifests/latest", "team/app/manifests/latest?ns=quay.io"):
+            answer = await self.registry.request("GET", f"/v2/{path}")
+            self.assert_from(answer, "cache", HIT)
+            self.assertEqual(digest_of(answer), self.at_quay)
+        self.assertEqual(self.quay.requests, [])
+
+    async def test_the_library_is_added_behind_the_registry(self) -> None:
+        digest = self.hub.images.add_image("library/alpine", "latest", LAYER)
+        for name in ("alpine", "library/alpine"):
+            answer = await self.registry.request(
+                "GET", f"/v2/docker.io/{name}/manifests/latest?ns=docker.io"
+            )
+            self.assertEqual(digest_of(answer), digest)
+
+    async def test_another_registry_in_the_path_is_part_of_the_images_name(self) -> None:
+        answer = await self.registry.request(
+            "GET", "/v2/docker.io/team/app/manifests/latest?ns=quay.io"
+        )
+        self.assert_refused(answer, 404, "MANIFEST_UNKNOWN")
+        self.assertEqual(self.hub.requests, [])
+        name = "/v2/docker.io/team/app/"
+        self.assertTrue(all(a.path.startswith(name) for a in self.quay.asked("*", "/v2/*")))
+
+
+class NamePrefixTests(MirrorCase):
+    """Another cache is the upstream: it has Docker Hub's images under ``hub/proxy``."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.digest = self.hub.images.add_image("hub/proxy/library/alpine", "latest", LAYER)
+        self.referrer = self.hub.images.add_image(
+            "hub/proxy/library/alpine", None, b"sig", subject=self.digest
+        )
+        self.hub.images.add_image("library/alpine", "latest", b"another", b"image")
+        self.registry = Served.start(
+            self, side_by_side({"docker.io": self.hub}, prefix="hub/proxy")
+        )
+
+    async def assert_answered(self, before: str, query: str = "") -> None:
+        """All of the image is answered under that beginning of the path; nothing is cached yet."""
+        for method, path, content in (
+            ("HEAD", BLOB, b""),
+            ("GET", BLOB, LAYER),
+            ("HEAD", "manifests/latest", b""),
+            ("GET", "manifests/latest", b""),
+            ("GET", f"manifests/{self.digest}", b""),
+            ("GET", "tags/list", b'"latest"'),
+            ("GET", f"referrers/{self.digest}", str(self.referrer).encode()),
+        ):
+            answer = await self.registry.request(method, f"/v2/{before}alpine/{path}{query}")
+            self.assertEqual(answer.status, 200, f"{method} {path}: {answer.body!r}")
+            self.assertIn(content, answer.body)
+            if "manifests" in path:
+                self.assertEqual(digest_of(answer), self.digest)
+        await self.filled(self.registry, Digest.of(LAYER))
+        asked = {(a.method, a.path.removeprefix("/v2/")) for a in self.hub.asked("*", "/v2/*")}
+        self.assertEqual({path for _, path in asked if not path.startswith("hub/proxy/")}, set())
+        there = "hub/proxy/library/alpine"
+        self.assertLessEqual(
+            {
+                ("HEAD", f"{there}/{BLOB}"),
+                ("GET", f"{there}/{BLOB}"),
+                ("GET", f"{there}/manifests/latest"),
+                ("GET", f"{there}/tags/list"),
+                ("GET", f"{there}/referrers/{self.digest}"),
+            },
+            asked,
+        )
+
+    async def test_all_of_an_image_is_had_under_the_registrys_name(self) -> None:
+        await self.assert_answered("docker.io/")
+
+    async def test_and_with_ns(self) -> None:
+        await self.assert_answered("", "?ns=docker.io")
+
+    async def test_and_with_both(self) -> None:
+        await self.assert_answered("docker.io/", "?ns=docker.io")
+
+    async def test_names_without_it_are_shown(self) -> None:
+        answer = await self.registry.request("GET", "/v2/docker.io/alpine/tags/list")
+        self.assertEqual(json.loads(answer.body)["name"], "docker.io/alpine")
+        await self.registry.request("GET", "/v2/docker.io/alpine/manifests/latest")
+        answer = await self.registry.request("GET", "/v2/_catalog")
+        self.assertNotIn(b"hub/proxy", answer.body)
+        self.assertIn(b"docker.io/library/alpine", answer.body)
+
+    async def test_a_client_that_names_it_too_asks_for_another_image(self) -> None:
+        answer = await self.registry.request(
+            "GET", "/v2/docker.io/hub/proxy/library/alpine/manifests/latest"
+        )
+        self.assert_refused(answer, 404, "MANIFEST_UNKNOWN")
+
+
 class WriteTests(NamespaceCase):
     async def test_on_a_write_it_is_ignored_whatever_it_names(self) -> None:
         for number, ns in enumerate(("docker.io", "ghcr.io", "localhost")):
