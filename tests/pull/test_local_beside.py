@@ -119,10 +119,10 @@ class FirstPushTests(MirrorCase):
         super().setUp()
         self.registry = self.mirror()
 
-    async def statuses(self, name: str = "hello") -> list[int]:
+    async def statuses(self, name: str = "hello", method: str = "HEAD") -> list[int]:
         """The answers to what a client asks before the first push."""
         return [
-            (await self.registry.request("HEAD", f"/v2/{name}/manifests/{reference}")).status
+            (await self.registry.request(method, f"/v2/{name}/manifests/{reference}")).status
             for reference in ("latest", str(OTHER))
         ]
 
@@ -130,7 +130,8 @@ class FirstPushTests(MirrorCase):
         for status in (401, 403, 429, 500, 503):
             self.hub.faults.add(Status(status), method="*", times=None)
             name = f"after-{status}"
-            self.assertEqual(await self.statuses(name), [404, 404], status)
+            for method in ("HEAD", "GET"):
+                self.assertEqual(await self.statuses(name, method), [404, 404], status)
             await self.registry.push_image(name, "latest", LAYER)
             self.assertEqual((await self.statuses(name))[0], 200, status)
             self.hub.faults.clear()
