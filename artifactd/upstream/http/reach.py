@@ -49,6 +49,8 @@ _PRIVATE = tuple(
 _BENCHMARK = ip_network("198.18.0.0/15")
 _GLOBAL_UNICAST = ip_network("2000::/3")  # RFC 4291, 2.4
 _NAT64 = ip_network("64:ff9b::/96")  # RFC 6052, 2.1
+_LOCAL_NAT64 = ip_network("64:ff9b:1::/48")  # RFC 8215
+_THIS_NETWORK = ip_network("0.0.0.0/8")  # nobody's, and not translated
 
 
 def area_of(address: str) -> Area:
@@ -59,6 +61,11 @@ def area_of(address: str) -> Area:
     """
     ip = ip_address(address)
     if isinstance(ip, IPv6Address):
+        if ip in _LOCAL_NAT64:
+            areas = {area_of(str(each)) for each in _translated(ip)}
+            # Public addresses are within the reach of every upstream.
+            restricted = areas - {Area.PUBLIC} or areas
+            return restricted.pop() if len(restricted) == 1 else Area.OTHER
         ip = _carried(ip) or ip
     if ip.is_loopback:
         return Area.LOOPBACK
@@ -76,6 +83,19 @@ def _carried(ip: IPv6Address) -> IPv4Address | None:
     if ip in _NAT64:
         return IPv4Address(int(ip) & 0xFFFFFFFF)
     return ip.ipv4_mapped or ip.sixtofour
+
+
+def _translated(ip: IPv6Address) -> list[IPv4Address]:
+    """
+    The IPv4 addresses that ``ip``, of the local-use prefix, may lead to.
+
+    A network uses a prefix of 48, 56, 64 or 96 bits; bits 64 to 71 are no part of the address.
+    """  # RFC 6052, 2.2; RFC 8215, 5
+    value = int(ip)
+    without = (value >> 64 << 56) | (value & (1 << 56) - 1)  # 120 bits: none of bits 64 to 71
+    shifts = (120 - 48 - 32, 120 - 56 - 32, 120 - 64 - 32, 0)
+    found = (IPv4Address(without >> shift & 0xFFFFFFFF) for shift in shifts)
+    return [each for each in found if each not in _THIS_NETWORK]
 
 
 def _literal(host: str) -> str | None:
@@ -99,10 +119,10 @@ class Reach:
     Decides which hosts one upstream may lead the daemon to, by redirects and as token servers.
 
     Public addresses are always within its reach.  The upstream's own host is, at the kinds of
-    addresses that it has had when it was first resolved: a name that was public and then resolves
-    to a private address (DNS rebinding) is refused.  Where the upstream itself is on loopback, in a
-    private network or in that for benchmarks, other hosts of that same kind are within its reach
-    too; link-local addresses of others, multicast and the like never are.
+    addresses that it has had when it was first resolved to one that can be used: a name that was
+    public and then resolves to a private address (DNS rebinding) is refused.  Where the upstream
+    itself is on loopback, in a private network or in that for benchmarks, other hosts of that same
+    kind are within its reach too; link-local addresses of others, multicast and the like never are.
 
     :param upstream: the host in the upstream's URL, as :attr:`Target.host`.
     :param hosts: hosts (``host`` or ``host:port``, in lower case) that the settings name: they may
@@ -147,7 +167,8 @@ class Reach:
                 # beside its own, to be led there later.
                 found_areas = frozenset(areas.values())
                 public = Area.PUBLIC in found_areas
-                self._areas = frozenset({Area.PUBLIC}) if public else found_areas - {Area.OTHER}
+                usable = frozenset({Area.PUBLIC}) if public else found_areas - {Area.OTHER}
+                self._areas = usable or None
             granted = self._areas or frozenset()
         found = [a for a, area in areas.items() if area is Area.PUBLIC or area in granted]
         if addresses and not found:

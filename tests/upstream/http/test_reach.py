@@ -25,7 +25,18 @@ PRIVATE = ["10.1.2.3", "172.31.0.1", "192.168.0.1", "100.64.0.1", "fd00::1", "fe
 PRIVATE += ["::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:c0a8:1::1"]
 OTHER = ["169.254.169.254", "fe80::1", "fe80::1%eth0", "0.0.0.0", "::", "224.0.0.1", "ff02::1"]
 OTHER += ["255.255.255.255", "240.0.0.1", "192.0.2.1", "2001:db8::1", "::127.0.0.1"]
-OTHER += ["64:ff9b:1::a00:1", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
+OTHER += ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::"]
+# Of the local-use prefix; where the IPv4 address stands is the network's choice: after 96, 64, 56
+# or 48 bits.
+PUBLIC += ["64:ff9b:1::808:808", "64:ff9b:1:0:8:808:800:0"]
+PUBLIC += ["64:ff9b:1:8:8:808::", "64:ff9b:1:808:8:800::"]
+LOOPBACK += ["64:ff9b:1::7f00:1"]
+PRIVATE += ["64:ff9b:1::a00:1", "64:ff9b:1::7:a00:1"]
+PRIVATE += ["64:ff9b:1:0:a:900:800:0", "64:ff9b:1:a:9:807::", "64:ff9b:1:a09:8:700::"]
+OTHER += ["64:ff9b:1::a9fe:a9fe", "64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1::"]
+# Public after 96 bits, but private after 48, or the other way about; of two networks.
+PRIVATE += ["64:ff9b:1:a00:0:100:808:808", "64:ff9b:1:808:8:800:a00:1"]
+OTHER += ["64:ff9b:1:7f00:0:100:a00:1"]
 AREAS = {
     Area.PUBLIC: PUBLIC,
     Area.LOOPBACK: LOOPBACK,
@@ -98,6 +109,13 @@ class ReachTests(SynchronousTestCase):
     def test_no_name_that_is_resolved_is_let_become_link_local(self) -> None:
         reach = Reach("registry.example")
         self.assertEqual(self.admitted(reach, "http://registry.example/", OTHER), [])
+
+    def test_an_answer_without_a_usable_address_decides_nothing(self) -> None:
+        reach, url = Reach("registry.corp"), "http://registry.corp/"
+        for nothing in (["0.0.0.0"], ["::", "169.254.7.7"], []):
+            self.assertEqual(self.admitted(reach, url, nothing), [])
+        self.assertEqual(self.admitted(reach, url, ["10.0.0.1"]), ["10.0.0.1"])
+        self.assertEqual(self.admitted(reach, url, ["127.0.0.1"]), [])
 
     def test_a_host_that_the_settings_name_may_have_any_address(self) -> None:
         reach = Reach("registry.example", frozenset({"cdn.corp", "10.0.0.1:8080"}))
