@@ -158,7 +158,7 @@ class RemoteWiring:
             can't be read or made.
         """
         catalog, remote, reactor = self.catalog, self.remote, self.reactor
-        counters = self.counters.of(name)
+        counters = self.counters.of(name, reactor.seconds)
         reach = _reach(settings)
         upstream = RegistryUpstream(
             name,

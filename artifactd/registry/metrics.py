@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from attrs import frozen
+from cachetools import LRUCache
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -37,6 +39,8 @@ _DAMAGED = "Blobs and manifests that were found gone or with other bytes than th
 _HEALED = "Damaged blobs and manifests that were had again without a push, by where from"
 _REQUESTS = "Requests to the upstream by what it answered"
 
+# Images of an upstream of which it is known when it last answered about them.
+_IMAGES = 1000
 
 Measured = Mapping[str, float]
 
@@ -90,11 +94,16 @@ class Counters:
             Counter("artifactd_gc_seconds", _COLLECTION_SECONDS, registry=self._registry),
         )
 
-    def of(self, repository: str) -> RepositoryCounters:
-        """The counters of one remote repository."""
-        return RepositoryCounters(
-            repository, {n: c.labels(repository) for n, c in self._counters.items()}, self._requests
-        )
+    def of(
+        self, repository: str, seconds: Callable[[], float] = time.monotonic
+    ) -> RepositoryCounters:
+        """
+        The counters of one remote repository.
+
+        :param seconds: the time, in seconds since any moment.
+        """
+        each = {name: counter.labels(repository) for name, counter in self._counters.items()}
+        return RepositoryCounters(repository, each, self._requests, seconds)
 
     def measure(self, gauge: str, text: str, label: str, read: Callable[[], Measured]) -> None:
         """
@@ -134,13 +143,22 @@ class RepositoryCounters:
     """
     The counters of one remote repository; an ``UpstreamWatch`` too.
 
-    :ivar answers: requests that the upstream has answered, in this process.
+    :ivar seconds: the time, in seconds since any moment.
+    :ivar answered: when the upstream or its token service last answered about an image, by the
+        name there: anything but a failure of its own.
     """
 
-    def __init__(self, repository: str, counters: dict[str, Counter], requests: Counter) -> None:
+    def __init__(
+        self,
+        repository: str,
+        counters: dict[str, Counter],
+        requests: Counter,
+        seconds: Callable[[], float],
+    ) -> None:
         self._repository = repository
         self._requests = requests
-        self.answers = 0
+        self.seconds = seconds
+        self.answered: LRUCache[str, float] = LRUCache(_IMAGES)
         self.hits = counters["hits"]
         self.misses = counters["misses"]
         self.coalesced = counters["coalesced"]
@@ -156,9 +174,10 @@ class RepositoryCounters:
         """Count ``count`` bytes of bodies from the upstream."""
         self.upstream_bytes.inc(count)
 
-    def requested(self, method: str, status: int | None) -> None:
-        """Count a request; ``status`` is ``None`` if it was not answered."""
-        self.answers += status is not None
+    def requested(self, method: str, status: int | None, image: str) -> None:
+        """Count a request about ``image``; ``status`` is ``None`` if it was not answered."""
+        if status is not None and status < 500:
+            self.answered[image] = self.seconds()
         self._requests.labels(self._repository, method, str(status or "none")).inc()
 
 

@@ -178,8 +178,7 @@ class Adopting:
 
 PATIENCE = 1.5
 """
-Seconds without any answer of the upstreams after which the HEADs of a name wait no longer if the
-client may push it.
+Seconds that the HEADs of a name wait for silent upstreams, all together, if the client may push it.
 """
 
 _PATIENT_AGAIN = 60.0  # seconds
@@ -188,37 +187,32 @@ _PATIENT_AGAIN = 60.0  # seconds
 @define(eq=False)
 class Patience:
     """
-    How long the HEADs of a name that no repository is known to have may still wait for upstreams.
+    How long HEADs of a name that no repository is known to have still wait for silent upstreams.
 
-    A client that pushes asks for each of its manifests first: only the first HEAD waits for silent
-    upstreams.  While they answer anything, a challenge or a token, all HEADs wait: a client that
-    pulls takes 404 for final.
+    A client that pushes asks for each of its manifests first, and may do so again and again.  While
+    upstreams answer anything, a challenge or a token, HEADs wait: a client that pulls takes 404 for
+    final.
     """
 
     clock: IReactorTime
-    # Since when the upstreams are silent, and how many answers they had given then.
-    _asked: TTLCache[ImageName, tuple[float, int]] = field(init=False)
+    _spent: TTLCache[ImageName, float] = field(init=False)
 
-    @_asked.default
-    def _none_asked(self) -> TTLCache[ImageName, tuple[float, int]]:
+    @_spent.default
+    def _none_spent(self) -> TTLCache[ImageName, float]:
         return TTLCache(_REMEMBERED, _PATIENT_AGAIN, self.clock.seconds)
 
-    def left(self, image: ImageName, answers: int) -> float:
-        """
-        Seconds left, 0 or more.
+    def left(self, image: ImageName) -> float:
+        """Seconds that may still be waited in silence; 0 or less: none."""
+        return PATIENCE - float(self._spent.get(image, 0.0))
 
-        :param answers: how many answers the upstreams have given so far, to any request.
-        """
-        now = self.clock.seconds()
-        since, before = self._asked.get(image, (now, answers))
-        if answers != before:
-            since = now
-        self._asked[image] = since, answers
-        return max(since + PATIENCE - now, 0.0)
+    def spend(self, image: ImageName, seconds: float) -> None:
+        """A HEAD has waited so long in silence, and for nothing; ``seconds`` are 0 or more."""
+        if self.left(image) > 0:
+            self._spent[image] = self._spent.get(image, 0.0) + seconds
 
-    def answered(self, image: ImageName) -> None:
-        """Wait again from now on: the upstreams have answered for the name."""
-        self._asked.pop(image, None)
+    def restore(self, image: ImageName) -> None:
+        """Wait again from now on: the upstreams have said whether they have the image."""
+        self._spent.pop(image, None)
 
 
 def _split(
@@ -371,18 +365,24 @@ class Unprefixed(Repository):
         :raises TimeoutError: after that.
         """
 
-        def answered(outcome: ManifestFound | Failure) -> ManifestFound | Failure:
-            self.patience.answered(image)
+        def ended(outcome: ManifestFound | Failure) -> ManifestFound | Failure:
+            if not isinstance(outcome, Failure) or outcome.check(ManifestUnknown):
+                self.patience.restore(image)
             return outcome
 
-        waiting = uncancelled(asking.addBoth(answered))
+        began = self.patience.clock.seconds()
+
+        def silence() -> float:
+            answers = [each.answered(each.unprefixed(image.image)) for each in self.remotes]
+            return self.patience.clock.seconds() - max([began, *answers])
+
+        waiting = uncancelled(asking.addBoth(ended))
         timer: IDelayedCall | None = None
 
         def look() -> None:
             nonlocal timer
-            answers = sum(upstream.manifests.counters.answers for upstream in self.remotes)
-            left = self.patience.left(image, answers)
-            if left:
+            left = self.patience.left(image) - silence()
+            if left > 0:
                 timer = self.patience.clock.callLater(left, look)
             else:
                 waiting.cancel()
@@ -392,7 +392,11 @@ class Unprefixed(Repository):
         try:
             return await waiting
         except CancelledError:
+            self.patience.spend(image, silence())
             raise TimeoutError from None
+        except (BadGateway, TooManyRequests):
+            self.patience.spend(image, silence())
+            raise
         finally:
             if timer is not None and timer.active():
                 timer.cancel()

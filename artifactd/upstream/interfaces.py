@@ -166,5 +166,9 @@ class UpstreamWatch(Protocol):
     def received(self, count: int) -> None:
         """Count ``count`` bytes of bodies of blobs and manifests."""
 
-    def requested(self, method: str, status: int | None) -> None:
-        """Count a request by the status of its answer; ``None``: no answer came."""
+    def requested(self, method: str, status: int | None, image: str) -> None:
+        """
+        Count a request by the status of its answer; ``None``: no answer came.
+
+        :param image: the name, at the upstream, of the image that it is about; ``""``: none.
+        """

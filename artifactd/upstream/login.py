@@ -52,6 +52,12 @@ class TokenRequest:
     scope: str
 
     @property
+    def image(self) -> str:
+        """The image that the token is for; ``""``: none."""
+        _, _, name = self.scope.partition(":")
+        return name.rpartition(":")[0]
+
+    @property
     def url(self) -> str:
         """The URL to request."""
         given = {"service": self.service, "scope": self.scope}
@@ -134,7 +140,7 @@ class Tokens:
 
         async def attempt() -> tuple[HttpResponse, bytes]:
             response = await self.exchanges.ask(
-                "GET", wanted.url, headers, *secrets, image=wanted.scope
+                "GET", wanted.url, headers, *secrets, image=wanted.image
             )
             if response.status != 200:
                 raise await refusal(response, *secrets)

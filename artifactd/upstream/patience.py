@@ -428,7 +428,7 @@ class Exchanges:
         try:
             response = await self.http.request(method, url, headers)
         except Unreachable as error:
-            self.watch.requested(method, None)
+            self.watch.requested(method, None, image)
             if error.status is not None and error.status < 500:
                 self._answered(method, url)  # with nonsense
             else:
@@ -443,7 +443,7 @@ class Exchanges:
             if single is not None:
                 single.abandoned(retried)
             raise
-        self.watch.requested(method, response.status)
+        self.watch.requested(method, response.status, image)
         if response.status < 500 or response.status in DEFINITE:
             self._answered(method, url)
             return response

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -11,6 +13,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import ImageName
 from artifactd.registry import unprefixed
+from artifactd.registry.metrics import RepositoryCounters
 from tests.api.case import ApiTestCase
 from tests.api.served import Served, image_manifest
 from tests.pull.mirrors import FULL, HIT, MirrorCase, timings
@@ -138,10 +141,75 @@ class FirstPushTests(MirrorCase):
 
     async def test_it_waits_for_a_silent_upstream_once_and_not_for_long(self) -> None:
         self.patch(unprefixed, "PATIENCE", 0.01)
-        self.hub.faults.add(Silence(), method="*", times=None)
-        self.assertEqual(await self.statuses(), [404, 404])
-        await self.registry.push_image("hello", "latest", LAYER)
-        self.assertEqual((await self.statuses())[0], 200)
+        for challenges in (True, False):
+            self.hub.challenges = challenges
+            self.hub.faults.add(Silence(), method="*", times=None)
+            name = f"hello-{challenges:d}"
+            self.assertEqual(await self.statuses(name), [404, 404])
+            await self.registry.push_image(name, "latest", LAYER)
+            self.assertEqual((await self.statuses(name))[0], 200)
+            self.hub.faults.clear()
+
+    async def test_it_waits_less_than_two_seconds_in_all_once_the_upstream_is_silent(self) -> None:
+        clock, silence = Clock(), Silence()
+        self.registry.parts.registry.unprefixed.patience.clock = clock
+        self.upstreams_counters().seconds = clock.seconds
+        self.hub.faults.add(silence, method="*", times=None)
+        asking = Deferred.fromCoroutine(self.statuses())
+        # The upstream has answered with a challenge, and its token service answers nothing.
+        await silence.reached
+        clock.advance(1.4)
+        self.assertNoResult(asking)
+        clock.advance(0.5)
+        # No later HEAD waits, though the upstream goes on to answer with challenges.
+        self.assertEqual(await asking, [404, 404])
+        self.assertEqual([await self.statuses() for _ in range(2)], [[404, 404]] * 2)
+
+    async def test_an_upstream_that_answers_about_other_images_is_silent_all_the_same(self) -> None:
+        counters = self.upstreams_counters()
+        counters.requested("GET", 200, "library/other")
+        counters.requested("GET", 500, "library/hello")
+        repository = self.registry.parts.registry.unprefixed.remotes[0]
+        self.assertEqual(repository.answered(repository.unprefixed("hello")), -math.inf)
+        counters.requested("GET", 401, "library/hello")
+        self.assertGreater(repository.answered(repository.unprefixed("hello")), -math.inf)
+
+    async def test_an_upstream_that_is_gone_is_waited_for_no_longer(self) -> None:
+        spent = []
+        patience = self.registry.parts.registry.unprefixed.patience
+        await self.hub.stop()
+        for _ in range(3):
+            self.assertEqual(await self.statuses(), [404, 404])
+            spent.append(patience.left(ImageName("local", "hello")))
+        self.assertEqual(spent, sorted(spent, reverse=True))
+        self.assertLess(spent[0], unprefixed.PATIENCE)
+
+    async def test_it_goes_on_as_crane_oras_and_containerd_do(self) -> None:
+        self.hub.faults.add(Status(500), method="*", times=None)
+        config, manifest = Digest.of(b"config"), image_manifest(b"config", LAYER)
+        digest = Digest.of(manifest)
+        for client, name in (("latest", "crane"), (str(digest), "oras"), ("latest", "containerd")):
+            path = f"/v2/{name}"
+            heads = [f"manifests/{client}", f"blobs/{config}", f"blobs/{Digest.of(LAYER)}"]
+            asked = [(await self.registry.request("HEAD", f"{path}/{each}")) for each in heads]
+            self.assertEqual([each.status for each in asked], [404] * 3, name)
+            for content in (b"config", LAYER):
+                mount = f"?mount={Digest.of(content)}&from=elsewhere" if name == "crane" else ""
+                begun = await self.registry.request("POST", f"{path}/blobs/uploads/{mount}")
+                self.assertEqual(begun.status, 202, name)
+                location = f"{begun.header('Location')}&digest={Digest.of(content)}"
+                ended = await self.registry.request("PUT", location, content)
+                self.assertEqual(ended.status, 201, name)
+            for reference in (str(digest), "latest") if name == "oras" else ("latest",):
+                put = await self.registry.request(
+                    "PUT", f"{path}/manifests/{reference}", manifest, {"Content-Type": OCI_MANIFEST}
+                )
+                self.assertEqual(put.status, 201, name)
+            answer = await self.registry.request("HEAD", f"{path}/manifests/latest")
+            self.assertEqual(answer.header("Docker-Content-Digest"), str(digest))
+
+    def upstreams_counters(self) -> RepositoryCounters:
+        return self.registry.parts.registry.unprefixed.remotes[0].manifests.counters
 
     async def test_a_pull_waits_as_long_as_ever(self) -> None:
         self.patch(unprefixed, "PATIENCE", 0.0)
@@ -161,27 +229,31 @@ class FirstPushTests(MirrorCase):
 
 
 class PatienceTests(SynchronousTestCase):
-    def test_all_requests_of_one_name_share_it_until_one_is_answered(self) -> None:
-        clock = Clock()
-        patience = unprefixed.Patience(clock)
-        hello, other = ImageName("local", "hello"), ImageName("local", "other")
-        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE)
-        clock.advance(unprefixed.PATIENCE / 4)
-        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE * 3 / 4)
-        self.assertEqual(patience.left(other, 0), unprefixed.PATIENCE)
-        clock.advance(unprefixed.PATIENCE)
-        self.assertEqual(patience.left(hello, 0), 0)
-        patience.answered(hello)
-        self.assertEqual(patience.left(hello, 0), unprefixed.PATIENCE)
+    """How long HEADs of a name wait in silence, all together."""
 
-    def test_it_lasts_while_the_upstreams_answer_anything(self) -> None:
-        clock = Clock()
-        patience = unprefixed.Patience(clock)
-        hello = ImageName("local", "hello")
-        for answers in range(10):
-            self.assertEqual(patience.left(hello, answers), unprefixed.PATIENCE)
-            clock.advance(unprefixed.PATIENCE)
-        self.assertEqual(patience.left(hello, 9), 0)
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.patience = unprefixed.Patience(self.clock)
+        self.hello = ImageName("local", "hello")
+
+    def test_all_requests_of_one_name_share_it_until_one_is_answered(self) -> None:
+        self.assertLess(unprefixed.PATIENCE, 2)
+        self.assertEqual(self.patience.left(self.hello), unprefixed.PATIENCE)
+        self.patience.spend(self.hello, 0.5)
+        self.patience.spend(self.hello, 0.25)
+        self.assertEqual(self.patience.left(self.hello), unprefixed.PATIENCE - 0.75)
+        self.assertEqual(self.patience.left(ImageName("local", "other")), unprefixed.PATIENCE)
+        self.patience.restore(self.hello)
+        self.assertEqual(self.patience.left(self.hello), unprefixed.PATIENCE)
+
+    def test_it_is_restored_after_a_minute(self) -> None:
+        self.patience.spend(self.hello, unprefixed.PATIENCE)
+        for _ in range(2):
+            self.clock.advance(29)
+            self.assertLessEqual(self.patience.left(self.hello), 0)
+            self.patience.spend(self.hello, 0.0)
+        self.clock.advance(3)
+        self.assertEqual(self.patience.left(self.hello), unprefixed.PATIENCE)
 
 
 class WriteTests(MirrorCase):

@@ -165,7 +165,7 @@ class Watch:
     def received(self, count: int) -> None:
         self.bytes += count
 
-    def requested(self, method: str, status: int | None) -> None:
+    def requested(self, method: str, status: int | None, image: str) -> None:
         self.requests.append((method, status))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -71,6 +72,15 @@ class RemoteRepository(Repository):
         """The image of this repository that the unprefixed ``name`` stands for."""
         prefix = "" if "/" in name else self.settings.library
         return ImageName(self.name, f"{prefix}{name}")
+
+    def answered(self, image: ImageName) -> float:
+        """
+        When the upstream or its token service last answered about ``image``, in seconds of the
+        reactor's clock; ``-inf``: not that it were known.
+        """
+        return self.manifests.counters.answered.get(
+            self.settings.name_there(image.image), -math.inf
+        )
 
     def lacks(self, error: RegistryError) -> bool:
         """
