@@ -19,8 +19,8 @@ from artifactd.oci.names import Reference, Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, Root, named_digest
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import Missing
-from artifactd.upstream.http.errors import Unreachable
+from artifactd.upstream.errors import ChallengeRefused, LoginRefused, Missing
+from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
@@ -130,21 +130,15 @@ class RegistryAccess:
 
     async def _has_manifest(self, api: RegistryApi, image: str, reference: Reference) -> bool:
         wanted = reference if isinstance(reference, Digest) else None
-        sufficed = True
+        sufficed = False
 
         async def look(response: HttpResponse) -> None:
             nonlocal sufficed
             await response.read(0)
-            media_type = media_type_of(response)
             # A type that is not known is believed to be a manifest's only where the digest says so.
-            if media_type and not is_manifest_type(media_type, other_types=wanted is not None):
-                raise _no_manifest(response, reference, media_type)
+            is_type = is_manifest_type(media_type_of(response), other_types=wanted is not None)
             named = named_digest(response)
-            if named is not None and wanted is not None and named != wanted:
-                if named.algorithm == wanted.algorithm:
-                    raise _no_manifest(response, reference, str(named))
-                named = None
-            sufficed = bool(media_type) and named is not None
+            sufficed = is_type and named is not None and wanted in (None, named)
 
         async def take(response: HttpResponse) -> None:
             content = await response.read(self._max_manifest)
@@ -164,7 +158,7 @@ class RegistryAccess:
         needed = await self._ask(api, request, look)
         if sufficed:
             return needed
-        # Some registries name no digest, or one of another algorithm: then the bytes have to tell.
+        # Where HEAD is refused, or names no manifest or another one, the bytes have to tell.
         return await self._ask(api, evolve(request, method="GET"), take)
 
     async def _has_tags(self, api: RegistryApi, image: str) -> bool:
@@ -189,14 +183,22 @@ class RegistryAccess:
         take: Callable[[HttpResponse], Awaitable[None]],
     ) -> bool:
         """
-        Make a request.  Returns whether it was answered with the client's credentials.
+        Make a request.  Returns whether it was answered with the client's credentials; ``False`` if
+        it was a HEAD that the upstream refuses.
 
+        :raises LoginRefused: also of a HEAD, since GET would only present the credentials again.
         :raises Missing: if another host answers: its answer says nothing about access to the
             upstream.
         """
 
         async def attempt() -> bool:
-            response, sent = await api.answer(request)
+            ask = api.head if request.method == "HEAD" else api.answer
+            answer = await ask(request)
+            if isinstance(answer, UpstreamError):
+                if isinstance(answer, LoginRefused) and not isinstance(answer, ChallengeRefused):
+                    raise answer
+                return False
+            response, sent = answer
             upstream = self._disclosure.upstream.authority
             if response.host != upstream:
                 response.abort()

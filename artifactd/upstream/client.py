@@ -10,30 +10,45 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from attrs import define, field, frozen
+from cachetools import TTLCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
 
 from artifactd.kit.streams import PassThrough
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
-from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.manifest import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    is_manifest_type,
+)
 from artifactd.oci.names import Reference
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
+from artifactd.upstream.errors import (
+    ChallengeRefused,
+    LoginRefused,
+    Missing,
+    RangeRefused,
+    Throttled,
+)
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (
     BlobBody,
     UpstreamBlob,
+    UpstreamHead,
     UpstreamManifest,
     UpstreamPage,
     UpstreamWatch,
 )
-from artifactd.upstream.login import Authorization, Login, Tokens
+from artifactd.upstream.login import Authorization, Login, Token, Tokens
 from artifactd.upstream.patience import (
     Exchanges,
+    Interrupted,
     NoRegistry,
     RateLimit,
     Retries,
@@ -47,7 +62,8 @@ _T = TypeVar("_T")
 class Kind(Enum):
     """The kinds of requests that upstreams throttle separately."""
 
-    MANIFEST = "manifest"  # what Docker Hub's limit of pulls counts
+    MANIFEST = "manifest"  # by GET, which Docker Hub's limit of pulls counts
+    MANIFEST_HEAD = "manifest by HEAD"
     BLOB = "blob"
     LIST = "list"
 
@@ -105,6 +121,11 @@ class Root:
         return ApiRequest(kind, method, asked, name, headers or {}, expected)
 
 
+# Tokens that are not replaced, and seconds for which not, since HEAD was refused with them.
+_TOKENS_IN_VAIN = 1024
+_SECONDS_IN_VAIN = 60.0
+
+
 @define(eq=False)
 class RegistryApi:
     """
@@ -118,10 +139,13 @@ class RegistryApi:
     clock: IReactorTime
     rate_limit: RateLimit = field(init=False)
     _throttles: dict[Kind, Throttle] = field(init=False)
+    # The tokens, by image, that were fresh when HEAD was refused in spite of them.
+    _in_vain: TTLCache[str, Token] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.rate_limit = RateLimit(self.clock)
         self._throttles = {kind: Throttle(self.clock) for kind in Kind}
+        self._in_vain = TTLCache(_TOKENS_IN_VAIN, _SECONDS_IN_VAIN, self.clock.seconds)
 
     async def ask(self, request: ApiRequest, take: Callable[[HttpResponse], Awaitable[_T]]) -> _T:
         """
@@ -143,41 +167,95 @@ class RegistryApi:
 
         :raises UpstreamError: if no answer of the expected statuses comes.
         """
+        response, sent = await self._admitted(request)
+        if response.status in request.expected:
+            return response, sent
+        raise await self._refusal(request, response, sent)
+
+    async def head(
+        self, request: ApiRequest
+    ) -> tuple[HttpResponse, Authorization | None] | UpstreamError:
+        """
+        As :meth:`answer`, but return the error where the upstream refuses a HEAD: GET may be
+        answered.
+
+        Some registries don't know the method, answer it wrongly, or redirect it to a URL that is
+        signed for GET.
+
+        :raises UpstreamError: if GET would do no better: no token can be had, nothing answers, or
+            the upstream answers 429.
+        """
+        try:
+            response, sent = await self._admitted(request)
+        except ChallengeRefused as error:
+            return error
+        except Unreachable as error:
+            of_url = isinstance(error, Interrupted) and error.connected
+            if error.status is None and not of_url:
+                raise
+            return error
+        if response.status in request.expected:
+            return response, sent
+        refused = await self._refusal(request, response, sent)
+        if isinstance(refused, Throttled):
+            raise refused
+        return refused
+
+    async def _admitted(self, request: ApiRequest) -> tuple[HttpResponse, Authorization | None]:
+        """Send a request, and once more with a login where the upstream wants one."""
         throttle = self._throttles[request.kind]
         throttle.check()
         sent = self.login.known(request.image)
         response = await self._send(request, sent)
-        # To a token from the cache, 403 may mean that the token has other rights.
-        unauthorized = response.status == 401 or (response.status == 403 and sent and sent.token)
-        if unauthorized and self._is_ours(response):
+        if self._wants_login(request, response, sent):
             await refusal(response)
             challenges = response.headers("WWW-Authenticate")
             sent = await self.login.answer(request.image, challenges, sent)
             response = await self._send(request, sent)
+            in_vain = request.method == "HEAD" and response.status in (401, 403)
+            if in_vain and sent.token is not None:
+                self._in_vain[request.image] = sent.token
         if response.status != 429:
             throttle.answered()
-        if response.status in request.expected:
-            return response, sent
+        return response, sent
+
+    def _wants_login(
+        self, request: ApiRequest, response: HttpResponse, sent: Authorization | None
+    ) -> bool:
+        if response.status not in (401, 403) or not self._is_ours(response):
+            return False
+        token = None if sent is None else sent.token
+        if token is not None and self._in_vain.get(request.image) is token:
+            return False  # another one would be refused as well
+        # To a token from the cache, 403 may mean that the token has other rights.  To HEAD it more
+        # often means that HEAD is refused.
+        return response.status == 401 or (token is not None and request.method != "HEAD")
+
+    async def _refusal(
+        self, request: ApiRequest, response: HttpResponse, sent: Authorization | None
+    ) -> UpstreamError:
+        """Turn an answer of another status than those expected into an error."""
         error = await refusal(response, *(sent.secrets if sent else ()))
         if isinstance(error, Throttled):
-            throttle.tell(error)
+            self._throttles[request.kind].tell(error)
         if response.status not in (401, 403) or isinstance(error, NoRegistry):
-            raise error
+            return error
         if not self._is_ours(response):
             # The storage refuses, though the upstream has said that the content is there.
-            raise Unreachable(error.reason, error.status)
+            return Unreachable(error.reason, error.status)
         if sent is None:
-            raise Missing(
+            return Missing(
                 f"{error.reason} (anonymously: it is not there, or not for us)", error.status
             )
         withheld = self.login.withheld(request.image)
-        self.login.reject(request.image, sent)
+        if request.method != "HEAD":  # GET may be answered with it
+            self.login.reject(request.image, sent)
         # Amazon's ECR answers 403 to a password that has expired.
         if sent.token is None and (error.status == 401 or "expired" in error.reason.lower()):
-            raise LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
+            return LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
         why = f"{sent.who}: it is not there, or not for us"
         why = f"{why}; {withheld}" if withheld else why
-        raise Missing(f"{error.reason} ({why})", error.status)
+        return Missing(f"{error.reason} ({why})", error.status)
 
     async def _send(self, request: ApiRequest, sent: Authorization | None) -> HttpResponse:
         headers = dict(request.headers)
@@ -187,7 +265,7 @@ class RegistryApi:
         response = await self.exchanges.ask(
             request.method, request.url, headers, *secrets, image=request.image
         )
-        if request.kind is Kind.MANIFEST:
+        if request.kind in (Kind.MANIFEST, Kind.MANIFEST_HEAD):
             self.rate_limit.read(response)
         return response
 
@@ -374,33 +452,35 @@ class RegistryUpstream:
 
         return await self._api.ask(request, take)
 
-    async def manifest_digest(
+    async def manifest_head(
         self, image: str, reference: Reference, known: Digest | None
-    ) -> Digest | None:
+    ) -> UpstreamHead | None:
         headers = {} if known is None else {"If-None-Match": f'"{known}"'}
         expected = _OK if known is None else _OK | {304}
         request = self._manifest("HEAD", image, reference, headers, expected)
         response = await self._head(request)
         if response is None:
             return None
-        return known if response.status == 304 else named_digest(response)
+        if response.status == 304 and known is not None:
+            return UpstreamHead(known)
+        digest, media_type = named_digest(response), media_type_of(response)
+        size = _told_length(response)
+        if digest is None or (size is not None and size > self._max_manifest):
+            return None
+        if media_type and not is_manifest_type(media_type, other_types=True):
+            return None  # a page for people, for example
+        return UpstreamHead(digest, media_type or None, size)
 
     async def _head(self, request: ApiRequest) -> HttpResponse | None:
-        """
-        Ask by HEAD; ``None`` where the upstream refuses that, which says nothing of GET.
-
-        Some registries don't know the method, answer it wrongly, or redirect it to a URL that is
-        signed for GET.
-        """
+        """Ask by HEAD; ``None`` where the upstream refuses that, which says nothing of GET."""
 
         async def attempt() -> HttpResponse | None:
-            try:
-                response, _ = await self._api.answer(request)
-                return await _ended(response)
-            except (Missing, Unreachable) as error:
-                if error.status is None:
-                    raise
+            answer = await self._api.head(request)
+            if isinstance(answer, UpstreamError):
                 return None
+            response, _ = answer
+            await response.read(0)
+            return response
 
         return await self._api.retries.run(attempt)
 
@@ -413,7 +493,7 @@ class RegistryUpstream:
         expected: frozenset[int] = _OK,
     ) -> ApiRequest:
         return self._root.request(
-            Kind.MANIFEST,
+            Kind.MANIFEST if method == "GET" else Kind.MANIFEST_HEAD,
             method,
             image,
             "manifests",
@@ -433,8 +513,7 @@ class RegistryUpstream:
                 body = await self.open_blob(image, digest)  # it is empty
             body.abort()
             return UpstreamBlob(body.size)
-        length = _LENGTH.fullmatch(response.header("Content-Length") or "")
-        return UpstreamBlob(int(length[0]) if length else None)
+        return UpstreamBlob(_told_length(response))
 
     async def open_blob(
         self,
@@ -522,6 +601,12 @@ def named_digest(response: HttpResponse) -> Digest | None:
         return None
 
 
+def _told_length(response: HttpResponse) -> int | None:
+    """Return the bytes that an answer to HEAD says the body of GET has, if it says so."""
+    length = _LENGTH.fullmatch(response.header("Content-Length") or "")
+    return int(length[0]) if length else None
+
+
 def _is_json(response: HttpResponse) -> bool:
     """
     Whether the answer may be an index.
@@ -532,12 +617,6 @@ def _is_json(response: HttpResponse) -> bool:
 
 
 async def _as_it_is(response: HttpResponse) -> HttpResponse:
-    return response
-
-
-async def _ended(response: HttpResponse) -> HttpResponse:
-    """End an answer to HEAD."""
-    await response.read(0)
     return response
 
 

@@ -46,5 +46,9 @@ class LoginRefused(UpstreamError):
     """The upstream's token service gives no token, or the credentials are refused."""
 
 
+class ChallengeRefused(LoginRefused):
+    """The upstream's challenge can't be answered; no token service was asked because of it."""
+
+
 class RangeRefused(UpstreamError):
     """The upstream answered 416: it has no byte of the requested range."""

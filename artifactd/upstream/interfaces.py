@@ -28,6 +28,20 @@ class UpstreamManifest:
 
 
 @frozen
+class UpstreamHead:
+    """
+    What an upstream says of a manifest by HEAD, which may be wrong: GET decides.
+
+    :ivar media_type: in lower case, without parameters; ``None`` if the upstream states none.
+    :ivar size: in bytes; ``None`` if the upstream states none.
+    """
+
+    digest: Digest
+    media_type: str | None = None
+    size: int | None = None
+
+
+@frozen
 class UpstreamBlob:
     """
     A blob that an upstream has.
@@ -107,14 +121,15 @@ class Upstream(Protocol):
         :raises Unreachable: also if it has more bytes than a manifest may have.
         """  # end-3
 
-    async def manifest_digest(
+    async def manifest_head(
         self, image: str, reference: Reference, known: Digest | None
-    ) -> Digest | None:
+    ) -> UpstreamHead | None:
         """
-        Return the digest that ``reference`` has at the upstream now, by HEAD.
+        Ask by HEAD which manifest ``reference`` is at the upstream now.
 
-        :param known: the cached digest, sent as ``If-None-Match``, and returned after a 304.
-        :returns: ``None`` if the upstream doesn't say the digest, or refuses HEAD.
+        :param known: the cached digest, sent as ``If-None-Match``, and returned alone after a 304.
+        :returns: ``None`` if only GET can tell: the upstream refuses HEAD with whatever status, or
+            answers it without a digest or with what is no manifest.
         """  # end-3
 
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.credentials import Credentials, Disclosure
-from artifactd.upstream.errors import LoginRefused, Missing, Throttled
+from artifactd.upstream.errors import ChallengeRefused, LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.http.response import HttpResponse
 from artifactd.upstream.http.url import Target
@@ -335,8 +335,8 @@ class Login:
 
         :param fields: its ``WWW-Authenticate`` fields.
         :param refused: the header that was sent with the request.
-        :raises LoginRefused: if there is nothing to send but ``refused``.
-        :raises Missing, Throttled: as :meth:`Tokens.fetch`.
+        :raises ChallengeRefused: if there is nothing to send but ``refused``.
+        :raises LoginRefused, Missing, Throttled: as :meth:`Tokens.fetch`.
         """
         challenges = parse_challenges(fields)
         if wanted := self._token_request(image, challenges):
@@ -347,19 +347,19 @@ class Login:
             return Authorization.of_token(token)
         if not any(challenge.scheme == "basic" for challenge in challenges):
             schemes = ", ".join(challenge.scheme for challenge in challenges)[:100]
-            raise LoginRefused(
+            raise ChallengeRefused(
                 f"{self._host} wants a login by {schemes or 'no scheme that it names'},"
                 " of which none is supported",
                 401,
             )
         credentials = self._credentials()
         if credentials is None:
-            raise LoginRefused(
+            raise ChallengeRefused(
                 f"{self._host} wants a user name and a password, and none are set", 401
             )
         authorization = Authorization.of_credentials(credentials)
         if refused is not None and refused.value == authorization.value:
-            raise LoginRefused(
+            raise ChallengeRefused(
                 f"{self._host} refuses the login of user {credentials.username}", 401
             )
         self._basic = True
@@ -392,7 +392,7 @@ class Login:
         """
         Return the request that the first bearer challenge asks for.
 
-        :raises LoginRefused: if its token service may not be asked.
+        :raises ChallengeRefused: if its token service may not be asked.
         """
         for challenge in challenges:
             address = challenge.parameters.get("realm")
@@ -401,11 +401,11 @@ class Login:
             try:
                 realm = Target.parse(address)
             except ValueError as error:
-                raise LoginRefused(
+                raise ChallengeRefused(
                     f"{self._host} names a realm that can't be asked: {error}", 401
                 ) from None
             if not self.disclosure.asks(realm):
-                raise LoginRefused(
+                raise ChallengeRefused(
                     f"{self._host} wants a token of {realm.authority},"
                     " which is not asked without TLS",
                     401,

@@ -132,7 +132,7 @@ class CircuitBreaker:
         )
 
     def abandoned(self, trial: bool) -> None:
-        """Note that the request was cancelled."""
+        """Note that the request was cancelled, or that its outcome tells nothing."""
         if trial:
             self._trying = False
 
@@ -387,7 +387,8 @@ class Exchanges:
     Single requests to a registry or its token service, behind circuit breakers, and counted.
 
     One URL's trouble is not the host's.  What fails opens the breaker of its URL.  That of the host
-    opens if the host can't be reached, or if requests for several images fail in a row.
+    opens if the host can't be reached, or if requests for several images fail in a row.  A 5xx to
+    HEAD is its URL's alone, since the host may answer GET.
 
     :param name: the repository's name, for the log.
     :param subject: the host that is asked, for reasons and the log.
@@ -415,10 +416,15 @@ class Exchanges:
 
         :param secrets: the credentials in ``headers``, which no message may repeat.
         :param image: the image that is asked for.
+        :raises Interrupted: if a breaker is open; ``connected`` says that it is the URL's.
         :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
         single = self._urls.get((method, url))
-        retried = single is not None and single.admit()
+        try:
+            retried = single is not None and single.admit()
+        except Interrupted as error:
+            error.connected = True
+            raise
         try:
             trial = self._host.admit()
         except Interrupted:
@@ -451,6 +457,8 @@ class Exchanges:
         self._failed(method, url, retried, reason)
         if response.redirected:
             self._host.answered()
+        elif method == "HEAD":
+            self._host.abandoned(trial)
         else:
             self._host.failed(trial, reason, image)
         raise await refusal(response, *secrets)

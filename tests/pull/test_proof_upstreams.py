@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,14 +164,14 @@ class ManifestProofTests(ProofCase):
 
     async def test_another_manifest_is_no_proof_for_the_one_that_is_asked_for(self) -> None:
         other = {"Docker-Content-Digest": str(Digest.of(b"another"))}
-        await self.answering(Instead(b"", OCI_MANIFEST, other), method="HEAD")
+        await self.answering(Instead(b"", OCI_MANIFEST, other))
         for who, status in (({}, 401), (BOB, 502)):
             self.assertEqual((await self.ask(self.digest, who)).status, status)
 
     async def test_a_type_that_is_not_known_is_a_manifests_where_the_digest_says_so(self) -> None:
         named = {"Docker-Content-Digest": str(self.digest)}
         kind = "application/vnd.example.thing+json"
-        await self.answering(Instead(b"{}", kind, named), method="HEAD")
+        await self.answering(Instead(b"{}", kind, named))
         self.assertEqual((await self.ask("1", BOB)).status, 502)
         self.assertEqual((await self.ask(self.digest, BOB)).status, 200)
 
@@ -184,6 +185,21 @@ class ManifestProofTests(ProofCase):
                 self.hub.forget_requests()
             self.hub.faults.clear()
             self.hub.challenges = True
+
+    async def test_they_do_where_head_is_refused_or_wrong(self) -> None:
+        wrong = {"Docker-Content-Digest": str(Digest.of(b"another"))}
+        faults: Sequence[Fault] = (
+            *(Status(status) for status in (400, 401, 403, 404, 405, 406, 500)),
+            Garbage(),
+            Instead(b"", OCI_MANIFEST, wrong),
+        )
+        for fault in faults:
+            self.registry = self.proving()
+            await self.cached(self.registry)
+            self.hub.faults.add(fault, on=f"/v2/{APP}/manifests/*", method="HEAD", times=None)
+            for who, status in ((ALICE, 200), (BOB, 403)):
+                self.assertEqual((await self.ask(self.digest, who)).status, status, fault)
+            self.hub.faults.clear()
 
     async def test_they_do_where_the_digest_is_one_of_another_algorithm(self) -> None:
         other = {"Docker-Content-Digest": str(Digest.of(b"another", Algorithm.SHA512))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -24,7 +25,8 @@ from tests.pull.mirrors import (
     digest_of,
     timings,
 )
-from tests.upstreams.faulty import MANIFESTS, Expired, Silence, Status
+from tests.upstreams.faulty import MANIFESTS, Expired, Fault, Garbage, RedirectTo, Silence, Status
+from tests.upstreams.hub import Hub
 
 NAME = "library/alpine"
 UPSTREAM = f"/v2/{NAME}/manifests"
@@ -250,19 +252,67 @@ class MovedTests(TagCase):
 
     async def test_an_upstream_without_head_is_asked_for_the_bytes(self) -> None:
         registry = await self.primed(freshness="0s")
-        for number, status in enumerate((405, 400, 403, 404, 406, 500)):
+        elsewhere = Hub.start(self, self.hub.backing)
+        elsewhere.faults.add(Status(403), on="*", method="*", times=None)
+        nonsense = {"Docker-Content-Digest": str(Digest.of(b"nothing"))}
+        current = {"Docker-Content-Digest": str(self.old)}
+        faults: Sequence[Fault] = (
+            *(Status(status) for status in (400, 401, 403, 404, 405, 406, 410, 500, 501, 503)),
+            RedirectTo(f"{elsewhere.url}/v2/{NAME}/manifests/latest"),
+            Garbage(),
+            Instead(b"<html>", "text/html"),
+            Instead(b"<html>", "text/html", current),
+            Instead(b"", None, current),
+            Instead(b"", None, nonsense),
+            Without("Docker-Content-Digest"),
+        )
+        for number, fault in enumerate(faults):
             self.hub.faults.clear()
-            self.hub.faults.add(Status(status), on=MANIFESTS, method="HEAD", times=None)
-            self.assert_from(await self.get(registry), "cache", CONFIRMED)
+            self.hub.faults.add(fault, on=MANIFESTS, method="HEAD", times=None)
+            for _ in range(2):
+                self.assertEqual((await self.get(registry)).header("Warning"), None, fault)
+            new = self.hub.images.add_image(NAME, "latest", b"new %d" % number)
+            answer = await self.get(registry)
+            self.assertEqual((digest_of(answer), Digest.of(answer.body)), (new, new), fault)
+
+    async def test_a_digest_that_get_does_not_know_is_not_believed(self) -> None:
+        registry = await self.primed(freshness="0s")
+        for number, status in enumerate((404, 403, 500)):
+            new = self.hub.images.add_image(NAME, "latest", b"new %d" % number)
+            self.hub.faults.add(Status(status), on=f"{UPSTREAM}/sha256:*", times=None)
+            self.assertEqual(digest_of(await self.get(registry)), new)
+            self.hub.faults.clear()
+
+    async def test_a_tag_of_which_head_tells_wrong_things_is_asked_for_by_get_alone(self) -> None:
+        registry = await self.primed(freshness="0s")
+        nothing = {"Docker-Content-Digest": str(Digest.of(b"nothing"))}
+        self.hub.faults.add(Instead(b"{}", None, nothing), on=MANIFESTS, method="HEAD", times=None)
+        for number, asked in enumerate((["HEAD", "GET", "GET"], ["GET"], ["GET"])):
+            self.hub.forget_requests()
             new = self.hub.images.add_image(NAME, "latest", b"new %d" % number)
             self.assertEqual(digest_of(await self.get(registry)), new)
+            self.assertEqual([method for method, _, _ in self.asked()], asked)
+
+    async def test_a_head_that_is_refused_with_a_token_costs_no_second_login(self) -> None:
+        registry = await self.primed(freshness="0s")
+        for status in (401, 403):
+            self.hub.faults.clear()
+            self.hub.faults.add(Status(status), on=MANIFESTS, method="HEAD", times=None)
+            for _ in range(3):
+                self.assert_from(await self.get(registry), "cache", CONFIRMED)
+        self.assertEqual(self.hub.count("GET", "/token"), 1)
+        self.hub.forget_requests()
+        self.hub.faults.add(Status(401), on=MANIFESTS, times=None)
+        body = self.hub.images.manifest_of(NAME, "latest")
+        self.assert_stale(await self.get(registry), body, "401")
+        self.assertEqual(self.hub.count("GET", "/token"), 0)
 
     async def test_new_bytes_that_are_wrong_leave_the_old_ones(self) -> None:
         registry = await self.primed(freshness="0s")
         old = self.hub.images.manifest_of(NAME, "latest")
         new = self.move()
         other = Instead(old + b"\n", OCI_MANIFEST)
-        self.hub.faults.add(other, on=f"{UPSTREAM}/{new}")
+        self.hub.faults.add(other, on=MANIFESTS, times=2)  # by digest, and by tag
         self.assert_stale(await self.get(registry), old, "digest")
         self.assertEqual(digest_of(await self.get(registry)), new)
 

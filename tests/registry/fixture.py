@@ -28,7 +28,12 @@ from artifactd.settings.remote import RemoteSettings, docker_hub
 from artifactd.settings.values import Size
 from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.http.errors import UpstreamError
-from artifactd.upstream.interfaces import UpstreamBlob, UpstreamManifest, UpstreamPage
+from artifactd.upstream.interfaces import (
+    UpstreamBlob,
+    UpstreamHead,
+    UpstreamManifest,
+    UpstreamPage,
+)
 from tests.catalog.fixture import new_catalog
 from tests.programs import reactor
 from tests.store.fixture import StoreTestCase
@@ -186,9 +191,9 @@ class PlayedUpstream:
         sent: UpstreamManifest = await self._ask(self.manifests, Asked(image, reference))
         return sent
 
-    async def manifest_digest(
+    async def manifest_head(
         self, image: str, reference: Reference, known: Digest | None
-    ) -> Digest | None:
+    ) -> UpstreamHead | None:
         raise NotImplementedError
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:

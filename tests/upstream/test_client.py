@@ -13,15 +13,17 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from artifactd.oci.digest import Digest
 from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream, ResponseBody, next_page
-from artifactd.upstream.errors import Missing, RangeRefused, Throttled
+from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
-from artifactd.upstream.interfaces import BlobBody, Upstream
+from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamHead
 from tests.upstream.fake import (
+    BEARER,
     DIGEST,
     HUB,
     IMAGE,
     Answer,
     Asked,
+    Hub,
     Reply,
     Sink,
     UpstreamTestCase,
@@ -31,12 +33,13 @@ from tests.upstream.fake import (
 )
 
 LATEST = Tag("latest")
+NAMED: dict[str, str | list[str]] = {"Docker-Content-Digest": str(DIGEST)}
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 Operation = Callable[[RegistryUpstream], Coroutine[Any, Any, object]]
 OPERATIONS: dict[str, Operation] = {
     "manifest": lambda upstream: upstream.manifest(IMAGE, LATEST),
-    "manifest_digest": lambda upstream: upstream.manifest_digest(IMAGE, LATEST, DIGEST),
+    "manifest_head": lambda upstream: upstream.manifest_head(IMAGE, LATEST, DIGEST),
     "blob": lambda upstream: upstream.blob(IMAGE, DIGEST),
     "open_blob": lambda upstream: upstream.open_blob(IMAGE, DIGEST, 5, 9),
     "tags": lambda upstream: upstream.tags(IMAGE, {}),
@@ -46,7 +49,7 @@ OPERATIONS: dict[str, Operation] = {
 BY_GET = {
     name: operation
     for name, operation in OPERATIONS.items()
-    if name not in ("manifest_digest", "blob")  # GET decides where HEAD is refused
+    if name not in ("manifest_head", "blob")  # GET decides where HEAD is refused
 }
 
 
@@ -106,40 +109,126 @@ class ManifestTests(UpstreamTestCase):
         )
 
 
-class ManifestDigestTests(UpstreamTestCase):
+class ManifestHeadTests(UpstreamTestCase):
     """end-3 by HEAD."""
 
-    def digest(self, answer: Answer, known: Digest | None = None) -> Digest | None:
+    def told(self, answer: Answer, known: Digest | None = None) -> UpstreamHead | None:
         upstream = self.upstream(in_turn(answer))
-        digest: Digest | None = self.successResultOf(upstream.manifest_digest(IMAGE, LATEST, known))
-        return digest
+        told: UpstreamHead | None = self.successResultOf(
+            upstream.manifest_head(IMAGE, LATEST, known)
+        )
+        return told
 
     def test_it_is_what_the_upstream_says(self) -> None:
-        answer = Answer(200, fields={"Docker-Content-Digest": str(DIGEST)})
-        self.assertEqual(DIGEST, self.digest(answer))
+        fields = {"Content-Type": f"{INDEX}; charset=utf-8", "Content-Length": "123"}
+        told = self.told(Answer(200, fields={**NAMED, **fields}))
+        self.assertEqual(UpstreamHead(DIGEST, INDEX, 123), told)
         (asked,) = self.http.asked
         self.assertEqual("HEAD", asked.method)
         self.assertNotIn("If-None-Match", asked.headers)
         self.assertIn(INDEX, asked.headers["Accept"])
 
     def test_the_known_one_is_told_and_confirmed(self) -> None:
-        self.assertEqual(DIGEST, self.digest(Answer(304), DIGEST))
+        self.assertEqual(UpstreamHead(DIGEST), self.told(Answer(304), DIGEST))
         self.assertEqual(f'"{DIGEST}"', self.http.asked[0].headers["If-None-Match"])
 
     def test_another_one_replaces_it(self) -> None:
         other = Digest.of(b"another manifest")
         answer = Answer(200, fields={"Docker-Content-Digest": str(other)})
-        self.assertEqual(other, self.digest(answer, DIGEST))
+        self.assertEqual(UpstreamHead(other), self.told(answer, DIGEST))
 
     def test_some_upstreams_do_not_say(self) -> None:
-        for answer in (Answer(200), Answer(405), Answer(501), Answer(400), Answer(403),
+        for answer in (Answer(200), Answer(405), Answer(501), Answer(400), Answer(401), Answer(403),
                        Answer(404), Answer(406), Answer(500), Answer(403, host="cdn.example"),
                        Answer(200, fields={"Docker-Content-Digest": "sha256:nonsense"}),
-                       Answer(200, fields={"Docker-Content-Digest": "md5:abc"})):  # fmt: skip
-            self.assertIsNone(self.digest(answer, DIGEST))
+                       Answer(200, fields={"Docker-Content-Digest": "md5:abc"}),
+                       Answer(200, fields={**NAMED, "Content-Type": "text/html"}),
+                       Answer(200, fields={**NAMED, "Content-Length": str(4 << 30)}),
+                       Answer(302), Answer(410), Answer(204)):  # fmt: skip
+            self.assertIsNone(self.told(answer, DIGEST), answer)
+            self.assertEqual(1, len(self.http.asked))
 
     def test_a_304_that_nothing_was_told_for_is_no_answer(self) -> None:
-        self.assertIsNone(self.digest(Answer(304)))
+        self.assertIsNone(self.told(Answer(304)))
+
+    def test_what_get_could_not_better_is_raised(self) -> None:
+        for answer, error in ((TimedOut("slow"), TimedOut), (Answer(429), Throttled)):
+            upstream = self.upstream(in_turn(answer), retries=0)
+            self.failureResultOf(upstream.manifest_head(IMAGE, LATEST, DIGEST), error)
+
+
+class HeadRefusedTests(UpstreamTestCase):
+    """HEAD is refused where GET is answered."""
+
+    def refusing(self, refusal: Callable[[], Reply]) -> RegistryUpstream:
+        """A registry with a token service that refuses every HEAD, after its challenge."""
+        self.hub = Hub(expires_in=None)
+        content = f"/v2/{IMAGE}/manifests/latest", f"/v2/{IMAGE}/blobs/{DIGEST}"
+
+        def answer(asked: Asked) -> Reply:
+            if asked.path in content and asked.authorization:
+                token = (asked.authorization or "").removeprefix("Bearer ")
+                if token in self.hub.accepted:
+                    return refusal() if asked.method == "HEAD" else Answer(200, b"{}")
+            return self.hub(asked)
+
+        return self.upstream(answer, retries=0)
+
+    def denied(self) -> Answer:
+        return Answer(401, fields={"WWW-Authenticate": BEARER})
+
+    def test_a_login_is_made_once_for_both(self) -> None:
+        for refusal in (self.denied, lambda: Answer(401), lambda: Answer(403)):
+            upstream = self.refusing(refusal)
+            for _ in range(3):
+                self.assertIsNone(
+                    self.successResultOf(upstream.manifest_head(IMAGE, LATEST, DIGEST))
+                )
+                self.successResultOf(upstream.manifest(IMAGE, LATEST))
+                self.assertEqual(2, self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
+            self.assertEqual(1, len(self.hub.fetches))
+
+    def test_a_token_that_is_refused_to_get_too_is_replaced_by_the_next_request(self) -> None:
+        upstream = self.refusing(self.denied)
+        self.successResultOf(upstream.manifest_head(IMAGE, LATEST, DIGEST))
+        self.hub.accepted.clear()
+        self.failureResultOf(upstream.manifest(IMAGE, LATEST), Missing)
+        self.assertEqual(1, len(self.hub.fetches))
+        self.successResultOf(upstream.manifest(IMAGE, LATEST))
+        self.assertEqual(2, len(self.hub.fetches))
+
+    def test_a_token_service_that_gives_none_is_not_asked_for_get_again(self) -> None:
+        for status, error in ((401, Missing), (500, LoginRefused), (429, Throttled)):
+            upstream = self.refusing(self.denied)
+            for operation in ("manifest_head", "blob"):
+                self.hub.token_reply = Answer(status)
+                self.failureResultOf(OPERATIONS[operation](upstream), error)
+            self.assertLessEqual(len(self.hub.fetches), 2)
+
+    def test_a_head_that_always_fails_closes_nothing_else(self) -> None:
+        def answer(asked: Asked) -> Reply:
+            return Answer(500) if asked.method == "HEAD" else Answer(200, b"{}")
+
+        upstream = self.upstream(answer, retries=0)
+        for number in range(12):
+            image = f"org/app{number % 4}"
+            self.assertIsNone(self.successResultOf(upstream.manifest_head(image, LATEST, DIGEST)))
+        self.successResultOf(upstream.manifest("org/app0", LATEST))
+        for _ in range(8):  # the breaker of the URL opens meanwhile
+            self.assertIsNone(
+                self.successResultOf(upstream.manifest_head("org/app0", LATEST, DIGEST))
+            )
+        self.assertLessEqual(len(self.http.asked), 12 + 1 + 5)
+        self.successResultOf(upstream.manifest("org/app0", LATEST))
+
+    def test_a_429_to_get_holds_no_head_back(self) -> None:
+        upstream = self.upstream(in_turn(Answer(429), Answer(200, fields=NAMED), Answer(429)))
+        self.failureResultOf(upstream.manifest(IMAGE, LATEST), Throttled)
+        told = self.successResultOf(upstream.manifest_head(IMAGE, LATEST, None))
+        self.assertEqual(UpstreamHead(DIGEST), told)
+        for _ in range(2):
+            self.failureResultOf(upstream.manifest_head(IMAGE, LATEST, None), Throttled)
+        self.assertEqual(3, len(self.http.asked))
 
 
 class BlobTests(UpstreamTestCase):
@@ -506,9 +595,8 @@ class PatienceTests(UpstreamTestCase):
         limited = Answer(429, fields={"Retry-After": "30"})
         upstream = self.upstream(in_turn(limited, Answer(404)))
         for left in (30, 20):
-            for operation in ("manifest", "manifest_digest") if left == 20 else ("manifest",):
-                failure = self.failureResultOf(OPERATIONS[operation](upstream), Throttled)
-                self.assertEqual((left, 429), (failure.value.retry_after, failure.value.status))
+            failure = self.failureResultOf(self.manifest(upstream), Throttled)
+            self.assertEqual((left, 429), (failure.value.retry_after, failure.value.status))
             self.clock.advance(10)
         self.clock.advance(10)
         self.failureResultOf(self.manifest(upstream), Missing)
@@ -536,7 +624,7 @@ class PatienceTests(UpstreamTestCase):
         }
         for operation, answer in (
             ("manifest", Answer(200, b"{}", told)),
-            ("manifest_digest", Answer(304, fields=told)),
+            ("manifest_head", Answer(304, fields=told)),
             ("manifest", Answer(429, fields=told)),
         ):
             upstream = self.upstream(in_turn(answer))

@@ -12,6 +12,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Url
@@ -20,6 +21,7 @@ from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused
 from artifactd.upstream.http.errors import OutOfReach, Unreachable
 from artifactd.upstream.http.reach import Reach
+from artifactd.upstream.interfaces import UpstreamHead
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch
 from tests.upstream.wire import make_transport
@@ -86,6 +88,7 @@ class Hub:
 
     def _resource(self, request: Request, path: str) -> bytes:
         if path == "manifests/latest":
+            request.setHeader("Content-Type", OCI_INDEX)
             request.setHeader("Docker-Content-Digest", str(Digest.of(MANIFEST)))
             request.setHeader("RateLimit-Limit", "100;w=21600")
             request.setHeader("RateLimit-Remaining", "25;w=21600")
@@ -161,8 +164,10 @@ class ClientOverHttpTests(TestCase):
 
     async def test_a_revalidation(self) -> None:
         digest = Digest.of(MANIFEST)
-        self.assertEqual(digest, await self.upstream.manifest_digest(IMAGE, LATEST, None))
-        self.assertEqual(digest, await self.upstream.manifest_digest(IMAGE, LATEST, digest))
+        told = await self.upstream.manifest_head(IMAGE, LATEST, None)
+        self.assertEqual(UpstreamHead(digest, OCI_INDEX, len(MANIFEST)), told)
+        told = await self.upstream.manifest_head(IMAGE, LATEST, digest)
+        self.assertEqual(UpstreamHead(digest), told)
         self.assertEqual([("HEAD", 200), ("HEAD", 304)], self.watch.requests[2:])
         self.assertAlmostEqual(2, self.upstream.frugality())
 

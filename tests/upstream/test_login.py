@@ -825,7 +825,7 @@ class BasicTests(LoginTestCase):
         self.successResultOf(self.manifest(upstream))
         second = self.error(upstream)
         for error in first, second:
-            self.assertIs(LoginRefused, type(error))
+            self.assertIsInstance(error, LoginRefused)
             self.assertIn("bob", error.reason)
 
     def test_a_password_that_has_expired_is_a_login_refused(self) -> None:

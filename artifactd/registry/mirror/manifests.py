@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from attrs import define, evolve, field
+from cachetools import TTLCache
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
@@ -24,11 +25,15 @@ from artifactd.registry.mirror.refusals import Refusals, stale, translated
 from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
+from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.interfaces import Upstream
+from artifactd.upstream.interfaces import Upstream, UpstreamHead
 
 _log = Logger()
 
+# Tags that are asked for by GET alone since HEAD was wrong, and seconds for which they are.
+_MISLED = 1024
+_SECONDS_MISLED = 3600.0
 _OFFLINE = "the upstream is not asked (offline)"
 
 
@@ -55,6 +60,12 @@ class RemoteManifests:
     _single_flight: SingleFlight[tuple[ImageName, Reference], ManifestFound] = field(
         factory=SingleFlight, init=False
     )
+    # Tags that GET found to be another manifest than HEAD had said.
+    _misled: TTLCache[tuple[ImageName, Tag], bool] = field(init=False)
+
+    @_misled.default
+    def _none_misled(self) -> TTLCache[tuple[ImageName, Tag], bool]:
+        return TTLCache(_MISLED, _SECONDS_MISLED, self.now)
 
     async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
         """Find a manifest: in the cache if it is fresh there, else upstream."""
@@ -167,34 +178,72 @@ class RemoteManifests:
         return self.settings.freshness * self.upstream.frugality()
 
     async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
-        current = cached.record.digest
-        digest = await self.upstream.manifest_digest(image.image, tag, current)
-        if digest is None:
-            # The upstream sends no digest: only the bytes tell it.
-            fetched = await self._download(image, tag)
-            digest = fetched.digest
-            if digest != current and self._held_back(image, tag, cached, digest) is None:
-                return await self._keep(image, tag, fetched)
-        if digest == current:
-            await self.remote.keep_tag(image, tag, None)
-            return ManifestFound(
-                cached.record, image, Provenance("cache", "fwd=stale; detail=confirmed")
-            )
-        if self._held_back(image, tag, cached, digest) is not None:
-            await self.remote.keep_tag(image, tag, digest)
-            return ManifestFound(
-                cached.record,
-                image,
-                Provenance("cache", "fwd=stale; fwd-status=200; detail=cooldown"),
-            )
-        if await self.remote.point_tag(image, tag, digest):
-            record = await self.catalog.manifest(image, digest)
+        """Ask for a cached tag again: by HEAD, and by GET where that says nothing or is wrong."""
+        told = await self._told(image, tag, cached.record)
+        if told is None:
+            return await self._revalidate_by_get(image, tag, cached)
+        kept = await self._kept(image, tag, cached, told.digest)
+        if kept is not None:
+            return kept
+        if await self.remote.point_tag(image, tag, told.digest):
+            record = await self.catalog.manifest(image, told.digest)
             if record is not None:
-                return ManifestFound(
-                    record, image, Provenance("cache", "fwd=stale; fwd-status=200")
-                )
-        # Fetched by digest, so that a tag that moves meanwhile can't mix two answers.
-        return await self._fetch(image, digest, tag)
+                how = Provenance("cache", "fwd=stale; fwd-status=200")
+                return ManifestFound(record, image, how)
+        try:
+            # Fetched by digest, so that a tag that moves meanwhile can't mix two answers.
+            fetched = await self._download(image, told.digest)
+            if _describes(told, fetched.media_type, len(fetched.content)):
+                return await self._keep(image, tag, fetched)
+        except (Missing, Unreachable) as error:
+            if error.status is None:
+                raise
+        found = await self._revalidate_by_get(image, tag, cached)
+        if found.record.digest != told.digest:
+            self._misled[image, tag] = True
+        return found
+
+    async def _told(
+        self, image: ImageName, tag: Tag, current: ManifestRecord
+    ) -> UpstreamHead | None:
+        """
+        Ask by HEAD what ``tag`` is now; ``None``: only GET can tell.
+
+        :param current: the cached manifest.
+        """
+        if (image, tag) in self._misled:
+            return None
+        told = await self.upstream.manifest_head(image.image, tag, current.digest)
+        if told is None:
+            return None
+        record: ManifestRecord | None = current
+        if told.digest != current.digest:
+            record = await self.catalog.manifest(image, told.digest)
+        if record is not None and not _describes(told, record.media_type, record.size):
+            return None
+        return told
+
+    async def _revalidate_by_get(
+        self, image: ImageName, tag: Tag, cached: CachedTag
+    ) -> ManifestFound:
+        fetched = await self._download(image, tag)
+        kept = await self._kept(image, tag, cached, fetched.digest)
+        return kept or await self._keep(image, tag, fetched)
+
+    async def _kept(
+        self, image: ImageName, tag: Tag, cached: CachedTag, digest: Digest
+    ) -> ManifestFound | None:
+        """
+        The cached manifest if ``digest``, which the upstream names, is its own, or is not served
+        yet; else None.
+        """
+        candidate, how = None, "fwd=stale; detail=confirmed"
+        if digest != cached.record.digest:
+            if self._held_back(image, tag, cached, digest) is None:
+                return None
+            candidate, how = digest, "fwd=stale; fwd-status=200; detail=cooldown"
+        await self.remote.keep_tag(image, tag, candidate)
+        return ManifestFound(cached.record, image, Provenance("cache", how))
 
     def _held_back(
         self, image: ImageName, tag: Tag, cached: CachedTag, digest: Digest
@@ -267,3 +316,8 @@ class RemoteManifests:
         )
         how = Provenance("remote", "fwd=miss; fwd-status=200; stored")
         return ManifestFound(record, image, how)
+
+
+def _describes(told: UpstreamHead, media_type: str, size: int) -> bool:
+    """Whether what HEAD says of a digest is true of the manifest that has it."""
+    return told.media_type in (None, media_type.lower()) and told.size in (None, size)
