@@ -9,12 +9,11 @@ from random import Random
 from typing import TypeVar
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from cachetools import TTLCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
 
-from artifactd.kit.streams import PassThrough
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import (
@@ -26,6 +25,7 @@ from artifactd.oci.manifest import (
 )
 from artifactd.oci.names import Reference
 from artifactd.settings.remote import RemoteSettings
+from artifactd.upstream.coded import Counted, Meaning, Meanings, UndoneBody
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import (
     ChallengeRefused,
@@ -282,17 +282,6 @@ _STRONG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')
 
 
 @define(eq=False)
-class _Counted(PassThrough):
-    """Counts the bytes that it passes on."""
-
-    _watch: UpstreamWatch
-
-    def write(self, data: bytes) -> None:
-        self._watch.received(len(data))
-        super().write(data)
-
-
-@define(eq=False)
 class ResponseBody:
     """A :class:`artifactd.upstream.interfaces.BlobBody`."""
 
@@ -340,7 +329,7 @@ class ResponseBody:
                 raise Unreachable(f"{self.host} sent {count} bytes where it said {self.length}")
             return count
 
-        counted = _Counted(consumer, self._watch)
+        counted = Counted(consumer, self._watch)
         return self._response.deliver_to(IConsumer(counted)).addCallback(ended)
 
     def abort(self) -> None:
@@ -428,7 +417,9 @@ class RegistryUpstream:
         services = Exchanges(http, name, f"the token service of {host}", clock, watch)
         self.name = name
         self._root = Root.of(settings)
+        self._clock = clock
         self._watch = watch
+        self._meanings = Meanings(clock, watch)
         self._max_manifest = max_manifest
         self._api = RegistryApi(
             Exchanges(http, name, host, clock, watch),
@@ -505,7 +496,9 @@ class RegistryUpstream:
     async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
         request = self._root.request(Kind.BLOB, "HEAD", image, "blobs", str(digest))
         response = await self._head(request)
-        if response is None:
+        if response is None or response.coding:
+            if response is not None and (size := self._meanings.size(digest)) is not None:
+                return UpstreamBlob(size)
             # One byte, not the blob, tells whether it is there.
             try:
                 body = await self.open_blob(image, digest, 0, 0)
@@ -533,7 +526,27 @@ class RegistryUpstream:
         request = self._root.request(
             Kind.BLOB, "GET", image, "blobs", str(digest), headers=headers, expected=expected
         )
-        return ResponseBody.of(await self._api.ask(request, _as_it_is), self._watch)
+        goes_on = first > 0
+
+        async def take(response: HttpResponse) -> BlobBody | None:
+            if not response.coding:
+                return ResponseBody.of(response, self._watch)
+            return await self._coded(response, digest, goes_on=goes_on)
+
+        while (body := await self._api.ask(request, take)) is None:
+            request, goes_on = evolve(request, headers={}, expected=_OK), True
+        return body
+
+    async def _coded(
+        self, response: HttpResponse, digest: Digest, *, goes_on: bool
+    ) -> BlobBody | None:
+        """Make the body of a blob that is coded; ``None``: ask for the whole blob again."""
+        found = await self._meanings.find(response, digest, goes_on=goes_on)
+        if not isinstance(found, Meaning):
+            return found
+        if not found.undo:
+            return ResponseBody.of(response, self._watch)
+        return UndoneBody.of(response, found.size, self._clock, self._watch)
 
     async def tags(self, image: str, query: Mapping[str, str]) -> UpstreamPage:
         return await self._page(image, ("tags", "list"), query)
@@ -603,6 +616,8 @@ def named_digest(response: HttpResponse) -> Digest | None:
 
 def _told_length(response: HttpResponse) -> int | None:
     """Return the bytes that an answer to HEAD says the body of GET has, if it says so."""
+    if response.coding:
+        return None  # the bytes that would be sent
     length = _LENGTH.fullmatch(response.header("Content-Length") or "")
     return int(length[0]) if length else None
 
@@ -614,10 +629,6 @@ def _is_json(response: HttpResponse) -> bool:
     Some registries redirect requests to unknown endpoints to a login page for people.
     """
     return not response.header("Content-Type") or media_type_of(response).endswith("json")
-
-
-async def _as_it_is(response: HttpResponse) -> HttpResponse:
-    return response
 
 
 async def _whole(response: HttpResponse, limit: int) -> bytes:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+
 from attrs import field, frozen
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.digest import Digest
-from tests.pull.case import HELD, Later, PullCase, noise
+from artifactd.upstream import coded
+from tests.pull.case import ALPINE, HELD, Later, PullCase, noise
 from tests.pull.download import Download
 from tests.upstreams.backing import Bytes
 from tests.upstreams.faulty import (
     CDN,
+    Coded,
     Corrupt,
     Fault,
-    Gzipped,
     NoLength,
     NoRanges,
     OtherETag,
@@ -26,6 +29,7 @@ SIZE = 1_000_000
 BREAK = 600_000
 CONTENT = noise(SIZE)
 SMALL = noise(1000)
+LARGE = 200_000
 
 
 @frozen
@@ -277,22 +281,124 @@ class NoLengthTests(WrongBytesCase):
         await self.assert_refused(digest, CONTENT)
 
 
-class GzipTests(PullCase):
-    async def test_what_nobody_wanted_compressed_is_refused(self) -> None:
-        digest = self.blob(CONTENT)
-        self.hub.faults.add(Gzipped(), on=CDN)
-        status, code, detail = (await self.pull(digest)).error
-        self.assertEqual((status, code), (502, "UNKNOWN"))
-        self.assertIn("Content-Encoding", detail["reason"])
-        self.assert_nothing_kept(digest)
-        self.assert_whole(await self.pull(digest), CONTENT)
+class CodedTests(PullCase):
+    """A blob with a ``Content-Encoding`` that nobody asked for: the digest tells what it is."""
+
+    LAYER = gzip.compress(noise(LARGE))
+
+    async def assert_pulled(self, content: bytes, fault: Coded, *others: Fault) -> None:
+        """All of ``content`` comes, and is kept."""
+        digest = self.blob(content)
+        self.hub.faults.clear()
+        for each in (fault, *others):
+            self.hub.faults.add(each, on=CDN, method="*", times=None)
+        self.assert_whole(await self.pull(digest), content)
+        self.assertEqual(self.holders(digest), [f"docker.io/{ALPINE}"])
+
+    async def test_what_nobody_wanted_coded_is_undone(self) -> None:
+        for number, coding in enumerate(("gzip", "x-gzip", "deflate", "Deflate")):
+            for size in (0, 1, 1000, LARGE):
+                await self.assert_pulled(noise(size, number), Coded(coding))
+        # A layer is compressed already, and a document is not.
+        await self.assert_pulled(self.LAYER, Coded())
+        await self.assert_pulled(b'{"architecture":"amd64"}' * 10_000, Coded())
         asked = {asked.headers["accept-encoding"] for asked in self.hub.requests}
         self.assertEqual(asked, {"identity"})
 
-    async def test_it_is_refused_in_the_middle_too(self) -> None:
+    async def test_what_is_only_labelled_is_taken_as_it_is(self) -> None:
+        for number, label in enumerate(("gzip", "deflate", "br", "zstd", "utf-8", "aws-chunked")):
+            for size in (1, LARGE):
+                for content in (noise(size, number), gzip.compress(noise(size, number + 10))):
+                    await self.assert_pulled(content, Coded(label, applied=False))
+
+    async def test_it_is_fetched_twice_until_the_digest_has_told_what_the_label_means(self) -> None:
+        counts = []
+        for number in range(3):
+            self.hub.forget_requests()
+            await self.assert_pulled(noise(LARGE, number), Coded())
+            counts.append(self.hub.count("GET", CDN))
+        self.assertEqual(counts, [2, 1, 1])
+
+    async def test_what_a_label_meant_for_others_is_not_believed_against_the_digest(self) -> None:
+        await self.assert_pulled(CONTENT, Coded())
+        labelled = gzip.compress(noise(SIZE, 1))
+        digest = self.blob(labelled)
+        self.hub.faults.clear()
+        self.hub.faults.add(Coded(applied=False), on=CDN, method="*", times=None)
+        self.assert_cut(await self.pull(digest))
+        self.assert_whole(await self.pull(digest), labelled)
+        self.assert_whole(await self.pull(digest), labelled)
+
+    async def test_one_that_is_too_large_to_be_read_twice_is_guessed(self) -> None:
+        self.patch(coded, "MOST_READ", LARGE // 2)
+        archive = bytes(257) + b"ustar" + noise(LARGE)
+        for chunked in (False, True):
+            labelled = gzip.compress(archive + bytes([chunked]))
+            for content, applied in ((labelled, False), (noise(LARGE, 2 + chunked), True)):
+                others = [NoLength()] if chunked else []
+                await self.assert_pulled(content, Coded(applied=applied), *others)
+        wrong = gzip.compress(noise(LARGE, 5))
+        digest = self.blob(wrong)
+        self.hub.faults.clear()
+        self.hub.faults.add(Coded(applied=False), on=CDN, method="*", times=None)
+        self.assert_cut(await self.pull(digest))
+        self.assert_whole(await self.pull(digest), wrong)
+
+    async def test_a_coding_that_cannot_be_undone_is_502_of_that_blob_alone(self) -> None:
+        self.hub.faults.add(Coded("br"), on=CDN, method="*", times=6)
+        for number in range(6):
+            content = noise((1000, LARGE)[number % 2], number)
+            digest = self.blob(content)
+            status, code, detail = (await self.pull(digest)).error
+            self.assertEqual((status, code), (502, "UNKNOWN"))
+            self.assertIn("Content-Encoding (br)", detail["reason"])
+            self.assert_nothing_kept(digest)
+        self.assert_whole(await self.pull(digest), content)
+
+    async def test_wrong_bytes_stay_wrong_however_they_are_coded(self) -> None:
+        for wrong in (noise(SIZE, 1), noise(1000, 1)):
+            digest = self.blob(CONTENT)
+            self.hub.faults.clear()
+            self.hub.faults.add(Other(wrong), on=CDN, times=None)
+            self.hub.faults.add(Coded(), on=CDN, times=None)
+            status, _, detail = (await self.pull(digest)).error
+            self.assertEqual(status, 502)
+            self.assertIn("wrong bytes", detail["reason"])
+            self.assert_nothing_kept(digest)
+
+    async def test_damaged_coding_is_502(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Coded(), on=CDN)
+        self.hub.faults.add(Corrupt(5000), on=CDN)
+        self.assertEqual((await self.pull(digest)).error[0], 502)
+        self.assert_nothing_kept(digest)
+        self.assert_whole(await self.pull(digest), CONTENT)
+
+    async def test_what_breaks_off_goes_on_from_the_beginning(self) -> None:
+        await self.assert_pulled(noise(LARGE, 1), Coded())
         digest = self.blob(CONTENT)
         self.hub.faults.add(Truncate(after=BREAK), on=CDN)
-        self.hub.faults.add(Later(Gzipped()), on=CDN, times=2)
-        self.assert_cut(await self.pull(digest), CONTENT)
-        self.assert_begun(digest, BREAK)
         self.assert_whole(await self.pull(digest), CONTENT)
+
+    async def test_the_rest_of_a_blob_may_be_coded(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.hub.faults.add(Later(Coded()), on=CDN, times=None)
+        self.assert_whole(await self.pull(digest), CONTENT)
+
+    async def test_no_range_is_answered_from_coded_bytes(self) -> None:
+        for number, fault in enumerate((Coded(), Coded(applied=False))):
+            for wanted, first, last in (("5-99", 5, 99), ("-10", SIZE - 10, SIZE - 1)):
+                content = noise(SIZE, number * 2 + (first > 5))
+                digest = self.blob(content)
+                self.hub.faults.clear()
+                self.hub.faults.add(fault, on=CDN, method="*", times=None)
+                self.assert_part(await self.pull(digest, wanted), content, first, last)
+                self.assert_whole(await self.pull(digest), content)
+
+    async def test_head_tells_the_size_of_the_blob(self) -> None:
+        self.hub.faults.add(Coded(), on=CDN, method="*", times=None)
+        for size in (LARGE, 1000):
+            path = f"/v2/docker.io/{ALPINE}/blobs/{self.blob(noise(size))}"
+            answer = await self.registry.request("HEAD", path)
+            self.assertEqual((answer.status, answer.header("Content-Length")), (200, str(size)))

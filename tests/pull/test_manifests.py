@@ -7,7 +7,7 @@ import json
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST, MANIFEST_TYPES, OCI_INDEX, OCI_MANIFEST
 from tests.pull.mirrors import FULL, HIT, STORED, Instead, MirrorCase, digest_of, timings
-from tests.upstreams.faulty import MANIFESTS, Corrupt, Garbage, Gzipped, NoLength, Truncate
+from tests.upstreams.faulty import MANIFESTS, Coded, Corrupt, Garbage, NoLength, Truncate
 
 NAME = "library/alpine"
 PATH = "/v2/docker.io/alpine/manifests"
@@ -184,15 +184,34 @@ class TagTests(MirrorCase):
         answer = await registry.request("GET", f"{PATH}/latest")
         self.assert_refused(answer, 502, "UNKNOWN", "text/html")
 
-    async def test_what_was_compressed_on_the_way_is_not_kept_as_it_came(self) -> None:
+    async def test_what_was_compressed_on_the_way_is_kept_as_it_was_before(self) -> None:
+        for tag, coding in enumerate(("gzip", "x-gzip", "deflate", "Deflate")):
+            digest = self.hub.images.add_image(NAME, str(tag), b"layer")
+            self.hub.faults.add(Coded(coding), on=MANIFESTS)
+            answer = await self.mirror().request("GET", f"{PATH}/{tag}")
+            self.assertEqual((answer.status, digest_of(answer)), (200, digest), coding)
+            self.assertEqual(answer.header("Content-Encoding"), None)
+
+    async def test_one_with_a_coding_that_cannot_be_undone_is_502_by_itself(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")
+        other = self.hub.images.add_image(NAME, "other", b"another layer")
         registry = self.mirror()
-        self.hub.faults.add(Gzipped(), on=MANIFESTS)
-        answer = await registry.request("GET", f"{PATH}/latest")
-        self.assert_refused(answer, 502, "UNKNOWN")
+        self.hub.faults.add(Coded("br"), on=f"{MANIFESTS[:-1]}latest", times=8)
+        for _ in range(8):
+            answer = await registry.request("GET", f"{PATH}/latest")
+            self.assert_refused(answer, 502, "UNKNOWN", r"Content-Encoding \(br\)")
         self.assertEqual(registry.files(), [])
+        answer = await registry.request("GET", f"{PATH}/other")
+        self.assertEqual(digest_of(answer), other)
         again = await registry.request("GET", f"{PATH}/latest")
         self.assertEqual(digest_of(again), digest)
+
+    async def test_a_label_that_says_nothing_true_is_overlooked(self) -> None:
+        for tag, label in enumerate(("gzip", "deflate", "br", "zstd", "utf-8", "aws-chunked")):
+            digest = self.hub.images.add_image(NAME, str(tag), b"layer")
+            self.hub.faults.add(Coded(label, applied=False), on=MANIFESTS)
+            answer = await self.mirror().request("GET", f"{PATH}/{tag}")
+            self.assertEqual((answer.status, digest_of(answer)), (200, digest), label)
 
     async def test_a_manifest_of_any_json_type_is_kept_as_it_is(self) -> None:
         media_type = "application/vnd.example.thing.v1+json"

@@ -70,6 +70,8 @@ class Answer:
     :ivar length: of the body, unless the test says something else.
     :ivar broken: what the body ends with instead of its end.
     :ivar ended: what has become of the body, each time.
+    :ivar coding: how the body is coded; :meth:`read` does not undo it.
+    :ivar url: where a redirect has led to, if one has.
     """
 
     status: int = 200
@@ -80,6 +82,8 @@ class Answer:
     length: int | None = -1
     broken: UpstreamError | None = None
     ended: list[str] = field(factory=list)
+    coding: str = ""
+    url: str = ""
 
     def __attrs_post_init__(self) -> None:
         if self.length == -1:

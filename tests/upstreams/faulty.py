@@ -187,11 +187,18 @@ class OtherETag:
 
 
 @frozen
-class Gzipped:
-    """Compress the body, which nobody has asked for."""
+class Coded:
+    """
+    Label the body with a ``Content-Encoding``, which nobody has asked for.
+
+    :ivar applied: whether the body is coded so, too.
+    """
+
+    label: str = "gzip"
+    applied: bool = True
 
     def change(self, reply: Reply) -> None:
-        reply.zipped = True
+        reply.coding, reply.coded = self.label, self.applied
 
 
 # -- Another answer

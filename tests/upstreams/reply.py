@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from attrs import Factory, define
@@ -16,6 +17,21 @@ from tests.upstreams.tokens import error_body
 
 # How it ends once its bytes are sent: as it should, by closing, or by resetting the connection.
 Ending = Literal["finish", "close", "reset"]
+
+
+def _raw_deflate(content: bytes) -> bytes:
+    state = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return state.compress(content) + state.flush()
+
+
+CODINGS: Mapping[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "Deflate": _raw_deflate,
+    "br": lambda content: b"\x1b" + content[::-1],  # nothing that reads it is here
+}
+"""How content is coded, by the name; ``deflate`` in both of its formats."""
 
 
 class Gate:
@@ -68,6 +84,7 @@ class Reply:
     :ivar corrupt: the offset in ``content`` of a byte that is sent wrong.
     :ivar after: with how many bytes of the body it ends; ``-1``: before the headers.
     :ivar excess: by how much ``Content-Length`` is too large.
+    :ivar coding: what is said of how the bytes are coded; with ``coded`` they are.
     :ivar expired: there has been a token, and it is not good any more.
     """
 
@@ -87,7 +104,8 @@ class Reply:
     ending: Ending = "finish"
     excess: int = 0
     chunked: bool = False
-    zipped: bool = False
+    coding: str = ""
+    coded: bool = False
     expired: bool = False
 
     def fail(self, status: int, code: str, message: str, detail: object = None) -> None:
@@ -98,10 +116,11 @@ class Reply:
 
     async def resolve(self, headers: Mapping[str, str]) -> None:
         """Settle what is sent to a request with ``headers``; RFC 9110, 13.2.2 and 14.2."""
-        if self.zipped:
+        if self.coding:
+            self.headers["Content-Encoding"] = self.coding
+        if self.coded:
             whole = await self.content.read(0, self.content.size)
-            self.content = Bytes(gzip.compress(whole))
-            self.headers["Content-Encoding"] = "gzip"
+            self.content = Bytes(CODINGS[self.coding](whole))
         if self.etag is not None:
             self.headers["ETag"] = self.etag
         self.first, self.stop = 0, self.content.size

@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from artifactd.kit.streams import Collected
 from artifactd.kit.timers import Timers
+from artifactd.upstream.http.coding import Decoding, can_be_undone, not_undone
 from artifactd.upstream.http.errors import TimedOut, Unreachable
 
 
@@ -174,12 +175,14 @@ class Response:
     :ivar host: ``host[:port]`` that answered, to which the last redirect led.
     :ivar url: the URL that was answered.
     :ivar redirected: whether that is of another origin than the one that was asked.
+    :ivar coding: how the body says that it is coded, as :func:`coding_of` returns it; ``""``: not.
     """
 
     _original: IResponse
     host: str
     url: str
     redirected: bool
+    coding: str
     _clock: IReactorTime
     _timers: Timers
     _idle_timeout: float
@@ -194,7 +197,9 @@ class Response:
 
     @property
     def length(self) -> int | None:
-        """Bytes of the body (HEAD, 204, 304: 0); ``None`` if the upstream doesn't say."""
+        """
+        Bytes of the body as it is sent (HEAD, 204, 304: 0); ``None`` if the upstream doesn't say.
+        """
         length = self._original.length
         return None if length is UNKNOWN_LENGTH else length
 
@@ -213,10 +218,11 @@ class Response:
 
     async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
-        Read the whole body.
+        Read the whole body, a document of text: its coding is undone.
 
         :param seconds: the time for all of it; ``None``: only the idle timeout counts.
-        :raises Unreachable: if it has more than ``limit`` bytes, or breaks off.
+        :raises Unreachable: if it has more than ``limit`` bytes, as sent or undone, breaks off, or
+            has a coding that can't be undone.
         :raises TimedOut: if it stands still, or takes longer than ``seconds``.
         """
         pieces = Collected(limit)
@@ -224,7 +230,7 @@ class Response:
             pieces.exceeded = True
             self.abort()
         else:
-            delivered = self.deliver_to(pieces)
+            delivered = self._deliver_undone(pieces)
             if seconds is not None:
                 delivered.addTimeout(seconds, self._clock)
             try:
@@ -233,11 +239,19 @@ class Response:
                 raise TimedOut(f"{self.host} did not end within {seconds:g} seconds") from None
         if pieces.exceeded:
             raise Unreachable(f"{self.host} sends more than the {limit} bytes that there may be")
-        return pieces.content
+        content = pieces.content
+        if self.coding and not can_be_undone(self.coding) and content.strip()[:1] not in b"{[":
+            raise Unreachable(f"{self.host} {not_undone(self.coding)}", self.status)
+        return content
+
+    def _deliver_undone(self, consumer: IConsumer) -> Deferred[int]:
+        if not self.coding:
+            return self.deliver_to(consumer)
+        return Decoding(consumer, self.coding, self._clock, self.host).start(self.deliver_to)
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         """
-        Deliver the body to ``consumer``; see :meth:`Delivery.start`.
+        Deliver the body as it is sent to ``consumer``; see :meth:`Delivery.start`.
 
         :raises RuntimeError: if the body has been delivered or aborted before.
         """
@@ -286,8 +300,12 @@ class HttpResponse(Protocol):
         """Whether another origin answers than the one that was asked."""
 
     @property
+    def coding(self) -> str:
+        """How the body says that it is coded, though it was asked not to be; ``""``: not."""
+
+    @property
     def length(self) -> int | None:
-        """Bytes of the body; ``None`` if the upstream doesn't say."""
+        """Bytes of the body as it is sent; ``None`` if the upstream doesn't say."""
 
     def header(self, name: str) -> str | None:
         """Return the first value of a header field, or ``None``."""
@@ -297,14 +315,14 @@ class HttpResponse(Protocol):
 
     async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
-        Read the whole body.
+        Read the whole body, a document of text, undone if it is coded.
 
         :param seconds: the time for all of it; ``None``: only the idle timeout counts.
         :raises Unreachable: if it has more than ``limit`` bytes, breaks off, or takes longer.
         """
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
-        """Deliver the body to ``consumer``, as ``BlobBody.deliver_to`` does."""
+        """Deliver the body as it is sent to ``consumer``, as ``BlobBody.deliver_to`` does."""
 
     def abort(self) -> None:
         """Close the connection."""

@@ -42,10 +42,11 @@ from zope.interface import implementer
 
 from artifactd import __version__
 from artifactd.kit.timers import Timers
+from artifactd.upstream.http.coding import coding_of
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.proxy import Proxies, Proxy, ProxyRefused, TunnelEndpoint
 from artifactd.upstream.http.reach import CheckedEndpoint, Reach
-from artifactd.upstream.http.response import Refusal, Response
+from artifactd.upstream.http.response import Response
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.url import REDIRECT_STATUSES, Target, Trail, bracketed
 
@@ -342,13 +343,14 @@ class _ExactUrl(EncodedURL):
 
 class _StepAgent(Agent):
     """
-    Sends the one request of a step by ``endpoint``, and refuses a coded answer.
+    Sends the one request of a step by ``endpoint``, and notes how its answer is coded.
 
     A signed URL must go out exactly as it came.  Twisted's agents rebuild it from its parts, which
     in newer versions of Python doubles slashes at the beginning of a path.
 
     :param target: the URL of the request.
     :param proxy: the proxy that ``endpoint`` connects to, or ``None``.
+    :ivar coding: of the answer, as :func:`coding_of` returns it.
     """
 
     def __init__(
@@ -360,8 +362,8 @@ class _StepAgent(Agent):
         proxy: Proxy | None,
     ) -> None:
         super().__init__(reactor, pool=pool)
+        self.coding = ""
         self._endpoint = endpoint
-        self._target = target
         if proxy is not None and target.scheme == "http":
             self._key: Any = ("proxy", proxy.address)
             self._path = target.url
@@ -383,21 +385,15 @@ class _StepAgent(Agent):
         asking: Deferred[IResponse] = self._requestWithEndpoint(
             self._key, self._endpoint, method, URI.fromBytes(uri), wire, bodyProducer, path
         )
-        return asking.addCallback(self._uncoded)
+        return asking.addCallback(self._answered)
 
-    def _uncoded(self, response: IResponse) -> IResponse:
+    def _answered(self, response: IResponse) -> IResponse:
         """Leave nothing in the headers that treq would act upon."""
         response.headers.removeHeader(b"Set-Cookie")
-        codings = b",".join(response.headers.getRawHeaders(b"Content-Encoding", []))
+        fields = response.headers.getRawHeaders(b"Content-Encoding", [])
+        self.coding = coding_of(value.decode("iso-8859-1") for value in fields)
         response.headers.removeHeader(b"Content-Encoding")
-        # The status of an error counts, however its text is coded.
-        if codings.strip().lower() in (b"", b"identity") or not 200 <= response.code < 300:
-            return response
-        response.deliverBody(Refusal())
-        raise Unreachable(
-            f"{self._target.authority} sends a Content-Encoding, though asked for none",
-            response.code,
-        )
+        return response
 
 
 __all__ = ["Response", "Transport"]
@@ -447,14 +443,14 @@ class Transport:
         Ask for ``url`` and follow redirects; returns when the headers of the answer have come.
 
         ``Authorization`` goes to the origin of ``url`` alone.  ``Accept-Encoding`` is always
-        ``identity``, so the body is what the upstream has.  If the upstream closes a kept
-        connection before it answers, the request is sent once more on a new one.
+        ``identity``; an answer that is coded none the less says so (:attr:`Response.coding`).  If
+        the upstream closes a kept connection before it answers, the request is sent once more on
+        a new one.
 
         :param method: GET or HEAD.
         :raises TimedOut: if a connection or an answer takes too long.
         :raises OutOfReach: if it leads to an address that the upstream may not lead to.
-        :raises Unreachable: if there is no answer, or a redirect that may not be followed; also if
-            a 2xx has a ``Content-Encoding`` none the less.
+        :raises Unreachable: if there is no answer, or a redirect that may not be followed.
         """
         assert method in ("GET", "HEAD"), method
         try:
@@ -507,9 +503,10 @@ class Transport:
                 wire.setRawHeaders("Proxy-Authorization", [proxy.authorization])
         step = Step(self._timers, whom, self.connect_timeout, self.first_byte_timeout)
 
+        endpoint = _StepEndpoint(self._endpoint(target, proxy), self._connections, step)
+        agent = _StepAgent(self._pool, self.reactor, endpoint, target, proxy)
+
         def ask() -> Deferred[Any]:
-            endpoint = _StepEndpoint(self._endpoint(target, proxy), self._connections, step)
-            agent = _StepAgent(self._pool, self.reactor, endpoint, target, proxy)
             return HTTPClient(agent).request(
                 method,
                 _ExactUrl(target.url),
@@ -529,6 +526,7 @@ class Transport:
             target.authority,
             target.url,
             redirected,
+            agent.coding,
             self.reactor,
             self._timers,
             self.idle_timeout,

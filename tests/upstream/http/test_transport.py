@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IPushProducer
+from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactor
 
 from artifactd import __version__
@@ -103,15 +106,57 @@ class RequestTests(TransportCase):
                 self.assertEqual(await response.read(10), b"")
         self.assertEqual(len(self.server.peers), 1)
 
-    async def test_a_body_that_is_coded_none_the_less_is_refused(self) -> None:
-        answer = self.get("/x?sig=secret")
+    async def test_a_document_that_is_coded_none_the_less_is_undone(self) -> None:
+        document = b'{"a": "' + bytes(300_000).replace(b"\0", b"x") + b'"}'
+        raw = zlib.compressobj(wbits=-15)
+        for coding, body in (
+            ("gzip", gzip.compress(document)),
+            ("X-GZip", gzip.compress(document[:100]) + gzip.compress(document[100:]) + bytes(50)),
+            ("deflate, identity", zlib.compress(document)),
+            ("deflate", raw.compress(document) + raw.flush()),
+            ("gzip", document),
+            ("br", document),
+        ):
+            answer = self.get()
+            peer, _ = await self.server.asked.get()
+            peer.answer("200 OK", f"Content-Encoding: {coding}", body=body)
+            reading = start((await answer).read(len(document)))
+            await self.undone(reading)
+            self.assertTrue(await reading == document, coding)
+
+    async def undone(self, reading: Deferred[bytes]) -> None:
+        """Give the reactor turns, each of which undoes a piece, until ``reading`` has ended."""
+        while not reading.called:
+            self.clock.advance(0)
+            await deferLater(reactor, 0)
+
+    async def test_a_document_ends_at_its_limit_however_much_it_would_become(self) -> None:
+        bomb = gzip.compress(bytes(50_000_000))
+        answer = self.get()
         peer, _ = await self.server.asked.get()
-        peer.send(head("200 OK", "Content-Encoding: gzip", "Content-Length: 100"))
-        error = await self.error(answer)
-        self.assertIn("Content-Encoding", error.reason)
-        await peer.lost
-        self.assertIn(f"127.0.0.1:{self.server.port}", error.reason)
-        self.assertNotIn("secret", error.reason)
+        peer.answer("200 OK", "Content-Encoding: gzip", body=bomb)
+        reading = start((await answer).read(100_000))
+        await self.undone(reading)
+        error = await self.error(reading)
+        self.assertIn("more than the 100000 bytes", error.reason)
+
+    async def test_a_document_is_refused_by_itself_where_its_coding_is_unknown_or_damaged(
+        self,
+    ) -> None:
+        half = gzip.compress(b'{"a": 1}')[:-9]
+        for coding, body, status in (
+            ("br", b"\x8b\x01\x80{}\x03", 200),
+            ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 200),
+            ("gzip", b"\x1f\x8b" + bytes(100), 200),
+            ("gzip", half, None),
+        ):
+            answer = self.get("/x?sig=secret")
+            peer, _ = await self.server.asked.get()
+            peer.answer("200 OK", f"Content-Encoding: {coding}", body=body)
+            error = await self.error(start((await answer).read(1000)))
+            self.assertEqual(error.status, status, error.reason)
+            self.assertIn(f"127.0.0.1:{self.server.port} ", error.reason)
+            self.assertNotIn("secret", error.reason)
 
     async def test_an_error_keeps_its_meaning_however_its_text_is_coded(self) -> None:
         answer = self.get()
