@@ -441,6 +441,20 @@ class RemoteCatalog(OnDatabase):
         return blobs.unlist(db, dict.fromkeys(each.digest for each in held if each.digest))
 
     @read
+    def holding(self, db: Connection, image: ImageName, digest: Digest, limit: int) -> list[Digest]:
+        """The manifests of ``image`` that hold ``digest``, the newest first, at most ``limit``."""
+        rows = db.execute(
+            "SELECT manifest.digest FROM image"
+            " JOIN manifest_entry AS entry ON entry.image_id = image.id AND entry.digest = ?"
+            " JOIN manifest ON manifest.id = entry.manifest_id"
+            " JOIN blob ON blob.digest = manifest.digest AND lost_at IS NULL"
+            " WHERE image.repository = ? AND image.name = ?"
+            " ORDER BY manifest.id DESC LIMIT ?",
+            (str(digest), image.repository, image.image, limit),
+        )
+        return [Digest.parse(holder) for (holder,) in rows]
+
+    @read
     def lacking(
         self, db: Connection, image: ImageName, reference: Reference | None
     ) -> list[Digest]:

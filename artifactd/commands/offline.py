@@ -156,8 +156,9 @@ class Purge(ImageCommand):
         image = await _remote_image(parts, name)
         lacking = await parts.remote.lacking(image, reference)
         gone = await parts.remote.purge(image, reference)
-        fills = parts.fills.of(image.repository)
-        begun = sum([await fills.discard(digest) for digest in lacking])
+        begun = 0
+        for fills in (parts.fills.of(image.repository), parts.fills.of_image(image)):
+            begun += sum([await fills.discard(digest) for digest in lacking])
         if gone is None and not begun:
             print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
             return 1

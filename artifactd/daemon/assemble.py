@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from random import Random
 from secrets import token_bytes
 from typing import Any, Self
 
@@ -33,10 +34,11 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository
-from artifactd.registry.metrics import Counters
+from artifactd.registry.metrics import Counters, RepositoryCounters
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.eviction import Eviction, LastUsed
 from artifactd.registry.mirror.fill import Fills
+from artifactd.registry.mirror.foreign import ForeignLayers
 from artifactd.registry.mirror.lists import RemoteLists, Seal
 from artifactd.registry.mirror.manifests import RemoteManifests
 from artifactd.registry.mirror.proofs import (
@@ -71,11 +73,13 @@ from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.credentials import Credentials
+from artifactd.upstream.downloads import Downloads
 from artifactd.upstream.http.proxy import Proxies
 from artifactd.upstream.http.reach import Reach
 from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
+from artifactd.upstream.patience import Retries
 
 # Limits on the large answers of one owner that wait for memory: how many, and their bytes, as a
 # multiple of the owner's share.
@@ -209,6 +213,7 @@ class RemoteWiring:
             counters,
             settings,
             reactor,
+            self._foreign_layers(name, settings, counters) if settings.foreign_layers else None,
         )
         self.evictions.append(
             Eviction(name, settings, catalog, remote, self.stored.blobs, counters)
@@ -259,6 +264,25 @@ class RemoteWiring:
         await gatherResults([Deferred.fromCoroutine(each.stop()) for each in fetching])
         for transport in self._transports:
             await transport.close()
+
+    def _foreign_layers(
+        self, name: str, settings: RemoteSettings, counters: RepositoryCounters
+    ) -> ForeignLayers:
+        private = frozenset(host.lower() for host in settings.private_hosts)
+        downloads = Downloads(
+            name,
+            self._transport(settings, Reach(None, private)),
+            self.reactor,
+            counters,
+            Retries(self.reactor, Random(), settings.retries),
+        )
+        return ForeignLayers(
+            self.remote,
+            self.stored.contents,
+            downloads,
+            self.filling.of_image,
+            self.run,
+        )
 
     def _transport(self, settings: RemoteSettings, reach: Reach) -> Transport:
         transport = Transport(

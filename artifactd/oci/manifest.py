@@ -338,6 +338,53 @@ def read_manifest(
     )
 
 
+# The most characters of a URL that is asked for.
+_URL_LENGTH = 4096
+
+
+@frozen
+class ForeignLayer:
+    """
+    Where a blob is that the registry need not have.
+
+    :ivar size: in bytes.
+    :ivar urls: http and https URLs, at least one.
+    """
+
+    size: int
+    urls: tuple[str, ...]
+
+
+def foreign_layer(
+    content: bytes, digest: Digest, *, bounds: ManifestBounds = BOUNDS
+) -> ForeignLayer | None:
+    """
+    What a manifest that is here says about where the blob ``digest`` is (descriptor.md, ``urls``).
+
+    Takes as long as parsing the manifest.
+
+    :returns: ``None`` if it names no URL, or is no JSON.
+    """
+    found: list[ForeignLayer] = []
+
+    def look(fields: Mapping[str, object]) -> None:
+        if field_of(fields, "digest") == str(digest):
+            urls, size = field_of(fields, "urls"), _loose_size(fields)
+            usable = [url for url in urls if _is_url(url)] if isinstance(urls, list) else []
+            if usable and size is not None:
+                found.append(ForeignLayer(size, tuple(usable)))
+
+    with suppress(RecursionError, ValueError):
+        read_loosely(content, look, nesting=bounds.nesting, values=bounds.values)
+    return found[0] if found else None
+
+
+def _is_url(value: object) -> bool:
+    if not isinstance(value, str) or len(value) > _URL_LENGTH:
+        return False
+    return value.lower().startswith(("http://", "https://"))
+
+
 # Fields of a manifest; an error page that is called a manifest has none of them.
 _OWN = ("schemaVersion", "mediaType", "config", "layers", "manifests")
 
@@ -412,12 +459,19 @@ def _loose_annotations(fields: Mapping[str, object]) -> dict[str, str]:
     }
 
 
+def _loose_size(fields: Mapping[str, object]) -> int | None:
+    size = field_of(fields, "size")
+    if not isinstance(size, int) or isinstance(size, bool):
+        return None
+    return size if 0 <= size < 2**63 else None
+
+
 def _loose_descriptors(entries: Iterable[Mapping[str, object]]) -> list[Descriptor]:
     """Those of ``entries`` that have a digest and a size."""
     found = []
     for entry in entries:
-        size = field_of(entry, "size")
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
+        size = _loose_size(entry)
+        if size is None:
             continue
         media_type, has_urls = _text(entry, "mediaType"), bool(field_of(entry, "urls"))
         for digest in _loose_digest(field_of(entry, "digest")):

@@ -14,6 +14,7 @@ from artifactd.oci.manifest import INDEX_TYPES, Manifest, read_manifest
 from artifactd.oci.names import ImageName, Reference, parse_reference
 from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Registry, Target
 
@@ -91,7 +92,9 @@ class Warming:
         manifest = read_manifest(content, record.media_type, record.digest, bounds=KEPT)
         if manifest.media_type in INDEX_TYPES:
             return await self._children(target, manifest)
-        needed = [descriptor for descriptor in manifest.blobs if not descriptor.optional]
+        repository = self.registry.repositories.get(found.image.repository)
+        foreign = isinstance(repository, RemoteRepository) and repository.settings.foreign_layers
+        needed = [each for each in manifest.blobs if foreign or not each.optional]
         for descriptor in needed:
             await self._blob(target, found.image, descriptor.digest)
         return len(needed)
@@ -128,3 +131,4 @@ class Warming:
             body.close()
         if image.repository in self.fills:
             await self.fills[image.repository].ended(digest)
+            await self.fills[image.repository].ended(digest, image)

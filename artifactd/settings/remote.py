@@ -61,6 +61,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     password_env: Text = ""
     auth_hosts: Hosts = ()
     private_hosts: Hosts = ()
+    foreign_layers: Flag = False
     proof_of_access: Flag = False
     proof_lifetime: Timeout = Duration(3600)
     ca_file: Text = ""

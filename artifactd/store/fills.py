@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from hashlib import sha256
 from uuid import uuid4
 
 import msgspec
@@ -26,6 +27,7 @@ from twisted.logger import Logger
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
 from artifactd.store.blobs import BlobStore
@@ -61,7 +63,8 @@ class FillState(Enum):
     FAILED = "failed"  # the file is unlinked
 
 
-# Files in ``fills``, of which ``<blob>`` stands for ``<repository>@<algorithm>-<encoded>``:
+# Files in ``fills``, of which ``<blob>`` stands for ``<repository>@<algorithm>-<encoded>``, where
+# ``_<hash>`` instead of the repository stands for one image of it:
 # ``<blob>``         the bytes, one after the other; locked (flock) by the process that appends
 # ``<blob>.info``    a FillInfo as JSON
 # ``<blob>.map``, ``<blob>.<uuid>.extents``   see extents.py
@@ -707,6 +710,11 @@ class FillStores:
         return FillStore(
             repository, self._fills, self._staging, self._run, self._budget, self._clock
         )
+
+    def of_image(self, image: ImageName) -> FillStore:
+        """The fills that belong to one image alone: of its foreign layers."""
+        # No repository's name begins with an underscore, or has more than 64 characters.
+        return self.of(f"_{sha256(str(image).encode()).hexdigest()[:40]}")
 
     async def sweep(self, seconds: float) -> int:
         """

@@ -516,13 +516,7 @@ class RegistryUpstream:
         last: int | None = None,
         validator: str | None = None,
     ) -> BlobBody:
-        headers: dict[str, str] = {}
-        expected = _OK
-        if first or last is not None:
-            headers["Range"] = f"bytes={first}-{'' if last is None else last}"
-            expected = frozenset({200, 206})
-            if validator is not None:
-                headers["If-Range"] = validator
+        headers, expected = ranged(first, last, validator)
         request = self._root.request(
             Kind.BLOB, "GET", image, "blobs", str(digest), headers=headers, expected=expected
         )
@@ -595,6 +589,23 @@ class RegistryUpstream:
             if shorter is None or error.status not in _TOO_LONG:
                 raise
         return await self._page(image, path, shorter, unknown)
+
+
+def ranged(
+    first: int, last: int | None, validator: str | None
+) -> tuple[Mapping[str, str], frozenset[int]]:
+    """
+    The headers of a request for bytes ``first`` to ``last`` (inclusive; ``None``: to the end), and
+    the statuses that are an answer to it.
+
+    :param validator: sent as ``If-Range``.
+    """
+    if not first and last is None:
+        return {}, _OK
+    headers = {"Range": f"bytes={first}-{'' if last is None else last}"}
+    if validator is not None:
+        headers["If-Range"] = validator
+    return headers, frozenset({200, 206})
 
 
 def _shorter(query: Mapping[str, str]) -> Mapping[str, str] | None:

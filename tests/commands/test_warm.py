@@ -9,11 +9,13 @@ from pathlib import Path
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.api.served import descriptor
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.programs import Process, wait_for
 from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Status
+from tests.upstreams.settings import settings_for
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
 
@@ -54,6 +56,24 @@ class WarmTests(MaintenanceTestCase):
             for blob in (LAYER, SHARED):
                 bar = f"{Digest.of(blob).encoded[:12]}: 100%"
                 self.assertEqual(result.err.count(bar), 1, result.err)
+
+    async def test_foreign_layers_come_where_the_settings_say_so(self) -> None:
+        foreign = b"a foreign layer"
+        digest = self.hub.images.add_blob(foreign, "owner/base")
+        self.hub.challenges = False
+        url = f"{self.hub.url}/v2/owner/base/blobs/{digest}"
+        usual = json.loads(self.hub.images.manifest_of(NAME, str(self.amd)))
+        usual["layers"].append({**descriptor(foreign), "urls": [url]})
+        content = json.dumps(usual).encode()
+        self.hub.images.add_manifest(NAME, "foreign", content, OCI_MANIFEST)
+        await self.do("warm", f"docker.io/{NAME}:foreign")
+        self.assertFalse(self.here(foreign))
+        hosts = [self.hub.host, self.hub.cdn_host]
+        toml = settings_for(self.hub, foreign_layers=True, private_hosts=hosts)
+        self.config.write_text(toml)
+        said = await self.do("warm", f"docker.io/{NAME}:foreign")
+        self.assertEqual(said, f"docker.io/{NAME}:foreign: 4 blobs are here\n")
+        self.assertTrue(self.here(foreign))
 
     async def test_a_platform_that_it_does_not_have_is_told(self) -> None:
         said = await self.assert_refused("warm", "--platform", "linux/amd46", f"docker.io/{NAME}:1")

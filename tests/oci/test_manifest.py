@@ -17,8 +17,10 @@ from artifactd.oci.manifest import (
     DOCKER_MANIFEST,
     OCI_INDEX,
     OCI_MANIFEST,
+    ForeignLayer,
     Manifest,
     ManifestBounds,
+    foreign_layer,
     parse_manifest,
     read_manifest,
 )
@@ -401,6 +403,20 @@ class UpstreamTests(TestCase):
         document = {"schemaVersion": 1, "fsLayers": [{"blobSum": str(LAYER)}]}
         found = read(document, media_type)
         self.assertEqual((media_type, (LAYER,)), (found.media_type, found.others))
+
+    def test_where_a_layer_is_that_the_registry_need_not_have(self) -> None:
+        urls = ["ftp://a/", 5, None, "https://a/" + "x" * 4096, "HTTPS://a/b?c", "http://d"]
+        foreign = {**descriptor(LAYER), "urls": urls}
+        twice = [{**descriptor(LAYER), "urls": []}, {**foreign, "size": None}, foreign]
+        expected = ForeignLayer(5, ("HTTPS://a/b?c", "http://d"))
+        for document in (image(layers=[foreign]), image(layers=twice), {"x": {"y": foreign}}):
+            content = json.dumps(document).encode()
+            self.assertEqual(expected, foreign_layer(content, LAYER))
+            self.assertIsNone(foreign_layer(content, CONFIG))
+        for none in ({**foreign, "urls": "https://a/"}, {**foreign, "urls": ["file:///x"]}):
+            self.assertIsNone(foreign_layer(json.dumps(image(layers=[none])).encode(), LAYER))
+        for content in (b"", b"[", b"[]", b"[" * 100_000):
+            self.assertIsNone(foreign_layer(content, LAYER))
 
     def test_what_is_no_manifest_is_refused(self) -> None:
         for content in (

@@ -19,11 +19,13 @@ from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed
 from artifactd.registry.mirror.fill import AlreadyHere, Corrupt, Fills, FillSource
+from artifactd.registry.mirror.foreign import ForeignLayers
 from artifactd.registry.mirror.range_cache import NoRanges, Parts
 from artifactd.registry.mirror.refusals import translated
 from artifactd.registry.model import HIT, BlobFound, BlobWanted, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.fills import FillInfo
+from artifactd.upstream.errors import Missing
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.interfaces import Upstream
 
@@ -36,6 +38,8 @@ _ADMITTED = 4096
 class RemoteBlobs:
     """
     The blobs of one upstream's images: from the store, or from a fill.
+
+    :ivar foreign: finds what the upstream lacks elsewhere; ``None``: it isn't looked for.
 
     For ``freshness`` seconds the upstream's answer that an image has a blob also counts for another
     range of the blob, or another HEAD.
@@ -51,6 +55,7 @@ class RemoteBlobs:
     counters: RepositoryCounters
     settings: RemoteSettings
     clock: IReactorTime
+    foreign: ForeignLayers | None = None
     _admitted: TTLCache[tuple[ImageName, Digest], int | None] = field(init=False)
     _checks: SingleFlight[tuple[ImageName, Digest], int | None] = field(
         factory=SingleFlight, init=False
@@ -75,7 +80,7 @@ class RemoteBlobs:
             )
         started = self.clock.seconds()
         try:
-            found = await self._fetch(FillSource(self.upstream, image, digest), wanted)
+            found = await self._found(image, digest, wanted)
         except UpstreamError as error:
             raise translated(error, BlobUnknown, digest=str(digest)) from error
         except Corrupt as error:
@@ -97,6 +102,7 @@ class RemoteBlobs:
         found = await self.get(image, digest, BlobWanted())
         try:
             await self.fills.ended(digest)
+            await self.fills.ended(digest, image)
         finally:
             # Not before: a fill may stop when its last follower leaves.
             if found.body is not None:
@@ -123,6 +129,45 @@ class RemoteBlobs:
         return found
 
     # -- blobs that are not here under this name
+
+    async def _found(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
+        """Get a blob from the upstream, or from where the image's manifests say that it is."""
+        try:
+            return await self._fetch(FillSource(self.upstream, image, digest), wanted)
+        except Missing as error:
+            if self.foreign is None or error.status not in (404, 410):
+                raise
+            source = await self.foreign.source(self.upstream, image, digest)
+            if source is None:
+                raise
+        return await self._fetch_alone(source, wanted)
+
+    async def _fetch_alone(self, source: FillSource, wanted: BlobWanted) -> BlobFound:
+        """
+        Get a blob whose bytes belong to the image alone: nothing is shared with other images, in
+        neither direction, since the source is not the upstream.
+        """
+        image, digest = source.image, source.digest
+        if wanted.head:
+            size = (await source.check()).size
+            how = Provenance("remote", "fwd=miss; fwd-status=200", verified=False)
+            return BlobFound(size, None, None, how)
+        while True:
+            joined = self.fills.find(digest, image) is not None
+            fill = self.fills.begin(source, self.counters, self.settings)
+            if not fill.stopped:
+                (self.counters.coalesced if joined else self.counters.misses).inc()
+                try:
+                    found = await self.fills.found(fill, wanted, _miss(joined))
+                    return self._read(image, digest, found)
+                except Stopped as error:
+                    if not (joined or isinstance(error, AlreadyHere)):
+                        raise
+            await self.fills.ended(digest, image)
+            size = await self.catalog.blob_size(image, digest)
+            here = None if size is None else await self._here(image, digest, size, wanted, HIT)
+            if here is not None:
+                return here
 
     async def _fetch(self, source: FillSource, wanted: BlobWanted) -> BlobFound:
         if wanted.head or wanted.bounded:

@@ -52,11 +52,22 @@ class AlreadyHere(Stopped):
 
 @frozen
 class FillSource:
-    """The source of a fill's bytes: a blob under the name of one upstream image."""
+    """
+    The source of a fill's bytes: a blob under the name of one upstream image.
+
+    :ivar store: the store of the fill, if the bytes belong to ``image`` alone; ``None``: it is that
+        of the repository.
+    """
 
     upstream: Upstream
     image: ImageName
     digest: Digest
+    store: FillStore | None = None
+
+    @property
+    def owner(self) -> ImageName | None:
+        """The image to which the bytes belong alone; ``None``: there is none."""
+        return None if self.store is None else self.image
 
     async def check(self) -> UpstreamBlob:
         """Ask for the blob's size.  :raises UpstreamError: if it is refused under this name."""
@@ -568,10 +579,14 @@ class Unattended:
         self._going_on.discard(fill)
 
 
+_Key = tuple[Digest, ImageName | None]
+
+
 @define(eq=False)
 class Fills:
     """
-    The fills of one remote repository in this process, at most one per digest.
+    The fills of one remote repository in this process, at most one per digest, and one per image
+    where the bytes belong to that alone.
 
     What an upstream sends belongs to its repository alone until the digest is verified: a client
     of another repository never follows a fill of this one.  Other processes need none of this:
@@ -582,8 +597,8 @@ class Fills:
     catalog: Catalog
     remote: RemoteCatalog
     clock: IReactorTime
-    _fills: dict[Digest, Fill] = field(factory=dict, init=False)
-    _ended: dict[Digest, Deferred[None]] = field(factory=dict, init=False)
+    _fills: dict[_Key, Fill] = field(factory=dict, init=False)
+    _ended: dict[_Key, Deferred[None]] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
     _unattended: Unattended = field(init=False)
 
@@ -591,9 +606,13 @@ class Fills:
     def _none_unattended(self) -> Unattended:
         return Unattended(self.clock)
 
-    def find(self, digest: Digest) -> Fill | None:
-        """The fill of ``digest`` that is under way in this process, or ``None``."""
-        return self._fills.get(digest)
+    def find(self, digest: Digest, owner: ImageName | None = None) -> Fill | None:
+        """
+        The fill of ``digest`` that is under way in this process, or ``None``.
+
+        :param owner: the image that the bytes belong to alone.
+        """
+        return self._fills.get((digest, owner))
 
     def begin(
         self,
@@ -608,13 +627,14 @@ class Fills:
 
         :param lost: whether the catalog lists the blob, though its bytes are not here.
         """
-        fill = self._fills.get(source.digest)
+        key = source.digest, source.owner
+        fill = self._fills.get(key)
         if fill is None:
             if self._stopping:
                 raise Stopped("the daemon is shutting down")
             fill = Fill(
                 source,
-                self.store,
+                source.store or self.store,
                 self.catalog,
                 self.remote,
                 counters,
@@ -623,19 +643,23 @@ class Fills:
                 self._unattended,
                 lost,
             )
-            self._fills[source.digest] = fill
-            self._ended[source.digest] = ended = Deferred.fromCoroutine(fill.run())
-            ended.addBoth(self._gone, source.digest)
+            self._fills[key] = fill
+            self._ended[key] = ended = Deferred.fromCoroutine(fill.run())
+            ended.addBoth(self._gone, key)
         return fill
 
-    def _gone(self, outcome: object, digest: Digest) -> object:
-        del self._fills[digest]
-        del self._ended[digest]
+    def _gone(self, outcome: object, key: _Key) -> object:
+        del self._fills[key]
+        del self._ended[key]
         return outcome
 
-    async def ended(self, digest: Digest) -> None:
-        """Wait until no fill of ``digest`` is under way in this process."""
-        ended = self._ended.get(digest)
+    async def ended(self, digest: Digest, owner: ImageName | None = None) -> None:
+        """
+        Wait until no fill of ``digest`` is under way in this process.
+
+        :param owner: see :meth:`find`.
+        """
+        ended = self._ended.get((digest, owner))
         if ended is not None:
             waiting: Deferred[None] = Deferred()
             ended.addBoth(lambda _: waiting.callback(None))

@@ -124,19 +124,20 @@ class Reach:
     itself is on loopback, in a private network or in that for benchmarks, other hosts of that same
     kind are within its reach too; link-local addresses of others, multicast and the like never are.
 
-    :param upstream: the host in the upstream's URL, as :attr:`Target.host`.
+    :param upstream: the host in the upstream's URL, as :attr:`Target.host`; ``None``: it is not the
+        upstream that leads, but a manifest, to public addresses alone.
     :param hosts: hosts (``host`` or ``host:port``, in lower case) that the settings name: they may
         have any address.
     :param setting: the setting that names them, for messages.
     """
 
-    upstream: str
+    upstream: str | None
     hosts: frozenset[str] = frozenset()
     setting: str = "private_hosts"
     _areas: frozenset[Area] | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
-        literal = _literal(self.upstream)
+        literal = None if self.upstream is None else _literal(self.upstream)
         if literal is not None:
             self._areas = frozenset({area_of(literal)})
 
@@ -174,7 +175,7 @@ class Reach:
         if addresses and not found:
             raise OutOfReach(
                 f"{target.authority} is not asked: its address is {areas[addresses[0]].value}, and"
-                f" {self.upstream} may lead there only if {self.setting} names it"
+                f" {self.upstream or 'a manifest'} may lead there only if {self.setting} names it"
             )
         return found
 

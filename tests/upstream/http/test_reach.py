@@ -70,6 +70,15 @@ class ReachTests(SynchronousTestCase):
                 found = self.admitted(reach, "https://cdn.example/", [address])
                 self.assertEqual(found, [address] if area is Area.PUBLIC else [], address)
 
+    def test_a_manifest_leads_to_public_addresses_and_hosts_that_the_settings_name(self) -> None:
+        reach = Reach(None, frozenset({"layers.corp"}))
+        for area, addresses in AREAS.items():
+            for address in addresses:
+                found = self.admitted(reach, "https://registry.example/", [address])
+                self.assertEqual(found, [address] if area is Area.PUBLIC else [], address)
+                named = self.admitted(reach, "https://layers.corp/", [address])
+                self.assertEqual(named, [address])
+
     def test_of_several_addresses_those_within_reach_are_taken(self) -> None:
         found = self.admitted(Reach("r"), "http://cdn.example/", ["10.0.0.1", "8.8.8.8", "::1"])
         self.assertEqual(found, ["8.8.8.8"])
