@@ -13,6 +13,7 @@ from attrs import define, evolve, field, frozen
 from cachetools import TTLCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
+from twisted.python.failure import Failure
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
@@ -34,7 +35,7 @@ from artifactd.upstream.errors import (
     RangeRefused,
     Throttled,
 )
-from artifactd.upstream.http.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import EndedByClosing, Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import (
@@ -329,8 +330,15 @@ class ResponseBody:
                 raise Unreachable(f"{self.host} sent {count} bytes where it said {self.length}")
             return count
 
+        def closed(failure: Failure) -> int:
+            failure.trap(EndedByClosing)
+            assert isinstance(failure.value, EndedByClosing)
+            if self.length != failure.value.received:
+                failure.raiseException()
+            return failure.value.received
+
         counted = Counted(consumer, self._watch)
-        return self._response.deliver_to(IConsumer(counted)).addCallback(ended)
+        return self._response.deliver_to(IConsumer(counted)).addCallbacks(ended, closed)
 
     def abort(self) -> None:
         self._response.abort()

@@ -93,6 +93,7 @@ class BlobBody(Protocol):
 
         Cancelling it closes the connection, as does the consumer by ``stopProducing``.
 
+        :raises EndedByClosing: if only the digest can tell whether that was the end.
         :raises Unreachable: if the upstream breaks off before the end.
         :raises TimedOut: if nothing comes for the idle timeout while the consumer takes bytes.
         """

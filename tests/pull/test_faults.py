@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 from artifactd.oci.digest import Digest
-from tests.pull.case import HELD, Later, PullCase, noise, remote
+from tests.pull.case import ALPINE, HELD, Later, PullCase, noise, remote
 from tests.upstreams.faulty import (
     BLOBS,
     CDN,
+    MANIFESTS,
+    TAGS,
     TOKEN,
+    Closing,
+    Corrupt,
     Expired,
     Fault,
     NoRanges,
@@ -49,6 +55,83 @@ class BreakingOffCase(PullCase):
         self.assert_whole(await self.pull(digest), CONTENT)
         self.assertEqual(self.blob_bytes, SIZE - BREAK)
         self.assert_kept(digest, CONTENT)
+
+
+class ClosingTests(BreakingOffCase):
+    """Nothing but the end of the connection marks the end of a body."""
+
+    async def test_it_is_whole_if_the_digest_says_so_and_is_fetched_once(self) -> None:
+        for size in (0, 1, 1000, SIZE):
+            content = noise(size)
+            digest = self.blob(content)
+            self.hub.faults.clear()
+            self.hub.faults.add(Closing(), on=CDN, times=None)
+            self.hub.forget_requests()
+            self.assert_whole(await self.pull(digest), content)
+            self.assertEqual(self.hub.count("GET", CDN), 1)
+            self.assertEqual(self.holders(digest), [f"docker.io/{ALPINE}"])
+        self.assertEqual(await self.counted("resumed"), 0)
+
+    async def test_what_has_broken_off_is_gone_on_with(self) -> None:
+        for fault in (Truncate(after=BREAK), Reset(after=BREAK)):
+            digest = self.blob(noise(SIZE, fault.__class__ is Reset))
+            self.hub.faults.clear()
+            self.hub.faults.add(Closing(), on=CDN, times=None)
+            self.hub.faults.add(fault, on=CDN)
+            self.hub.forget_requests()
+            self.assertTrue((await self.pull(digest)).whole)
+            ranges = [asked.headers.get("range") for asked in self.hub.asked("GET", CDN)]
+            self.assertEqual(ranges, [None, f"bytes={BREAK}-"])
+
+    async def test_nor_is_it_noticed_where_no_ranges_are_served(self) -> None:
+        digest = self.blob(CONTENT)
+        for fault in (Closing(), NoRanges()):
+            self.hub.faults.add(fault, on=CDN, times=None)
+        self.hub.faults.add(Truncate(after=BREAK), on=CDN)
+        self.assert_whole(await self.pull(digest), CONTENT)
+
+    async def test_wrong_bytes_are_completed_by_nobody(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Closing(), on=CDN, times=None)
+        self.hub.faults.add(Corrupt(10), on=CDN, times=None)
+        self.assert_cut(await self.pull(digest))
+        self.hub.faults.clear()
+        while not (again := await self.pull(digest)).whole:
+            self.assert_cut(again)
+        self.assert_whole(again, CONTENT)
+
+    async def test_a_range_is_whole_if_it_has_the_bytes_that_it_says(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Closing(), on=CDN, times=None)
+        self.assert_part(await self.pull(digest, "5-99999"), CONTENT, 5, 99999)
+        self.assertEqual(self.hub.count("GET", CDN), 1)
+
+    async def test_manifests_tokens_and_lists_are_fetched_once(self) -> None:
+        manifest = self.hub.images.add_image(ALPINE, "latest", b"layer")
+        for on in (MANIFESTS, TOKEN, TAGS):
+            self.hub.faults.add(Closing(), on=on, times=None)
+        tag, tags = f"/v2/docker.io/{ALPINE}/manifests/latest", f"/v2/docker.io/{ALPINE}/tags/list"
+        answer = await self.registry.request("GET", tag)
+        self.assertEqual(answer.header("Docker-Content-Digest"), str(manifest))
+        answer = await self.registry.request("GET", tags)
+        self.assertEqual(json.loads(answer.body)["tags"], ["latest"])
+        asked = [asked.path for asked in self.hub.requests if asked.status == 200]
+        paths = [f"/v2/{ALPINE}/manifests/latest", f"/v2/{ALPINE}/tags/list"]
+        self.assertEqual(asked, ["/token", *paths])
+
+
+class CutDocumentTests(PullCase):
+    settings = remote(retries=1)
+
+    async def test_one_whose_json_is_cut_is_asked_for_again(self) -> None:
+        self.hub.images.add_image(ALPINE, "latest", b"layer")
+        for on in (MANIFESTS, TOKEN, TAGS):
+            self.hub.faults.add(Closing(), on=on, times=None)
+            self.hub.faults.add(Truncate(after=20), on=on)
+        for path in ("manifests/latest", "tags/list"):
+            answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/{path}")
+            self.assertEqual(answer.status, 200, answer.body)
+            self.assertEqual(self.hub.count("GET", f"*/{path}"), 2 + (path[0] == "m"))
 
 
 class BreakingOffTests(BreakingOffCase):

@@ -171,6 +171,14 @@ class NoLength:
 
 
 @frozen
+class Closing:
+    """Let nothing but the end of the connection mark the end of the body, as HTTP/1.0 does."""
+
+    def change(self, reply: Reply) -> None:
+        reply.closing, reply.ending = True, "close"
+
+
+@frozen
 class NoRanges:
     """Serve no ranges: 200 and all of it, whatever is asked for."""
 

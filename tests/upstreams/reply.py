@@ -84,6 +84,7 @@ class Reply:
     :ivar corrupt: the offset in ``content`` of a byte that is sent wrong.
     :ivar after: with how many bytes of the body it ends; ``-1``: before the headers.
     :ivar excess: by how much ``Content-Length`` is too large.
+    :ivar closing: the end of the connection is the body's.
     :ivar coding: what is said of how the bytes are coded; with ``coded`` they are.
     :ivar expired: there has been a token, and it is not good any more.
     """
@@ -104,6 +105,7 @@ class Reply:
     ending: Ending = "finish"
     excess: int = 0
     chunked: bool = False
+    closing: bool = False
     coding: str = ""
     coded: bool = False
     expired: bool = False

@@ -31,7 +31,9 @@ async def send(request: Request, reply: Reply, wrote: Callable[[int], None]) -> 
         request.defaultContentType = None
         for name, value in reply.headers.items():
             request.setHeader(name, value)
-        if not reply.chunked and reply.status != 304:
+        if reply.closing:
+            request.clientproto = b"HTTP/1.0"
+        elif not reply.chunked and reply.status != 304:
             request.setHeader("Content-Length", str(reply.length + reply.excess))
         request.write(b"")
         if request.method != b"HEAD":

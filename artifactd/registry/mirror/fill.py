@@ -34,7 +34,7 @@ from artifactd.store.fills import (
     FillView,
 )
 from artifactd.upstream.errors import LoginRefused, RangeRefused, Throttled
-from artifactd.upstream.http.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import EndedByClosing, Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
 
 # Seconds before the first resumption, and the factor for each further one without a byte more.
@@ -234,6 +234,9 @@ class Fetching:
         try:
             bounded = Bounded(IConsumer(self.session), lambda: self.session.offset, self._size)
             await self.interrupt.wait(body.deliver_to(bounded))
+        except EndedByClosing:
+            if await self.session.computed() != self.source.digest:
+                raise
         finally:
             # An error of the disk is raised rather than what it did to the connection.
             await self.session.flush()

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from artifactd.upstream.http.errors import Unreachable
+from artifactd.upstream.http.errors import EndedByClosing, Unreachable
 
 PIECE = 64 * 1024
 """Bytes that are undone in one turn of the reactor, since a few may stand for very many."""
@@ -136,6 +136,7 @@ class Decoding:
     _turn: IDelayedCall | None = field(default=None, init=False)
     _paused: bool = field(default=False, init=False)
     _complete: bool = field(default=False, init=False)
+    _closed: Failure | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
     _passed: int = field(default=0, init=False)
     _done: Deferred[int] | None = field(default=None, init=False)
@@ -151,7 +152,7 @@ class Decoding:
         self._done = done
         self._consumer.registerProducer(self, True)
         self._delivering = deliver(IConsumer(self))
-        self._delivering.addCallbacks(self._delivered, self._fail)
+        self._delivering.addCallbacks(self._delivered, self._not_delivered)
         return done
 
     # IConsumer, for the coded body
@@ -259,14 +260,22 @@ class Decoding:
         if self._turn is None and not self._paused:
             self._finish()
 
+    def _not_delivered(self, failure: Failure) -> None:
+        if failure.check(EndedByClosing):
+            self._closed = failure
+            self._delivered(0)  # the end of the coding tells whether that is all
+        else:
+            self._fail(failure)
+
     def _finish(self) -> None:
         inflating = self._inflating
-        whole = inflating is None or inflating.ended
         done = self._detach()
         if done is None:
             return
-        if whole:
+        if inflating.ended if inflating is not None else self._closed is None:
             done.callback(self._passed)
+        elif self._closed is not None:
+            done.errback(self._closed)
         else:
             done.errback(Unreachable(f"{self._host} broke off in the middle of {self._coding}"))
 

@@ -29,6 +29,18 @@ class Unreachable(UpstreamError):
     led_elsewhere = False
 
 
+class EndedByClosing(Unreachable):
+    """
+    Nothing but the connection's end marked the end of a body: it may be whole, or have broken off.
+
+    :ivar received: the bytes that came.
+    """  # RFC 9112, 6.3
+
+    def __init__(self, reason: str, received: int) -> None:
+        super().__init__(reason)
+        self.received = received
+
+
 class OutOfReach(UpstreamError):
     """An upstream leads to a host whose address it may not lead to; asking again is no use."""
 

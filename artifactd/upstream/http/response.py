@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import msgspec
 from attrs import define, field
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred, TimeoutError
@@ -16,13 +17,14 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
+from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
 from artifactd.kit.streams import Collected
 from artifactd.kit.timers import Timers
 from artifactd.upstream.http.coding import Decoding, can_be_undone, not_undone
-from artifactd.upstream.http.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import EndedByClosing, TimedOut, Unreachable
 
 
 @implementer(IPushProducer)
@@ -66,7 +68,8 @@ class Delivery(protocol.Protocol):
         :meth:`stopProducing`.  Cancelling it closes the connection.  The consumer is unregistered
         before it fires or fails.
 
-        :raises Unreachable: if the body breaks off, or only the connection's end marks its end.
+        :raises EndedByClosing: if only the connection's end marks the end of the body.
+        :raises Unreachable: if the body breaks off.
         :raises TimedOut: if nothing comes for the idle timeout.
         """
         response.deliverBody(self)
@@ -101,9 +104,9 @@ class Delivery(protocol.Protocol):
         if reason.check(ResponseDone):
             self._done.callback(self._received)
         else:
-            # Also where the connection's end is the body's end (RFC 9112, 6.3), since that can't
-            # be told from a broken connection.
-            self._done.errback(Unreachable(f"{self._host} broke off {self._progress()}"))
+            why = f"{self._host} broke off {self._progress()}"
+            closed = reason.check(PotentialDataLoss)
+            self._done.errback(EndedByClosing(why, self._received) if closed else Unreachable(why))
 
     # IPushProducer, for the consumer
 
@@ -218,7 +221,8 @@ class Response:
 
     async def read(self, limit: int, seconds: float | None = None) -> bytes:
         """
-        Read the whole body, a document of text: its coding is undone.
+        Read the whole body, a document of text: its coding is undone.  One that only the
+        connection's end has ended is whole if it is no JSON, or whole JSON.
 
         :param seconds: the time for all of it; ``None``: only the idle timeout counts.
         :raises Unreachable: if it has more than ``limit`` bytes, as sent or undone, breaks off, or
@@ -237,6 +241,9 @@ class Response:
                 await delivered
             except TimeoutError:
                 raise TimedOut(f"{self.host} did not end within {seconds:g} seconds") from None
+            except EndedByClosing:
+                if _is_cut(pieces.content):
+                    raise
         if pieces.exceeded:
             raise Unreachable(f"{self.host} sends more than the {limit} bytes that there may be")
         content = pieces.content
@@ -278,6 +285,17 @@ class Response:
         dropping = self.deliver_to(Collected(DROPPED_BYTES))
         dropping.addTimeout(DROPPED_SECONDS, self._clock)
         dropping.addErrback(lambda _: None)
+
+
+def _is_cut(document: bytes) -> bool:
+    """Whether ``document`` is empty, or the beginning of JSON and not all of it."""
+    if document.strip()[:1] not in b"{[":
+        return False
+    try:
+        msgspec.json.decode(document, type=msgspec.Raw)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 class HttpResponse(Protocol):

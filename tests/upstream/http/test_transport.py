@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactor
 
 from artifactd import __version__
-from artifactd.upstream.http.errors import TimedOut, Unreachable
+from artifactd.upstream.http.errors import EndedByClosing, TimedOut, Unreachable
 from artifactd.upstream.http.response import DROPPED_BYTES, DROPPED_SECONDS, Response
 from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE
 from artifactd.upstream.http.url import LIMIT
@@ -771,13 +771,43 @@ class EndTests(BodyCase):
             self.assertEqual(await self.reason(delivered), "broke off after 3 of 10 bytes")
             self.assertIsNone(sink.producer)
 
-    async def test_a_body_that_only_the_connection_ends_counts_as_broken_off(self) -> None:
-        peer, response = await self.opened("Connection: close")
-        self.assertIsNone(response.length)
-        body = start(response.read(100))
-        peer.send(b"hello")
+    async def test_a_body_that_only_the_connection_ends_may_have_broken_off(self) -> None:
+        for end in ("close", "reset"):
+            peer, response = await self.opened("Connection: close")
+            self.assertIsNone(response.length)
+            sink = Sink()
+            delivered = response.deliver_to(sink)
+            peer.send(b"hello")
+            await sink.has(5)
+            getattr(peer, end)()
+            error = await self.error(delivered, EndedByClosing)
+            assert isinstance(error, EndedByClosing)
+            self.assertEqual((error.received, error.status), (5, None))
+            self.assertTrue(error.reason.endswith("broke off after 5 bytes"))
+
+    async def test_a_document_that_only_the_connection_ends_is_whole_if_its_json_is(self) -> None:
+        for document in (b'{"a": [1]}\n', b"[]", b"<p>hello</p>"):
+            await self.assert_read(document, document)
+        await self.assert_read(gzip.compress(b"{}"), b"{}", "Content-Encoding: gzip")
+        for part in (b"", b'{"a": [1]', b"[", b'{"a": {}}}', b"[" * 9999, b'{"a": "b\\'):
+            answer = self.get()
+            peer, _ = await self.server.asked.get()
+            peer.send(b"HTTP/1.0 200 OK\r\n\r\n", part)
+            peer.close()
+            reading = start((await answer).read(10_000))
+            self.assertEqual(await self.reason(reading), f"broke off after {len(part)} bytes")
+        answer = self.get()
+        peer, _ = await self.server.asked.get()
+        peer.send(head("200 OK", "Content-Encoding: gzip"), gzip.compress(b"{}")[:-9])
         peer.close()
-        self.assertEqual(await self.reason(body), "broke off after 5 bytes")
+        await self.error(start((await answer).read(100)), EndedByClosing)
+
+    async def assert_read(self, sent: bytes, document: bytes, *fields: str) -> None:
+        answer = self.get()
+        peer, _ = await self.server.asked.get()
+        peer.send("\r\n".join(["HTTP/1.0 200 OK", *fields, "", ""]).encode(), sent)
+        peer.close()
+        self.assertEqual(await (await answer).read(100), document)
 
     async def test_a_chunked_body_without_its_last_chunk_broke_off(self) -> None:
         peer, response = await self.opened("Transfer-Encoding: chunked")
