@@ -22,13 +22,14 @@ from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.kit.start import StartError
-from artifactd.kit.trusted import read_trusted
+from artifactd.kit.trusted import Untrusted, read_trusted
 from artifactd.settings.accounts import RobotSettings, SecretHash
 
 LONGEST = 72  # bytes of a password: bcrypt reads no more
 COSTS = range(4, 18)  # those of Apache's htpasswd; each takes twice as long as the one before
 _USUAL_COST = 12
 _REMEMBERED = 4096
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _FORM = re.compile(rb"\$2[aby]\$(\d\d)\$[./A-Za-z0-9]{53}")
 _ALPHABET = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -43,6 +44,24 @@ def read_cost(hashed: bytes) -> int:
     if match is None or int(match[1]) not in COSTS:
         raise ValueError("not a bcrypt hash")
     return int(match[1])
+
+
+def hash_password(password: str) -> bytes:
+    """
+    Return a bcrypt hash of ``password``, as ``htpasswd -B`` makes it.  Takes a quarter of a second.
+
+    :raises ValueError: in one line, if no login could have the password.
+    """
+    try:
+        secret = password.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected a password in UTF-8") from None
+    if not 0 < len(secret) <= LONGEST:
+        raise ValueError(f"expected a password of 1 to {LONGEST} bytes, got {len(secret)}")
+    if _CONTROL.search(password):
+        raise ValueError("expected a password without control characters")
+    # Apache knows "$2b$" by the name of its own, "$2y$"; the two are the same.
+    return bcrypt.hashpw(secret, bcrypt.gensalt(_USUAL_COST)).replace(b"$2b$", b"$2y$", 1)
 
 
 def make_dummy(cost: int) -> bytes:
@@ -165,6 +184,7 @@ class Accounts(Protocol):
 
 _LOOK_INTERVAL = 1.0  # seconds
 _LARGEST = 16 << 20  # bytes
+_USER = re.compile(r"[^\s:#][^\s:]*")
 
 
 @frozen
@@ -189,11 +209,12 @@ class Users:
         :raises StartError: in one line, if it can't be read, or one of its lines is wrong.
         """
         try:
-            hashes = parse(_decode(read_trusted(path, _LARGEST + 1)))
+            content = read_trusted(path, _LARGEST + 1)
         except OSError as error:
             raise _wrong(path, f"can't be read: {error.strerror}") from None
-        except ValueError as error:
+        except Untrusted as error:
             raise _wrong(path, error) from None
+        hashes = read_users(content, path)
         identities = {name: groups.identity(Kind.USER, name) for name in hashes}
         return cls(hashes, identities, Dummies(hashes.values()))
 
@@ -209,6 +230,45 @@ def _decode(content: bytes) -> str:
 
 def _wrong(path: Path, problem: object) -> StartError:
     return StartError(f"auth.htpasswd: {path}: {problem}")
+
+
+def read_users(content: bytes, path: Path) -> dict[str, bytes]:
+    """
+    The hashes in the content of the htpasswd file ``path``, by users.
+
+    :raises StartError: in one line, if one of its lines is wrong.
+    """
+    try:
+        return parse(_decode(content))
+    except ValueError as error:
+        raise _wrong(path, error) from None
+
+
+def check_user(name: str) -> None:
+    """:raises ValueError: in one line, if no user of an htpasswd file can log in by ``name``."""
+    if not _USER.fullmatch(name) or not name.isprintable() or name.startswith(LOGIN_PREFIX):
+        raise ValueError(
+            "expected a name without colons and spaces that begins neither with # nor with"
+            f" {LOGIN_PREFIX}, got {name!r}"
+        )
+
+
+def change_user(content: bytes, name: str, hashed: bytes | None) -> bytes:
+    """
+    The content of an htpasswd file in which ``name`` has that hash, or (``None``) is not listed.
+    All other lines stay as they are.
+    """
+    user = name.encode()
+    lines = content.removesuffix(b"\n").split(b"\n") if content else []
+    found = [at for at, each in enumerate(lines) if each.strip().partition(b":")[0] == user]
+    if hashed is None:
+        lines = [each for at, each in enumerate(lines) if at not in found]
+    elif found:
+        _, colon, rest = lines[found[0]].strip().partition(b":")[2].partition(b":")
+        lines[found[0]] = b":".join((user, hashed)) + colon + rest
+    else:
+        lines.append(user + b":" + hashed)
+    return b"".join(each + b"\n" for each in lines)
 
 
 def parse(text: str) -> dict[str, bytes]:
@@ -398,9 +458,6 @@ class Robots:
         if robot is None or self._now() >= robot.expires.timestamp:
             return None
         return robot
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def fits_basic(user: str, password: str) -> bool:

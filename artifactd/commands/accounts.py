@@ -1,159 +1,132 @@
-"""The commands about accounts: who may do what."""
+"""The commands that change accounts: ``artifactd user``."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Sequence
+from functools import partial
+from getpass import getpass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from attrs import frozen
 from twisted.python import usage
 
-from artifactd.auth.identity import ANONYMOUS, Groups, Identity, Kind
-from artifactd.auth.passwords import LOGIN_PREFIX, Users
-from artifactd.auth.rules import AccessRules, Judged
-from artifactd.commands.offline import DataCommand
-from artifactd.commands.table import JSON, Color, print_json
-from artifactd.daemon.assemble import Assembly
+from artifactd.auth.identity import Groups, Kind
+from artifactd.auth.passwords import change_user, check_user, hash_password, read_users
+from artifactd.commands.options import SettingsOptions
+from artifactd.commands.table import JSON, Table
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
-from artifactd.oci.names import ImageName
-from artifactd.settings.access import Action
-from artifactd.settings.accounts import AccessSettings
+from artifactd.kit.trusted import Untrusted, read_trusted, replace_trusted
 from artifactd.settings.settings import Settings
 
-_EVERY = "*"
+_LARGEST = 4096  # bytes of standard input that are read
 
 
-@frozen
-class Decision:
-    """
-    Whether an identity may do an action to an image, and why.
-
-    :ivar image: the canonical name, or ``*``: every image, and the registry itself.
-    :ivar rules: how each rule of the settings fits.
-    """
-
-    who: str
-    action: Action
-    image: str
-    granted: bool
-    why: str
-    rules: Sequence[Judged] = ()
-
-
-class Access(DataCommand):
-    """``artifactd access``: which rule grants something, or what the rules lack."""
+class ChangeUsers(SettingsOptions):
+    """``artifactd user``: the users of the htpasswd file."""
 
     longdesc = (
-        "Tell whether WHO (a user, robot:NAME, certificate:NAME or anonymous) may do ACTION (pull,"
-        " push, delete, administer) to IMAGE ('*': every image), and which rule of the settings"
-        " grants it, or what the rules lack.  The exit status is 0 if it is granted, 1 if not."
+        "ls lists the users of the htpasswd file that the settings name; add makes one, passwd"
+        " gives one another password, rm removes one.  The password is asked for, or read from"
+        " standard input; it is no argument, since every user of the machine sees those.  Running"
+        " daemons notice within a second."
     )
-    synopsis = "[options] WHO ACTION IMAGE"
-    optFlags: ClassVar = [JSON]
+    synopsis = "[options] ls | add NAME | passwd NAME | rm NAME"
+    optFlags: ClassVar = [
+        JSON,
+        ["password-stdin", None, "Read the password from standard input."],
+    ]
 
     # Options calls this with the arguments left over.
-    def parseArgs(self, who: str, action: str, image: str) -> None:  # type: ignore[override]
-        if action not in tuple(Action):
-            raise usage.UsageError(f"access: expected {', '.join(Action)}, got {action}")
-        self.who, self.action, self.image = who, Action(action), image
+    def parseArgs(self, verb: str, *names: str) -> None:  # type: ignore[override]
+        if verb not in ("ls", "add", "passwd", "rm"):
+            raise usage.UsageError(f"user: expected ls, add, passwd or rm, got {verb}")
+        if len(names) != (verb != "ls"):
+            # What else was given may be a password: it is not shown.
+            raise usage.UsageError(f"user {verb}: wrong number of arguments; {self._usage}")
+        self.verb, self.name = verb, "".join(names)
 
-    async def work(self, parts: Assembly, settings: Settings) -> int:
-        decisions = self._decide(parts, settings)
-        for each in decisions:
-            if self["json"]:
-                print_json(each)
-                continue
-            verdict = Color.GREEN.paint("granted") if each.granted else Color.RED.paint("denied")
-            print(f"{verdict}: {printable(f'{each.who} {each.action} {each.image}: {each.why}')}")
-            for line in [] if each.granted else _nearest(each.rules, settings.access):
-                print(printable(f"  {line}"))
-        return 0 if any(each.granted for each in decisions) else 1
-
-    def _decide(self, parts: Assembly, settings: Settings) -> list[Decision]:
-        """A decision for each image that the name may stand for, as the gate makes it."""
-        images: Sequence[ImageName | None] = [None]
-        if self.image != _EVERY:
-            target = parts.registry.target(self.image)
-            images = [target.image]
-            if self.action is Action.PULL:
-                images = target.readable.candidates(target.image)
-        if not settings.authentication:
-            everybody = "the settings have neither accounts nor rules: everybody may pull"
-            this_machine = f"{everybody}, and clients on this machine may do everything"
-            why = everybody if self.action is Action.PULL else this_machine
-            return [Decision(self.who, self.action, _named(each), True, why) for each in images]
-        identity = self._identity(settings)
-        rules = AccessRules(settings.access, settings.robot, time.time)
-        return [self._decision(rules, identity, each, settings) for each in images]
-
-    def _decision(
-        self, rules: AccessRules, identity: Identity, image: ImageName | None, settings: Settings
-    ) -> Decision:
-        judged = rules.judge(identity, self.action, image)
-        granting = [each.rule for each in judged if each.grants]
-        if image is None:
-            granted = self.action in rules.granted_everywhere(identity)
-        else:
-            granted = self.action in rules.granted(identity, image)
-        why = "; ".join(_rule(number, settings.access) for number in granting)
-        if not granting:
-            why = "no rule grants it"
-        elif not granted:
-            robot = settings.robot[identity.name]
-            limits = f"may {', '.join(robot.may)}; images {', '.join(robot.images)}"
-            why = f"the robot's own limits exclude it ({limits})"
-            if time.time() >= robot.expires.timestamp:
-                why = f"the robot has expired, on {robot.expires}"
-        return Decision(str(identity), self.action, _named(image), granted, why, judged)
-
-    def _identity(self, settings: Settings) -> Identity:
-        """:raises StartError, UsageError: if there is no such account."""
-        groups = Groups(settings.auth.groups)
-        if self.who == Kind.ANONYMOUS:
-            return ANONYMOUS
-        kind, colon, name = self.who.partition(":")
-        if self.who.startswith(LOGIN_PREFIX):
-            kind, name = Kind.ROBOT, self.who.removeprefix(LOGIN_PREFIX)
-        elif not colon:
-            kind, name = Kind.USER, self.who
-        if kind == Kind.CERTIFICATE:
-            return Identity(Kind.CERTIFICATE, name)
-        if kind == Kind.ROBOT:
-            if name not in settings.robot:
-                raise StartError(f"{name}: no such robot in the settings")
-            return groups.identity(Kind.ROBOT, name)
-        if kind != Kind.USER:
-            raise usage.UsageError(
-                "access: expected a user, robot:NAME, certificate:NAME or anonymous,"
-                f" got {self.who}"
-            )
+    def run(self) -> int:
+        settings = self.load()
         if not settings.auth.htpasswd:
-            raise StartError(f"{name}: no such user: the settings name no file of users (htpasswd)")
-        users = Users.read(Path(settings.auth.htpasswd), groups)
-        if name not in users.identities:
-            raise StartError(f"{name}: no such user in {settings.auth.htpasswd}")
-        return users.identities[name]
+            raise StartError("the settings name no file of users: set htpasswd in [auth]")
+        path = Path(settings.auth.htpasswd)
+        if self.verb == "ls":
+            return _list_users(path, settings, as_json=bool(self["json"]))
+        known = _users(path)
+        if self.verb == "add":
+            try:
+                check_user(self.name)
+            except ValueError as error:
+                raise usage.UsageError(f"user add: {error}") from None
+            if self.name in known:
+                raise StartError(f"{self.name} is in {path} already: see artifactd user passwd")
+        elif self.name not in known:
+            raise StartError(f"{self.name}: no such user in {path}")
+        hashed = None if self.verb == "rm" else self._hash()
+        is_new = _replace(path, partial(self._change, path, hashed))
+        done = {"add": "added", "passwd": "changed the password of", "rm": "removed"}[self.verb]
+        print(f"{done} {printable(self.name)}")
+        if is_new:
+            print(f"made {path}, for this user alone: the daemon's user has to be able to read it")
+        return 0
+
+    def _change(self, path: Path, hashed: bytes | None, before: bytes | None) -> bytes:
+        # Asked again, under the lock: another command may have been quicker.
+        known = read_users(before or b"", path)
+        if (self.name in known) is (self.verb == "add"):
+            raise StartError(f"{self.name}: another command has just changed it in {path}")
+        return change_user(before or b"", self.name, hashed)
+
+    def _hash(self) -> bytes:
+        try:
+            return hash_password(self._password())
+        except ValueError as error:
+            raise StartError(str(error)) from None
+
+    def _password(self) -> str:
+        if self["password-stdin"]:
+            try:
+                given = sys.stdin.buffer.read(_LARGEST).decode()
+            except UnicodeDecodeError:
+                raise ValueError("expected a password in UTF-8") from None
+            return given.removesuffix("\n").removesuffix("\r")
+        if not sys.stdin.isatty():
+            raise usage.UsageError("there is no terminal to ask at: use --password-stdin")
+        password = getpass(f"password of {printable(self.name)}: ")
+        if getpass("again: ") != password:
+            raise StartError("the two passwords differ: nothing is changed")
+        return password
 
 
-def _named(image: ImageName | None) -> str:
-    return _EVERY if image is None else str(image)
+def _users(path: Path) -> dict[str, bytes]:
+    """The users of the file; none if there is no such file.  :raises StartError: if it is wrong."""
+    try:
+        return read_users(read_trusted(path), path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, Untrusted) as error:
+        raise _unusable(path, error) from None
 
 
-def _rule(number: int, access: Sequence[AccessSettings]) -> str:
-    rule = access[number]
-    who, may, images = (", ".join(each) for each in (rule.who, rule.may, rule.images))
-    return f"access[{number}] (who {who}; may {may}; images {images})"
+def _list_users(path: Path, settings: Settings, *, as_json: bool) -> int:
+    groups = Groups(settings.auth.groups)
+    rows: list[tuple[object, Sequence[str]]] = []
+    for name in sorted(_users(path)):
+        of = sorted(groups.identity(Kind.USER, name).groups)
+        rows.append(({"user": name, "groups": of}, [name, ",".join(of) or "-"]))
+    Table("USER", "GROUPS", as_json=as_json).add(rows)
+    return 0 if rows else 1
 
 
-def _nearest(judged: Iterable[Judged], access: Sequence[AccessSettings]) -> list[str]:
-    """The rules that lack one thing, and what that is."""
-    lines = []
-    for each in judged:
-        fits = {"who": each.who, "may": each.may, "images": each.images}
-        lacking = [name for name, is_so in fits.items() if not is_so]
-        if len(lacking) == 1:
-            lines.append(f"{_rule(each.rule, access)} would, but for its {lacking[0]}")
-    return lines
+def _replace(path: Path, change: Any) -> bool:
+    """:raises StartError: in one line, if the file can't be replaced."""
+    try:
+        return replace_trusted(path, change)
+    except (OSError, Untrusted) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: Exception) -> StartError:
+    return StartError(f"{path}: {getattr(error, 'strerror', None) or error}")

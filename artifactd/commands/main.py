@@ -64,9 +64,15 @@ class Command(SettingsFileOptions):
             "Make a secret for a robot, and the settings to go with it.",
         ),
         (
+            "user",
+            None,
+            _Lazy("accounts.ChangeUsers"),
+            "List the users of the htpasswd file, add and remove them, set passwords.",
+        ),
+        (
             "access",
             None,
-            _Lazy("accounts.Access"),
+            _Lazy("access.Access"),
             "Tell which rule grants something, or what the rules lack.",
         ),
         ("ls", None, _Lazy("seeing.List"), "List the images that are here."),

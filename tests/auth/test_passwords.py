@@ -22,6 +22,7 @@ from artifactd.auth.passwords import (
     Passwords,
     Robots,
     Users,
+    hash_password,
     hash_secret,
     make_dummy,
     make_secret,
@@ -200,6 +201,12 @@ class HashTests(SynchronousTestCase):
         ):
             with self.assertRaises(ValueError, msg=repr(hashed)):
                 read_cost(hashed)
+
+    def test_it_is_made_as_apaches_htpasswd_makes_it(self) -> None:
+        made = hash_password("pässword")
+        self.assertTrue(made.startswith(b"$2y$12$"))
+        self.assertEqual(12, read_cost(made))
+        self.assertTrue(bcrypt.checkpw("pässword".encode(), made))
 
     def test_a_dummy_is_a_hash_that_nothing_matches(self) -> None:
         dummy = make_dummy(4)

@@ -1,66 +1,56 @@
-"""``artifactd access``."""
+"""``artifactd user``."""
 
 from __future__ import annotations
 
 import json
+import stat
+import sys
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 import bcrypt
 from twisted.trial.unittest import TestCase
 
-from artifactd.store.folder import DataFolder
+from artifactd.auth import passwords
+from artifactd.auth.passwords import parse
+from artifactd.commands import accounts
+from tests.api.guarded import basic
 from tests.commands.test_main import artifactd
-from tests.programs import Result
+from tests.process import Daemon
+from tests.programs import Result, wait_for
 
-RULES = """
+RULE = """
 [[access]]
-who = ["anonymous"]
-may = ["pull"]
-images = ["docker.io/*"]
-
-[[access]]
-who = ["group:dev", "robot:*"]
+who = ["authenticated"]
 may = ["pull", "push"]
-images = ["local/team/*"]
-
-[[access]]
-who = ["certificate:node-*"]
-may = ["administer"]
 images = ["*"]
-
-[robot.ci]
-secret_hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
-may = ["pull"]
-
-[robot.old]
-secret_hash = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
-expires = 2001-01-01T00:00:00Z
 """
 
 
-HASHED = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
-
-
 class AccountsTestCase(TestCase):
-    """A data folder, a file of users and settings; no daemon."""
-
-    toml = RULES
+    """A file of settings; the files of accounts that they name are not there yet."""
 
     def setUp(self) -> None:
-        folder = Path(self.mktemp()).absolute()
-        folder.mkdir()
-        DataFolder.open(folder / "data").close()
-        self.users = folder / "htpasswd"
-        self.users.write_text(f"alice:{HASHED}\nbob:{HASHED}\n")
-        self.settings = folder / "artifactd.toml"
-        self.settings.write_text(
-            f'data = "{folder}/data"\n[auth]\nhtpasswd = "{self.users}"\n'
-            f'groups.dev = ["alice"]\n{self.toml}'
-        )
+        self.patch(passwords, "_USUAL_COST", 4)
+        self.folder = Path(self.mktemp()).absolute()
+        self.folder.mkdir()
+        self.users = self.folder / "htpasswd"
+        self.settings = self.folder / "artifactd.toml"
+        self.toml = f'[auth]\nhtpasswd = "{self.users}"\ngroups.dev = ["bob"]\n{RULE}'
+        self.settings.write_text(self.toml)
+
+    def type(self, text: bytes) -> None:
+        """Standard input of the next command."""
+        self.patch(sys, "stdin", TextIOWrapper(BytesIO(text)))
 
     async def run_command(self, *argv: str) -> Result:
         return await artifactd(self, "--config", str(self.settings), *argv)
+
+    async def do(self, *argv: str) -> str:
+        """What a command says that does what it is told."""
+        result = await self.run_command(*argv)
+        self.assertEqual((result.status, result.err), (0, ""))
+        return result.out
 
     async def assert_refused(self, *argv: str) -> str:
         """What a command says that can't do it: one line."""
@@ -70,84 +60,124 @@ class AccountsTestCase(TestCase):
         return result.err
 
 
-class AccessTests(AccountsTestCase):
-    async def decided(self, *argv: str) -> list[Any]:
-        result = await self.run_command("access", "--json", *argv)
-        found = [json.loads(line) for line in result.out.splitlines()]
-        granted = any(each["granted"] for each in found)
-        self.assertEqual((result.status, result.err), (0 if granted else 1, ""))
-        return found
+class UserTests(AccountsTestCase):
+    async def add(self, name: str, password: bytes = b"secret\n") -> str:
+        self.type(password)
+        return await self.do("user", "add", name, "--password-stdin")
 
-    async def test_the_rule_that_grants_is_told(self) -> None:
-        (decision,) = await self.decided("alice", "push", "local/team/app")
-        self.assertTrue(decision["granted"])
-        fits = [each["rule"] for each in decision["rules"] if each["who"] and each["may"]]
-        self.assertEqual([1], fits)
-        result = await self.run_command("access", "alice", "push", "local/team/app")
+    def assert_password(self, name: str, password: bytes) -> None:
+        hashed = parse(self.users.read_text())[name]
+        self.assertTrue(hashed.startswith(b"$2y$"), "as Apache's htpasswd writes it")
+        self.assertTrue(bcrypt.checkpw(password, hashed))
+
+    async def test_the_first_user_makes_the_file(self) -> None:
+        said = await self.add("alice")
+        self.assertIn("added alice\n", said)
+        self.assertIn(f"made {self.users}", said)
+        self.assertEqual(0o600, stat.S_IMODE(self.users.stat().st_mode))
+        self.assert_password("alice", b"secret")
+
+    async def test_all_other_lines_stay_as_they_are(self) -> None:
+        await self.add("alice")
+        hashed = parse(self.users.read_text())["alice"].decode()
+        before = f"# people\n\n bob:{hashed}:Bob of sales\nalice:{hashed}\n# the end"
+        self.users.write_text(before)
+        self.users.chmod(0o640)
+        self.assertEqual("added carol\n", await self.add("carol"))
+        lines = self.users.read_text().splitlines()
+        self.assertEqual(before.splitlines(), lines[:-1])
+        self.type(b"another\r\n")
+        await self.do("user", "passwd", "bob", "--password-stdin")
+        self.assert_password("bob", b"another")
+        self.assertIn(":Bob of sales\n", self.users.read_text())
+        self.assertEqual("removed bob\n", await self.do("user", "rm", "bob"))
+        self.assertEqual(["alice", "carol"], list(parse(self.users.read_text())))
+        self.assertIn("# people\n\nalice:", self.users.read_text())
+        self.assertEqual(0o640, stat.S_IMODE(self.users.stat().st_mode))
+
+    async def test_users_are_listed_with_their_groups(self) -> None:
+        self.assertEqual(1, (await self.run_command("user", "ls")).status)
+        for name in "bob", "alice":
+            await self.add(name)
+        self.assertEqual("alice\t-\nbob\tdev\n", await self.do("user", "ls"))
+        listed = [json.loads(line) for line in (await self.do("user", "ls", "-j")).splitlines()]
         self.assertEqual(
-            "granted: alice push local/team/app: access[1] (who group:dev, robot:*; may pull, push;"
-            " images local/team/*)\n",
-            result.out,
+            [{"user": "alice", "groups": []}, {"user": "bob", "groups": ["dev"]}], listed
         )
 
-    async def test_what_the_rules_lack_is_told(self) -> None:
-        for argv, lacking in (
-            (("bob", "push", "team/app"), "who"),
-            (("alice", "delete", "team/app"), "may"),
-            (("alice", "push", "other"), "images"),
+    async def test_a_password_is_asked_for_twice(self) -> None:
+        typed = iter(["secret", "secret", "secret", "secert"])
+        self.patch(accounts, "getpass", lambda prompt: next(typed))
+        self.type(b"")
+        self.assertIn("use --password-stdin", await self.assert_refused("user", "add", "alice"))
+        self.patch(sys.stdin, "isatty", lambda: True)
+        await self.do("user", "add", "alice")
+        self.assert_password("alice", b"secret")
+        self.assertIn("differ", await self.assert_refused("user", "add", "bob"))
+
+    async def test_passwords_and_names_that_no_login_could_have(self) -> None:
+        for name, password, said in (
+            ("alice", b"", "1 to 72 bytes, got 0"),
+            ("alice", b"x" * 73, "1 to 72 bytes, got 73"),
+            ("alice", b"two\nlines\n", "without control characters"),
+            ("alice", b"\xff", "in UTF-8"),
+            ("a:b", b"secret", "a name without colons"),
+            ("a b", b"secret", "a name without colons"),
+            ("#a", b"secret", "a name without colons"),
+            ("robot+ci", b"secret", "a name without colons"),
         ):
-            result = await self.run_command("access", *argv)
-            verdict, near = result.out.splitlines()
-            self.assertIn("denied: ", verdict)
-            self.assertIn("no rule grants it", verdict)
-            self.assertIn("  access[1] (who group:dev, robot:*; ", near)
-            self.assertTrue(near.endswith(f" would, but for its {lacking}"), near)
-            self.assertEqual(1, result.status)
+            self.type(password)
+            told = await self.assert_refused("user", "add", name, "--password-stdin")
+            self.assertIn(said, told)
+        self.assertEqual(["artifactd.toml"], [each.name for each in self.folder.iterdir()])
 
-    async def test_a_name_without_prefix_is_judged_as_each_image_that_may_answer(self) -> None:
-        found = await self.decided("alice", "pull", "team/app")
-        self.assertEqual(
-            [("local/team/app", True), ("docker.io/team/app", True)],
-            [(each["image"], each["granted"]) for each in found],
-        )
-        found = await self.decided("anonymous", "pull", "alpine")
-        self.assertEqual(
-            [("local/alpine", False), ("docker.io/library/alpine", True)],
-            [(each["image"], each["granted"]) for each in found],
-        )
-
-    async def test_robots_and_their_limits(self) -> None:
-        for robot in "robot:ci", "robot+ci":
-            (decision,) = await self.decided(robot, "pull", "local/team/app")
-            self.assertEqual(("robot:ci", True), (decision["who"], decision["granted"]))
-        (decision,) = await self.decided("robot:ci", "push", "local/team/app")
-        self.assertFalse(decision["granted"])
-        self.assertEqual("the robot's own limits exclude it (may pull; images *)", decision["why"])
-        (decision,) = await self.decided("robot:old", "pull", "local/team/app")
-        self.assertIn("the robot has expired, on 2001-01-01", decision["why"])
-
-    async def test_every_image(self) -> None:
-        (decision,) = await self.decided("certificate:node-1", "administer", "*")
-        self.assertTrue(decision["granted"])
-        (decision,) = await self.decided("alice", "pull", "*")
-        self.assertFalse(decision["granted"])
-
-    async def test_accounts_and_words_that_there_are_not(self) -> None:
+    async def test_what_is_there_and_what_is_not(self) -> None:
+        await self.add("alice")
+        before = self.users.read_bytes()
+        self.type(b"secret")
         for argv, said in (
-            (("carol", "pull", "a"), "carol: no such user in"),
-            (("robot:no", "pull", "a"), "no: no such robot in the settings"),
-            (("group:dev", "pull", "a"), "expected a user, robot:NAME"),
-            (("alice", "read", "a"), "expected pull, push, delete, administer, got read"),
-            (("alice", "pull", "A"), "name"),
+            (("add", "alice"), "alice is in "),
+            (("passwd", "bob"), "bob: no such user in "),
+            (("rm", "bob"), "bob: no such user in "),
+            (("show", "bob"), "expected ls, add, passwd or rm, got show"),
         ):
-            self.assertIn(said, await self.assert_refused("access", *argv))
+            self.assertIn(said, await self.assert_refused("user", *argv, "--password-stdin"))
+        self.assertEqual(before, self.users.read_bytes())
 
+    async def test_a_password_is_no_argument_and_not_shown(self) -> None:
+        told = await self.assert_refused("user", "add", "alice", "secret")
+        self.assertIn("wrong number of arguments; usage: artifactd user", told)
+        self.assertNotIn("secret", told)
 
-class OpenAccessTests(AccountsTestCase):
-    async def test_without_accounts_and_rules_everybody_may_pull(self) -> None:
-        self.settings.write_text(self.settings.read_text().partition("[auth]")[0])
-        result = await self.run_command("access", "anonymous", "pull", "local/app")
-        self.assertEqual(0, result.status)
-        self.assertIn("everybody may pull", result.out)
-        result = await self.run_command("access", "anonymous", "push", "local/app")
-        self.assertIn("clients on this machine may do everything", result.out)
+    async def test_a_file_that_is_wrong_is_told_and_stays(self) -> None:
+        self.users.write_text("bob:{SHA}2jmj7l5rSw0yVb/vlWAYkK/YBwk=\n")
+        for argv in ("rm", "bob"), ("ls",):
+            told = await self.assert_refused("user", *argv)
+            self.assertIn("line 1: bob: expected a bcrypt hash", told)
+        self.users.write_text("")
+        self.users.chmod(0o666)
+        self.assertIn("others may write it", await self.assert_refused("user", "ls"))
+
+    async def test_without_the_setting_it_says_which(self) -> None:
+        self.settings.write_text("")
+        told = await self.assert_refused("user", "ls")
+        self.assertEqual(
+            "artifactd: the settings name no file of users: set htpasswd in [auth]\n", told
+        )
+
+    async def test_a_running_daemon_notices(self) -> None:
+        await self.add("alice")
+        daemon = await Daemon.start(self, toml=self.toml)
+
+        async def status(name: str) -> int:
+            answer = await daemon.request("GET", "/v2/", headers=basic(name, "secret"))
+            return answer.status
+
+        async def is_gone() -> bool:
+            return await status("alice") == 401
+
+        self.assertEqual(200, await status("alice"))
+        await self.add("bob")
+        await self.do("user", "rm", "alice")
+        await wait_for(is_gone)
+        self.assertEqual(200, await status("bob"))

@@ -162,8 +162,8 @@ class CommandTests(TestCase):
         self.assertEqual(
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
-            " access, ls, tags, show, history, du, rm, restore, warm, purge, gc, fsck, undelete,"
-            " rotate-keys, release; --help tells more\n",
+            " user, access, ls, tags, show, history, du, rm, restore, warm, purge, gc, fsck,"
+            " undelete, rotate-keys, release; --help tells more\n",
         )
 
     async def test_a_command_that_there_is_not_is_told_with_those_that_there_are(self) -> None:
