@@ -222,14 +222,18 @@ class Catalog(OnDatabase):
         )
 
     async def promise_manifest(
-        self, image: ImageName, reference: Reference
+        self, image: ImageName, reference: Reference, *, expires: bool
     ) -> ManifestRecord | None:
         """
         The same as :meth:`manifest`, for a client that may rely on the answer: if nothing keeps the
         manifest in ``image``, its lease is renewed once a quarter of it has passed.
+
+        :param expires: whether all manifests that nothing keeps are collected, or orphans alone.
         """
         record = await self.manifest(image, reference)
-        if record is None or not self._is_due(record.free_since):
+        if record is None or not (expires or record.orphaned):
+            return record
+        if not self._is_due(record.free_since):
             return record
         return await self._renew_manifest(image, record.digest)
 
@@ -286,7 +290,8 @@ class Catalog(OnDatabase):
     ) -> None:
         """
         Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
-        them back.  The leases of blobs and manifests that nothing else holds run from now.
+        them back.  The leases of blobs and manifests that nothing else holds run from now; the
+        manifests that it listed, and that nothing keeps now, are collected after theirs.
 
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have the manifest.
@@ -302,8 +307,10 @@ class Catalog(OnDatabase):
                 raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
             if not allow_held:
                 manifests.refuse_if_held(db, image_id, digest, "manifest")
+            children = manifests.children_of(db, manifest_id)
             leases.bury_manifest(db, manifest_id, actor=actor, at=at)
             manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
+            leases.orphan(db, image_id, children)
 
         long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
         await self.database.write(delete, long=actor if long else None, frees=True)

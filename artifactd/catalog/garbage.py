@@ -22,6 +22,8 @@ class Garbage(StrEnum):
 
     UNTAGGED = "untagged"
     """A manifest that no tag, index or subject has kept for as long as its repository allows."""
+    ORPHANED = "orphaned"
+    """A manifest that only an index kept, which was deleted, and whose lease is over."""
     LEASE = "lease"
     """An image's hold on a blob that no manifest of the image holds, and whose lease is over."""
     DELETED = "deleted"
@@ -74,6 +76,12 @@ UNTAGGED = (
     " FROM image CROSS JOIN manifest ON manifest.image_id = image.id AND free_since <= ?"
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     f" WHERE repository = ? AND used_at IS NULL AND NOT {KEPT} LIMIT ?"
+)
+ORPHANED = (
+    "SELECT repository, image.name, image.id, manifest.id, manifest.digest, size, free_since"
+    " FROM manifest CROSS JOIN image ON image.id = manifest.image_id"
+    " CROSS JOIN blob ON blob.digest = manifest.digest"
+    f" WHERE orphaned = 1 AND free_since <= ? AND NOT {KEPT} ORDER BY free_since LIMIT ?"
 )
 LINKS = (
     "SELECT repository, name, image_id, blob_id, digest, size, unheld_since"
@@ -165,6 +173,36 @@ class GarbageCatalog(OnDatabase):
             return collected
 
         if not await self._finds((UNTAGGED, (before, repository, 1))):
+            return ()
+        return await self.database.write(collect, long=_ACTOR, frees=True)
+
+    async def collect_orphaned(self, before: float, limit: int) -> Sequence[Collected]:
+        """
+        Delete orphans (:attr:`ManifestRecord.orphaned`), which then are part of what a client
+        deleted: they can be brought back with it, and as long as it.  What only they kept, as an
+        index or a subject, is orphaned in turn, and has a lease from now.
+        """
+
+        def collect(db: Connection) -> list[Collected]:
+            at = self.database.now()
+            collected: list[Collected] = []
+            entries = 0
+            rows = db.execute(ORPHANED, (before, limit)).fetchall()
+            for repository, name, image_id, manifest_id, text, size, since in rows:
+                entries += len(manifests.entries_of(db, manifest_id))
+                if collected and entries > _ENTRIES:
+                    break
+                kept = manifests.children_of(db, manifest_id)
+                kept += manifests.referrers_of(db, image_id, text)
+                digest = Digest.parse(text)
+                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=since, collected=True)
+                manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
+                leases.orphan(db, image_id, kept)
+                image = ImageName(repository, name)
+                collected.append(Collected(Garbage.ORPHANED, image, text, size, since))
+            return collected
+
+        if not await self._finds((ORPHANED, (before, 1))):
             return ()
         return await self.database.write(collect, long=_ACTOR, frees=True)
 

@@ -8,7 +8,7 @@ that the collection finds it by an index.  Every change that may let something g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from sqlite3 import Connection
 
 import msgspec
@@ -40,9 +40,13 @@ _SETTLE_BLOBS = (
     f" AND used_at IS NULL AND (unheld_since IS NULL) <> {HELD}"
 )
 _SETTLE_MANIFESTS = (
-    "UPDATE manifest SET free_since = CASE WHEN free_since IS NULL THEN :at END"
+    "UPDATE manifest SET orphaned = 0, free_since = CASE WHEN free_since IS NULL THEN :at END"
     " WHERE image_id = :image AND digest IN (SELECT value FROM json_each(:digests))"
     f" AND used_at IS NULL AND (free_since IS NULL) <> {KEPT}"
+)
+_ORPHAN = (
+    "UPDATE manifest SET orphaned = 1"
+    " WHERE image_id = ? AND digest IN (SELECT value FROM json_each(?)) AND free_since IS NOT NULL"
 )
 _RENEW_BLOB = (
     "UPDATE blob_link SET unheld_since = :at"
@@ -66,6 +70,14 @@ def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> 
     values = {"image": image_id, "digests": touched, "at": at}
     db.execute(_SETTLE_BLOBS, values)
     db.execute(_SETTLE_MANIFESTS, values)
+
+
+def orphan(db: Connection, image_id: int, digests: Sequence[str]) -> None:
+    """
+    Let those of ``digests``, manifests that one that was removed kept, be collected that nothing
+    keeps now.  To be called after :func:`settle`.
+    """
+    db.execute(_ORPHAN, (image_id, msgspec.json.encode(digests).decode()))
 
 
 def renew_blob(db: Connection, image: ImageName, digest: Digest, at: float, due: float) -> None:

@@ -182,8 +182,8 @@ def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) 
 
 
 _SELECT = (
-    "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations, free_since"
-    " FROM image"
+    "SELECT manifest.digest, blob.size, media_type, artifact_type, subject, annotations,"
+    " free_since, orphaned FROM image"
 )
 _BLOB = (
     " JOIN blob ON blob.digest = manifest.digest AND lost_at IS NULL"
@@ -213,10 +213,10 @@ def find(db: Connection, image: ImageName, reference: Reference) -> ManifestReco
 
 def record_of(row: Sequence[Any]) -> ManifestRecord:
     """
-    The record of a row of digest, size, media type, artifact type, subject, annotations and
-    ``free_since``.
+    The record of a row of digest, size, media type, artifact type, subject, annotations,
+    ``free_since`` and ``orphaned``.
     """
-    digest, size, media_type, artifact_type, subject, annotations, free_since = row
+    digest, size, media_type, artifact_type, subject, annotations, free_since, orphaned = row
     return ManifestRecord(
         digest=Digest.parse(digest),
         size=size,
@@ -225,6 +225,7 @@ def record_of(row: Sequence[Any]) -> ManifestRecord:
         subject=None if subject is None else Digest.parse(subject),
         annotations=_annotations.decode(annotations),
         free_since=free_since,
+        orphaned=bool(orphaned),
     )
 
 
@@ -239,6 +240,15 @@ def row_of(db: Connection, image_id: int, digest: Digest) -> int | None:
 def entries_of(db: Connection, manifest_id: int) -> list[str]:
     """The digests of the blobs and manifests that a manifest holds."""
     rows = db.execute("SELECT digest FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
+    return [digest for (digest,) in rows]
+
+
+def children_of(db: Connection, manifest_id: int) -> list[str]:
+    """The digests of the manifests that an index lists."""
+    rows = db.execute(
+        "SELECT digest FROM manifest_entry WHERE manifest_id = ? AND kind = 'manifest'",
+        (manifest_id,),
+    )
     return [digest for (digest,) in rows]
 
 
@@ -283,8 +293,11 @@ def store(
     for tag in put.tags:
         images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
     settle(db, image_id, [str(manifest.digest), *touched], at)
+    # A client that pushes it by itself means it to stay, whatever kept it before.
     db.execute(
-        "UPDATE manifest SET free_since = ? WHERE id = ? AND free_since < ?", (at, manifest_id, at)
+        "UPDATE manifest SET orphaned = 0, free_since = ?"
+        " WHERE id = ? AND (free_since < ? OR orphaned = 1)",
+        (at, manifest_id, at),
     )
 
 

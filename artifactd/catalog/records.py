@@ -60,6 +60,8 @@ class ManifestRecord:
     :ivar size: in bytes.
     :ivar free_since: since when neither a tag nor an index nor an existing subject keeps it, in
         seconds since the epoch; ``None`` where one does.  Comparison leaves it out.
+    :ivar orphaned: whether it is collected after a lease wherever it is, since an index that was
+        deleted was the last that kept it.  Comparison leaves it out.
     """
 
     digest: Digest
@@ -69,6 +71,7 @@ class ManifestRecord:
     subject: Digest | None = None
     annotations: Mapping[str, str] = field(factory=dict)
     free_since: float | None = field(default=None, eq=False)
+    orphaned: bool = field(default=False, eq=False)
 
 
 @frozen

@@ -145,8 +145,8 @@ def drop_lost(db: Connection, digest: Digest, at: float) -> int:
 
 _MANIFESTS = (
     "SELECT manifest.id, repository, name, used_at IS NOT NULL, lost_at IS NOT NULL,"
-    " manifest.digest, size, media_type, artifact_type, subject, annotations, free_since"
-    " FROM manifest CROSS JOIN image ON image.id = image_id"
+    " manifest.digest, size, media_type, artifact_type, subject, annotations, free_since,"
+    " orphaned FROM manifest CROSS JOIN image ON image.id = image_id"
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     " WHERE manifest.id > ? ORDER BY manifest.id LIMIT ?"
 )
@@ -207,7 +207,7 @@ _CHECKS = (
         "its lease is wrong, so that it would be collected too early or never",
         f"SELECT {_IMAGE} || '@' || digest FROM manifest CROSS JOIN image ON image.id = image_id"
         f" WHERE used_at IS NULL AND (free_since IS NULL) <> {KEPT}",
-        "UPDATE manifest SET free_since = CASE WHEN free_since IS NULL THEN ?1 END"
+        "UPDATE manifest SET orphaned = 0, free_since = CASE WHEN free_since IS NULL THEN ?1 END"
         f" WHERE used_at IS NULL AND (free_since IS NULL) <> {KEPT}",
     ),
     _Check(

@@ -272,6 +272,7 @@ class Warm(DataCommand):
 
 _WHY = {
     Garbage.UNTAGGED: "neither a tag nor an index nor a subject keeps it",
+    Garbage.ORPHANED: "only an index kept it, which was deleted, and its lease is over",
     Garbage.LEASE: "no manifest of the image holds it, and its lease is over",
     Garbage.DELETED: "it was deleted, and the time to bring it back is over",
     Garbage.BYTES: "nothing needs these bytes any more",

@@ -141,12 +141,10 @@ class LocalRepository(Repository):
         """
         Return the manifest under ``reference``, or ``None``.
 
-        In a repository whose untagged manifests expire, the lease of a manifest that nothing keeps
-        is renewed.
+        The lease of a manifest that nothing keeps is renewed, where it may be collected.
         """
-        if self.settings.untagged == "keep":
-            return await self.catalog.manifest(image, reference)
-        return await self.catalog.promise_manifest(image, reference)
+        expires = self.settings.untagged != "keep"
+        return await self.catalog.promise_manifest(image, reference, expires=expires)
 
     async def parse(
         self, content: bytes, content_type: str | None, reference: Reference

@@ -207,5 +207,8 @@ class GarbageCatalogTestCase(RemoteCatalogTestCase):
         collected = await self.garbage.collect_untagged(repository, before, 100)
         return [each.name for each in collected]
 
+    async def orphaned(self, before: float = EVER) -> list[str]:
+        return [each.name for each in await self.garbage.collect_orphaned(before, 100)]
+
     async def delete(self, digest: Digest, image: ImageName = APP) -> None:
         await self.catalog.delete_manifest(image, digest, allow_held=False, actor="bob")

@@ -207,10 +207,10 @@ class SharedFileTests(CatalogTestCase):
         blob = await self.blob(b"blob")
         await self.put(b"{}")
         await self.catalog.promise_blob(APP, blob.digest)
-        await self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        await self.catalog.promise_manifest(APP, Digest.of(b"{}"), expires=True)
         size = Deferred.fromCoroutine(self.catalog.promise_blob(APP, blob.digest))
         self.assertEqual(4, self.successResultOf(size))
-        promised = self.catalog.promise_manifest(APP, Digest.of(b"{}"))
+        promised = self.catalog.promise_manifest(APP, Digest.of(b"{}"), expires=True)
         self.assertIsNotNone(self.successResultOf(Deferred.fromCoroutine(promised)))
 
     async def test_a_commit_of_another_process_is_seen_at_once(self) -> None:

@@ -197,9 +197,9 @@ class UntaggedTests(GarbageCatalogTestCase):
     async def test_what_was_promised_late_stays_for_longer(self) -> None:
         early, late = await self.put(b"early"), await self.put(b"late")
         self.time += QUARTER - 1
-        self.assertIsNotNone(await self.catalog.promise_manifest(APP, early))
+        self.assertIsNotNone(await self.catalog.promise_manifest(APP, early, expires=True))
         self.time += 1
-        record = await self.catalog.promise_manifest(APP, late)
+        record = await self.catalog.promise_manifest(APP, late, expires=True)
         assert record is not None
         self.assertEqual(late, record.digest)
         self.assertEqual([str(early)], await self.untagged(self.time - 1))
@@ -214,7 +214,7 @@ class UntaggedTests(GarbageCatalogTestCase):
         self.assertEqual([(APP, str(blob.digest))], await self.links(self.time))
 
     async def test_what_is_not_there_is_not_promised(self) -> None:
-        self.assertIsNone(await self.catalog.promise_manifest(APP, Tag.parse("v1")))
+        self.assertIsNone(await self.catalog.promise_manifest(APP, Tag.parse("v1"), expires=True))
 
     async def test_the_lease_of_its_blobs_runs_from_then(self) -> None:
         blob = await self.blob(b"blob")
@@ -224,6 +224,113 @@ class UntaggedTests(GarbageCatalogTestCase):
         self.assertEqual([], await self.links())
         self.assertEqual([(APP, str(blob.digest))], await self.links(self.time))
 
+    async def test_a_page_at_a_time_goes(self) -> None:
+        for n in range(5):
+            await self.put(b"%d" % n)
+        pages = [len(await self.garbage.collect_untagged("local", EVER, 2)) for _ in range(4)]
+        self.assertEqual([2, 2, 1, 0], pages)
+
+
+class OrphanTests(GarbageCatalogTestCase):
+    """Where untagged manifests stay: those that only a deleted index kept go all the same."""
+
+    async def index_of(self, *children: Digest, content: bytes = b"[]", tag: str = "v1") -> Digest:
+        return await self.put(index(content, [Descriptor("text/x", c, 5) for c in children]), tag)
+
+    async def orphan(self, content: bytes = b"child") -> Digest:
+        """A manifest whose index a client has just deleted."""
+        child = await self.put(manifest(content))
+        await self.delete(await self.index_of(child))
+        return child
+
+    async def test_they_go_when_their_lease_is_over(self) -> None:
+        self.time += 1
+        child = await self.orphan()
+        self.assertEqual([], await self.orphaned(self.time - 1))
+        [collected] = await self.garbage.collect_orphaned(self.time, 100)
+        self.assertEqual(
+            (Garbage.ORPHANED, APP, str(child), 5, self.time),
+            (collected.why, collected.image, collected.name, collected.size, collected.since),
+        )
+        self.assertIsNone(await self.catalog.manifest(APP, child))
+
+    async def test_what_else_keeps_one_keeps_it(self) -> None:
+        subject = await self.put(b"subject", "v2")
+        children = [
+            await self.put(manifest(b"1 tag"), "v3"),
+            await self.put(manifest(b"other")),
+            await self.put(manifest(b"refer", subject=subject)),
+        ]
+        await self.index_of(children[1], content=b"[ ]", tag="v4")
+        await self.delete(await self.index_of(*children))
+        self.assertEqual([], await self.orphaned())
+
+    async def test_what_keeps_one_again_ends_that_for_good(self) -> None:
+        for n, again in enumerate((self.tag_again, self.list_again, self.put_again)):
+            child = await self.orphan(b"%d...." % n)
+            self.time += 1
+            await again(child, b"%d...." % n)
+            self.assertEqual([], await self.orphaned())
+            self.assertIsNotNone(await self.catalog.manifest(APP, child))
+
+    async def tag_again(self, child: Digest, content: bytes) -> None:
+        await self.put(manifest(content), "v2")
+        await self.catalog.delete_tag(APP, Tag.parse("v2"), actor="bob")
+
+    async def list_again(self, child: Digest, content: bytes) -> None:
+        await self.index_of(child, content=b"[  ]")
+
+    async def put_again(self, child: Digest, content: bytes) -> None:
+        await self.put(manifest(content))
+
+    async def test_of_a_tag_that_moves_on_nothing_is_one(self) -> None:
+        child = await self.put(manifest(b"child"))
+        await self.index_of(child)
+        await self.put(b"{}", "v1")
+        self.assertEqual([], await self.orphaned())
+
+    async def test_what_was_promised_late_stays_for_longer(self) -> None:
+        child = await self.orphan()
+        self.time += QUARTER
+        promised = await self.catalog.promise_manifest(APP, child, expires=False)
+        self.assertIsNotNone(promised)
+        self.assertEqual([], await self.orphaned(self.time - 1))
+        self.assertEqual([str(child)], await self.orphaned(self.time))
+
+    async def test_what_one_kept_has_a_lease_more(self) -> None:
+        child = await self.put(manifest(b"child"))
+        inner = await self.put(index(b"[   ]", [Descriptor("text/x", child, 5)]))
+        signature = await self.put(manifest(b"signature", subject=inner))
+        await self.delete(await self.index_of(inner))
+        self.time += LEASE
+        self.assertEqual([str(inner)], await self.orphaned(self.time - LEASE))
+        self.assertEqual([], await self.orphaned(self.time - 1))
+        self.assertEqual({str(child), str(signature)}, set(await self.orphaned(self.time)))
+
+    async def test_what_a_document_of_another_type_described_is_none(self) -> None:
+        described = await self.put(manifest(b"child"))
+        about = manifest(b"about", others=[described])
+        await self.delete(await self.put(about))
+        self.assertEqual([], await self.orphaned())
+
+    async def test_the_lease_of_its_blobs_runs_from_then(self) -> None:
+        blob = await self.blob(b"blob")
+        child = await self.put(manifest(b"child", blobs=[blob]))
+        await self.delete(await self.index_of(child))
+        self.time += LEASE
+        await self.orphaned()
+        self.assertEqual([], await self.links())
+        self.assertEqual([(APP, str(blob.digest))], await self.links(self.time))
+
+    async def test_their_time_for_undelete_ends_with_that_of_their_index(self) -> None:
+        child = await self.orphan()
+        deleted = self.time
+        self.time += LEASE
+        await self.orphaned()
+        self.assertIn(str(child), await self.deleted(deleted))
+
+
+class PageTests(GarbageCatalogTestCase):
     async def test_a_transaction_deletes_few_entries_or_one_manifest(self) -> None:
         self.patch(garbage, "_ENTRIES", 10)
         for number, size in enumerate((6, 4, 1, 20, 20)):
@@ -239,12 +346,6 @@ class UntaggedTests(GarbageCatalogTestCase):
             taken = [len(await step()) for _ in range(5)]
             self.assertEqual((sum(taken), taken[-1]), (5, 0))
             self.assertGreaterEqual(sum(count > 0 for count in taken), 4)
-
-    async def test_a_page_at_a_time_goes(self) -> None:
-        for n in range(5):
-            await self.put(b"%d" % n)
-        pages = [len(await self.garbage.collect_untagged("local", EVER, 2)) for _ in range(4)]
-        self.assertEqual([2, 2, 1, 0], pages)
 
 
 class BytesTests(GarbageCatalogTestCase):

@@ -208,6 +208,7 @@ class PlanTests(SynchronousTestCase):
         self.database.time = at
         for _ in range(2):
             self.do(self.garbage.collect_untagged("local", at, 10))
+            self.do(self.garbage.collect_orphaned(at, 10))
             self.do(self.garbage.collect_links(at, 10))
             self.do(self.garbage.collect_deleted(at, 10))
             self.do(self.garbage.collect_bytes(at, 10))
@@ -238,7 +239,7 @@ class PlanTests(SynchronousTestCase):
         self.database.time = 2.0
         before = len(self.statements)
         self.assertEqual(5, self.do(self.catalog.promise_blob(APP, Digest.of(b"other"))))
-        self.do(self.catalog.promise_manifest(APP, Digest.of(b"[]")))
+        self.do(self.catalog.promise_manifest(APP, Digest.of(b"[]"), expires=True))
         renewed = [s for s in self.statements[before:] if s.startswith("UPDATE")]
         self.assertEqual(2, len(renewed))
         self.assertEqual([], self.scans())
@@ -246,6 +247,7 @@ class PlanTests(SynchronousTestCase):
     def test_what_is_collected_comes_out_of_an_index_in_its_order(self) -> None:
         for query, values in (
             (garbage.UNTAGGED, (1.0, "local", 10)),
+            (garbage.ORPHANED, (1.0, 10)),
             (garbage.LINKS, (1.0, 10)),
             (garbage.DELETED_MANIFESTS, (1.0, 10)),
             (garbage.DELETED_TAGS, (1.0, 10)),

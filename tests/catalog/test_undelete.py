@@ -130,6 +130,30 @@ class UndeleteTests(GarbageCatalogTestCase):
         self.assertEqual({holder, child, signature}, set(restored.manifests))
         self.assertEqual([], await self.untagged())
 
+    async def test_children_that_went_along_come_back_with_their_index(self) -> None:
+        child = await self.put(manifest(b"child"))
+        inner = await self.put(index(b"[   ]", [Descriptor("text/x", child, 5)]))
+        signature = await self.put(manifest(b"signature", subject=inner))
+        holder = await self.put(index(b"[]", [Descriptor("text/x", inner, 5)]), "v1")
+        for reference in (holder, V1):
+            await self.delete(holder)
+            self.time += 1
+            self.assertEqual([str(inner)], await self.orphaned())
+            self.time += 1
+            self.assertEqual({str(child), str(signature)}, set(await self.orphaned()))
+            restored = await self.undelete(reference)
+            self.assertEqual({holder, inner, child, signature}, set(restored.manifests))
+            self.assertEqual([], await self.orphaned())
+
+    async def test_children_that_have_not_gone_yet_stay_with_their_index_that_is_back(self) -> None:
+        child = await self.put(manifest(b"child"))
+        holder = await self.put(index(b"[]", [Descriptor("text/x", child, 5)]), "v1")
+        await self.delete(holder)
+        self.assertEqual((holder,), (await self.undelete(V1)).manifests)
+        self.assertEqual([], await self.orphaned())
+        await self.catalog.delete_tag(APP, V1, actor="bob")
+        self.assertEqual([], await self.orphaned())
+
     async def test_a_child_that_was_deleted_before_its_index_stays_so(self) -> None:
         child = await self.put(manifest(b"child"))
         holder = await self.put(index(b"[]", [Descriptor("text/x", child, 5)]))

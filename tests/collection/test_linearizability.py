@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import randrange
 from typing import Any
@@ -27,7 +28,7 @@ from tests.crash.test_sweep import listed, stored
 from tests.programs import Process, reactor
 
 Told = Mapping[str, Mapping[str, Any]]
-"""What a process says must be in an image: its tags, and its manifests by their digests."""
+"""What a process says of an image: ``tests.collection.model.Image.told``."""
 
 OPERATIONS = 20_000
 SEED = "COLLECTION_SEED"
@@ -65,7 +66,14 @@ class LinearizabilityTests(TestCase):
         operations = sum(n for what, n in done.items() if not what.startswith("collected "))
         self.assertGreaterEqual(operations, OPERATIONS)
         # It would show nothing if this never happened.
-        for rare in ("lease run out", "undelete", "undelete, too late", "collect", "mount, done"):
+        for rare in (
+            "lease run out",
+            "undelete",
+            "undelete, too late",
+            "collect",
+            "mount, done",
+            "collected orphaned",
+        ):
             self.assertGreater(done[rare], 0, done)
         self.assertGreater(done["collected bytes"], 100, done)
         with opened(self.data, self.clock, reactor) as parts:
@@ -88,6 +96,8 @@ class LinearizabilityTests(TestCase):
             await parts.collector.run()
         await self.assert_whole(parts, images)
         self.assertEqual(stored(self.data), listed(self.data))
+        for name, image in images.items():
+            self.assertEqual(await self.there(parts, name, image["gone"]), {}, name)
         self.assertEqual(set(stored(self.data)), await self.needed(parts, images))
 
     async def assert_whole(self, parts: Assembly, images: Mapping[str, Told]) -> None:
@@ -114,20 +124,18 @@ class LinearizabilityTests(TestCase):
 
     async def needed(self, parts: Assembly, images: Mapping[str, Told]) -> set[str]:
         """The digests of all that is in an image in the end."""
-        needed: set[str] = set()
-        for image in images.values():
-            for digest, content in image["manifests"].items():
-                needed |= {digest, *map(str, blobs_of(content.encode()))}
-        return needed | await self.shared(parts)
+        # Everybody pushes to this one, untagged manifests too.
+        manifests = await self.there(parts, SHARED, stored(self.data))
+        for name, image in images.items():
+            manifests |= {d: text.encode() for d, text in image["manifests"].items()}
+            manifests |= await self.there(parts, name, image["perhaps"])
+        held = {str(blob) for content in manifests.values() for blob in blobs_of(content)}
+        return manifests.keys() | held
 
-    async def shared(self, parts: Assembly) -> set[str]:
-        """Those of the image that everybody pushes to; untagged manifests too."""
-        needed: set[str] = set()
-        client = Client(parts, SHARED)
-        for digest in stored(self.data):
-            try:
-                content = await client.manifest(Digest.parse(digest))
-            except (ManifestUnknown, NameUnknown):
-                continue
-            needed |= {digest, *map(str, blobs_of(content))}
-        return needed
+    async def there(self, parts: Assembly, name: str, digests: Iterable[str]) -> dict[str, bytes]:
+        """Those of the digests that an image has as manifests, with their bytes."""
+        client, found = Client(parts, name), {}
+        for digest in digests:
+            with contextlib.suppress(ManifestUnknown, NameUnknown):
+                found[digest] = await client.manifest(Digest.parse(digest))
+        return found

@@ -23,6 +23,7 @@ from tests.collection.registry import (
     Client,
     descriptor,
     image,
+    index,
     opened,
 )
 from tests.programs import reactor
@@ -80,6 +81,33 @@ class PromiseTests(TestCase):
         await self.collect(UNTAGGED)
         with self.assertRaises(ManifestUnknown):
             await client.manifest(digest)
+
+    async def test_who_is_told_of_a_child_of_a_deleted_index_finds_it_for_most_of_a_lease(
+        self,
+    ) -> None:
+        client = self.client(f"{KEEPING}/app")
+        child, other = (image(BLOB, [], n) for n in range(2))
+        digest = Digest.of(child)
+        for each in (child, other):
+            await client.put(each, Digest.of(each))
+        await client.put(index([child]), TAG)
+        await client.delete(Digest.of(index([child])))
+        for _ in range(3):
+            self.clock.advance(0.9 * LEASE)
+            self.assertEqual(await client.manifest(digest), child)
+            await self.collect(0)
+        await client.put(index([child, other]), TAG)
+        await self.collect(10 * LEASE)
+        self.assertEqual(await client.manifest(digest), child)
+        await client.delete(Digest.of(index([child, other])))
+        await self.collect(LEASE)
+        for each in (child, other):
+            with self.assertRaises(ManifestUnknown):
+                await client.manifest(Digest.of(each))
+        await self.parts.garbage.undelete(ImageName(KEEPING, "app"), TAG, "test")
+        for each in (child, other):
+            self.assertEqual(await client.manifest(Digest.of(each)), each)
+        self.assertEqual(await client.blob(DIGEST), BLOB)
 
     async def test_a_blob_that_goes_when_it_is_opened_is_unknown_and_so_is_one_lost(self) -> None:
         local = self.parts.registry.repositories[KEEPING]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 
 from attrs import define, field
 from twisted.internet.interfaces import IReactorTime
@@ -104,8 +105,10 @@ class Collector:
                 # A client may have been told that the manifest is here, which is a lease.
                 since = now - max(repository.untagged.seconds, settings.lease)
                 steps.append(partial(garbage.collect_untagged, name, since, PAGE))
-        before = now if self.at_once else now - settings.grace
+        # What is collected for it in this very run was deleted, too.
+        before = inf if self.at_once else now - settings.grace
         steps += [
+            partial(garbage.collect_orphaned, inf if self.at_once else now - settings.lease, PAGE),
             partial(garbage.collect_links, now - settings.lease, PAGE),
             partial(garbage.collect_deleted, before, PAGE, ends_leases=self.at_once),
             partial(self._bytes, before),
