@@ -12,6 +12,16 @@ ENDPOINTS = (
     "end-1 end-2 end-3 end-4a end-4b end-4c end-5 end-6 end-7a end-7b end-8a end-8b end-9 end-10"
     " end-11 end-12a end-12b end-13 end-14"
 )
+# What the conformance suite can be told to ask.
+SUITE = (
+    "apis.ping apis.pull apis.push apis.blobs.atomic apis.blobs.delete apis.blobs.digestHeader"
+    " apis.blobs.mountAnonymous apis.blobs.uploadCancel apis.manifests.atomic"
+    " apis.manifests.delete apis.manifests.digestHeader apis.manifests.tagParam apis.tags.atomic"
+    " apis.tags.delete apis.tags.list apis.referrer data.image data.index data.indexList"
+    " data.sparse data.artifact data.subject data.subjectMissing data.artifactList"
+    " data.subjectList data.dataField data.nondistributable data.customFields data.noLayers"
+    " data.emptyBlob data.sha512"
+)
 
 
 class ConformanceTableTests(SynchronousTestCase):
@@ -38,6 +48,18 @@ class ConformanceTableTests(SynchronousTestCase):
         self.assertEqual([row.cells[0] for row in rows], [f"code-{n}" for n in range(1, 15)])
         for row in rows:
             self.assertTrue(row.tests or row.cells[2], row.cells)
+
+    def test_all_that_the_suite_can_ask_has_a_test(self) -> None:
+        rows = tables(DOCUMENT)["The conformance suite"]
+        self.assertEqual([row.cells[0] for row in rows], [f"`{name}`" for name in SUITE.split()])
+        for row in rows:
+            self.assertTrue(row.tests, row.cells)
+
+    def test_what_clients_need_has_a_test(self) -> None:
+        rows = tables(DOCUMENT)["Clients as they are"]
+        self.assertGreater(len(rows), 15)
+        for row in rows:
+            self.assertTrue(row.tests, row.cells)
 
     def test_what_does_not_apply_has_a_reason(self) -> None:
         for row in tables(DOCUMENT)["What does not apply"]:
