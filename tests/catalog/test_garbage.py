@@ -266,7 +266,8 @@ class OrphanTests(GarbageCatalogTestCase):
         self.assertEqual([], await self.orphaned())
 
     async def test_what_keeps_one_again_ends_that_for_good(self) -> None:
-        for n, again in enumerate((self.tag_again, self.list_again, self.put_again)):
+        ways = (self.tag_again, self.point_again, self.list_again, self.put_again)
+        for n, again in enumerate(ways):
             child = await self.orphan(b"%d...." % n)
             self.time += 1
             await again(child, b"%d...." % n)
@@ -275,6 +276,10 @@ class OrphanTests(GarbageCatalogTestCase):
 
     async def tag_again(self, child: Digest, content: bytes) -> None:
         await self.put(manifest(content), "v2")
+        await self.catalog.delete_tag(APP, Tag.parse("v2"), actor="bob")
+
+    async def point_again(self, child: Digest, content: bytes) -> None:
+        await self.catalog.point_tag(APP, Tag.parse("v2"), child, actor="bob")
         await self.catalog.delete_tag(APP, Tag.parse("v2"), actor="bob")
 
     async def list_again(self, child: Digest, content: bytes) -> None:
