@@ -1,4 +1,4 @@
-"""Accounts with passwords: the users of an htpasswd file, and the robots of the settings."""
+"""Accounts with passwords: the users of an htpasswd file, and robots."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from artifactd.kit.deferreds import RunInThread, SingleFlight
 from artifactd.kit.followed import Followed, stamp_of
 from artifactd.kit.start import StartError
 from artifactd.kit.trusted import Untrusted, read_trusted
-from artifactd.settings.accounts import RobotSettings, SecretHash
+from artifactd.settings.accounts import RobotSettings, SecretHash, parse_robots
+from artifactd.settings.settings import Settings
 
 LONGEST = 72  # bytes of a password: bcrypt reads no more
 COSTS = range(4, 18)  # those of Apache's htpasswd; each takes twice as long as the one before
@@ -391,13 +392,34 @@ def hash_secret(secret: str) -> SecretHash:
     return SecretHash(_SHA256 + hashlib.sha256(secret.encode()).hexdigest())
 
 
+def read_robots(settings: Settings) -> dict[str, RobotSettings]:
+    """
+    All robots by their names: those of the settings and those of ``robots_file``.  Blocks.
+
+    :raises StartError: in one line, if the file can't be read, or is wrong.
+    """
+    path = settings.auth.robots_file
+    if not path:
+        return dict(settings.robot)
+    where = f"auth.robots_file: {path}"
+    try:
+        content = read_trusted(Path(path), _LARGEST)
+    except OSError as error:
+        raise StartError(f"{where}: can't be read: {error.strerror}") from None
+    except Untrusted as error:
+        raise StartError(f"{where}: {error}") from None
+    return {**settings.robot, **parse_robots(content, where, settings.robot, settings.repository)}
+
+
 class Robots:
     """
-    :class:`Accounts` of the robots in the settings, which log in as ``robot+<name>``.
+    :class:`Accounts` of robots, which log in as ``robot+<name>``.
 
-    :param robots: by their names.
+    :param robots: by their names; :meth:`follow` takes others later.
     :param now: seconds since the epoch (:func:`time.time`).
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -406,13 +428,53 @@ class Robots:
         groups: Groups,
         now: Callable[[], float],
     ) -> None:
+        self._passwords = passwords
+        self._groups = groups
+        self._now = now
+        self._file: Followed[Mapping[str, RobotSettings]] | None = None
+        self._take(robots)
+
+    def _take(self, robots: Mapping[str, RobotSettings]) -> None:
         self._robots = robots
         hashes = [robot.secret_hash for robot in robots.values()]
         chosen = [hashed.encode() for hashed in hashes if not hashed.is_generated]
         self._dummies = Dummies(chosen) if chosen else None
-        self._passwords = passwords
-        self._groups = groups
-        self._now = now
+
+    def follow(
+        self,
+        path: Path,
+        read: Callable[[], Mapping[str, RobotSettings]],
+        run: RunInThread,
+        clock: IReactorTime,
+        changed: Callable[[Mapping[str, RobotSettings]], object],
+    ) -> None:
+        """
+        Take the robots that ``read`` returns, now and whenever the file ``path`` has changed.
+        Blocks.
+
+        :param changed: is called with all robots each time.
+        :raises StartError: as ``read`` does.
+        """
+
+        def take(robots: Mapping[str, RobotSettings]) -> None:
+            self._take(robots)
+            changed(robots)
+
+        def read_again(robots: Mapping[str, RobotSettings]) -> None:
+            take(robots)
+            self._log.info(
+                "auth.robots_file: {path} read again: {count} robots", path=path, count=len(robots)
+            )
+
+        def refused(problem: str) -> None:
+            self._log.error("{problem}; the robots are those of before", problem=problem)
+
+        stamp = partial(stamp_of, path)
+        self._file = Followed(
+            stamp, read, run, clock.seconds, _LOOK_INTERVAL, refused=refused, changed=read_again
+        )
+        self._file.load()
+        take(self._file.content)
 
     async def check(self, name: str, password: str) -> Identity | None:
         """
@@ -421,8 +483,11 @@ class Robots:
         If any robot's hash is a bcrypt hash, refusing a login takes one bcrypt, for each robot and
         for unknown ones alike.
         """
-        recalled = self.recall(name, password)
-        if recalled is not None or self._dummies is None or not name.startswith(LOGIN_PREFIX):
+        if not name.startswith(LOGIN_PREFIX):
+            return None
+        await self._look()
+        recalled = self._recall(name, password)
+        if recalled is not None or self._dummies is None:
             return recalled
         robot = self._valid(name.removeprefix(LOGIN_PREFIX))
         if robot is None or robot.secret_hash.is_generated:
@@ -432,9 +497,15 @@ class Robots:
         return self._identity(name) if matches else None
 
     def recall(self, name: str, password: str) -> Identity | None:
-        """Return the robot, unless its hash is a bcrypt hash whose match is not remembered."""
-        if not name.startswith(LOGIN_PREFIX):
+        """
+        Return the robot, unless its hash is a bcrypt hash whose match is not remembered, or a look
+        at the file is due.
+        """
+        if not name.startswith(LOGIN_PREFIX) or (self._file is not None and self._file.is_due()):
             return None
+        return self._recall(name, password)
+
+    def _recall(self, name: str, password: str) -> Identity | None:
         robot = self._valid(name.removeprefix(LOGIN_PREFIX))
         if robot is None:
             return None
@@ -447,8 +518,15 @@ class Robots:
 
     async def mark(self, identity: Identity) -> str | None:
         """The SHA-256 of the secret's hash; ``None`` too once the robot has expired."""
-        robot = self._valid(identity.name) if identity.kind is Kind.ROBOT else None
+        if identity.kind is not Kind.ROBOT:
+            return None
+        await self._look()
+        robot = self._valid(identity.name)
         return None if robot is None else hashlib.sha256(robot.secret_hash.encode()).hexdigest()
+
+    async def _look(self) -> None:
+        if self._file is not None:
+            await self._file.look()
 
     def _identity(self, login: str) -> Identity:
         return self._groups.identity(Kind.ROBOT, login.removeprefix(LOGIN_PREFIX))

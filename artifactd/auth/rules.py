@@ -86,8 +86,8 @@ class AccessRules:
     """
     Decides what identities may do.  Rules only allow: what no rule allows is denied.
 
-    A robot may do what both the rules and its own limits in the settings allow, until it expires;
-    a robot that is not in the settings may do nothing.
+    A robot may do what both the rules and its own limits allow, until it expires;
+    a robot that is not listed may do nothing.
 
     :param robots: by their names.
     :param now: seconds since the epoch (:func:`time.time`).
@@ -102,11 +102,15 @@ class AccessRules:
         self._rules = [
             (tuple(matcher(subject) for subject in rule.who), _Grant.of(rule)) for rule in rules
         ]
+        self.take_robots(robots)
+        self._now = now
+        self._cache: LRUCache[Identity, tuple[_Grant, ...]] = LRUCache(_REMEMBERED)
+
+    def take_robots(self, robots: Mapping[str, RobotSettings]) -> None:
+        """Decide by the limits of these robots from now on."""
         self._limits = {
             name: (_Grant.of(robot), robot.expires.timestamp) for name, robot in robots.items()
         }
-        self._now = now
-        self._cache: LRUCache[Identity, tuple[_Grant, ...]] = LRUCache(_REMEMBERED)
 
     def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
         """

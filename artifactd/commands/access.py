@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from attrs import frozen
 from twisted.python import usage
 
 from artifactd.auth.identity import ANONYMOUS, Groups, Identity, Kind
-from artifactd.auth.passwords import LOGIN_PREFIX, Users
+from artifactd.auth.passwords import LOGIN_PREFIX, Users, read_robots
 from artifactd.auth.rules import AccessRules, Judged
 from artifactd.commands.offline import DataCommand
 from artifactd.commands.table import JSON, Color, print_json
@@ -20,7 +20,7 @@ from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
-from artifactd.settings.accounts import AccessSettings
+from artifactd.settings.accounts import AccessSettings, RobotSettings
 from artifactd.settings.settings import Settings
 
 _EVERY = "*"
@@ -85,12 +85,19 @@ class Access(DataCommand):
             this_machine = f"{everybody}, and clients on this machine may do everything"
             why = everybody if self.action is Action.PULL else this_machine
             return [Decision(self.who, self.action, _named(each), True, why) for each in images]
-        identity = self._identity(settings)
-        rules = AccessRules(settings.access, settings.robot, time.time)
-        return [self._decision(rules, identity, each, settings) for each in images]
+        robots = read_robots(settings)
+        identity = self._identity(settings, robots)
+        rules = AccessRules(settings.access, robots, time.time)
+        robot = robots[identity.name] if identity.kind is Kind.ROBOT else None
+        return [self._decision(rules, identity, each, settings.access, robot) for each in images]
 
     def _decision(
-        self, rules: AccessRules, identity: Identity, image: ImageName | None, settings: Settings
+        self,
+        rules: AccessRules,
+        identity: Identity,
+        image: ImageName | None,
+        access: Sequence[AccessSettings],
+        robot: RobotSettings | None,
     ) -> Decision:
         judged = rules.judge(identity, self.action, image)
         granting = [each.rule for each in judged if each.grants]
@@ -98,18 +105,17 @@ class Access(DataCommand):
             granted = self.action in rules.granted_everywhere(identity)
         else:
             granted = self.action in rules.granted(identity, image)
-        why = "; ".join(_rule(number, settings.access) for number in granting)
+        why = "; ".join(_rule(number, access) for number in granting)
         if not granting:
             why = "no rule grants it"
-        elif not granted:
-            robot = settings.robot[identity.name]
+        elif robot is not None and not granted:
             limits = f"may {', '.join(robot.may)}; images {', '.join(robot.images)}"
             why = f"the robot's own limits exclude it ({limits})"
             if time.time() >= robot.expires.timestamp:
                 why = f"the robot has expired, on {robot.expires}"
         return Decision(str(identity), self.action, _named(image), granted, why, judged)
 
-    def _identity(self, settings: Settings) -> Identity:
+    def _identity(self, settings: Settings, robots: Container[str]) -> Identity:
         """:raises StartError, UsageError: if there is no such account."""
         groups = Groups(settings.auth.groups)
         if self.who == Kind.ANONYMOUS:
@@ -122,8 +128,8 @@ class Access(DataCommand):
         if kind == Kind.CERTIFICATE:
             return Identity(Kind.CERTIFICATE, name)
         if kind == Kind.ROBOT:
-            if name not in settings.robot:
-                raise StartError(f"{name}: no such robot in the settings")
+            if name not in robots:
+                raise StartError(f"{name}: no such robot")
             return groups.identity(Kind.ROBOT, name)
         if kind != Kind.USER:
             raise usage.UsageError(

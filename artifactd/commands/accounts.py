@@ -1,9 +1,11 @@
-"""The commands that change accounts: ``artifactd user``."""
+"""The commands that change accounts: ``artifactd user`` and ``artifactd robot``."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from getpass import getpass
 from pathlib import Path
@@ -12,14 +14,28 @@ from typing import Any, ClassVar
 from twisted.python import usage
 
 from artifactd.auth.identity import Groups, Kind
-from artifactd.auth.passwords import change_user, check_user, hash_password, read_users
+from artifactd.auth.passwords import (
+    LOGIN_PREFIX,
+    change_user,
+    check_user,
+    hash_password,
+    hash_secret,
+    make_secret,
+    read_robots,
+    read_users,
+)
 from artifactd.commands.options import SettingsOptions
-from artifactd.commands.table import JSON, Table
+from artifactd.commands.table import JSON, Table, print_json
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.kit.trusted import Untrusted, read_trusted, replace_trusted
+from artifactd.settings.access import Action
+from artifactd.settings.accounts import RobotSettings, check_name, parse_robots
 from artifactd.settings.settings import Settings
+from artifactd.settings.toml import key, write_lines
+from artifactd.settings.values import Duration, Expiry, Pattern
 
+_WRITTEN = '# Written by "artifactd robot", which keeps the tables and nothing else.'
 _LARGEST = 4096  # bytes of standard input that are read
 
 
@@ -69,7 +85,7 @@ class ChangeUsers(SettingsOptions):
         done = {"add": "added", "passwd": "changed the password of", "rm": "removed"}[self.verb]
         print(f"{done} {printable(self.name)}")
         if is_new:
-            print(f"made {path}, for this user alone: the daemon's user has to be able to read it")
+            _tell_new(path)
         return 0
 
     def _change(self, path: Path, hashed: bytes | None, before: bytes | None) -> bytes:
@@ -100,6 +116,150 @@ class ChangeUsers(SettingsOptions):
         return password
 
 
+class ChangeRobots(SettingsOptions):
+    """``artifactd robot``: the robots of the settings and of ``robots_file``."""
+
+    longdesc = (
+        "ls lists the robots; add makes one in the file that robots_file of the settings names, and"
+        " prints its secret, which is seen once and kept nowhere; rm removes one from there."
+        "  Running daemons notice within a second.  NAME alone prints the secret to standard error,"
+        " and to standard output the table to add to the settings."
+    )
+    synopsis = "[options] ls | add NAME | rm NAME | NAME"
+    optFlags: ClassVar = [JSON]
+    optParameters: ClassVar = [
+        ["expires", "e", "90d", 'How long from now it is valid, such as 30d, or "never".'],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may: list[Action] = []
+        self.images: list[Pattern] = []
+
+    def opt_may(self, action: str) -> None:
+        """What it may do: pull (default), push, delete, administer; may be given more than once."""
+        if action not in tuple(Action):
+            raise usage.UsageError(f"--may: expected {', '.join(Action)}, got {action}")
+        self.may.append(Action(action))
+
+    opt_m = opt_may
+
+    def opt_images(self, pattern: str) -> None:
+        """Names of its images (default: local/*), as local/a/*; may be given more than once."""
+        try:
+            self.images.append(Pattern.parse(pattern))
+        except ValueError:
+            raise usage.UsageError(f"--images: expected a pattern, got {pattern!r}") from None
+
+    opt_i = opt_images
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, *words: str) -> None:
+        match words:
+            case ("ls",):
+                self.verb, self.name = "ls", ""
+            case ("add" | "rm" as verb, name):
+                self.verb, self.name = verb, name
+            case (name,) if name not in ("add", "rm"):
+                self.verb, self.name = "print", name
+            case _:
+                got = " ".join(words) or "nothing"
+                raise usage.UsageError(f"robot: wrong number of arguments: {got}; {self._usage}")
+
+    def run(self) -> int:
+        if self.verb == "print":
+            return self._print()
+        settings = self.load()
+        path = settings.auth.robots_file
+        if self.verb == "ls":
+            return self._list(settings)
+        if not path:
+            raise StartError("the settings name no file of robots: set robots_file in [auth]")
+        if self.name in settings.robot:
+            raise StartError(f"{self.name} is a robot of the settings: change it there")
+        secret, robot = self._make()
+        added = None if self.verb == "rm" else robot
+        is_new = _replace(Path(path), partial(self._change, settings, added))
+        if added is None:
+            print(f"removed {self.name}")
+        elif self["json"]:
+            told = {"robot": self.name, "user": f"{LOGIN_PREFIX}{self.name}", "secret": secret}
+            print_json({**told, "expires": robot.expires or None})
+        else:
+            print(f"user name: {LOGIN_PREFIX}{self.name}\nsecret:    {secret}")
+        if is_new:
+            _tell_new(path)
+        return 0
+
+    def _change(
+        self, settings: Settings, robot: RobotSettings | None, before: bytes | None
+    ) -> bytes:
+        where = f"auth.robots_file: {settings.auth.robots_file}"
+        parse = partial(
+            parse_robots, where=where, others=settings.robot, repositories=settings.repository
+        )
+        robots = parse(before or b"")
+        if robot is None and self.name not in robots:
+            raise StartError(f"{self.name}: no such robot in {settings.auth.robots_file}")
+        if robot is not None and self.name in robots:
+            raise StartError(f"{self.name} is in {settings.auth.robots_file} already")
+        robots.pop(self.name, None)
+        if robot is not None:
+            robots[self.name] = robot
+        lines = [_WRITTEN]
+        for name, each in sorted(robots.items()):
+            table = f"robot.{key(name)}"
+            lines += ["", f"[{table}]", *write_lines(each, table)]
+        content = "".join(f"{line}\n" for line in lines).encode()
+        parse(content)  # its images may be none that there can be
+        return content
+
+    def _list(self, settings: Settings) -> int:
+        table = Table("ROBOT", "EXPIRES", "MAY", "IMAGES", "IN", as_json=bool(self["json"]))
+        rows: list[tuple[object, Sequence[str]]] = []
+        for name, robot in sorted(read_robots(settings).items()):
+            place = "settings" if name in settings.robot else settings.auth.robots_file
+            told = {"robot": name, "expires": robot.expires or None, "may": robot.may}
+            expired = " (expired)" if time.time() >= robot.expires.timestamp else ""
+            cells = [name, f"{robot.expires or 'never'}{expired}", ",".join(robot.may)]
+            cells += [",".join(robot.images), place]
+            rows.append(({**told, "images": robot.images, "in": place}, cells))
+        table.add(rows)
+        return 0 if rows else 1
+
+    def _print(self) -> int:
+        secret, settings = self._make()
+        print(f"user name: {LOGIN_PREFIX}{self.name}\nsecret:    {secret}", file=sys.stderr)
+        table = f"robot.{key(self.name)}"
+        print("\n".join(["", f"[{table}]", *write_lines(settings, table)]))
+        return 0
+
+    def _make(self) -> tuple[str, RobotSettings]:
+        """A secret, and the robot that has it."""
+        try:
+            check_name(self.name, "robot")
+        except StartError as error:
+            raise usage.UsageError(str(error)) from None
+        secret = make_secret()
+        return secret, RobotSettings(
+            secret_hash=hash_secret(secret),
+            expires=self._expires(),
+            may=tuple(self.may) or (Action.PULL,),
+            images=tuple(self.images) or (Pattern("local/*"),),
+        )
+
+    def _expires(self) -> Expiry:
+        if self["expires"] == "never":
+            return Expiry("")
+        try:
+            moment = datetime.now(UTC) + timedelta(seconds=Duration.parse(self["expires"]))
+        except (ValueError, OverflowError):
+            raise usage.UsageError(
+                f"--expires: expected a time such as 90d, got {self['expires']}"
+            ) from None
+        return Expiry(moment.isoformat(timespec="seconds"))
+
+
 def _users(path: Path) -> dict[str, bytes]:
     """The users of the file; none if there is no such file.  :raises StartError: if it is wrong."""
     try:
@@ -126,6 +286,13 @@ def _replace(path: Path, change: Any) -> bool:
         return replace_trusted(path, change)
     except (OSError, Untrusted) as error:
         raise _unusable(path, error) from None
+
+
+def _tell_new(path: Path | str) -> None:
+    print(
+        f"artifactd: made {path}, for this user alone: the daemon's user has to be able to read it",
+        file=sys.stderr,
+    )
 
 
 def _unusable(path: Path, error: Exception) -> StartError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from artifactd.auth.identity import Groups
-from artifactd.auth.passwords import Users
+from artifactd.auth.passwords import Users, read_robots
 from artifactd.commands.options import SettingsOptions
 from artifactd.daemon.ca_files import check_ca_files
 
@@ -19,6 +19,7 @@ class CheckConfig(SettingsOptions):
         settings = self.load()
         if settings.auth.htpasswd:
             Users.read(Path(settings.auth.htpasswd), Groups(settings.auth.groups))
+        read_robots(settings)
         check_ca_files(settings)
         print(f"ok\n\n{settings}")
         return 0

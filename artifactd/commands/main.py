@@ -60,8 +60,8 @@ class Command(SettingsFileOptions):
         (
             "robot",
             None,
-            _Lazy("keys.NewRobot"),
-            "Make a secret for a robot, and the settings to go with it.",
+            _Lazy("accounts.ChangeRobots"),
+            "List robots, add and remove them, or print one for the settings.",
         ),
         (
             "user",

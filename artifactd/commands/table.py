@@ -52,8 +52,8 @@ def shown_bytes(size: int | None) -> str:
 
 
 def print_json(value: object) -> None:
-    """Print ``value`` as JSON in one line."""
-    print(msgspec.json.encode(value).decode())
+    """Print ``value`` as JSON in one line; what JSON has no type for as text."""
+    print(msgspec.json.encode(value, enc_hook=str).decode())
 
 
 class Table:

@@ -17,7 +17,7 @@ from artifactd.auth.identity import Groups, Identity
 from artifactd.auth.issuers import FetchedKeys, Issuer, KeysInFile, KeySource, key_set_of
 from artifactd.auth.keys import Keys
 from artifactd.auth.logins import Logins, Visitors
-from artifactd.auth.passwords import Accounts, Htpasswd, Passwords, Robots
+from artifactd.auth.passwords import Accounts, Htpasswd, Passwords, Robots, read_robots
 from artifactd.auth.rules import AccessRules
 from artifactd.auth.token_service import TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
@@ -28,7 +28,7 @@ from artifactd.oci.errors import RegistryError
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import GuardedRepository
 from artifactd.registry.registry import Registry
-from artifactd.settings.accounts import IssuerSettings
+from artifactd.settings.accounts import IssuerSettings, RobotSettings
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import PrivateFile
 from artifactd.upstream.http.proxy import Proxies
@@ -45,18 +45,24 @@ def listed_accounts(
     run: RunInThread,
     clock: IReactorTime,
     now: Callable[[], float] = time.time,
+    robots_changed: Callable[[Mapping[str, RobotSettings]], object] = lambda robots: None,
 ) -> list[Accounts]:
     """
-    The kinds of accounts that the settings list.  Blocks: it reads the htpasswd file.
+    The kinds of accounts that the settings list.  Blocks: it reads the files that they name.
 
     :param run: runs in a thread; at most a quarter of ``settings.threads`` check passwords.
     :param now: seconds since the epoch.
-    :raises StartError: if the file is wrong.
+    :param robots_changed: is called with all robots when ``robots_file`` has been read.
+    :raises StartError: if a file is wrong.
     """
     auth = settings.auth
     parallel = max(1, settings.threads // 4)
     passwords = Passwords(run, clock, parallel=parallel, remember=auth.remember)
-    accounts: list[Accounts] = [Robots(settings.robot, passwords, groups, now)]
+    robots = Robots(settings.robot, passwords, groups, now)
+    if auth.robots_file:
+        path = Path(auth.robots_file)
+        robots.follow(path, partial(read_robots, settings), run, clock, robots_changed)
+    accounts: list[Accounts] = [robots]
     if auth.htpasswd:
         accounts.append(Htpasswd(Path(auth.htpasswd), passwords, groups, run, clock))
     return accounts
@@ -183,11 +189,13 @@ def wire_gate(
     if not settings.authentication:
         return GateWiring(LoopbackGate(read_only))
     groups = Groups(settings.auth.groups)
-    accounts = listed_accounts(settings, groups, parts.run, reactor)
+    rules = AccessRules(settings.access, settings.robot, time.time)
+    accounts = listed_accounts(
+        settings, groups, parts.run, reactor, robots_changed=rules.take_robots
+    )
     tokens = TokensWiring(settings, reactor, parts.run, groups, accounts, environ)
     visitors = _visitors(settings, reactor, parts.registry)
     logins = Logins(accounts, settings.auth, reactor, tokens.bearer, visitors)
-    rules = AccessRules(settings.access, settings.robot, time.time)
     service = None
     if tokens.tokens is not None:
         resolve = partial(images_named, parts.registry)
@@ -221,7 +229,8 @@ def _visitors(settings: Settings, reactor: Any, registry: Registry) -> Visitors 
     if not proving:
         return None
     # A mistyped password of an account here must not go upstream, nor one upstream's to another.
-    others = settings.auth.htpasswd or settings.robot or settings.issuer or len(proving) > 1
+    listed = settings.auth.htpasswd or settings.auth.robots_file or settings.robot
+    others = listed or settings.issuer or len(proving) > 1
     return Visitors(proving, "" if others else next(iter(proving)), reactor, settings.auth)
 
 

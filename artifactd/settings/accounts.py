@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Self
 
@@ -11,7 +12,7 @@ from msgspec import Meta, field
 from artifactd.kit.start import StartError
 from artifactd.oci.names import Patterns as Compiled
 from artifactd.settings.access import Action, Subject
-from artifactd.settings.toml import Section, key, shown
+from artifactd.settings.toml import Section, as_table, key, read_table, shown
 from artifactd.settings.values import (
     Duration,
     Expiry,
@@ -84,6 +85,7 @@ class AuthSettings(Section, frozen=True, kw_only=True):
     """``[auth]``; ``etc/artifactd.toml`` explains each setting."""
 
     htpasswd: Text = ""
+    robots_file: Text = ""
     remember: Length = Duration(60)
     name_failures: Failures = 5
     address_failures: Failures = 20
@@ -131,12 +133,9 @@ def check_accounts(
         check_name(name, place)
         for member in members:
             robot = member.removeprefix("robot:")
-            if robot != member and robot not in robots:
+            if robot != member and robot not in robots and not auth.robots_file:
                 raise _unknown(place, "robots", robot, robots)
-    for name, settings in robots.items():
-        place = f"{where}: robot.{key(name)}"
-        check_name(name, place)
-        _check_images(settings.images, f"{place}.images", repositories)
+    _check_robots(robots, where, repositories)
     for number, rule in enumerate(access):
         place = f"{where}: access[{number}]"
         for subject in rule.who:
@@ -148,7 +147,7 @@ def check_accounts(
                     )
                 case "group" if name not in auth.groups:
                     raise _unknown(f"{place}.who", "groups", name, auth.groups)
-                case "robot" if not any(map(Compiled((name,)).match, robots)):
+                case "robot" if not (auth.robots_file or any(map(Compiled((name,)).match, robots))):
                     raise _unknown(f"{place}.who", "robots", name, robots)
                 case "upstream":
                     repository, _, user = name.partition("/")
@@ -159,10 +158,47 @@ def check_accounts(
                     raise _unknown(f"{place}.who", "issuers", name, issuers)
         _check_visitors(rule, place)
         _check_images(rule.images, f"{place}.images", repositories)
-    if not access and (auth.htpasswd or robots or issuers or proving):
+    if not access and (auth.htpasswd or auth.robots_file or robots or issuers or proving):
         raise StartError(
             f"{where}: access: expected at least one [[access]]: without any nobody may do anything"
         )
+
+
+def parse_robots(
+    content: bytes, where: str, others: Mapping[str, RobotSettings], repositories: Collection[str]
+) -> dict[str, RobotSettings]:
+    """
+    The robots in the content of a ``robots_file``: tables ``[robot.<name>]``, as in the settings.
+
+    :param where: names the file in an error.
+    :param others: those of the settings.
+    :param repositories: the names of those configured.
+    :raises StartError: naming the first setting that is wrong, or a robot that is in both.
+    """
+    try:
+        document = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise StartError(f"{where}: not TOML: {error}") from None
+    if wrong := next((name for name in document if name != "robot"), None):
+        raise StartError(f"{where}: {key(wrong)}: expected tables [robot.<name>] alone")
+    tables = as_table(document.get("robot", {}), f"{where}: robot")
+    robots = {
+        name: read_table(RobotSettings, table, f"{where}: robot.{key(name)}", name)
+        for name, table in tables.items()
+    }
+    _check_robots(robots, where, repositories)
+    if both := next((name for name in robots if name in others), None):
+        raise StartError(f"{where}: robot.{key(both)}: the settings have a robot of that name too")
+    return robots
+
+
+def _check_robots(
+    robots: Mapping[str, RobotSettings], where: str, repositories: Collection[str]
+) -> None:
+    for name, settings in robots.items():
+        place = f"{where}: robot.{key(name)}"
+        check_name(name, place)
+        _check_images(settings.images, f"{place}.images", repositories)
 
 
 def _check_visitors(rule: AccessSettings, where: str) -> None:

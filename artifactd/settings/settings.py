@@ -200,7 +200,9 @@ class Settings(Section, frozen=True, kw_only=True):
         """
         Whether any authentication is configured; then only the rules of ``access`` allow anything.
         """
-        return bool(self.auth.htpasswd or self.access or self.robot or self.issuer or self.proving)
+        auth = self.auth
+        accounts = auth.htpasswd or auth.robots_file or self.robot
+        return bool(accounts or self.access or self.issuer or self.proving)
 
     @property
     def proving(self) -> Sequence[str]:

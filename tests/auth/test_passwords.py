@@ -622,6 +622,36 @@ class RobotsTests(SynchronousTestCase):
         self.assertIsNone(self.mark("old"))
         self.assertIsNone(self.mark("ci", Kind.USER))
 
+    def test_those_of_a_file_come_and_go_within_a_second(self) -> None:
+        clock, path = Clock(), Path(self.mktemp())
+        held: dict[str, RobotSettings] = {"ci": robot(hash_secret(SECRET))}
+        told: list[set[str]] = []
+
+        def read() -> dict[str, RobotSettings]:
+            if not path.read_bytes():
+                raise StartError("empty")
+            return dict(held)
+
+        path.write_bytes(b"1")
+        self.robots = self.listed()
+        self.robots.follow(path, read, self.threads, clock, lambda robots: told.append({*robots}))
+        self.assertEqual(
+            (CI, CI), (self.check("robot+ci", SECRET), self.robots.recall("robot+ci", SECRET))
+        )
+        mark = self.mark("ci")
+        held["new"] = robot(hash_secret(SECRET))
+        del held["ci"]
+        path.write_bytes(b"22")
+        clock.advance(1)
+        self.assertIsNone(self.robots.recall("robot+ci", SECRET), "a look is due")
+        self.assertEqual((True, None), (mark is not None, self.mark("ci")))
+        self.assertIsNone(self.check("robot+ci", SECRET))
+        self.assertIsNotNone(self.robots.recall("robot+new", SECRET))
+        path.write_bytes(b"")
+        clock.advance(1)
+        self.assertIsNotNone(self.check("robot+new", SECRET), "as before")
+        self.assertEqual([{"ci"}, {"new"}], told)
+
     def test_secrets_are_long_and_never_the_same(self) -> None:
         secrets = {make_secret() for _ in range(100)}
         self.assertEqual(len(secrets), 100)

@@ -177,6 +177,14 @@ class RobotLimitTests(SynchronousTestCase):
         self.assertEqual(self.granted(robot), {PULL, PUSH})
         self.assertEqual(self.granted(robot, HUB), set())
 
+    def test_robots_that_are_taken_later_count_from_then_on(self) -> None:
+        access = rules(self.ALL, ci=limit((PULL,), "*"))
+        self.assertEqual(access.granted(CI, APP), {PULL})
+        access.take_robots({"ci": limit((PUSH,), "*")})
+        self.assertEqual(access.granted(CI, APP), {PUSH})
+        access.take_robots({})
+        self.assertEqual(access.granted(CI, APP), set())
+
     def test_limits_alone_allow_nothing(self) -> None:
         self.assertEqual(rules(ci=limit(tuple(Action), "*")).granted(CI, APP), set())
 

@@ -135,7 +135,7 @@ class AccessTests(AccountsTestCase):
     async def test_accounts_and_words_that_there_are_not(self) -> None:
         for argv, said in (
             (("carol", "pull", "a"), "carol: no such user in"),
-            (("robot:no", "pull", "a"), "no: no such robot in the settings"),
+            (("robot:no", "pull", "a"), "no: no such robot"),
             (("group:dev", "pull", "a"), "expected a user, robot:NAME"),
             (("alice", "read", "a"), "expected pull, push, delete, administer, got read"),
             (("alice", "pull", "A"), "name"),

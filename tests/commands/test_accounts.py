@@ -1,4 +1,4 @@
-"""``artifactd user``."""
+"""``artifactd user`` and ``artifactd robot``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import bcrypt
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth import passwords
-from artifactd.auth.passwords import parse
+from artifactd.auth.passwords import hash_secret, parse
 from artifactd.commands import accounts
+from artifactd.oci.digest import Digest
+from artifactd.settings.accounts import parse_robots
 from tests.api.guarded import basic
 from tests.commands.test_main import artifactd
 from tests.process import Daemon
@@ -49,7 +51,7 @@ class AccountsTestCase(TestCase):
     async def do(self, *argv: str) -> str:
         """What a command says that does what it is told."""
         result = await self.run_command(*argv)
-        self.assertEqual((result.status, result.err), (0, ""))
+        self.assertEqual(result.status, 0, result.err)
         return result.out
 
     async def assert_refused(self, *argv: str) -> str:
@@ -71,9 +73,10 @@ class UserTests(AccountsTestCase):
         self.assertTrue(bcrypt.checkpw(password, hashed))
 
     async def test_the_first_user_makes_the_file(self) -> None:
-        said = await self.add("alice")
-        self.assertIn("added alice\n", said)
-        self.assertIn(f"made {self.users}", said)
+        self.type(b"secret\n")
+        result = await self.run_command("user", "add", "alice", "--password-stdin")
+        self.assertEqual((0, "added alice\n"), (result.status, result.out))
+        self.assertIn(f"made {self.users}", result.err)
         self.assertEqual(0o600, stat.S_IMODE(self.users.stat().st_mode))
         self.assert_password("alice", b"secret")
 
@@ -181,3 +184,110 @@ class UserTests(AccountsTestCase):
         await self.do("user", "rm", "alice")
         await wait_for(is_gone)
         self.assertEqual(200, await status("bob"))
+
+
+class RobotTests(AccountsTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.robots = self.folder / "robots.toml"
+        hashed = f"sha256:{'0' * 64}"
+        self.toml = (
+            f'[auth]\nrobots_file = "{self.robots}"\n{RULE}'
+            f'[robot.listed]\nsecret_hash = "{hashed}"\n'
+        )
+        self.settings.write_text(self.toml)
+
+    async def add(self, name: str, *argv: str) -> str:
+        """Add a robot; its secret."""
+        out = await self.do("robot", "add", name, "--json", *argv)
+        told = json.loads(out)
+        self.assertEqual(f"robot+{name}", told["user"])
+        return str(told["secret"])
+
+    async def listed(self) -> list[dict[str, object]]:
+        out = await self.do("robot", "ls", "--json")
+        return [json.loads(line) for line in out.splitlines()]
+
+    async def test_the_first_robot_makes_the_file(self) -> None:
+        result = await self.run_command("robot", "add", "ci", "--may", "push", "-i", "docker.io/*")
+        self.assertEqual(0, result.status)
+        self.assertIn(f"made {self.robots}", result.err)
+        self.assertEqual(0o600, stat.S_IMODE(self.robots.stat().st_mode))
+        user, secret = (line.partition(":")[2].strip() for line in result.out.splitlines())
+        robot = parse_robots(self.robots.read_bytes(), "", {}, ["docker.io"])["ci"]
+        self.assertEqual("robot+ci", user)
+        self.assertEqual(hash_secret(secret), robot.secret_hash)
+        self.assertEqual((("push",), ("docker.io/*",)), (robot.may, robot.images))
+        self.assertNotIn(secret, self.robots.read_text())
+
+    async def test_robots_are_listed_added_and_removed(self) -> None:
+        self.robots.write_text("")
+        self.robots.chmod(0o640)
+        await self.add("b.c", "--expires", "never")
+        await self.add("a")
+        listed = await self.listed()
+        self.assertEqual(
+            [("a", str(self.robots)), ("b.c", str(self.robots)), ("listed", "settings")],
+            [(each["robot"], each["in"]) for each in listed],
+        )
+        self.assertEqual((None, ["pull"], ["local/*"]), tuple(listed[1].values())[1:4])
+        self.assertEqual("removed a\n", await self.do("robot", "rm", "a"))
+        row = (await self.do("robot", "ls")).splitlines()[0].split("\t")
+        self.assertEqual(["b.c", "never", "pull", "local/*", str(self.robots)], row)
+        self.assertEqual(0o640, stat.S_IMODE(self.robots.stat().st_mode))
+
+    async def test_what_can_not_be_leaves_the_file_as_it_was(self) -> None:
+        await self.add("ci")
+        before = self.robots.read_bytes()
+        for argv, said in (
+            (("add", "ci"), "ci is in "),
+            (("rm", "no"), "no: no such robot in "),
+            (("add", "listed"), "listed is a robot of the settings"),
+            (("rm", "listed"), "listed is a robot of the settings"),
+            (("add", "a b"), "expected a name of letters"),
+            (("add", "x", "--images", "nowhere/*"), "expected patterns of canonical names"),
+            (("add",), "wrong number of arguments: add"),
+            (("add", "a", "b"), "wrong number of arguments: add a b"),
+        ):
+            self.assertIn(said, await self.assert_refused("robot", *argv))
+        self.assertEqual(before, self.robots.read_bytes())
+
+    async def test_a_file_that_is_wrong_is_told_and_stays(self) -> None:
+        hashed = f'secret_hash = "sha256:{"0" * 64}"'
+        for content, said in (
+            ("[robot", "not TOML"),
+            ("threads = 3", "threads: expected tables [robot.<name>] alone"),
+            ("[robot.ci]\nmay = ['pull']", "robot.ci.secret_hash: expected"),
+            (f"[robot.listed]\n{hashed}", "the settings have a robot of that name too"),
+            (f"[robot.ci]\n{hashed}\nimages = ['nowhere/*']", "patterns of canonical names"),
+        ):
+            self.robots.write_text(content)
+            for command in ("robot", "ls"), ("robot", "add", "new"), ("check-config",):
+                told = await self.assert_refused(*command)
+                self.assertIn(said, told)
+                self.assertIn(f"auth.robots_file: {self.robots}: ", told)
+            self.assertEqual(content, self.robots.read_text())
+
+    async def test_without_the_setting_it_says_which(self) -> None:
+        self.settings.write_text("")
+        told = await self.assert_refused("robot", "add", "ci")
+        self.assertIn("set robots_file in [auth]", told)
+        self.assertEqual(1, (await self.run_command("robot", "ls")).status)
+
+    async def test_a_running_daemon_notices(self) -> None:
+        secret = await self.add("ci", "--may", "pull", "--may", "push")
+        daemon = await Daemon.start(self, toml=self.toml)
+        push = f"/v2/app/blobs/uploads/?digest={Digest.of(b'layer')}"
+
+        async def status(name: str, secret: str) -> int:
+            login = basic(f"robot+{name}", secret)
+            return (await daemon.request("POST", push, b"layer", login)).status
+
+        async def is_gone() -> bool:
+            return await status("ci", secret) == 401
+
+        self.assertEqual(201, await status("ci", secret))
+        other = await self.add("other", "--may", "push")
+        await self.do("robot", "rm", "ci")
+        await wait_for(is_gone)
+        self.assertEqual(201, await status("other", other))

@@ -184,7 +184,8 @@ class CommandTests(TestCase):
             ),
             (
                 ["robot", "a", "--expires", "1d", "b"],
-                "robot: wrong number of arguments: a b; usage: artifactd robot [options] NAME",
+                "robot: wrong number of arguments: a b; usage: artifactd robot [options]"
+                " ls | add NAME | rm NAME | NAME",
             ),
             (
                 ["purge", "a", "--platform", "x"],

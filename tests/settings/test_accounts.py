@@ -19,6 +19,7 @@ from tests.settings.test_settings import SHIPPED, SettingsCase
 HASH = "sha256:" + "0" * 64
 BCRYPT = "$2y$05$" + "a" * 53
 CI = f'[robot.ci]\nsecret_hash = "{HASH}"\n'
+ROBOTS = '[auth]\nrobots_file = "/etc/artifactd/robots.toml"\n'
 AUTH = '[auth]\nhtpasswd = "/etc/artifactd/htpasswd"\n'
 
 
@@ -39,7 +40,7 @@ class AuthTests(SettingsCase):
         self.assertFalse(self.load('[auth.groups]\ndev = ["alice"]').authentication)
 
     def test_any_account_or_rule_is_one(self) -> None:
-        for toml in (AUTH + rule(), rule(), CI + rule()):
+        for toml in (AUTH + rule(), rule(), CI + rule(), ROBOTS + rule()):
             self.assertTrue(self.load(toml).authentication, toml)
 
     def test_groups_list_users_and_robots(self) -> None:
@@ -51,6 +52,13 @@ class AuthTests(SettingsCase):
         self.assertEqual(
             settings.auth.groups, {"dev": ("alice", "robot:ci", "a@b.example"), "none": ()}
         )
+
+    def test_with_a_file_of_robots_rules_and_groups_may_name_robots_that_come_later(self) -> None:
+        groups = '[auth.groups]\ndev = ["robot:ci"]\n'
+        settings = self.load(ROBOTS + groups + rule('["robot:ci", "group:dev"]'))
+        self.assertEqual(("robot:ci",), settings.auth.groups["dev"])
+        with self.assertRaisesRegex(StartError, r"expected at least one \[\[access\]\]"):
+            self.load(ROBOTS)
 
     def test_a_rule_says_who_may_do_what_to_which_images(self) -> None:
         who = '["user:alice", "issuer:gitlab", "claim:gitlab:project_path=mycorp/*&ref=main"]'
