@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import msgspec
 from attrs import define, frozen
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.foreign import field_of, read_loosely
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, read_manifest
 from artifactd.oci.names import ImageName, Reference, parse_reference
 from artifactd.registry.content import KEPT
@@ -39,8 +40,21 @@ class Child(msgspec.Struct):
     platform: Platform | None = None
 
 
-class _Index(msgspec.Struct):
-    manifests: list[Child] | None = None
+def _listed(content: bytes) -> list[tuple[object, Platform | None]]:
+    """
+    The digest and platform of each entry of an index that is here; ``None`` for a platform that is
+    absent or can't be read.
+    """
+    document = read_loosely(content, lambda _: None, nesting=KEPT.nesting, values=KEPT.values)
+    entries = field_of(document, "manifests") if isinstance(document, dict) else None
+    found: list[tuple[object, Platform | None]] = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            platform: Platform | None = None
+            with suppress(msgspec.ValidationError):
+                platform = msgspec.convert(field_of(entry, "platform"), Platform | None)
+            found.append((field_of(entry, "digest"), platform))
+    return found
 
 
 @frozen
@@ -100,13 +114,13 @@ class Warming:
         return len(needed)
 
     async def _children(self, target: Target, manifest: Manifest) -> int:
-        index = msgspec.json.decode(manifest.content, type=_Index)
-        wanted = [child for child in index.manifests or () if self._wanted(child.platform)]
-        if index.manifests and not wanted:
+        wanted = {digest for digest, each in _listed(manifest.content) if self._wanted(each)}
+        children = [each.digest for each in manifest.children if str(each.digest) in wanted]
+        if manifest.children and not children:
             raise ManifestUnknown(f"it has nothing for {' or '.join(self.platforms)}")
         count = 0
-        for child in wanted:
-            count += await self._manifest(target, Digest.parse(child.digest))
+        for digest in children:
+            count += await self._manifest(target, digest)
         return count
 
     def _wanted(self, platform: Platform | None) -> bool:

@@ -14,7 +14,7 @@ from artifactd.kit.deferreds import RunInThread, run_here
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 from artifactd.oci.foreign import decode_foreign
-from artifactd.oci.manifest import is_manifest_type, parse_manifest
+from artifactd.oci.manifest import is_manifest_type, read_manifest
 from artifactd.oci.names import Reference, Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, Root, named_digest
@@ -143,13 +143,12 @@ class RegistryAccess:
         async def take(response: HttpResponse) -> None:
             content = await response.read(self._max_manifest)
             media_type = response.header("Content-Type")
-            parse = partial(
-                parse_manifest, content, media_type, wanted, other_types=wanted is not None
-            )
             try:
-                await self._run(parse)
+                found = await self._run(partial(read_manifest, content, media_type, wanted))
             except (ManifestInvalid, DigestInvalid) as error:
                 raise _no_manifest(response, reference, error.message) from None
+            if wanted is None and not is_manifest_type(found.media_type, other_types=False):
+                raise _no_manifest(response, reference, found.media_type)
 
         # Not of the kind MANIFEST: HEAD is no pull, and the rate limit is the client's.
         request = self._root.request(

@@ -75,6 +75,18 @@ class WarmTests(MaintenanceTestCase):
         self.assertEqual(said, f"docker.io/{NAME}:foreign: 4 blobs are here\n")
         self.assertTrue(self.here(foreign))
 
+    async def test_an_index_that_another_program_wrote_is_read_as_well(self) -> None:
+        document = json.loads(self.hub.images.manifest_of(NAME, str(self.index)))
+        amd, arm = document["manifests"]
+        amd["platform"] = {"os": "linux", "architecture": 64}
+        arm["Platform"] = arm.pop("platform")
+        document["Manifests"] = [amd, arm, {"size": 1}]
+        del document["manifests"]
+        content = b"\xef\xbb\xbf" + json.dumps(document).encode()
+        self.hub.images.add_manifest(NAME, "other", content, OCI_INDEX)
+        said = await self.do("warm", "--platform", "linux/arm64", f"docker.io/{NAME}:other")
+        self.assertEqual(said, f"docker.io/{NAME}:other: 6 blobs are here\n")
+
     async def test_a_platform_that_it_does_not_have_is_told(self) -> None:
         said = await self.assert_refused("warm", "--platform", "linux/amd46", f"docker.io/{NAME}:1")
         self.assertIn("it has nothing for linux/amd46", said)

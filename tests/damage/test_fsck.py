@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sqlite3
 from contextlib import closing
@@ -40,6 +41,19 @@ class FsckTests(MaintenanceTestCase):
         await self.push("app", LAYER)
         self.hub.images.add_image(NAME, "1", content(1))
         await self.pull("1")
+        usual = json.loads(self.hub.images.manifest_of(NAME, "1"))
+        layer = {**usual["layers"][0], "size": float(usual["layers"][0]["size"])}
+        loose: list[dict[str, object]] = [
+            {"layers": [layer], "annotations": {"a": None, "b": 2}},
+            {"layers": None, "Subject": layer, "ArtifactType": "a/b"},
+        ]
+        for number, fields in enumerate(loose):
+            tag, other = (
+                f"other{number}",
+                b"\xef\xbb\xbf" + json.dumps({**usual, **fields}).encode(),
+            )
+            self.hub.images.add_manifest(NAME, tag, other, usual["mediaType"])
+            self.assertEqual((await self.get(f"docker.io/{NAME}/manifests/{tag}")).body, other)
         await self.assert_clean()
 
     async def test_pushed_bytes_that_rot_are_a_problem_until_they_are_pushed_again(self) -> None:

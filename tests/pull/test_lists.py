@@ -398,6 +398,20 @@ class ReferrerTests(ListCase):
             document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]}
             self.assertEqual(json.loads(answer.body), document)
 
+    async def test_one_that_another_program_wrote_does_not_spoil_the_list(self) -> None:
+        """Go's programs read all of these."""
+        usual = {"mediaType": OCI_INDEX, "digest": f"sha256:{'b' * 64}", "size": 7}
+        manifests = [
+            {**usual, "annotations": {"a": None}},
+            {**usual, "platform": {}},
+            {**usual, "platform": {"os": "linux"}},
+            {"digest": usual["digest"], "size": 7},
+        ]
+        registry = self.mirror()
+        self.hub.faults.add(Instead(json.dumps({"manifests": manifests}).encode()), on=REFERRERS)
+        answer = await self.get(registry, self.path)
+        self.assertEqual(json.loads(answer.body)["manifests"], manifests)
+
     async def test_what_is_no_index_is_none(self) -> None:
         descriptor = {"mediaType": OCI_INDEX, "digest": f"sha256:{'b' * 64}", "size": 7}
         registry = self.mirror(freshness="0s")

@@ -138,9 +138,14 @@ class OtherProgramsTests(MirrorCase):
             ({**usual, "annotations": {"a": None, "b": 1}}, OCI_MANIFEST),
             ({**usual, "layers": [{**layer, "size": float(layer["size"])}]}, OCI_MANIFEST),
             ({**usual, "layers": [{**layer, "mediaType": ""}]}, OCI_MANIFEST),
+            ({**usual, "schemaVersion": 2.0}, OCI_MANIFEST),
+            ({**usual, "config": None}, OCI_MANIFEST),
+            ({**usual, "subject": None, "annotations": None, "of": {"ours": 1.5}}, OCI_MANIFEST),
+            ({**usual, "mediaType": OCI_MANIFEST.title()}, OCI_MANIFEST.upper()),
             (usual, "text/plain; charset=utf-8"),
+            (b"\xef\xbb\xbf" + json.dumps(usual).encode(), OCI_MANIFEST),
         ):
-            content = json.dumps(document).encode()
+            content = document if isinstance(document, bytes) else json.dumps(document).encode()
             told = {"Docker-Content-Digest": str(Digest.of(content))}
             self.hub.faults.add(Instead(content, sent, told), on=MANIFESTS)
             registry = self.mirror()

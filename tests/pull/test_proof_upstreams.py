@@ -162,6 +162,12 @@ class ManifestProofTests(ProofCase):
         await self.answering(Instead(b'{"login": true}', OCI_MANIFEST), unnamed)
         await self.assert_proves_nothing()
 
+    async def test_one_that_another_program_wrote_is(self) -> None:
+        sent = json.loads(self.hub.images.manifest_of(APP, "1"))
+        content = json.dumps({**sent, "layers": None, "annotations": {"a": 1}}).encode()
+        await self.answering(Instead(content, "text/plain"), Without("Docker-Content-Digest"))
+        self.assertEqual((await self.ask("1", BOB)).status, 200)
+
     async def test_another_manifest_is_no_proof_for_the_one_that_is_asked_for(self) -> None:
         other = {"Docker-Content-Digest": str(Digest.of(b"another"))}
         await self.answering(Instead(b"", OCI_MANIFEST, other))

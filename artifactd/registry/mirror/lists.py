@@ -67,9 +67,10 @@ _Digest = Annotated[
 _Count = Annotated[int, Meta(ge=0)]
 
 
+# As Go's programs read them: what they leave out, or take null for, is no reason to refuse a list.
 class _Platform(msgspec.Struct, omit_defaults=True):  # image-spec, "Image Index"
-    architecture: str
-    os: str
+    architecture: str | None = None
+    os: str | None = None
     os_version: str | None = msgspec.field(default=None, name="os.version")
     os_features: list[str] | None = msgspec.field(default=None, name="os.features")
     variant: str | None = None
@@ -77,11 +78,11 @@ class _Platform(msgspec.Struct, omit_defaults=True):  # image-spec, "Image Index
 
 
 class _Descriptor(msgspec.Struct, rename="camel", omit_defaults=True):  # image-spec, "Descriptors"
-    media_type: _MediaType
     digest: _Digest
     size: _Count
+    media_type: _MediaType | None = None
     artifact_type: _MediaType | None = None
-    annotations: dict[str, str] | None = None
+    annotations: dict[str, str | None] | None = None
     urls: list[str] | None = None
     data: str | None = None
     platform: _Platform | None = None

@@ -290,7 +290,7 @@ class RemoteManifests:
             )
             problem = f"its bytes do not have the digest {digest}"
         except ManifestInvalid as error:
-            problem = error.message.partition(":")[0]  # without the advice for a push
+            problem = error.message
         # Treated as no answer: the cached manifest is served instead.
         told = (sent.content_type or "nothing")[:100]
         raise Unreachable(
