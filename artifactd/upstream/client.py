@@ -272,7 +272,7 @@ class RegistryApi:
 
     def _is_ours(self, response: HttpResponse) -> bool:
         """Whether the upstream itself answers; the target of a redirect got no credential."""
-        return response.host == self.login.disclosure.upstream.authority
+        return not response.redirected
 
 
 # RFC 9110, 14.4 and 8.8.3; a weak tag is none that If-Range may have (13.1.5).

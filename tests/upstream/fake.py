@@ -20,6 +20,7 @@ from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Host, Url, Within
 from artifactd.upstream.client import RegistryUpstream
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.url import Origin
 
 HUB = "https://registry-1.docker.io"
 REALM = "https://auth.docker.io/token"
@@ -34,11 +35,16 @@ BEARER = f'Bearer realm="{REALM}",service="registry.docker.io"'
 
 @frozen
 class Asked:
-    """A request that was made."""
+    """
+    A request that was made.
+
+    :ivar others: the ``Authorization`` for other origins.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str]
+    others: Mapping[Origin, str] = field(factory=dict)
 
     @property
     def path(self) -> str:
@@ -138,8 +144,14 @@ class ScriptedHttp:
     asked: list[Asked] = field(factory=list)
     answers: list[Answer] = field(factory=list)
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
-        asked = Asked(method, url, dict(headers))
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        others: Mapping[Origin, str] | None = None,
+    ) -> Answer:
+        asked = Asked(method, url, dict(headers), others or {})
         self.asked.append(asked)
         reply = self.answering(asked)
         if isinstance(reply, Deferred):
@@ -148,6 +160,7 @@ class ScriptedHttp:
             raise reply
         if reply.host == SOMEBODY:
             reply.host = urlsplit(url).netloc
+        reply.url = reply.url or url
         reply.redirected = reply.host != urlsplit(url).netloc
         self.answers.append(reply)
         return reply

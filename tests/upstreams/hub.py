@@ -40,6 +40,7 @@ class Hub:
     :ivar realm: where it says that tokens are to be had; ``elsewhere`` is on a host of its own.
     :ivar private: the names for which one has to log in.
     :ivar readers: of private names, the users that may have them; all, where a name is not in it.
+    :ivar beside: whether it redirects blobs to storage on its own host instead of the CDN.
     :ivar challenges: whether it wants tokens at all.
     :ivar answers: how it answers: pages, pulls left, redirects.
     """
@@ -51,6 +52,7 @@ class Hub:
         self.private: set[str] = set()
         self.readers: dict[str, set[str]] = {}
         self.challenges = True
+        self.beside = False
         self._asked = Requests()
         self._registry = Server(reactor, "127.0.0.1", self._handler("registry"))
         self._blobs = Server(reactor, "127.0.0.2", self._handler("cdn"))
@@ -158,7 +160,7 @@ class Hub:
 
     async def _reply(self, asked: Asked) -> Reply:
         reply = Reply(asked.uri)
-        if asked.role == "cdn":
+        if asked.role == "cdn" or asked.path.startswith("/data/"):
             self._cdn.answer(asked, reply)
         elif asked.path == "/token":
             self._give_token(asked, reply)
@@ -209,4 +211,5 @@ class Hub:
         reply.content = Bytes(json.dumps(token).encode())
 
     def _redirect(self, digest: Digest, content: Content) -> str:
-        return f"http://{self.cdn_host}{self._cdn.sign(digest, content)}"
+        signed = self._cdn.sign(digest, content)
+        return signed if self.beside else f"http://{self.cdn_host}{signed}"

@@ -16,8 +16,8 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+from twisted.web import client
 from twisted.web.client import ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.iweb import UNKNOWN_LENGTH, IResponse
 from zope.interface import implementer
 
@@ -25,6 +25,10 @@ from artifactd.kit.streams import Collected
 from artifactd.kit.timers import Timers
 from artifactd.upstream.http.coding import Decoding, can_be_undone, not_undone
 from artifactd.upstream.http.errors import EndedByClosing, TimedOut, Unreachable
+from artifactd.upstream.http.url import Origin
+
+# The client's documentation has it there, and its __all__ has not.
+_PotentialDataLoss: type[Exception] = vars(client)["PotentialDataLoss"]
 
 
 @implementer(IPushProducer)
@@ -105,7 +109,7 @@ class Delivery(protocol.Protocol):
             self._done.callback(self._received)
         else:
             why = f"{self._host} broke off {self._progress()}"
-            closed = reason.check(PotentialDataLoss)
+            closed = reason.check(_PotentialDataLoss)
             self._done.errback(EndedByClosing(why, self._received) if closed else Unreachable(why))
 
     # IPushProducer, for the consumer
@@ -177,7 +181,7 @@ class Response:
 
     :ivar host: ``host[:port]`` that answered, to which the last redirect led.
     :ivar url: the URL that was answered.
-    :ivar redirected: whether that is of another origin than the one that was asked.
+    :ivar redirected: whether a redirect has led there from another origin, or to storage.
     :ivar coding: how the body says that it is coded, as :func:`coding_of` returns it; ``""``: not.
     """
 
@@ -314,8 +318,12 @@ class HttpResponse(Protocol):
         """``host[:port]`` that answered, to which the last redirect led."""
 
     @property
+    def url(self) -> str:
+        """The URL that is answered."""
+
+    @property
     def redirected(self) -> bool:
-        """Whether another origin answers than the one that was asked."""
+        """Whether another origin answers than the one that was asked, or its storage."""
 
     @property
     def coding(self) -> str:
@@ -356,9 +364,17 @@ def media_type_of(response: HttpResponse) -> str:
 class Http(Protocol):
     """HTTP to one upstream; ``artifactd.upstream.http.transport`` implements it."""
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str]) -> HttpResponse:
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        others: Mapping[Origin, str] | None = None,
+    ) -> HttpResponse:
         """
-        Make a request and follow redirects; ``Authorization`` goes to the origin of ``url`` alone.
+        Make a request and follow redirects; ``Authorization`` goes to the API at the origin of
+        ``url`` alone.
 
+        :param others: ``Authorization`` for other origins that a redirect may lead to.
         :raises Unreachable: if no answer comes.
         """

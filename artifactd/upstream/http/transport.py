@@ -48,7 +48,7 @@ from artifactd.upstream.http.proxy import Proxies, Proxy, ProxyRefused, TunnelEn
 from artifactd.upstream.http.reach import CheckedEndpoint, Reach
 from artifactd.upstream.http.response import Response
 from artifactd.upstream.http.tls import Trust
-from artifactd.upstream.http.url import REDIRECT_STATUSES, Target, Trail, bracketed
+from artifactd.upstream.http.url import REDIRECT_STATUSES, Origin, Target, Trail, bracketed
 
 RECEIVE_SIZE = 256 * 1024
 """Bytes that one read of a socket brings at most."""
@@ -438,34 +438,39 @@ class Transport:
         self._pool.maxPersistentPerHost = IDLE_CONNECTIONS
         self._pool.cachedConnectionTimeout = IDLE_SECONDS
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str]) -> Response:
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        others: Mapping[Origin, str] | None = None,
+    ) -> Response:
         """
         Ask for ``url`` and follow redirects; returns when the headers of the answer have come.
 
-        ``Authorization`` goes to the origin of ``url`` alone.  ``Accept-Encoding`` is always
-        ``identity``; an answer that is coded none the less says so (:attr:`Response.coding`).  If
-        the upstream closes a kept connection before it answers, the request is sent once more on
-        a new one.
+        ``Authorization`` goes to the API at the origin of ``url`` alone.  ``Accept-Encoding`` is
+        always ``identity``; an answer that is coded none the less says so
+        (:attr:`Response.coding`).  If the upstream closes a kept connection before it answers, the
+        request is sent once more on a new one.
 
         :param method: GET or HEAD.
+        :param others: ``Authorization`` for other origins that a redirect may lead to.
         :raises TimedOut: if a connection or an answer takes too long.
         :raises OutOfReach: if it leads to an address that the upstream may not lead to.
         :raises Unreachable: if there is no answer, or a redirect that may not be followed.
         """
         assert method in ("GET", "HEAD"), method
         try:
-            first = Target.parse(url)
+            trail = Trail(Target.parse(url), headers, others or {})
         except ValueError as error:
             raise Unreachable(f"the upstream's URL can't be asked for: {error}") from None
-        trail = Trail(first, headers)
         while True:
-            elsewhere = trail.target.origin != first.origin
             try:
                 response = await self._ask(
-                    method, trail.target, trail.headers, redirected=elsewhere
+                    method, trail.target, trail.headers, redirected=trail.left
                 )
             except Unreachable as error:
-                error.led_elsewhere = elsewhere
+                error.led_elsewhere = trail.left
                 raise
             if response.status not in REDIRECT_STATUSES:
                 return response

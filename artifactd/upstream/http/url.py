@@ -70,6 +70,11 @@ class Target:
         )
 
     @property
+    def path(self) -> str:
+        """The path, exactly as written."""
+        return self.resource.partition("?")[0]
+
+    @property
     def origin(self) -> tuple[str, str, int]:
         """The origin: credentials go along to the same one only."""  # RFC 6454, 4
         return self.scheme, self.host, self.port
@@ -134,6 +139,29 @@ LIMIT = 5
 """Redirects that one request follows at most."""
 
 
+# Parameters with which a URL carries its own permission: S3 and what imitates it, Google, Azure,
+# CloudFront, Akamai, and registries that sign by themselves.
+_SIGNATURE = re.compile(
+    r"[?&](?:x-(?:amz|goog)-(?:signature|credential)|(?:aws|google)access(?:key)?id"
+    r"|signature|sig|policy|hmac|hdn(?:ts|ea)|jwt|(?:access_)?token|verify)=",
+    re.IGNORECASE,
+)
+_API = "/v2/"
+
+
+def leads_to_storage(before: Target, after: Target) -> bool:
+    """
+    Whether a redirect leads from the API of a registry to bytes that need no ``Authorization``, on
+    the same host too: behind no API, or with a signature, to which storage takes none besides.
+    """
+    if _API not in before.path:
+        return False
+    return _API not in after.path or _SIGNATURE.search(after.resource) is not None
+
+
+Origin = tuple[str, str, int]
+
+
 @define
 class Trail:
     """
@@ -141,18 +169,22 @@ class Trail:
 
     :ivar target: the URL of the next step.
     :ivar headers: the headers to send there.
+    :ivar others: ``Authorization`` for origins that a redirect may lead to.
+    :ivar left: whether a redirect has led to another origin, or to storage.
     """
 
     target: Target
     headers: Mapping[str, str]
+    others: Mapping[Origin, str] = field(factory=dict)
+    left: bool = field(default=False, init=False)
     _seen: set[Target] = field(factory=set, init=False)
 
     def follow(self, location: str | None) -> None:
         """
         Move on to ``location``, to which ``target`` has redirected.
 
-        ``Authorization`` goes along to the very same origin only, and is not sent again when a
-        later redirect leads back.
+        ``Authorization`` goes along to the API of the very same origin only, and is not sent again
+        when a later redirect leads back.  Another origin gets its own.
 
         :raises Unreachable: if it leads in a circle, too far, from https to http, or nowhere.
         """  # RFC 9110, 15.4
@@ -171,9 +203,12 @@ class Trail:
         if len(self._seen) > LIMIT:
             raise Unreachable(f"{before.authority} redirects for more than {LIMIT} times")
         self.target = after
-        if after.origin != before.origin:
-            self.headers = {
-                name: value
-                for name, value in self.headers.items()
-                if name.lower() != "authorization"
-            }
+        to_storage = leads_to_storage(before, after)
+        if after.origin == before.origin and not to_storage:
+            return
+        self.left = True
+        self.headers = {
+            name: value for name, value in self.headers.items() if name.lower() != "authorization"
+        }
+        if not to_storage and after.origin in self.others:
+            self.headers["Authorization"] = self.others[after.origin]

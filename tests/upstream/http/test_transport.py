@@ -329,6 +329,34 @@ class RedirectTests(TransportCase):
         peer.answer()
         self.assertEqual((await answer).url, self.server.url("/v2/other", "registry.example"))
 
+    async def test_storage_on_the_same_host_gets_no_authorization(self) -> None:
+        answer = self.ask(Authorization="Bearer t", Range="bytes=5-")
+        await self.redirected("/bucket/1?X-Amz-Signature=abc")
+        peer, request = await self.server.asked.get()
+        self.assertEqual(request.values("Authorization"), [])
+        self.assertEqual(request.values("Range"), ["bytes=5-"])
+        peer.answer("403 Forbidden")
+        response = await answer
+        self.assertTrue(response.redirected)
+        response.abort()
+
+    async def test_another_origin_gets_its_own_authorization_and_its_storage_none(self) -> None:
+        other = ("http", "cdn.example", self.server.port)
+        asking = self.transport.request(
+            "GET", self.start_url, {"Authorization": "Bearer t"}, {other: "Bearer o"}
+        )
+        answer = start(asking)
+        _, request = await self.redirected(self.server.url("/v2/x", "cdn.example"))
+        self.assertEqual(request.values("Authorization"), ["Bearer t"])
+        _, request = await self.redirected("/v2/y")
+        self.assertEqual(request.values("Authorization"), ["Bearer o"])
+        _, request = await self.redirected("/v2/y?sig=x")
+        self.assertEqual(request.values("Authorization"), ["Bearer o"])
+        peer, request = await self.server.asked.get()
+        self.assertEqual(request.values("Authorization"), [])
+        peer.answer()
+        (await answer).abort()
+
     async def test_authorization_does_not_come_back(self) -> None:
         answer = self.ask(Authorization="Bearer t")
         await self.redirected(self.cdn_url)

@@ -95,10 +95,35 @@ def trail(url: str = "https://registry.example/v2/") -> Trail:
 
 class TrailTests(TestCase):
     def test_authorization_goes_along_within_an_origin(self) -> None:
-        for location in ("/other", "https://REGISTRY.example:443/other", "?page=2"):
-            way = trail()
+        for url, location in (
+            ("/v2/", "/v2/other"),
+            ("/v2/", "https://REGISTRY.example:443/v2/other"),
+            ("/v2/", "?page=2"),
+            ("/v2/x/tags/list", "/team/v2/x/tags/list?n=5&last=token"),
+            ("/token", "/auth/token?scope=x"),
+            ("/keys", "/other?sig=x"),
+        ):
+            way = trail(f"https://registry.example{url}")
             way.follow(location)
-            self.assertEqual(way.headers, HEADERS)
+            self.assertEqual(way.headers, HEADERS, (url, location))
+
+    def test_a_redirect_to_storage_loses_authorization_on_the_same_host_too(self) -> None:
+        blob = "https://registry.example/v2/app/blobs/sha256:1"
+        for location in (
+            "/data/sha256:1",
+            "/data/v2?x=/v2/",
+            "https://registry.example/bucket/1?X-Amz-Algorithm=AWS4&X-Amz-Signature=abc",
+            "?X-Amz-Signature=abc",
+            "/v2/app/blobs/sha256:1?AWSAccessKeyId=x&Expires=1&Signature=abc",
+            "/v2/app/blobs/sha256:1?se=2026&sig=abc",
+            "/v2/app/blobs/sha256:1?X-Goog-Credential=x",
+            "/v2/app/blobs/sha256:1?token=abc",
+        ):
+            way = trail(blob)
+            way.follow(location)
+            self.assertEqual(way.headers, WITHOUT, location)
+            way.follow("/v2/app/blobs/again")
+            self.assertEqual(way.headers, WITHOUT, location)
 
     def test_a_redirect_to_another_host_loses_authorization(self) -> None:
         for location in (
