@@ -27,7 +27,7 @@ from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
-from artifactd.oci.names import ImageName, RepositoryName, Tag
+from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
@@ -154,20 +154,41 @@ class Purge(ImageCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
         image = await _remote_image(parts, name)
-        lacking = await parts.remote.lacking(image, reference)
-        gone = await parts.remote.purge(image, reference)
-        begun = 0
-        for fills in (parts.fills.of(image.repository), parts.fills.of_image(image)):
-            begun += sum([await fills.discard(digest) for digest in lacking])
-        if gone is None and not begun:
+        purged = await purge(parts, image, reference)
+        if purged is None:
             print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
             return 1
-        await forget(gone or [], parts.catalog, parts.blobs)
-        told = f"{len(gone or [])} blobs and manifests that nothing else needs"
+        gone, begun = purged
+        told = f"{gone} blobs and manifests that nothing else needs"
         if begun:
             told += f", and {begun} blobs that had come in part"
         print(f"purged {self.image}: {told}")
         return 0
+
+
+async def purge(
+    parts: Assembly, image: ImageName, reference: Reference | None
+) -> tuple[int, int] | None:
+    """
+    Drop a tag, a digest, or (``None``) all of an upstream's image from the cache.
+
+    :returns: how many blobs and manifests nothing else needed, and how many blobs had come in part;
+        ``None``: nothing of the kind is here.
+    """
+    lacking = await parts.remote.lacking(image, reference)
+    gone = await parts.remote.purge(image, reference)
+    begun = 0
+    for fills in (parts.fills.of(image.repository), parts.fills.of_image(image)):
+        begun += sum([await fills.discard(digest) for digest in lacking])
+    if gone is None and not begun:
+        return None
+    await forget(gone or [], parts.catalog, parts.blobs)
+    return len(gone or []), begun
+
+
+def is_remote(parts: Assembly, image: ImageName) -> bool:
+    """Whether ``image`` comes from an upstream."""
+    return isinstance(parts.registry.repositories[image.repository], RemoteRepository)
 
 
 async def _remote_image(parts: Assembly, name: str) -> ImageName:
@@ -178,9 +199,7 @@ async def _remote_image(parts: Assembly, name: str) -> ImageName:
         origin = await parts.remote.origin(name)
         if origin is not None:
             image = parts.registry.names.within(origin, name)
-    if image is None or not isinstance(
-        parts.registry.repositories[image.repository], RemoteRepository
-    ):
+    if image is None or not is_remote(parts, image):
         raise NameUnknown(f"{name}: not an image of an upstream: begin with its repository's name")
     return image
 

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
-from attrs import asdict
+from attrs import asdict, frozen
 from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Overview, TagSeen
 from artifactd.catalog.records import TagMovement
-from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only
+from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only, is_remote, purge
 from artifactd.commands.table import JSON, Table, shown_bytes, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestUnknown, NameUnknown
-from artifactd.oci.names import ImageName, RepositoryName, Tag
+from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.warming import Child, Platform
 from artifactd.settings.settings import Settings
 
@@ -246,7 +246,8 @@ class Remove(DataCommand):
     longdesc = (
         "Delete tags (IMAGE:TAG, or IMAGE:PATTERN such as local/app:test-*) and manifests"
         " (IMAGE@DIGEST, with all its tags).  undelete brings them back, for as long as the"
-        " setting grace says."
+        " setting grace says.  What comes from an upstream is evicted from the cache: a pull"
+        " fetches it again."
     )
     synopsis = "[options] REFERENCE..."
     optFlags: ClassVar = [["dry-run", "n", "Only list what would be deleted."]]
@@ -264,39 +265,64 @@ class Remove(DataCommand):
             if not found:
                 print(f"artifactd: {wanted}: nothing here matches", file=sys.stderr)
                 status = 1
-            for told, delete in found:
+            for each in found:
                 if not self["dry-run"]:
-                    await delete()
-                print(f"{'would delete' if self['dry-run'] else 'deleted'} {told}")
+                    await each.remove()
+                print(each.told(is_done=not self["dry-run"]))
         return status
 
-    async def _found(self, parts: Assembly, wanted: str) -> list[tuple[str, Callable[[], Any]]]:
-        """What a reference names: its text, and the call that deletes it."""
+    async def _found(self, parts: Assembly, wanted: str) -> list[_Removal]:
+        """What a reference names."""
         name, at, digest = wanted.partition("@")
         catalog = parts.catalog
         if at:
             image, parsed = _resolved(parts, name), Digest.parse(digest)
             if await catalog.manifest(image, parsed) is None:
                 return []
-            return [
-                (
-                    f"{image}@{parsed}",
-                    lambda: catalog.delete_manifest(image, parsed, allow_held=False, actor="rm"),
-                )
-            ]
+            delete = partial(catalog.delete_manifest, image, parsed, allow_held=False, actor="rm")
+            return [_removal(parts, image, parsed, delete)]
         name, colon, pattern = wanted.partition(":")
         if not colon:
             raise usage.UsageError(f"{wanted}: say which tags, such as {wanted}:* for all of them")
         image = _resolved(parts, name)
         tags = await catalog.tags(image, None, None) or []
+        matching = [Tag.parse(tag) for tag in tags if fnmatchcase(tag, pattern)]
         return [
-            (
-                f"{image}:{tag}",
-                partial(catalog.delete_tag, image, Tag.parse(tag), actor="rm"),
-            )
-            for tag in tags
-            if fnmatchcase(tag, pattern)
+            _removal(parts, image, tag, partial(catalog.delete_tag, image, tag, actor="rm"))
+            for tag in matching
         ]
+
+
+@frozen
+class _Removal:
+    """
+    What a reference of ``rm`` names.
+
+    :ivar name: the tag or manifest, with its image.
+    :ivar is_cached: whether it comes from an upstream.
+    :ivar remove: deletes or evicts it.
+    """
+
+    name: str
+    is_cached: bool
+    remove: Callable[[], Awaitable[object]]
+
+    def told(self, *, is_done: bool) -> str:
+        """One line that says what was done, or what would be."""
+        if self.is_cached:
+            verb = "evicted" if is_done else "would evict"
+            return f"{verb} {self.name} from the cache: a pull fetches it again"
+        return f"{'deleted' if is_done else 'would delete'} {self.name}"
+
+
+def _removal(
+    parts: Assembly, image: ImageName, reference: Reference, delete: Callable[[], Awaitable[object]]
+) -> _Removal:
+    """:param delete: how it is deleted if the image was pushed here."""
+    name = f"{image}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+    if is_remote(parts, image):
+        return _Removal(name, True, partial(purge, parts, image, reference))
+    return _Removal(name, False, delete)
 
 
 class Restore(ImageCommand):
@@ -318,6 +344,10 @@ class Restore(ImageCommand):
         if not isinstance(tag, Tag):
             raise usage.UsageError("restore: say which tag, as IMAGE:TAG")
         image, catalog = _resolved(parts, name), parts.catalog
+        if is_remote(parts, image):
+            raise usage.UsageError(
+                f"restore: {image}:{tag} comes from an upstream, which says where it points"
+            )
         digest = await self._wanted(catalog, image, tag)
         before = await catalog.point_tag(image, tag, digest, actor="restore")
         print(f"{image}:{tag} points at {digest} (before: {before or 'nothing'})")

@@ -8,7 +8,7 @@ from typing import Any
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
 from tests.api.served import image_index, image_manifest
-from tests.commands.maintaining import MaintenanceTestCase
+from tests.commands.maintaining import NAME, MaintenanceTestCase
 
 CONFIG = b'{"os": "linux", "architecture": "arm64"}'
 
@@ -142,3 +142,28 @@ class SeeingTests(MaintenanceTestCase):
             "--at: expected a time", await self.assert_refused("restore", "app:v2", "--at", "now")
         )
         self.assertIn("--to DIGEST or --at", await self.assert_refused("restore", "app:v2"))
+
+
+class UpstreamTests(MaintenanceTestCase):
+    """Tags of an upstream are in its hands, not in those of the operator here."""
+
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        await super().setUp()
+        self.image = f"docker.io/{NAME}"
+        self.digest = self.hub.images.add_image(NAME, "1", b"layer")
+        await self.pull("1")
+
+    async def test_a_removed_tag_is_evicted_and_comes_again(self) -> None:
+        for reference in f"{self.image}:*", f"{self.image}@{self.digest}":
+            told = f"{reference.replace('*', '1')} from the cache: a pull fetches it again\n"
+            self.assertEqual(f"would evict {told}", await self.do("rm", "-n", reference))
+            self.assertTrue(self.here(b"layer"))
+            self.assertEqual(f"evicted {told}", await self.do("rm", reference))
+            self.assertFalse(self.here(b"layer"))
+            result = await self.command("undelete", "--list", self.image)
+            self.assertEqual((1, ""), (result.status, result.out), "there is nothing to undelete")
+            await self.pull("1")
+
+    async def test_a_tag_is_not_restored(self) -> None:
+        told = await self.assert_refused("restore", f"{self.image}:1", "--to", str(self.digest))
+        self.assertIn(f"{self.image}:1 comes from an upstream, which says where it points", told)
