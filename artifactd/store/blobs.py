@@ -96,7 +96,7 @@ class BlobStore:
 
     async def require_room(self) -> None:
         """
-        Call it before a push is taken.
+        Call it before a push is taken, or anything is fetched into the store.
 
         :raises OSError: if the disk has so little room that only deleting goes on.
         """

@@ -585,20 +585,23 @@ class FillStore:
 
     No method sees the files of another repository: until a digest is verified, nothing but the
     word of one upstream says that its bytes are the blob.
+
+    :ivar require_room: see :meth:`artifactd.store.blobs.BlobStore.require_room`.
     """
 
     def __init__(
         self,
         repository: str,
         fills: FillDirectory,
-        staging: Staging,
+        blobs: BlobStore,
         run: RunInThread,
         budget: BufferBudget,
         clock: IReactorTime | None,
     ) -> None:
+        self.require_room = blobs.require_room
         self._repository = repository
         self._fills = fills
-        self._staging = staging
+        self._staging = blobs.staging
         self._run = run
         self._budget = budget
         self._clock = clock
@@ -697,7 +700,7 @@ class FillStores:
     ) -> None:
         files = files or FileOperations()
         self._run = run
-        self._staging = blobs.staging
+        self._blobs = blobs
         self._budget = budget
         self._now = now
         self._clock = clock
@@ -707,9 +710,7 @@ class FillStores:
 
     def of(self, repository: str) -> FillStore:
         """The fills of one remote repository."""
-        return FillStore(
-            repository, self._fills, self._staging, self._run, self._budget, self._clock
-        )
+        return FillStore(repository, self._fills, self._blobs, self._run, self._budget, self._clock)
 
     def of_image(self, image: ImageName) -> FillStore:
         """The fills that belong to one image alone: of its foreign layers."""

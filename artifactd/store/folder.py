@@ -328,6 +328,8 @@ class ReadOnlyMode:
 
 RESERVE = "reserve"
 _RESERVED = 4 << 20  # bytes: a few hundred deletions
+# What posix_fallocate says where the filesystem (or the C library for it) has no such call.
+_CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @frozen
@@ -336,8 +338,8 @@ class Reserve:
     A file of 4 MiB in the data folder.  When the disk is full it is removed, so that the catalog
     has room to record deletions.
 
-    Pushes are refused until it is made again.  That takes twice its size of free space: a push
-    must not use up the room that was made for deletions.
+    Pushes and fills are refused until it is made again.  That takes twice its size of free space:
+    they must not use up the room that was made for deletions.
 
     :param folder: the data folder.
     """
@@ -371,12 +373,21 @@ class Reserve:
         with Directory.open(self.folder) as folder:
             fd = folder.ensure_file(RESERVE, self.files)
             try:
-                self.files.allocate(fd, _RESERVED)
+                self._fill(fd)
             except OSError:
                 self.files.unlink(folder.fd, RESERVE)
                 raise
             finally:
                 os.close(fd)
+
+    def _fill(self, fd: int) -> None:
+        try:
+            self.files.allocate(fd, _RESERVED)
+        except OSError as error:
+            if error.errno not in _CANNOT_ALLOCATE:
+                raise
+            # Random bytes, since the filesystem may compress others to nothing.
+            write_all(self.files, fd, [os.urandom(_RESERVED)], 0)
 
     def give_back(self) -> None:
         """Remove the file, so that a deletion finds room.  Blocks.  :raises OSError:"""

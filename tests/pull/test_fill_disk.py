@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 from artifactd.oci.digest import Digest
 from artifactd.store.files import FileOperations
-from tests.pull.case import HELD, PullCase, noise
+from tests.pull.case import ALPINE, HELD, PullCase, noise
 from tests.upstreams.faulty import CDN
 
 SIZE = 1_000_000
@@ -123,6 +124,30 @@ class FullDiskTests(DiskCase):
         self.room = 1 << 40
         again = await self.pull(digest, "200000-799999")
         self.assert_part(again, CONTENT, 200_000, 799_999)
+
+
+class ReserveTests(PullCase):
+    """The reserve has been given back to deletions, and there is not yet room for it again."""
+
+    async def test_nothing_is_fetched_that_would_take_it(self) -> None:
+        here, large, small = (self.blob(content) for content in (b"here", CONTENT, SMALL))
+        self.hub.images.add_image(ALPINE, "latest", SMALL)
+        await self.pull(here)
+        statvfs, reserve = os.statvfs, self.parts.blobs.reserve
+        reserve.give_back()
+        self.patch(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1 << 20, f_frsize=1))
+        self.hub.forget_requests()
+        for digest, span in ((large, None), (large, "200000-799999"), (small, None)):
+            download = await self.pull(digest, span)
+            self.assertEqual(download.error[:2], (503, "UNKNOWN"))
+            self.assertIn(b"out of disk space", download.body)
+            self.assertEqual(self.hub.count("GET", CDN), 0)
+        answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/manifests/latest")
+        self.assertEqual(answer.status, 503)
+        self.assert_whole(await self.pull(here), b"here")
+        self.patch(os, "statvfs", statvfs)
+        self.assert_whole(await self.pull(large), CONTENT)
+        self.assertTrue(reserve.is_held())
 
 
 class FailingDiskTests(DiskCase):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from functools import partial
 from types import SimpleNamespace
 from uuid import uuid4
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.store.files import FileOperations
 from artifactd.store.folder import RESERVE
 from artifactd.store.uploads import UploadMissing, UploadSession
 from tests.store.fixture import MEBIBYTE, FullDisk, RecordedProducer, StoreTestCase
@@ -93,6 +95,27 @@ class FullDiskTests(StoreTestCase):
         self.disk.failing = {"allocate"}
         await self.assert_raises(OSError, blobs.require_room())
         self.assertFalse((self.path / RESERVE).exists())
+
+    async def test_where_nothing_can_be_allocated_the_reserve_is_written(self) -> None:
+        """In bytes that no filesystem compresses, so that they take the room they are for."""
+        reserve, allocate = self.stores.blobs.reserve, FileOperations.allocate
+        for number in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+
+            def refused(*_: object, number: int = number) -> None:
+                raise OSError(number, os.strerror(number))
+
+            self.patch(FileOperations, "allocate", refused)
+            reserve.give_back()
+            self.disk.room = 4 * MEBIBYTE - 1
+            error = await self.assert_raises(OSError, self.stores.blobs.require_room())
+            self.assertEqual(errno.ENOSPC, error.errno)
+            self.assertFalse((self.path / RESERVE).exists())
+            self.disk.room = 4 * MEBIBYTE
+            await self.stores.blobs.require_room()
+            self.assertTrue(reserve.is_held())
+            content = (self.path / RESERVE).read_bytes()
+            self.assertGreaterEqual(len(zlib.compress(content, 1)), 4 * MEBIBYTE)
+        self.patch(FileOperations, "allocate", allocate)
 
     async def test_the_sender_is_stopped_and_its_rest_dropped(self) -> None:
         self.stores.uploads.create(self.upload_id)

@@ -364,6 +364,7 @@ class Fill:
     async def run(self) -> None:
         """Run until the blob is verified or the fill has failed; raises nothing."""
         try:
+            await self.store.require_room()
             session = await self.store.claim(self.source.digest)
             while session is None:
                 session = await self._follow()

@@ -298,6 +298,7 @@ class RemoteManifests:
         )
 
     async def _keep(self, image: ImageName, tag: Tag | None, manifest: Manifest) -> ManifestFound:
+        await self.blobs.require_room()
         staged = await self.blobs.publish(manifest.digest, manifest.content)
         await publish(
             staged,

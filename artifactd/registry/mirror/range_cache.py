@@ -127,6 +127,7 @@ class Parts:
         :raises NoRanges: if the upstream answers with the whole blob.
         :raises Stopped: after :meth:`stop`.
         :raises UpstreamError: if the upstream doesn't answer.
+        :raises OSError: if there is no room for it.
         """
         begun = await self._beginning.join(
             (source, span), lambda: self._ask(source, info, span), self._start
@@ -134,6 +135,7 @@ class Parts:
         return begun.part.reader(span)
 
     async def _ask(self, source: FillSource, info: FillInfo, span: ByteRange) -> _Work:
+        await self.store.require_room()
         body = await source.open(span.first, span.last, info.validator)
         if self._stopping:
             body.abort()
