@@ -216,9 +216,31 @@ class RegistryApi:
             in_vain = request.method == "HEAD" and response.status in (401, 403)
             if in_vain and sent.token is not None:
                 self._in_vain[request.image] = sent.token
+        if response.status in (401, 403) and not self._is_ours(response):
+            response = await self._admitted_there(request, response, sent)
         if response.status != 429:
             throttle.answered()
         return response, sent
+
+    async def _admitted_there(
+        self, request: ApiRequest, response: HttpResponse, sent: Authorization | None
+    ) -> HttpResponse:
+        """
+        Send a request again that was redirected to a registry which refuses it, with an anonymous
+        token for that one; if it asks for none, ``response`` is the answer.
+        """
+        refused = self.login.known_there(request.image).get(Target.parse(response.url).origin)
+        if response.status == 403 and refused is None:
+            return response
+        challenges = response.headers("WWW-Authenticate")
+        try:
+            if not await self.login.answer_there(request.image, response.url, challenges, refused):
+                return response
+        except BaseException:
+            response.abort()
+            raise
+        response.abort()
+        return await self._send(request, sent)
 
     def _wants_login(
         self, request: ApiRequest, response: HttpResponse, sent: Authorization | None
@@ -242,6 +264,9 @@ class RegistryApi:
         if response.status not in (401, 403) or isinstance(error, NoRegistry):
             return error
         if not self._is_ours(response):
+            if Target.parse(response.url).origin in self.login.known_there(request.image):
+                why = "anonymously: it is not there, or not for us"
+                return Missing(f"{error.reason} ({why})", error.status)
             # The storage refuses, though the upstream has said that the content is there.
             return Unreachable(error.reason, error.status)
         if sent is None:
@@ -263,8 +288,10 @@ class RegistryApi:
         if sent is not None:
             headers["Authorization"] = sent.value
         secrets = sent.secrets if sent else ()
+        there = self.login.known_there(request.image)
+        others = {origin: Authorization.of_token(token).value for origin, token in there.items()}
         response = await self.exchanges.ask(
-            request.method, request.url, headers, *secrets, image=request.image
+            request.method, request.url, headers, *secrets, image=request.image, others=others
         )
         if request.kind in (Kind.MANIFEST, Kind.MANIFEST_HEAD):
             self.rate_limit.read(response)
@@ -423,6 +450,8 @@ class RegistryUpstream:
         host = disclosure.upstream.authority
         retries = Retries(clock, random or Random(), settings.retries)
         services = Exchanges(http, name, f"the token service of {host}", clock, watch)
+        led_to = f"the token service of a registry that {host} leads to"
+        others = Exchanges(http, name, led_to, clock, watch)
         self.name = name
         self._root = Root.of(settings)
         self._clock = clock
@@ -431,7 +460,12 @@ class RegistryUpstream:
         self._max_manifest = max_manifest
         self._api = RegistryApi(
             Exchanges(http, name, host, clock, watch),
-            Login(disclosure, credentials, Tokens(services, retries, clock)),
+            Login(
+                disclosure,
+                credentials,
+                Tokens(services, retries, clock),
+                Tokens(others, retries, clock),
+            ),
             retries,
             clock,
         )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from urllib.parse import urlencode
+from urllib.parse import unquote, urlencode
 
 import msgspec
 from attrs import define, field, frozen
@@ -21,7 +21,7 @@ from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import ChallengeRefused, LoginRefused, Missing, Throttled
 from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.http.response import HttpResponse
-from artifactd.upstream.http.url import Target
+from artifactd.upstream.http.url import Origin, Target
 from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal
 
 # Docker Registry v2 authentication, "Requesting a Token".
@@ -36,6 +36,8 @@ _SHARE_LEFT = 0.1
 _SECONDS_LEFT = 30.0
 
 _PRINTABLE = re.compile(r"[!-~]+")
+
+_IMAGE_IN_PATH = re.compile(r"/v2/(.+)/(?:manifests|blobs|tags|referrers)/[^/]+\Z")
 
 
 @frozen
@@ -299,20 +301,27 @@ class Login:
 
     :param credentials: returns the daemon's credentials, read anew each time; may raise OSError and
         ValueError, whose texts hold nothing of them.
-    :param limit: the size of the LRU cache of token requests, by image.
+    :param others: anonymous tokens for registries that the upstream redirects to; they are never
+        mixed up with ``tokens``, which may have been given to the credentials.  ``None``: such a
+        registry gets none.
+    :param limit: the size of the LRU caches of token requests, by image.
     """
 
     disclosure: Disclosure
     credentials: Callable[[], Credentials | None]
     tokens: Tokens
+    others: Tokens | None = None
     limit: int = 4096
     _wanted: LRUCache[str, TokenRequest] = field(init=False)
+    # What a registry that an image's URL was redirected to wants: one at a time.
+    _wanted_there: LRUCache[str, tuple[Origin, TokenRequest]] = field(init=False)
     _basic: bool = field(default=False, init=False)
 
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self._wanted = LRUCache(self.limit)
+        self._wanted_there = LRUCache(self.limit)
 
     def known(self, image: str) -> Authorization | None:
         """
@@ -339,7 +348,11 @@ class Login:
         :raises LoginRefused, Missing, Throttled: as :meth:`Tokens.fetch`.
         """
         challenges = parse_challenges(fields)
-        if wanted := self._token_request(image, challenges):
+        wanted = self._challenged(self._host, image, challenges)
+        if wanted is None and not challenges:
+            # Some registries answer 401 without a challenge when a token has expired.
+            wanted = self._wanted.get(image)
+        if wanted is not None:
             if refused and refused.token:
                 self.tokens.drop(wanted, refused.token)
             token = self.tokens.kept(wanted) or await self._fetch(wanted)
@@ -365,6 +378,48 @@ class Login:
         self._basic = True
         return authorization
 
+    def known_there(self, image: str) -> Mapping[Origin, Token]:
+        """Return the cached token for the registry that the image was redirected to, if any."""
+        if self.others is None or image not in self._wanted_there:
+            return {}
+        origin, wanted = self._wanted_there[image]
+        token = self.others.kept(wanted)
+        return {origin: token} if token else {}
+
+    async def answer_there(
+        self, image: str, url: str, fields: Sequence[str], refused: Token | None
+    ) -> bool:
+        """
+        Get an anonymous token for a registry that the upstream has redirected to, and that has
+        refused a request.
+
+        :param url: the URL there.
+        :param fields: the ``WWW-Authenticate`` fields.
+        :param refused: the token that was sent there.
+        :returns: whether :meth:`known_there` has another token now; not if the registry asks for
+            none, or for one that may not be asked for.
+        :raises LoginRefused, Missing, Throttled: as :meth:`Tokens.fetch`.
+        """
+        target = Target.parse(url)
+        if self.others is None or target.origin == self.disclosure.upstream.origin:
+            return False
+        name = _IMAGE_IN_PATH.search(target.path)
+        there = unquote(name[1]) if name else image
+        try:
+            wanted = self._challenged(target.authority, there, parse_challenges(fields))
+        except ChallengeRefused:
+            return False
+        if wanted is None and refused is not None:
+            wanted = self._wanted_there[image][1]
+        if wanted is None:
+            return False
+        if refused is not None:
+            self.others.drop(wanted, refused)
+        if self.others.kept(wanted) is None:
+            await self.others.fetch(wanted, None)
+        self._wanted_there[image] = target.origin, wanted
+        return True
+
     def withheld(self, image: str) -> str:
         """
         Return words that end a sentence, if the daemon's credentials were withheld from the token
@@ -388,9 +443,11 @@ class Login:
     def _host(self) -> str:
         return self.disclosure.upstream.authority
 
-    def _token_request(self, image: str, challenges: Sequence[Challenge]) -> TokenRequest | None:
+    def _challenged(
+        self, host: str, image: str, challenges: Sequence[Challenge]
+    ) -> TokenRequest | None:
         """
-        Return the request that the first bearer challenge asks for.
+        Return the request that the first bearer challenge of ``host`` asks for.
 
         :raises ChallengeRefused: if its token service may not be asked.
         """
@@ -402,19 +459,17 @@ class Login:
                 realm = Target.parse(address)
             except ValueError as error:
                 raise ChallengeRefused(
-                    f"{self._host} names a realm that can't be asked: {error}", 401
+                    f"{host} names a realm that can't be asked: {error}", 401
                 ) from None
             if not self.disclosure.asks(realm):
                 raise ChallengeRefused(
-                    f"{self._host} wants a token of {realm.authority},"
-                    " which is not asked without TLS",
+                    f"{host} wants a token of {realm.authority}, which is not asked without TLS",
                     401,
                 )
             # Whatever scope the challenge names: a token for more than this pull is not asked for.
             scope = f"repository:{image}:pull" if image else ""
             return TokenRequest(realm, challenge.parameters.get("service"), scope)
-        # Some registries answer 401 without a challenge when a token has expired.
-        return None if challenges else self._wanted.get(image)
+        return None
 
     async def _fetch(self, wanted: TokenRequest) -> Token:
         credentials = self._credentials()

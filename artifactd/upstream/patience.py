@@ -20,6 +20,7 @@ from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
+from artifactd.upstream.http.url import Origin
 from artifactd.upstream.interfaces import UpstreamWatch
 
 BREAKER_FAILURES = 5
@@ -409,7 +410,13 @@ class Exchanges:
         return CircuitBreaker(self.name, self.subject, self.clock, BREAKER_IMAGES)
 
     async def ask(
-        self, method: str, url: str, headers: Mapping[str, str], *secrets: str, image: str = ""
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        *secrets: str,
+        image: str = "",
+        others: Mapping[Origin, str] | None = None,
     ) -> HttpResponse:
         """
         Make one request and return the answer: any status, but no failure of the server's.
@@ -432,7 +439,7 @@ class Exchanges:
                 single.abandoned(retried)
             raise
         try:
-            response = await self.http.request(method, url, headers)
+            response = await self.http.request(method, url, headers, others)
         except Unreachable as error:
             self.watch.requested(method, None, image)
             if error.status is not None and error.status < 500:

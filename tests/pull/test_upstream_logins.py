@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tests.pull.case import PullCase, noise
-from tests.upstreams.faulty import CDN, Status, Truncate
+from tests.pull.case import ALPINE, PullCase, noise, remote
+from tests.upstreams.faulty import CDN, RedirectTo, Status, Truncate
+from tests.upstreams.hub import Hub
 
 SIZE = 200_000
 CONTENT = noise(SIZE)
@@ -28,3 +29,42 @@ class StorageTests(PullCase):
         self.assertEqual(self.hub.count("GET", "/token"), 1)
         self.hub.faults.clear()
         self.assert_whole(await self.pull(digest), CONTENT)
+
+
+class RedirectedTests(PullCase):
+    """The upstream is a name before another registry, which wants a token as for anybody."""
+
+    settings = remote(username="bob", password="hunter2")
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.back = Hub.start(self)
+        self.hub.tokens.users["bob"] = "hunter2"
+
+    async def test_manifests_blobs_and_lists_are_had_with_its_token_and_not_with_ours(self) -> None:
+        manifest = self.back.images.add_image(ALPINE, "latest", b"layer")
+        digest = self.back.images.add_blob(CONTENT, ALPINE)
+        self.hub.images.add_image(ALPINE, "latest", b"of the first")
+        paths = [
+            f"/v2/{ALPINE}/{path}" for path in ("manifests/latest", f"blobs/{digest}", "tags/list")
+        ]
+        for path in paths:
+            self.hub.faults.add(RedirectTo(self.back.url + path), on=path, method="*", times=None)
+        answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/manifests/latest")
+        self.assertEqual(answer.header("Docker-Content-Digest"), str(manifest))
+        self.assert_whole(await self.pull(digest), CONTENT)
+        answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/tags/list")
+        self.assertEqual(answer.status, 200)
+        ours = [token.text for token in self.hub.tokens.given]
+        self.assertEqual(self.hub.tokens.given[0].user, "bob")
+        self.assertEqual([token.user for token in self.back.tokens.given], [None])
+        shown = {asked.headers.get("authorization") for asked in self.back.requests}
+        self.assertEqual(shown, {None, f"Bearer {self.back.tokens.given[0].text}"})
+        self.assertNotIn(f"Bearer {ours[0]}", shown)
+
+    async def test_what_is_not_there_is_not_found(self) -> None:
+        self.hub.images.add_image(ALPINE, "latest", b"of the first")
+        path = f"/v2/{ALPINE}/manifests/latest"
+        self.hub.faults.add(RedirectTo(self.back.url + path), on=path, method="*", times=None)
+        answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/manifests/latest")
+        self.assertEqual(answer.status, 404)

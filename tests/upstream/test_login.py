@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -382,6 +383,7 @@ class TokensTests(SynchronousTestCase):
 
 
 LATEST = Tag("latest")
+BOB = Credentials("bob", "hunter2")
 MANIFEST = f"/v2/{IMAGE}/manifests/latest"
 UNAUTHORIZED = json({"errors": [{"message": "authentication required"}]}, 401).body
 
@@ -399,6 +401,104 @@ class LoginTestCase(UpstreamTestCase):
         error = self.failureResultOf(self.manifest(upstream, image), UpstreamError).value
         assert isinstance(error, UpstreamError)
         return error
+
+
+class RedirectedTests(LoginTestCase):
+    """The upstream redirects to another registry, which wants a token of its own."""
+
+    URL = f"https://back.example/v2/moved/{IMAGE}/manifests/latest?x=1"
+    ORIGIN = ("https", "back.example", 443)
+    CHALLENGE = 'Bearer realm="https://auth.back.example/token",service="back"'
+
+    def back(self, status: int = 200, **settings: Any) -> Answer:
+        """An answer of the other registry."""
+        return Answer(status, b"{}", host="back.example", url=self.URL, **settings)
+
+    def challenge(self, text: str = CHALLENGE) -> Answer:
+        return self.back(401, fields={"WWW-Authenticate": text})
+
+    def test_it_gets_an_anonymous_token_for_the_name_there(self) -> None:
+        upstream = self.upstream(
+            in_turn(self.challenge(), json({"token": "t"}), self.back(), self.back()),
+            credentials=lambda: BOB,
+            auth_hosts=["auth.back.example"],
+        )
+        self.successResultOf(self.manifest(upstream))
+        first, token, second = self.http.asked
+        self.assertEqual(
+            ("auth.back.example", None), (urlsplit(token.url).netloc, token.authorization)
+        )
+        scope = f"repository:moved/{IMAGE}:pull"
+        self.assertEqual({"service": ["back"], "scope": [scope]}, token.query)
+        self.assertEqual((first.url, {}), (second.url, first.others))
+        self.assertEqual({self.ORIGIN: "Bearer t"}, second.others)
+        self.assertIsNone(second.authorization)
+        self.successResultOf(self.manifest(upstream))
+        self.assertEqual({self.ORIGIN: "Bearer t"}, self.http.asked[-1].others)
+
+    def test_neither_registry_gets_the_others_token_though_one_service_gives_both(self) -> None:
+        upstream = self.upstream(
+            in_turn(
+                challenged(BEARER),
+                json({"token": "ours"}),
+                self.challenge(BEARER),
+                json({"token": "theirs"}),
+                self.back(),
+            ),
+            credentials=lambda: BOB,
+        )
+        self.successResultOf(self.manifest(upstream))
+        _, ours, _, theirs, last = self.http.asked
+        self.assertEqual((BOB.basic(), None), (ours.authorization, theirs.authorization))
+        self.assertEqual("Bearer ours", last.authorization)
+        self.assertEqual({self.ORIGIN: "Bearer theirs"}, last.others)
+
+    def test_a_dead_token_is_replaced_once(self) -> None:
+        for status, fields in ((401, {"WWW-Authenticate": self.CHALLENGE}), (401, {}), (403, {})):
+            upstream = self.upstream(
+                in_turn(
+                    self.challenge(),
+                    json({"token": "t"}),
+                    self.back(),
+                    self.back(status, fields=fields),
+                    json({"token": "u"}),
+                    self.back(),
+                    self.back(status, fields=fields),
+                    json({"token": "v"}),
+                    self.back(status, fields=fields),
+                )
+            )
+            self.successResultOf(self.manifest(upstream))
+            self.successResultOf(self.manifest(upstream))
+            self.assertEqual({self.ORIGIN: "Bearer u"}, self.http.asked[-1].others)
+            self.assertIsInstance(self.error(upstream), Missing)
+
+    def test_what_it_refuses_in_spite_of_a_token_is_not_there(self) -> None:
+        upstream = self.upstream(in_turn(self.challenge(), json({"token": "t"}), self.challenge()))
+        self.assertIsInstance(self.error(upstream), Missing)
+        upstream = self.upstream(in_turn(self.challenge(), Answer(401)))
+        self.assertIsInstance(self.error(upstream), Missing)
+
+    def test_a_realm_that_may_not_be_asked_is_not(self) -> None:
+        for realm in ("http://auth.back.example/token", "ftp://x/", "https://u:p@x/"):
+            upstream = self.upstream(in_turn(self.challenge(f'Bearer realm="{realm}"')))
+            self.assertNotIsInstance(self.error(upstream), Missing)
+            self.assertEqual(1, len(self.http.asked))
+
+    def test_its_dead_token_service_closes_nobody_elses(self) -> None:
+        def answer(asked: Asked) -> Reply:
+            if asked.url.startswith(REALM):
+                return json({"token": "t"})
+            if "auth.back" in asked.url:
+                return Unreachable("dead")
+            if "moved" in asked.url:
+                return self.challenge()
+            return Answer(200, b"{}") if asked.authorization else challenged(BEARER)
+
+        upstream = self.upstream(answer, retries=0)
+        for number in range(8):
+            self.error(upstream, f"moved/{number}")
+        self.successResultOf(self.manifest(upstream))
 
 
 class TokenTests(LoginTestCase):
@@ -442,22 +542,30 @@ class TokenTests(LoginTestCase):
         self.successResultOf(self.manifest(upstream))
         self.assertEqual(["read"], self.http.answers[0].ended)
 
-    def test_a_challenge_of_where_a_redirect_led_is_not_answered(self) -> None:
-        upstream = self.upstream(
-            in_turn(
-                challenged(BEARER),
-                json({"token": "t"}),
-                Answer(200, b"{}"),
-                challenged(BEARER, host="cdn.example"),
-                Answer(403, host="cdn.example"),
-                Answer(200, b"{}"),
+    def test_what_storage_refuses_is_no_challenge(self) -> None:
+        for refusing in (
+            lambda: Answer(403, host="cdn.example"),
+            lambda: Answer(401, host="cdn.example"),
+            lambda: challenged('Basic realm="cdn"', host="cdn.example"),
+            lambda: challenged(BEARER, host="cdn.example", url=f"{HUB}/data"),
+        ):
+            upstream = self.upstream(
+                in_turn(
+                    challenged(BEARER),
+                    json({"token": "t"}),
+                    Answer(200, b"{}"),
+                    refusing(),
+                    Answer(200, b"{}"),
+                ),
+                credentials=lambda: BOB,
             )
-        )
-        self.successResultOf(self.manifest(upstream))
-        for status in (401, 403):
-            self.assertEqual(f"cdn.example answers {status}", self.error(upstream).reason[:23])
-        self.successResultOf(self.manifest(upstream))
-        self.assertEqual("Bearer t", self.http.asked[-1].authorization)
+            self.successResultOf(self.manifest(upstream))
+            error = self.error(upstream)
+            self.assertEqual("cdn.example answers 40", error.reason[:22])
+            self.assertNotIsInstance(error, Missing)
+            self.successResultOf(self.manifest(upstream))
+            self.assertEqual("Bearer t", self.http.asked[-1].authorization)
+            self.assertEqual({}, self.http.asked[-1].others)
 
     def test_every_exchange_is_told_to_the_watch(self) -> None:
         _, upstream = self.hub()
