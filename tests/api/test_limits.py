@@ -8,6 +8,7 @@ from base64 import b64encode
 
 from twisted.internet.task import Clock
 
+from artifactd.catalog import manifests
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.registry.uploads import SMALL
@@ -206,6 +207,50 @@ class IndexTests(ApiTestCase):
             inner,
             {"Content-Type": OCI_INDEX},
         )
+
+
+class WideIndexTests(ApiTestCase):
+    """How many entries the indexes in an index may have."""
+
+    toml = (
+        '[repository.local]\nkind = "local"\nsparse = "indexes"\n'
+        '[default]\npush = "local"\npull = ["local"]\n'
+    )
+
+    def holding(self, *children: bytes, **more: object) -> bytes:
+        """An index of indexes."""
+        held = [descriptor(child, OCI_INDEX) for child in children]
+        return json.dumps(
+            {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": held, **more}
+        ).encode()
+
+    async def test_the_entries_of_all_that_an_index_holds_are_bounded(self) -> None:
+        """Each is visited, though all hold the same three."""
+        self.patch(manifests, "NESTED", 6)
+        leaves = [bytes([number]) for number in range(3)]
+        wide = [image_index(*leaves, annotations={"number": str(number)}) for number in range(3)]
+        for document in (*wide, self.holding(*wide[:2])):
+            await self.registry.push_manifest("hello", "latest", document, OCI_INDEX)
+        self.assertEqual(await self.put(self.holding(*wide)), {"limit": 6})
+
+    async def test_so_are_those_that_hold_it(self) -> None:
+        self.patch(manifests, "NESTED", 6)
+        inner = image_index(b"absent")
+        for number in range(6):
+            outer = self.holding(inner, annotations={"number": str(number)})
+            await self.registry.push_manifest("hello", "latest", outer, OCI_INDEX)
+        await self.registry.push_manifest("hello", "inner", inner, OCI_INDEX)
+        one_more = self.holding(inner, annotations={"number": "6"})
+        await self.registry.push_manifest("hello", "latest", one_more, OCI_INDEX)
+        self.assertEqual(await self.put(inner), {"limit": 6})
+
+    async def put(self, document: bytes) -> object:
+        """Push an index that is refused; returns the detail of the error."""
+        path, headers = "/v2/hello/manifests/refused", {"Content-Type": OCI_INDEX}
+        answer = await self.refused(400, "MANIFEST_INVALID", "PUT", path, document, headers)
+        detail = self.assert_error(answer, 400, "MANIFEST_INVALID")
+        await self.refused(404, "MANIFEST_UNKNOWN", "GET", path)
+        return detail
 
 
 class ManifestTests(ApiTestCase):
