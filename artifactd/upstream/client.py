@@ -122,6 +122,9 @@ class Root:
         return ApiRequest(kind, method, asked, name, headers or {}, expected)
 
 
+# Statuses by which registries refuse a token that has expired.
+_UNAUTHORIZED = frozenset({400, 401, 403})
+
 # Tokens that are not replaced, and seconds for which not, since HEAD was refused with them.
 _TOKENS_IN_VAIN = 1024
 _SECONDS_IN_VAIN = 60.0
@@ -216,7 +219,7 @@ class RegistryApi:
             in_vain = request.method == "HEAD" and response.status in (401, 403)
             if in_vain and sent.token is not None:
                 self._in_vain[request.image] = sent.token
-        if response.status in (401, 403) and not self._is_ours(response):
+        if response.status in _UNAUTHORIZED and not self._is_ours(response):
             response = await self._admitted_there(request, response, sent)
         if response.status != 429:
             throttle.answered()
@@ -230,7 +233,7 @@ class RegistryApi:
         token for that one; if it asks for none, ``response`` is the answer.
         """
         refused = self.login.known_there(request.image).get(Target.parse(response.url).origin)
-        if response.status == 403 and refused is None:
+        if response.status != 401 and refused is None:
             return response
         challenges = response.headers("WWW-Authenticate")
         try:
@@ -245,13 +248,13 @@ class RegistryApi:
     def _wants_login(
         self, request: ApiRequest, response: HttpResponse, sent: Authorization | None
     ) -> bool:
-        if response.status not in (401, 403) or not self._is_ours(response):
+        if response.status not in _UNAUTHORIZED or not self._is_ours(response):
             return False
         token = None if sent is None else sent.token
         if token is not None and self._in_vain.get(request.image) is token:
             return False  # another one would be refused as well
-        # To a token from the cache, 403 may mean that the token has other rights.  To HEAD it more
-        # often means that HEAD is refused.
+        # To a token from the cache, 403 and 400 may mean that it has expired or has other rights.
+        # To HEAD they more often mean that HEAD is refused.
         return response.status == 401 or (token is not None and request.method != "HEAD")
 
     async def _refusal(

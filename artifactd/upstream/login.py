@@ -340,7 +340,7 @@ class Login:
         self, image: str, fields: Sequence[str], refused: Authorization | None
     ) -> Authorization:
         """
-        Answer the challenges of a 401.
+        Answer the challenges of a 401, or the refusal of a token.
 
         :param fields: its ``WWW-Authenticate`` fields.
         :param refused: the header that was sent with the request.
@@ -349,8 +349,9 @@ class Login:
         """
         challenges = parse_challenges(fields)
         wanted = self._challenged(self._host, image, challenges)
-        if wanted is None and not challenges:
-            # Some registries answer 401 without a challenge when a token has expired.
+        if wanted is None and (not challenges or (refused is not None and refused.token)):
+            # To a token that has expired some registries answer 400, 401 without a challenge, or
+            # with another one than they gave before.
             wanted = self._wanted.get(image)
         if wanted is not None:
             if refused and refused.token:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.pull.case import ALPINE, PullCase, noise, remote
-from tests.upstreams.faulty import CDN, RedirectTo, Status, Truncate
+from tests.upstreams.faulty import BLOBS, CDN, RedirectTo, Status, Truncate
 from tests.upstreams.hub import Hub
 
 SIZE = 200_000
@@ -68,3 +68,17 @@ class RedirectedTests(PullCase):
         self.hub.faults.add(RedirectTo(self.back.url + path), on=path, method="*", times=None)
         answer = await self.registry.request("GET", f"/v2/docker.io/{ALPINE}/manifests/latest")
         self.assertEqual(answer.status, 404)
+
+
+class DeadTokenTests(PullCase):
+    """A token that the registry refuses before its time."""
+
+    async def test_it_is_replaced_at_once_and_no_client_notices(self) -> None:
+        for number, status in enumerate((400, 401, 403)):
+            content = noise(1000, number)
+            digest = self.blob(content)
+            await self.pull(self.blob(noise(500, number)))  # with a token that is good
+            before = len(self.hub.tokens.given)
+            self.hub.faults.add(Status(status), on=BLOBS)
+            self.assert_whole(await self.pull(digest), content)
+            self.assertEqual(len(self.hub.tokens.given), before + 1)

@@ -628,20 +628,68 @@ class TokenTests(LoginTestCase):
         hub.resources[MANIFEST] = reply
         self.successResultOf(self.manifest(upstream))
 
-    def test_a_401_without_a_challenge_is_answered_as_the_one_before(self) -> None:
-        upstream = self.upstream(
-            in_turn(
-                challenged(BEARER),
-                json({"token": "t"}),
-                Answer(200, b"{}"),
-                Answer(401),
-                json({"token": "u"}),
-                Answer(200, b"{}"),
+    DEAD: tuple[tuple[int, dict[str, str | list[str]]], ...] = (
+        (401, {"WWW-Authenticate": BEARER + ',error="invalid_token"'}),
+        (401, {"WWW-Authenticate": 'Basic realm="registry"'}),
+        (401, {"WWW-Authenticate": "Negotiate"}),
+        (401, {}),
+        (400, {}),
+        (403, {}),
+    )
+    """What registries answer to a token that has expired."""
+
+    def test_a_dead_token_is_replaced_at_once_whatever_refuses_it(self) -> None:
+        for status, fields in self.DEAD:
+            upstream = self.upstream(
+                in_turn(
+                    challenged(BEARER),
+                    json({"token": "t"}),
+                    Answer(200, b"{}"),
+                    Answer(status, UNAUTHORIZED, fields),
+                    json({"token": "u"}),
+                    Answer(200, b"{}"),
+                    Answer(200, b"{}"),
+                ),
+                credentials=lambda: BOB,
             )
-        )
-        self.successResultOf(self.manifest(upstream))
-        self.successResultOf(self.manifest(upstream))
-        self.assertEqual("Bearer u", self.http.asked[-1].authorization)
+            for _ in range(3):
+                self.successResultOf(self.manifest(upstream))
+            _, refused, token, again, last = self.http.asked[2:]
+            self.assertEqual("Bearer t", refused.authorization, (status, fields))
+            self.assertEqual((REALM, BOB.basic()), (token.url[: len(REALM)], token.authorization))
+            self.assertEqual(["Bearer u"] * 2, [again.authorization, last.authorization])
+
+    def test_it_is_replaced_once_and_a_second_refusal_is_the_answer(self) -> None:
+        for status, fields in self.DEAD:
+
+            def answer(
+                asked: Asked,
+                status: int = status,
+                fields: dict[str, str | list[str]] = fields,
+            ) -> Reply:
+                if asked.url.startswith(REALM):
+                    return json({"token": f"t{self.clock.seconds()}"})
+                if asked.authorization is None:
+                    return challenged(BEARER)
+                if asked.authorization == "Bearer t0.0" and "bad" not in asked.path:
+                    return Answer(200, b"{}")
+                return Answer(status, b"{}", fields)
+
+            self.setUp()
+            upstream = self.upstream(answer)
+            self.successResultOf(self.manifest(upstream))
+            self.clock.advance(1)
+            self.successResultOf(self.manifest(upstream))
+            # Nor does it open a circuit breaker, whatever is asked for again and again.
+            for number in range(8):
+                error = self.error(upstream, f"org/bad{number % 4}")
+                self.assertEqual(status, error.status, error.reason)
+                self.assertNotIn("in a row", error.reason)
+            self.successResultOf(self.manifest(upstream))
+
+    def test_without_a_token_400_costs_no_login(self) -> None:
+        upstream = self.upstream(in_turn(Answer(400)), credentials=lambda: BOB)
+        self.assertEqual(400, self.error(upstream).status)
 
     def test_many_at_once_fetch_one_token(self) -> None:
         hub, upstream = self.hub()
