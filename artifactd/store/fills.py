@@ -84,9 +84,16 @@ def blob_name(repository: str, digest: Digest) -> str:
     """
     The name of the fill of a blob for a remote repository; the names of all its files begin so.
 
-    :param repository: at most 64 characters, so that the longest name is one that a file may have.
+    :param repository: at most 64 characters, so that the longest name is one that a file may have;
+        or what :func:`fill_owner` returns.
     """
     return f"{repository}@{digest.algorithm}-{digest.encoded}"
+
+
+def fill_owner(image: ImageName) -> str:
+    """What stands for one image, instead of a repository, in the names of its own fills."""
+    # No repository's name begins with an underscore, or has more than 64 characters.
+    return f"_{sha256(str(image).encode()).hexdigest()[:40]}"
 
 
 def _info_name(blob: str) -> str:
@@ -714,8 +721,7 @@ class FillStores:
 
     def of_image(self, image: ImageName) -> FillStore:
         """The fills that belong to one image alone: of its foreign layers."""
-        # No repository's name begins with an underscore, or has more than 64 characters.
-        return self.of(f"_{sha256(str(image).encode()).hexdigest()[:40]}")
+        return self.of(fill_owner(image))
 
     async def sweep(self, seconds: float) -> int:
         """

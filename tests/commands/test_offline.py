@@ -7,7 +7,8 @@ from http.client import HTTPException
 from pathlib import Path
 
 from artifactd.oci.digest import Digest
-from artifactd.store.fills import blob_name
+from artifactd.oci.names import ImageName
+from artifactd.store.fills import blob_name, fill_owner
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.commands.test_main import process
 from tests.crash.pulling import MIB, Pull, content
@@ -156,6 +157,19 @@ class PurgeBegunTests(MaintenanceTestCase):
             await self.begin()
             await self.do("purge", f"docker.io/{NAME}{reference}")
             self.assertEqual(self.begun(), [])
+
+
+class PurgeForeignTests(MaintenanceTestCase):
+    async def test_a_part_of_a_foreign_layer_goes_too(self) -> None:
+        digest = Digest.of(b"foreign")
+        fills = self.daemon.data / "fills"
+        for image in (NAME, OTHER):
+            owner = fill_owner(ImageName("docker.io", image))
+            (fills / blob_name(owner, digest)).write_bytes(b"fore")
+        said = await self.do("purge", f"docker.io/{NAME}@{digest}")
+        self.assertIn("1 blobs that had come in part", said)
+        owner = fill_owner(ImageName("docker.io", OTHER))
+        self.assertEqual([each.name for each in fills.iterdir()], [blob_name(owner, digest)])
 
 
 class PurgeInUseTests(MaintenanceTestCase):
