@@ -367,6 +367,17 @@ class FillDirectory:
         view.close()  # published, as _claim() says; or just removed
         return None
 
+    def find_extent(self, blob: str, span: ByteRange, size: int | None) -> OpenFile | None:
+        """Open the extents of a blob if they have the bytes ``span`` and fit ``size``."""
+        file = self.files.extents.find(blob, span)
+        if file is None or size is None:
+            return file
+        info = self.files.info(blob)
+        if info is None or info.size in (None, size):
+            return file
+        file.close()
+        return None
+
     def add_extent(self, blob: str, first: int, info: FillInfo) -> ExtentFile:
         """Begin an extent, and keep ``info`` unless the blob's size is known already."""
         known = self.files.info(blob)
@@ -654,12 +665,16 @@ class FillStore:
         """
         return await self._run(self._staging.is_held, digest)
 
-    async def find_extent(self, digest: Digest, span: ByteRange) -> OpenFile | None:
+    async def find_extent(
+        self, digest: Digest, span: ByteRange, size: int | None = None
+    ) -> OpenFile | None:
         """
         Open the file of the extents, where bytes lie at their offsets in the blob; ``None`` if
-        some of the bytes ``span`` are not in it.
+        some of the bytes ``span`` are not in it, or it is known to be of a blob of another size.
+
+        :param size: of the blob, in bytes; ``None``: any.
         """
-        finding = self._run(self._fills.files.extents.find, self._name(digest), span)
+        finding = self._run(self._fills.find_extent, self._name(digest), span, size)
         return await uncancelled(finding, _close)
 
     async def add_extent(self, digest: Digest, first: int, info: FillInfo) -> ExtentSession:

@@ -54,6 +54,8 @@ from artifactd.upstream.patience import (
     RateLimit,
     Retries,
     Throttle,
+    is_html,
+    is_page,
     refusal,
 )
 
@@ -538,20 +540,21 @@ class RegistryUpstream:
             expected=expected,
         )
 
-    async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
+    async def blob(self, image: str, digest: Digest, size: int | None = None) -> UpstreamBlob:
         request = self._root.request(Kind.BLOB, "HEAD", image, "blobs", str(digest))
         response = await self._head(request)
-        if response is None or response.coding:
-            if response is not None and (size := self._meanings.size(digest)) is not None:
-                return UpstreamBlob(size)
-            # One byte, not the blob, tells whether it is there.
-            try:
-                body = await self.open_blob(image, digest, 0, 0)
-            except RangeRefused:
-                body = await self.open_blob(image, digest)  # it is empty
-            body.abort()
-            return UpstreamBlob(body.size)
-        return UpstreamBlob(_told_length(response))
+        if response is not None and not is_html(response):
+            told = self._meanings.size(digest) if response.coding else _told_length(response)
+            is_empty = digest == Digest.of(b"", digest.algorithm)
+            if told is not None and size in (None, told) and (told == 0) == is_empty:
+                return UpstreamBlob(told)
+        # One byte, not the blob, tells whether it is there.
+        try:
+            body = await self._open_blob(image, digest, 0, 0, refuse_page=True)
+        except RangeRefused:
+            body = await self._open_blob(image, digest, refuse_page=True)  # it is empty
+        body.abort()
+        return UpstreamBlob(body.size)
 
     async def open_blob(
         self,
@@ -561,6 +564,23 @@ class RegistryUpstream:
         last: int | None = None,
         validator: str | None = None,
     ) -> BlobBody:
+        return await self._open_blob(image, digest, first, last, validator)
+
+    async def _open_blob(
+        self,
+        image: str,
+        digest: Digest,
+        first: int = 0,
+        last: int | None = None,
+        validator: str | None = None,
+        *,
+        refuse_page: bool = False,
+    ) -> BlobBody:
+        """
+        Open a blob as :meth:`open_blob` does.
+
+        :param refuse_page: whether a page of HTML is no answer, since no bytes will be verified.
+        """
         headers, expected = ranged(first, last, validator)
         request = self._root.request(
             Kind.BLOB, "GET", image, "blobs", str(digest), headers=headers, expected=expected
@@ -568,6 +588,9 @@ class RegistryUpstream:
         goes_on = first > 0
 
         async def take(response: HttpResponse) -> BlobBody | None:
+            if refuse_page and response.status == 200 and is_page(response):
+                response.abort()
+                raise NoRegistry(f"{response.host} answers a page for people, not a blob", 200)
             if not response.coding:
                 return ResponseBody.of(response, self._watch)
             return await self._coded(response, digest, goes_on=goes_on)

@@ -133,10 +133,14 @@ class Upstream(Protocol):
             answers it without a digest or with what is no manifest.
         """  # end-3
 
-    async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
+    async def blob(self, image: str, digest: Digest, size: int | None = None) -> UpstreamBlob:
         """
-        Ask by HEAD, and where that is refused by GET of one byte, whether the upstream has a blob,
-        and how large it is.
+        Ask whether the upstream has a blob, and how large it is: by HEAD, and by GET of one byte
+        where the upstream refuses HEAD with whatever status, or answers it with what is no blob,
+        without a length, or with another than ``size``.
+
+        :param size: the bytes that the blob is known to have, or ``None``.
+        :raises Unreachable: also if GET is answered with a page for people.
         """  # end-2
 
     async def open_blob(

@@ -342,7 +342,7 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     """
     status = response.status
     reason = f"{response.host} answers {status}" + await _message(response, secrets)
-    if status in (403, 404, 410) and _is_page(response):
+    if status in (403, 404, 410) and is_page(response):
         return NoRegistry(f"{reason} with a page for people, which no registry sends", status)
     if status in (401, 403, 404, 410):
         return Missing(reason, status)
@@ -356,9 +356,14 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     return Unreachable(f"{reason} (unexpected status)", status)
 
 
-def _is_page(response: HttpResponse) -> bool:
-    is_html = media_type_of(response) in ("text/html", "application/xhtml+xml")
-    return is_html and response.length != 0  # some servers declare an empty body as HTML
+def is_html(response: HttpResponse) -> bool:
+    """Whether an answer, to HEAD too, says that it is a page of HTML, which is for people."""
+    return media_type_of(response) in ("text/html", "application/xhtml+xml")
+
+
+def is_page(response: HttpResponse) -> bool:
+    """Whether the answer to a GET is a page of HTML, and not only an empty body called so."""
+    return is_html(response) and response.length != 0
 
 
 async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:

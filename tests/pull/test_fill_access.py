@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from tests.pull.case import Later, PullCase, noise, remote
-from tests.upstreams.faulty import BLOBS, CDN, Status, Truncate
+from tests.pull.download import Download
+from tests.upstreams.faulty import BLOBS, CDN, Fault, Garbage, Status, Truncate
 
 SIZE = 1_000_000
 CONTENT = noise(SIZE)
 A, B = "library/a", "library/b"
+PAGE = b'{"login": true}'
+PAGES = (Garbage(), Garbage(PAGE, "application/json"))
 EVERY_WAY = (None, "0-9", "5-9", "5-", "-9")
 
 
@@ -44,16 +47,54 @@ class AccessTests(PullCase):
 
     async def test_where_head_is_refused_get_says_whether_the_other_has_it(self) -> None:
         await self.pull(self.digest, name=A)
-        for status in (404, 405, 500):
-            self.hub.faults.add(Status(status), on=BLOBS, method="HEAD", times=None)
+        faults: tuple[Fault, ...] = (*map(Status, (400, 401, 403, 404, 405, 406, 500, 503)), *PAGES)
+        for fault in faults:
+            self.hub.faults.add(fault, on=BLOBS, method="HEAD", times=None)
             denied = await self.pull(self.digest, name=B)
             self.assertEqual(denied.error[:2], (404, "BLOB_UNKNOWN"))
             self.hub.faults.clear()
-        self.blob(CONTENT, B)
-        self.hub.faults.add(Status(405), on=BLOBS, method="HEAD", times=None)
-        shared = await self.pull(self.digest, name=B)
-        self.assert_whole(shared, CONTENT)
-        self.assertIn("detail=shared", shared.headers["cache-status"])
+        for number, fault in enumerate(faults):
+            name = f"library/c{number}"
+            self.blob(CONTENT, name)
+            self.hub.faults.add(fault, on=BLOBS, method="HEAD", times=None)
+            shared = await self.pull(self.digest, name=name)
+            self.assert_whole(shared, CONTENT)
+            self.assertIn("detail=shared", shared.headers["cache-status"])
+            self.hub.faults.clear()
+
+    async def test_a_page_that_is_answered_to_everything_gives_nothing_away(self) -> None:
+        await self.pull(self.digest, name=A)
+        for fault in PAGES:
+            self.hub.faults.add(fault, on=f"/v2/{B}/blobs/*", method="*", times=None)
+            for wanted in EVERY_WAY:
+                self.assert_gives_nothing(await self.pull(self.digest, wanted, name=B))
+            self.hub.faults.clear()
+        self.assert_kept(self.digest, CONTENT, A)
+
+    async def test_nor_does_it_where_the_bytes_are_still_coming(self) -> None:
+        held = self.hub.withhold(CDN, SIZE // 2)
+        allowed = await (await self.ask(self.digest, name=A)).has(1)
+        await self.filled(self.digest, SIZE // 2)
+        self.hub.faults.add(PAGES[1], on=f"/v2/{B}/blobs/*", method="*", times=None)
+        denied = [await self.ask(self.digest, wanted, name=B) for wanted in EVERY_WAY]
+        await self.hub.coming("GET", f"/v2/{B}/blobs/*")
+        held.release()
+        self.assert_whole(await allowed.end(), CONTENT)
+        for client in denied:
+            self.assert_gives_nothing(await client.end())
+        self.assertEqual(self.holders(self.digest), [f"docker.io/{A}"])
+
+    async def test_nor_does_it_where_some_parts_are_here(self) -> None:
+        await self.pull(self.digest, "5-9", name=A)
+        self.hub.faults.add(PAGES[1], on=f"/v2/{B}/blobs/*", method="*", times=None)
+        self.assert_gives_nothing(await self.pull(self.digest, "5-9", name=B))
+
+    def assert_gives_nothing(self, denied: Download) -> None:
+        """It is an error, or a few unverified bytes of the page."""
+        if denied.status == 206:
+            self.assertIn(bytes(denied.body), PAGE)
+        else:
+            self.assertEqual(denied.error[:2], (502, "UNKNOWN"))
 
     async def test_a_blob_that_was_pushed_here_is_not_answered_for_an_image_of_an_upstream(
         self,

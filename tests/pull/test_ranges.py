@@ -7,6 +7,8 @@ from tests.upstreams.faulty import (
     BLOBS,
     CDN,
     Corrupt,
+    Fault,
+    Garbage,
     NoLength,
     NoRanges,
     Silence,
@@ -173,9 +175,22 @@ class BoundedTests(PullCase):
 
     async def test_an_upstream_that_does_not_say_the_size_has_all_of_it_fetched(self) -> None:
         digest = self.blob(CONTENT)
-        self.hub.faults.add(NoLength(), on=CDN, method="HEAD", times=None)
+        self.hub.faults.add(NoLength(), on=CDN, method="*", times=None)
+        self.hub.faults.add(NoRanges(), on=CDN, times=None)
         self.assert_part(await self.pull(digest, MIDDLE), CONTENT, FIRST, LAST)
         self.assert_kept(digest, CONTENT)
+
+    async def test_where_head_is_refused_or_wrong_get_says_the_size(self) -> None:
+        refused = (Status(status) for status in (401, 403, 404, 405, 500))
+        faults: tuple[Fault, ...] = (NoLength(), Garbage(), *refused)
+        for seed, fault in enumerate(faults):
+            content = noise(SIZE, seed)
+            digest = self.blob(content)
+            self.hub.faults.add(fault, on=CDN, method="HEAD", times=None)
+            self.assert_part(await self.pull(digest, MIDDLE), content, FIRST, LAST)
+            self.hub.faults.clear()
+            self.assertLess(self.blob_bytes, SIZE)
+            self.hub.forget_requests()
 
     async def test_a_part_of_what_is_here_needs_no_upstream(self) -> None:
         digest = self.blob(CONTENT)

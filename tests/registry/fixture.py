@@ -183,7 +183,7 @@ class PlayedUpstream:
         body: Body = await self._ask(self.gets, Asked(image, digest, (first, last), validator))
         return body
 
-    async def blob(self, image: str, digest: Digest) -> UpstreamBlob:
+    async def blob(self, image: str, digest: Digest, size: int | None = None) -> UpstreamBlob:
         told: UpstreamBlob = await self._ask(self.heads, Asked(image, digest))
         return told
 

@@ -251,13 +251,33 @@ class BlobTests(UpstreamTestCase):
 
     def test_where_head_is_refused_one_byte_is_asked_for(self) -> None:
         part: dict[str, str | list[str]] = {"Content-Range": "bytes 0-0/300"}
-        for status in (400, 403, 404, 405, 406, 500, 501):
-            upstream = self.upstream(in_turn(Answer(status), Answer(206, b"x", part)))
-            self.http.asked.clear()
-            self.assertEqual(300, self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
-            head, get = self.http.asked
-            self.assertEqual(("HEAD", "GET"), (head.method, get.method), status)
+        page: dict[str, str | list[str]] = {"Content-Length": "300", "Content-Type": "text/html"}
+        for head in (
+            *(Answer(status) for status in (400, 401, 403, 404, 405, 406, 500, 501, 503)),
+            Answer(403, host="cdn.example"),
+            Answer(200, fields=page),
+            Answer(200),
+            Answer(200, fields={"Content-Length": "0"}),
+            Answer(200, fields={"Content-Length": "299"}),
+        ):
+            upstream = self.upstream(in_turn(head, Answer(206, b"x", part)))
+            self.assertEqual(300, self.successResultOf(upstream.blob(IMAGE, DIGEST, 300)).size)
+            asked, get = self.http.asked
+            self.assertEqual(("HEAD", "GET"), (asked.method, get.method), head)
             self.assertEqual("bytes=0-0", get.headers["Range"])
+
+    def test_a_page_for_people_is_no_blob(self) -> None:
+        page: dict[str, str | list[str]] = {"Content-Type": "text/html; charset=utf-8"}
+        upstream = self.upstream(in_turn(Answer(405), Answer(200, b"<html>", page)))
+        failure = self.failureResultOf(upstream.blob(IMAGE, DIGEST), Unreachable)
+        self.assertIn("a page for people", failure.value.reason)
+
+    def test_an_empty_one_has_no_byte(self) -> None:
+        empty = Digest.of(b"")
+        upstream = self.upstream(in_turn(Answer(200, fields={"Content-Length": "0"})))
+        self.assertEqual(0, self.successResultOf(upstream.blob(IMAGE, empty)).size)
+        upstream = self.upstream(in_turn(Answer(404), Answer(416), Answer(200)))
+        self.assertEqual(0, self.successResultOf(upstream.blob(IMAGE, empty)).size)
 
     def test_what_get_says_counts_where_head_is_refused(self) -> None:
         upstream = self.upstream(in_turn(Answer(405), Answer(404)))
@@ -266,7 +286,8 @@ class BlobTests(UpstreamTestCase):
     def test_the_size_may_be_unknown(self) -> None:
         for length in (None, "", "-1", "1e3", "²", "9" * 5000):
             fields: dict[str, str | list[str]] = {"Content-Length": length} if length else {}
-            upstream = self.upstream(in_turn(Answer(200, fields=fields)))
+            whole = Answer(200, b"all of it", length=None)
+            upstream = self.upstream(in_turn(Answer(200, fields=fields), whole))
             self.assertIsNone(self.successResultOf(upstream.blob(IMAGE, DIGEST)).size)
 
     def test_all_of_it_is_asked_for_without_a_range(self) -> None:
@@ -634,7 +655,7 @@ class PatienceTests(UpstreamTestCase):
 
     def test_blobs_do_not(self) -> None:
         told: dict[str, str | list[str]] = {"RateLimit-Limit": "100", "RateLimit-Remaining": "0"}
-        upstream = self.upstream(in_turn(Answer(200, fields=told)))
+        upstream = self.upstream(in_turn(Answer(200, fields={**told, "Content-Length": "9"})))
         self.successResultOf(upstream.blob(IMAGE, DIGEST))
         self.assertEqual(1, upstream.frugality())
 

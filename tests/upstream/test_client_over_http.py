@@ -97,6 +97,7 @@ class Hub:
                 return b""
             return MANIFEST
         if path == f"blobs/{BLOB}":
+            request.setHeader("Content-Type", "application/octet-stream")
             if request.method == b"HEAD":
                 request.setHeader("Content-Length", str(len(CONTENT)))
                 return b""

@@ -251,11 +251,12 @@ class Garbage:
     """Answer 200 and a page that says nothing."""
 
     content: bytes = b"<html>Welcome to the hotel's network</html>"
+    media_type: str = "text/html"
 
     def change(self, reply: Reply) -> None:
         reply.status, reply.ranges, reply.etag = 200, False, None
         reply.headers.clear()
-        reply.headers["Content-Type"] = "text/html"
+        reply.headers["Content-Type"] = self.media_type
         reply.content = Bytes(self.content)
 
 

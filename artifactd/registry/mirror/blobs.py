@@ -149,7 +149,7 @@ class RemoteBlobs:
         """
         image, digest = source.image, source.digest
         if wanted.head:
-            size = (await source.check()).size
+            size = await source.check(None)
             how = Provenance("remote", "fwd=miss; fwd-status=200", verified=False)
             return BlobFound(size, None, None, how)
         while True:
@@ -189,11 +189,12 @@ class RemoteBlobs:
         Link a blob that another image of this repository holds to this one, if the upstream
         confirms that it may.
 
-        Returns ``None`` if this upstream has not sent the bytes, or they were lost.
+        Returns ``None`` if this upstream has not sent the bytes, or they were lost, or the upstream
+        names another size: then only the bytes can tell.
         """
-        if await self._stored_size(source) is None:
+        stored = await self._stored_size(source)
+        if stored is None or await self._check(source) not in (None, stored):
             return None
-        await self._check(source)
         size = await self.remote.link_blob(source.image, source.digest)
         if size is None:
             return None
@@ -219,9 +220,13 @@ class RemoteBlobs:
                 await self.fills.ended(digest)
                 continue
             elif source.image not in fill.images:
-                await self._check(source)
+                told = await self._check(source)
+                await fill.begun()
                 if self.fills.find(digest) is not fill:
                     continue  # it has ended meanwhile
+                if told is not None and fill.progress.size not in (None, told):
+                    await self.fills.ended(digest)  # only the bytes can tell
+                    continue
                 fill.images.add(source.image)
             (self.counters.coalesced if joined else self.counters.misses).inc()
             try:
@@ -244,7 +249,7 @@ class RemoteBlobs:
 
     async def _check(self, source: FillSource) -> int | None:
         """
-        Ask the upstream for the size of a blob under this image's name.
+        Ask the upstream for the size of a blob under this image's name; ``None``: it doesn't say.
 
         :raises UpstreamError: if the upstream does not let artifactd have the blob.
         """
@@ -255,9 +260,20 @@ class RemoteBlobs:
             return await self._checks.join(key, lambda: self._ask(source))
 
     async def _ask(self, source: FillSource) -> int | None:
-        told = await source.check()
-        self._admitted[source.image, source.digest] = told.size
-        return told.size
+        told = await source.check(await self._known_size(source))
+        self._admitted[source.image, source.digest] = told
+        return told
+
+    async def _known_size(self, source: FillSource) -> int | None:
+        """The size of a blob of which at least some bytes are here, or ``None``."""
+        fill = self.fills.find(source.digest)
+        if fill is not None and fill.progress.size is not None:
+            return fill.progress.size
+        stored = await self._stored_size(source)
+        if stored is not None:
+            return stored
+        info = await self.fills.store.info(source.digest)
+        return None if info is None else info.size
 
     async def _part(self, source: FillSource, wanted: BlobWanted) -> BlobFound | None:
         """
@@ -271,10 +287,12 @@ class RemoteBlobs:
         span = wanted.part(size)
         if span is None or span.first == 0:
             return None
+        if fill is not None and fill.progress.size not in (None, size):
+            return None
         if fill is not None and fill.progress.answered and fill.progress.written > span.last:
             return BlobFound(size, span, fill.follower(span, hold=False), _part_of("cache", "hit"))
         # A part whose last byte is here is a hit, even if its session has not been closed yet.
-        body = self.parts.under_way(source.digest, span)
+        body = self.parts.under_way(source.digest, size, span)
         if body is None or body.available <= span.last:
             if body is not None:
                 body.close()
@@ -283,7 +301,9 @@ class RemoteBlobs:
             self.counters.hits.inc()
             return BlobFound(size, span, body, _part_of("cache", "hit"))
         info = await self.fills.store.info(source.digest) or FillInfo(size)
-        body = self.parts.under_way(source.digest, span)
+        if info.size not in (None, size):
+            return None
+        body = self.parts.under_way(source.digest, size, span)
         joined = body is not None or self.parts.is_asked_for(source, span)
         (self.counters.coalesced if joined else self.counters.misses).inc()
         if body is None:

@@ -35,7 +35,7 @@ from artifactd.store.fills import (
 )
 from artifactd.upstream.errors import LoginRefused, RangeRefused, Throttled
 from artifactd.upstream.http.errors import EndedByClosing, Unreachable, UpstreamError
-from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
+from artifactd.upstream.interfaces import BlobBody, Upstream
 
 # Seconds before the first resumption, and the factor for each further one without a byte more.
 # Five resumptions outlast the pause of the circuit breaker.
@@ -69,9 +69,14 @@ class FillSource:
         """The image to which the bytes belong alone; ``None``: there is none."""
         return None if self.store is None else self.image
 
-    async def check(self) -> UpstreamBlob:
-        """Ask for the blob's size.  :raises UpstreamError: if it is refused under this name."""
-        return await self.upstream.blob(self.image.image, self.digest)
+    async def check(self, size: int | None) -> int | None:
+        """
+        Ask for the blob's size.  Returns it in bytes; ``None`` if the upstream doesn't say it.
+
+        :param size: the bytes that it is known to have, or ``None``.
+        :raises UpstreamError: if it is refused under this name.
+        """
+        return (await self.upstream.blob(self.image.image, self.digest, size)).size
 
     async def open(
         self, first: int = 0, last: int | None = None, validator: str | None = None
@@ -203,8 +208,8 @@ class Fetching:
     async def _admitted(self) -> None:
         """Ask the upstream for permission where all bytes are here before it has answered."""
         if not self.progress.answered:
-            told = await self.interrupt.wait_uncancelled(self.source.check)
-            self._check_size(told.size)
+            told = await self.interrupt.wait_uncancelled(lambda: self.source.check(self._size))
+            self._check_size(told)
             self.progress.answer(self._size)
 
     async def _begin(self, body: BlobBody) -> None:
@@ -299,10 +304,14 @@ class Fill:
 
         :raises Exception: the error that the fill has ended with.
         """
-        while not (self.progress.answered or self.progress.ended):
-            await self.progress.change()
+        await self.begun()
         if self.progress.failure is not None:
             raise self.progress.failure
+
+    async def begun(self) -> None:
+        """Wait until the upstream has begun to answer, or the fill has ended."""
+        while not (self.progress.answered or self.progress.ended):
+            await self.progress.change()
 
     async def larger(self, size: int) -> None:
         """
@@ -474,10 +483,13 @@ class Fill:
         found = await self.store.view(self.source.digest)
         if found is None:
             return await self.store.claim(self.source.digest)  # it ended a moment ago
-        view, _ = found
+        view, info = found
+        size = None if info is None else info.size
         try:
             # The fill of another process does not say that this image may have the blob.
-            await self._interrupt.wait_uncancelled(self.source.check)
+            told = await self._interrupt.wait_uncancelled(lambda: self.source.check(size))
+            if told is not None and size not in (None, told):
+                raise Unreachable(f"it has {told} bytes there, and {size} in another process")
         except BaseException:
             view.close()
             raise

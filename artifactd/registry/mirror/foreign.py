@@ -17,7 +17,7 @@ from artifactd.registry.mirror.fill import FillSource
 from artifactd.store.fills import FillStore
 from artifactd.upstream.downloads import Downloads
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
-from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamBlob
+from artifactd.upstream.interfaces import BlobBody, Upstream
 
 # Manifests of the image that are looked into, and URLs that are asked: each may take a timeout.
 _MANIFESTS = 10
@@ -39,9 +39,9 @@ class UrlSource(FillSource):
     urls: tuple[str, ...]
     size: int
 
-    async def check(self) -> UpstreamBlob:
+    async def check(self, size: int | None) -> int | None:
         (await self.open(0, 0)).abort()
-        return UpstreamBlob(self.size)
+        return self.size
 
     async def open(
         self, first: int = 0, last: int | None = None, validator: str | None = None

@@ -79,19 +79,21 @@ class Parts:
         Open the bytes ``span`` of a blob of ``size`` bytes if an earlier part, or the fill of
         another process, has fetched them.
         """
-        file = await self.store.find_extent(digest, span) or await self._passed(digest, span)
+        file = await self.store.find_extent(digest, span, size)
+        file = file or await self._passed(digest, size, span)
         if file is None:
             return None
         return Follower(Progress(size, True, span.last + 1), SharedFile(file), span, hold=False)
 
-    async def _passed(self, digest: Digest, span: ByteRange) -> OpenFile | None:
+    async def _passed(self, digest: Digest, size: int, span: ByteRange) -> OpenFile | None:
         found = await self.store.view(digest)
         if found is None:
             return None
-        view, _ = found
+        view, info = found
         try:
             state, written = view.look()
-            passed = state is not FillState.FAILED and written > span.last
+            fits = info is None or info.size in (None, size)
+            passed = fits and state is not FillState.FAILED and written > span.last
             # A power cut may have damaged an abandoned fill, and no process is about to verify it.
             if passed and not await self._is_left(digest):
                 return view
@@ -107,10 +109,14 @@ class Parts:
             await session.close()
         return session is not None
 
-    def under_way(self, digest: Digest, span: ByteRange) -> OpenBlob | None:
-        """Return a reader of a part under way that covers ``span``, or ``None``."""
+    def under_way(self, digest: Digest, size: int, span: ByteRange) -> OpenBlob | None:
+        """
+        Return a reader of a part under way, of a blob of ``size`` bytes, that covers ``span``; or
+        ``None``.
+        """
         for (coming, covered), part in self._parts.items():
-            if coming == digest and covered.first <= span.first and span.last <= covered.last:
+            covers = covered.first <= span.first and span.last <= covered.last
+            if coming == digest and covers and part.progress.size in (None, size):
                 return part.reader(span)
         return None
 

@@ -70,7 +70,7 @@ class PartsTestCase(RemoteTestCase):
 
     async def assert_not_kept(self) -> None:
         self.assertIsNone(await self.parts.stored(DIGEST, SIZE, SPAN))
-        self.assertIsNone(self.parts.under_way(DIGEST, SPAN))
+        self.assertIsNone(self.parts.under_way(DIGEST, SIZE, SPAN))
 
     def now(self, work: Awaitable[_T]) -> _T:
         async def working() -> _T:
@@ -98,7 +98,7 @@ class PartsTests(PartsTestCase):
     async def test_another_reader_reads_along(self) -> None:
         with self.assert_no_descriptor_stays():
             reader, body = await self.begun()
-            other = self.parts.under_way(DIGEST, ByteRange(1200, 1300))
+            other = self.parts.under_way(DIGEST, SIZE, ByteRange(1200, 1300))
             assert other is not None
             waiting = other.wait(FIRST)
             body.send(CONTENT[FIRST : LAST + 1])
@@ -151,7 +151,7 @@ class PartsTests(PartsTestCase):
     async def test_what_is_no_part_of_it_is_not_under_way(self) -> None:
         await self.begun()
         for span in (ByteRange(FIRST - 1, LAST), ByteRange(FIRST, LAST + 1)):
-            self.assertIsNone(self.parts.under_way(DIGEST, span))
+            self.assertIsNone(self.parts.under_way(DIGEST, SIZE, span))
 
     async def test_a_part_that_breaks_off_goes_on_behind_its_last_byte(self) -> None:
         reader, body = await self.begun()
@@ -273,5 +273,5 @@ class StopTests(PartsTestCase):
         (await self.asked_again()).fail(Missing("gone"))
         await self.assert_raises(OSError, reader.wait(FIRST))
         self.assertEqual(1, len(threads.waiting), "the thread that closes it")
-        self.assertIsNone(self.parts.under_way(DIGEST, SPAN))
+        self.assertIsNone(self.parts.under_way(DIGEST, SIZE, SPAN))
         threads.run_all()
