@@ -420,6 +420,8 @@ _LENGTH = re.compile(r"[0-9]{1,19}")
 _OK = frozenset({200})
 # Statuses of registries that do not know an endpoint, besides 404.
 _NO_ENDPOINT = frozenset({405, 406, 501})
+# Seconds for which an endpoint that an upstream has answered so is not asked for again.
+_WITHOUT_ENDPOINT = 600.0
 # Statuses of registries that refuse a page for its length, and the lengths that others allow:
 # Amazon's ECR 1,000 entries (405 above that), GitLab 100 (400).
 _TOO_LONG = frozenset({400, 405, 406, 413, 416, 422})
@@ -462,6 +464,10 @@ class RegistryUpstream:
         self._clock = clock
         self._watch = watch
         self._meanings = Meanings(clock, watch)
+        # The reason and the status that say that the upstream does not know referrers.
+        self._no_referrers: TTLCache[str, tuple[str, int | None]] = TTLCache(
+            1, _WITHOUT_ENDPOINT, clock.seconds
+        )
         self._max_manifest = max_manifest
         self._api = RegistryApi(
             Exchanges(http, name, host, clock, watch),
@@ -616,7 +622,15 @@ class RegistryUpstream:
     async def referrers(
         self, image: str, subject: Digest, query: Mapping[str, str]
     ) -> UpstreamPage:
-        return await self._page(image, ("referrers", str(subject)), query, _NO_ENDPOINT)
+        told = self._no_referrers.get(self.name)
+        if told is not None:
+            raise Missing(*told, asked=False)
+        try:
+            return await self._page(image, ("referrers", str(subject)), query, _NO_ENDPOINT)
+        except Missing as error:
+            if error.status in _NO_ENDPOINT:
+                self._no_referrers[self.name] = error.reason, error.status
+            raise
 
     async def _page(
         self,
@@ -654,7 +668,7 @@ class RegistryUpstream:
             raise
         except UpstreamError as error:
             shorter = _shorter(query)
-            if shorter is None or error.status not in _TOO_LONG:
+            if shorter is None or error.status not in _TOO_LONG - unknown:
                 raise
         return await self._page(image, path, shorter, unknown)
 

@@ -366,11 +366,12 @@ class ListTests(UpstreamTestCase):
             self.failureResultOf(upstream.tags(IMAGE, {}), Unreachable)
 
     def test_a_page_that_is_refused_for_its_length_is_asked_for_shorter(self) -> None:
+        query = {"n": "10000", "last": "a"}
         for status in (400, 405, 406, 413, 416, 422):
             for operation in (
-                lambda upstream: upstream.tags(IMAGE, {"n": "10000", "last": "a"}),
-                lambda upstream: upstream.referrers(IMAGE, DIGEST, {"n": "10000", "last": "a"}),
-            ):
+                lambda upstream: upstream.tags(IMAGE, query),
+                lambda upstream: upstream.referrers(IMAGE, DIGEST, query),
+            )[: 1 if status in (405, 406) else 2]:
                 upstream = self.upstream(
                     in_turn(Answer(status), Answer(status), Answer(200, b"{}", {"Link": ""}))
                 )
@@ -404,6 +405,23 @@ class ListTests(UpstreamTestCase):
         for answer in (Answer(404), Answer(405), Answer(406), Answer(501), login, page):
             upstream = self.upstream(in_turn(answer))
             self.failureResultOf(upstream.referrers(IMAGE, DIGEST, {}), Missing)
+
+    def test_an_upstream_that_does_not_know_referrers_is_asked_once_in_a_while(self) -> None:
+        for status in (405, 406, 501):
+            upstream = self.upstream(in_turn(Answer(status), Answer(200, b"{}")))
+            self.http.asked.clear()
+            for image, query in ((IMAGE, {"n": "10000"}), (IMAGE, {}), ("other", {})):
+                failure = self.failureResultOf(upstream.referrers(image, DIGEST, query), Missing)
+                self.assertEqual(failure.value.status, status)
+                self.assertEqual(len(self.http.asked), 1)
+            self.assertFalse(failure.value.asked)
+            self.clock.advance(600)
+            self.successResultOf(upstream.referrers(IMAGE, DIGEST, {}))
+
+    def test_that_one_image_has_no_referrers_says_nothing_of_another(self) -> None:
+        upstream = self.upstream(in_turn(Answer(404), Answer(200, b"{}")))
+        self.failureResultOf(upstream.referrers(IMAGE, DIGEST, {}), Missing)
+        self.successResultOf(upstream.referrers("other", DIGEST, {}))
 
 
 class StatusTests(UpstreamTestCase):
