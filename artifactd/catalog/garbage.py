@@ -13,7 +13,7 @@ from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import OnDatabase, read, write
 from artifactd.catalog.leases import HELD, KEPT, loosen, settle
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown, Unsupported
+from artifactd.oci.errors import ManifestUnknown, NameUnknown, Unsupported
 from artifactd.oci.names import ImageName, Reference, Tag
 
 
@@ -77,32 +77,41 @@ UNTAGGED = (
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     f" WHERE repository = ? AND used_at IS NULL AND NOT {KEPT} LIMIT ?"
 )
-ORPHANED = (
+_ORPHANED = (
     "SELECT repository, image.name, image.id, manifest.id, manifest.digest, size, free_since"
     " FROM manifest CROSS JOIN image ON image.id = manifest.image_id"
     " CROSS JOIN blob ON blob.digest = manifest.digest"
-    f" WHERE orphaned = 1 AND free_since <= ? AND NOT {KEPT} ORDER BY free_since LIMIT ?"
+    f" WHERE {{where}} AND orphaned = 1 AND NOT {KEPT} ORDER BY free_since LIMIT :limit"
 )
+ORPHANED = _ORPHANED.format(where="free_since <= :before")
+ORPHANED_OF = _ORPHANED.format(where="manifest.image_id = :image AND free_since <= :before")
 LINKS = (
     "SELECT repository, name, image_id, blob_id, digest, size, unheld_since"
     " FROM blob_link CROSS JOIN image ON image.id = image_id CROSS JOIN blob ON blob.id = blob_id"
     f" WHERE unheld_since <= ? AND used_at IS NULL AND NOT {HELD} ORDER BY unheld_since LIMIT ?"
 )
 _DELETED = (
-    "SELECT repository, name, image_id, digest, size, deleted_at"
-    " FROM {table} CROSS JOIN image ON image.id = image_id CROSS JOIN blob USING (digest)"
-    " WHERE deleted_at <= ? ORDER BY deleted_at LIMIT ?"
+    "SELECT repository, image.name, image_id, {name}, {size}, deleted_at"
+    " FROM {table} CROSS JOIN image ON image.id = image_id{blob}"
+    " WHERE {where}deleted_at <= :before ORDER BY deleted_at LIMIT :limit"
 )
-DELETED_MANIFESTS = _DELETED.format(table="deleted_manifest")
-DELETED_BLOBS = _DELETED.format(table="deleted_blob")
-DELETED_TAGS = (
-    "SELECT repository, image.name, image_id, deleted_tag.name, 0, deleted_at"
-    " FROM deleted_tag CROSS JOIN image ON image.id = image_id"
-    " WHERE deleted_at <= ? ORDER BY deleted_at LIMIT ?"
-)
+_WITH_SIZE = {"name": "digest", "size": "size", "blob": " CROSS JOIN blob USING (digest)"}
+_TAG = {"table": "deleted_tag", "name": "deleted_tag.name", "size": "0", "blob": ""}
+_OF = "image_id = :image AND "
+DELETED_MANIFESTS = _DELETED.format(table="deleted_manifest", where="", **_WITH_SIZE)
+DELETED_BLOBS = _DELETED.format(table="deleted_blob", where="", **_WITH_SIZE)
+DELETED_TAGS = _DELETED.format(where="", **_TAG)
+DELETED_MANIFESTS_OF = _DELETED.format(table="deleted_manifest", where=_OF, **_WITH_SIZE)
+DELETED_BLOBS_OF = _DELETED.format(table="deleted_blob", where=_OF, **_WITH_SIZE)
+DELETED_TAGS_OF = _DELETED.format(where=_OF, **_TAG)
 LOOSE = (
     "SELECT blob_id, digest, size, since FROM loose_blob CROSS JOIN blob ON blob.id = blob_id"
     " WHERE since <= ? ORDER BY since LIMIT ?"
+)
+LOOSE_AMONG = (
+    "SELECT blob_id, digest, size, since FROM json_each(?) AS wanted"
+    " CROSS JOIN blob ON blob.digest = wanted.value"
+    " CROSS JOIN loose_blob ON loose_blob.blob_id = blob.id"
 )
 
 
@@ -176,18 +185,24 @@ class GarbageCatalog(OnDatabase):
             return ()
         return await self.database.write(collect, long=_ACTOR, frees=True)
 
-    async def collect_orphaned(self, before: float, limit: int) -> Sequence[Collected]:
+    async def collect_orphaned(
+        self, before: float, limit: int, image: ImageName | None = None
+    ) -> Sequence[Collected]:
         """
         Delete orphans (:attr:`ManifestRecord.orphaned`), which then are part of what a client
         deleted: they can be brought back with it, and as long as it.  What only they kept, as an
         index or a subject, is orphaned in turn, and has a lease from now.
+
+        :param image: collect of this image alone.
         """
+        query = ORPHANED if image is None else ORPHANED_OF
+        values = await self._values(before, limit, image)
 
         def collect(db: Connection) -> list[Collected]:
             at = self.database.now()
             collected: list[Collected] = []
             entries = 0
-            rows = db.execute(ORPHANED, (before, limit)).fetchall()
+            rows = db.execute(query, values).fetchall()
             for repository, name, image_id, manifest_id, text, size, since in rows:
                 entries += len(manifests.entries_of(db, manifest_id))
                 if collected and entries > _ENTRIES:
@@ -202,7 +217,7 @@ class GarbageCatalog(OnDatabase):
                 collected.append(Collected(Garbage.ORPHANED, image, text, size, since))
             return collected
 
-        if not await self._finds((ORPHANED, (before, 1))):
+        if not await self._finds((query, values)):
             return ()
         return await self.database.write(collect, long=_ACTOR, frees=True)
 
@@ -226,27 +241,40 @@ class GarbageCatalog(OnDatabase):
         return await self.database.write(collect, frees=True)
 
     async def collect_deleted(
-        self, before: float, limit: int, *, ends_leases: bool = False
+        self,
+        before: float,
+        limit: int,
+        image: ImageName | None = None,
+        *,
+        ends_leases: bool = False,
     ) -> Sequence[Collected]:
         """
         Delete the records of deleted manifests, tags and blobs, which ends their undelete.
 
+        :param image: collect of this image alone.
         :param ends_leases: remove the blobs that a deleted manifest held, and that nothing holds
             any more, from its image too, before their leases are over.
         """
+        tags, deleted_manifests, deleted_blobs = (
+            (DELETED_TAGS, DELETED_MANIFESTS, DELETED_BLOBS)
+            if image is None
+            else (DELETED_TAGS_OF, DELETED_MANIFESTS_OF, DELETED_BLOBS_OF)
+        )
+        values = await self._values(before, limit, image)
 
         def collect(db: Connection) -> list[Collected]:
             collected: list[Collected] = []
             entries = 0
             for query, forget in (
-                (DELETED_TAGS, leases.forget_tag),
-                (DELETED_MANIFESTS, leases.forget_manifest),
-                (DELETED_BLOBS, leases.forget_blob),
+                (tags, leases.forget_tag),
+                (deleted_manifests, leases.forget_manifest),
+                (deleted_blobs, leases.forget_blob),
             ):
-                rows = db.execute(query, (before, max(0, limit - len(collected)))).fetchall()
+                left = {**values, "limit": max(0, limit - len(collected))}
+                rows = db.execute(query, left).fetchall()
                 for repository, name, image_id, deleted, size, since in rows:
                     image = ImageName(repository, name)
-                    if query == DELETED_MANIFESTS:
+                    if query is deleted_manifests:
                         (held,) = db.execute(_DELETED_ENTRIES, (image_id, deleted)).fetchone()
                         entries += held
                         if collected and entries > _ENTRIES:
@@ -257,19 +285,28 @@ class GarbageCatalog(OnDatabase):
                     collected.append(Collected(Garbage.DELETED, image, deleted, size, since))
             return collected
 
-        queries = (DELETED_MANIFESTS, DELETED_TAGS, DELETED_BLOBS)
-        if not await self._finds(*((query, (before, 1)) for query in queries)):
+        queries = (deleted_manifests, tags, deleted_blobs)
+        if not await self._finds(*((query, values) for query in queries)):
             return ()
         return await self.database.write(collect, long=_ACTOR, frees=True)
 
-    async def collect_bytes(self, before: float, limit: int) -> Sequence[Collected]:
+    async def collect_bytes(
+        self, before: float, limit: int, among: Sequence[str] | None = None
+    ) -> Sequence[Collected]:
         """
         Delete the rows of blobs that nothing needs.  This is committed before any later write;
         until ``Catalog.forget_blob`` their digests are among ``Catalog.dropped_blobs``.
+
+        :param among: delete those of these digests, at most ``limit``, whenever they were unused.
         """
+        wanted = (
+            (LOOSE, (before, limit))
+            if among is None
+            else (LOOSE_AMONG, (msgspec.json.encode(among).decode(),))
+        )
 
         def collect(db: Connection) -> list[Collected]:
-            rows = db.execute(LOOSE, (before, limit)).fetchall()
+            rows = db.execute(*wanted).fetchall()
             gone = set(blobs.unlist(db, [Digest.parse(digest) for _, digest, *_ in rows]))
             # A blob that is needed after all is queued again when that need ends.
             db.executemany("DELETE FROM loose_blob WHERE blob_id = ?", [(row[0],) for row in rows])
@@ -280,7 +317,7 @@ class GarbageCatalog(OnDatabase):
             ]
 
         # Each round takes what it looks at out of the queue, so that the loop ends.
-        while await self._finds((LOOSE, (before, 1))):
+        while await self._finds(wanted):
             # Last: a forget_blob in the same transaction would remove bytes whose rows come back
             # if the commit fails.
             collected = await self.database.write(collect, last=True, frees=True)
@@ -289,12 +326,28 @@ class GarbageCatalog(OnDatabase):
         return ()
 
     @read
-    def _finds(self, db: Connection, *queries: tuple[str, tuple[object, ...]]) -> bool:
+    def _finds(
+        self, db: Connection, *queries: tuple[str, tuple[object, ...] | dict[str, object]]
+    ) -> bool:
         """
         Whether any of ``queries`` has a row.  Asked before each write, so that no other writer
         waits where there is nothing to collect.
         """
         return any(db.execute(query, values).fetchone() for query, values in queries)
+
+    @read
+    def _values(
+        self, db: Connection, before: float, limit: int, image: ImageName | None
+    ) -> dict[str, object]:
+        """
+        Values of the queries that take them by name.
+
+        :raises NameUnknown: if there is no such image.
+        """
+        image_id = None if image is None else images.find(db, image)
+        if image is not None and image_id is None:
+            raise NameUnknown(f"{image}: there is no such image here", {"name": str(image)})
+        return {"before": before, "limit": limit, "image": image_id}
 
     @read
     def unlisted(self, db: Connection, digests: Sequence[Digest]) -> Sequence[Digest]:

@@ -11,9 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
+from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
@@ -31,8 +32,9 @@ from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.upkeep.collector import Collector, NotNow
+from artifactd.registry.upkeep.collector import NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
+from artifactd.registry.upkeep.sweep import Remains
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
@@ -299,14 +301,30 @@ _WHY = {
 }
 
 
+_SWEPT = {
+    Remains.UPLOAD: "nobody has written to it for {}",
+    Remains.BLOB: "its row is gone",
+    Remains.STAGED: "the process that wrote it has died",
+    Remains.FILL: "nobody has fetched more of it for {}",
+}
+
+
 @define
 class _GarbageReport:
-    """Prints each item that is collected, and counts them."""
+    """Prints each thing that is swept or collected, and counts them."""
 
+    _settings: Settings
     _counts: Counter[Garbage] = field(factory=Counter)
     _bytes: int = 0
+    _swept: list[str] = field(factory=list)
 
-    def add(self, collected: Collected) -> None:
+    def swept(self, kind: Remains, name: str) -> None:
+        self._swept.append(name)
+        print(f"{kind}: {name}: {_SWEPT[kind].format(self._settings.upload_timeout)}")
+
+    def collected(self, collected: Collected) -> None:
+        if collected.why is Garbage.STRAY and collected.name in self._swept:
+            return  # in a dry run, its file is still there
         self._counts[collected.why] += 1
         if collected.why in (Garbage.BYTES, Garbage.STRAY):
             self._bytes += collected.size
@@ -320,7 +338,10 @@ class _GarbageReport:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{self._counts[why]} {why}" for why in Garbage)
-        return f"{counts}; {self._bytes} bytes of the store"
+        return (
+            f"{counts}; {self._bytes} bytes of the store;"
+            f" {len(self._swept)} uploads, fills and staged files"
+        )
 
 
 class _NoLock:
@@ -342,60 +363,71 @@ class CollectGarbage(DataCommand):
 
     longdesc = (
         "Take away what is of no use any more, beside a running daemon or without one, and list it:"
-        " what the daemon does by itself every gc_interval.  A dry run works on a copy of the"
+        " what the daemon does by itself every gc_interval.  With --now, what was deleted goes"
+        " before its time; of IMAGE alone, if that is given.  A dry run works on a copy of the"
         " catalog, made where temporary files go (TMPDIR)."
     )
+    synopsis = "[options] [IMAGE]"
     optFlags: ClassVar = [
         ["dry-run", "n", "Only list what would go, and why."],
         ["now", None, "Free what was deleted at once: it can't be brought back any more."],
     ]
 
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str | None = None) -> None:
+        if image is not None and not self["now"]:
+            raise usage.UsageError(f"gc: say --now with an image: {image}")
+        self.image = image
+
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        at_once = bool(self["now"])
+        only = None
+        if self.image is not None:
+            only = parts.registry.names.resolve(RepositoryName.parse(self.image))
         if self["dry-run"]:
-            return await _list_garbage(parts, settings, at_once=at_once)
-        parts.collector.at_once = at_once
-        return await _collect(parts)
+            return await _list_garbage(parts, settings, only, at_once=bool(self["now"]))
+        if is_read_only(parts):
+            return 1
+        listing = _GarbageReport(settings)
+        parts.sweep.report = listing.swept
+        parts.collector.report = listing.collected
+        parts.collector.at_once, parts.collector.only = bool(self["now"]), only
+        try:
+            if only is None:
+                await parts.sweep.run()
+            await parts.collector.run()
+        except NotNow as error:
+            print(f"artifactd: {error}: try again later", file=sys.stderr)
+            return 1
+        finally:
+            print(f"collected: {listing}")
+        return 0
 
 
-async def _collect(parts: Assembly) -> int:
-    if is_read_only(parts):
-        return 1
-    listing = _GarbageReport()
-    parts.collector.report = listing.add
-    swept = await parts.sweep.run()
-    try:
-        await parts.collector.run()
-    except NotNow as error:
-        print(f"artifactd: {error}: try again later", file=sys.stderr)
-        return 1
-    finally:
-        print(f"collected: {listing}; {swept} uploads, fills and staged files")
-    return 0
-
-
-async def _list_garbage(parts: Assembly, settings: Settings, *, at_once: bool) -> int:
-    listing = _GarbageReport()
-    for upload in await parts.uploads.idle(settings.upload_timeout):
-        print(f"upload: {upload}: nobody has written to it for {settings.upload_timeout}")
+async def _list_garbage(
+    parts: Assembly, settings: Settings, only: ImageName | None, *, at_once: bool
+) -> int:
+    """Do all that would be done on a copy of the catalog, and leave the files alone."""
+    listing = _GarbageReport(settings)
     with TemporaryDirectory(prefix="artifactd-gc-") as folder:
         copy = Path(folder, "catalog.sqlite3")
         await parts.run(copy_catalog, parts.folder.catalog, copy)
-        catalog = Catalog(Database(copy, parts.reactor), lease=settings.lease)
-        collector = Collector(
-            catalog,
-            GarbageCatalog(catalog.database),
-            parts.blobs,
-            _NoLock(),
-            settings,
-            parts.run,
-            parts.reactor,
-            Counters().collection,
+        now = parts.catalog.database.now
+        catalog = Catalog(Database(copy, parts.reactor, now=now), lease=settings.lease)
+        sweep = evolve(parts.sweep, catalog=catalog, removes=False, report=listing.swept)
+        collector = evolve(
+            parts.collector,
+            catalog=catalog,
+            garbage=GarbageCatalog(catalog.database),
+            lock=_NoLock(),
+            counters=Counters().collection,
             removes=False,
+            report=listing.collected,
             at_once=at_once,
-            report=listing.add,
+            only=only,
         )
         try:
+            if only is None:
+                await sweep.run()
             await collector.run()
         finally:
             await catalog.database.close()

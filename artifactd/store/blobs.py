@@ -225,20 +225,24 @@ class BlobStore:
         """Remove a quarantined file and its record."""
         await self._run(self.quarantine.remove, name)
 
-    async def sweep(self, forget: Forget) -> int:
+    async def left(self) -> Sequence[Digest]:
+        """The digests of what :meth:`sweep` would remove."""
+        return await self._run(self.staging.left)
+
+    async def sweep(self, forget: Forget) -> Sequence[Digest]:
         """
-        Remove the staged files of processes that have died.  Returns how many were removed.
+        Remove the staged files of processes that have died.  Returns their digests.
 
         :param forget: :meth:`artifactd.catalog.catalog.Catalog.forget_blob`.
         """
-        swept = 0
+        swept = []
         for name in await self._run(self.staging.names):
             try:
                 taken = self._run(self.staging.take_over, name)
                 staged = await uncancelled(taken, _abandon)
                 if staged is not None:
                     await staged.withdraw(forget)
-                    swept += 1
+                    swept.append(staged.digest)
             except OSError as error:
                 self._log.warn("staged file {name} left alone: {error}", name=name, error=error)
         return swept

@@ -387,14 +387,24 @@ class FillDirectory:
 
     def stale(self, before: float) -> dict[str, list[str]]:
         """
-        Return the names of the files of each blob none of whose files was written to after
-        ``before``, in seconds since the epoch.
+        Return the names of the files of each blob that is not claimed, and none of whose files was
+        written to after ``before``, in seconds since the epoch.
         """
         groups: dict[str, list[str]] = {}
         for name in self.directory.names():
             if match := _NAME.fullmatch(name):
                 groups.setdefault(match["blob"], []).append(name)
-        return {blob: names for blob, names in groups.items() if self._is_stale(names, before)}
+        return {
+            blob: names
+            for blob, names in groups.items()
+            if self._is_stale(names, before) and not self._is_claimed(blob)
+        }
+
+    def _is_claimed(self, blob: str) -> bool:
+        try:
+            return self.directory.is_locked(blob)
+        except OSError:
+            return False  # it has no file, or :meth:`remove_stale` meets the same error
 
     def remove_stale(self, blob: str, names: list[str], before: float) -> bool:
         """Remove a blob that is still stale and not claimed.  Returns whether it was removed."""
@@ -738,15 +748,20 @@ class FillStores:
         """The fills that belong to one image alone: of its foreign layers."""
         return self.of(fill_owner(image))
 
-    async def sweep(self, seconds: float) -> int:
+    async def stale(self, seconds: float) -> Sequence[str]:
+        """The names of what :meth:`sweep` would remove."""
+        return list(await self._run(self._fills.stale, self._now() - seconds))
+
+    async def sweep(self, seconds: float) -> Sequence[str]:
         """
         Remove unclaimed fills not written to for ``seconds``, also those of repositories that are
-        no longer configured.  Returns how many.
+        no longer configured.  Returns their names.
         """
-        swept, before = 0, self._now() - seconds
+        swept, before = [], self._now() - seconds
         for blob, names in (await self._run(self._fills.stale, before)).items():
             try:
-                swept += await self._run(self._fills.remove_stale, blob, names, before)
+                if await self._run(self._fills.remove_stale, blob, names, before):
+                    swept.append(blob)
             except OSError as error:
                 self._log.warn("fill {blob} left alone: {error}", blob=blob, error=error)
         return swept

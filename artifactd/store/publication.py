@@ -424,6 +424,16 @@ class Staging:
         """The names of all files there."""
         return self._directory.names()
 
+    def left(self) -> list[Digest]:
+        """The digests of the staged files of processes that have died."""
+        left = []
+        for name in self.names():
+            digest = _staged_digest(name)
+            with suppress(OSError):  # gone, or not made by artifactd
+                if digest is not None and not self._directory.is_locked(name):
+                    left.append(digest)
+        return left
+
     def is_held(self, digest: Digest) -> bool:
         """Whether a living process has a staged file of ``digest``."""
         mine = staged_name(digest, "")

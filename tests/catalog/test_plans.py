@@ -245,18 +245,34 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([], self.scans())
 
     def test_what_is_collected_comes_out_of_an_index_in_its_order(self) -> None:
-        for query, values in (
+        named: dict[str, object] = {"before": 1.0, "limit": 10}
+        queries: list[tuple[str, tuple[object, ...] | dict[str, object]]] = [
             (garbage.UNTAGGED, (1.0, "local", 10)),
-            (garbage.ORPHANED, (1.0, 10)),
+            (garbage.ORPHANED, named),
             (garbage.LINKS, (1.0, 10)),
-            (garbage.DELETED_MANIFESTS, (1.0, 10)),
-            (garbage.DELETED_TAGS, (1.0, 10)),
-            (garbage.DELETED_BLOBS, (1.0, 10)),
+            (garbage.DELETED_MANIFESTS, named),
+            (garbage.DELETED_TAGS, named),
+            (garbage.DELETED_BLOBS, named),
             (garbage.LOOSE, (1.0, 10)),
-        ):
-            plan = self.db.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
-            steps = [step for *_, step in plan]
+        ]
+        for query, values in queries:
+            steps = self.plan(query, values)
             self.assertFalse([s for s in steps if s.startswith("SCAN") or "B-TREE" in s], steps)
+
+    def test_what_is_collected_of_one_image_is_found_without_those_of_others(self) -> None:
+        for query in (
+            garbage.ORPHANED_OF,
+            garbage.DELETED_MANIFESTS_OF,
+            garbage.DELETED_TAGS_OF,
+            garbage.DELETED_BLOBS_OF,
+        ):
+            first, *more = self.plan(query, {"before": 1.0, "limit": 10, "image": 1})
+            self.assertIn("image_id=?", first)
+            self.assertFalse([step for step in more if step.startswith("SCAN")])
+
+    def plan(self, query: str, values: tuple[object, ...] | dict[str, object]) -> list[str]:
+        plan = self.db.execute(f"EXPLAIN QUERY PLAN {query}", values).fetchall()
+        return [step for *_, step in plan]
 
     def steps(self) -> list[str]:
         """Of all that has been executed."""

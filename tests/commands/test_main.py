@@ -177,7 +177,10 @@ class CommandTests(TestCase):
 
     async def test_a_wrong_number_of_arguments_is_told_with_those_that_there_are(self) -> None:
         for argv, problem in (
-            (["gc", "a", "b"], "gc: wrong number of arguments: a b; usage: artifactd gc [options]"),
+            (
+                ["gc", "a", "b"],
+                "gc: wrong number of arguments: a b; usage: artifactd gc [options] [IMAGE]",
+            ),
             (
                 ["purge"],
                 "purge: wrong number of arguments: nothing; usage: artifactd purge [options] IMAGE",

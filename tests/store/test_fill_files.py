@@ -30,7 +30,7 @@ class StrangeFilesTests(FillFilesTestCase):
         for name in (*names, f"A{NAME}", f"@{NAME}"):
             (self.fills / name).touch()
         before = self.below("fills")
-        self.assertEqual(0, await self.stores.all_fills.sweep(-3600))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(-3600)))
         await self.stores.fills.discard(DIGEST)
         self.assertEqual(before, self.below("fills"))
 
@@ -38,7 +38,7 @@ class StrangeFilesTests(FillFilesTestCase):
         await self.kept()
         for kind in ("new", "extents"):
             (self.fills / f"{NAME}.{uuid4()}.{kind}").touch()
-        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual(1, len(await self.stores.all_fills.sweep(0)))
         self.assertEqual([], self.below("fills"))
 
     async def test_one_file_that_was_just_written_to_keeps_all(self) -> None:
@@ -47,9 +47,9 @@ class StrangeFilesTests(FillFilesTestCase):
             os.utime(file, (0, 0))
         for file in self.fills.iterdir():
             os.utime(file)
-            self.assertEqual(0, await self.stores.all_fills.sweep(3600), file)
+            self.assertEqual(0, len(await self.stores.all_fills.sweep(3600)), file)
             os.utime(file, (0, 0))
-        self.assertEqual(1, await self.stores.all_fills.sweep(3600))
+        self.assertEqual(1, len(await self.stores.all_fills.sweep(3600)))
 
     async def test_a_fill_that_was_gone_on_with_meanwhile_is_not_swept(self) -> None:
         await self.kept()
@@ -70,13 +70,13 @@ class StrangeFilesTests(FillFilesTestCase):
         ):
             error = await self.assert_raises(OSError, call)
             self.assertIn("not a regular file", str(error))
-        self.assertEqual(0, await self.stores.all_fills.sweep(-3600))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(-3600)))
         self.assertEqual(b"hello", elsewhere.read_bytes())
 
     async def test_one_beside_a_fill_keeps_a_sweep_away_from_both(self) -> None:
         await self.left(b"hello")
         (self.fills / f"{NAME}.info").symlink_to("elsewhere")
-        self.assertEqual(0, await self.stores.all_fills.sweep(-3600))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(-3600)))
         self.assertEqual([NAME, f"{NAME}.info"], sorted(os.listdir(self.fills)))
 
     async def test_a_pipe_in_place_of_what_is_known_is_not_waited_for(self) -> None:

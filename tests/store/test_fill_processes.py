@@ -114,7 +114,7 @@ class OtherProcessTests(FillTestCase):
         view = await self.viewed()
         self.assertIsNone(await self.stores.fills.claim(DIGEST))
         await self.stores.fills.discard(DIGEST)
-        self.assertEqual(0, await self.stores.all_fills.sweep(0))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(0)))
         self.assert_looks(view, FillState.GROWING, 6)
 
     async def test_when_it_closes_the_fill_goes_on_here(self) -> None:
@@ -149,7 +149,7 @@ class OtherProcessTests(FillTestCase):
         self.tell("part world")
         self.tell("record")
         self.kill()
-        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual(1, len(await self.stores.all_fills.sweep(0)))
         self.assertEqual([], self.below("fills"))
 
     async def assert_goes_on(self) -> None:

@@ -121,5 +121,5 @@ class RemovalTests(FillFilesTestCase):
             pass
 
         files.look = look
-        self.assertEqual(1, await stores.all_fills.sweep(0))
+        self.assertEqual(1, len(await stores.all_fills.sweep(0)))
         return self.below("fills")

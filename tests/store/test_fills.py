@@ -304,7 +304,7 @@ class FillStagingTests(ThreadedTestCase, FillTestCase):
         self.assertIsNone(await self.stores.fills.claim(DIGEST, create=False))
         self.assertIsNone(await self.stores.fills.info(DIGEST))
         self.assertIsNone(await self.stores.fills.find_extent(DIGEST, SPAN))
-        self.assertEqual(0, await self.stores.all_fills.sweep(0))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(0)))
 
     async def test_it_is_staged_until_it_is_published_or_given_up(self) -> None:
         for publish in (True, False):
@@ -331,7 +331,7 @@ class FillStagingTests(ThreadedTestCase, FillTestCase):
         session = await self.filled(CONTENT)
         staged = await session.stage()
         await session.close()
-        self.assertEqual(0, await self.open_stores().blobs.sweep(self.rows.forget))
+        self.assertEqual(0, len(await self.open_stores().blobs.sweep(self.rows.forget)))
         await staged.publish()
         staged.confirm()
         staged.release()
@@ -468,7 +468,7 @@ class RepositoryTests(FillTestCase):
         await extent.record()
         await extent.close()
         self.assertEqual(4, len(self.below("fills")))
-        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual(1, len(await self.stores.all_fills.sweep(0)))
         self.assertEqual([], self.below("fills"))
 
 
@@ -478,9 +478,9 @@ class FillSweepTests(ThreadedTestCase, FillTestCase):
         await self.left(b"other", digest=Digest.of(b"other blob"))
         await self.recorded(2, b"third", digest=Digest.of(b"third blob"))
         view = await self.viewed()
-        self.assertEqual(3, await self.stores.all_fills.sweep(0))
+        self.assertEqual(3, len(await self.stores.all_fills.sweep(0)))
         self.assert_looks(view, FillState.FAILED, 5)
-        self.assertEqual(0, await self.stores.all_fills.sweep(0))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(0)))
 
     async def test_what_an_earlier_release_left_is_swept(self) -> None:
         await self.left(b"hello")
@@ -488,14 +488,14 @@ class FillSweepTests(ThreadedTestCase, FillTestCase):
         for name in self.below("fills"):
             folder = self.path / "fills"
             (folder / name).rename(folder / name.partition("@")[2])
-        self.assertEqual(1, await self.stores.all_fills.sweep(0))
+        self.assertEqual(1, len(await self.stores.all_fills.sweep(0)))
         self.assertEqual([], self.below("fills"))
 
     async def test_what_somebody_holds_stays(self) -> None:
         session = await self.filled(b"hello ")
         await session.describe(INFO)
         await self.recorded(6, b"world")
-        self.assertEqual(0, await self.open_stores().all_fills.sweep(0))
+        self.assertEqual(0, len(await self.open_stores().all_fills.sweep(0)))
         self.assertEqual(INFO, await self.stores.fills.info(DIGEST))
         self.assertEqual(5, await session.take_extents(None))
         self.assertEqual(DIGEST, await session.computed())
@@ -503,7 +503,7 @@ class FillSweepTests(ThreadedTestCase, FillTestCase):
     async def test_what_was_just_written_stays(self) -> None:
         await self.left(b"hello")
         await self.recorded(2, b"other", digest=Digest.of(b"other"))
-        self.assertEqual(0, await self.stores.all_fills.sweep(3600))
+        self.assertEqual(0, len(await self.stores.all_fills.sweep(3600)))
         self.assertEqual(5, (await self.claimed()).written)
 
     async def test_what_was_swept_may_be_begun_again(self) -> None:
@@ -729,7 +729,7 @@ class FillCancellationTests(SlowFillTestCase):
         staging.cancel()
         self.failureResultOf(staging, CancelledError)
         self.ended(self.session.close())
-        self.assertEqual(1, self.ended(self.slow.blobs.sweep(self.rows.forget)))
+        self.assertEqual(1, len(self.ended(self.slow.blobs.sweep(self.rows.forget))))
         self.assertEqual([], self.below("staging") + self.below("fills"))
 
     def test_views_and_extents_that_nobody_waits_for_are_closed(self) -> None:

@@ -66,7 +66,7 @@ class KilledProcessTests(StoreTestCase):
         claim = self.stores.uploads.claim(self.upload_id, Algorithm.SHA256)
         self.assertEqual(6, (await self.assert_raises(UploadBusy, claim)).offset)
         self.assertEqual([], list(await self.stores.uploads.idle(0)))
-        self.assertEqual(0, await self.stores.blobs.sweep(self.rows.forget))
+        self.assertEqual(0, len(await self.stores.blobs.sweep(self.rows.forget)))
 
     async def test_when_it_is_killed_its_upload_goes_on_here(self) -> None:
         await self.begin()
@@ -80,14 +80,14 @@ class KilledProcessTests(StoreTestCase):
         await self.begin()
         self.kill()
         await self.assert_blob(b"blob")
-        self.assertEqual(1, await self.stores.blobs.sweep(self.rows.forget))
+        self.assertEqual(1, len(await self.stores.blobs.sweep(self.rows.forget)))
         self.assertEqual([], self.below("staging") + self.below("blobs"))
 
     async def test_when_it_is_killed_a_blob_with_a_row_stays(self) -> None:
         await self.begin()
         self.kill()
         self.rows.needed.add(Digest.of(b"blob"))
-        self.assertEqual(1, await self.stores.blobs.sweep(self.rows.forget))
+        self.assertEqual(1, len(await self.stores.blobs.sweep(self.rows.forget)))
         self.assertEqual([], self.below("staging"))
         await self.assert_blob(b"blob")
 

@@ -90,7 +90,7 @@ class RefusalTests(StoreTestCase):
         (staging / "notes.txt").touch()
         (staging / f"md5-{'0' * 32}.{uuid4()}").touch()
         before = self.below("staging")
-        self.assertEqual(0, await self.stores.blobs.sweep(self.rows.forget))
+        self.assertEqual(0, len(await self.stores.blobs.sweep(self.rows.forget)))
         self.assertEqual(before, self.below("staging"))
         self.assertEqual([], self.rows.asked)
 

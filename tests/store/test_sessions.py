@@ -268,7 +268,7 @@ class CancellationTests(SessionTestCase):
         staging.cancel()
         self.failureResultOf(staging, CancelledError)
         self.ended(self.session.close())
-        self.assertEqual(1, self.ended(self.slow.blobs.sweep(self.rows.forget)))
+        self.assertEqual(1, len(self.ended(self.slow.blobs.sweep(self.rows.forget))))
         self.assertEqual([], self.below("staging") + self.below("uploads"))
 
     def test_a_blob_is_withdrawn_only_after_its_publication_has_ended(self) -> None:

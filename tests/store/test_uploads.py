@@ -269,7 +269,7 @@ class StagingTests(ThreadedTestCase, UploadTestCase):
         session.write(b"blob")
         staged = await session.stage(await session.digest(Algorithm.SHA256))
         await session.close()
-        self.assertEqual(0, await self.open_stores().blobs.sweep(self.rows.forget))
+        self.assertEqual(0, len(await self.open_stores().blobs.sweep(self.rows.forget)))
         await staged.publish()
         staged.confirm()
         staged.release()

@@ -16,6 +16,7 @@ from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.kit.deferreds import RunInThread, Stopped
 from artifactd.kit.janitor import PAGE, Pace, batches
 from artifactd.oci.digest import Digest
+from artifactd.oci.names import ImageName
 from artifactd.registry.metrics import CollectionCounters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.settings.settings import LocalSettings, Settings
@@ -23,6 +24,9 @@ from artifactd.store.blobs import SHELVES, BlobStore
 from artifactd.store.folder import CollectionLock
 
 _log = Logger()
+
+
+_Collect = Callable[[], Awaitable[Sequence[Collected]]]
 
 
 class NotNow(Exception):
@@ -40,6 +44,7 @@ class Collector:
     :param removes: whether files are removed too; false on a copy of the catalog, for a dry run.
     :param report: called with each item removed.
     :param at_once: collect what was deleted before its grace period and its leases are over.
+    :param only: collect nothing but what was deleted from this image; with ``at_once`` alone.
     """
 
     catalog: Catalog
@@ -54,6 +59,7 @@ class Collector:
     removes: bool = True
     report: Callable[[Collected], None] = lambda _: None
     at_once: bool = False
+    only: ImageName | None = None
     _pace: Pace = field(init=False)
     _count: int = field(default=0, init=False)
     _freed: int = field(default=0, init=False)
@@ -76,10 +82,13 @@ class Collector:
         try:
             # Strays first: a dry run takes rows out of a copy of the catalog, which would make
             # strays of their files.
-            for shelf in shelves:
-                self._pace.check()
-                await self._strays(shelf)
-            await self._rows()
+            if self.only is None:
+                for shelf in shelves:
+                    self._pace.check()
+                    await self._strays(shelf)
+                await self._rows()
+            else:
+                await self._image(self.only)
             self.counters.runs.inc()
         except Stopped:
             raise NotNow("the registry is shutting down") from None
@@ -97,9 +106,22 @@ class Collector:
         """Make :meth:`run` raise NotNow: at once from a pause, else after the page under way."""
         self._pace.stop()
 
+    async def _image(self, image: ImageName) -> None:
+        """Collect what was deleted from one image, and the bytes that nothing needs then."""
+        garbage, loosened = self.garbage, set[str]()
+        for step in (
+            partial(garbage.collect_orphaned, inf, PAGE, image),
+            partial(garbage.collect_deleted, inf, PAGE, image, ends_leases=True),
+        ):
+            while collected := await self._step(step):
+                loosened.update(each.name for each in collected)
+        for batch in batches(sorted(loosened)):
+            while await self._step(partial(self._bytes, inf, batch)):
+                pass
+
     async def _rows(self) -> None:
         settings, garbage, now = self.settings, self.garbage, self.now()
-        steps: list[Callable[[], Awaitable[Sequence[Collected]]]] = []
+        steps: list[_Collect] = []
         for name, repository in settings.repository.items():
             if isinstance(repository, LocalSettings) and repository.untagged.seconds is not None:
                 # A client may have been told that the manifest is here, which is a lease.
@@ -117,8 +139,10 @@ class Collector:
             while await self._step(step):
                 pass
 
-    async def _bytes(self, before: float) -> Sequence[Collected]:
-        collected = await self.garbage.collect_bytes(before, PAGE)
+    async def _bytes(
+        self, before: float, among: Sequence[str] | None = None
+    ) -> Sequence[Collected]:
+        collected = await self.garbage.collect_bytes(before, PAGE, among)
         # Their rows are gone, and that is committed.
         await self._forget([Digest.parse(each.name) for each in collected])
         return collected
@@ -143,8 +167,8 @@ class Collector:
         if self.removes:
             await forget(digests, self.catalog, self.blobs)
 
-    async def _step(self, collect: Callable[[], Awaitable[Sequence[Collected]]]) -> int:
-        """Collect a page, count and report it, and pause.  Returns how many items it had."""
+    async def _step(self, collect: _Collect) -> Sequence[Collected]:
+        """Collect a page, count and report it, and pause.  Returns what it had."""
         self._pace.check()
         with self.lock.step() as free:
             if not free:
@@ -158,4 +182,4 @@ class Collector:
             self.report(each)
         self._count += len(collected)
         await self._pace.spend(len(collected), self.settings.gc_rate)
-        return len(collected)
+        return collected

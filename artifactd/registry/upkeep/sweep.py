@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from enum import StrEnum
 from functools import partial
 
-from attrs import define
+from attrs import define, field
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.catalog.records import nothing
 from artifactd.kit.janitor import pages
 from artifactd.store.blobs import BlobStore
 from artifactd.store.fills import FillStores
@@ -23,6 +25,19 @@ NEWBORN = 60.0
 _PAGE = 1000
 
 
+class Remains(StrEnum):
+    """What is swept."""
+
+    UPLOAD = "upload"
+    """An upload session that nothing was written to for too long, or half of one."""
+    BLOB = "blob"
+    """The bytes of a blob whose row is gone."""
+    STAGED = "staged"
+    """A staged file of a process that has died."""
+    FILL = "fill"
+    """A fill that no client wants any more."""
+
+
 @define
 class Sweep:
     """
@@ -31,6 +46,8 @@ class Sweep:
 
     :param upload_timeout: seconds without a write after which an upload or a fill is abandoned.
     :param now: seconds since the epoch.
+    :param removes: whether files are removed too; false on a copy of the catalog, for a dry run.
+    :param report: called with the kind and the name of each thing removed.
     """
 
     catalog: Catalog
@@ -39,6 +56,9 @@ class Sweep:
     fills: FillStores
     upload_timeout: float
     now: Callable[[], float] = time.time
+    removes: bool = True
+    report: Callable[[Remains, str], None] = lambda *_: None
+    _count: int = field(default=0, init=False)
 
     async def run(self) -> int:
         """
@@ -46,29 +66,37 @@ class Sweep:
 
         Returns how many uploads and files were removed.
         """
-        swept = await self._idle_uploads() + await self._uploads_without_bytes()
-        swept += await self._dropped_blobs()
-        swept += await self.blobs.sweep(self.catalog.forget_blob)
-        swept += await self.fills.sweep(self.upload_timeout)
-        with suppress(OSError):  # each push is told of a full disk
-            await self.blobs.require_room()
-        if swept:
-            _log.info("swept {swept} abandoned uploads, fills, blobs and staged files", swept=swept)
-        return swept
+        self._count = 0
+        await self._idle_uploads()
+        await self._uploads_without_bytes()
+        await self._dropped_blobs()
+        await self._staged()
+        await self._fills()
+        if self.removes:
+            with suppress(OSError):  # each push is told of a full disk
+                await self.blobs.require_room()
+            if self._count:
+                _log.info(
+                    "swept {swept} abandoned uploads, fills, blobs and staged files",
+                    swept=self._count,
+                )
+        return self._count
 
-    async def _idle_uploads(self) -> int:
-        swept = 0
+    def _swept(self, kind: Remains, name: object) -> None:
+        self._count += 1
+        self.report(kind, str(name))
+
+    async def _idle_uploads(self) -> None:
         abandoned = frozenset(await self.uploads.idle(self.upload_timeout))
         for upload_id in await self.uploads.idle(min(NEWBORN, self.upload_timeout)):
             if upload_id in abandoned or await self.catalog.upload(upload_id) is None:
-                # The bytes first, which needs no room on the disk and ends the session.
-                await self.uploads.discard(upload_id)
+                if self.removes:
+                    # The bytes first, which needs no room on the disk and ends the session.
+                    await self.uploads.discard(upload_id)
                 await self.catalog.delete_upload(upload_id)
-                swept += 1
-        return swept
+                self._swept(Remains.UPLOAD, upload_id)
 
-    async def _uploads_without_bytes(self) -> int:
-        swept = 0
+    async def _uploads_without_bytes(self) -> None:
         async for records in pages(self.catalog.uploads, "", lambda record: record.id, _PAGE):
             for record in records:
                 if record.started > self.now() - NEWBORN:
@@ -76,18 +104,27 @@ class Sweep:
                 try:
                     await self.uploads.offset(record.id)
                 except UploadMissing:
-                    swept += await self.catalog.delete_upload(record.id)
+                    if await self.catalog.delete_upload(record.id):
+                        self._swept(Remains.UPLOAD, record.id)
                 except OSError as error:
                     _log.warn("upload {id} left alone: {error}", id=record.id, error=error)
-        return swept
 
-    async def _dropped_blobs(self) -> int:
-        swept = 0
+    async def _dropped_blobs(self) -> None:
         async for digests in pages(self.catalog.dropped_blobs, "", str, _PAGE):
             for digest in digests:
+                unlink = partial(self.blobs.remove, digest) if self.removes else nothing
                 try:
-                    unlink = partial(self.blobs.remove, digest)
-                    swept += await self.catalog.forget_blob(digest, unlink)
+                    if await self.catalog.forget_blob(digest, unlink):
+                        self._swept(Remains.BLOB, digest)
                 except OSError as error:
                     _log.warn("blob {digest} left alone: {error}", digest=digest, error=error)
-        return swept
+
+    async def _staged(self) -> None:
+        sweeping = self.blobs.sweep(self.catalog.forget_blob) if self.removes else self.blobs.left()
+        for digest in await sweeping:
+            self._swept(Remains.STAGED, digest)
+
+    async def _fills(self) -> None:
+        sweep = self.fills.sweep if self.removes else self.fills.stale
+        for name in await sweep(self.upload_timeout):
+            self._swept(Remains.FILL, name)

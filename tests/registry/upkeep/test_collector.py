@@ -13,6 +13,7 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
 from artifactd.oci.digest import Digest
+from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import publish
@@ -24,11 +25,11 @@ from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.settings.values import Duration, Untagged
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.publication import StagedBlob
-from tests.catalog.fixture import descriptor, manifest, new_catalog
+from tests.catalog.fixture import descriptor, index, manifest, new_catalog
 from tests.programs import reactor
 from tests.store.fixture import StoreTestCase
 
-APP = ImageName("local", "app")
+APP, OTHER = ImageName("local", "app"), ImageName("local", "other")
 LEASE, GRACE, UNTAGGED = 100.0, 1000.0, "150s"
 
 
@@ -91,21 +92,21 @@ class CollectorTests(StoreTestCase):
     async def stage(self, content: bytes) -> StagedBlob:
         return await self.stores.blobs.stage(Digest.of(content), content)
 
-    async def push(self, content: bytes) -> Digest:
-        """A blob, into APP."""
+    async def push(self, content: bytes, image: ImageName = APP) -> Digest:
+        """A blob."""
         staged = await self.stage(content)
         await publish(
             staged,
             self.catalog,
             lambda: self.catalog.add_blob(
-                APP, staged.digest, staged.size, staged.confirm, staged.release
+                image, staged.digest, staged.size, staged.confirm, staged.release
             ),
         )
         return staged.digest
 
-    async def put(self, pushed: Manifest, *tags: str) -> Digest:
+    async def put(self, pushed: Manifest, *tags: str, image: ImageName = APP) -> Digest:
         staged = await self.stage(pushed.content)
-        put = ManifestPut(APP, pushed, tuple(map(Tag.parse, tags)))
+        put = ManifestPut(image, pushed, tuple(map(Tag.parse, tags)))
         await publish(
             staged,
             self.catalog,
@@ -153,6 +154,65 @@ class CollectorTests(StoreTestCase):
         await self.assert_no_blob(digest)
         await self.assert_no_blob(Digest.of(b"blob"))
         self.assertEqual([], self.below("blobs"))
+
+    async def index(self, image: ImageName = APP) -> tuple[Digest, list[Digest]]:
+        """An index of an index of a manifest with a blob; all that belongs to it."""
+        await self.push(b"blob", image)
+        child = manifest(b"child", blobs=[descriptor(b"blob")])
+        inner = index(b"inner", [descriptor(b"child")])
+        outer = index(b"outer", [descriptor(b"inner")])
+        for each in (child, inner):
+            await self.put(each, image=image)
+        await self.put(outer, "v1", image=image)
+        belonging = [inner.digest, child.digest, Digest.of(b"blob")]
+        return outer.digest, belonging
+
+    async def delete(self, digest: Digest, image: ImageName = APP) -> None:
+        await self.catalog.delete_manifest(image, digest, allow_held=False, actor="bob")
+
+    async def test_what_a_deleted_index_kept_goes_a_lease_after_it(self) -> None:
+        self.collector.settings = settings("keep")
+        outer, _ = await self.index()
+        self.assertEqual([], await self.collect(1e9))
+        await self.delete(outer)
+        self.assertEqual([], await self.collect(LEASE - 1))
+        self.assertEqual([Garbage.ORPHANED], await self.collect(1))
+        self.assertEqual([Garbage.ORPHANED], await self.collect(LEASE))
+        self.assertEqual([Garbage.LEASE], await self.collect(LEASE))
+        await self.collect(GRACE)
+        self.assertEqual([], self.below("blobs"))
+
+    async def test_at_once_all_that_a_deleted_index_kept_goes_in_one_run(self) -> None:
+        self.collector.settings, self.collector.at_once = settings("keep"), True
+        outer, belonging = await self.index()
+        await self.delete(outer)
+        await self.collect()
+        for digest in (outer, *belonging):
+            await self.assert_no_blob(digest)
+
+    async def test_at_once_of_one_image_nothing_goes_that_others_have_or_deleted(self) -> None:
+        self.patch(collector, "PAGE", 2)
+        self.collector.settings, self.collector.at_once = settings("keep"), True
+        self.collector.only = APP
+        outer, belonging = await self.index(OTHER)
+        mine = await self.put(manifest(b"mine"), "mine")
+        shared = await self.put(manifest(b"shared"), "shared")
+        await self.put(manifest(b"shared"), "shared", image=OTHER)
+        for digest in (mine, shared):
+            await self.delete(digest)
+        await self.delete(outer, OTHER)
+        await self.collect()
+        self.assertEqual({APP, None}, {each.image for each in self.collected})
+        await self.assert_no_blob(mine)
+        await self.assert_blob(b"shared")
+        restored = await self.garbage.undelete(OTHER, outer, "carol")
+        self.assertEqual((outer,), restored.manifests)
+        for digest in (outer, *belonging):
+            self.assertIsNotNone(await self.stores.blobs.read(digest))
+
+    async def test_of_an_image_that_there_is_not_nothing_is_collected(self) -> None:
+        self.collector.only = ImageName("local", "absent")
+        await self.assert_raises(NameUnknown, self.collector.run())
 
     async def test_what_was_never_held_goes_after_lease_and_grace(self) -> None:
         digest = await self.push(b"blob")
