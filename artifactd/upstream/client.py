@@ -278,12 +278,14 @@ class RegistryApi:
             return Missing(
                 f"{error.reason} (anonymously: it is not there, or not for us)", error.status
             )
-        withheld = self.login.withheld(request.image)
+        withheld, refused = self.login.withheld(request.image), self.login.refused(request.image)
         if request.method != "HEAD":  # GET may be answered with it
             self.login.reject(request.image, sent)
         # Amazon's ECR answers 403 to a password that has expired.
         if sent.token is None and (error.status == 401 or "expired" in error.reason.lower()):
             return LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
+        if refused is not None and sent.user is None:
+            return LoginRefused(f"{error.reason} ({sent.who}; {refused.reason})", error.status)
         why = f"{sent.who}: it is not there, or not for us"
         why = f"{why}; {withheld}" if withheld else why
         return Missing(f"{error.reason} ({why})", error.status)
@@ -476,6 +478,7 @@ class RegistryUpstream:
                 credentials,
                 Tokens(services, retries, clock),
                 Tokens(others, retries, clock),
+                anonymous_too=True,
             ),
             retries,
             clock,

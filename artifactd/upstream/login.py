@@ -304,6 +304,8 @@ class Login:
     :param others: anonymous tokens for registries that the upstream redirects to; they are never
         mixed up with ``tokens``, which may have been given to the credentials.  ``None``: such a
         registry gets none.
+    :param anonymous_too: whether a token service that refuses the credentials is asked without
+        them; not where the question is whether they are right.
     :param limit: the size of the LRU caches of token requests, by image.
     """
 
@@ -311,17 +313,22 @@ class Login:
     credentials: Callable[[], Credentials | None]
     tokens: Tokens
     others: Tokens | None = None
+    anonymous_too: bool = False
     limit: int = 4096
     _wanted: LRUCache[str, TokenRequest] = field(init=False)
     # What a registry that an image's URL was redirected to wants: one at a time.
     _wanted_there: LRUCache[str, tuple[Origin, TokenRequest]] = field(init=False)
     _basic: bool = field(default=False, init=False)
+    # Why the credentials were refused where a token was given without them.
+    _refused: LRUCache[TokenRequest, LoginRefused] = field(init=False)
+    _told: Credentials | None = field(default=None, init=False)  # of which the log says that
 
     _log = Logger()
 
     def __attrs_post_init__(self) -> None:
         self._wanted = LRUCache(self.limit)
         self._wanted_there = LRUCache(self.limit)
+        self._refused = LRUCache(self.limit)
 
     def known(self, image: str) -> Authorization | None:
         """
@@ -434,6 +441,14 @@ class Login:
         except LoginRefused:
             return ""
 
+    def refused(self, image: str) -> LoginRefused | None:
+        """
+        Return why the daemon's credentials were refused, if the token for ``image`` was given
+        without them for that reason.
+        """
+        wanted = self._wanted.get(image)
+        return None if wanted is None else self._refused.get(wanted)
+
     def reject(self, image: str, refused: Authorization) -> None:
         """Don't send ``refused`` again: the upstream has refused it although it was fresh."""
         wanted = self._wanted.pop(image, None)
@@ -474,14 +489,46 @@ class Login:
 
     async def _fetch(self, wanted: TokenRequest) -> Token:
         credentials = self._credentials()
-        if credentials is None or self.disclosure.shows(wanted.realm):
-            return await self.tokens.fetch(wanted, credentials)
+        if credentials is not None and not self.disclosure.shows(wanted.realm):
+            try:
+                return await self.tokens.fetch(wanted, None)
+            except Missing as error:
+                raise LoginRefused(
+                    f"{error.reason} ({_withheld_from(wanted.realm)})", error.status
+                ) from error
         try:
-            return await self.tokens.fetch(wanted, None)
-        except Missing as error:
-            raise LoginRefused(
-                f"{error.reason} ({_withheld_from(wanted.realm)})", error.status
-            ) from error
+            token = await self.tokens.fetch(wanted, credentials)
+        except LoginRefused as error:
+            is_refused = credentials is not None and error.status in (401, 403)
+            if not (self.anonymous_too and is_refused):
+                raise
+            return await self._fetch_anonymously(wanted, credentials, error)
+        if credentials is None or token.user is not None:  # not one that another caller fetches
+            self._refused.pop(wanted, None)
+        return token
+
+    async def _fetch_anonymously(
+        self, wanted: TokenRequest, credentials: Credentials | None, refused: LoginRefused
+    ) -> Token:
+        """
+        Fetch a token without the credentials, which were refused: for what everybody may have, some
+        services give one to nobody in particular alone.
+
+        :raises LoginRefused: ``refused``, if there is none either.
+        """
+        try:
+            token = await self.tokens.fetch(wanted, None)
+        except (LoginRefused, Missing):
+            raise refused from None
+        self._refused[wanted] = refused
+        if self._told != credentials:
+            self._told = credentials
+            self._log.warn(
+                "{host}: {reason}; images are asked for anonymously",
+                host=self._host,
+                reason=refused.reason,
+            )
+        return token
 
     def _credentials(self) -> Credentials | None:
         try:

@@ -82,3 +82,21 @@ class DeadTokenTests(PullCase):
             self.hub.faults.add(Status(status), on=BLOBS)
             self.assert_whole(await self.pull(digest), content)
             self.assertEqual(len(self.hub.tokens.given), before + 1)
+
+
+class RefusedLoginTests(PullCase):
+    """The token server refuses the daemon's login."""
+
+    settings = remote(username="bob", password="wrong")
+
+    async def test_public_images_are_had_and_private_ones_are_no_404(self) -> None:
+        for name in (ALPINE, "org/private"):
+            self.hub.images.add_image(name, "latest", b"layer")
+        self.hub.private.add("org/private")
+        for name, status in ((ALPINE, 200), ("org/private", 502)):
+            answer = await self.registry.request("GET", f"/v2/docker.io/{name}/manifests/latest")
+            self.assertEqual(answer.status, status, answer.body)
+        self.assertIn(b"login refused to user bob", answer.body)
+        self.assertEqual(
+            len(self.logged("login refused to user bob", "images are asked for anonymously")), 1
+        )

@@ -17,7 +17,10 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
 from artifactd.oci.names import Tag
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.values import Url
 from artifactd.upstream import patience
+from artifactd.upstream.access import RegistryAccess
 from artifactd.upstream.client import RegistryUpstream, ResponseBody
 from artifactd.upstream.credentials import Credentials, Disclosure
 from artifactd.upstream.errors import LoginRefused, Missing, Throttled
@@ -401,6 +404,106 @@ class LoginTestCase(UpstreamTestCase):
         error = self.failureResultOf(self.manifest(upstream, image), UpstreamError).value
         assert isinstance(error, UpstreamError)
         return error
+
+
+class RefusedLoginTests(LoginTestCase):
+    """A token service that refuses our login, also for what everybody may have, as nvcr.io."""
+
+    def service(
+        self, *, status: int = 401, anonymous: bool = True, private: str = "org/private"
+    ) -> RegistryUpstream:
+        """
+        :param status: what a login is answered.
+        :param anonymous: whether tokens are given without one.
+        :param private: the image that needs a login.
+        """
+        self.right = ""
+
+        def answer(asked: Asked) -> Reply:
+            if asked.url.startswith(REALM):
+                if asked.authorization is None:
+                    return json({"token": "anonymous"}) if anonymous else Answer(401)
+                if asked.authorization == self.right:
+                    return json({"token": "bobs"})
+                return json({"message": "wrong password"}, status)
+            if asked.authorization is None:
+                return challenged(BEARER)
+            if private in asked.path and asked.authorization != "Bearer bobs":
+                return Answer(403, b"{}")
+            return Answer(404, b"{}") if "org/none" in asked.path else Answer(200, b"{}")
+
+        return self.upstream(answer, credentials=lambda: BOB, retries=0)
+
+    def tokens(self) -> list[str | None]:
+        """The logins that the token service was shown."""
+        return [asked.authorization for asked in self.http.asked if asked.url.startswith(REALM)]
+
+    def test_public_images_are_asked_for_anonymously_and_the_log_says_so_once(self) -> None:
+        for status in (401, 403):
+            logged = self.logged()
+            upstream = self.service(status=status)
+            for image in ("org/a", "org/b", "org/a"):
+                self.successResultOf(self.manifest(upstream, image))
+            self.assertEqual([BOB.basic(), None] * 2, self.tokens())
+            (line,) = [line for line in logged if "anonymously" in line]
+            self.assertIn("registry-1.docker.io: login refused to user bob: ", line)
+            self.assertIn("wrong password", line)
+            self.assertNotIn(BOB.password, line)
+
+    def logged(self) -> list[str]:
+        """The lines of the log from now on."""
+        lines: list[str] = []
+
+        @implementer(ILogObserver)
+        def note(event: LogEvent) -> None:
+            lines.append(eventAsText(event, includeTimestamp=False, includeSystem=False))
+
+        globalLogPublisher.addObserver(note)
+        self.addCleanup(globalLogPublisher.removeObserver, note)
+        return lines
+
+    def test_what_needs_the_login_is_no_image_that_is_not_there(self) -> None:
+        upstream = self.service()
+        error = self.error(upstream, "org/private")
+        self.assertIsInstance(error, LoginRefused)
+        self.assertIn("login refused to user bob", error.reason)
+        self.assertIn("wrong password", error.reason)
+        self.assertIsInstance(self.error(upstream, "org/none"), Missing)
+
+    def test_without_anonymous_tokens_the_refusal_of_the_login_is_the_answer(self) -> None:
+        upstream = self.service(anonymous=False)
+        error = self.error(upstream)
+        self.assertIsInstance(error, LoginRefused)
+        self.assertIn("login refused to user bob", error.reason)
+
+    def test_a_failure_of_the_service_is_no_refusal(self) -> None:
+        for status in (400, 404, 429, 500):
+            upstream = self.service(status=status)
+            self.error(upstream)
+            self.assertNotIn(None, self.tokens(), status)
+
+    def test_a_login_that_is_right_again_is_used(self) -> None:
+        upstream = self.service()
+        self.successResultOf(self.manifest(upstream))
+        self.assertIsInstance(self.error(upstream, "org/private"), LoginRefused)
+        self.right = BOB.basic()
+        self.successResultOf(self.manifest(upstream, "org/private"))
+        self.clock.advance(3600)
+        self.successResultOf(self.manifest(upstream))
+        self.assertEqual("Bearer bobs", self.http.asked[-1].authorization)
+
+    def test_a_clients_own_login_that_is_refused_is_refused(self) -> None:
+        def answer(asked: Asked) -> Reply:
+            if asked.url.startswith(REALM):
+                return json({"token": "t"}) if asked.authorization is None else Answer(401)
+            return challenged(BEARER) if asked.authorization is None else Answer(200, b"{}")
+
+        http = ScriptedHttp(answer)
+        settings = RemoteSettings(upstream=Url(HUB), retries=0)
+        access = RegistryAccess("docker.io", settings, http, self.clock, self.watch)
+        for work in (access.logs_in(BOB), access.may_pull(IMAGE, BOB, LATEST)):
+            self.failureResultOf(Deferred.fromCoroutine(work), LoginRefused)
+        self.assertNotIn("Bearer t", [asked.authorization for asked in http.asked])
 
 
 class RedirectedTests(LoginTestCase):
