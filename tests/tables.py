@@ -45,3 +45,12 @@ def assert_tests_exist(test: SynchronousTestCase, document: str, least: int) -> 
     for name in named:
         test.assertRegex(name, r"\.test_\w+$")
         test.assertTrue(callable(namedAny(name)), name)
+
+
+def assert_names_of_tests_lead_to_tests(test: SynchronousTestCase, document: str) -> None:
+    """Every name of a test, a class or a module of tests on the page is that of one."""
+    named = set(re.findall(r"`(tests\.[\w.]+)`", (_DOCS / document).read_text("utf-8")))
+    test.assertGreater(len(named), 10)
+    for name in sorted(named):
+        test.assertRegex(name, r"(\.test_\w+|Tests)$")
+        namedAny(name)

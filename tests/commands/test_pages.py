@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from io import BytesIO, TextIOWrapper
 from itertools import product
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
 import artifactd as package
+from artifactd.auth import passwords
+from artifactd.commands import accounts
 from artifactd.daemon.listen import listen
 from artifactd.oci.digest import Digest
 from artifactd.registry.metrics import Counters
@@ -65,10 +68,7 @@ NOT_RUN = {
         "./script/test",
     },
     "docs/access.md": {
-        # Apache's program, which not every machine has, and files of root's.
-        "htpasswd -B -c /etc/artifactd/htpasswd alice",
-        "htpasswd -B /etc/artifactd/htpasswd bob",
-        "htpasswd -D /etc/artifactd/htpasswd bob",
+        # Files of root's.
         "chown root:artifactd /etc/artifactd/htpasswd",
         "chmod 640 /etc/artifactd/htpasswd",
         # Commands of Docker: tests.clients.test_secured_docker, tests.clients.test_proof.
@@ -107,7 +107,7 @@ PROGRAM = re.compile(
 )
 
 # Commands that the text calls by their names alone, though they need to be told more.
-NAMES = re.compile(r"artifactd (backup|purge|release|robot|undelete|warm)")
+NAMES = re.compile(r"artifactd (backup|purge|release|robot|robot add|undelete|user|warm)")
 
 
 @frozen
@@ -172,6 +172,7 @@ class SettingsTests(TestCase):
             (self.folder / name).write_bytes(server.pem + ROOT.pem)
         bcrypt = "$2y$05$" + "." * 53
         (self.folder / "htpasswd").write_text(f"alice:{bcrypt}\nbob:{bcrypt}\n")
+        (self.folder / "robots.toml").touch(0o600)
 
     def here(self, text: str) -> str:
         """Settings with the files, ports and secrets of a page replaced by the test's own."""
@@ -259,8 +260,17 @@ class CommandsTests(TestCase):
         self.config = self.folder / "artifactd.toml"
         other = f'[repository."ghcr.io"]\nkind = "remote"\nupstream = "{hub.url}"\n'
         other += 'hosts = ["ghcr.io"]\n'
-        self.config.write_text(f"{settings_for(hub)}\n{other}")
+        self.config.write_text(f"{settings_for(hub)}\n{other}\n{self.accounts()}")
         self.daemon = await Daemon.start(self, toml=self.config.read_text())
+
+    def accounts(self) -> str:
+        """Settings by which everybody may do everything, with files of users and robots."""
+        users, robots = self.folder / "htpasswd", self.folder / "robots.toml"
+        users.touch(0o600)
+        robots.touch(0o600)
+        self.patch(passwords, "_USUAL_COST", 4)  # what a hash costs
+        rule = RULE.replace('"pull"', '"pull", "push", "delete"')
+        return f'{rule}\n[auth]\nhtpasswd = "{users}"\nrobots_file = "{robots}"\n'
 
     async def push(self, name: str, *tags: str) -> Digest:
         """Push an image of its own to several tags; its digest."""
@@ -296,7 +306,13 @@ class CommandsTests(TestCase):
         return results
 
     async def run_one(self, command: str) -> Result:
-        program, name, *argv = shlex.split(command)
+        """Run a command, with the output of ``echo`` before it, or a terminal to ask at."""
+        typed, piped, rest = command.rpartition(" | ")
+        terminal = TextIOWrapper(BytesIO(typed.encode()))
+        self.patch(sys, "stdin", terminal)
+        self.patch(terminal, "isatty", lambda: not piped)
+        self.patch(accounts, "getpass", lambda prompt: "secret")
+        program, name, *argv = shlex.split(rest)
         self.assertEqual(program, "artifactd", command)
         options = [] if "--config" in argv else ["--config", str(self.config)]
         result = await artifactd(self, name, *options, *argv, ARTIFACTD_DATA=str(self.daemon.data))
@@ -308,6 +324,7 @@ class CommandsTests(TestCase):
         digest = await self.push("app", "v1")
         await self.push("app", "test-1", "test-2")
         await self.push("team/app", "v1")
+        await self.run_one("artifactd user add alice")
         await self.push("app", "old")
         await self.delete("app", "old")
         results = await self.run_page(
