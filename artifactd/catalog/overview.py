@@ -122,27 +122,47 @@ class RepositoryUsage:
     size: int
 
 
-_HELD = (
-    "SELECT blob_id AS id FROM blob_link WHERE image_id = image.id"
-    " UNION SELECT blob.id FROM manifest JOIN blob ON blob.digest = manifest.digest"
-    " WHERE manifest.image_id = image.id"
-)
-_ELSEWHERE = (
-    "EXISTS (SELECT 1 FROM blob_link WHERE blob_link.blob_id = blob.id"
-    " AND blob_link.image_id <> image.id)"
-    " OR EXISTS (SELECT 1 FROM manifest WHERE manifest.digest = blob.digest"
-    " AND manifest.image_id <> image.id)"
-)
-_IMAGES = (
-    "SELECT repository || '/' || name,"
-    " (SELECT count(*) FROM tag WHERE image_id = image.id),"
-    f" (SELECT coalesce(sum(size), 0) FROM blob WHERE id IN ({_HELD})),"
-    f" (SELECT coalesce(sum(size), 0) FROM blob WHERE id IN ({_HELD}) AND NOT ({_ELSEWHERE})),"
-    " (SELECT max(pushed_at) FROM manifest WHERE image_id = image.id),"
-    " (SELECT max(used_at) FROM manifest WHERE image_id = image.id)"
-    " FROM image WHERE known_at IS NOT NULL AND (repository, name) > (?, ?)"
-    " ORDER BY repository, name LIMIT ?"
-)
+# Sizes are summed up for the images of the page alone.  A blob is the image's own if all
+# repositories together count no more links to it than this image has, as a blob and as a manifest.
+_IMAGES = """
+    WITH page AS MATERIALIZED (
+        SELECT id, repository, name FROM image
+        WHERE known_at IS NOT NULL AND (repository, name) > (?, ?)
+        AND (repository || '/' || name) GLOB ?
+        ORDER BY repository, name LIMIT ?
+    ), held (image_id, id, pushed, used) AS (
+        SELECT page.id, blob_id, NULL, NULL FROM page
+            CROSS JOIN blob_link ON blob_link.image_id = page.id
+        UNION ALL SELECT page.id, blob.id, pushed_at, manifest.used_at FROM page
+            CROSS JOIN manifest ON manifest.image_id = page.id
+            CROSS JOIN blob ON blob.digest = manifest.digest
+    ), each AS (
+        SELECT image_id, id, count(*) AS mine, max(pushed) AS pushed, max(used) AS used
+        FROM held GROUP BY image_id, id
+    ), sums AS MATERIALIZED (
+        SELECT image_id, sum(size) AS size, max(pushed) AS pushed, max(used) AS used,
+            sum(size) FILTER (WHERE mine = (
+                SELECT sum(links) FROM repository_usage
+                CROSS JOIN repository_blob USING (repository) WHERE blob_id = each.id
+            )) AS own
+        FROM each CROSS JOIN blob ON blob.id = each.id GROUP BY image_id
+    )
+    SELECT repository || '/' || name, (SELECT count(*) FROM tag WHERE image_id = page.id),
+        coalesce(sums.size, 0), coalesce(own, 0), pushed, used
+    FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY repository, name
+"""
+# NOT INDEXED and the plus let SQLite read images, and so their tags, in the order in which they lie
+# on the disk; by the index on names it would look up each by itself.
+_USAGE = """
+    SELECT repository.name, coalesce(images, 0), coalesce(tags, 0), coalesce(size, 0)
+    FROM repository LEFT JOIN (
+        SELECT repository, sum(known_at IS NOT NULL) AS images,
+            sum((SELECT count(*) FROM tag WHERE image_id = image.id)) AS tags
+        FROM image NOT INDEXED GROUP BY +repository
+    ) AS counted ON counted.repository = repository.name
+    LEFT JOIN repository_usage ON repository_usage.repository = repository.name
+    ORDER BY repository.name
+"""
 _TAGS = (
     "SELECT tag.name, manifest.digest, coalesce(artifact_type, media_type),"
     " moved_at, coalesce((SELECT actor FROM tag_movement WHERE tag_movement.image_id = tag.image_id"
@@ -176,10 +196,18 @@ class Overview(OnDatabase):
     """
 
     @read
-    def images(self, db: Connection, after: ImageName | None, limit: int) -> list[ImageSeen]:
-        """Known images by repository and name, at most ``limit`` behind ``after``."""
+    def images(
+        self, db: Connection, after: ImageName | None, limit: int, pattern: str = "*"
+    ) -> list[ImageSeen]:
+        """
+        Known images by repository and name, at most ``limit`` behind ``after``.
+
+        :param pattern: for canonical names, as of a shell (:mod:`fnmatch`); ``*`` matches slashes
+            too.
+        """
         behind = ("", "") if after is None else (after.repository, after.image)
-        return [ImageSeen(*row) for row in db.execute(_IMAGES, (*behind, limit))]
+        glob = pattern.replace("[!", "[^")
+        return [ImageSeen(*row) for row in db.execute(_IMAGES, (*behind, glob, limit))]
 
     @read
     def tags(self, db: Connection, image: ImageName, after: str, limit: int) -> list[TagSeen]:
@@ -262,14 +290,7 @@ class Overview(OnDatabase):
     @read
     def usage(self, db: Connection) -> list[RepositoryUsage]:
         """What each configured repository holds."""
-        rows = db.execute(
-            "SELECT name, (SELECT count(*) FROM image WHERE repository = repository.name"
-            " AND known_at IS NOT NULL), (SELECT count(*) FROM image JOIN tag"
-            " ON tag.image_id = image.id WHERE image.repository = repository.name),"
-            " coalesce((SELECT size FROM repository_usage WHERE repository = repository.name), 0)"
-            " FROM repository ORDER BY name"
-        )
-        return [RepositoryUsage(*row) for row in rows]
+        return [RepositoryUsage(*row) for row in db.execute(_USAGE)]
 
 
 def _size_of(db: Connection, image_id: int, digest: str) -> int:

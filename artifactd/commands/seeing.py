@@ -88,16 +88,15 @@ class List(DataCommand):
         overview = Overview(parts.catalog.database)
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
         found = False
-        async for page in _all_images(overview):
-            shown = [each for each in page if fnmatchcase(each.image, self.pattern)]
-            found = found or bool(shown)
-            table.add([(each, _image_cells(each)) for each in shown])
+        async for page in _images(overview, self.pattern):
+            found = True
+            table.add([(each, _image_cells(each)) for each in page])
         return 0 if found else 1
 
 
-async def _all_images(overview: Overview) -> AsyncIterator[list[ImageSeen]]:
+async def _images(overview: Overview, pattern: str) -> AsyncIterator[list[ImageSeen]]:
     after = None
-    while page := await overview.images(after, _PAGE):
+    while page := await overview.images(after, _PAGE, pattern):
         yield page
         repository, _, name = page[-1].image.partition("/")
         after = ImageName(repository, name)

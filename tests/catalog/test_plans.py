@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, TypeVar
 
+from attrs import astuple
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,6 +16,7 @@ from artifactd.catalog import garbage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
+from artifactd.catalog.overview import Overview
 from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
@@ -202,6 +204,23 @@ class PlanTests(SynchronousTestCase):
         self.delete(b"[]", b"child")
         self.do(self.remote.release_image(APP))
         self.assertEqual([], self.scans())
+
+    def test_a_page_of_images_reads_what_these_images_have_and_no_more(self) -> None:
+        self.do(Overview(self.database).images(ImageName("local", "a"), 10, "*/app"))
+        scanned = {step.split()[1] for step in self.steps() if step.startswith("SCAN")}
+        # The former three are of the page; repository_usage has a row for each repository.
+        self.assertEqual({"page", "held", "each", "repository_usage"}, scanned)
+
+    def test_images_and_tags_of_all_repositories_are_counted_in_one_pass(self) -> None:
+        self.put("v1", "v2")
+        self.db.execute("INSERT INTO repository VALUES ('local'), ('other')")
+        self.statements.clear()
+        local, other = self.do(Overview(self.database).usage())
+        self.assertEqual(("local", 1, 2), (local.repository, local.images, local.tags))
+        self.assertEqual(("other", 0, 0, 0), astuple(other))
+        steps = self.steps()
+        self.assertEqual(["SCAN image"], [s for s in steps if "image" in s.split()])
+        self.assertIn("SEARCH tag USING PRIMARY KEY (image_id=?)", steps)
 
     def collect(self, at: float) -> None:
         """Collect everything that has been unused since ``at``."""

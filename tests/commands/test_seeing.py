@@ -50,6 +50,7 @@ class SeeingTests(MaintenanceTestCase):
 
     async def test_images_by_a_pattern(self) -> None:
         self.assertEqual(["local/team/other"], [r[0] for r in await self.rows("ls", "*/team/*")])
+        self.assertEqual(["local/app"], [r[0] for r in await self.rows("ls", "local/[!t]*")])
         result = await self.command("ls", "absent*")
         self.assertEqual((1, "", ""), (result.status, result.out, result.err))
 
