@@ -286,34 +286,45 @@ class Catalog(OnDatabase):
         await self.database.write(store, release, long=put.actor if long else None)
 
     async def delete_manifest(
-        self, image: ImageName, digest: Digest, *, allow_held: bool, actor: str
-    ) -> None:
+        self,
+        image: ImageName,
+        digest: Digest,
+        *,
+        allow_held: bool,
+        actor: str,
+        unless_kept: bool = False,
+    ) -> bool:
         """
         Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
         them back.  The leases of blobs and manifests that nothing else holds run from now; the
         manifests that it listed, and that nothing keeps now, are collected after theirs.
 
+        :param unless_kept: do nothing if a tag, an index or a subject keeps it.
+        :return: whether it was taken out.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have the manifest.
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
             is the same as for :meth:`delete_blob`.
         """
 
-        def delete(db: Connection) -> None:
+        def delete(db: Connection) -> bool:
             at = self.database.now()
             image_id = images.known(db, image)
             manifest_id = manifests.row_of(db, image_id, digest)
             if manifest_id is None:
                 raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+            if unless_kept and leases.is_kept(db, manifest_id):
+                return False
             if not allow_held:
                 manifests.refuse_if_held(db, image_id, digest, "manifest")
             children = manifests.children_of(db, manifest_id)
             leases.bury_manifest(db, manifest_id, actor=actor, at=at)
             manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
             leases.orphan(db, image_id, children)
+            return True
 
         long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
-        await self.database.write(delete, long=actor if long else None, frees=True)
+        return await self.database.write(delete, long=actor if long else None, frees=True)
 
     @read
     def referrers(

@@ -60,6 +60,12 @@ _RENEW_MANIFEST = (
 )
 
 
+def is_kept(db: Connection, manifest_id: int) -> bool:
+    """Whether a tag, an index or a subject keeps a manifest in its image."""
+    kept = f"SELECT 1 FROM manifest WHERE id = ? AND {KEPT}"
+    return db.execute(kept, (manifest_id,)).fetchone() is not None
+
+
 def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> None:
     """
     Bring the leases of ``digests``, blobs or manifests of an image, up to date after a change of

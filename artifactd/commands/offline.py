@@ -387,20 +387,32 @@ class CollectGarbage(DataCommand):
             return await _list_garbage(parts, settings, only, at_once=bool(self["now"]))
         if is_read_only(parts):
             return 1
-        listing = _GarbageReport(settings)
-        parts.sweep.report = listing.swept
-        parts.collector.report = listing.collected
-        parts.collector.at_once, parts.collector.only = bool(self["now"]), only
-        try:
-            if only is None:
-                await parts.sweep.run()
-            await parts.collector.run()
-        except NotNow as error:
-            print(f"artifactd: {error}: try again later", file=sys.stderr)
-            return 1
-        finally:
-            print(f"collected: {listing}")
-        return 0
+        return await collect(parts, settings, only, at_once=bool(self["now"]))
+
+
+async def collect(
+    parts: Assembly, settings: Settings, only: ImageName | None, *, at_once: bool
+) -> int:
+    """
+    Collect garbage and print what goes.  Returns the exit status.
+
+    :param only: collect what was deleted from this image alone; ``None``: sweep, and collect all.
+    :param at_once: free what was deleted before its time.
+    """
+    listing = _GarbageReport(settings)
+    parts.sweep.report = listing.swept
+    parts.collector.report = listing.collected
+    parts.collector.at_once, parts.collector.only = at_once, only
+    try:
+        if only is None:
+            await parts.sweep.run()
+        await parts.collector.run()
+    except NotNow as error:
+        print(f"artifactd: {error}: try again later", file=sys.stderr)
+        return 1
+    finally:
+        print(f"collected: {listing}")
+    return 0
 
 
 async def _list_garbage(

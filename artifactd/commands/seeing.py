@@ -16,7 +16,14 @@ from twisted.python import usage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Overview, TagSeen
 from artifactd.catalog.records import TagMovement
-from artifactd.commands.offline import DataCommand, ImageCommand, is_read_only, is_remote, purge
+from artifactd.commands.offline import (
+    DataCommand,
+    ImageCommand,
+    collect,
+    is_read_only,
+    is_remote,
+    purge,
+)
 from artifactd.commands.table import JSON, Table, shown_bytes, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
@@ -27,6 +34,7 @@ from artifactd.registry.warming import Child, Platform
 from artifactd.settings.settings import Settings
 
 _LARGEST_CONFIG = 4 << 20  # bytes
+_RM = "rm"  # who did it, in the journal
 _PAGE = 500  # images or tags that are read at a time
 
 
@@ -249,7 +257,15 @@ class Remove(DataCommand):
         " fetches it again."
     )
     synopsis = "[options] REFERENCE..."
-    optFlags: ClassVar = [["dry-run", "n", "Only list what would be deleted."]]
+    optFlags: ClassVar = [
+        ["dry-run", "n", "Only list what would be deleted."],
+        [
+            "now",
+            None,
+            "Delete the tags' manifests too, if nothing else keeps them, and free at once all that"
+            " was deleted from these images, now and before: it can't be brought back any more.",
+        ],
+    ]
 
     # Options calls this with the arguments left over.
     def parseArgs(self, first: str, *more: str) -> None:  # type: ignore[override]
@@ -259,6 +275,7 @@ class Remove(DataCommand):
         if not self["dry-run"] and is_read_only(parts):
             return 1
         status = 0
+        removed: list[_Removal] = []
         for wanted in self.wanted:
             found = await self._found(parts, wanted)
             if not found:
@@ -268,28 +285,27 @@ class Remove(DataCommand):
                 if not self["dry-run"]:
                     await each.remove()
                 print(each.told(is_done=not self["dry-run"]))
+            removed += found
+        if self["now"] and not self["dry-run"]:
+            status = await _free(parts, settings, removed) or status
         return status
 
     async def _found(self, parts: Assembly, wanted: str) -> list[_Removal]:
         """What a reference names."""
         name, at, digest = wanted.partition("@")
-        catalog = parts.catalog
         if at:
             image, parsed = _resolved(parts, name), Digest.parse(digest)
-            if await catalog.manifest(image, parsed) is None:
-                return []
-            delete = partial(catalog.delete_manifest, image, parsed, allow_held=False, actor="rm")
-            return [_removal(parts, image, parsed, delete)]
-        name, colon, pattern = wanted.partition(":")
-        if not colon:
-            raise usage.UsageError(f"{wanted}: say which tags, such as {wanted}:* for all of them")
-        image = _resolved(parts, name)
-        tags = await catalog.tags(image, None, None) or []
-        matching = [Tag.parse(tag) for tag in tags if fnmatchcase(tag, pattern)]
-        return [
-            _removal(parts, image, tag, partial(catalog.delete_tag, image, tag, actor="rm"))
-            for tag in matching
-        ]
+            references: list[Reference] = [parsed]
+        else:
+            name, colon, pattern = wanted.partition(":")
+            if not colon:
+                raise usage.UsageError(
+                    f"{wanted}: say which tags, such as {wanted}:* for all of them"
+                )
+            image = _resolved(parts, name)
+            tags = await parts.catalog.tags(image, None, None) or []
+            references = [Tag.parse(tag) for tag in tags if fnmatchcase(tag, pattern)]
+        return [each for r in references if (each := await _removal(parts, image, r)) is not None]
 
 
 @frozen
@@ -297,14 +313,23 @@ class _Removal:
     """
     What a reference of ``rm`` names.
 
-    :ivar name: the tag or manifest, with its image.
+    :ivar image: the image.
+    :ivar reference: a tag or manifest of it.
+    :ivar digest: of the manifest; ``None``: it is damaged.
     :ivar is_cached: whether it comes from an upstream.
     :ivar remove: deletes or evicts it.
     """
 
-    name: str
+    image: ImageName
+    reference: Reference
+    digest: Digest | None
     is_cached: bool
     remove: Callable[[], Awaitable[object]]
+
+    @property
+    def name(self) -> str:
+        """The tag or manifest with its image."""
+        return f"{self.image}{'@' if isinstance(self.reference, Digest) else ':'}{self.reference}"
 
     def told(self, *, is_done: bool) -> str:
         """One line that says what was done, or what would be."""
@@ -314,14 +339,39 @@ class _Removal:
         return f"{'deleted' if is_done else 'would delete'} {self.name}"
 
 
-def _removal(
-    parts: Assembly, image: ImageName, reference: Reference, delete: Callable[[], Awaitable[object]]
-) -> _Removal:
-    """:param delete: how it is deleted if the image was pushed here."""
-    name = f"{image}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+async def _removal(parts: Assembly, image: ImageName, reference: Reference) -> _Removal | None:
+    """How to remove a tag or manifest; ``None`` if there is none."""
+    catalog = parts.catalog
+    record = await catalog.manifest(image, reference)
+    if record is None and isinstance(reference, Digest):
+        return None
+    remove: Callable[[], Awaitable[object]]
     if is_remote(parts, image):
-        return _Removal(name, True, partial(purge, parts, image, reference))
-    return _Removal(name, False, delete)
+        remove = partial(purge, parts, image, reference)
+    elif isinstance(reference, Tag):
+        remove = partial(catalog.delete_tag, image, reference, actor=_RM)
+    else:
+        remove = partial(catalog.delete_manifest, image, reference, allow_held=False, actor=_RM)
+    digest = None if record is None else record.digest
+    return _Removal(image, reference, digest, is_remote(parts, image), remove)
+
+
+async def _free(parts: Assembly, settings: Settings, removed: Sequence[_Removal]) -> int:
+    """
+    Delete manifests that were tagged and that nothing keeps now, and free what was deleted from
+    their images.  Returns the exit status.
+    """
+    deleted = [each for each in removed if not each.is_cached]
+    tagged = {(e.image, e.digest): None for e in deleted if isinstance(e.reference, Tag)}
+    for image, digest in tagged:
+        if digest is not None and await parts.catalog.delete_manifest(
+            image, digest, allow_held=False, actor=_RM, unless_kept=True
+        ):
+            print(f"deleted {image}@{digest}")
+    status = 0
+    for image in dict.fromkeys(each.image for each in deleted):
+        status = await collect(parts, settings, image, at_once=True) or status
+    return status
 
 
 class Restore(ImageCommand):

@@ -118,6 +118,33 @@ class SeeingTests(MaintenanceTestCase):
         self.assertEqual(f"deleted local/app@{self.new}\n", await self.do("rm", f"app@{self.new}"))
         self.assertEqual(404, (await self.get("app/manifests/v1")).status)
 
+    async def test_what_nothing_else_holds_is_freed_at_once(self) -> None:
+        self.assertTrue(self.here(b"newer layer"))
+        await self.do("rm", "app:v1")
+        self.assertTrue(self.here(b"newer layer"), "it can be brought back")
+        await self.do("undelete", "app:v1")
+        said = await self.do("rm", "--now", "--dry-run", "app:v1")
+        self.assertEqual("would delete local/app:v1\n", said)
+        said = await self.do("rm", "--now", "app:v1")
+        self.assertIn(f"deleted local/app:v1\ndeleted local/app@{self.new}\n", said)
+        self.assertIn("bytes of the store", said.splitlines()[-1])
+        self.assertFalse(self.here(b"newer layer"))
+        self.assertTrue(self.here(b"shared"), "the other image has it too")
+        self.assertTrue(self.here(b"layer"), "another manifest has it, which was not deleted")
+        self.assertEqual(1, (await self.command("undelete", "--list", "app")).status)
+
+    async def test_a_manifest_that_something_keeps_is_not_freed(self) -> None:
+        await self.daemon.push_manifest(
+            "app", "also", image_manifest(CONFIG, b"newer layer", b"shared")
+        )
+        said = await self.do("rm", "--now", "app:v1")
+        self.assertNotIn(str(self.new), said)
+        answer = await self.get("app/manifests/also")
+        self.assertEqual(
+            (200, str(self.new)), (answer.status, answer.header("Docker-Content-Digest"))
+        )
+        self.assertTrue(self.here(b"newer layer"))
+
     async def test_what_is_not_there_is_not_deleted(self) -> None:
         for wanted in ("app:absent", "app:w*", f"app@{Digest.of(b'absent')}", "absent:v1", "app"):
             await self.assert_refused("rm", wanted)
