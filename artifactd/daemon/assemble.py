@@ -80,6 +80,7 @@ from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Retries
+from artifactd.upstream.sources import CommandCredentials, CredentialSource, GivenCredentials
 
 # Limits on the large answers of one owner that wait for memory: how many, and their bytes, as a
 # multiple of the owner's share.
@@ -153,6 +154,7 @@ class RemoteWiring:
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
+    _commands: list[CommandCredentials] = field(factory=list, init=False)
 
     def repository(self, name: str, settings: RemoteSettings) -> RemoteRepository:
         """
@@ -170,7 +172,7 @@ class RemoteWiring:
             self._transport(settings, reach),
             reactor,
             counters,
-            credentials=lambda: _credentials(settings, os.environ),
+            credentials=self._credentials(name, settings),
             max_manifest=int(self.settings.max_manifest),
         )
         refusals = Refusals(reactor, settings.negative_freshness)
@@ -256,9 +258,10 @@ class RemoteWiring:
 
     async def close(self) -> None:
         """
-        Stop the fills, which the next start can resume, and all other fetches under way, and close
-        the connections.
+        Stop the fills, which the next start can resume, and all other fetches under way, kill the
+        commands that are to print a login, and close the connections.
         """
+        await gatherResults([Deferred.fromCoroutine(each.close()) for each in self._commands])
         fetching: list[Fills | Parts] = [*self.fills.values(), *self._parts]
         # At once: those that come last must not go on until the first have ended.
         await gatherResults([Deferred.fromCoroutine(each.stop()) for each in fetching])
@@ -283,6 +286,20 @@ class RemoteWiring:
             self.filling.of_image,
             self.run,
         )
+
+    def _credentials(self, name: str, settings: RemoteSettings) -> CredentialSource:
+        """Make the source of the daemon's login at the upstream of the repository ``name``."""
+        if settings.credential_command:
+            command = CommandCredentials(name, settings, self.reactor, os.environ)
+            self._commands.append(command)
+            return command
+
+        def read() -> Credentials | None:
+            if not settings.username:
+                return None
+            return Credentials(str(settings.username), str(settings.read_password(os.environ)))
+
+        return GivenCredentials(read, settings.upstream.host)
 
     def _transport(self, settings: RemoteSettings, reach: Reach) -> Transport:
         transport = Transport(
@@ -319,12 +336,6 @@ def secret_key(folder: Path, purpose: str) -> bytes:
     if len(found) != _KEY:
         raise StartError(f"{file.path} is damaged: remove it, and everybody proves again")
     return hmac.digest(found, purpose.encode(), "sha256")
-
-
-def _credentials(settings: RemoteSettings, environ: Mapping[str, str]) -> Credentials | None:
-    if not settings.username:
-        return None
-    return Credentials(str(settings.username), str(settings.read_password(environ)))
 
 
 @frozen

@@ -22,14 +22,18 @@ def read_trusted(path: Path, limit: int = -1) -> bytes:
     :raises OSError: if it can't be read.
     """
     with path.open("rb") as file:
-        status = os.fstat(file.fileno())
-        mode = stat.S_IMODE(status.st_mode)
-        own = {os.getegid(), *os.getgroups()}  # of a Kubernetes volume it is one of the latter
-        foreign = mode & stat.S_IWGRP and status.st_gid not in own
-        # A pipe or a device is no file that somebody could have changed.
-        if stat.S_ISREG(status.st_mode) and (mode & stat.S_IWOTH or foreign):
-            raise Untrusted(f"others may write it (mode {mode:04o}): chmod go-w")
+        check_trusted(os.fstat(file.fileno()))
         return file.read(limit)
+
+
+def check_trusted(status: os.stat_result) -> None:
+    """:raises Untrusted: if everybody may write it, or a group may that this process is not in."""
+    mode = stat.S_IMODE(status.st_mode)
+    own = {os.getegid(), *os.getgroups()}  # of a Kubernetes volume it is one of the latter
+    foreign = mode & stat.S_IWGRP and status.st_gid not in own
+    # A pipe or a device is no file that somebody could have changed.
+    if stat.S_ISREG(status.st_mode) and (mode & stat.S_IWOTH or foreign):
+        raise Untrusted(f"others may write it (mode {mode:04o}): chmod go-w")
 
 
 def replace_trusted(path: Path, change: Callable[[bytes | None], bytes]) -> bool:

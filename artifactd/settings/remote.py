@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,11 +11,12 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from artifactd.kit.start import StartError
-from artifactd.kit.trusted import Untrusted, read_trusted
+from artifactd.kit.trusted import Untrusted, check_trusted, read_trusted
 from artifactd.settings.toml import Section, key
 from artifactd.settings.values import (
     Attempts,
     Bytes,
+    Command,
     Duration,
     Flag,
     Host,
@@ -59,6 +62,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     password: Password = Secret("")
     password_file: Text = ""
     password_env: Text = ""
+    credential_command: Command = ()
     auth_hosts: Hosts = ()
     private_hosts: Hosts = ()
     foreign_layers: Flag = False
@@ -124,6 +128,33 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
             return _secret("password_env", self.password_env, environ[self.password_env])
         return self.password
 
+    def find_program(self, environ: Mapping[str, str]) -> str:
+        """
+        Return the absolute path of the program of ``credential_command``, which has to be set.
+
+        :param environ: its ``PATH`` says where a program without a path is looked for.
+        :raises ValueError: if it can't be run; the message is one line that begins with the
+            setting's name.
+        """
+        program = self.credential_command[0]
+        where = f"credential_command: {program}"
+        if not program:
+            raise ValueError("credential_command: expected a program first, got nothing")
+        if "/" in program and not program.startswith("/"):
+            raise ValueError(f"{where}: expected an absolute path, or a name to look for in PATH")
+        path = environ.get("PATH", os.defpath)
+        found = shutil.which(program, path=path)
+        if found is None or not found.startswith("/"):
+            there = "" if program.startswith("/") else f" in PATH ({path})"
+            raise ValueError(f"{where}: there is no such program that can be run{there}")
+        try:
+            check_trusted(os.stat(found))
+        except Untrusted as error:
+            raise ValueError(f"{where}: {error}") from None
+        except OSError as error:
+            raise ValueError(f"{where}: can't be run: {error.strerror}") from None
+        return found
+
 
 def docker_hub() -> RemoteSettings:
     """The embedded ``[repository."docker.io"]``."""
@@ -140,8 +171,8 @@ def check_remotes(
     """
     :param where: names the table of all repositories in an error.
     :param environ: the variables that ``password_env`` may name.
-    :raises StartError: if two remote repositories answer for one host, or a login is incomplete or
-        its password can't be read.
+    :raises StartError: if two remote repositories answer for one host, or a login is incomplete,
+        its password can't be read, or its command can't be run.
     """
     answering: dict[str, str] = {}
     for name, remote in repositories.items():
@@ -151,6 +182,8 @@ def check_remotes(
         _check_login(remote, place)
         try:
             remote.read_password(environ)
+            if remote.credential_command:
+                remote.find_program(environ)
         except ValueError as error:
             raise StartError(f"{place}.{error}") from None
         for host in remote.hosts:
@@ -163,25 +196,30 @@ def check_remotes(
 
 
 def _check_login(remote: RemoteSettings, where: str) -> None:
-    """A user name and one password, or neither."""
+    """A user name and one password, a command that prints both, or nothing."""
     passwords = {
         "password": remote.password,
         "password_file": remote.password_file,
         "password_env": remote.password_env,
+        "credential_command": remote.credential_command,
     }
     given = [setting for setting, value in passwords.items() if value]
     if len(given) > 1:
-        raise StartError(f"{where}.{given[1]}: expected one password, got {given[0]} too")
+        raise StartError(f"{where}.{given[1]}: expected one login, got {given[0]} too")
+    if remote.username and remote.credential_command:
+        raise StartError(
+            f"{where}.credential_command: expected no username with it: the command prints it"
+        )
     if remote.username and not given:
         raise StartError(
             f"{where}.username: expected password, password_file or password_env with it"
         )
     if remote.proof_of_access and not given:
         raise StartError(
-            f"{where}.proof_of_access: expected username and a password with it: what others have"
-            " shown that they may have is fetched with them"
+            f"{where}.proof_of_access: expected username and a password, or credential_command,"
+            " with it: what others have shown that they may have is fetched with them"
         )
-    if given and not remote.username:
+    if given and not remote.username and not remote.credential_command:
         raise StartError(f"{where}.{given[0]}: expected username with it")
 
 

@@ -278,6 +278,19 @@ class Secret(str):
         return cls(text)
 
 
+class Word(str):
+    """A program, or an argument of it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if no program can be given it."""
+        if _CONTROL.search(text):
+            raise ValueError(text)
+        return cls(text)
+
+
 class Expiry(str):
     """A date-time of RFC 3339 with its offset from UTC; or empty: never."""
 
@@ -362,6 +375,10 @@ Patterns = Annotated[
     tuple[Pattern, ...], Meta(description='patterns such as "*", "library/*", "team/*/app"')
 ]
 Names = Annotated[tuple[str, ...], Meta(description="names of configured repositories")]
+Command = Annotated[
+    tuple[Word, ...],
+    Meta(description='a program and its arguments such as ["docker-credential-ecr-login"]'),
+]
 Moment = Annotated[
     Expiry,
     Meta(description='a date-time with offset such as 2027-01-31T00:00:00Z, or ""'),

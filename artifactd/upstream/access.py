@@ -25,6 +25,7 @@ from artifactd.upstream.http.response import Http, HttpResponse, media_type_of
 from artifactd.upstream.interfaces import UpstreamWatch
 from artifactd.upstream.login import Login, Tokens
 from artifactd.upstream.patience import Exchanges, Retries
+from artifactd.upstream.sources import GivenCredentials
 
 _PAGE = 8 << 20  # bytes of a list of tags, where one tag is asked for and all may come
 _VALUES = 500_000
@@ -125,7 +126,8 @@ class RegistryAccess:
 
     def _api(self, credentials: Credentials | None) -> RegistryApi:
         tokens = Tokens(self._token_exchanges, self._retries, self._clock)
-        login = Login(self._disclosure, lambda: credentials, tokens)
+        given = GivenCredentials(lambda: credentials, self._disclosure.upstream.authority)
+        login = Login(self._disclosure, given, tokens)
         return RegistryApi(self._exchanges, login, self._retries, self._clock)
 
     async def _has_manifest(self, api: RegistryApi, image: str, reference: Reference) -> bool:

@@ -27,7 +27,7 @@ from artifactd.oci.manifest import (
 from artifactd.oci.names import Reference
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.coded import Counted, Meaning, Meanings, UndoneBody
-from artifactd.upstream.credentials import Credentials, Disclosure
+from artifactd.upstream.credentials import Disclosure
 from artifactd.upstream.errors import (
     ChallengeRefused,
     LoginRefused,
@@ -58,6 +58,7 @@ from artifactd.upstream.patience import (
     is_page,
     refusal,
 )
+from artifactd.upstream.sources import ANONYMOUS, CredentialSource
 
 _T = TypeVar("_T")
 
@@ -173,10 +174,10 @@ class RegistryApi:
 
         :raises UpstreamError: if no answer of the expected statuses comes.
         """
-        response, sent = await self._admitted(request)
-        if response.status in request.expected:
-            return response, sent
-        raise await self._refusal(request, response, sent)
+        outcome = await self._outcome(request)
+        if isinstance(outcome, UpstreamError):
+            raise outcome
+        return outcome
 
     async def head(
         self, request: ApiRequest
@@ -192,7 +193,7 @@ class RegistryApi:
             the upstream answers 429.
         """
         try:
-            response, sent = await self._admitted(request)
+            outcome = await self._outcome(request)
         except ChallengeRefused as error:
             return error
         except Unreachable as error:
@@ -200,18 +201,47 @@ class RegistryApi:
             if error.status is None and not of_url:
                 raise
             return error
+        if isinstance(outcome, Throttled):
+            raise outcome
+        return outcome
+
+    async def _outcome(
+        self, request: ApiRequest
+    ) -> tuple[HttpResponse, Authorization | None] | UpstreamError:
+        """
+        Return the answer, or the error that another status than those expected means.
+
+        Where the upstream refuses credentials, and there are others now, those are tried, once.
+
+        :raises UpstreamError: if there is no answer, or no login.
+        """
+        try:
+            outcome = await self._attempt(request)
+        except ChallengeRefused as error:
+            if not await self._renewed(error):
+                raise
+        else:
+            if not isinstance(outcome, LoginRefused) or not await self._renewed(outcome):
+                return outcome
+        return await self._attempt(request)
+
+    async def _renewed(self, error: LoginRefused) -> bool:
+        """Whether there are other credentials now than those whose refusal is ``error``."""
+        return error.credentials is not None and await self.login.renewed(error.credentials)
+
+    async def _attempt(
+        self, request: ApiRequest
+    ) -> tuple[HttpResponse, Authorization | None] | UpstreamError:
+        response, sent = await self._admitted(request)
         if response.status in request.expected:
             return response, sent
-        refused = await self._refusal(request, response, sent)
-        if isinstance(refused, Throttled):
-            raise refused
-        return refused
+        return await self._refusal(request, response, sent)
 
     async def _admitted(self, request: ApiRequest) -> tuple[HttpResponse, Authorization | None]:
         """Send a request, and once more with a login where the upstream wants one."""
         throttle = self._throttles[request.kind]
         throttle.check()
-        sent = self.login.known(request.image)
+        sent = await self.login.known(request.image)
         response = await self._send(request, sent)
         if self._wants_login(request, response, sent):
             await refusal(response)
@@ -278,12 +308,15 @@ class RegistryApi:
             return Missing(
                 f"{error.reason} (anonymously: it is not there, or not for us)", error.status
             )
-        withheld, refused = self.login.withheld(request.image), self.login.refused(request.image)
+        withheld = await self.login.withheld(request.image)
+        refused = self.login.refused(request.image)
         if request.method != "HEAD":  # GET may be answered with it
             self.login.reject(request.image, sent)
         # Amazon's ECR answers 403 to a password that has expired.
         if sent.token is None and (error.status == 401 or "expired" in error.reason.lower()):
-            return LoginRefused(f"{error.reason} (login refused {sent.who})", error.status)
+            return LoginRefused(
+                f"{error.reason} (login refused {sent.who})", error.status, sent.credentials
+            )
         if refused is not None and sent.user is None:
             return LoginRefused(f"{error.reason} ({sent.who}; {refused.reason})", error.status)
         why = f"{sent.who}: it is not there, or not for us"
@@ -436,8 +469,7 @@ class RegistryUpstream:
 
     :param name: the repository's name, for logs.
     :param http: makes the requests; the caller closes it.
-    :param credentials: returns the daemon's credentials there; called in the reactor's thread.
-        If it raises OSError or ValueError, the login is refused, and the error is logged.
+    :param credentials: gives the daemon's credentials there.
     :param max_manifest: bytes that a manifest may have.
     :param random: for the time before a repetition.
     :raises ValueError: if the URL of the settings is none of http or https.
@@ -451,7 +483,7 @@ class RegistryUpstream:
         clock: IReactorTime,
         watch: UpstreamWatch,
         *,
-        credentials: Callable[[], Credentials | None] = lambda: None,
+        credentials: CredentialSource = ANONYMOUS,
         max_manifest: int = 4 << 20,
         random: Random | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Self
+from urllib.parse import quote_plus
 
 from attrs import field, frozen
 
@@ -19,10 +20,16 @@ _DOCKER_AUTH = "auth.docker.io"
 
 @frozen
 class Credentials:
-    """A user name, and a password or an access token in its place."""
+    """
+    A user name, and a password or an access token in its place.
+
+    :ivar identity_token: whether ``password`` is an identity token, which is shown to a token
+        service by POST, as a refresh token of OAuth 2; such a login has no user name that counts.
+    """
 
     username: str
     password: str = field(repr=False)
+    identity_token: bool = False
 
     def basic(self) -> str:
         """Return the value of ``Authorization`` for Basic authentication."""  # RFC 7617
@@ -31,7 +38,7 @@ class Credentials:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The texts that no message may repeat."""
-        return (self.password, self.basic().partition(" ")[2])
+        return (self.password, quote_plus(self.password), self.basic().partition(" ")[2])
 
 
 @frozen
@@ -52,6 +59,11 @@ class Disclosure:
         hosts = frozenset(host.lower() for host in settings.auth_hosts)
         return cls(Target.parse(settings.upstream), hosts)
 
+    @property
+    def is_docker_hub(self) -> bool:
+        """Whether the upstream is Docker Hub itself."""
+        return _DOCKER_HUB.fullmatch(self.upstream.host) is not None
+
     def asks(self, realm: Target) -> bool:
         """Whether ``realm`` is asked for tokens: with TLS, or if the upstream has none either."""
         return realm.scheme == "https" or self.upstream.scheme == "http"
@@ -67,7 +79,7 @@ class Disclosure:
             return False
         if realm.host == self.upstream.host:
             return True
-        if realm.host == _DOCKER_AUTH and _DOCKER_HUB.fullmatch(self.upstream.host):
+        if realm.host == _DOCKER_AUTH and self.is_docker_hub:
             return True
         return realm.is_one_of(self.auth_hosts)
 

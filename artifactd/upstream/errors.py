@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.http.errors import UpstreamError
 
 
@@ -43,7 +44,17 @@ class Throttled(UpstreamError):
 
 
 class LoginRefused(UpstreamError):
-    """The upstream's token service gives no token, or the credentials are refused."""
+    """
+    The upstream's token service gives no token, the credentials are refused, or there are none.
+
+    :ivar credentials: those that were refused; ``None``: none were shown.
+    """
+
+    def __init__(
+        self, reason: str, status: int | None = None, credentials: Credentials | None = None
+    ) -> None:
+        super().__init__(reason, status)
+        self.credentials = credentials
 
 
 class ChallengeRefused(LoginRefused):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from urllib.parse import unquote, urlencode
@@ -23,8 +23,9 @@ from artifactd.upstream.http.errors import UpstreamError
 from artifactd.upstream.http.response import HttpResponse
 from artifactd.upstream.http.url import Origin, Target
 from artifactd.upstream.patience import Exchanges, Retries, Throttle, parse_date, refusal
+from artifactd.upstream.sources import CredentialSource
 
-# Docker Registry v2 authentication, "Requesting a Token".
+# Docker Registry v2 authentication, "Requesting a Token" and, for identity tokens, "using OAuth2".
 
 # Bytes of an answer with a token.
 _BODY = 64 << 10
@@ -65,6 +66,17 @@ class TokenRequest:
         given = {"service": self.service, "scope": self.scope}
         query = urlencode([(name, value) for name, value in given.items() if value])
         return f"{self.realm.url}{'&' if '?' in self.realm.resource else '?'}{query}"
+
+    def form(self, identity_token: str) -> bytes:
+        """The body of a POST to the realm that asks for the token with an identity token."""
+        given = {
+            "grant_type": "refresh_token",
+            "service": self.service,
+            "client_id": "artifactd",
+            "scope": self.scope,
+            "refresh_token": identity_token,
+        }
+        return urlencode([(name, value) for name, value in given.items() if value]).encode()
 
 
 @frozen
@@ -137,12 +149,17 @@ class Tokens:
         return self._fetches.join(wanted, partial(self._fetch, wanted, credentials))
 
     async def _fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Token:
-        headers = {"Authorization": credentials.basic()} if credentials else {}
         secrets = credentials.secrets if credentials else ()
+        method, url, headers, form = "GET", wanted.url, {}, None
+        if credentials and credentials.identity_token:
+            method, url, form = "POST", wanted.realm.url, wanted.form(credentials.password)
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        elif credentials:
+            headers["Authorization"] = credentials.basic()
 
         async def attempt() -> tuple[HttpResponse, bytes]:
             response = await self.exchanges.ask(
-                "GET", wanted.url, headers, *secrets, image=wanted.image
+                method, url, headers, *secrets, image=wanted.image, body=form
             )
             if response.status != 200:
                 raise await refusal(response, *secrets)
@@ -175,11 +192,17 @@ def _refused(
     error: UpstreamError, wanted: TokenRequest, credentials: Credentials | None
 ) -> LoginRefused | Missing:
     """Explain an error of a token service."""
+    if credentials and credentials.identity_token and error.status == 400:  # RFC 6749, 5.2
+        return LoginRefused(
+            f"login refused to the identity token: {error.reason}", error.status, credentials
+        )
     if not isinstance(error, Missing) or error.status not in (401, 403):
         return LoginRefused(f"no token for {wanted.scope} can be had: {error.reason}", error.status)
     if credentials is not None:
         return LoginRefused(
-            f"login refused to user {credentials.username}: {error.reason}", error.status
+            f"login refused to user {credentials.username}: {error.reason}",
+            error.status,
+            credentials,
         )
     # ghcr.io answers so for images that are private or do not exist.
     return Missing(
@@ -273,6 +296,7 @@ class Authorization:
         ``anonymously``.
     :ivar token: the token in it, or ``None``.
     :ivar user: the user whose credentials were sent, here or for the token; ``None``: anonymous.
+    :ivar credentials: the credentials in it, or ``None``.
     """
 
     value: str = field(repr=False)
@@ -280,6 +304,7 @@ class Authorization:
     who: str
     token: Token | None = None
     user: str | None = None
+    credentials: Credentials | None = None
 
     @classmethod
     def of_token(cls, token: Token) -> Authorization:
@@ -291,7 +316,13 @@ class Authorization:
     def of_credentials(cls, credentials: Credentials) -> Authorization:
         """Make the header of a user name and a password."""  # RFC 7617
         user = credentials.username
-        return cls(credentials.basic(), credentials.secrets, f"as user {user}", user=user)
+        return cls(
+            credentials.basic(),
+            credentials.secrets,
+            f"as user {user}",
+            user=user,
+            credentials=credentials,
+        )
 
 
 @define(eq=False)
@@ -299,8 +330,7 @@ class Login:
     """
     Decides which credentials are sent to one upstream, and answers its challenges.
 
-    :param credentials: returns the daemon's credentials, read anew each time; may raise OSError and
-        ValueError, whose texts hold nothing of them.
+    :param credentials: gives the daemon's credentials, or a client's.
     :param others: anonymous tokens for registries that the upstream redirects to; they are never
         mixed up with ``tokens``, which may have been given to the credentials.  ``None``: such a
         registry gets none.
@@ -310,7 +340,7 @@ class Login:
     """
 
     disclosure: Disclosure
-    credentials: Callable[[], Credentials | None]
+    credentials: CredentialSource
     tokens: Tokens
     others: Tokens | None = None
     anonymous_too: bool = False
@@ -330,17 +360,17 @@ class Login:
         self._wanted_there = LRUCache(self.limit)
         self._refused = LRUCache(self.limit)
 
-    def known(self, image: str) -> Authorization | None:
+    async def known(self, image: str) -> Authorization | None:
         """
         Return the header to send before any challenge: a cached token, or the credentials for an
         upstream that has asked for Basic before.
 
-        :raises LoginRefused: if the credentials can't be read.
+        :raises LoginRefused: if the credentials can't be had.
         """
         if wanted := self._wanted.get(image):
             token = self.tokens.kept(wanted)
             return Authorization.of_token(token) if token else None
-        credentials = self._credentials() if self._basic else None
+        credentials = await self.credentials.get() if self._basic else None
         return Authorization.of_credentials(credentials) if credentials else None
 
     async def answer(
@@ -373,15 +403,16 @@ class Login:
                 " of which none is supported",
                 401,
             )
-        credentials = self._credentials()
-        if credentials is None:
+        credentials = await self.credentials.get()
+        if credentials is None or credentials.identity_token:
+            there = "none are set" if credentials is None else "there is an identity token instead"
             raise ChallengeRefused(
-                f"{self._host} wants a user name and a password, and none are set", 401
+                f"{self._host} wants a user name and a password, and {there}", 401
             )
         authorization = Authorization.of_credentials(credentials)
         if refused is not None and refused.value == authorization.value:
             raise ChallengeRefused(
-                f"{self._host} refuses the login of user {credentials.username}", 401
+                f"{self._host} refuses the login of user {credentials.username}", 401, credentials
             )
         self._basic = True
         return authorization
@@ -428,7 +459,7 @@ class Login:
         self._wanted_there[image] = target.origin, wanted
         return True
 
-    def withheld(self, image: str) -> str:
+    async def withheld(self, image: str) -> str:
         """
         Return words that end a sentence, if the daemon's credentials were withheld from the token
         service of ``image``; otherwise an empty text.
@@ -437,7 +468,7 @@ class Login:
         if wanted is None or self.disclosure.shows(wanted.realm):
             return ""
         try:
-            return _withheld_from(wanted.realm) if self._credentials() else ""
+            return _withheld_from(wanted.realm) if await self.credentials.get() else ""
         except LoginRefused:
             return ""
 
@@ -454,6 +485,15 @@ class Login:
         wanted = self._wanted.pop(image, None)
         if wanted and refused.token:
             self.tokens.drop(wanted, refused.token)
+
+    async def renewed(self, refused: Credentials) -> bool:
+        """
+        Tell the source that ``refused`` were refused.  Returns whether it has others now.
+
+        :raises LoginRefused: if it has none.
+        """
+        self.credentials.refused(refused)
+        return await self.credentials.get() not in (None, refused)
 
     @property
     def _host(self) -> str:
@@ -487,8 +527,13 @@ class Login:
             return TokenRequest(realm, challenge.parameters.get("service"), scope)
         return None
 
-    async def _fetch(self, wanted: TokenRequest) -> Token:
-        credentials = self._credentials()
+    async def _fetch(self, wanted: TokenRequest, *, again: bool = True) -> Token:
+        """
+        Fetch a token with the credentials if the token service may have them.
+
+        :param again: whether other credentials are tried where these are refused.
+        """
+        credentials = await self.credentials.get()
         if credentials is not None and not self.disclosure.shows(wanted.realm):
             try:
                 return await self.tokens.fetch(wanted, None)
@@ -499,8 +544,11 @@ class Login:
         try:
             token = await self.tokens.fetch(wanted, credentials)
         except LoginRefused as error:
-            is_refused = credentials is not None and error.status in (401, 403)
-            if not (self.anonymous_too and is_refused):
+            if error.credentials is None:
+                raise
+            if again and await self.renewed(error.credentials):
+                return await self._fetch(wanted, again=False)
+            if not self.anonymous_too:
                 raise
             return await self._fetch_anonymously(wanted, credentials, error)
         if credentials is None or token.user is not None:  # not one that another caller fetches
@@ -529,18 +577,6 @@ class Login:
                 reason=refused.reason,
             )
         return token
-
-    def _credentials(self) -> Credentials | None:
-        try:
-            return self.credentials()
-        except (OSError, ValueError) as error:
-            # The reason goes to clients, which our paths do not concern.
-            self._log.error(
-                "the credentials for {host} can't be read: {error}", host=self._host, error=error
-            )
-            raise LoginRefused(
-                f"the credentials for {self._host} can't be read (the log says why)"
-            ) from None
 
 
 def _withheld_from(realm: Target) -> str:

@@ -422,13 +422,15 @@ class Exchanges:
         *secrets: str,
         image: str = "",
         others: Mapping[Origin, str] | None = None,
+        body: bytes | None = None,
     ) -> HttpResponse:
         """
         Make one request and return the answer: any status, but no failure of the server's.
 
-        :param secrets: the credentials in ``headers``, which no message may repeat.
+        :param secrets: the credentials in ``headers`` and ``body``, which no message may repeat.
         :param image: the image that is asked for.
         :raises Interrupted: if a breaker is open; ``connected`` says that it is the URL's.
+        :param body: of a POST.
         :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
         single = self._urls.get((method, url))
@@ -444,7 +446,7 @@ class Exchanges:
                 single.abandoned(retried)
             raise
         try:
-            response = await self.http.request(method, url, headers, others)
+            response = await self.http.request(method, url, headers, others, body)
         except Unreachable as error:
             self.watch.requested(method, None, image)
             if error.status is not None and error.status < 500:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 from artifactd.oci.digest import Digest
@@ -86,6 +87,15 @@ class WarmTests(MaintenanceTestCase):
         self.hub.images.add_manifest(NAME, "other", content, OCI_INDEX)
         said = await self.do("warm", "--platform", "linux/arm64", f"docker.io/{NAME}:other")
         self.assertEqual(said, f"docker.io/{NAME}:other: 6 blobs are here\n")
+
+    async def test_a_private_image_comes_with_the_login_that_a_command_prints(self) -> None:
+        self.hub.private.add(NAME)
+        self.hub.tokens.users["alice"] = "secret"
+        login = json.dumps({"ServerURL": "", "Username": "alice", "Secret": "secret"})
+        command = [sys.executable, "-c", f"print({login!r})"]
+        self.config.write_text(settings_for(self.hub, credential_command=command))
+        said = await self.do("warm", "--platform", "linux/arm64", f"docker.io/{NAME}:1")
+        self.assertEqual(said, f"docker.io/{NAME}:1: 3 blobs are here\n")
 
     async def test_a_platform_that_it_does_not_have_is_told(self) -> None:
         said = await self.assert_refused("warm", "--platform", "linux/amd46", f"docker.io/{NAME}:1")

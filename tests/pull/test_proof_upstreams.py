@@ -266,8 +266,9 @@ class SettingsTests(ProofCase):
         told = self.refusal(self.settings(username="", password=""))
         self.assertEqual(
             told,
-            'repository."docker.io".proof_of_access: expected username and a password with it:'
-            " what others have shown that they may have is fetched with them",
+            'repository."docker.io".proof_of_access: expected username and a password, or'
+            " credential_command, with it: what others have shown that they may have is fetched"
+            " with them",
         )
 
     def test_it_wants_rules(self) -> None:

@@ -15,7 +15,18 @@ from artifactd.settings.values import Url
 from tests.settings.test_settings import QUAY, SettingsCase
 
 
-class RemoteTests(SettingsCase):
+class RemoteCase(SettingsCase):
+    def program(self, name: str) -> Path:
+        """A program that can be run."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        path = (folder / name).absolute()
+        path.write_text("#!/bin/sh\n")
+        path.chmod(0o755)
+        return path
+
+
+class RemoteTests(RemoteCase):
     def remote(self, name: str, upstream: str, more: str = "", **environ: str) -> RemoteSettings:
         head = f'[repository."{name}"]\nkind = "remote"\nupstream = "{upstream}"\n'
         repository = self.load(head + more, **environ).repository[name]
@@ -86,6 +97,21 @@ class RemoteTests(SettingsCase):
         path.write_bytes(b"second \r\n")
         self.assertEqual(remote.read_password({}), "second ")
 
+    def test_a_command_prints_the_login(self) -> None:
+        path = self.program("helper")
+        for program in (str(path), "helper"):
+            command = f'credential_command = ["{program}", "", "--profile=x y"]'
+            remote = self.remote("a", "https://b", command, PATH=f"/nowhere:{path.parent}")
+            self.assertEqual(remote.credential_command, (program, "", "--profile=x y"))
+            self.assertEqual(remote.find_program({"PATH": str(path.parent)}), str(path))
+            settings = self.load(QUAY + command, PATH=str(path.parent))
+            self.assertEqual(self.load(str(settings), PATH=str(path.parent)), settings)
+
+    def test_proof_of_access_may_fetch_with_it(self) -> None:
+        toml = f'credential_command = ["{self.program("helper")}"]\nproof_of_access = true\n'
+        access = '[[access]]\nwho = ["anonymous"]\nmay = ["pull"]\nimages = ["*"]\n'
+        self.assertTrue(self.remote("a", "https://b", toml + access).proof_of_access)
+
     def test_without_a_login_there_is_no_password(self) -> None:
         self.assertEqual(self.remote("quay.io", "https://quay.io").read_password({}), "")
 
@@ -133,7 +159,7 @@ class PrintedTests(SettingsCase):
         self.assertEqual(tomllib.loads(printed)["access_log_file"], text)
 
 
-class RemoteRefusalTests(SettingsCase):
+class RemoteRefusalTests(RemoteCase):
     def assert_refused(self, toml: str, expected: str, **environ: str) -> None:
         super().assert_refused(QUAY + toml, f'repository."quay.io".{expected}', **environ)
 
@@ -230,8 +256,53 @@ class RemoteRefusalTests(SettingsCase):
     def test_there_is_one_password_at_most(self) -> None:
         self.assert_refused(
             'username = "u"\npassword = "p"\npassword_env = "HOME"',
-            "password_env: expected one password, got password too",
+            "password_env: expected one login, got password too",
             HOME="x",
+        )
+
+    def test_a_command_is_the_only_login(self) -> None:
+        command = f'credential_command = ["{self.program("helper")}"]\n'
+        self.assert_refused(
+            command + 'username = "u"',
+            "credential_command: expected no username with it: the command prints it",
+        )
+        self.assert_refused(
+            command + 'username = "u"\npassword_file = "p"',
+            "credential_command: expected one login, got password_file too",
+        )
+
+    def test_a_command_is_a_list_of_texts(self) -> None:
+        for value in ('"helper"', "[3]", '["a\\u0000"]', '["a\\n"]'):
+            with self.assertRaises(StartError) as caught:
+                self.load(f"{QUAY}credential_command = {value}")
+            self.assertIn(
+                'repository."quay.io".credential_command: expected a program and its arguments such'
+                ' as ["docker-credential-ecr-login"], got ',
+                str(caught.exception),
+            )
+
+    def test_a_program_that_cannot_be_run_is_named(self) -> None:
+        path = self.program("helper")
+        other = path.with_name("other")
+        for program, why in (
+            ("", "expected a program first, got nothing"),
+            ("./helper", "./helper: expected an absolute path, or a name to look for in PATH"),
+            (str(other), f"{other}: there is no such program that can be run"),
+            ("other", f"other: there is no such program that can be run in PATH ({path.parent})"),
+        ):
+            self.assert_refused(
+                f'credential_command = ["{program}"]',
+                f"credential_command: {why}",
+                PATH=str(path.parent),
+            )
+        setting = f'credential_command = ["{path}"]'
+        path.chmod(0o757)
+        self.assert_refused(
+            setting, f"credential_command: {path}: others may write it (mode 0757): chmod go-w"
+        )
+        path.chmod(0o644)
+        self.assert_refused(
+            setting, f"credential_command: {path}: there is no such program that can be run"
         )
 
     def test_a_user_has_a_password(self) -> None:

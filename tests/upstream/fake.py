@@ -19,8 +19,10 @@ from artifactd.oci.digest import Digest
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Host, Url, Within
 from artifactd.upstream.client import RegistryUpstream
+from artifactd.upstream.credentials import Credentials
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.http.url import Origin
+from artifactd.upstream.sources import CredentialSource, GivenCredentials
 
 HUB = "https://registry-1.docker.io"
 REALM = "https://auth.docker.io/token"
@@ -45,6 +47,7 @@ class Asked:
     url: str
     headers: Mapping[str, str]
     others: Mapping[Origin, str] = field(factory=dict)
+    body: bytes | None = None
 
     @property
     def path(self) -> str:
@@ -150,8 +153,9 @@ class ScriptedHttp:
         url: str,
         headers: Mapping[str, str],
         others: Mapping[Origin, str] | None = None,
+        body: bytes | None = None,
     ) -> Answer:
-        asked = Asked(method, url, dict(headers), others or {})
+        asked = Asked(method, url, dict(headers), others or {}, body)
         self.asked.append(asked)
         reply = self.answering(asked)
         if isinstance(reply, Deferred):
@@ -259,6 +263,7 @@ class UpstreamTestCase(SynchronousTestCase):
         auth_hosts: Iterable[str] = (),
         retries: int = 2,
         prefix: str = "",
+        credentials: Callable[[], Credentials | None] | CredentialSource = lambda: None,
         **options: Any,
     ) -> RegistryUpstream:
         """Make one that ``answering`` answers; the test's end checks that each answer was ended."""
@@ -276,6 +281,9 @@ class UpstreamTestCase(SynchronousTestCase):
             self.clock,
             self.watch,
             random=Random(3),
+            credentials=(
+                GivenCredentials(credentials, HUB) if callable(credentials) else credentials
+            ),
             **options,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qs
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
@@ -22,6 +23,7 @@ from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused
 from artifactd.upstream.http.errors import OutOfReach, Unreachable
 from artifactd.upstream.http.reach import Reach
 from artifactd.upstream.interfaces import UpstreamHead
+from artifactd.upstream.sources import GivenCredentials
 from tests.programs import reactor
 from tests.upstream.fake import Sink, Watch
 from tests.upstream.wire import make_transport
@@ -64,6 +66,11 @@ class Hub:
         return self._resource(request, path.removeprefix(f"/v2/{IMAGE}/"))
 
     def _token(self, request: Request) -> bytes:
+        if request.method == b"POST":
+            content: Any = request.content
+            form = parse_qs(content.read().decode())
+            request.setResponseCode(200 if form.get("refresh_token") == ["1d+/="] else 400)
+            return b'{"access_token":"t0ken","expires_in":300}'
         if request.getUser() != b"bob" or request.getPassword() != b"hunter2":
             request.setResponseCode(401)
             return b"{}"
@@ -139,8 +146,21 @@ class ClientOverHttpTests(TestCase):
             transport,
             reactor,
             self.watch,
-            credentials=lambda: BOB,
+            credentials=GivenCredentials(lambda: BOB, "hub"),
         )
+
+    async def test_an_identity_token_is_posted(self) -> None:
+        token = Credentials("<token>", "1d+/=", identity_token=True)
+        upstream = RegistryUpstream(
+            "docker.io",
+            RemoteSettings(upstream=Url(self.hub.url(0)), retries=0),
+            self.transport,
+            reactor,
+            self.watch,
+            credentials=GivenCredentials(lambda: token, "hub"),
+        )
+        self.assertEqual(MANIFEST, (await upstream.manifest(IMAGE, LATEST)).content)
+        self.assertEqual(("POST", "/token", None), self.hub.asked[1])
 
     async def test_a_pull(self) -> None:
         manifest = await self.upstream.manifest(IMAGE, LATEST)

@@ -6,8 +6,9 @@ import base64
 from collections.abc import Callable
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
+from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
@@ -1149,3 +1150,201 @@ class BasicTests(LoginTestCase):
         for fields in (("Negotiate", 'Digest realm="x"'), (), ("Bearer",), ("\0",)):
             error = self.error(self.upstream(in_turn(challenged(*fields)), credentials=lambda: BOB))
             self.assertIsInstance(error, LoginRefused)
+
+
+@define(eq=False)
+class Helper:
+    """
+    A source of logins: the next one follows when one is refused.
+
+    :ivar refusals: the logins that were refused.
+    """
+
+    logins: list[Credentials | LoginRefused]
+    refusals: list[Credentials] = field(factory=list)
+
+    async def get(self) -> Credentials:
+        login = self.logins[0]
+        if isinstance(login, LoginRefused):
+            raise login
+        return login
+
+    def refused(self, credentials: Credentials) -> None:
+        self.refusals.append(credentials)
+        if len(self.logins) > 1:
+            del self.logins[0]
+
+
+ALICE = Credentials("alice", "swordfish")
+OCI = "application/vnd.oci.image.manifest.v1+json"
+EXPIRED = json({"message": "Your authorization token has expired. Reauthenticate."}, 403).body
+
+
+class RenewedTests(LoginTestCase):
+    """A login that is refused is asked for again, once."""
+
+    def asked(self, *replies: Reply) -> list[str | None]:
+        """The Authorization of each request for a manifest that is answered by ``replies``."""
+        self.helper = Helper([BOB, ALICE])
+        upstream = self.upstream(in_turn(*replies), credentials=self.helper)
+        for _ in range(sum(isinstance(r, Answer) and r.body == b"{}" for r in replies)):
+            self.successResultOf(self.manifest(upstream))
+        self.assertEqual(self.helper.refusals, [BOB])
+        return [asked.authorization for asked in self.http.asked]
+
+    def test_where_the_token_service_refuses_it(self) -> None:
+        for status in (401, 403):
+            asked = self.asked(
+                challenged(BEARER), Answer(status), json({"token": "t"}), Answer(200, b"{}")
+            )
+            self.assertEqual(asked, [None, BOB.basic(), ALICE.basic(), "Bearer t"])
+
+    def test_before_the_token_service_is_asked_anonymously(self) -> None:
+        helper = Helper([BOB, ALICE, Credentials("carol", "third")])
+        upstream = self.upstream(
+            in_turn(
+                challenged(BEARER),
+                Answer(401),
+                Answer(401),
+                json({"token": "t"}),
+                Answer(200, b"{}"),
+            ),
+            credentials=helper,
+        )
+        self.successResultOf(self.manifest(upstream))
+        sent = [asked.authorization for asked in self.http.asked]
+        self.assertEqual(sent, [None, BOB.basic(), ALICE.basic(), None, "Bearer t"])
+        self.assertEqual(helper.refusals, [BOB])
+
+    def test_where_the_registry_refuses_it_at_once(self) -> None:
+        basic = challenged("Basic")
+        asked = self.asked(basic, challenged("Basic"), Answer(200, b"{}"))
+        self.assertEqual(asked, [None, BOB.basic(), ALICE.basic()])
+
+    def test_where_the_registry_refuses_it_later(self) -> None:
+        asked = self.asked(
+            challenged("Basic"), Answer(200, b"{}"), challenged("Basic"), Answer(200, b"{}")
+        )
+        self.assertEqual(asked, [None, BOB.basic(), BOB.basic(), ALICE.basic()])
+
+    def test_where_it_has_expired(self) -> None:
+        asked = self.asked(challenged("Basic"), Answer(403, EXPIRED), Answer(200, b"{}"))
+        self.assertEqual(asked, [None, BOB.basic(), ALICE.basic()])
+
+    def test_of_head_too(self) -> None:
+        for replies in (
+            (challenged(BEARER), Answer(401), json({"token": "t"})),
+            (challenged("Basic"), challenged("Basic")),
+            (challenged("Basic"), Answer(403, EXPIRED)),
+        ):
+            named = Answer(200, b"", {"Docker-Content-Digest": str(DIGEST), "Content-Type": OCI})
+            upstream = self.upstream(in_turn(*replies, named), credentials=Helper([BOB, ALICE]))
+            head = upstream.manifest_head(IMAGE, LATEST, None)
+            self.assertIsNotNone(self.successResultOf(Deferred.fromCoroutine(head)))
+            methods = {asked.method for asked in self.http.asked if "/v2/" in asked.url}
+            self.assertEqual(methods, {"HEAD"})
+
+    def test_the_second_refusal_counts(self) -> None:
+        helper = Helper([BOB, ALICE, Credentials("carol", "third")])
+        upstream = self.upstream(
+            in_turn(challenged("Basic"), challenged("Basic"), challenged("Basic")),
+            credentials=helper,
+        )
+        error = self.error(upstream)
+        self.assertIsInstance(error, LoginRefused)
+        self.assertIn("alice", error.reason)
+        self.assertEqual(helper.refusals, [BOB])
+
+    def test_the_same_one_is_not_tried_again(self) -> None:
+        upstream = self.upstream(
+            in_turn(challenged("Basic"), challenged("Basic")), credentials=Helper([BOB])
+        )
+        self.assertIsInstance(self.error(upstream), LoginRefused)
+
+    def test_where_there_is_none_any_more_that_is_the_error(self) -> None:
+        gone = LoginRefused("the helper is out of order")
+        upstream = self.upstream(
+            in_turn(challenged("Basic"), challenged("Basic")), credentials=Helper([BOB, gone])
+        )
+        self.assertIs(self.error(upstream), gone)
+
+    def test_no_image_that_is_missing_is_a_reason_to_ask(self) -> None:
+        for last in (Answer(403), Answer(404)):
+            helper = Helper([BOB, ALICE])
+            upstream = self.upstream(in_turn(challenged("Basic"), last), credentials=helper)
+            self.assertIsInstance(self.error(upstream), Missing)
+            self.assertEqual(helper.refusals, [])
+
+
+class IdentityTokenTests(LoginTestCase):
+    """Docker Registry v2 authentication using OAuth2."""
+
+    TOKEN = Credentials("<token>", "s3+cr/3t", identity_token=True)
+
+    def test_it_is_posted_to_the_token_service(self) -> None:
+        upstream = self.upstream(
+            in_turn(challenged(BEARER), json({"access_token": "t"}), Answer(200, b"{}")),
+            credentials=lambda: self.TOKEN,
+        )
+        self.successResultOf(self.manifest(upstream))
+        _, posted, last = self.http.asked
+        self.assertEqual((posted.method, posted.url, posted.authorization), ("POST", REALM, None))
+        self.assertEqual(posted.headers["Content-Type"], "application/x-www-form-urlencoded")
+        self.assertEqual(
+            parse_qs((posted.body or b"").decode(), strict_parsing=True),
+            {
+                "grant_type": ["refresh_token"],
+                "service": ["registry.docker.io"],
+                "client_id": ["artifactd"],
+                "scope": [f"repository:{IMAGE}:pull"],
+                "refresh_token": [self.TOKEN.password],
+            },
+        )
+        self.assertEqual(last.authorization, "Bearer t")
+
+    def test_one_that_is_refused_is_replaced_once(self) -> None:
+        refused = json({"error": "invalid_grant"}, 400)  # RFC 6749, 5.2
+        upstream = self.upstream(
+            in_turn(
+                challenged(BEARER),
+                refused,
+                json({"access_token": "t"}),
+                Answer(200, b"{}"),
+            ),
+            credentials=Helper([self.TOKEN, ALICE]),
+        )
+        self.successResultOf(self.manifest(upstream))
+        sent = [(asked.method, asked.authorization) for asked in self.http.asked]
+        self.assertEqual(sent[2:], [("GET", ALICE.basic()), ("GET", "Bearer t")])
+
+    def test_it_is_not_shown_to_a_stranger(self) -> None:
+        upstream = self.upstream(
+            in_turn(
+                challenged('Bearer realm="https://auth.example/token"'),
+                json({"token": "t"}),
+                Answer(200, b"{}"),
+            ),
+            "https://reg.example",
+            credentials=lambda: self.TOKEN,
+        )
+        self.successResultOf(self.manifest(upstream))
+        asked = self.http.asked[1]
+        self.assertEqual((asked.method, asked.body, asked.authorization), ("GET", None, None))
+
+    def test_it_is_no_password(self) -> None:
+        upstream = self.upstream(in_turn(challenged("Basic")), credentials=lambda: self.TOKEN)
+        error = self.error(upstream)
+        self.assertIsInstance(error, LoginRefused)
+        self.assertIn("there is an identity token instead", error.reason)
+
+    def test_a_service_that_repeats_it_does_not_make_it_known(self) -> None:
+        for status in (400, 401, 403, 404, 429):
+
+            def service(asked: Asked, status: int = status) -> Reply:
+                if asked.body is None:
+                    return challenged(BEARER)
+                return json({"message": f"{self.TOKEN.password} {asked.body.decode()}"}, status)
+
+            error = self.error(self.upstream(service, credentials=lambda: self.TOKEN))
+            for secret in ("s3+cr/3t", "s3%2Bcr%2F3t"):
+                self.assertNotIn(secret, str(error) + repr(error) + repr(vars(error)))

@@ -370,11 +370,13 @@ class Http(Protocol):
         url: str,
         headers: Mapping[str, str],
         others: Mapping[Origin, str] | None = None,
+        body: bytes | None = None,
     ) -> HttpResponse:
         """
         Make a request and follow redirects; ``Authorization`` goes to the API at the origin of
         ``url`` alone.
 
         :param others: ``Authorization`` for other origins that a redirect may lead to.
+        :param body: of a POST, which follows no redirect.
         :raises Unreachable: if no answer comes.
         """

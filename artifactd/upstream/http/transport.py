@@ -444,6 +444,7 @@ class Transport:
         url: str,
         headers: Mapping[str, str],
         others: Mapping[Origin, str] | None = None,
+        body: bytes | None = None,
     ) -> Response:
         """
         Ask for ``url`` and follow redirects; returns when the headers of the answer have come.
@@ -453,13 +454,14 @@ class Transport:
         (:attr:`Response.coding`).  If the upstream closes a kept connection before it answers, the
         request is sent once more on a new one.
 
-        :param method: GET or HEAD.
+        :param method: GET, HEAD, or POST, which follows no redirect: what is posted is a secret.
         :param others: ``Authorization`` for other origins that a redirect may lead to.
+        :param body: of a POST.
         :raises TimedOut: if a connection or an answer takes too long.
         :raises OutOfReach: if it leads to an address that the upstream may not lead to.
         :raises Unreachable: if there is no answer, or a redirect that may not be followed.
         """
-        assert method in ("GET", "HEAD"), method
+        assert method in (("GET", "HEAD") if body is None else ("POST",)), method
         try:
             trail = Trail(Target.parse(url), headers, others or {})
         except ValueError as error:
@@ -467,7 +469,7 @@ class Transport:
         while True:
             try:
                 response = await self._ask(
-                    method, trail.target, trail.headers, redirected=trail.left
+                    method, trail.target, trail.headers, body, redirected=trail.left
                 )
             except Unreachable as error:
                 error.led_elsewhere = trail.left
@@ -476,6 +478,8 @@ class Transport:
                 return response
             location = response.header("Location")
             response.drop()
+            if body is not None:
+                raise Unreachable(f"{response.host} redirects a POST", response.status)
             try:
                 trail.follow(location)
             except Unreachable as error:
@@ -492,7 +496,13 @@ class Transport:
         await self._pool.closeCachedConnections()
 
     async def _ask(
-        self, method: str, target: Target, headers: Mapping[str, str], *, redirected: bool
+        self,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        redirected: bool,
     ) -> Response:
         """Make one request, without following a redirect."""
         if self._closed:
@@ -516,6 +526,7 @@ class Transport:
                 method,
                 _ExactUrl(target.url),
                 headers=wire,
+                data=body,
                 allow_redirects=False,
                 unbuffered=True,
                 reactor=self.reactor,

@@ -377,6 +377,17 @@ class RedirectTests(TransportCase):
                 peer.send(head("204 No Content"))
                 self.assertEqual((await answer).status, 204)
 
+    async def test_what_is_posted_follows_no_redirect(self) -> None:
+        for location in ("/next", self.cdn_url):
+            for status in (301, 302, 303, 307, 308):
+                answer = start(self.transport.request("POST", self.start_url, {}, body=b"secret"))
+                peer, request = await self.server.asked.get()
+                self.assertEqual(request.method, "POST")
+                self.assertEqual(request.values("Content-Length"), ["6"])
+                peer.answer(f"{status} Moved", f"Location: {location}", "Connection: close")
+                self.assertEqual((await self.error(answer)).status, status)
+        self.assertEqual(self.server.asked.pending, [])
+
     async def test_other_statuses_are_answers(self) -> None:
         for status in (300, 304, 305, 201):
             answer = self.ask()
