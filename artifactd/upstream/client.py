@@ -240,7 +240,7 @@ class RegistryApi:
     async def _admitted(self, request: ApiRequest) -> tuple[HttpResponse, Authorization | None]:
         """Send a request, and once more with a login where the upstream wants one."""
         throttle = self._throttles[request.kind]
-        throttle.check()
+        throttle.check(request.image)
         sent = await self.login.known(request.image)
         response = await self._send(request, sent)
         if self._wants_login(request, response, sent):
@@ -295,7 +295,7 @@ class RegistryApi:
         """Turn an answer of another status than those expected into an error."""
         error = await refusal(response, *(sent.secrets if sent else ()))
         if isinstance(error, Throttled):
-            self._throttles[request.kind].tell(error)
+            self._throttles[request.kind].tell(error, request.image)
         if response.status not in (401, 403) or isinstance(error, NoRegistry):
             return error
         if not self._is_ours(response):

@@ -165,11 +165,11 @@ class Tokens:
                 raise await refusal(response, *secrets)
             return response, await response.read(_BODY)
 
-        self._throttle.check()
+        self._throttle.check(wanted.scope)
         try:
             response, body = await self.retries.run(attempt)
         except Throttled as error:
-            self._throttle.tell(error)
+            self._throttle.tell(error, wanted.scope)
             raise
         except UpstreamError as error:
             raise _refused(error, wanted, credentials) from error

@@ -228,36 +228,50 @@ class Throttle:
     """
     Remembers a 429, so that nothing is asked until its ``Retry-After`` has passed.
 
-    After one without ``Retry-After`` nothing is asked for a second; after the next in a row for two
-    seconds, and so on, up to a minute.
+    After one without ``Retry-After`` that image alone is not asked for, for a second; after the
+    next in a row for two seconds, and so on, up to a minute.  If it is another image's, nothing is
+    asked.
     """
 
     clock: IReactorTime
     _until: float = field(default=0.0, init=False)
     _reason: str = field(default="", init=False)
+    # The image that is not asked for alone, and the end of its pause.
+    _image: str = field(default="", init=False)
+    _guessed_until: float = field(default=0.0, init=False)
+    # The images that were answered 429 without Retry-After since the last other answer.
+    _images: set[str] = field(factory=set, init=False)
     _guess: float = field(default=_SHORTEST_PAUSE, init=False)
 
-    def check(self) -> None:
-        """:raises Throttled: before ``Retry-After`` has passed."""
-        left = self._until - self.clock.seconds()
+    def check(self, image: str = "") -> None:
+        """:raises Throttled: if ``image`` is not asked for yet."""
+        alone = self._guessed_until if image and image == self._image else 0.0
+        left = max(self._until, alone) - self.clock.seconds()
         if left > 0:
             raise Throttled(self._reason, left)
 
-    def tell(self, error: Throttled) -> None:
-        """Remember a 429, and set its ``retry_after`` if the upstream has told none."""
+    def tell(self, error: Throttled, image: str = "") -> None:
+        """
+        Remember a 429, and set its ``retry_after`` if the upstream has told none.
+
+        :param image: what was asked for; ``""``: it counts for everything.
+        """
+        now = self.clock.seconds()
         if error.guessed:
-            left = self._until - self.clock.seconds()
-            if left > 0:  # begun before the pause: it tells nothing new
-                error.retry_after = left
-                return
-            error.retry_after = self._guess
-            self._guess = min(self._guess * 2, _LONGEST_GUESS)
-        self._until = max(self._until, self.clock.seconds() + error.retry_after)
+            if now >= max(self._until, self._guessed_until):  # otherwise it was begun before
+                self._guessed_until = now + self._guess
+                self._guess = min(self._guess * 2, _LONGEST_GUESS)
+            error.retry_after = max(self._until, self._guessed_until) - now
+            self._image = image
+            self._images.add(image)
+        if not (error.guessed and image and self._images == {image}):
+            self._until = max(self._until, now + error.retry_after)
         self._reason = error.reason
 
     def answered(self) -> None:
         """Note another answer than 429."""
         self._guess = _SHORTEST_PAUSE
+        self._images.clear()
 
 
 # "100;w=21600" (Docker Hub), "100", "100, 100;w=60" (earlier drafts of the IETF's).
@@ -341,8 +355,9 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
     :param secrets: credentials sent with the request: a message that repeats one is left out.
     """
     status = response.status
-    reason = f"{response.host} answers {status}" + await _message(response, secrets)
-    if status in (403, 404, 410) and is_page(response):
+    content = await _body(response)
+    reason = f"{response.host} answers {status}{_message(content, secrets)}"
+    if status in (403, 404, 410) and (is_page(response) or _HTML.match(content)):
         return NoRegistry(f"{reason} with a page for people, which no registry sends", status)
     if status in (401, 403, 404, 410):
         return Missing(reason, status)
@@ -366,15 +381,25 @@ def is_page(response: HttpResponse) -> bool:
     return is_html(response) and response.length != 0
 
 
-async def _message(response: HttpResponse, secrets: tuple[str, ...]) -> str:
-    """Return ``: `` and the message in the body of an error, or nothing."""
+_HTML = re.compile(rb"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
+
+
+async def _body(response: HttpResponse) -> bytes:
+    """Read the body of an error; ``b""`` if it does not come soon, or another host sends it."""
     if response.redirected:
         response.abort()
-        return ""
+        return b""
     try:
-        content = await response.read(_BODY, _BODY_SECONDS)
+        return await response.read(_BODY, _BODY_SECONDS)
+    except UpstreamError:
+        return b""
+
+
+def _message(content: bytes, secrets: tuple[str, ...]) -> str:
+    """Return ``: `` and the message in the body of an error, or nothing."""
+    try:
         body = decode_foreign(_decoder, content)
-    except (UpstreamError, ValueError):
+    except ValueError:
         return ""
     message = (body.errors[0].message if body.errors else body.message) or ""
     if any(secret in message for secret in secrets):

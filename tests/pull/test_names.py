@@ -14,7 +14,7 @@ from artifactd.store.publication import StagedBlob
 from tests.api.served import Served, descriptor, image_index, image_manifest
 from tests.process import Answer
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
-from tests.upstreams.faulty import CDN, MANIFESTS, Status
+from tests.upstreams.faulty import CDN, MANIFESTS, Page, Status
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
 
@@ -692,6 +692,17 @@ class SeveralTests(NamesCase):
         await self.hub.stop()
         fresh = self.both()
         self.assertEqual(await self.status(fresh, "manifests/latest"), 404)
+        self.assertEqual(self.second.requests, [])
+
+    async def test_a_page_for_people_gives_the_name_to_nobody(self) -> None:
+        for status in (403, 404, 410):
+            for media_type in ("text/html", "text/plain"):
+                registry = self.both()
+                self.hub.faults.add(Page(status, media_type), on=MANIFESTS, method="*", times=None)
+                # 404 for a client that may push, as this one; it is not remembered.
+                self.assertEqual(await self.status(registry, "manifests/latest"), 404)
+                self.hub.faults.clear()
+                self.assertEqual(await self.pulled(registry), self.upstream)
         self.assertEqual(self.second.requests, [])
 
     async def test_one_that_is_not_asked_has_not_said_no(self) -> None:

@@ -211,6 +211,7 @@ class NothingCachedTests(StaleCase):
             await self.refused(Status(status), TOKEN, 404, "MANIFEST_UNKNOWN", "anonymously")
 
     async def test_a_login_that_is_refused_is_502(self) -> None:
+        self.hub.private.add("library/alpine")
         registry = self.mirror(username="builder", password="wrong")
         self.assert_refused(await self.get(registry), 502, "UNKNOWN", "builder|password|token")
 

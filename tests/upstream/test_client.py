@@ -450,6 +450,12 @@ class StatusTests(UpstreamTestCase):
                     error = self.outcome(OPERATIONS[name], answer)
                     self.assertIsInstance(error, Unreachable)
                     self.assertIn("a page for people", error.reason)
+        for page in (b"<!DOCTYPE html>\n<html>", b"\n <HTML lang='en'>"):
+            error = self.outcome(OPERATIONS["manifest"], Answer(404, page))
+            self.assertIn("a page for people", error.reason)
+        for text in (b"404 page not found", b"<?xml version='1.0'?><Error/>", b"<htmlx>", b"{}"):
+            error = self.outcome(OPERATIONS["manifest"], Answer(404, text))
+            self.assertIsInstance(error, Missing, text)
         empty = Answer(404, fields={"Content-Type": "text/html"})
         self.assertIsInstance(self.outcome(OPERATIONS["manifest"], empty), Missing)
 
@@ -650,6 +656,17 @@ class PatienceTests(UpstreamTestCase):
         self.failureResultOf(OPERATIONS["blob"](upstream), Throttled)
         self.failureResultOf(OPERATIONS["open_blob"](upstream), Throttled)
         self.assertEqual(5, len(self.http.asked))
+
+    def test_429_without_a_readable_retry_after_holds_no_other_image_back(self) -> None:
+        for told in ({}, {"Retry-After": "985.86\xb5s"}):
+            upstream = self.upstream(
+                in_turn(Answer(429, fields=told), Answer(200, b"{}"), Answer(200, b"{}"))
+            )
+            self.failureResultOf(upstream.manifest("org/hot", LATEST), Throttled)
+            self.successResultOf(upstream.manifest("org/other", LATEST))
+            self.failureResultOf(upstream.manifest("org/hot", LATEST), Throttled)
+            self.clock.advance(1)
+            self.successResultOf(upstream.manifest("org/hot", LATEST))
 
     def test_429_is_not_tried_again(self) -> None:
         upstream = self.upstream(in_turn(Answer(429)))

@@ -289,6 +289,32 @@ class ThrottleTests(SynchronousTestCase):
             self.clock.advance(0.25)
             self.assertIsNone(self.throttle.check())  # type: ignore[func-returns-value]
 
+    def test_one_image_closes_no_other_one_until_another_is_refused_too(self) -> None:
+        def tell(image: str) -> float:
+            error = Throttled("too many", 1, guessed=True)
+            self.throttle.tell(error, image)
+            return error.retry_after
+
+        for seconds in (1, 2, 4):
+            self.assertEqual(seconds, tell("hot"))
+            self.assertRaises(Throttled, self.throttle.check, "hot")
+            self.throttle.check("other")
+            self.clock.advance(seconds)
+            self.throttle.check("hot")
+        self.assertEqual((8, 8), (tell("hot"), tell("other")))
+        for image in ("hot", "other", "third"):
+            self.assertRaises(Throttled, self.throttle.check, image)
+        self.clock.advance(8)
+        self.throttle.answered()
+        self.assertEqual(1, tell("other"))
+        self.throttle.answered()  # about another image
+        self.assertRaises(Throttled, self.throttle.check, "other")
+        self.throttle.check("hot")
+
+    def test_a_time_that_is_told_is_for_all_images(self) -> None:
+        self.throttle.tell(Throttled("too many", 5), "hot")
+        self.assertRaises(Throttled, self.throttle.check, "other")
+
     def test_another_answer_makes_it_a_second_again(self) -> None:
         for _ in range(3):
             self.clock.advance(self.guess())

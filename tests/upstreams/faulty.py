@@ -261,6 +261,20 @@ class Garbage:
 
 
 @frozen
+class Page:
+    """Answer a page for people, as a proxy or a firewall does."""
+
+    status: int
+    media_type: str = "text/html"
+
+    def change(self, reply: Reply) -> None:
+        reply.status, reply.ranges, reply.etag = self.status, False, None
+        reply.headers.clear()
+        reply.headers["Content-Type"] = self.media_type
+        reply.content = Bytes(b"<!DOCTYPE html><html>Blocked</html>")
+
+
+@frozen
 class RedirectTo:
     """Redirect to ``location``; if empty to the same again."""
 
