@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from io import BytesIO, TextIOWrapper
@@ -145,18 +145,43 @@ def blocks(page: str) -> Iterator[Block]:
         yield Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2])
 
 
-def commands(page: str) -> list[str]:
-    """The commands of a page in its order: lines of ``sh`` blocks, and those in the text."""
-    found = []
+def defaults(page: str, section: str) -> Iterator[tuple[str, str]]:
+    """
+    Settings with the defaults that the tables of a page say they have, as a file would have them.
+
+    :param section: the settings that are in it; ``""``: those in none.
+    """
+    wanted = f"setting in `[{section}]`" if section else ("setting", "setting elsewhere")
+    is_wanted = False
+    for line in read(page).splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if not line.startswith("|"):
+            is_wanted = False
+        elif cells[0].lower().startswith("setting"):
+            is_wanted = cells[1].lower() == "default" and cells[0].lower() in wanted
+        elif is_wanted and re.fullmatch(r"`\w+`(, `\w+`)*", cells[0]):
+            for name, value in zip(cells[0].split(", "), cells[1].split(", "), strict=True):
+                text = value.strip("`")
+                yield name.strip("`"), text if re.fullmatch(r'\d+|".*"', text) else f'"{text}"'
+
+
+def commands(page: str) -> list[list[str]]:
+    """
+    The commands of a page in its order, by the paragraphs, tables and blocks that they stand in:
+    lines of ``sh`` blocks, and those in the text.
+    """
+    text = read(page)
+    found: dict[int, list[str]] = {}
     pattern = r"^```(?P<kind>\w*)\n(?P<block>.*?)^```$|`(?P<code>[^`\n]+)`"
-    for match in re.finditer(pattern, read(page), re.MULTILINE | re.DOTALL):
+    for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
+        there = found.setdefault(text.rfind("\n\n", 0, match.start()), [])
         if match["kind"] == "sh":
             for line in match["block"].replace("\\\n", " ").splitlines():
                 command = re.sub(r"\s#.*", "", line)
-                found += [" ".join(each.split()) for each in re.split(r";\s", command)]
+                there += [" ".join(each.split()) for each in re.split(r";\s", command)]
         elif match["code"] and PROGRAM.match(match["code"]):
-            found.append(match["code"])
-    return list(dict.fromkeys(found))
+            there.append(match["code"])
+    return [list(dict.fromkeys(each)) for each in found.values() if each]
 
 
 class SettingsTests(TestCase):
@@ -222,6 +247,16 @@ class SettingsTests(TestCase):
         for port in ports:
             await maybeDeferred(port.stopListening)
 
+    async def test_defaults_in_tables_are_those_in_force(self) -> None:
+        lines = [f"{name} = {default}" for name, default in defaults("docs/operating.md", "limits")]
+        self.assertGreater(len(lines), 12)
+        lines.insert(0, "[limits]")
+        top = [*defaults("docs/operating.md", ""), *defaults("docs/garbage-collection.md", "")]
+        self.assertGreater(len(top), 7)
+        lines[:0] = [f"{name} = {default}" for name, default in top]
+        settings = await self.load(Block("the tables", 0, "toml", "\n".join(lines)))
+        self.assertEqual(settings, Settings.load(None, {}))
+
     async def test_a_wrong_one_would_be_noticed(self) -> None:
         wrong = Block("", 0, "toml", 'trusted_proxy = ["10.1.2.3"]\n')
         with self.assertRaisesRegex(self.failureException, "trusted_proxy"):
@@ -246,7 +281,8 @@ class CommandsTests(TestCase):
     """
     Commands of a page in its order, beside a daemon that runs; each ends with status 0.
 
-    What a command names is there before: images pushed and deleted, and images of an upstream.
+    What they name is there before each paragraph: images pushed and deleted, and images of an
+    upstream.
     """
 
     daemon: Daemon
@@ -286,23 +322,32 @@ class CommandsTests(TestCase):
         answer = await self.daemon.request("DELETE", f"/v2/{name}/manifests/{reference}")
         self.assertEqual(answer.status, 202)
 
-    async def run_page(self, page: str, instead: Mapping[str, object]) -> dict[str, Result]:
+    async def run_page(
+        self,
+        page: str,
+        prepare: Callable[[], Awaitable[object]] | None = None,
+        instead: Mapping[str, object] | None = None,
+    ) -> dict[str, Result]:
         """
         Run all commands of ``page`` but those in :data:`NOT_RUN`.
 
+        :param prepare: called before each paragraph.
         :param instead: what takes the place of what words, such as ``FILE``.
         """
         skipped = NOT_RUN.get(page, set())
         results = {}
-        there = commands(page)
-        self.assertEqual(skipped - set(there), set(), f"{page} has no such command any more")
-        for printed in there:
-            if printed not in skipped and not NAMES.fullmatch(printed):
-                for command in variants(printed):
-                    text = command.partition(" >> ")[0]
-                    for word, value in instead.items():
-                        text = text.replace(word, str(value))
-                    results[command] = await self.run_one(text)
+        paragraphs = commands(page)
+        gone = skipped - {command for each in paragraphs for command in each}
+        self.assertEqual(gone, set(), f"{page} has no such command any more")
+        for paragraph in paragraphs:
+            ours = [c for c in paragraph if c not in skipped and not NAMES.fullmatch(c)]
+            if ours and prepare is not None:
+                await prepare()
+            for command in (each for printed in ours for each in variants(printed)):
+                text = command.partition(" >> ")[0]
+                for word, value in (instead or {}).items():
+                    text = text.replace(word, str(value))
+                results[command] = await self.run_one(text)
         return results
 
     async def run_one(self, command: str) -> Result:
@@ -322,13 +367,19 @@ class CommandsTests(TestCase):
 
     async def test_operating(self) -> None:
         digest = await self.push("app", "v1")
-        await self.push("app", "test-1", "test-2")
-        await self.push("team/app", "v1")
         await self.run_one("artifactd user add alice")
-        await self.push("app", "old")
-        await self.delete("app", "old")
+
+        async def prepare() -> None:
+            await self.push("app", "v1")
+            await self.push("app", "test-1", "test-2")
+            await self.push("team/app", "v1")
+            await self.push("app", "old")
+            await self.delete("app", "old")
+            await self.daemon.request("GET", "/v2/docker.io/library/alpine/manifests/3")
+
         results = await self.run_page(
             "docs/operating.md",
+            prepare,
             {
                 "FILE": self.config,
                 "sha256:…": digest,
@@ -339,35 +390,46 @@ class CommandsTests(TestCase):
         self.assertGreater(len(results), 20)
         self.assertTrue(results["artifactd check-config --config FILE"].out.startswith("ok\n"))
         self.assertIn("old", results["artifactd undelete --list local/app"].out)
-        # What the page deletes and brings back is here again, and in the backup.
-        answer = await self.daemon.request("GET", "/v2/app/manifests/v1")
-        self.assertEqual(answer.header("Docker-Content-Digest"), str(digest))
+        for command in ("rm local/app@sha256:…", "restore local/app:v1 --to sha256:…"):
+            self.assertIn(str(digest), results[f"artifactd {command}"].out)
         self.assertTrue((self.folder / "backup/catalog.sqlite3").exists())
-        tags = await self.daemon.request("GET", "/v2/app/tags/list")
-        self.assertEqual(json.loads(tags.body)["tags"], ["v1"])
+
+    async def test_health_and_the_audit_log(self) -> None:
+        for path in re.findall(r"`GET (/\w+)`", read("docs/operating.md")):
+            self.assertEqual((await self.daemon.request("GET", path)).status, 200, path)
+        (printed,) = (each for each in blocks("docs/operating.md") if each.kind == "json")
+        await self.push("app", "v1")
+        match = await self.daemon.process.matched(r'\{"time":.*"reference":"v1"\}')
+        shown, logged = json.loads(printed.text), json.loads(match[0])
+        self.assertEqual(list(shown), list(logged))
+        for name in ("action", "method", "outcome", "status", "image", "reference"):
+            self.assertIs(type(shown[name]), type(logged[name]), name)
 
     async def test_garbage_collection(self) -> None:
-        for tag in ("1.0", "other"):
-            await self.push("app", tag)
-            await self.delete("app", tag)
         digest = await self.push("app", "2.0")
-        await self.delete("app", digest)
-        await self.run_page("docs/garbage-collection.md", {"sha256:…": digest})
-        tags = await self.daemon.request("GET", "/v2/app/tags/list")
-        self.assertEqual(json.loads(tags.body)["tags"], ["1.0", "2.0", "other"])
+
+        async def prepare() -> None:
+            await self.push("app", "2.0")
+            await self.delete("app", digest)
+            for tag in ("1.0", "other"):
+                await self.push("app", tag)
+                await self.delete("app", tag)
+
+        results = await self.run_page("docs/garbage-collection.md", prepare, {"sha256:…": digest})
+        for told in ("app:1.0", "app@sha256:…", "app"):
+            self.assertIn("local/app", results[f"artifactd undelete {told}"].out)
 
     async def test_pull_through(self) -> None:
         for name in ("hello", "emptied"):
             await self.delete(name, await self.push(name, "latest"))
-        await self.run_page(
-            "docs/pull-through.md", {"sha256:…": self.upstreams_digest, "NAME": "emptied"}
-        )
+        instead = {"sha256:…": self.upstreams_digest, "NAME": "emptied"}
+        await self.run_page("docs/pull-through.md", instead=instead)
 
     async def test_the_other_pages(self) -> None:
         others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md"}
         results: dict[str, Result] = {}
         for page in sorted({*PAGES, *NOT_RUN} - others):
-            results |= await self.run_page(page, {})
+            results |= await self.run_page(page)
         self.assertIn("artifactd rotate-keys --forget", results)
 
 
