@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from artifactd.kit.streams import PassThrough
+from artifactd.kit.streams import Bounded, PassThrough
 from artifactd.oci.digest import Digest
 from artifactd.upstream.http.coding import Decoding, can_be_undone, format_of, not_undone
 from artifactd.upstream.http.errors import Unreachable
@@ -28,6 +28,9 @@ KEPT = 64 << 10
 
 MOST_READ = 64 << 20
 """Bytes that are read of a blob, as sent, to look at its digest."""
+
+MOST_UNDONE = 1 << 30
+"""Bytes, undone, that are made of it meanwhile."""
 
 _REMEMBERED = 1024
 
@@ -150,13 +153,14 @@ async def look(
         passing.append(_Sent(consumer, sent, KEPT if large else MOST_READ))
         return response.deliver_to(IConsumer(Counted(IConsumer(passing[0]), watch)))
 
-    decoding = Decoding(IConsumer(undone), response.coding, clock, response.host)
+    bounded = Bounded(IConsumer(undone), lambda: undone.size, MOST_UNDONE)
+    decoding = Decoding(IConsumer(bounded), response.coding, clock, response.host)
     try:
         await decoding.start(deliver)
     except Unreachable:
         if not (passing[0].stopped or sent.is_of(digest)):
             raise
-    if passing[0].stopped:
+    if passing[0].stopped or undone.size > MOST_UNDONE:
         # Layers are compressed already: a bare archive is most likely the inside of one.
         is_archive = undone.head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR
         return Looked(None, format_of(response.coding, sent.head) is not None and not is_archive)

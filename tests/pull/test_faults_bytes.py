@@ -344,6 +344,12 @@ class CodedTests(PullCase):
         self.assert_cut(await self.pull(digest))
         self.assert_whole(await self.pull(digest), wrong)
 
+    async def test_one_that_becomes_too_much_is_guessed_too(self) -> None:
+        self.patch(coded, "MOST_UNDONE", LARGE // 2)
+        await self.assert_pulled(bytes(LARGE), Coded())
+        archive = gzip.compress(bytes(257) + b"ustar" + bytes(LARGE))
+        await self.assert_pulled(archive, Coded(applied=False))
+
     async def test_a_coding_that_cannot_be_undone_is_502_of_that_blob_alone(self) -> None:
         self.hub.faults.add(Coded("br"), on=CDN, method="*", times=6)
         for number in range(6):
