@@ -10,7 +10,8 @@ software that receives such an object is unpredictable."
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate
 from typing import TypeVar
 
@@ -66,6 +67,30 @@ def decode_foreign(
     try:
         return decoder.decode(content)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
+
+
+_STRING = rb'[ \t\n\r]*+"[^"\\]*+(?:\\[\x00-\xff][^"\\]*+)*+"[ \t\n\r]*+'
+# So many strings of an array, each with the comma behind it.
+_SOME_STRINGS = re.compile(rb"(?:%b,){1,5000}+" % _STRING)
+_strings = msgspec.json.Decoder(list[str])
+
+
+def strings_of(array: bytes | msgspec.Raw) -> Iterator[list[str]]:
+    """
+    Decode a long array of strings in pieces of some thousands, so that other threads run meanwhile.
+
+    :param array: JSON of any type.
+    :raises ValueError: if it is no array of strings.
+    """
+    content = bytes(array).lstrip(b" \t\n\r")
+    at = 1 if content.startswith(b"[") and len(content) > _PIECE else 0
+    try:
+        while at and (found := _SOME_STRINGS.match(content, at)) is not None:
+            yield _strings.decode(b"[%b]" % content[at : found.end() - 1])
+            at = found.end()
+        yield _strings.decode(b"[%b" % content[at:] if at else content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
 
 

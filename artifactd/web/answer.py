@@ -43,6 +43,8 @@ class Answer:
         with neither is answered without one.
     :ivar blob: sent instead of ``body``, as its bytes become available.  The answer owns it.
     :ivar span: the bytes of ``blob`` to send; ``None``: all, also if their number is not known yet.
+    :ivar around: the bytes before and behind ``body``: a large body that several answers share is
+        not copied before it is sent.
     :ivar again: makes an answer to the same request, so that a large ``body`` is not kept while it
         waits for memory; not for one with a blob.
     """
@@ -50,6 +52,7 @@ class Answer:
     status: int = 200
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes = b""
+    around: tuple[bytes, bytes] = (b"", b"")
     length: int | None = None
     blob: OpenBlob | None = None
     span: ByteRange | None = None
@@ -62,6 +65,16 @@ class Answer:
             headers={"Content-Type": "application/json", **(headers or {})},
             body=msgspec.json.encode(document),
         )
+
+    @property
+    def size(self) -> int:
+        """The bytes of the body, with what is around it."""
+        return sum(map(len, self.around), len(self.body))
+
+    def whole(self) -> bytes:
+        """Return the body, with what is around it."""
+        before, behind = self.around
+        return b"".join((before, self.body, behind))
 
     @classmethod
     def error(cls, error: RegistryError, *, sees_stored: bool = False) -> Answer:
@@ -93,7 +106,7 @@ class Answer:
             ``TooManyRequests``, before anything is written, if the client reads too few of its
             answers.
         """
-        if sender is not None and len(self.body) > SMALL and request.method != b"HEAD":
+        if sender is not None and self.size > SMALL and request.method != b"HEAD":
             return Deferred.fromCoroutine(self._send_large(request, sender))
         self._begin(request)
         if self.blob is not None:
@@ -102,22 +115,23 @@ class Answer:
             return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
         head = request.method == b"HEAD"
         length = self.length
-        if length is None and (self.body or not head):
-            length = len(self.body)
+        if length is None and (self.size or not head):
+            length = self.size
         if length is not None and self.status not in (204, 304):
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if head else self.body)
+        request.write(b"" if head else self.whole())
         return None
 
     async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:
         """Send a body that is not to be buffered whole by a connection that is not read."""
-        size, again = len(self.body), None
+        size, again = self.size, None
         if self.again is not None and not sender.has_room(request, size):
             again, self.body = self.again, b""
         async with sender.room(request, size):
             answer = self if again is None else await again()
             answer._begin(request)
-            return await sender.send(request, InMemory(answer.body), 0, len(answer.body))
+            body = answer.whole()
+            return await sender.send(request, InMemory(body), 0, len(body))
 
     def _begin(self, request: RegistryRequest) -> None:
         """Set the status and the header fields."""
@@ -245,12 +259,23 @@ def list_answer(
     path: str,
     following: Mapping[str, str] | None,
     headers: Mapping[str, str] | None = None,
+    **encoded: bytes,
 ) -> Answer:
-    """Answer with one page of a list; ``following`` is the query of the next page."""
+    """
+    Answer with one page of a list.
+
+    :param document: at least one member.
+    :param following: the query of the next page.
+    :param encoded: one more member of the document, in JSON already, if any.
+    """
     answer_headers = dict(headers or {})
     if following is not None:
         answer_headers["Link"] = link_to_next(path, following)
-    return Answer.json(document, answer_headers)
+    answer = Answer.json(document, answer_headers)
+    for name, value in encoded.items():
+        answer.around = answer.body[:-1] + b',"%b":' % name.encode(), b"}"
+        answer.body = value
+    return answer
 
 
 class Refusal(resource.Resource):

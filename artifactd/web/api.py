@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import msgspec
 from attrs import define, field
 from klein import Klein
 
@@ -326,10 +325,11 @@ class Api(OperationsApi):
         """List the tags of an image, in pages."""  # end-8a, end-8b
         found = await target.readable.tags(target.image, list_wanted(request))
         return list_answer(
-            {"name": str(target.name), "tags": msgspec.Raw(found.tags)},
+            {"name": str(target.name)},
             f"{target.path}/tags/list",
             target.following(found.next),
             provenance_headers(found.provenance),
+            tags=found.tags,
         )
 
     @route(app, "/v2/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.oci import foreign
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.foreign import decode_foreign, each_object, excess
+from artifactd.oci.foreign import decode_foreign, each_object, excess, strings_of
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, ManifestBounds, parse_manifest
 from tests.api.served import image_index, image_manifest
 
@@ -266,3 +267,34 @@ class ManifestTests(SynchronousTestCase):
         content = image_manifest(b"config", b"layer")
         with contextlib.suppress(ManifestInvalid):
             parse_manifest(content[:at] + junk + content[at:], OCI_MANIFEST, other_types=True)
+
+
+class StringsTests(SynchronousTestCase):
+    """Long arrays of strings are decoded in pieces."""
+
+    def setUp(self) -> None:
+        self.patch(foreign, "_PIECE", 0)
+
+    @given(st.lists(st.text(st.sampled_from('[]{}"\\,: \u00e9')), max_size=20), st.booleans())
+    def test_they_are_what_another_reader_finds(self, strings: list[str], spaced: bool) -> None:
+        separators = (" ,\n", ":") if spaced else None
+        for ascii_only in (True, False):
+            array = json.dumps(strings, separators=separators, ensure_ascii=ascii_only).encode()
+            found = [each for piece in strings_of(b" " + array + b" ") for each in piece]
+            self.assertEqual(found, strings)
+
+    def test_no_piece_has_more_than_some_thousands(self) -> None:
+        strings = [f"v{number}" for number in range(12_000)]
+        pieces = list(strings_of(json.dumps(strings).encode()))
+        self.assertEqual(max(map(len, pieces)), 5000)
+        self.assertEqual([each for piece in pieces for each in piece], strings)
+
+    def test_everything_else_is_refused(self) -> None:
+        for wrong in (
+            *(b"", b"[", b"]", b'"a"', b'{"a": ["b"]}', b"null", b"1", b"[1]", b"[null]"),
+            *(b'["a", 1]', b'["a", ["b"]]', b'["a" "b"]', b'["a"] "b"]', b'["a', b'["\xff",""]'),
+            *(b'["\\x"]', b'["a",["b","c"],"d"]'),
+        ):
+            for head in (b"", b'["a",' if wrong.startswith(b"[") else b""):
+                with self.assertRaises(ValueError, msg=wrong):
+                    list(strings_of(head + wrong))

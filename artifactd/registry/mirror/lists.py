@@ -8,6 +8,8 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
+from heapq import merge
+from itertools import chain
 from typing import Annotated, TypeVar
 from urllib.parse import urlencode
 
@@ -29,7 +31,7 @@ from artifactd.oci.errors import (
     QueryInvalid,
     RegistryError,
 )
-from artifactd.oci.foreign import decode_foreign
+from artifactd.oci.foreign import VALUES, decode_foreign, strings_of
 from artifactd.oci.manifest import INDEX_TYPES, MEDIA_TYPE_LENGTH
 from artifactd.oci.names import ImageName, Tag
 from artifactd.registry.content import Contents
@@ -57,7 +59,9 @@ _Fetch = Callable[[], Awaitable[tuple[UpstreamPage, Provenance]]]
 
 
 class _Tags(msgspec.Struct):  # distribution-spec, "Listing Tags"
-    tags: list[str] | None = None
+    """Its tags are an array of strings in JSON, or null."""
+
+    tags: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _MediaType = Annotated[str, Meta(max_length=MEDIA_TYPE_LENGTH)]
@@ -134,11 +138,11 @@ _T = TypeVar("_T")
 _U = TypeVar("_U")
 
 _tags = msgspec.json.Decoder(_Tags)
-_names = msgspec.json.Decoder(list[str])
+_json = msgspec.json.Decoder(msgspec.Raw)
 _index = msgspec.json.Decoder(_Index)
 
 # Some upstreams send all tags of an image at once.
-_VALUES = 500_000
+_ALL_TAGS = 500_000
 
 # Pages of one repository that are read or decoded at the same time.
 _AT_A_TIME = 2
@@ -184,7 +188,7 @@ class RemoteLists:
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             page = await self.upstream.tags(image.image, query)
             async with self._turn():
-                body = await self._of_json(_tags, _listed_tags, page.body, image)
+                body = await self._of_json(_tags, _listed_tags, page.body, image, _ALL_TAGS)
             return UpstreamPage(body, page.next), _STORED
 
         try:
@@ -203,9 +207,9 @@ class RemoteLists:
         tags = page.body
         if how.stale is not None:
             cached = await self.catalog.tags(image, after, wanted.limit) or []
-            merge = partial(_with_tags, cached=cached, to_the_end=page.next is None)
+            merged = partial(_with_tags, cached=cached, to_the_end=page.next is None)
             async with self._turn():
-                tags = await self._of_json(_names, merge, tags, image)
+                tags = await self._of_json(_json, merged, tags, image, _ALL_TAGS)
         return TagsFound(tags, self._following(image, page.next), how)
 
     async def referrers(
@@ -434,11 +438,12 @@ class RemoteLists:
         make: Callable[[_T], _U],
         body: bytes,
         image: ImageName,
+        values: int = VALUES,
     ) -> _U:
         """What ``make`` makes of what :meth:`_decoded` returns, in the same thread; its errors."""
 
         def work() -> _U:
-            return make(decode_foreign(decoder, body, values=_VALUES))
+            return make(decode_foreign(decoder, body, values=values))
 
         try:
             return work() if len(body) <= _IN_THREAD else await self.manifests.run(work)
@@ -470,18 +475,24 @@ def _as_it_is(value: _T) -> _T:
 
 
 def _listed_tags(listed: _Tags) -> bytes:
-    return msgspec.json.encode(listed.tags or [])
+    if bytes(listed.tags) == b"null":
+        return b"[]"
+    pieces = (msgspec.json.encode(piece)[1:-1] for piece in strings_of(listed.tags) if piece)
+    return b"[%b]" % b",".join(pieces)
 
 
 def _listed_referrers(listed: _Index) -> bytes:
     return index_of(listed.manifests or [])
 
 
-def _with_tags(page: list[str], cached: list[str], to_the_end: bool) -> bytes:
+def _with_tags(page: msgspec.Raw, cached: list[str], to_the_end: bool) -> bytes:
     """A page in JSON with the cached tags that belong on it: up to its last one, or all."""
-    last = None if to_the_end else max(page, default=None)
-    more = (tag for tag in cached if last is None or tag <= last)
-    return msgspec.json.encode(sorted({*page, *more}))
+    # In pieces, so that other threads run meanwhile.
+    pieces = [sorted(piece) for piece in strings_of(page) if piece]
+    known = set(chain.from_iterable(pieces))
+    last = None if to_the_end else max((piece[-1] for piece in pieces), default=None)
+    more = [tag for tag in cached if tag not in known and (last is None or tag <= last)]
+    return msgspec.json.encode(list(merge(*pieces, more))) if more else bytes(page)
 
 
 def _behind(
