@@ -348,10 +348,11 @@ class RecipeTests(GarbageTestCase):
         kept = self.stored
         other = b"of the image that is not needed" * 1000
         child = image_manifest(b"{}", other)
-        await self.daemon.push_blob("app", other)
-        await self.daemon.push_manifest("app", str(Digest.of(child)), child)
+        for blob in (b"{}", other):
+            await self.daemon.push_blob("old", blob)
+        await self.daemon.push_manifest("old", str(Digest.of(child)), child)
         both = image_index(child)
-        await self.daemon.push_manifest("app", "v1", both, OCI_INDEX)
+        await self.daemon.push_manifest("old", "v1", both, OCI_INDEX)
         page = (DOCS / "operating.md").read_text(encoding="utf-8")
         recipe = page.partition("### When the disk is full\n")[2].split("```")[1]
         lines = [line.partition("#")[0].split() for line in recipe.splitlines()[1:]]

@@ -308,9 +308,9 @@ class CommandsTests(TestCase):
         rule = RULE.replace('"pull"', '"pull", "push", "delete"')
         return f'{rule}\n[auth]\nhtpasswd = "{users}"\nrobots_file = "{robots}"\n'
 
-    async def push(self, name: str, *tags: str) -> Digest:
-        """Push an image of its own to several tags; its digest."""
-        layer = f"{name} {tags}".encode()
+    async def push(self, name: str, *tags: str, of: str | None = None) -> Digest:
+        """Push an image of its own, or that of the name ``of``, to several tags; its digest."""
+        layer = f"{of or name} {tags}".encode()
         for blob in (b"{}", layer):
             await self.daemon.push_blob(name, blob)
         digests = [
@@ -375,6 +375,8 @@ class CommandsTests(TestCase):
             await self.push("team/app", "v1")
             await self.push("app", "old")
             await self.delete("app", "old")
+            await self.push("old", "v1", of="app")
+            await self.push("old", "v2")
             await self.daemon.request("GET", "/v2/docker.io/library/alpine/manifests/3")
 
         results = await self.run_page(
