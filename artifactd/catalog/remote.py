@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -220,20 +221,22 @@ class RemoteCatalog(OnDatabase):
         tag: Tag | None,
         confirm: Callable[[], None],
         release: Callable[[], None] = nothing,
+        told: Mapping[Tag, float] = MappingProxyType({}),
     ) -> None:
         """
         Put a manifest whose bytes are published into ``image``, and point ``tag``, checked now, at
-        it.  The blobs and children it holds need not be here.  The tag's movement is journalled.
+        it.  Point the tags ``told`` at it too, each checked at its time (seconds since the epoch).
+        The blobs and children it holds need not be here.  The tags' movements are journalled.
         ``confirm`` and ``release`` work as in ``Catalog.add_blob``.
         """
 
         def store(db: Connection) -> None:
             at = self.database.now()
-            wanted = () if tag is None else (tag,)
-            put = ManifestPut(image, manifest, wanted, actor=_UPSTREAM)
+            checked = {**told} if tag is None else {**told, tag: at}
+            put = ManifestPut(image, manifest, tuple(checked), actor=_UPSTREAM)
             manifests.store(db, put, confirm, at, used_at=at)
-            if tag is not None:
-                _keep_tag(db, image, tag, None, at)
+            for each, checked_at in checked.items():
+                _keep_tag(db, image, each, None, checked_at)
 
         owner = image.repository if manifests.are_many(manifest) else None
         await self.database.write(store, release, long=owner)

@@ -113,7 +113,9 @@ class LocalRepository(Repository):
             image, digest, allow_held=self.settings.delete_held, actor=actor
         )
 
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def manifest(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
         """Find a manifest.  :raises ManifestUnknown: if ``image`` has none so named."""  # end-3
         record = await self.find(image, reference)
         if record is None:

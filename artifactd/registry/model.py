@@ -170,8 +170,15 @@ class Repository(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """Find a manifest by its tag or digest."""  # end-3
+    async def manifest(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
+        """
+        Find a manifest by its tag or digest.
+
+        :param head: whether only what it is is wanted.  Then its bytes need not be here afterwards,
+            and :meth:`body` is not for it.
+        """  # end-3
 
     async def manifest_for(
         self, image: ImageName, reference: Reference, may_push: Callable[[], bool], *, head: bool
@@ -182,7 +189,7 @@ class Repository(ABC):
         :param may_push: tells whether the client may.
         :param head: whether the client asks only whether the manifest is there.
         """
-        return await self.manifest(image, reference)
+        return await self.manifest(image, reference, head=head)
 
     @abstractmethod
     async def body(self, found: ManifestFound) -> OpenBlob:

@@ -278,7 +278,9 @@ class Unprefixed(Repository):
     def pushable(self, name: RepositoryName) -> LocalRepository:
         return super().pushable(name) if self.local is None else self.local
 
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def manifest(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
         """
         Find a manifest: of the local image if the name is local, else of the upstream that is the
         name's origin, else of each upstream in turn until one has it.
@@ -289,10 +291,16 @@ class Unprefixed(Repository):
             record = await self.local.find(image, reference)
             if record is not None:
                 return ManifestFound(record, image)
-        return await self._manifest_of_others(image, reference)
+        return await self._manifest_of_others(image, reference, head=head)
 
-    async def _manifest_of_others(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """Find a manifest that the local image, if it is not hidden, does not have."""
+    async def _manifest_of_others(
+        self, image: ImageName, reference: Reference, *, head: bool
+    ) -> ManifestFound:
+        """
+        Find a manifest that the local image, if it is not hidden, does not have.
+
+        An upstream becomes the origin of a name by a manifest that it has sent, not by HEAD alone.
+        """
         if self.local is not None and await self.remote.is_known(image):
             if self.hidden:
                 await self._require_proofs(image)
@@ -302,9 +310,11 @@ class Unprefixed(Repository):
             "no image of that name is here, and no upstream is asked for it",
             {"name": image.image, "reference": str(reference)},
         )
+        head = head and await self.remote.origin(image.image) is not None
         for upstream in await self._candidates(image.image):
             try:
-                found = await upstream.manifest(upstream.unprefixed(image.image), reference)
+                source = upstream.unprefixed(image.image)
+                found = await upstream.manifest(source, reference, head=head)
             except (ManifestUnknown, NameUnknown) as error:
                 if not upstream.lacks(error):
                     if self.hidden:
@@ -316,7 +326,7 @@ class Unprefixed(Repository):
                 self.promises.give(image, found.record.digest)
                 return found
             # Another request has made another upstream the origin meanwhile.
-            return await self.manifest(image, reference)
+            return await self.manifest(image, reference, head=head)
         await self._require_proofs(image)
         raise _nowhere(image, reference) if self.hidden else unknown
 
@@ -330,11 +340,11 @@ class Unprefixed(Repository):
         A HEAD waits for them only as long as :class:`Patience` allows.
         """
         if self.local is None or self.hidden:
-            return await self.manifest(image, reference)
+            return await self.manifest(image, reference, head=head)
         record = await self.local.find(image, reference)
         if record is not None:
             return ManifestFound(record, image)
-        asking = Deferred.fromCoroutine(self._manifest_of_others(image, reference))
+        asking = Deferred.fromCoroutine(self._manifest_of_others(image, reference, head=head))
         try:
             if head and not asking.called and may_push():
                 return await self._soon(image, asking)
@@ -344,7 +354,7 @@ class Unprefixed(Repository):
                 raise
             if await self._is_settled(image):
                 if isinstance(error, TimeoutError):
-                    return await self.manifest(image, reference)
+                    return await self.manifest(image, reference, head=head)
                 raise
             reason = error.message if isinstance(error, RegistryError) else "no answer yet"
             raise ManifestUnknown(

@@ -270,7 +270,7 @@ class Api(OperationsApi):
         record = found.record
         headers = content_headers(record.media_type, record.digest)
         headers |= provenance_headers(found.provenance)
-        if isinstance(parsed, Tag):
+        if isinstance(parsed, Tag) and found.provenance.verified:
             headers["Cache-Control"] = "no-cache"
         if not_modified(request, headers["ETag"]):
             return Answer(304, headers)

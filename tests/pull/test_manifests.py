@@ -294,16 +294,16 @@ class RequestTests(MirrorCase):
             self.assertNotEqual(asked.headers.get("authorization"), secret, asked)
             self.assertFalse({"cookie", "x-secret"} & set(asked.headers), asked)
 
-    async def test_a_head_brings_it_here_too(self) -> None:
+    async def test_a_head_by_digest_brings_it_here_too(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")
         registry = self.mirror()
-        head = await registry.request("HEAD", f"{PATH}/latest")
+        head = await registry.request("HEAD", f"{PATH}/{digest}")
         self.assert_from(head, "remote", STORED)
         content = self.hub.images.manifest_of(NAME, "latest")
         self.assertEqual(head.header("Content-Length"), str(len(content)))
         self.assertEqual((head.body, digest_of(head)), (b"", digest))
         await self.hub.stop()
-        self.assertEqual((await registry.request("GET", f"{PATH}/latest")).body, content)
+        self.assertEqual((await registry.request("GET", f"{PATH}/{digest}")).body, content)
 
     async def test_who_has_it_already_is_told_so(self) -> None:
         digest = self.hub.images.add_image(NAME, "latest", b"layer")

@@ -22,10 +22,11 @@ from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed
 from artifactd.registry.mirror.refusals import Refusals, stale, translated
+from artifactd.registry.mirror.told import ToldTags
 from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
-from artifactd.upstream.errors import Missing
+from artifactd.upstream.errors import Missing, Throttled
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream, UpstreamHead
 
@@ -57,32 +58,54 @@ class RemoteManifests:
     run: RunInThread
     bounds: ManifestBounds
     now: Callable[[], float] = time.time
-    _single_flight: SingleFlight[tuple[ImageName, Reference], ManifestFound] = field(
+    # Requests, and whether HEAD will do: GET's outcome answers both.
+    _single_flight: SingleFlight[tuple[ImageName, Reference, bool], ManifestFound] = field(
         factory=SingleFlight, init=False
     )
+    _told: ToldTags = field(init=False)
+    # Whether the last HEAD was of use; if not, none is made for a GET that could do without.
+    _head_helps: bool = field(default=True, init=False)
     # Tags that GET found to be another manifest than HEAD had said.
     _misled: TTLCache[tuple[ImageName, Tag], bool] = field(init=False)
+
+    @_told.default
+    def _none_told(self) -> ToldTags:
+        return ToldTags(self.settings.freshness, self.now)
 
     @_misled.default
     def _none_misled(self) -> TTLCache[tuple[ImageName, Tag], bool]:
         return TTLCache(_MISLED, _SECONDS_MISLED, self.now)
 
-    async def get(self, image: ImageName, reference: Reference) -> ManifestFound:
-        """Find a manifest: in the cache if it is fresh there, else upstream."""
-        found = await self._get(image, reference)
-        self.last_used.touch(image, found.record.digest)
+    async def get(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
+        """
+        Find a manifest: in the cache if it is fresh there, else upstream.
+
+        :param head: whether only what it is is wanted: of a tag that is not cached, or has moved,
+            the upstream is asked that by HEAD, which Docker Hub does not count.
+        """
+        found = await self._get(image, reference, head=head)
+        if found.provenance.verified:
+            self.last_used.touch(image, found.record.digest)
         return found
 
-    async def _get(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def _get(self, image: ImageName, reference: Reference, *, head: bool) -> ManifestFound:
         here = await self._here(image, reference)
         if isinstance(here, ManifestFound):
             return here
         if self.settings.offline:
             return self._offline(image, reference, here)
-        key = image, reference
+        if head and isinstance(reference, Tag):
+            told = self._told.fresh(image, reference)
+            if told is not None:
+                self.counters.hits.inc()
+                return ManifestFound(told, image, Provenance("cache", "hit", verified=False))
+        head = head and not self._single_flight.under_way((image, reference, False))
+        key = image, reference, head
         joined = self._single_flight.under_way(key)
         started = self.now()
-        found = await self._single_flight.join(key, lambda: self._ask(image, reference))
+        found = await self._single_flight.join(key, lambda: self._ask(image, reference, head=head))
         if found.provenance is HIT:
             return found
         how = evolve(found.provenance, waited=max(self.now() - started, 0.0))
@@ -141,7 +164,7 @@ class RemoteManifests:
 
     # -- the upstream is asked
 
-    async def _ask(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def _ask(self, image: ImageName, reference: Reference, *, head: bool) -> ManifestFound:
         # Looked up again: another request may have fetched it since the first look.
         cached = await self._here(image, reference)
         if isinstance(cached, ManifestFound):
@@ -151,9 +174,9 @@ class RemoteManifests:
             try:
                 if cached is None or not isinstance(reference, Tag):
                     self.counters.misses.inc()
-                    return await self._fetch(image, reference, reference)
+                    return await self._find(image, reference, head=head)
                 self.counters.revalidated.inc()
-                return await self._revalidate(image, reference, cached)
+                return await self._revalidate(image, reference, cached, head=head)
             except UpstreamError as error:
                 self.refusals.remember(image, reference, error)
                 refused = error
@@ -177,19 +200,59 @@ class RemoteManifests:
     def _freshness(self) -> float:
         return self.settings.freshness * self.upstream.frugality()
 
-    async def _revalidate(self, image: ImageName, tag: Tag, cached: CachedTag) -> ManifestFound:
+    async def _find(self, image: ImageName, reference: Reference, *, head: bool) -> ManifestFound:
+        """
+        Find a manifest of which nothing is cached by its reference: by HEAD where that may do, else
+        by GET.
+
+        Most new tags of an image that is here are one of its manifests.
+        """
+        if not isinstance(reference, Tag) or not (
+            head or (self._head_helps and await self.remote.is_known(image))
+        ):
+            return await self._fetch(image, reference, reference)
+        try:
+            told = await self._ask_head(image, reference, None)
+        except UpstreamError as error:
+            self._head_helps = self._head_helps and not isinstance(error, Unreachable)
+            if head or not isinstance(error, Throttled):
+                raise
+            return await self._fetch(image, reference, reference)
+        if told is not None:
+            found = await self._found_by_head(image, reference, told, "fwd=miss", head=head)
+            if found is not None:
+                return found
+        fetched = await self._fetch(image, reference, reference)
+        self._head_helps = told is not None
+        return fetched
+
+    async def _found_by_head(
+        self, image: ImageName, tag: Tag, told: UpstreamHead, why: str, *, head: bool
+    ) -> ManifestFound | None:
+        """The manifest that ``tag`` is, if it is here or HEAD is all that is wanted; else None."""
+        how = f"{why}; fwd-status=200"
+        record = await self.catalog.manifest(image, told.digest)
+        if record is not None and await self.remote.point_tag(image, tag, told.digest):
+            return ManifestFound(record, image, Provenance("cache", how))
+        if not (head and told.media_type and told.size):
+            return None
+        record = ManifestRecord(told.digest, told.size, told.media_type)
+        self._told.remember(image, tag, record)
+        return ManifestFound(record, image, Provenance("remote", how, verified=False))
+
+    async def _revalidate(
+        self, image: ImageName, tag: Tag, cached: CachedTag, *, head: bool
+    ) -> ManifestFound:
         """Ask for a cached tag again: by HEAD, and by GET where that says nothing or is wrong."""
-        told = await self._told(image, tag, cached.record)
+        told = await self._ask_head(image, tag, cached.record)
         if told is None:
             return await self._revalidate_by_get(image, tag, cached)
         kept = await self._kept(image, tag, cached, told.digest)
         if kept is not None:
             return kept
-        if await self.remote.point_tag(image, tag, told.digest):
-            record = await self.catalog.manifest(image, told.digest)
-            if record is not None:
-                how = Provenance("cache", "fwd=stale; fwd-status=200")
-                return ManifestFound(record, image, how)
+        found = await self._found_by_head(image, tag, told, "fwd=stale", head=head)
+        if found is not None:
+            return found
         try:
             # Fetched by digest, so that a tag that moves meanwhile can't mix two answers.
             fetched = await self._download(image, told.digest)
@@ -203,21 +266,23 @@ class RemoteManifests:
             self._misled[image, tag] = True
         return found
 
-    async def _told(
-        self, image: ImageName, tag: Tag, current: ManifestRecord
+    async def _ask_head(
+        self, image: ImageName, tag: Tag, current: ManifestRecord | None
     ) -> UpstreamHead | None:
         """
         Ask by HEAD what ``tag`` is now; ``None``: only GET can tell.
 
-        :param current: the cached manifest.
+        :param current: the cached manifest, if the tag is cached.
         """
         if (image, tag) in self._misled:
             return None
-        told = await self.upstream.manifest_head(image.image, tag, current.digest)
+        known = None if current is None else current.digest
+        told = await self.upstream.manifest_head(image.image, tag, known)
         if told is None:
             return None
-        record: ManifestRecord | None = current
-        if told.digest != current.digest:
+        self._head_helps = True
+        record = current
+        if told.digest != known:
             record = await self.catalog.manifest(image, told.digest)
         if record is not None and not _describes(told, record.media_type, record.size):
             return None
@@ -299,12 +364,13 @@ class RemoteManifests:
 
     async def _keep(self, image: ImageName, tag: Tag | None, manifest: Manifest) -> ManifestFound:
         await self.blobs.require_room()
+        told = await self._tags_told(image, manifest.digest)
         staged = await self.blobs.publish(manifest.digest, manifest.content)
         await publish(
             staged,
             self.catalog,
             lambda: self.remote.cache_manifest(
-                image, manifest, tag, staged.confirm, staged.release
+                image, manifest, tag, staged.confirm, staged.release, told
             ),
         )
         record = ManifestRecord(
@@ -317,6 +383,15 @@ class RemoteManifests:
         )
         how = Provenance("remote", "fwd=miss; fwd-status=200; stored")
         return ManifestFound(record, image, how)
+
+    async def _tags_told(self, image: ImageName, digest: Digest) -> dict[Tag, float]:
+        """The tags that were told by HEAD to be ``digest``, unless something newer is cached."""
+        tags = {}
+        for tag, at in self._told.tags_of(image, digest).items():
+            cached = await self.remote.cached_tag(image, tag)
+            if cached is None or cached.checked_at < at:
+                tags[tag] = at
+        return tags
 
 
 def _describes(told: UpstreamHead, media_type: str, size: int) -> bool:

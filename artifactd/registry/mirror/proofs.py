@@ -469,10 +469,12 @@ class GuardedRepository(RemoteRepository):
     async def require_proof(self, image: ImageName) -> None:
         await self.proofs.require(image, self.asker)
 
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def manifest(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
         self.check(image)
         await self.proofs.require(image, self.asker, reference)
-        return await self.manifests.get(image, reference)
+        return await self.manifests.get(image, reference, head=head)
 
     async def blob(self, image: ImageName, digest: Digest, wanted: BlobWanted) -> BlobFound:
         self.check(image)

@@ -102,9 +102,11 @@ class RemoteRepository(Repository):
     def for_operator(self) -> RemoteRepository:
         return self
 
-    async def manifest(self, image: ImageName, reference: Reference) -> ManifestFound:
+    async def manifest(
+        self, image: ImageName, reference: Reference, *, head: bool = False
+    ) -> ManifestFound:
         self.check(image)
-        return await self.manifests.get(image, reference)
+        return await self.manifests.get(image, reference, head=head)
 
     async def body(self, found: ManifestFound) -> OpenBlob:
         image, record = found.image, found.record
