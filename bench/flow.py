@@ -42,10 +42,10 @@ import bcrypt
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import DeferredList
 from twisted.internet.threads import blockingCallFromThread
-from twisted.python.threadpool import ThreadPool
 
 import artifactd
 from artifactd.daemon.tap import RegistryService
+from artifactd.kit.threads import Threads
 from artifactd.settings.settings import Settings
 
 reactor: Any = _reactor
@@ -65,15 +65,13 @@ class Trace:
         self.calls: Counter[CodeType] = Counter()
         self.turns = 0
         self.is_on = False
-        self._give_to_thread = ThreadPool.callInThreadWithCallback
+        self._give_to_thread = Threads.callInThreadWithCallback
 
     def install(self) -> None:
         """Count calls in this thread, the reactor's, and in every thread that it hands work to."""
         trace = self
 
-        def give(
-            pool: ThreadPool, done: Any, work: Callable[..., Any], *args: Any, **kw: Any
-        ) -> Any:
+        def give(pool: Threads, done: Any, work: Callable[..., Any], *args: Any, **kw: Any) -> Any:
             def traced() -> Any:
                 sys.setprofile(trace._called)
                 return work(*args, **kw)
@@ -81,7 +79,7 @@ class Trace:
             trace.turns += trace.is_on
             return trace._give_to_thread(pool, done, traced)
 
-        ThreadPool.callInThreadWithCallback = give  # type: ignore[method-assign]
+        Threads.callInThreadWithCallback = give  # type: ignore[method-assign]
         sys.setprofile(self._called)
 
     def _called(self, frame: FrameType, event: str, _: object) -> None:

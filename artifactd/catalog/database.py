@@ -17,11 +17,11 @@ from cachetools import LRUCache
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactd.kit.deferreds import uncancelled
+from artifactd.kit.threads import Threads
 from artifactd.oci.errors import Unavailable
 
 _T = TypeVar("_T")
@@ -113,6 +113,22 @@ def in_snapshot(query: Callable[[Connection], _T], connection: Connection) -> _T
     return query(connection)
 
 
+class _PoolReactor:
+    """
+    The reactor of an ``adbapi`` pool that uses ``threads`` in place of its own.
+
+    The pool does not start before its threads have been replaced: :meth:`Connections.run` does it.
+    """
+
+    def __init__(self, reactor: Any, threads: Threads) -> None:
+        self.callFromThread = threads.callFromThread
+        self.addSystemEventTrigger = reactor.addSystemEventTrigger
+        self.removeSystemEventTrigger = reactor.removeSystemEventTrigger
+
+    def callWhenRunning(self, start: Callable[[], object]) -> None:
+        """Do nothing."""
+
+
 class Connections:
     """
     A pool of connections to one database.  Threads and connections are made when they are first
@@ -132,9 +148,9 @@ class Connections:
         busy_timeout: float,
         prepare: Callable[[Connection], None],
     ) -> None:
-        self._reactor = reactor
+        self._threads = Threads(reactor, threads, "catalog")
         # Any: adbapi has no type annotations.
-        self._pool: Any = cast(Callable[..., object], ConnectionPool)(
+        self._pool: Any = cast(Callable[..., Any], ConnectionPool)(
             "sqlite3",
             str(path),
             timeout=busy_timeout,
@@ -142,9 +158,10 @@ class Connections:
             check_same_thread=False,  # close() closes all of them in one thread
             cp_min=1,
             cp_max=threads,
-            cp_reactor=reactor,
+            cp_reactor=_PoolReactor(reactor, self._threads),
             cp_openfun=prepare,
         )
+        self._pool.threadpool = self._threads
         self._in_flight: set[Deferred[Any]] = set()
         self._closed = False
 
@@ -178,7 +195,7 @@ class Connections:
         await DeferredList(list(self._in_flight))
         if self._pool.running:
             # In a thread: closing the last connection to a database checkpoints it.
-            await deferToThreadPool(self._reactor, self._pool.threadpool, self._disconnect)
+            await self._threads.run(self._disconnect)
         self._pool.close()  # joins threads that are idle by now
 
     def _disconnect(self) -> None:

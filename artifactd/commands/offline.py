@@ -73,7 +73,7 @@ class DataCommand(SettingsOptions):
         with ExitStack() as opened:
             parts = assemble(settings, reactor, opened)
             opened.pop_all()
-        parts.pool.start()
+        parts.threads.start()
         try:
             self._working = Deferred.fromCoroutine(self.work(parts, settings))
             return await self._working

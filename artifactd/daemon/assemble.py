@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from random import Random
 from secrets import token_bytes
@@ -15,9 +14,7 @@ from typing import Any, Self
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
-from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
@@ -30,6 +27,7 @@ from artifactd.daemon.ca_files import check_ca_files
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
+from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.registry.content import Contents, Stored
@@ -344,7 +342,7 @@ class Assembly:
 
     reactor: Any
     folder: DataFolder
-    pool: ThreadPool
+    threads: Threads
     run: RunInThread
     budgets: Budgets
     catalog: Catalog
@@ -374,7 +372,7 @@ class Assembly:
             await self.last_used.write()
         finally:
             await self.catalog.database.close()
-            self.pool.stop()
+            self.threads.stop()
             self.blobs.close()
             self.folder.close()
 
@@ -387,7 +385,7 @@ def assemble(
     files: FileOperations | None = None,
 ) -> Assembly:
     """
-    Open the data folder and put the rooms together; the thread pool is not started yet.
+    Open the data folder and put the rooms together; the threads are not started yet.
 
     :param opened: takes the callbacks that close everything again if a later step fails.
     :param now: seconds since the epoch.
@@ -402,8 +400,8 @@ def assemble(
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)
 
-    pool = ThreadPool(minthreads=1, maxthreads=settings.threads, name="artifactd")
-    run = partial(deferToThreadPool, reactor, pool)
+    threads = Threads(reactor, settings.threads, "artifactd")
+    run = threads.run
     budgets = Budgets.of(settings)
     try:
         blobs = BlobStore(folder, run, files)
@@ -478,7 +476,7 @@ def assemble(
     return Assembly(
         reactor=reactor,
         folder=folder,
-        pool=pool,
+        threads=threads,
         run=run,
         budgets=budgets,
         catalog=catalog,

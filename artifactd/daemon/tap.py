@@ -15,12 +15,13 @@ from twisted.application.internet import TimerService
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.logger import Logger, globalLogPublisher
+from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.greeting import greeting
 from artifactd.daemon.listen import listen
+from artifactd.daemon.log import StreamLog
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.signals import Signals
 from artifactd.kit.malloc import give_back_freed_memory
@@ -35,10 +36,10 @@ from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api
-from artifactd.web.audit import AuditLog
+from artifactd.web.audit import AUDIT, AuditLog
 from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
-from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.accesslog import ACCESS, AccessLog, own_log
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
@@ -73,7 +74,9 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
     from twisted.internet import reactor
 
     give_back_freed_memory()
-    service = RegistryService(settings, reactor, source=options.config)
+    twistd = getattr(options, "parent", None)
+    log = None if twistd is None else StreamLog.replacing(twistd, reactor)
+    service = RegistryService(settings, reactor, source=options.config, log=log)
     Signals(reactor, service.hurry).handle()
     return service
 
@@ -86,6 +89,7 @@ class RegistryService(MultiService):
 
     :param files: makes all changes in the data folder.
     :param source: the file of ``settings``, for the log; ``None`` for the embedded ones.
+    :param log: writes the daemon's own log; ``None``: twistd does.
     """
 
     def __init__(
@@ -94,14 +98,22 @@ class RegistryService(MultiService):
         reactor: Any,
         files: FileOperations | None = None,
         source: Path | None = None,
+        log: StreamLog | None = None,
     ) -> None:
         super().__init__()
         self._source = source
+        self._log = log
         self._settings = settings
         self._reactor = reactor
         self._files = files
         self._running: _Running | None = None
         self._stopping: _Running | None = None
+
+    def setServiceParent(self, parent: Any) -> None:
+        # twistd asks its application for the observer of the log, after this and before the start.
+        if self._log is not None:
+            parent.setComponent(ILogObserver, self._log)
+        super().setServiceParent(parent)
 
     @property
     def ports(self) -> list[IListeningPort]:
@@ -123,7 +135,9 @@ class RegistryService(MultiService):
         :raises StartError: if the daemon can't run; then nothing is left open.
         """
         with ExitStack() as opened:
-            self._running = running = _start(self._settings, self._reactor, opened, self._files)
+            self._running = running = _start(
+                self._settings, self._reactor, opened, self._files, self._log
+            )
             opened.pop_all()
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
@@ -221,10 +235,14 @@ class _Running:
 
 
 def _start(
-    settings: Settings, reactor: Any, opened: ExitStack, files: FileOperations | None
+    settings: Settings,
+    reactor: Any,
+    opened: ExitStack,
+    files: FileOperations | None,
+    log: StreamLog | None,
 ) -> _Running:
     parts = assemble(settings, reactor, opened, files=files)
-    audit = _audit_log(settings, opened)
+    audit = _audit_log(settings, opened, log)
     proxies = TrustedProxies.parse(settings.trusted_proxies)
     external_url = str(settings.external_url)
     origin = (lambda _: external_url) if external_url else proxies.origin
@@ -253,7 +271,7 @@ def _start(
         min_chunk=int(settings.min_chunk),
         service=gate.service,
     )
-    access_log = AccessLog(settings.access_log, settings.access_log_file)
+    access_log = AccessLog(settings.access_log, settings.access_log_file, own=_own_log(ACCESS, log))
     _open(access_log)
     opened.callback(access_log.close)
     site = RegistrySite(
@@ -269,14 +287,18 @@ def _start(
         origin=origin if settings.absolute_locations else None,
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
-    parts.pool.start()
+    parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
     return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
 
 
-def _audit_log(settings: Settings, opened: ExitStack) -> AuditLog:
-    audit = AuditLog(settings.audit_log)
+def _own_log(namespace: str, log: StreamLog | None) -> Callable[[str], None]:
+    return own_log(namespace) if log is None else log.lines_of(namespace)
+
+
+def _audit_log(settings: Settings, opened: ExitStack, log: StreamLog | None) -> AuditLog:
+    audit = AuditLog(settings.audit_log, own=_own_log(AUDIT, log))
     try:
         audit.open()
     except OSError as error:

@@ -17,7 +17,7 @@ class RunInThread(Protocol):
     """
     Calls a function in a thread, where it may block.
 
-    It is ``partial(deferToThreadPool, reactor, pool)``, or in a test something that runs at once.
+    It is ``Threads.run``, or in a test something that runs at once.
     """
 
     def __call__(

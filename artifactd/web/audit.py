@@ -11,19 +11,21 @@ import msgspec
 from attrs import define, field
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
-from twisted.logger import Logger
 
-from artifactd.kit.printable import PRINTABLE, printable
+from artifactd.kit.printable import printable
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
-from artifactd.web.server.accesslog import LineFile, moment
+from artifactd.web.server.accesslog import LineFile, moment, own_log
 from artifactd.web.server.protocol import RegistryRequest
 
-_log = Logger(namespace="artifactd.audit")
+AUDIT = "artifactd.audit"
+"""The namespace of the audit log's lines in the daemon's own log."""
+
+_own = own_log(AUDIT)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -86,10 +88,12 @@ class AuditLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.audit``.
     :param now: seconds since the epoch.
+    :param own: writes a line to the daemon's own log.
     """
 
     path: str = ""
     now: Callable[[], float] = time.time
+    own: Callable[[str], None] = _own
     _file: LineFile = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -172,4 +176,4 @@ class AuditLog:
         if self.path:
             self._file.write(line)
         else:
-            _log.info("{line}", line=line, **PRINTABLE)
+            self.own(line)

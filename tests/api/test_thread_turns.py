@@ -7,11 +7,10 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet import reactor
 from twisted.internet.interfaces import IReactorTime
-from twisted.python.threadpool import ThreadPool
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Digest
 from artifactd.registry.uploads import SMALL, EarlyBody
 from artifactd.store.uploads import UploadStore
@@ -24,19 +23,18 @@ UPLOADS = "/v2/hello/blobs/uploads/"
 
 
 class TurnTests(ApiTestCase):
-    """:ivar turns: how often work was given to a thread; not to those of the test's client."""
+    """:ivar turns: how often work was given to a thread."""
 
     def setUp(self) -> None:
         super().setUp()
         self.turns = 0
-        clients: Any = reactor
-        give = ThreadPool.callInThreadWithCallback
+        give = Threads.callInThreadWithCallback
 
-        def counted(pool: ThreadPool, *args: Any, **kwargs: Any) -> None:
-            self.turns += pool is not clients.getThreadPool()
+        def counted(pool: Threads, *args: Any, **kwargs: Any) -> None:
+            self.turns += 1
             give(pool, *args, **kwargs)
 
-        self.patch(ThreadPool, "callInThreadWithCallback", counted)
+        self.patch(Threads, "callInThreadWithCallback", counted)
 
     async def fewest(self, push: Callable[[bytes, Digest], Awaitable[object]]) -> int:
         """The turns of ``push``, by whichever of some had the daemon to itself."""

@@ -54,7 +54,7 @@ def opened(data: Path, clock: SharedClock, reactor: Any) -> Iterator[Assembly]:
     """To be closed by whoever asks; what fails to open is closed here."""
     with ExitStack() as stack:
         parts = assemble(settings(data), reactor, stack, clock)
-        parts.pool.start()
+        parts.threads.start()
         stack.pop_all()
     yield parts
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 from uuid import uuid4
@@ -13,14 +12,13 @@ from uuid import uuid4
 from attrs import Factory, define, field, frozen
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
 from twisted.internet.interfaces import IPushProducer
-from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
@@ -53,7 +51,7 @@ class SlowThreads:
     def __call__(
         self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Deferred[_T]:
-        """As ``deferToThreadPool``."""
+        """As ``Threads.run``."""
         outcome: Deferred[_T] = Deferred()
 
         def work() -> None:
@@ -174,10 +172,10 @@ class ThreadedTestCase(StoreTestCase):
     """The stores work in real threads."""
 
     def threads(self) -> RunInThread:
-        pool = ThreadPool(1, 8)
-        pool.start()
-        self.addCleanup(pool.stop)
-        return partial(deferToThreadPool, reactor, pool)
+        threads = Threads(reactor, 8, "test")
+        threads.start()
+        self.addCleanup(threads.stop)
+        return threads.run
 
 
 MEBIBYTE = 1024 * 1024

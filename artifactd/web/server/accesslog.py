@@ -80,7 +80,21 @@ class LineFile:
 
 Style = Literal["text", "json", "off"]
 
-_log = Logger(namespace="artifactd.access")
+ACCESS = "artifactd.access"
+"""The namespace of the access log's lines in the daemon's own log."""
+
+
+def own_log(namespace: str) -> Callable[[str], None]:
+    """Return what writes a printable line to the daemon's own log, as an event of ``namespace``."""
+    log = Logger(namespace=namespace)
+
+    def write(line: str) -> None:
+        log.info("{line}", line=line, **PRINTABLE)
+
+    return write
+
+
+_own = own_log(ACCESS)
 
 
 class Access(msgspec.Struct, frozen=True):
@@ -121,12 +135,14 @@ class AccessLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.access``.
     :param now: seconds since the epoch.
+    :param own: writes a line to the daemon's own log.
     :ivar wanted: whether a line would be written anywhere.
     """
 
     style: Style = "text"
     path: str = ""
     now: Callable[[], float] = time.time
+    own: Callable[[str], None] = _own
     wanted: bool = field(init=False)
     _file: LineFile = field(init=False)
 
@@ -166,4 +182,4 @@ class AccessLog:
         if self.path:
             self._file.write(line)
         else:
-            _log.info("{line}", line=line, **PRINTABLE)
+            self.own(line)

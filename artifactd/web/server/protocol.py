@@ -9,11 +9,12 @@ before the body, and ``requestReceived`` after the last byte.
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
+from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, TimeoutError
@@ -88,6 +89,9 @@ _PHRASES = {s.value: s.phrase.encode() for s in HTTPStatus if s.value not in htt
 
 _log = Logger()
 
+# Ids of requests are no secrets: they come without a system call each.
+_ids = random.Random()
+
 _BUSY = Unavailable("too many connections: close some, or try again later")
 
 # After an early answer at most this much of the body is read and dropped, in bytes and seconds, so
@@ -126,6 +130,8 @@ class RegistryChannel(http.HTTPChannel):
     identified = False
     counted: Counted | None = None
     _client_ended = False
+    _host: Any
+    _secure: bool
     _idle: Deadline
     _headers_due: Deadline
 
@@ -138,6 +144,7 @@ class RegistryChannel(http.HTTPChannel):
         site, limits = self.site, self.site.limits
         self._idle = site.timers.deadline(self.timeoutConnection)
         self._headers_due = site.timers.deadline(self._headers_overdue)
+        self._host, self._secure = self.transport.getHost(), super().isSecure()
         super().connectionMade()
         self.MAX_LENGTH = self.totalHeadersSize = int(limits.header_size)
         self.maxHeaders = limits.header_count
@@ -151,6 +158,13 @@ class RegistryChannel(http.HTTPChannel):
         else:
             self.transport.write(_answer(b"503 Service Unavailable", _BUSY))
             self.loseConnection()
+
+    def getHost(self) -> Any:
+        # The base makes a system call for each request.
+        return self._host
+
+    def isSecure(self) -> bool:
+        return self._secure
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         super().connectionLost(reason)
@@ -491,7 +505,7 @@ class RegistryRequest(server.Request):
     @cached_property
     def request_id(self) -> str:
         """16 hexadecimal digits that a client's report and the logs have in common."""
-        return secrets.token_hex(8)
+        return f"{_ids.getrandbits(64):016x}"
 
     @cached_property
     def address(self) -> str:
