@@ -50,6 +50,9 @@ FILES_OF_CLIENTS = {
 # What has to stand beside accounts; a page may show these alone.
 RULE = '[[access]]\nwho = ["anonymous"]\nmay = ["pull"]\nimages = ["*"]'
 
+# What has to be done before a command has something to do.
+BEFORE = {"artifactd undelete local/app:v1": "artifactd rm local/app:v1"}
+
 # Commands that no test here runs, and why.
 NOT_RUN = {
     "README.md": {
@@ -167,21 +170,23 @@ def defaults(page: str, section: str) -> Iterator[tuple[str, str]]:
 
 def commands(page: str) -> list[list[str]]:
     """
-    The commands of a page in its order, by the paragraphs, tables and blocks that they stand in:
-    lines of ``sh`` blocks, and those in the text.
+    The commands of a page in its order: the lines of each ``sh`` block together, and each of those
+    in the text and in tables by itself.
     """
     text = read(page)
-    found: dict[int, list[str]] = {}
+    found: list[list[str]] = []
     pattern = r"^```(?P<kind>\w*)\n(?P<block>.*?)^```$|`(?P<code>[^`\n]+)`"
     for match in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
-        there = found.setdefault(text.rfind("\n\n", 0, match.start()), [])
+        there: list[str] = []
         if match["kind"] == "sh":
             for line in match["block"].replace("\\\n", " ").splitlines():
                 command = re.sub(r"\s#.*", "", line)
-                there += [" ".join(each.split()) for each in re.split(r";\s", command)]
+                there += [" ".join(e.split()) for e in re.split(r";\s", command) if e.strip()]
         elif match["code"] and PROGRAM.match(match["code"]):
             there.append(match["code"])
-    return [list(dict.fromkeys(each)) for each in found.values() if each]
+        if there and there not in found:
+            found.append(there)
+    return found
 
 
 class SettingsTests(TestCase):
@@ -281,8 +286,8 @@ class CommandsTests(TestCase):
     """
     Commands of a page in its order, beside a daemon that runs; each ends with status 0.
 
-    What they name is there before each paragraph: images pushed and deleted, and images of an
-    upstream.
+    What they name is there before each block or single command: images pushed and deleted, and
+    images of an upstream.
     """
 
     daemon: Daemon
@@ -331,22 +336,24 @@ class CommandsTests(TestCase):
         """
         Run all commands of ``page`` but those in :data:`NOT_RUN`.
 
-        :param prepare: called before each paragraph.
+        :param prepare: called before each block or single command.
         :param instead: what takes the place of what words, such as ``FILE``.
         """
         skipped = NOT_RUN.get(page, set())
         results = {}
-        paragraphs = commands(page)
-        gone = skipped - {command for each in paragraphs for command in each}
+        groups = commands(page)
+        gone = skipped - {command for each in groups for command in each}
         self.assertEqual(gone, set(), f"{page} has no such command any more")
-        for paragraph in paragraphs:
-            ours = [c for c in paragraph if c not in skipped and not NAMES.fullmatch(c)]
+        for group in groups:
+            ours = [c for c in group if c not in skipped and not NAMES.fullmatch(c)]
             if ours and prepare is not None:
                 await prepare()
             for command in (each for printed in ours for each in variants(printed)):
                 text = command.partition(" >> ")[0]
                 for word, value in (instead or {}).items():
                     text = text.replace(word, str(value))
+                if command in BEFORE:
+                    await self.run_one(BEFORE[command])
                 results[command] = await self.run_one(text)
         return results
 
