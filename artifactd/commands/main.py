@@ -80,6 +80,7 @@ class Command(SettingsFileOptions):
         ("show", None, _Lazy("seeing.Show"), "Show a manifest as a tree, and why it is kept."),
         ("history", None, _Lazy("seeing.History"), "List every movement of an image's tags."),
         ("du", None, _Lazy("seeing.Usage"), "List what each repository holds."),
+        ("top", None, _Lazy("top.Top"), "Show what the daemon does now, each second."),
         ("rm", None, _Lazy("seeing.Remove"), "Delete tags and manifests."),
         ("restore", None, _Lazy("seeing.Restore"), "Point a tag at what it pointed at before."),
         ("warm", None, _Lazy("offline.Warm"), "Copy images into the cache."),

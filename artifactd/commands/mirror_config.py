@@ -29,17 +29,23 @@ def own_url(settings: Settings) -> str:
     The URL of the first TCP listener of ``settings``, with the machine's name if it listens on all
     addresses.
     """
+    for scheme, interface, port in listeners(settings):
+        host = socket.getfqdn() if interface in ("", "0.0.0.0", "::") else interface
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    return "http://127.0.0.1:5000"
+
+
+def listeners(settings: Settings) -> Iterator[tuple[str, str, int]]:
+    """
+    The TCP listeners of ``settings``: ``http`` or ``https``, the address, and the port.  The
+    address is empty for all of IPv4.
+    """
     for description in settings.listen:
         match = _LISTENING.match(description)
-        if match is None:
-            continue
-        interface = _INTERFACE.search(match["rest"])
-        host = interface["host"].replace("\\:", ":") if interface else ""
-        if host in ("", "0.0.0.0", "::"):
-            host = socket.getfqdn()
-        scheme = "http" if match["kind"] == "tcp" else "https"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{match['port']}"
-    return "http://127.0.0.1:5000"
+        if match is not None:
+            interface = _INTERFACE.search(match["rest"])
+            host = interface["host"].replace("\\:", ":") if interface else ""
+            yield "http" if match["kind"] == "tcp" else "https", host, int(match["port"])
 
 
 def docker(settings: Settings, url: str) -> str:

@@ -30,6 +30,7 @@ from artifactd.kit.start import StartError
 from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
+from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.metrics import Counters, RepositoryCounters
@@ -150,6 +151,7 @@ class RemoteWiring:
     fills: dict[str, Fills] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
+    _activities: list[Callable[[], RemoteActivity]] = field(factory=list, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
     _commands: list[CommandCredentials] = field(factory=list, init=False)
@@ -172,6 +174,9 @@ class RemoteWiring:
             counters,
             credentials=self._credentials(name, settings),
             max_manifest=int(self.settings.max_manifest),
+        )
+        self._activities.append(
+            lambda: RemoteActivity.of(name, upstream.state(), counters, self.fills[name])
         )
         refusals = Refusals(reactor, settings.negative_freshness)
         manifests = RemoteManifests(
@@ -242,6 +247,10 @@ class RemoteWiring:
             )
         self._repositories[name] = repository
         return repository
+
+    def activity(self) -> list[RemoteActivity]:
+        """What each remote repository does now."""
+        return [activity() for activity in self._activities]
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
         """

@@ -270,6 +270,7 @@ def _start(
         manifests=ManifestBodies.of(parts.budgets.manifests, int(settings.max_manifest), timers),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
+        remotes=parts.remotes.activity,
     )
     access_log = AccessLog(settings.access_log, settings.access_log_file, own=_own_log(ACCESS, log))
     _open(access_log)

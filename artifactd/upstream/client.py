@@ -44,6 +44,7 @@ from artifactd.upstream.interfaces import (
     UpstreamHead,
     UpstreamManifest,
     UpstreamPage,
+    UpstreamState,
     UpstreamWatch,
 )
 from artifactd.upstream.login import Authorization, Login, Token, Tokens
@@ -153,6 +154,17 @@ class RegistryApi:
         self.rate_limit = RateLimit(self.clock)
         self._throttles = {kind: Throttle(self.clock) for kind in Kind}
         self._in_vain = TTLCache(_TOKENS_IN_VAIN, _SECONDS_IN_VAIN, self.clock.seconds)
+
+    def state(self) -> UpstreamState:
+        """How the upstream does.  It is not asked."""
+        host = self.exchanges.host
+        return UpstreamState(
+            host=self.exchanges.subject,
+            trouble=host.trouble,
+            pause=host.left,
+            throttled=max(throttle.left for throttle in self._throttles.values()),
+            remaining=self.rate_limit.remaining,
+        )
 
     async def ask(self, request: ApiRequest, take: Callable[[HttpResponse], Awaitable[_T]]) -> _T:
         """
@@ -515,6 +527,10 @@ class RegistryUpstream:
             retries,
             clock,
         )
+
+    def state(self) -> UpstreamState:
+        """How the upstream does.  It is not asked."""
+        return self._api.state()
 
     def frugality(self) -> float:
         return self._api.rate_limit.frugality()

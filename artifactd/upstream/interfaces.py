@@ -102,6 +102,26 @@ class BlobBody(Protocol):
         """Close the connection instead of reading the body."""
 
 
+@frozen
+class UpstreamState:
+    """
+    How an upstream does, as far as the requests before tell.
+
+    :ivar host: the host that is asked.
+    :ivar trouble: why it is not asked at present, or asked on trial; empty if it is well.
+    :ivar pause: seconds until it is asked again after failures; 0: it is now.
+    :ivar throttled: seconds for which it wants to be asked nothing of some kind (429); 0: it does
+        not.
+    :ivar remaining: the share of its rate limit that is left, 0 to 1; ``None``: it tells none.
+    """
+
+    host: str
+    trouble: str
+    pause: float
+    throttled: float
+    remaining: float | None
+
+
 class Upstream(Protocol):
     """
     Another registry.  ``image`` is always the name there (``library/alpine``), without the prefix

@@ -71,6 +71,16 @@ class CircuitBreaker:
 
     _log = Logger()
 
+    @property
+    def trouble(self) -> str:
+        """The reason for which the breaker is open; empty while it is closed."""
+        return "" if self._until is None else self._cause
+
+    @property
+    def left(self) -> float:
+        """Seconds until a request is let through; 0: it is now."""
+        return 0.0 if self._until is None else max(0.0, self._until - self.clock.seconds())
+
     def admit(self) -> bool:
         """
         Ask for permission to make a request.  Returns whether the request is the trial after a
@@ -243,6 +253,11 @@ class Throttle:
     _images: set[str] = field(factory=set, init=False)
     _guess: float = field(default=_SHORTEST_PAUSE, init=False)
 
+    @property
+    def left(self) -> float:
+        """Seconds until the upstream is asked again for all images; 0: it is now."""
+        return max(0.0, self._until - self.clock.seconds())
+
     def check(self, image: str = "") -> None:
         """:raises Throttled: if ``image`` is not asked for yet."""
         alone = self._guessed_until if image and image == self._image else 0.0
@@ -309,6 +324,11 @@ class RateLimit:
         window = reset[0] if reset else remaining[2] or limit[2]
         self._share = int(remaining[1]) / int(limit[1])
         self._until = self.clock.seconds() + (float(window) if window else _WINDOW)
+
+    @property
+    def remaining(self) -> float | None:
+        """The share of the requests that remains, 0 to 1; ``None``: the upstream has told none."""
+        return None if self.clock.seconds() >= self._until else self._share
 
     def frugality(self) -> float:
         """
@@ -434,6 +454,11 @@ class Exchanges:
     _urls: LRUCache[tuple[str, str], CircuitBreaker] = field(
         factory=lambda: LRUCache(_URLS), init=False
     )
+
+    @property
+    def host(self) -> CircuitBreaker:
+        """The breaker of the host, as opposed to that of one URL."""
+        return self._host
 
     @_host.default
     def _closed(self) -> CircuitBreaker:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
+from heapq import nlargest
 from typing import ClassVar
 
-from attrs import define, field
+from attrs import define, field, frozen
 from klein import Klein
 
+from artifactd import __version__
 from artifactd.auth.token_service import TokenService
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
@@ -48,6 +53,57 @@ from artifactd.web.server.limits import owner_of
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.token import answer_get, answer_post
 
+_TOLD = 200  # requests of which the status tells more than their number
+
+
+@frozen
+class Transfer:
+    """
+    A request that is being handled.
+
+    :ivar request: its id, as in the access log.
+    :ivar status: of the answer; 0: it has not begun.
+    :ivar received: bytes of its body.
+    :ivar sent: bytes of the answer's body.
+    """
+
+    request: str
+    client: str
+    user: str
+    method: str
+    path: str
+    status: int
+    received: int
+    sent: int
+    seconds: float
+
+    @classmethod
+    def of(cls, request: RegistryRequest) -> Transfer:
+        """What is told of ``request``."""
+        return cls(
+            request=request.request_id,
+            client=request.address,
+            user=request.actor,
+            method=request.method.decode("utf-8", "backslashreplace"),
+            path=request.path.decode("utf-8", "backslashreplace"),
+            status=request.code if request.startedWriting else 0,
+            received=0 if request.body is None else request.body.received,
+            sent=request.sentLength,
+            seconds=round(request.elapsed, 3),
+        )
+
+
+@frozen
+class Status:
+    """What a process does now.  ``requests`` counts all; ``transfers`` are at most 200 of them."""
+
+    version: str
+    pid: int
+    connections: int
+    requests: int
+    transfers: Sequence[Transfer]
+    remotes: Sequence[RemoteActivity]
+
 
 @define(slots=False)  # as its base
 class OperationsApi(Routed):
@@ -55,11 +111,13 @@ class OperationsApi(Routed):
     The endpoints about the registry itself: health, metrics, version and tokens.
 
     :param service: gives tokens; ``None``: there is no token service.
+    :param remotes: returns what each remote repository does.
     """
 
     health: Health
     counters: Counters
     service: TokenService | None = field(kw_only=True)
+    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app()
 
@@ -83,6 +141,22 @@ class OperationsApi(Routed):
     async def metrics(self, request: RegistryRequest) -> Answer:
         """The counters, in Prometheus' text format."""
         return Answer(headers={"Content-Type": CONTENT_TYPE}, body=self.counters.exposition())
+
+    @route(app, "/status", "GET", needs=Need.STATUS)
+    async def status(self, request: RegistryRequest) -> Answer:
+        """What this process does now: its requests, the longest first, fills and upstreams."""
+        others = [each for each in request.site.requests() if each is not request]
+        status = Status(
+            version=__version__,
+            pid=os.getpid(),
+            connections=len(request.site.channels),
+            requests=len(others),
+            transfers=[
+                Transfer.of(each) for each in nlargest(_TOLD, others, lambda each: each.elapsed)
+            ],
+            remotes=self.remotes(),
+        )
+        return Answer.json(status, {"Cache-Control": "no-store"})
 
     @route(app, "/v2/", "GET", needs=Need.IDENTITY)
     async def version(self, request: RegistryRequest) -> Answer:

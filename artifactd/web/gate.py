@@ -40,6 +40,7 @@ class Need(StrEnum):
     CATALOG = "list"  # as IDENTITY; the list shows only images that the caller may pull
     TOKEN = "token"  # credentials that are right, or none
     METRICS = "metrics"  # a client on this machine, or an administrator of all images
+    STATUS = "status"  # as METRICS; a client on this machine also without authentication
 
 
 class Gate(Protocol):
@@ -154,7 +155,14 @@ class LoopbackGate:
         """Every caller is anonymous."""
 
     def admit(self, request: RegistryRequest, need: Need) -> None:
-        """Everybody is admitted."""
+        """
+        Everybody is admitted, but to the status: it names clients and what they ask for.
+        """
+        if need is Need.STATUS and not (is_local(request) and names_loopback(request)):
+            raise Denied(
+                "only clients on the registry's own machine may read this while no authentication"
+                " is configured"
+            )
 
     def target(
         self,
@@ -351,7 +359,9 @@ class AccessGate:
         elif need is Need.CATALOG:
             if caller.scopes is not None and not caller.scopes.get(_CATALOG):
                 self._unauthorized(request, _CATALOG_SCOPE, "insufficient_scope")
-        elif need is Need.METRICS and not (is_local(request) and names_loopback(request)):
+        elif need in (Need.METRICS, Need.STATUS) and not (
+            is_local(request) and names_loopback(request)
+        ):
             if _nobody(caller):
                 self._unauthorized(request)
             # Tokens with scopes are for images only.

@@ -280,6 +280,22 @@ class MetricsTests(GuardedCase):
                 self.assertEqual(told, status, headers)
 
 
+class StatusTests(GuardedCase):
+    """What goes on is for this machine and for administrators of all images."""
+
+    async def test_this_machine_reads_it(self) -> None:
+        answer = await self.ask("GET", "/status")
+        self.assertEqual((200, "no-store"), (answer.status, answer.header("Cache-Control")))
+        status = json.loads(answer.body)
+        self.assertEqual((0, []), (status["requests"], status["transfers"]))
+
+    async def test_from_afar_only_an_administrator_of_everything_reads_it(self) -> None:
+        for headers in {"X-Forwarded-For": "192.0.2.1"}, {"Host": "evil.example"}:
+            for who, status in (None, 401), ("bob", 403), ("writer", 403), ("alice", 200):
+                told = await self.status("GET", "/status", who, headers=headers)
+                self.assertEqual(told, status, headers)
+
+
 class SomeMetricsTests(GuardedCase):
     """An administrator of some images is none of the registry."""
 

@@ -55,5 +55,10 @@ class LoopbackRuleTests(ApiTestCase):
         await self.accepted(200, "GET", "/v2/")
         await self.accepted(200, "GET", "/metrics", None, {"X-Forwarded-For": "192.0.2.1"})
 
+    async def test_what_goes_on_is_told_on_this_machine_alone(self) -> None:
+        await self.accepted(200, "GET", "/status")
+        for headers in {"X-Forwarded-For": "192.0.2.1"}, {"Host": "evil.example"}:
+            await self.refused(403, "DENIED", "GET", "/status", None, headers)
+
     async def test_credentials_count_for_nothing(self) -> None:
         await self.accepted(200, "GET", "/v2/", None, {"Authorization": "Bearer nonsense"})

@@ -162,7 +162,7 @@ class CommandTests(TestCase):
         self.assertEqual(
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
-            " user, access, ls, tags, show, history, du, rm, restore, warm, purge, gc, fsck,"
+            " user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc, fsck,"
             " undelete, rotate-keys, release; --help tells more\n",
         )
 

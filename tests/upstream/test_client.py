@@ -15,7 +15,7 @@ from artifactd.oci.names import Tag
 from artifactd.upstream.client import RegistryUpstream, ResponseBody, next_page
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
-from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamHead
+from artifactd.upstream.interfaces import BlobBody, Upstream, UpstreamHead, UpstreamState
 from tests.upstream.fake import (
     BEARER,
     DIGEST,
@@ -687,6 +687,20 @@ class PatienceTests(UpstreamTestCase):
             self.assertEqual(1, upstream.frugality())
             Deferred.fromCoroutine(OPERATIONS[operation](upstream)).addErrback(lambda _: None)
             self.assertAlmostEqual(5, upstream.frugality())
+
+    def test_its_state_is_told_without_asking_it(self) -> None:
+        told: dict[str, str | list[str]] = {
+            "ratelimit-limit": "100;w=21600",
+            "ratelimit-remaining": "25;w=21600",
+            "retry-after": "30",
+        }
+        upstream = self.upstream(in_turn(Answer(429, fields=told)))
+        host = upstream.state().host
+        self.assertEqual(UpstreamState(host, "", 0.0, 0.0, None), upstream.state())
+        self.failureResultOf(self.manifest(upstream), Throttled)
+        self.assertEqual(UpstreamState(host, "", 0.0, 30.0, 0.25), upstream.state())
+        self.clock.advance(21600)
+        self.assertEqual(UpstreamState(host, "", 0.0, 0.0, None), upstream.state())
 
     def test_blobs_do_not(self) -> None:
         told: dict[str, str | list[str]] = {"RateLimit-Limit": "100", "RateLimit-Remaining": "0"}

@@ -132,6 +132,17 @@ class CircuitBreakerTests(SynchronousTestCase):
             error.reason,
         )
 
+    def test_its_trouble_and_its_pause_can_be_looked_at(self) -> None:
+        self.fail_in_a_row(4)
+        self.assertEqual(("", 0), (self.breaker.trouble, self.breaker.left))
+        self.fail_in_a_row()
+        self.clock.advance(1)
+        self.assertEqual(("connection refused", 4), (self.breaker.trouble, self.breaker.left))
+        self.clock.advance(9)
+        self.assertEqual(("connection refused", 0), (self.breaker.trouble, self.breaker.left))
+        self.answer()
+        self.assertEqual(("", 0), (self.breaker.trouble, self.breaker.left))
+
     def test_an_answer_in_between_begins_the_count_again(self) -> None:
         self.fail_in_a_row(4)
         self.answer()

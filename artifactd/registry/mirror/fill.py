@@ -267,6 +267,24 @@ UNATTENDED_SECONDS = 600.0
 _log = Logger()
 
 
+@frozen
+class FillProgress:
+    """
+    How far a fill is, in bytes.
+
+    :ivar image: the image that it was begun for.
+    :ivar size: of the blob; ``None`` while it is unknown.
+    :ivar written: how many bytes are here.
+    :ivar clients: how many follow it in this process.
+    """
+
+    image: str
+    digest: str
+    size: int | None
+    written: int
+    clients: int
+
+
 @define(eq=False)
 class Fill:
     """
@@ -367,6 +385,14 @@ class Fill:
         Stop the fill; the bytes stay in the store, and the next fill of the blob resumes there.
         """
         self._interrupt.stop()
+
+    @property
+    def state(self) -> FillProgress:
+        """How far the fill is."""
+        progress, source = self.progress, self.source
+        return FillProgress(
+            str(source.image), str(source.digest), progress.size, progress.written, self._interested
+        )
 
     # -- the fill of this process
 
@@ -629,6 +655,10 @@ class Fills:
         :param owner: the image that the bytes belong to alone.
         """
         return self._fills.get((digest, owner))
+
+    def states(self) -> list[FillProgress]:
+        """How far the fills are that are under way in this process."""
+        return [fill.state for fill in self._fills.values()]
 
     def begin(
         self,

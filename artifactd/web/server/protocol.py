@@ -10,7 +10,7 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
@@ -706,6 +706,13 @@ class RegistrySite(server.Site):
         """The number of requests that are being handled."""
         return sum(channel.busy for channel in self.channels)
 
+    def requests(self) -> Iterator[RegistryRequest]:
+        """The requests that are being handled."""
+        for channel in self.channels:
+            for request in channel.requests:
+                if request.started is not None:
+                    yield request
+
     async def drain(self, seconds: float) -> None:
         """
         Let the requests in flight end, for at most ``seconds``; then drop the rest.
@@ -741,12 +748,7 @@ class RegistrySite(server.Site):
     def _tell(self, end: float) -> None:
         """Log what is waited for, at most until ``end``, in seconds of the clock."""
         seconds = end - self.reactor.seconds()
-        busy = [
-            request
-            for channel in self.channels
-            for request in channel.requests
-            if request.started is not None
-        ]
+        busy = list(self.requests())
         if not busy:
             _log.info(
                 "stopping: waiting up to {seconds:.0f} s for {count} clients to take their answers",
