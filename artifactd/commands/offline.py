@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from abc import abstractmethod
 from collections import Counter
@@ -242,6 +243,10 @@ class Warm(DataCommand):
 
     def opt_platform(self, platform: str) -> None:
         """Only this platform, such as linux/amd64; may be given more than once."""
+        if not re.fullmatch(r"[^/]+/[^/]+(/[^/]+)?", platform):
+            raise usage.UsageError(
+                f"--platform: expected one such as linux/amd64 or linux/arm/v7, got {platform}"
+            )
         self.platforms.append(platform)
 
     opt_p = opt_platform

@@ -105,7 +105,7 @@ class Endpoint(str):
         """:raises ValueError: if ``text`` is neither of them."""
         match = re.fullmatch(_ADDRESS, text)
         if match is None:
-            if not re.match("[a-z0-9-]+:.", text):
+            if not re.match("[a-z0-9-]+:(?!//).", text):
                 raise ValueError(text)
             return cls(text)
         if int(match["port"]) > 65535:

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import patch
 
+from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
 from artifactd import __version__
@@ -218,6 +219,8 @@ class CommandTests(TestCase):
             (warm.images, warm.platforms, warm["file"]),
             (["a", "b"], ["linux/amd64", "linux/arm64"], "x"),
         )
+        with self.assertRaisesRegex(UsageError, "linux/arm/v7, got amd64"):
+            parse(["warm", "a", "--platform", "amd64"])
 
     async def test_without_config_the_installed_settings_file_is_read(self) -> None:
         installed, named = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()

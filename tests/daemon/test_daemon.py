@@ -11,9 +11,11 @@ from contextlib import closing
 from io import StringIO
 from pathlib import Path
 
+from twisted.application.service import IServiceMaker
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger, LogPublisher, textFileLogObserver
+from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import artifactd
@@ -124,6 +126,13 @@ class StopTests(TestCase):
         os.kill(daemon.process.pid, signal.SIGHUP)
         await daemon.process.matched("SIGHUP: nothing to do")
         self.assertEqual((await daemon.request("GET", "/healthz")).status, 200)
+
+    def test_sighup_does_not_end_a_start_either(self) -> None:
+        [maker] = (each for each in getPlugins(IServiceMaker) if each.tapname == "artifactd")
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        self.assertIs(maker.options, tap.Options)  # twistd asks for it first
+        self.assertIs(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
 
     async def test_a_second_sigterm_ends_the_drain_at_once(self) -> None:
         daemon = await Daemon.start(self, toml='shutdown_timeout = "1d"\n')

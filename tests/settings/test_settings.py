@@ -334,6 +334,8 @@ class RefusalTests(SettingsCase):
         )
         for value in ("[]", '["5000"]', '[":70000"]', '["127.0.0.1"]', '[""]', "[5000]", "5000"):
             self.assert_refused(f"listen = {value}", expected + value)
+        for value in ('["http://127.0.0.1:5000"]', '["tcp://127.0.0.1:5000"]'):
+            self.assert_refused(f"listen = {value}", expected + value)
 
     def test_an_origin_of_web_pages_is_one_that_browsers_send(self) -> None:
         loaded = self.load('cors_origins = ["*", "HTTPS://ui.example", "http://localhost:8080"]')
