@@ -391,6 +391,8 @@ class CommandsTests(TestCase):
             prepare,
             {
                 "FILE": self.config,
+                # It goes on until it is stopped, and the page's daemon listens elsewhere.
+                "artifactd top": f"artifactd top --once --url http://{self.daemon.address}",
                 "sha256:…": digest,
                 "2026-11-05T14:00:00Z": datetime.now(UTC).isoformat(),
                 "/srv/backup/artifactd": self.folder / "backup",
