@@ -277,12 +277,18 @@ class RegistryApi:
         token for that one; if it asks for none, ``response`` is the answer.
         """
         refused = self.login.known_there(request.image).get(Target.parse(response.url).origin)
-        if response.status != 401 and refused is None:
+        is_head = request.method == "HEAD"
+        if response.status != 401 and (refused is None or is_head):
             return response
         challenges = response.headers("WWW-Authenticate")
         try:
             if not await self.login.answer_there(request.image, response.url, challenges, refused):
                 return response
+        except (LoginRefused, Missing):
+            if is_head:
+                return response  # GET may be led elsewhere
+            response.abort()
+            raise
         except BaseException:
             response.abort()
             raise

@@ -583,6 +583,17 @@ class RedirectedTests(LoginTestCase):
         upstream = self.upstream(in_turn(self.challenge(), Answer(401)))
         self.assertIsInstance(self.error(upstream), Missing)
 
+    def test_a_head_that_it_refuses_is_one_for_get_to_decide(self) -> None:
+        for refusals in (
+            (self.challenge(), Answer(403)),
+            (self.challenge(), Answer(500)),
+            (self.challenge(), json({"token": "t"}), self.challenge()),
+            (self.back(403),),
+        ):
+            upstream = self.upstream(in_turn(*refusals), retries=0)
+            head = Deferred.fromCoroutine(upstream.manifest_head(IMAGE, LATEST, None))
+            self.assertIsNone(self.successResultOf(head))
+
     def test_a_realm_that_may_not_be_asked_is_not(self) -> None:
         for realm in ("http://auth.back.example/token", "ftp://x/", "https://u:p@x/"):
             upstream = self.upstream(in_turn(self.challenge(f'Bearer realm="{realm}"')))
