@@ -568,7 +568,7 @@ class TagSchemaTests(ListCase):
         index = self.hub.images.add_index(NAME, self.tag, self.signature)
         self.hub.faults.add(Status(404), on=REFERRERS, times=None)
         registry = self.mirror(freshness="0s")
-        await registry.request("HEAD", f"{PATH}/manifests/{self.tag}")
+        await self.get(registry, f"{PATH}/manifests/{self.tag}")
         blobs = registry.data / "blobs" / index.algorithm
         (blobs / index.encoded[:2] / index.encoded).unlink()
         answer = await self.get(registry, self.path)
