@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 
 from attrs import define, field
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer
@@ -66,13 +67,13 @@ class Collected:
     def __init__(self, limit: int) -> None:
         self.exceeded = False
         self._limit = limit
-        self._content = bytearray()
+        self._content = BytesIO()  # whose bytes are not copied once more
         self._producer: IProducer | None = None
 
     @property
     def content(self) -> bytes:
         """The bytes that have come; none if they exceeded the limit."""
-        return bytes(self._content)
+        return self._content.getvalue()
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
         self._producer = producer
@@ -81,10 +82,10 @@ class Collected:
         self._producer = None
 
     def write(self, data: bytes) -> None:
-        if not self.exceeded and len(self._content) + len(data) <= self._limit:
-            self._content += data
+        if not self.exceeded and self._content.tell() + len(data) <= self._limit:
+            self._content.write(data)
             return
         self.exceeded = True
-        self._content.clear()
+        self._content = BytesIO()
         if self._producer is not None:
             self._producer.stopProducing()

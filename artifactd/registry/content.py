@@ -217,10 +217,11 @@ async def publish(
 # Bytes above which a manifest is hashed and parsed in a thread: it takes over a millisecond.
 _IN_THREAD = 16 << 10
 
-# Commas and brackets above which manifests are parsed one at a time in this process.  For parts of
-# the time nothing else runs in the interpreter, and each of several parsers would take the turn of
-# the reactor.
+# Commas and brackets, or bytes, above which manifests are parsed one at a time in this process.
+# For parts of the time nothing else runs in the interpreter, and each of several parsers would take
+# the turn of the reactor.
 _MANY = 20_000
+_LARGE = 256 << 10
 _many_values = DeferredSemaphore(1)
 
 KEPT = ManifestBounds(nesting=500, entries=0, annotations=0)
@@ -239,6 +240,6 @@ async def parsed(
     """
     if len(content) <= _IN_THREAD:
         return parse()
-    if sum(map(content.count, (b",", b"[", b"{"))) <= _MANY:
-        return await run(parse)
-    return await _many_values.run(run, parse)
+    if len(content) > _LARGE or sum(map(content.count, (b",", b"[", b"{"))) > _MANY:
+        return await _many_values.run(run, parse)
+    return await run(parse)

@@ -130,8 +130,13 @@ class Answer:
         async with sender.room(request, size):
             answer = self if again is None else await again()
             answer._begin(request)
-            body = answer.whole()
-            return await sender.send(request, InMemory(body), 0, len(body))
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % answer.size])
+            before, behind = answer.around
+            request.write(before)
+            sent = await sender.send(request, InMemory(answer.body), 0, len(answer.body))
+            if sent:
+                request.write(behind)
+            return sent
 
     def _begin(self, request: RegistryRequest) -> None:
         """Set the status and the header fields."""

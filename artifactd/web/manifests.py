@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from io import BytesIO
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
@@ -114,7 +115,7 @@ class _Body:
     owner: str
     most: int
     due: Deadline
-    _content: bytearray = field(factory=bytearray, init=False)
+    _content: BytesIO = field(factory=BytesIO, init=False)  # whose bytes are not copied once more
     _room: int = field(default=0, init=False)
     _acquired: list[tuple[Shares, int]] = field(factory=list, init=False)
     _granted: Deferred[None] = field(factory=lambda: succeed(None), init=False)
@@ -128,7 +129,7 @@ class _Body:
             await self._granted
         if self._failure is not None:
             raise self._failure
-        return bytes(self._content)
+        return self._content.getvalue()
 
     def release(self) -> None:
         """Return the memory, and wait for no more."""
@@ -150,15 +151,15 @@ class _Body:
     def write(self, data: bytes) -> None:
         if self._failure is not None:
             return
-        self._content += data
-        if len(self._content) > self.most:
+        self._content.write(data)
+        if self._content.tell() > self.most:
             self._fail(self.bodies.too_large())
-        elif len(self._content) > self._room and self._granted.called:
+        elif self._content.tell() > self._room and self._granted.called:
             self._acquire()
 
     def _acquire(self) -> None:
         """Acquire memory for the bytes that are here: the first ones, or all that may come."""
-        if len(self._content) <= SMALL and not self._room:
+        if self._content.tell() <= SMALL and not self._room:
             shares, room = self.bodies.small, min(self.most, SMALL)
         else:
             shares, room = self.bodies.large, self.most
@@ -188,7 +189,7 @@ class _Body:
 
     def _resume(self, shares: Shares, size: int, room: int) -> None:
         self._take(shares, size, room)
-        if len(self._content) > room:
+        if self._content.tell() > room:
             # What the producer had read before it was paused has come meanwhile.
             self._acquire()
         if self._granted.called and self._failure is None and self._producer is not None:
@@ -197,7 +198,7 @@ class _Body:
 
     def _fail(self, error: RegistryError) -> None:
         self._failure = error
-        self._content.clear()
+        self._content = BytesIO()
         if self._producer is not None:
             self._producer.stopProducing()
 
