@@ -197,6 +197,7 @@ class CommandCredentials:
         command: Sequence[str] = (program, *self.settings.credential_command[1:], "get")
         passed = {name: value for name, value in self.environ.items() if name in _PASSED}
         try:
+            # Twisted starts it by posix_spawn, which takes some milliseconds, every five minutes.
             self.reactor.spawnProcess(run, program, command, passed)
         except OSError as error:
             raise CommandFailed(f"{program} can't be run: {error.strerror}") from None

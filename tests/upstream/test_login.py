@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from itertools import product
 from random import Random
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -1349,12 +1350,13 @@ class IdentityTokenTests(LoginTestCase):
         self.assertIn("there is an identity token instead", error.reason)
 
     def test_a_service_that_repeats_it_does_not_make_it_known(self) -> None:
-        for status in (400, 401, 403, 404, 429):
+        for status, repeated in product((400, 401, 403, 404, 429), ("token", "form")):
 
-            def service(asked: Asked, status: int = status) -> Reply:
+            def service(asked: Asked, status: int = status, repeated: str = repeated) -> Reply:
                 if asked.body is None:
                     return challenged(BEARER)
-                return json({"message": f"{self.TOKEN.password} {asked.body.decode()}"}, status)
+                said = self.TOKEN.password if repeated == "token" else asked.body.decode()
+                return json({"message": f"you sent {said}"}, status)
 
             error = self.error(self.upstream(service, credentials=lambda: self.TOKEN))
             for secret in ("s3+cr/3t", "s3%2Bcr%2F3t"):
