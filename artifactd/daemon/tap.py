@@ -294,7 +294,7 @@ def _start(
     return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
 
 
-def _own_log(namespace: str, log: StreamLog | None) -> Callable[[str], None]:
+def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:
     return own_log(namespace) if log is None else log.lines_of(namespace)
 
 

@@ -165,9 +165,13 @@ class Repository(ABC):
 
     Reading a blob, manifest or image that is not there raises BlobUnknown, ManifestUnknown or
     NameUnknown.  The other methods have the defaults of a repository that serves everybody.
+
+    :cvar wants_proof: whether clients have to prove that an upstream lets them have an image.
     """
 
     __slots__ = ()
+
+    wants_proof = False
 
     @abstractmethod
     async def manifest(

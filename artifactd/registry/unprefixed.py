@@ -251,10 +251,16 @@ class Unprefixed(Repository):
     promises: Promises = field(factory=Promises)
     hidden: bool = False
     first: int | None = None
+    wants_proof: bool = field(init=False)
+
+    @wants_proof.default
+    def _any_wants_proof(self) -> bool:
+        return any(upstream.wants_proof for upstream in self.remotes)
 
     def candidates(self, image: ImageName) -> list[ImageName]:
         local = [] if self.local is None else [image]
-        return local + [u.unprefixed(image.image) for u in self._permitting(image.image)] or [image]
+        names = ((u, u.unprefixed(image.image)) for u in self.remotes)
+        return local + [name for upstream, name in names if upstream.permits(name)] or [image]
 
     def limited_to(self, image: ImageName, permitted: Collection[ImageName]) -> Unprefixed:
         may = [u.unprefixed(image.image) in permitted for u in self._permitting(image.image)]
@@ -268,7 +274,7 @@ class Unprefixed(Repository):
         )
 
     def asked_by(self, asker: Asker) -> Unprefixed:
-        if not any(upstream.wants_proof for upstream in self.remotes):
+        if not self.wants_proof:
             return self
         return evolve(self, remotes=[each.asked_by(asker) for each in self.remotes])
 

@@ -52,7 +52,7 @@ class Answer:
     status: int = 200
     headers: Mapping[str, str] = field(factory=dict)
     body: bytes = b""
-    around: tuple[bytes, bytes] = (b"", b"")
+    around: tuple[bytes, bytes] | None = None
     length: int | None = None
     blob: OpenBlob | None = None
     span: ByteRange | None = None
@@ -65,16 +65,6 @@ class Answer:
             headers={"Content-Type": "application/json", **(headers or {})},
             body=msgspec.json.encode(document),
         )
-
-    @property
-    def size(self) -> int:
-        """The bytes of the body, with what is around it."""
-        return sum(map(len, self.around), len(self.body))
-
-    def whole(self) -> bytes:
-        """Return the body, with what is around it."""
-        before, behind = self.around
-        return b"".join((before, self.body, behind))
 
     @classmethod
     def error(cls, error: RegistryError, *, sees_stored: bool = False) -> Answer:
@@ -106,7 +96,7 @@ class Answer:
             ``TooManyRequests``, before anything is written, if the client reads too few of its
             answers.
         """
-        if sender is not None and self.size > SMALL and request.method != b"HEAD":
+        if sender is not None and len(self.body) > SMALL and request.method != b"HEAD":
             return Deferred.fromCoroutine(self._send_large(request, sender))
         self._begin(request)
         if self.blob is not None:
@@ -114,24 +104,26 @@ class Answer:
             first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
             return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
         head = request.method == b"HEAD"
+        body = self.body if self.around is None else self.body.join(self.around)
         length = self.length
-        if length is None and (self.size or not head):
-            length = self.size
+        if length is None and (body or not head):
+            length = len(body)
         if length is not None and self.status not in (204, 304):
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if head else self.whole())
+        request.write(b"" if head else body)
         return None
 
     async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:
         """Send a body that is not to be buffered whole by a connection that is not read."""
-        size, again = self.size, None
+        size, again = len(self.body), None
         if self.again is not None and not sender.has_room(request, size):
             again, self.body = self.again, b""
         async with sender.room(request, size):
             answer = self if again is None else await again()
             answer._begin(request)
-            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % answer.size])
-            before, behind = answer.around
+            before, behind = answer.around or (b"", b"")
+            size = len(before) + len(answer.body) + len(behind)
+            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % size])
             request.write(before)
             sent = await sender.send(request, InMemory(answer.body), 0, len(answer.body))
             if sent:

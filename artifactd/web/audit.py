@@ -88,12 +88,12 @@ class AuditLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.audit``.
     :param now: seconds since the epoch.
-    :param own: writes a line to the daemon's own log.
+    :param own: writes its argument ``line`` to the daemon's own log.
     """
 
     path: str = ""
     now: Callable[[], float] = time.time
-    own: Callable[[str], None] = _own
+    own: Callable[..., None] = _own
     _file: LineFile = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -176,4 +176,4 @@ class AuditLog:
         if self.path:
             self._file.write(line)
         else:
-            self.own(line)
+            self.own(line=line)

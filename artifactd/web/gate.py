@@ -389,21 +389,21 @@ class AccessGate:
             self._permitted(request, action, [nowhere], name, str(nowhere))
             raise
         scope = name if namespace is None else str(target.image)
-        caller = request.caller
-        asker = Asker(caller.identity.kind is not Kind.ANONYMOUS, caller.presented)
+        candidates = target.readable.candidates(target.image)
         if action is Action.PULL:
-            candidates = target.readable.candidates(target.image)
             permitted = self._permitted(request, action, candidates, name, scope)
             request.sees_cache = True
-            return target.pulled_by(asker, None if len(permitted) == len(candidates) else permitted)
+            all_of_them = len(permitted) == len(candidates)
+            if all_of_them and not target.readable.wants_proof:
+                return target
+            return target.pulled_by(self.asker(request), None if all_of_them else permitted)
         self._permitted(request, action, [target.image], name, scope)
         if self.read_only():
             refuse_changes(request)
-        candidates = target.readable.candidates(target.image)
         pulled = list(filter(self.may_pull(request, scope), candidates))
         request.sees_cache = bool(pulled)
         request.sees_stored = target.image in pulled
-        return target.pulled_by(asker, pulled)
+        return target.pulled_by(self.asker(request), pulled)
 
     def may_pull(self, request: RegistryRequest, name: str) -> Callable[[ImageName], bool]:
         caller = request.caller

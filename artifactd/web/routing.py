@@ -142,7 +142,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                         answered = await handler(self, request, target, **parts)
                     except NoProof as error:
                         raise unproved(self, request, asked, target, error) from None
-                    if answered.size > SMALL and request.method == b"GET":
+                    if len(answered.body) > SMALL and request.method == b"GET":
                         answered.again = partial(again, self, request, asked, target, parts)
                 else:
                     self.gate.admit(request, needs)

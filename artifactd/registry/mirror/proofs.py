@@ -462,9 +462,7 @@ class GuardedRepository(RemoteRepository):
     proofs: AccessProofs
     asker: Asker = NOBODY
 
-    @property
-    def wants_proof(self) -> bool:
-        return True
+    wants_proof = True
 
     async def require_proof(self, image: ImageName) -> None:
         await self.proofs.require(image, self.asker)

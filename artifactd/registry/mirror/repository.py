@@ -51,11 +51,6 @@ class RemoteRepository(Repository):
     manifests: RemoteManifests
     lists: RemoteLists
 
-    @property
-    def wants_proof(self) -> bool:
-        """Whether clients have to prove that the upstream lets them have an image."""
-        return False
-
     async def require_proof(self, image: ImageName) -> None:
         """:raises NoProof: if a proof is wanted, and the client that asks has none."""
 

@@ -84,14 +84,12 @@ ACCESS = "artifactd.access"
 """The namespace of the access log's lines in the daemon's own log."""
 
 
-def own_log(namespace: str) -> Callable[[str], None]:
-    """Return what writes a printable line to the daemon's own log, as an event of ``namespace``."""
-    log = Logger(namespace=namespace)
-
-    def write(line: str) -> None:
-        log.info("{line}", line=line, **PRINTABLE)
-
-    return write
+def own_log(namespace: str) -> Callable[..., None]:
+    """
+    Return a function that writes its argument ``line``, which is printable, to the daemon's own
+    log, as an event of ``namespace``.
+    """
+    return partial(Logger(namespace=namespace).info, "{line}", **PRINTABLE)
 
 
 _own = own_log(ACCESS)
@@ -135,14 +133,14 @@ class AccessLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.access``.
     :param now: seconds since the epoch.
-    :param own: writes a line to the daemon's own log.
+    :param own: writes its argument ``line`` to the daemon's own log.
     :ivar wanted: whether a line would be written anywhere.
     """
 
     style: Style = "text"
     path: str = ""
     now: Callable[[], float] = time.time
-    own: Callable[[str], None] = _own
+    own: Callable[..., None] = _own
     wanted: bool = field(init=False)
     _file: LineFile = field(init=False)
 
@@ -182,4 +180,4 @@ class AccessLog:
         if self.path:
             self._file.write(line)
         else:
-            self.own(line)
+            self.own(line=line)

@@ -285,14 +285,16 @@ class RegistryChannel(http.HTTPChannel):
         super().requestDone(request)
         if draining:
             self.site.settle()
-        self._close_if_answered()
+        if self._client_ended:
+            self._close_if_answered()
 
     def resumeProducing(self) -> None:
         super().resumeProducing()
         if self.paused:
             self.paused = False
             self.dataReceived(b"")
-            self._close_if_answered()
+            if self._client_ended:
+                self._close_if_answered()
 
     def readConnectionLost(self) -> None:
         """
@@ -314,7 +316,7 @@ class RegistryChannel(http.HTTPChannel):
 
     def _close_if_answered(self) -> None:
         """Close the connection of a client that sends no more, if all its requests are answered."""
-        if self._client_ended and not (self.busy or self.paused or self.transport.disconnecting):
+        if not (self.busy or self.paused or self.transport.disconnecting):
             self.loseConnection()
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
