@@ -83,7 +83,10 @@ class ChangeUsers(SettingsOptions):
         hashed = None if self.verb == "rm" else self._hash()
         is_new = _replace(path, partial(self._change, path, hashed))
         done = {"add": "added", "passwd": "changed the password of", "rm": "removed"}[self.verb]
-        print(f"{done} {printable(self.name)}")
+        if self["json"]:
+            print_json({"user": self.name, "done": self.verb})
+        else:
+            print(f"{done} {printable(self.name)}")
         if is_new:
             _tell_new(path)
         return 0
@@ -180,7 +183,9 @@ class ChangeRobots(SettingsOptions):
         secret, robot = self._make()
         added = None if self.verb == "rm" else robot
         is_new = _replace(Path(path), partial(self._change, settings, added))
-        if added is None:
+        if added is None and self["json"]:
+            print_json({"robot": self.name, "done": "rm"})
+        elif added is None:
             print(f"removed {self.name}")
         elif self["json"]:
             told = {"robot": self.name, "user": f"{LOGIN_PREFIX}{self.name}", "secret": secret}

@@ -6,13 +6,13 @@ import re
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 from twisted.python import usage
@@ -23,7 +23,7 @@ from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.overview import Overview
 from artifactd.commands.options import ERRORS, SettingsOptions
-from artifactd.commands.table import utc
+from artifactd.commands.table import JSON, print_json, utc
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
@@ -319,12 +319,16 @@ class _GarbageReport:
     """Prints each thing that is swept or collected, and counts them."""
 
     _settings: Settings
+    _as_json: bool = False
     _counts: Counter[Garbage] = field(factory=Counter)
     _bytes: int = 0
     _swept: list[str] = field(factory=list)
 
     def swept(self, kind: Remains, name: str) -> None:
         self._swept.append(name)
+        if self._as_json:
+            print_json({"why": kind, "name": name})
+            return
         print(f"{kind}: {name}: {_SWEPT[kind].format(self._settings.upload_timeout)}")
 
     def collected(self, collected: Collected) -> None:
@@ -333,6 +337,10 @@ class _GarbageReport:
         self._counts[collected.why] += 1
         if collected.why in (Garbage.BYTES, Garbage.STRAY):
             self._bytes += collected.size
+        if self._as_json:
+            image = None if collected.image is None else str(collected.image)
+            print_json({**asdict(collected, recurse=False), "image": image})
+            return
         since = utc(collected.since)
         name = collected.name
         if collected.image is not None:
@@ -341,10 +349,15 @@ class _GarbageReport:
             f"{collected.why}: {name}, {collected.size} bytes, since {since}: {_WHY[collected.why]}"
         )
 
-    def __str__(self) -> str:
-        counts = ", ".join(f"{self._counts[why]} {why}" for why in Garbage)
-        return (
-            f"{counts}; {self._bytes} bytes of the store;"
+    def end(self, told: str) -> None:
+        """Print the counts, behind ``told``."""
+        if self._as_json:
+            counts = {str(why): self._counts[why] for why in Garbage}
+            print_json({**counts, "bytes_of_the_store": self._bytes, "swept": len(self._swept)})
+            return
+        counts_told = ", ".join(f"{self._counts[why]} {why}" for why in Garbage)
+        print(
+            f"{told}: {counts_told}; {self._bytes} bytes of the store;"
             f" {len(self._swept)} uploads, fills and staged files"
         )
 
@@ -376,6 +389,7 @@ class CollectGarbage(DataCommand):
     optFlags: ClassVar = [
         ["dry-run", "n", "Only list what would go, and why."],
         ["now", None, "Free what was deleted at once: it can't be brought back any more."],
+        JSON,
     ]
 
     # Options calls this with the arguments left over.
@@ -385,46 +399,66 @@ class CollectGarbage(DataCommand):
         self.image = image
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        only = None
+        of: Sequence[ImageName | None] = [None]
         if self.image is not None:
-            only = parts.registry.names.resolve(RepositoryName.parse(self.image))
-        if self["dry-run"]:
-            return await _list_garbage(parts, settings, only, at_once=bool(self["now"]))
-        if is_read_only(parts):
+            of = [parts.registry.names.resolve(RepositoryName.parse(self.image))]
+        if not self["dry-run"] and is_read_only(parts):
             return 1
-        return await collect(parts, settings, only, at_once=bool(self["now"]))
+        work = list_garbage if self["dry-run"] else collect
+        return await work(
+            parts, settings, of, at_once=bool(self["now"]), as_json=bool(self["json"])
+        )
 
 
 async def collect(
-    parts: Assembly, settings: Settings, only: ImageName | None, *, at_once: bool
+    parts: Assembly,
+    settings: Settings,
+    of: Sequence[ImageName | None],
+    *,
+    at_once: bool,
+    as_json: bool = False,
 ) -> int:
     """
     Collect garbage and print what goes.  Returns the exit status.
 
-    :param only: collect what was deleted from this image alone; ``None``: sweep, and collect all.
+    :param of: the images of which to collect what was deleted; ``None``: sweep, and collect all.
     :param at_once: free what was deleted before its time.
+    :param as_json: print JSON.
     """
-    listing = _GarbageReport(settings)
+    listing = _GarbageReport(settings, as_json)
     parts.sweep.report = listing.swept
     parts.collector.report = listing.collected
-    parts.collector.at_once, parts.collector.only = at_once, only
+    parts.collector.at_once = at_once
     try:
-        if only is None:
-            await parts.sweep.run()
-        await parts.collector.run()
+        for only in of:
+            if only is None:
+                await parts.sweep.run()
+            parts.collector.only = only
+            await parts.collector.run()
     except NotNow as error:
         print(f"artifactd: {error}: try again later", file=sys.stderr)
         return 1
     finally:
-        print(f"collected: {listing}")
+        listing.end("collected")
     return 0
 
 
-async def _list_garbage(
-    parts: Assembly, settings: Settings, only: ImageName | None, *, at_once: bool
+async def list_garbage(
+    parts: Assembly,
+    settings: Settings,
+    of: Sequence[ImageName | None],
+    *,
+    at_once: bool,
+    as_json: bool = False,
+    before: Callable[[Catalog], Awaitable[object]] | None = None,
 ) -> int:
-    """Do all that would be done on a copy of the catalog, and leave the files alone."""
-    listing = _GarbageReport(settings)
+    """
+    Do what :func:`collect` would on a copy of the catalog, and leave the files alone.  Returns the
+    exit status.
+
+    :param before: is called with the copy at first; may change it.
+    """
+    listing = _GarbageReport(settings, as_json)
     with TemporaryDirectory(prefix="artifactd-gc-") as folder:
         copy = Path(folder, "catalog.sqlite3")
         await parts.run(copy_catalog, parts.folder.catalog, copy)
@@ -440,15 +474,18 @@ async def _list_garbage(
             removes=False,
             report=listing.collected,
             at_once=at_once,
-            only=only,
         )
         try:
-            if only is None:
-                await sweep.run()
-            await collector.run()
+            if before is not None:
+                await before(catalog)
+            for only in of:
+                if only is None:
+                    await sweep.run()
+                collector.only = only
+                await collector.run()
         finally:
             await catalog.database.close()
-    print(f"would be collected: {listing}")
+    listing.end("would be collected")
     return 0
 
 
@@ -459,16 +496,27 @@ class Undelete(ImageCommand):
         "Bring back IMAGE:TAG, IMAGE@DIGEST (a manifest or a blob), or all that was deleted from"
         " IMAGE, as it was, within the grace period after it was deleted."
     )
-    optFlags: ClassVar = [["list", "l", "Only list what was deleted from IMAGE, and by whom."]]
+    optFlags: ClassVar = [
+        ["list", "l", "Only list what was deleted from IMAGE, and by whom."],
+        JSON,
+    ]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
         image = parts.registry.names.resolve(RepositoryName.parse(name))
         if self["list"]:
-            return await _list_deleted(parts, image)
+            return await _list_deleted(parts, image, as_json=bool(self["json"]))
         if is_read_only(parts):
             return 1
         restored = await parts.garbage.undelete(image, reference, "undelete")
+        if self["json"]:
+            digests = {
+                "manifests": list(map(str, restored.manifests)),
+                "blobs": list(map(str, restored.blobs)),
+            }
+            tags = {"tags": restored.tags, "occupied": restored.occupied}
+            print_json({"image": str(image), **digests, **tags})
+            return 0
         print(
             f"brought back of {image}: {len(restored.manifests)} manifests,"
             f" {len(restored.tags)} tags ({', '.join(restored.tags) or 'none'}),"
@@ -482,9 +530,12 @@ class Undelete(ImageCommand):
         return 0
 
 
-async def _list_deleted(parts: Assembly, image: ImageName) -> int:
+async def _list_deleted(parts: Assembly, image: ImageName, *, as_json: bool) -> int:
     deleted = await Overview(parts.catalog.database).deleted(image)
     for each in deleted:
+        if as_json:
+            print_json(each)
+            continue
         behind = f" of {each.digest}" if each.kind == "tag" else ""
         by = printable(each.actor)
         print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,9 +23,10 @@ from artifactd.commands.offline import (
     collect,
     is_read_only,
     is_remote,
+    list_garbage,
     purge,
 )
-from artifactd.commands.table import JSON, Table, shown_bytes, shown_time
+from artifactd.commands.table import JSON, Table, print_json, shown_bytes, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
@@ -265,6 +267,7 @@ class Remove(DataCommand):
             "Delete the tags' manifests too, if nothing else keeps them, and free at once all that"
             " was deleted from these images, now and before: it can't be brought back any more.",
         ],
+        JSON,
     ]
 
     # Options calls this with the arguments left over.
@@ -272,7 +275,8 @@ class Remove(DataCommand):
         self.wanted = [first, *more]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        if not self["dry-run"] and is_read_only(parts):
+        self.is_done = not self["dry-run"]
+        if self.is_done and is_read_only(parts):
             return 1
         status = 0
         removed: list[_Removal] = []
@@ -282,13 +286,59 @@ class Remove(DataCommand):
                 print(f"artifactd: {wanted}: nothing here matches", file=sys.stderr)
                 status = 1
             for each in found:
-                if not self["dry-run"]:
-                    await each.remove()
-                print(each.told(is_done=not self["dry-run"]))
+                if self.is_done:
+                    await each.remove(parts.catalog)
+                self._tell(each)
             removed += found
-        if self["now"] and not self["dry-run"]:
-            status = await _free(parts, settings, removed) or status
+        if self["now"]:
+            status = await self._free(parts, settings, removed) or status
         return status
+
+    def _tell(self, removal: _Removal) -> None:
+        if self["json"]:
+            told = {"image": str(removal.image), "reference": str(removal.reference)}
+            digest = None if removal.digest is None else str(removal.digest)
+            print_json(
+                {**told, "digest": digest, "cached": removal.is_cached, "done": self.is_done}
+            )
+        else:
+            print(removal.told(is_done=self.is_done))
+
+    async def _free(self, parts: Assembly, settings: Settings, removed: Sequence[_Removal]) -> int:
+        """
+        Delete manifests that were tagged and that nothing keeps now, and free what was deleted from
+        their images; a dry run does so on a copy of the catalog.  Returns the exit status.
+        """
+        deleted = [each for each in removed if not each.is_cached]
+        images = list(dict.fromkeys(each.image for each in deleted))
+        as_json = bool(self["json"])
+        if not self.is_done:
+
+            async def remove(catalog: Catalog) -> None:
+                for each in deleted:
+                    await each.remove(catalog)
+                await self._untagged(catalog, deleted)
+
+            return await list_garbage(
+                parts, settings, images, at_once=True, as_json=as_json, before=remove
+            )
+        await self._untagged(parts.catalog, deleted)
+        return await collect(parts, settings, images, at_once=True, as_json=as_json)
+
+    async def _untagged(self, catalog: Catalog, deleted: Sequence[_Removal]) -> None:
+        for each in deleted:
+            if each.digest is None or isinstance(each.reference, Digest):
+                continue
+            untagged = _Removal(
+                each.image,
+                each.digest,
+                each.digest,
+                False,
+                partial(_delete_manifest, each.image, each.digest, unless_kept=True),
+            )
+            with suppress(ManifestUnknown):  # it had several tags, and is deleted
+                if await untagged.remove(catalog):
+                    self._tell(untagged)
 
     async def _found(self, parts: Assembly, wanted: str) -> list[_Removal]:
         """What a reference names."""
@@ -317,14 +367,14 @@ class _Removal:
     :ivar reference: a tag or manifest of it.
     :ivar digest: of the manifest; ``None``: it is damaged.
     :ivar is_cached: whether it comes from an upstream.
-    :ivar remove: deletes or evicts it.
+    :ivar remove: deletes or evicts it; is given the catalog to delete it from.
     """
 
     image: ImageName
     reference: Reference
     digest: Digest | None
     is_cached: bool
-    remove: Callable[[], Awaitable[object]]
+    remove: Callable[[Catalog], Awaitable[object]]
 
     @property
     def name(self) -> str:
@@ -341,37 +391,34 @@ class _Removal:
 
 async def _removal(parts: Assembly, image: ImageName, reference: Reference) -> _Removal | None:
     """How to remove a tag or manifest; ``None`` if there is none."""
-    catalog = parts.catalog
-    record = await catalog.manifest(image, reference)
+    record = await parts.catalog.manifest(image, reference)
     if record is None and isinstance(reference, Digest):
         return None
-    remove: Callable[[], Awaitable[object]]
+    remove: Callable[[Catalog], Awaitable[object]]
     if is_remote(parts, image):
-        remove = partial(purge, parts, image, reference)
+        remove = partial(_evict, parts, image, reference)
     elif isinstance(reference, Tag):
-        remove = partial(catalog.delete_tag, image, reference, actor=_RM)
+        remove = partial(_delete_tag, image, reference)
     else:
-        remove = partial(catalog.delete_manifest, image, reference, allow_held=False, actor=_RM)
+        remove = partial(_delete_manifest, image, reference)
     digest = None if record is None else record.digest
     return _Removal(image, reference, digest, is_remote(parts, image), remove)
 
 
-async def _free(parts: Assembly, settings: Settings, removed: Sequence[_Removal]) -> int:
-    """
-    Delete manifests that were tagged and that nothing keeps now, and free what was deleted from
-    their images.  Returns the exit status.
-    """
-    deleted = [each for each in removed if not each.is_cached]
-    tagged = {(e.image, e.digest): None for e in deleted if isinstance(e.reference, Tag)}
-    for image, digest in tagged:
-        if digest is not None and await parts.catalog.delete_manifest(
-            image, digest, allow_held=False, actor=_RM, unless_kept=True
-        ):
-            print(f"deleted {image}@{digest}")
-    status = 0
-    for image in dict.fromkeys(each.image for each in deleted):
-        status = await collect(parts, settings, image, at_once=True) or status
-    return status
+async def _evict(parts: Assembly, image: ImageName, reference: Reference, _: Catalog) -> None:
+    await purge(parts, image, reference)
+
+
+async def _delete_tag(image: ImageName, tag: Tag, catalog: Catalog) -> None:
+    await catalog.delete_tag(image, tag, actor=_RM)
+
+
+async def _delete_manifest(
+    image: ImageName, digest: Digest, catalog: Catalog, *, unless_kept: bool = False
+) -> bool:
+    return await catalog.delete_manifest(
+        image, digest, allow_held=False, actor=_RM, unless_kept=unless_kept
+    )
 
 
 class Restore(ImageCommand):
@@ -385,6 +432,7 @@ class Restore(ImageCommand):
         ["to", "t", None, "The digest of a manifest of the image."],
         ["at", "a", None, "A time, such as 2026-11-05 or 2026-11-05T14:00:00Z (UTC)."],
     ]
+    optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         if is_read_only(parts):
@@ -399,7 +447,11 @@ class Restore(ImageCommand):
             )
         digest = await self._wanted(catalog, image, tag)
         before = await catalog.point_tag(image, tag, digest, actor="restore")
-        print(f"{image}:{tag} points at {digest} (before: {before or 'nothing'})")
+        if self["json"]:
+            told = {"image": str(image), "tag": str(tag), "digest": str(digest)}
+            print_json({**told, "before": None if before is None else str(before)})
+        else:
+            print(f"{image}:{tag} points at {digest} (before: {before or 'nothing'})")
         return 0
 
     async def _wanted(self, catalog: Catalog, image: ImageName, tag: Tag) -> Digest:

@@ -134,6 +134,11 @@ class UserTests(AccountsTestCase):
             self.assertIn(said, told)
         self.assertEqual(["artifactd.toml"], [each.name for each in self.folder.iterdir()])
 
+    async def test_what_was_done_is_told_in_json_too(self) -> None:
+        self.type(b"secret")
+        said = await self.do("user", "add", "alice", "--password-stdin", "--json")
+        self.assertEqual({"user": "alice", "done": "add"}, json.loads(said))
+
     async def test_what_is_there_and_what_is_not(self) -> None:
         await self.add("alice")
         before = self.users.read_bytes()

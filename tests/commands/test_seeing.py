@@ -124,7 +124,11 @@ class SeeingTests(MaintenanceTestCase):
         self.assertTrue(self.here(b"newer layer"), "it can be brought back")
         await self.do("undelete", "app:v1")
         said = await self.do("rm", "--now", "--dry-run", "app:v1")
-        self.assertEqual("would delete local/app:v1\n", said)
+        self.assertIn(f"would delete local/app:v1\nwould delete local/app@{self.new}\n", said)
+        self.assertIn(f"bytes: {Digest.of(b'newer layer')}, 11 bytes", said)
+        self.assertNotIn(str(Digest.of(b"shared")), said)
+        self.assertEqual(200, (await self.get("app/manifests/v1")).status)
+        self.assertTrue(self.here(b"newer layer"))
         said = await self.do("rm", "--now", "app:v1")
         self.assertIn(f"deleted local/app:v1\ndeleted local/app@{self.new}\n", said)
         self.assertIn("bytes of the store", said.splitlines()[-1])
@@ -144,6 +148,22 @@ class SeeingTests(MaintenanceTestCase):
             (200, str(self.new)), (answer.status, answer.header("Docker-Content-Digest"))
         )
         self.assertTrue(self.here(b"newer layer"))
+
+    async def test_what_commands_did_is_told_in_json_too(self) -> None:
+        (deleted,) = await self.objects("rm", "app:v1")
+        self.assertEqual(("local/app", "v1", str(self.new), False, True), tuple(deleted.values()))
+        (listed,) = await self.objects("undelete", "--list", "app")
+        self.assertEqual(("tag", "v1", "rm"), (listed["kind"], listed["name"], listed["actor"]))
+        (restored,) = await self.objects("undelete", "app:v1")
+        self.assertEqual((["v1"], []), (restored["tags"], restored["manifests"]))
+        (moved,) = await self.objects("restore", "app:v1", "--to", str(self.old))
+        self.assertEqual(("v1", str(self.old), str(self.new)), tuple(moved.values())[1:])
+        *gone, counts = await self.objects("rm", "--now", "app:v1")
+        told = [("v1", str(self.old)), (str(self.old), str(self.old))]
+        self.assertEqual(told, [(each["reference"], each["digest"]) for each in gone[:2]])
+        names = {each["name"]: each["why"] for each in gone[2:]}
+        self.assertEqual("bytes", names[str(Digest.of(b"layer"))])
+        self.assertEqual(2, counts["bytes"])  # the layer and the manifest
 
     async def test_what_is_not_there_is_not_deleted(self) -> None:
         for wanted in ("app:absent", "app:w*", f"app@{Digest.of(b'absent')}", "absent:v1", "app"):
