@@ -84,6 +84,13 @@ NOT_RUN = {
         "curl -d grant_type=password -d service=artifactd -d client_id=me -d access_type=offline"
         " -d username=alice -d password=… https://registry.example.com/token",
     },
+    "docs/conformance.md": {
+        # The tests that stand beside them run them.
+        "artifactd read-only on --config FILE",
+        "artifactd warm IMAGE --platform linux/arm64",
+        "artifactd rm --now",
+        "twistd artifactd",
+    },
     "docs/measurements.md": {
         # They measure, for minutes.
         "python bench/load.py",
