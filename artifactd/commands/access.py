@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -68,7 +68,7 @@ class Access(DataCommand):
                 continue
             verdict = Color.GREEN.paint("granted") if each.granted else Color.RED.paint("denied")
             print(f"{verdict}: {printable(f'{each.who} {each.action} {each.image}: {each.why}')}")
-            for line in [] if each.granted else _nearest(each.rules, settings.access):
+            for line in [] if each.granted else _nearest(each, settings.access):
                 print(printable(f"  {line}"))
         return 0 if any(each.granted for each in decisions) else 1
 
@@ -154,12 +154,16 @@ def _rule(number: int, access: Sequence[AccessSettings]) -> str:
     return f"access[{number}] (who {who}; may {may}; images {images})"
 
 
-def _nearest(judged: Iterable[Judged], access: Sequence[AccessSettings]) -> list[str]:
+def _nearest(decision: Decision, access: Sequence[AccessSettings]) -> list[str]:
     """The rules that lack one thing, and what that is."""
     lines = []
-    for each in judged:
-        fits = {"who": each.who, "may": each.may, "images": each.images}
-        lacking = [name for name, is_so in fits.items() if not is_so]
-        if len(lacking) == 1:
-            lines.append(f"{_rule(each.rule, access)} would, but for its {lacking[0]}")
+    for each in decision.rules:
+        lacking = {
+            f"is not for {decision.who}": not each.who,
+            f"does not allow {decision.action}": not each.may,
+            f"is not for {decision.image}": not each.images,
+        }
+        if sum(lacking.values()) == 1:
+            what = next(text for text, is_lacking in lacking.items() if is_lacking)
+            lines.append(f"{_rule(each.rule, access)} {what}")
     return lines

@@ -152,8 +152,8 @@ def _show(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
         return
     width, height = shutil.get_terminal_size()
     head = (
-        f"artifactd {status['version']}, process {status['pid']}: {status['connections']}"
-        f" connections, {status['requests']} requests"
+        f"artifactd {status['version']}, process {status['pid']}, connections:"
+        f" {status['connections']}, requests: {status['requests']}"
     )
     lines = [printable(head)]
     # All upstreams are shown, and as many transfers and fills as there is room for.

@@ -195,7 +195,7 @@ class ShownTests(SynchronousTestCase):
 
     def test_a_terminal_is_cleared_and_gets_headings_and_columns(self) -> None:
         head, _, titles, transfer, *rest = self.shown()
-        self.assertEqual("\x1b[H\x1b[Jartifactd 1, process 7: 2 connections, 1 requests", head)
+        self.assertEqual("\x1b[H\x1b[Jartifactd 1, process 7, connections: 2, requests: 1", head)
         self.assertIn("RECEIVED", titles)
         self.assertEqual(titles.index("CLIENT") - len("\x1b[1m"), transfer.index("192.0.2.1"))
         self.assertIn("2.0 KiB/s", transfer)
