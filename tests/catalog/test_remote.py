@@ -26,6 +26,7 @@ from tests.catalog.fixture import (
     V2,
     ConfirmFailed,
     RemoteCatalogTestCase,
+    confirmed,
     descriptor,
     index,
     manifest,
@@ -131,6 +132,21 @@ class CachedManifestTests(RemoteCatalogTestCase):
         digest = await self.cache(b"2")
         self.assertIsNotNone(await self.catalog.manifest(ALPINE, digest))
         self.assertEqual(["v1"], await self.catalog.tags(ALPINE, None, None))
+
+    async def test_tags_that_were_told_before_point_at_it_as_checked_then(self) -> None:
+        old = await self.cache(b"1", "v1")
+        other, told = Tag("other"), {V1: 990.0, Tag("v2"): 980.0}
+        self.time = 1000.0
+        await self.remote.cache_manifest(
+            ALPINE, manifest(b"2"), other, confirmed, told={**told, other: 970.0}
+        )
+        for tag, checked_at in {**told, other: 1000.0}.items():
+            cached = await self.remote.cached_tag(ALPINE, tag)
+            assert cached is not None
+            self.assertEqual(
+                (Digest.of(b"2"), checked_at), (cached.record.digest, cached.checked_at)
+            )
+        self.assertIsNotNone(await self.catalog.manifest(ALPINE, old))
 
     async def test_one_whose_bytes_are_not_confirmed_changes_nothing(self) -> None:
         released: list[str] = []

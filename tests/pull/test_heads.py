@@ -88,6 +88,18 @@ class UncachedTests(HeadCase):
         self.assert_from(await self.get(registry), "cache", HIT)
         self.assertEqual(digest_of(await self.get(registry)), new)
 
+    async def test_several_clients_at_once_cost_one_head(self) -> None:
+        registry = self.mirror()
+        held = Silence()
+        self.hub.faults.add(held, on=MANIFESTS, method="HEAD", times=None)
+        heads = [Deferred.fromCoroutine(self.head(registry)) for _ in range(5)]
+        await self.hub.coming("HEAD", MANIFESTS, times=2)  # the first is answered by a challenge
+        await registry.request("GET", "/healthz")  # answered after those have been read
+        held.release()
+        for head in heads:
+            self.assertEqual(digest_of(await head), self.latest)
+        self.assertEqual(self.asked(), [("HEAD", f"{UPSTREAM}/latest", s) for s in (401, 200)])
+
     async def test_a_get_is_not_answered_by_a_head_that_is_under_way(self) -> None:
         registry = self.mirror()
         held = Silence()
