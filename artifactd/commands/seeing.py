@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
+from heapq import nlargest
 from typing import ClassVar
 
 import msgspec
@@ -173,26 +175,44 @@ def _movement_row(moved: TagMovement) -> tuple[object, Sequence[str]]:
 
 
 class Usage(DataCommand):
-    """``artifactd du``: what each repository holds."""
+    """``artifactd du``: what each repository holds, and which images take most."""
 
-    longdesc = "List the repositories: images, tags, bytes, and how much of the quota is used."
-    synopsis = "[options]"
+    longdesc = (
+        "List the repositories: images, tags, bytes, and how much of the quota is used.  With"
+        " PATTERN, such as 'local/*', list the images that match instead, first the one with most"
+        " bytes that no other image has."
+    )
+    synopsis = "[options] [PATTERN]"
     optFlags: ClassVar = [JSON]
+    optParameters: ClassVar = [["most", "m", "20", "How many images to list."]]
+
+    # Options calls this with the arguments left over.
+    def parseArgs(self, pattern: str | None = None) -> None:
+        self.pattern = pattern
+        if not re.fullmatch("[1-9][0-9]{0,5}", self["most"]):
+            raise usage.UsageError(f"--most: expected a number from 1 on, got {self['most']}")
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        table = Table("REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED", as_json=self["json"])
-        for each in await Overview(parts.catalog.database).usage():
+        overview = Overview(parts.catalog.database)
+        if self.pattern is None:
+            return await self._repositories(overview, settings)
+        largest: list[ImageSeen] = []
+        async for page in _images(overview, self.pattern):
+            largest = nlargest(int(self["most"]), [*largest, *page], lambda each: each.own)
+        table = Table("IMAGE", "TAGS", "SIZE", "OWN", as_json=self["json"])
+        table.add([(each, _image_cells(each)[:4]) for each in largest])
+        return 0 if largest else 1
+
+    async def _repositories(self, overview: Overview, settings: Settings) -> int:
+        rows: list[tuple[object, Sequence[str]]] = []
+        for each in await overview.usage():
             configured = settings.repository.get(each.repository)
-            quota = 0 if configured is None else configured.most_bytes
+            quota = 0 if configured is None else int(configured.most_bytes)
             told = [shown_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
-            cells = [
-                each.repository,
-                str(each.images),
-                str(each.tags),
-                shown_bytes(each.size),
-                *told,
-            ]
-            table.add([({**asdict(each), "quota": int(quota)}, cells)])
+            counts = [str(each.images), str(each.tags), shown_bytes(each.size)]
+            rows.append(({**asdict(each), "quota": quota}, [each.repository, *counts, *told]))
+        columns = ("REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED")
+        Table(*columns, as_json=self["json"]).add(rows)
         return 0
 
 

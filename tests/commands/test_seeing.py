@@ -102,6 +102,18 @@ class SeeingTests(MaintenanceTestCase):
         self.assertEqual((2, 2), (usage["local"]["images"], usage["local"]["tags"]))
         self.assertGreater(usage["local"]["size"], 0)
 
+    async def test_images_that_take_most(self) -> None:
+        await self.push_as("small", "v1", b"shared")
+        listed = await self.objects("du", "local/*")
+        owned = [each["own"] for each in listed]
+        self.assertEqual("local/app", listed[0]["image"])
+        self.assertEqual((3, sorted(owned, reverse=True)), (len(owned), owned))
+        self.assertEqual([listed[0]], await self.objects("du", "--most", "1", "local/*"))
+        self.assertEqual(["local/app", "1"], (await self.rows("du", "*/app"))[0][:2])
+        self.assertEqual(1, (await self.command("du", "absent/*")).status)
+        for wrong in "0", "few":
+            self.assertIn("most", await self.assert_refused("du", "--most", wrong, "*"))
+
     async def test_tags_are_deleted_by_a_pattern(self) -> None:
         await self.push_as("app", "v2", b"shared")
         before = await self.do("ls", "--json")
