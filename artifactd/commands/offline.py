@@ -401,7 +401,10 @@ class CollectGarbage(DataCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         of: Sequence[ImageName | None] = [None]
         if self.image is not None:
-            of = [parts.registry.names.resolve(RepositoryName.parse(self.image))]
+            image = parts.registry.names.resolve(RepositoryName.parse(self.image))
+            if is_remote(parts, image):
+                raise NameUnknown(f"{image}: artifactd purge frees an image of an upstream")
+            of = [image]
         if not self["dry-run"] and is_read_only(parts):
             return 1
         work = list_garbage if self["dry-run"] else collect

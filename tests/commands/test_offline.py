@@ -106,6 +106,11 @@ class PurgeTests(MaintenanceTestCase):
             self.assertRegex(result.err, rf"\Aartifactd: {absent}: there is no [^\n]+\n\Z")
         self.assertFalse(absent.exists())
 
+    async def test_an_image_of_an_upstream_is_not_what_gc_frees(self) -> None:
+        for argv in (["--now"], ["--now", "--dry-run"]):
+            said = await self.assert_refused("gc", *argv, f"docker.io/{NAME}")
+            self.assertIn("artifactd purge frees an image of an upstream", said)
+
     async def test_an_image_of_our_own_is_not_purged(self) -> None:
         digest = await self.push("mine", b"only here")
         for name in ("mine", "mine:1", f"mine@{digest}", "local/mine:1"):
