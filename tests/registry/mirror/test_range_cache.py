@@ -264,6 +264,7 @@ class StopTests(PartsTestCase):
         threads = SlowThreads()
         self.parts.store = self.open_stores(run=threads).fills
         reading = self.asking()
+        threads.run_all()  # it is looked whether there is room
         asked = await self.upstream.gets.get()
         body = asked.body()
         threads.run_all()
