@@ -42,6 +42,7 @@ from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import ACCESS, AccessLog, own_log
 from artifactd.web.server.cors import Cors
+from artifactd.web.server.hot import HotAnswers
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
@@ -52,6 +53,9 @@ _EVICT_EVERY = 60.0
 _SCRUB_EVERY = 60.0
 # Shelves of the store that one garbage collection compares with the catalog.
 _SHELVES_EACH = 16
+
+# Seconds of lease below which there are no hot answers.
+_LEAST_LEASE = 60
 
 _log = Logger()
 
@@ -297,12 +301,20 @@ def _start(
         stopping=stopping(),
         cors=Cors(settings.cors_origins) if settings.cors_origins else None,
         origin=origin if settings.absolute_locations else None,
+        hot=_hot_answers(settings, parts, reactor),
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
     return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
+
+
+def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswers | None:
+    # A hot answer renews no lease: its second must not count beside that of the lease.
+    if not settings.hot_answers or settings.lease < _LEAST_LEASE:
+        return None
+    return HotAnswers(parts.catalog.database.version, int(settings.hot_answers), reactor)
 
 
 def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:

@@ -181,6 +181,7 @@ class Settings(Section, frozen=True, kw_only=True):
     scrub_pause: Timeout = Duration(7 * 24 * 3600)
     quarantine_keep: Length = Duration(90 * 24 * 3600)
     transfer_buffers: Buffers = Size(64 << 20)
+    hot_answers: Bytes = Size(8 << 20)
     max_manifest: Limit = Size(4 << 20)
     min_chunk: Bytes = Size(0)
     threads: Threads = 8

@@ -47,6 +47,8 @@ class Answer:
         not copied before it is sent.
     :ivar again: makes an answer to the same request, so that a large ``body`` is not kept while it
         waits for memory; not for one with a blob.
+    :ivar repeatable: whether the same request gets the same answer until the next commit to the
+        catalog.
     """
 
     status: int = 200
@@ -57,6 +59,7 @@ class Answer:
     blob: OpenBlob | None = None
     span: ByteRange | None = None
     again: Callable[[], Awaitable[Answer]] | None = None
+    repeatable: bool = False
 
     @classmethod
     def json(cls, document: object, headers: Mapping[str, str] | None = None) -> Answer:
@@ -110,7 +113,10 @@ class Answer:
             length = len(body)
         if length is not None and self.status not in (204, 304):
             request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
-        request.write(b"" if head else body)
+        body = b"" if head else body
+        if self.repeatable and self.status == 200:
+            request.repeatable = body
+        request.write(body)
         return None
 
     async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:

@@ -20,6 +20,7 @@ from artifactd.oci.names import Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
+from artifactd.registry.model import LOCAL
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
 from artifactd.web.answer import (
@@ -230,7 +231,9 @@ class Api(OperationsApi):
             **provenance_headers(found.provenance),
             "Accept-Ranges": "bytes",
         }
-        return Answer(304, headers) if unchanged else blob_answer(found, headers)
+        answer = Answer(304, headers) if unchanged else blob_answer(found, headers)
+        answer.repeatable = found.provenance is LOCAL
+        return answer
 
     @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE", needs=Action.DELETE)
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
@@ -349,9 +352,12 @@ class Api(OperationsApi):
         if not_modified(request, headers["ETag"]):
             return Answer(304, headers)
         if head:
-            return Answer(200, headers, length=record.size)
-        body = await target.readable.body(found)
-        return body_answer(body, ByteRange(0, record.size - 1), headers)
+            answer = Answer(200, headers, length=record.size)
+        else:
+            body = await target.readable.body(found)
+            answer = body_answer(body, ByteRange(0, record.size - 1), headers)
+        answer.repeatable = found.provenance is LOCAL
+        return answer
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.PUSH)
     async def put_manifest(

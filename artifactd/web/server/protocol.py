@@ -16,6 +16,7 @@ from http import HTTPStatus
 from io import BytesIO
 from typing import Any
 
+from msgspec.structs import replace
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.error import ConnectionAborted
@@ -45,6 +46,7 @@ from artifactd.web.server.framing import (
     origin_form,
     request_problem,
 )
+from artifactd.web.server.hot import HotAnswers, Kept, Repeated
 from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates, owner_of
 from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
 
@@ -120,6 +122,7 @@ class RegistryChannel(http.HTTPChannel):
     :ivar address: the client's address; ``None`` if a trusted proxy may name another per request.
     :ivar identified: whether the client's certificate has been looked at.
     :ivar certified: the identity in that certificate, if it has one.
+    :ivar repeated: the request that is being parsed, if the same has come before.
     :ivar counted: the keys under which the connection is counted; ``None`` if it is refused.
     """
 
@@ -129,6 +132,7 @@ class RegistryChannel(http.HTTPChannel):
     certified: Caller | None = None
     identified = False
     counted: Counted | None = None
+    repeated: Repeated | None = None
     _client_ended = False
     _host: Any
     _secure: bool
@@ -193,7 +197,23 @@ class RegistryChannel(http.HTTPChannel):
             return
         if self._idle.due is not None and self.timeOut is not None:
             self._idle.start(self.timeOut)
-        super().dataReceived(data)
+        hot = self.site.hot
+        if (
+            hot is not None
+            and self.line_mode
+            and not (self.requests or self._buffer or self.paused or self._waitingForTransport)
+            and self.address is not None
+            and not (self._secure or self.site.draining)
+        ):
+            found = hot.find(data)
+            if isinstance(found, Kept):
+                self._repeat(found, hot.date)
+                return
+            self.repeated = found
+            super().dataReceived(data)
+            self.repeated = None
+        else:
+            super().dataReceived(data)
         # All headers of a request have to come in time, however many bytes of them have come, and
         # so have trailers.  The base keeps the request line in an attribute while it reads headers.
         receiving = not self.paused and not self.transport.disconnecting
@@ -206,6 +226,23 @@ class RegistryChannel(http.HTTPChannel):
             self._headers_due.due = None
         elif self._headers_due.due is None:
             self._headers_due.start(self.site.limits.header_timeout)
+
+    def _repeat(self, kept: Kept, date: bytes) -> None:
+        started = self.site.reactor.seconds()
+        self.transport.write(
+            b"%bDate: %b\r\nServer-Timing: total;dur=0.0\r\n\r\n%b" % (kept.fields, date, kept.body)
+        )
+        log = self.site.access_log
+        if log.wanted:
+            assert self.address is not None
+            log.write(
+                replace(
+                    kept.access,
+                    client=self.address,
+                    seconds=round(self.site.reactor.seconds() - started, 6),
+                    request=new_request_id(),
+                )
+            )
 
     def _headers_overdue(self) -> None:
         seconds = self.site.limits.header_timeout
@@ -327,8 +364,25 @@ class RegistryChannel(http.HTTPChannel):
         lines = [b"%b %b %b\r\n" % (version, code, reason)]
         for name, values in headers.getAllRawHeaders():
             lines.extend([b"%b: %b\r\n" % (name, value) for value in values])
+        request = self.requests[0]
+        if request.repeatable is not None and request.repeated is not None:
+            self._keep(request, request.repeated, request.repeatable, lines)
         # One write: the base has one for each word, which costs more than all the rest.
         self.transport.write(b"%b\r\n" % b"".join(lines))
+
+    def _keep(
+        self, request: RegistryRequest, asked: Repeated, body: bytes, lines: list[bytes]
+    ) -> None:
+        """Keep an answer, unless something about the request or the connection is unusual."""
+        hot = self.site.hot
+        usual = request.body is None and not request.is_personal and self.persistent
+        if hot is None or not usual or request.responseHeaders.hasHeader(b"Connection"):
+            return
+        fields = b"".join(
+            line for line in lines if not line.startswith((b"Date: ", b"Server-Timing: "))
+        )
+        access = replace(self.site.access(request), status=request.code, sent=len(body))
+        hot.keep(asked, fields, body, access)
 
     def loseConnection(self) -> None:
         # Without this the end of the idle timeout would replace the deadline made below.
@@ -466,6 +520,11 @@ def _nothing() -> None:
     """Neither invite nor pause nor resume the sender of a body that is here."""
 
 
+def new_request_id() -> str:
+    """Return 16 hexadecimal digits that a client's report and the logs have in common."""
+    return f"{_ids.getrandbits(64):016x}"
+
+
 class RegistryRequest(server.Request):
     """
     A request, handled as soon as its headers are complete, and so is a body that comes with them.
@@ -483,6 +542,9 @@ class RegistryRequest(server.Request):
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
         it to others: RFC 9111, 5.2.2.7.
+    :ivar repeated: the bytes of the request, if the same have come before.
+    :ivar repeatable: the body of its answer, if the same request gets the same answer until the
+        next commit to the catalog.
     :ivar sees_stored: whether a refused change may be answered with what is stored: whether the
         caller may pull the image that it would change.
     """
@@ -498,6 +560,8 @@ class RegistryRequest(server.Request):
     sees_cache = False
     sees_stored = False
     is_personal = False
+    repeated: Repeated | None = None
+    repeatable: bytes | None = None
     answered = False
     _clock: IReactorTime
     _peer: _Peer | None = None
@@ -506,8 +570,8 @@ class RegistryRequest(server.Request):
 
     @cached_property
     def request_id(self) -> str:
-        """16 hexadecimal digits that a client's report and the logs have in common."""
-        return f"{_ids.getrandbits(64):016x}"
+        """See :func:`new_request_id`."""
+        return new_request_id()
 
     @cached_property
     def address(self) -> str:
@@ -585,6 +649,7 @@ class RegistryRequest(server.Request):
         self.sees_cache = self.sees_stored = not channel.site.guarded
         if channel.address is not None:
             self.address = channel.address
+        self.repeated = channel.repeated
         super().process()
 
     def finish(self) -> None:
@@ -660,6 +725,7 @@ class RegistrySite(server.Site):
     :ivar cors: which web pages may read the answers; ``None``: none.
     :ivar origin: returns what a ``Location`` begins with, such as ``https://registry:5000``;
         ``None``: it is a path.
+    :ivar hot: keeps answers that are asked for again; ``None``: none are kept.
     :ivar rates: how often an address and a user may ask; ``None``: as often as they like.
     :ivar guarded: whether ``Cache-Status`` and ``Server-Timing`` need the gate's permission.
     :ivar timers: makes the deadlines of the connections.
@@ -684,6 +750,7 @@ class RegistrySite(server.Site):
         stopping: IResource | None = None,
         cors: Cors | None = None,
         origin: Callable[[server.Request], str] | None = None,
+        hot: HotAnswers | None = None,
     ) -> None:
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
@@ -696,11 +763,13 @@ class RegistrySite(server.Site):
         self.proxies = proxies or TrustedProxies()
         self.limits = limits or LimitsSettings()
         self.rates = Rates.of(self.limits, reactor)
+        # A request that is answered so is counted by no rate.
+        self.hot = hot if self.rates is None else None
         self._stopping = stopping or resource
         self._connections = Connections(
             self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)
         )
-        self._access_log = access_log
+        self.access_log = access_log
         self._emptied: Deferred[None] | None = None
 
     @property
@@ -798,26 +867,27 @@ class RegistrySite(server.Site):
     def log(self, request: http.Request) -> None:
         """Write the access log's line of a request that has ended, one way or another."""
         assert isinstance(request, RegistryRequest)
-        if not self._access_log.wanted:
-            return
+        if self.access_log.wanted:
+            self.access_log.write(self.access(request))
+
+    def access(self, request: RegistryRequest) -> Access:
+        """Return what the access log says of ``request``, as far as it has been answered."""
         agent = request.requestHeaders.getRawHeaders(b"User-Agent", (b"-",))[0]
-        self._access_log.write(
-            Access(
-                client=request.address,
-                user=request.actor,
-                method=request.method.decode("utf-8", "backslashreplace"),
-                path=request.uri.decode("utf-8", "backslashreplace"),
-                status=request.code if request.startedWriting else 0,
-                sent=request.sentLength,
-                seconds=round(request.elapsed, 6),
-                agent=agent.decode("utf-8", "backslashreplace"),
-                request=request.request_id,
-            )
+        return Access(
+            client=request.address,
+            user=request.actor,
+            method=request.method.decode("utf-8", "backslashreplace"),
+            path=request.uri.decode("utf-8", "backslashreplace"),
+            status=request.code if request.startedWriting else 0,
+            sent=request.sentLength,
+            seconds=round(request.elapsed, 6),
+            agent=agent.decode("utf-8", "backslashreplace"),
+            request=request.request_id,
         )
 
     def startFactory(self) -> None:
         # Neither the log file nor the clock that ticks every second of the base.
-        self._access_log.open()
+        self.access_log.open()
 
     def stopFactory(self) -> None:
         # The last listener is closed, but not the access log: requests in flight have yet to end.

@@ -1,0 +1,115 @@
+"""
+Hot answers: a small GET or HEAD that comes again is answered from the bytes of its last answer.
+
+They are found before there is a request, by the bytes in which it came: so all that the usual way
+looks at in a request is looked at, except for the peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from attrs import frozen
+from cachetools import LRUCache
+from twisted.internet.interfaces import IReactorTime
+from twisted.web.http import datetimeToString
+
+from artifactd.web.server.accesslog import Access
+
+SECONDS = 1.0
+"""The longest that an answer is repeated.  Then it goes the usual way, which renews leases."""
+
+# Bytes that an answer takes besides its own and those of its request.
+_EACH = 1 << 10
+
+# The largest request that is looked at, in bytes.
+_LARGEST = 4096
+
+_END = b"\r\n\r\n"
+
+
+@frozen
+class Repeated:
+    """
+    A request that has come before.
+
+    :ivar head: its bytes.
+    :ivar version: that of the catalog before it is answered.
+    """
+
+    head: bytes
+    version: int
+
+
+@frozen
+class Kept:
+    """
+    An answer that may be repeated.
+
+    :ivar version: that of the catalog before it was made.
+    :ivar until: the clock's seconds.
+    :ivar fields: the status line and the header fields, without those that have a time.
+    :ivar access: what the access log says of it.
+    """
+
+    version: int
+    until: float
+    fields: bytes
+    body: bytes
+    access: Access
+
+
+class HotAnswers:
+    """
+    Keeps the answers that may be repeated while nothing is committed to the catalog.
+
+    :param version: tells the version of the catalog; ``None`` where that is not known.
+    :param limit: bytes of requests and answers, some 1 KiB for each one besides.
+    :param clock: the reactor's.
+    """
+
+    def __init__(self, version: Callable[[], int | None], limit: int, clock: IReactorTime) -> None:
+        self._version, self._clock = version, clock
+        self._largest = limit // 64
+        self._kept: LRUCache[bytes, Kept | None] = LRUCache(limit, _size)
+        self._second, self._date = -1, b""
+
+    def find(self, head: bytes) -> Kept | Repeated | None:
+        """
+        Return the answer to a request, or that it has come before and has no answer here, or
+        ``None`` for anything else.
+
+        :param head: the bytes that have come on a connection on which no request is under way.
+        """
+        if len(head) > _LARGEST or head[-4:] != _END or head[:4] not in (b"GET ", b"HEAD"):
+            return None
+        try:
+            kept = self._kept[head]
+        except KeyError:
+            if head.index(_END) == len(head) - 4:
+                self._kept[head] = None
+            return None
+        version = self._version()
+        if version is None:
+            return None
+        if kept is not None and kept.version == version and self._clock.seconds() < kept.until:
+            return kept
+        return Repeated(head, version)
+
+    def keep(self, asked: Repeated, fields: bytes, body: bytes, access: Access) -> None:
+        """Keep the answer to ``asked``, unless it is large."""
+        if len(fields) + len(body) < self._largest:
+            until = self._clock.seconds() + SECONDS
+            self._kept[asked.head] = Kept(asked.version, until, fields, body, access)
+
+    @property
+    def date(self) -> bytes:
+        """The time in the form of ``Date``."""
+        second = int(self._clock.seconds())
+        if second != self._second:
+            self._second, self._date = second, datetimeToString()
+        return self._date
+
+
+def _size(kept: Kept | None) -> int:
+    return _EACH if kept is None else _EACH + len(kept.fields) + len(kept.body)
