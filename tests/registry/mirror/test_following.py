@@ -182,6 +182,17 @@ class FollowingTests(FollowingTestCase):
             self.assertIs(missing, await self.assert_raises(Missing, waiting))
             await self.fills.ended(DIGEST)
 
+    async def test_nor_where_the_upstream_says_that_it_has_another_size_for_this_image(
+        self,
+    ) -> None:
+        other = await self.other_process(CONTENT[:1000])
+        await other.describe(FillInfo(SIZE))
+        with self.assert_no_descriptor_stays():
+            waiting = self.found(self.begin())
+            (await self.upstream.heads.get()).size(SIZE - 1)
+            await self.assert_raises(Unreachable, waiting)
+            await self.fills.ended(DIGEST)
+
     async def test_it_is_left_at_once(self) -> None:
         with self.assert_no_descriptor_stays():
             fill, other = await self.following(CONTENT[:1000])
