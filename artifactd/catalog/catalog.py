@@ -9,7 +9,9 @@ from sys import getsizeof
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_freeing
 from artifactd.catalog.records import (
+    MOVABLE,
     ImageSpan,
+    ImmutableTags,
     ManifestPut,
     ManifestRecord,
     TagMovement,
@@ -293,6 +295,7 @@ class Catalog(OnDatabase):
         allow_held: bool,
         actor: str,
         unless_kept: bool = False,
+        immutable: ImmutableTags = MOVABLE,
     ) -> bool:
         """
         Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
@@ -300,7 +303,9 @@ class Catalog(OnDatabase):
         manifests that it listed, and that nothing keeps now, are collected after theirs.
 
         :param unless_kept: do nothing if a tag, an index or a subject keeps it.
+        :param immutable: the tags that must not be deleted.
         :return: whether it was taken out.
+        :raises TagImmutable: if one of these points at the manifest.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have the manifest.
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
@@ -317,6 +322,7 @@ class Catalog(OnDatabase):
                 return False
             if not allow_held:
                 manifests.refuse_if_held(db, image_id, digest, "manifest")
+            manifests.refuse_if_immutable(db, image, manifest_id, digest, immutable)
             children = manifests.children_of(db, manifest_id)
             leases.bury_manifest(db, manifest_id, actor=actor, at=at)
             manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
@@ -460,11 +466,21 @@ class Catalog(OnDatabase):
         return before
 
     @write_freeing
-    def delete_tag(self, db: Connection, image: ImageName, tag: Tag, *, actor: str) -> None:
+    def delete_tag(
+        self,
+        db: Connection,
+        image: ImageName,
+        tag: Tag,
+        *,
+        actor: str,
+        immutable: ImmutableTags = MOVABLE,
+    ) -> None:
         """
         Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
 
         :raises NameUnknown: if the image is unknown.
+        :param immutable: the tags that must not be deleted.
+        :raises TagImmutable: if this is one of them.
         :raises ManifestUnknown: if there is no such tag.
         """
         at = self.database.now()
@@ -472,6 +488,7 @@ class Catalog(OnDatabase):
         before = images.tag_target(db, image_id, tag)
         if before is None:
             raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+        immutable.refuse(image, tag.text, before)
         leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
         images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
 

@@ -10,7 +10,13 @@ import msgspec
 
 from artifactd.catalog import blobs, images, leases
 from artifactd.catalog.leases import settle
-from artifactd.catalog.records import Adoption, ManifestPut, ManifestRecord, nothing
+from artifactd.catalog.records import (
+    Adoption,
+    ImmutableTags,
+    ManifestPut,
+    ManifestRecord,
+    nothing,
+)
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
@@ -47,6 +53,7 @@ def check(db: Connection, put: ManifestPut) -> None:
     image_id = images.find(db, put.image)
     _check_entries(db, image_id, put)
     _check_depth(db, image_id, put)
+    _check_tags(db, image_id, put)
     _check_precondition(db, image_id, put)  # last: RFC 9110, 13.2.1
 
 
@@ -173,6 +180,25 @@ def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> Non
             raise ManifestInvalid(
                 f"two descriptors of one digest say {size} and {descriptor.size} bytes", given
             )
+
+
+def _check_tags(db: Connection, image_id: int | None, put: ManifestPut) -> None:
+    """:raises TagImmutable: if a tag has to stay at another digest."""
+    if image_id is None or not put.immutable.patterns:
+        return
+    for tag in put.tags:
+        current = images.tag_target(db, image_id, tag)
+        if current is not None and current != put.manifest.digest:
+            put.immutable.refuse(put.image, tag.text, current)
+
+
+def refuse_if_immutable(
+    db: Connection, image: ImageName, manifest_id: int, digest: Digest, immutable: ImmutableTags
+) -> None:
+    """:raises TagImmutable: if a tag has to stay at the manifest."""
+    if immutable.patterns:
+        for (tag,) in db.execute("SELECT name FROM tag WHERE manifest_id = ?", (manifest_id,)):
+            immutable.refuse(image, tag, digest)
 
 
 def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -> None:

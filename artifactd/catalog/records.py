@@ -7,8 +7,38 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.errors import TagImmutable
 from artifactd.oci.manifest import Manifest, Sparse
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import ImageName, Tag, matches
+
+
+@frozen
+class ImmutableTags:
+    """
+    The tags that no client moves or deletes, nor the manifests at which they point.
+
+    :ivar patterns: of tags, such as ``v*``, or of an image within its repository and a tag, such
+        as ``team/*:v*``.
+    """
+
+    patterns: tuple[str, ...] = ()
+
+    def rule(self, image: ImageName, tag: str) -> str | None:
+        """Return the first pattern that is for a tag; ``None``: it may be moved."""
+        for pattern in self.patterns:
+            if matches(f"{image.image}:{tag}" if ":" in pattern else tag, (pattern,)):
+                return pattern
+        return None
+
+    def refuse(self, image: ImageName, tag: str, current: Digest) -> None:
+        """:raises TagImmutable: if ``tag``, which points at ``current``, has to stay there."""
+        rule = self.rule(image, tag)
+        if rule is not None:
+            raise TagImmutable(tag, rule, current)
+
+
+MOVABLE = ImmutableTags()
+"""Every tag may be moved and deleted."""
 
 
 @frozen
@@ -142,6 +172,7 @@ class ManifestPut:
 
     :ivar tags: the tags to point at it; may be empty.
     :ivar precondition: must hold for every one of ``tags``, or, without tags, for the digest.
+    :ivar immutable: the tags that must not be moved.
     :ivar sparse: whether blobs and children may be absent.
     :ivar actor: the user, for the journal of tags.
     :ivar index_depth: how deep indexes may be nested.
@@ -153,6 +184,7 @@ class ManifestPut:
     manifest: Manifest
     tags: tuple[Tag, ...] = ()
     precondition: Precondition = ANYHOW
+    immutable: ImmutableTags = MOVABLE
     sparse: Sparse = "no"
     actor: str = ""
     index_depth: int = 100

@@ -191,6 +191,33 @@ class PreconditionFailed(Denied):
     status = 412
 
 
+class TagImmutable(Denied):
+    """
+    A tag may not be moved or deleted; the spec has no code for it.
+
+    :param rule: the pattern of the settings that says so.
+    :param current: the digest that the tag points at.
+    """
+
+    def __init__(self, tag: str, rule: str, current: object) -> None:
+        self._tag, self._rule, self._current = tag, rule, current
+        super().__init__(
+            self._told(""),
+            {"tag": tag, "immutable_tags": rule},
+            stored={"current": str(current)},
+        )
+
+    def _told(self, at: str) -> str:
+        return (
+            f"the tag {self._tag} is there{at} and is neither moved nor deleted: immutable_tags of"
+            f' the settings has "{self._rule}"; push under another tag'
+        )
+
+    @property
+    def full_message(self) -> str:
+        return self._told(f", at {self._current},")
+
+
 class QuotaExceeded(Denied):
     """
     A push does not fit into the quota of its repository; the spec has no code for it.

@@ -9,7 +9,12 @@ import msgspec
 from attrs import field, frozen
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.records import ManifestPut, ManifestRecord, Precondition
+from artifactd.catalog.records import (
+    ImmutableTags,
+    ManifestPut,
+    ManifestRecord,
+    Precondition,
+)
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
@@ -163,6 +168,11 @@ class LocalRepository(Repository):
         )
         return await parsed(self.run, content, parse)
 
+    @property
+    def immutable(self) -> ImmutableTags:
+        """The tags that clients must not move or delete."""
+        return ImmutableTags(self.settings.immutable_tags)
+
     def wanted(
         self,
         image: ImageName,
@@ -182,6 +192,7 @@ class LocalRepository(Repository):
             manifest=manifest,
             tags=(reference,) if isinstance(reference, Tag) else tuple(tags),
             precondition=precondition,
+            immutable=self.immutable,
             sparse=self.settings.sparse,
             actor=actor,
             index_depth=self.limits.index_depth,
@@ -210,10 +221,14 @@ class LocalRepository(Repository):
     async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> None:
         """Delete a tag, or a manifest with all its tags; errors: see ``Catalog``."""  # end-9
         if isinstance(reference, Tag):
-            await self.catalog.delete_tag(image, reference, actor=actor)
+            await self.catalog.delete_tag(image, reference, actor=actor, immutable=self.immutable)
         else:
             await self.catalog.delete_manifest(
-                image, reference, allow_held=self.settings.delete_held, actor=actor
+                image,
+                reference,
+                allow_held=self.settings.delete_held,
+                actor=actor,
+                immutable=self.immutable,
             )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:

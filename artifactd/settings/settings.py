@@ -125,6 +125,7 @@ class LocalSettings(Section, frozen=True):
     other_media_types: Flag = False
     sparse: Sparseness = "no"
     delete_held: Flag = False
+    immutable_tags: Patterns = ()
     untagged: Retention = Untagged("keep")
     quota: Bytes = Size(0)
 
