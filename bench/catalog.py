@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""
+How long the operator's lists take in a catalog of many images.
+
+usage: catalog.py [--images 100000] [--tags 10] [--data FOLDER]
+
+Makes a catalog with so many images of so many tags each, by SQL, since pushing them would take
+hours: every image has two manifests with two layers of their own and two that other images have
+too.  Then it prints for each list the CPU milliseconds of its query and the most memory that the
+process has had.  Removes what it wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from hashlib import sha256
+from pathlib import Path
+from sqlite3 import Connection
+
+from artifactd.catalog.migrations import migrate
+from artifactd.catalog.overview import Overview
+from artifactd.oci.names import ImageName
+
+SHARED = 500  # layers that several images have
+MANIFESTS = 2  # of an image
+LAYERS = 2  # of a manifest, that no other has
+TIMES = 5  # that each list is read
+PAGE = 500
+
+
+def digest_of(*names: object) -> str:
+    return f"sha256:{sha256(repr(names).encode()).hexdigest()}"
+
+
+def blobs(images: int) -> Iterator[tuple[int, str, int]]:
+    """Ids, digests and sizes: shared layers first, then each image's manifests and layers."""
+    number = 0
+    for shared in range(SHARED):
+        number += 1
+        yield number, digest_of("shared", shared), 1_000_000 + shared
+    for image in range(1, images + 1):
+        for manifest in range(MANIFESTS):
+            number += 1
+            yield number, digest_of("manifest", image, manifest), 500
+            for layer in range(LAYERS):
+                number += 1
+                yield number, digest_of("layer", image, manifest, layer), 12_345
+
+
+def fill(path: Path, images: int, tags: int) -> None:
+    """Make the catalog."""
+    migrate(path, nullcontext)
+    db = sqlite3.connect(path, isolation_level=None)
+    triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+    db.execute("PRAGMA synchronous = OFF")
+    db.execute("BEGIN")
+    for name, _ in triggers:  # they would count row by row what is counted at once below
+        db.execute(f"DROP TRIGGER {name}")
+    db.execute("INSERT INTO repository VALUES ('local'), ('docker.io')")
+    db.executemany("INSERT INTO blob VALUES (?, ?, ?, 0, NULL)", blobs(images))
+    each = 1 + LAYERS
+    for image in range(1, images + 1):
+        repository, used = ("local", None) if image % 2 else ("docker.io", float(image))
+        name = f"team{image % 97}/app{image}"
+        db.execute("INSERT INTO image VALUES (?, ?, ?, 1.0)", (image, repository, name))
+        first = SHARED + 1 + (image - 1) * MANIFESTS * each
+        links = {1 + image % SHARED, 1 + image * 7 % SHARED}
+        for manifest in range(MANIFESTS):
+            number = (image - 1) * MANIFESTS + manifest + 1
+            digest = digest_of("manifest", image, manifest)
+            db.execute(
+                "INSERT INTO manifest (id, image_id, digest, media_type, annotations, pushed_at,"
+                " used_at) VALUES (?, ?, ?, 'application/vnd.oci.image.manifest.v1+json', '{}', ?,"
+                " ?)",
+                (number, image, digest, float(image), used),
+            )
+            links.update(first + manifest * each + 1 + layer for layer in range(LAYERS))
+            for layer in range(LAYERS):
+                held = digest_of("layer", image, manifest, layer)
+                db.execute(
+                    "INSERT INTO manifest_entry VALUES (?, ?, 'blob', ?)", (image, held, number)
+                )
+        db.executemany(
+            "INSERT INTO blob_link VALUES (?, ?, ?, NULL)", [(image, link, used) for link in links]
+        )
+        db.executemany(
+            "INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (?, ?, ?, 1.0)",
+            [(image, f"v{t}", (image - 1) * MANIFESTS + t % MANIFESTS + 1) for t in range(tags)],
+        )
+    db.execute(
+        "INSERT INTO repository_blob SELECT repository, id, count(*) FROM ("
+        " SELECT repository, blob_id AS id FROM blob_link JOIN image ON image.id = image_id"
+        " UNION ALL SELECT repository, blob.id FROM manifest JOIN image ON image.id = image_id"
+        " JOIN blob USING (digest)) GROUP BY repository, id"
+    )
+    db.execute(
+        "INSERT INTO repository_usage SELECT repository, sum(size) FROM repository_blob"
+        " JOIN blob ON blob.id = blob_id GROUP BY repository"
+    )
+    for _, sql in triggers:
+        db.execute(sql)
+    db.execute("COMMIT")
+    db.close()
+
+
+def measure(name: str, read: Callable[[], object], times: int = TIMES) -> None:
+    """Print the quickest of several readings, and the most memory so far."""
+    took = []
+    for _ in range(times):
+        started = time.process_time()
+        read()
+        took.append(time.process_time() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{name:44} {1000 * min(took):10.1f} ms {memory:8.0f} MiB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--tags", type=int, default=10)
+    parser.add_argument("--data", default=None)
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="artifactd-catalog-", dir=arguments.data))
+    try:
+        path = folder / "catalog.sqlite3"
+        fill(path, arguments.images, arguments.tags)
+        db = sqlite3.connect(path, isolation_level=None)
+        # The methods themselves, without the threads that the daemon reads in.
+        images = Overview.images.__wrapped__
+        tags, usage = Overview.tags.__wrapped__, Overview.usage.__wrapped__
+
+        def whole(db: Connection) -> None:
+            after = None
+            while page := images(None, db, after, PAGE):
+                after = ImageName(*page[-1].image.split("/", 1))
+
+        middle = arguments.images // 2 | 1
+        image = ImageName("local", f"team{middle % 97}/app{middle}")
+        measure("du: all repositories", lambda: usage(None, db))
+        measure("ls: a page of 500 images", lambda: images(None, db, image, PAGE))
+        measure("ls: a pattern", lambda: images(None, db, None, PAGE, f"*app{middle}"))
+        measure("tags: of one image", lambda: tags(None, db, image, "", PAGE))
+        measure("ls: all images, page by page", lambda: whole(db), times=1)
+        db.close()
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
