@@ -97,6 +97,7 @@ NOT_RUN = {
         "python bench/load.py --data /dev/shm",
         "python bench/pull_through.py --mebibytes 512 --rounds 1 --data /dev/shm",
         "python bench/attacks.py",
+        "python bench/catalog.py",
         "python bench/soak.py",
     },
     "docs/operating.md": {
