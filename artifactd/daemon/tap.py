@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -47,6 +48,9 @@ from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
 
+# Seconds after which a thread that computes lets the reactor's have the interpreter.  A request
+# takes several such turns, and Python's own 5 ms for each, behind each thread, would add up.
+_TURN = 0.001
 # Seconds between writing access times and evicting.
 _EVICT_EVERY = 60.0
 # Seconds between checks whether scrubbing is due and no other process scrubs.
@@ -79,6 +83,7 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
     from twisted.internet import reactor
 
     give_back_freed_memory()
+    sys.setswitchinterval(_TURN)
     twistd = getattr(options, "parent", None)
     log = None if twistd is None else StreamLog.replacing(twistd, reactor)
     service = RegistryService(settings, reactor, source=options.config, log=log)
