@@ -117,7 +117,7 @@ class Tokens:
     clock: IReactorTime
     limit: int = 1024
     _kept: TLRUCache[TokenRequest, Token] = field(init=False)
-    _fetches: SingleFlight[TokenRequest, Token] = field(init=False)
+    _fetches: SingleFlight[tuple[TokenRequest, Credentials | None], Token] = field(init=False)
     _throttle: Throttle = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -138,7 +138,8 @@ class Tokens:
 
     def fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Deferred[Token]:
         """
-        Fetch a fresh token; all callers at the same time share one request (single flight).
+        Fetch a fresh token; all callers at the same time with the same credentials share one
+        request (single flight).
 
         Cancelling disturbs no other caller.
 
@@ -146,7 +147,9 @@ class Tokens:
         :raises Missing: if the token service gives none to an anonymous request.
         :raises Throttled: if the token service answers 429.
         """
-        return self._fetches.join(wanted, partial(self._fetch, wanted, credentials))
+        # What an anonymous request is refused says nothing of one with credentials.
+        key = wanted, credentials
+        return self._fetches.join(key, partial(self._fetch, wanted, credentials))
 
     async def _fetch(self, wanted: TokenRequest, credentials: Credentials | None) -> Token:
         secrets = credentials.secrets if credentials else ()
@@ -551,8 +554,7 @@ class Login:
             if not self.anonymous_too:
                 raise
             return await self._fetch_anonymously(wanted, credentials, error)
-        if credentials is None or token.user is not None:  # not one that another caller fetches
-            self._refused.pop(wanted, None)
+        self._refused.pop(wanted, None)
         return token
 
     async def _fetch_anonymously(

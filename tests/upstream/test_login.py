@@ -478,6 +478,22 @@ class RefusedLoginTests(LoginTestCase):
         self.assertIsInstance(error, LoginRefused)
         self.assertIn("login refused to user bob", error.reason)
 
+    def test_nor_while_another_request_asks_for_a_token_without_the_login(self) -> None:
+        anonymous: Deferred[Answer] = Deferred()
+
+        def answer(asked: Asked) -> Reply:
+            if not asked.url.startswith(REALM):
+                return challenged(BEARER)
+            return anonymous if asked.authorization is None else Answer(401)
+
+        upstream = self.upstream(answer, credentials=lambda: BOB, retries=0)
+        waiting = [self.manifest(upstream) for _ in range(2)]
+        anonymous.callback(Answer(401))
+        for each in waiting:
+            error = self.failureResultOf(each, UpstreamError).value
+            self.assertIsInstance(error, LoginRefused)
+            self.assertIn("login refused to user bob", error.reason)
+
     def test_a_failure_of_the_service_is_no_refusal(self) -> None:
         for status in (400, 404, 429, 500):
             upstream = self.service(status=status)
