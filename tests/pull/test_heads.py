@@ -88,6 +88,18 @@ class UncachedTests(HeadCase):
         self.assert_from(await self.get(registry), "cache", HIT)
         self.assertEqual(digest_of(await self.get(registry)), new)
 
+    async def test_a_digest_that_get_does_not_give_is_not_told_again(self) -> None:
+        wrong = Digest.of(b"nowhere")
+        named = {"Docker-Content-Digest": str(wrong)}
+        self.hub.faults.add(
+            Instead(b"{}", OCI_MANIFEST, named), on=MANIFESTS, method="HEAD", times=None
+        )
+        registry = self.mirror(freshness="1d")
+        self.assertEqual(digest_of(await self.head(registry)), wrong)
+        self.assertEqual((await self.get(registry, str(wrong))).status, 404)
+        self.assertEqual(digest_of(await self.head(registry)), self.latest)
+        self.assertEqual((await self.get(registry, str(self.latest))).status, 200)
+
     async def test_several_clients_at_once_cost_one_head(self) -> None:
         registry = self.mirror()
         held = Silence()

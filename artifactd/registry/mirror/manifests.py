@@ -65,7 +65,7 @@ class RemoteManifests:
     _told: ToldTags = field(init=False)
     # Whether the last HEAD was of use; if not, none is made for a GET that could do without.
     _head_helps: bool = field(default=True, init=False)
-    # Tags that GET found to be another manifest than HEAD had said.
+    # Tags that HEAD had said to be a manifest that GET does not give.
     _misled: TTLCache[tuple[ImageName, Tag], bool] = field(init=False)
 
     @_told.default
@@ -180,6 +180,8 @@ class RemoteManifests:
             except UpstreamError as error:
                 self.refusals.remember(image, reference, error)
                 refused = error
+                if isinstance(reference, Digest) and _gives_other(error):
+                    self._doubt_head(image, reference)
         if cached is not None and self._may_be_stale(cached):
             _log.info(
                 "{image}:{tag} is stale: {reason}",
@@ -362,6 +364,12 @@ class RemoteManifests:
             f"what {self.upstream.name} sent as {told} is not this manifest: {problem}", 200
         )
 
+    def _doubt_head(self, image: ImageName, digest: Digest) -> None:
+        """Ask by GET alone for the tags that HEAD has said to be ``digest``, which GET refuses."""
+        for tag in self._told.tags_of(image, digest):
+            self._told.forget(image, tag)
+            self._misled[image, tag] = True
+
     async def _keep(self, image: ImageName, tag: Tag | None, manifest: Manifest) -> ManifestFound:
         await self.blobs.require_room()
         told = await self._tags_told(image, manifest.digest)
@@ -392,6 +400,11 @@ class RemoteManifests:
             if cached is None or cached.checked_at < at:
                 tags[tag] = at
         return tags
+
+
+def _gives_other(error: UpstreamError) -> bool:
+    """Whether the upstream has answered that it lacks a manifest, or sent something else for it."""
+    return isinstance(error, Missing | Unreachable) and (error.status or 500) < 500
 
 
 def _describes(told: UpstreamHead, media_type: str, size: int) -> bool:

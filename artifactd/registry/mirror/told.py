@@ -41,6 +41,10 @@ class ToldTags:
         """Note that the upstream has just said that ``tag`` is this manifest."""
         self._told[image, tag] = _Told(record, self.now())
 
+    def forget(self, image: ImageName, tag: Tag) -> None:
+        """Forget what the upstream has said of ``tag``."""
+        self._told.pop((image, tag), None)
+
     def fresh(self, image: ImageName, tag: Tag) -> ManifestRecord | None:
         """What ``tag`` is, if the upstream has said so lately."""
         told = self._told.get((image, tag))
