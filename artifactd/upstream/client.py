@@ -613,9 +613,9 @@ class RegistryUpstream:
                 return UpstreamBlob(told)
         # One byte, not the blob, tells whether it is there.
         try:
-            body = await self._open_blob(image, digest, 0, 0, refuse_page=True)
+            body = await self._open_blob(image, digest, 0, 0, unread=True)
         except RangeRefused:
-            body = await self._open_blob(image, digest, refuse_page=True)  # it is empty
+            body = await self._open_blob(image, digest, unread=True)  # it is empty
         body.abort()
         return UpstreamBlob(body.size)
 
@@ -637,12 +637,13 @@ class RegistryUpstream:
         last: int | None = None,
         validator: str | None = None,
         *,
-        refuse_page: bool = False,
+        unread: bool = False,
     ) -> BlobBody:
         """
         Open a blob as :meth:`open_blob` does.
 
-        :param refuse_page: whether a page of HTML is no answer, since no bytes will be verified.
+        :param unread: whether only its headers are wanted.  No bytes will be verified, so a page of
+            HTML is no answer.
         """
         headers, expected = ranged(first, last, validator)
         request = self._root.request(
@@ -651,22 +652,22 @@ class RegistryUpstream:
         goes_on = first > 0
 
         async def take(response: HttpResponse) -> BlobBody | None:
-            if refuse_page and response.status == 200 and is_page(response):
+            if unread and response.status == 200 and is_page(response):
                 response.abort()
                 raise NoRegistry(f"{response.host} answers a page for people, not a blob", 200)
             if not response.coding:
                 return ResponseBody.of(response, self._watch)
-            return await self._coded(response, digest, goes_on=goes_on)
+            return await self._coded(response, digest, goes_on=goes_on, unread=unread)
 
         while (body := await self._api.ask(request, take)) is None:
             request, goes_on = evolve(request, headers={}, expected=_OK), True
         return body
 
     async def _coded(
-        self, response: HttpResponse, digest: Digest, *, goes_on: bool
+        self, response: HttpResponse, digest: Digest, *, goes_on: bool, unread: bool
     ) -> BlobBody | None:
         """Make the body of a blob that is coded; ``None``: ask for the whole blob again."""
-        found = await self._meanings.find(response, digest, goes_on=goes_on)
+        found = await self._meanings.find(response, digest, goes_on=goes_on, unread=unread)
         if not isinstance(found, Meaning):
             return found
         if not found.undo:

@@ -11,7 +11,7 @@ import hashlib
 from typing import Any
 
 from attrs import define, field, frozen
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -33,6 +33,9 @@ MOST_UNDONE = 1 << 30
 """Bytes, undone, that are made of it meanwhile."""
 
 _REMEMBERED = 1024
+
+# Seconds after which a blob that is asked for again was probably had, and has been evicted since.
+_SECONDS_GUESSED = 3600.0
 
 # A tar archive says so there (POSIX, "ustar Interchange Format").
 _TAR, _TAR_AT = b"ustar", 257
@@ -248,7 +251,7 @@ class Meanings:
     Knows what the codings of one upstream's blobs mean.
 
     What the digest has said of one blob is taken to hold for the others of its host; a blob that is
-    asked for again, since that was wrong, is looked at by itself.
+    asked for again within an hour, since that was wrong, is looked at by itself.
     """
 
     clock: IReactorTime
@@ -257,7 +260,11 @@ class Meanings:
     _hosts: LRUCache[tuple[str, str], bool] = field(
         factory=lambda: LRUCache(_REMEMBERED), init=False
     )
-    _guessed: LRUCache[Digest, bool] = field(factory=lambda: LRUCache(_REMEMBERED), init=False)
+    _guessed: TTLCache[Digest, bool] = field(init=False)
+
+    @_guessed.default
+    def _none_guessed(self) -> TTLCache[Digest, bool]:
+        return TTLCache(_REMEMBERED, _SECONDS_GUESSED, self.clock.seconds)
 
     def size(self, digest: Digest) -> int | None:
         """Return the bytes of a blob, if it has been looked at."""
@@ -265,26 +272,31 @@ class Meanings:
         return None if meaning is None else meaning.size
 
     async def find(
-        self, response: HttpResponse, digest: Digest, *, goes_on: bool
+        self, response: HttpResponse, digest: Digest, *, goes_on: bool, unread: bool = False
     ) -> Meaning | KeptBody | None:
         """
         Find out what the coding of ``response``, a 200 or 206, means for a blob.
 
         :param goes_on: whether the blob was asked for before, and what was guessed then holds on.
+        :param unread: whether only the size is wanted: nothing will show a guess to be wrong.
         :returns: a body if the blob was read and is small.  ``None``: the response has ended, and
             the whole blob has to be asked for again.
         :raises Unreachable: if neither what is sent, nor what that is undone, has ``digest``.
         """
-        meaning = self._blobs.get(digest) or self._guess(response, digest, goes_on=goes_on)
+        meaning = self._blobs.get(digest) or self._guess(
+            response, digest, goes_on=goes_on or unread
+        )
         if response.status == 206 and (meaning is None or meaning.undo):
             response.abort()  # a part of what may be coded is no part of the blob
             return None
         if meaning is not None:
-            if digest not in self._blobs:
+            if not (unread or digest in self._blobs):
                 self._guessed[digest] = meaning.undo
             return meaning
         found = await look(response, digest, self.clock, self.watch)
         if found.meaning is None:
+            if unread:
+                return Meaning(undo=True)  # its size is not known
             before = self._guessed.get(digest)
             self._guessed[digest] = found.undo if before is None else not before
             return None

@@ -344,6 +344,21 @@ class CodedTests(PullCase):
         self.assert_cut(await self.pull(digest))
         self.assert_whole(await self.pull(digest), wrong)
 
+    async def test_a_head_of_one_that_is_guessed_changes_no_guess(self) -> None:
+        self.patch(coded, "MOST_READ", LARGE // 2)
+        for number, applied in enumerate((True, False)):
+            content = gzip.compress(bytes(257) + b"ustar" + noise(LARGE, 10 + number))
+            if applied:
+                content = noise(LARGE, 10 + number)
+            digest = self.blob(content)
+            self.hub.faults.clear()
+            self.hub.faults.add(Coded(applied=applied), on=CDN, method="*", times=None)
+            path = f"/v2/docker.io/{ALPINE}/blobs/{digest}"
+            for _ in range(3 - number):
+                answer = await self.registry.request("HEAD", path)
+                self.assertEqual(answer.status, 200)
+            self.assert_whole(await self.pull(digest), content)
+
     async def test_one_that_becomes_too_much_is_guessed_too(self) -> None:
         self.patch(coded, "MOST_UNDONE", LARGE // 2)
         await self.assert_pulled(bytes(LARGE), Coded())
