@@ -545,7 +545,7 @@ class RegistryUpstream:
         request = self._manifest("GET", image, reference)
 
         async def take(response: HttpResponse) -> UpstreamManifest:
-            content = await _whole(response, self._max_manifest)
+            content = await response.read(self._max_manifest)
             self._watch.received(len(content))
             return UpstreamManifest(
                 content, response.header("Content-Type"), named_digest(response)
@@ -704,7 +704,7 @@ class RegistryUpstream:
                 response.abort()
                 raise Missing(f"{response.host} does not know the endpoint", response.status)
             return UpstreamPage(
-                await _whole(response, _PAGE),
+                await response.read(_PAGE),
                 next_page(response.headers("Link"), query),
                 response.header("OCI-Filters-Applied"),
             )
@@ -780,14 +780,3 @@ def _is_json(response: HttpResponse) -> bool:
     Some registries redirect requests to unknown endpoints to a login page for people.
     """
     return not response.header("Content-Type") or media_type_of(response).endswith("json")
-
-
-async def _whole(response: HttpResponse, limit: int) -> bytes:
-    """Read the body; at once refuse one that says that it is longer than ``limit`` bytes."""
-    if response.length is not None and response.length > limit:
-        response.abort()
-        raise Unreachable(
-            f"{response.host} answers with {response.length} bytes, more than the {limit} allowed",
-            response.status,
-        )
-    return await response.read(limit)

@@ -241,11 +241,15 @@ class SizeTests(MirrorCase):
         self.assert_refused(answer, 502, "UNKNOWN", "more than|too long|2048")
         self.assertEqual(registry.files(), [])
 
-    async def test_one_that_says_it_is_too_long_is_asked_for_once(self) -> None:
+    async def test_one_that_is_too_long_is_asked_for_once_whether_it_says_so_or_not(self) -> None:
         self.hub.images.add_image(NAME, "latest", b"layer", annotations={"a": "b" * 5000})
-        registry = self.mirror_with('max_manifest = "2KiB"\n', retries=2)
-        await registry.request("GET", f"{PATH}/latest")
-        self.assertEqual([a.status for a in self.hub.asked("GET", MANIFESTS)], [401, 200])
+        for fault in (None, NoLength()):
+            registry = self.mirror_with('max_manifest = "2KiB"\n', retries=2)
+            if fault is not None:
+                self.hub.faults.add(fault, on=MANIFESTS, times=None)
+            self.hub.forget_requests()
+            await registry.request("GET", f"{PATH}/latest")
+            self.assertEqual([a.status for a in self.hub.asked("GET", MANIFESTS)], [401, 200])
 
     async def test_a_large_one_is_as_good_as_a_small_one(self) -> None:
         annotations = {"a": "b" * 300_000}

@@ -110,7 +110,7 @@ class Answer:
         if self.broken:
             raise self.broken
         if len(self.body) > limit:
-            raise Unreachable("more than allowed")
+            raise Unreachable("more than allowed", self.status)
         return self.body
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:

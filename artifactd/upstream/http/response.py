@@ -166,6 +166,9 @@ class Refusal(protocol.Protocol):
         self.transport.stopProducing()
 
 
+DECODED = 64 * 1024
+"""Bytes up to which a document is decoded to see whether it is whole: in less than 1 ms."""
+
 DROPPED_BYTES = 64 * 1024
 DROPPED_SECONDS = 5.0
 """A short unwanted body is read within these bounds, so that its connection can be used again."""
@@ -249,9 +252,12 @@ class Response:
                 if _is_cut(pieces.content):
                     raise
         if pieces.exceeded:
-            raise Unreachable(f"{self.host} sends more than the {limit} bytes that there may be")
+            # With the status: what the server answered once, it answers again.
+            raise Unreachable(
+                f"{self.host} sends more than the {limit} bytes that there may be", self.status
+            )
         content = pieces.content
-        if self.coding and not can_be_undone(self.coding) and content.strip()[:1] not in b"{[":
+        if self.coding and not can_be_undone(self.coding) and not _begins_as_json(content):
             raise Unreachable(f"{self.host} {not_undone(self.coding)}", self.status)
         return content
 
@@ -291,10 +297,25 @@ class Response:
         dropping.addErrback(lambda _: None)
 
 
+# Bytes that are looked at for the first and the last that is no space.
+_END = 64
+
+
+def _begins_as_json(document: bytes) -> bool:
+    """Whether ``document`` is empty, or begins as JSON does."""
+    return document[:_END].strip()[:1] in b"{["
+
+
 def _is_cut(document: bytes) -> bool:
-    """Whether ``document`` is empty, or the beginning of JSON and not all of it."""
-    if document.strip()[:1] not in b"{[":
+    """
+    Whether ``document`` is empty, or the beginning of JSON and not all of it.
+
+    Of a long one the last byte tells; what that says wrongly, its reader finds when it decodes it.
+    """
+    if not _begins_as_json(document):
         return False
+    if len(document) > DECODED:
+        return document[-_END:].strip()[-1:] not in b"]}"
     try:
         msgspec.json.decode(document, type=msgspec.Raw)
     except (ValueError, RecursionError):

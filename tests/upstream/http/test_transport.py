@@ -13,6 +13,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.testing import MemoryReactor
 
 from artifactd import __version__
+from artifactd.upstream.http import response as responses
 from artifactd.upstream.http.errors import EndedByClosing, TimedOut, Unreachable
 from artifactd.upstream.http.response import DROPPED_BYTES, DROPPED_SECONDS, Response
 from artifactd.upstream.http.transport import MAX_HEAD, RECEIVE_SIZE
@@ -838,6 +839,16 @@ class EndTests(BodyCase):
         answer = self.get()
         peer, _ = await self.server.asked.get()
         peer.send(head("200 OK", "Content-Encoding: gzip"), gzip.compress(b"{}")[:11])
+        peer.close()
+        await self.error(start((await answer).read(100)), EndedByClosing)
+
+    async def test_of_a_long_one_the_last_byte_tells_and_its_reader_decodes_it(self) -> None:
+        self.patch(responses, "DECODED", 5)
+        for document in (b'{"a": [1]}\n', b'{"a": {}', b" " * 80 + b"[1]" + b"\n" * 10):
+            await self.assert_read(document, document)
+        answer = self.get()
+        peer, _ = await self.server.asked.get()
+        peer.send(b"HTTP/1.0 200 OK\r\n\r\n", b'{"a": [1')
         peer.close()
         await self.error(start((await answer).read(100)), EndedByClosing)
 
