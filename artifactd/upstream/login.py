@@ -164,6 +164,8 @@ class Tokens:
             response = await self.exchanges.ask(
                 method, url, headers, *secrets, image=wanted.image, body=form
             )
+            if response.status != 429:
+                self._throttle.answered()
             if response.status != 200:
                 raise await refusal(response, *secrets)
             return response, await response.read(_BODY)

@@ -335,6 +335,19 @@ class TokensTests(SynchronousTestCase):
         self.clock.advance(10)
         self.assertEqual("t", self.fetched().text)
 
+    def test_a_token_ends_what_429_without_a_time_has_begun(self) -> None:
+        replies = [Answer(429), json({"token": "t"})]
+        self.answer_with(in_turn(*replies, *replies, json({"token": "other"})))
+        other = TokenRequest(WANTED.realm, WANTED.service, "repository:other:pull")
+        for wanted in (WANTED, other):
+            error = self.failureResultOf(self.tokens.fetch(wanted, None), Throttled).value
+            assert isinstance(error, Throttled)
+            self.assertEqual(1, error.retry_after)
+            if wanted is other:
+                self.assertEqual("t", self.fetched().text)  # one image's answer holds no other back
+            self.clock.advance(1)
+            self.fetched(wanted)
+
     def test_a_dead_realm_is_soon_not_asked_any_more(self) -> None:
         self.answer_with(lambda asked: TimedOut("no answer"))
         for _ in range(7):
