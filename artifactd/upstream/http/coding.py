@@ -27,6 +27,8 @@ PIECE = 64 * 1024
 # the object as a label.
 _NO_CODINGS = frozenset({"", "identity", "aws-chunked", "none", "binary", "utf-8", "utf8"})
 
+_FIELD = 256
+
 MOST_TIMES = 200
 """How many times as large as what is sent a body may be from :data:`FREE` bytes on."""
 
@@ -40,9 +42,9 @@ def coding_of(fields: Iterable[str]) -> str:
     """
     Return the coding that ``Content-Encoding`` names: in lower case, ``""`` if none.
 
-    Several are joined by commas, in the order in which they were applied.
+    Several are joined by commas, in the order in which they were applied; 256 characters are read.
     """  # RFC 9110, 8.4
-    names = (name.strip().lower() for value in fields for name in value[:256].split(","))
+    names = (name.strip().lower() for name in ",".join(fields)[:_FIELD].split(","))
     # "x-gzip" is another name of gzip (8.4.1.3).
     return ",".join(
         "gzip" if name == "x-gzip" else name for name in names if name not in _NO_CODINGS

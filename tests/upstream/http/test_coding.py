@@ -34,6 +34,10 @@ class NameTests(SynchronousTestCase):
         ):
             self.assertEqual(coding_of(fields), name, fields)
 
+    def test_no_more_of_them_is_kept_than_anybody_would_send(self) -> None:
+        for fields in (["x" * 100_000], ["x" * 200] * 1000, ["x," * 1000] * 100):
+            self.assertLessEqual(len(coding_of(fields)), 256)
+
     def test_a_body_that_does_not_begin_as_its_coding_would_is_not_coded(self) -> None:
         for name, head, coded in (
             ("gzip", b"\x1f\x8b", True),
