@@ -95,6 +95,14 @@ class StreamingTests(WireCase):
             self.assertEqual(self.site.in_flight, 0)
             wire.close()
 
+    def test_no_more_than_some_thousands_of_chunks_of_a_byte_are_parsed(self) -> None:
+        """They come in one read: for each of them the reactor takes a few microseconds."""
+        for count, status in ((3_000, 200), (4_000, 400)):
+            wire = self.connect()
+            wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))
+            wire.send(b"1\r\na\r\n" * count + b"0\r\n\r\n")
+            self.assertEqual(statuses(wire.received()), [status])
+
     def test_small_chunks_are_taken_beside_large_ones_and_as_long_as_they_are_few(self) -> None:
         wire = self.connect()
         wire.send(request("PATCH", "/a", "Transfer-Encoding: chunked"))

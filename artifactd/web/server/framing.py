@@ -84,8 +84,11 @@ _LONGEST_LINE = 1024
 # The last chunk, without trailers.
 _LAST_CHUNK = b"0\r\n\r\n"
 
-FREE_FRAMING = 64 << 10
-"""Bytes of framing that a chunked body may have, however small its chunks are."""
+FREE_FRAMING = 16 << 10
+"""
+Bytes of framing that a chunked body may have, however small its chunks are: some 3,000 of a byte
+each, which may come in one read and take about 10 ms.
+"""
 
 
 class ChunkedDecoder:
