@@ -261,7 +261,7 @@ class RegistryApi:
             sent = await self.login.answer(request.image, challenges, sent)
             response = await self._send(request, sent)
             in_vain = request.method == "HEAD" and response.status in (401, 403)
-            if in_vain and sent.token is not None:
+            if in_vain and self._is_ours(response) and sent.token is not None:
                 self._in_vain[request.image] = sent.token
         if response.status in _UNAUTHORIZED and not self._is_ours(response):
             response = await self._admitted_there(request, response, sent)

@@ -197,18 +197,14 @@ def _refused(
     error: UpstreamError, wanted: TokenRequest, credentials: Credentials | None
 ) -> LoginRefused | Missing:
     """Explain an error of a token service."""
-    if credentials and credentials.identity_token and error.status == 400:  # RFC 6749, 5.2
-        return LoginRefused(
-            f"login refused to the identity token: {error.reason}", error.status, credentials
-        )
-    if not isinstance(error, Missing) or error.status not in (401, 403):
+    is_refused = isinstance(error, Missing) and error.status in (401, 403)
+    whose = "" if credentials is None else f"user {credentials.username}"
+    if credentials and credentials.identity_token:
+        is_refused, whose = is_refused or error.status == 400, "the identity token"  # RFC 6749, 5.2
+    if not is_refused:
         return LoginRefused(f"no token for {wanted.scope} can be had: {error.reason}", error.status)
     if credentials is not None:
-        return LoginRefused(
-            f"login refused to user {credentials.username}: {error.reason}",
-            error.status,
-            credentials,
-        )
+        return LoginRefused(f"login refused to {whose}: {error.reason}", error.status, credentials)
     # ghcr.io answers so for images that are private or do not exist.
     return Missing(
         f"no token for {wanted.scope} is given anonymously, so it is not there or not for us:"

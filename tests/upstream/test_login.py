@@ -931,6 +931,22 @@ class TokenTests(LoginTestCase):
         self.assertIsInstance(self.error(upstream, "library/debian"), Throttled)
         self.successResultOf(self.manifest(upstream))
 
+    def test_storage_that_refuses_head_says_nothing_of_the_token(self) -> None:
+        upstream = self.upstream(
+            in_turn(
+                challenged(BEARER),
+                json({"token": "short"}),
+                Answer(403, host="cdn.example"),
+                challenged(BEARER),
+                json({"token": "next"}),
+                Answer(200, b"{}"),
+            )
+        )
+        head = Deferred.fromCoroutine(upstream.manifest_head(IMAGE, LATEST, None))
+        self.assertIsNone(self.successResultOf(head))
+        self.successResultOf(self.manifest(upstream))
+        self.assertEqual("Bearer next", self.http.asked[-1].authorization)
+
     def test_a_dead_token_service_does_not_count_against_the_registry(self) -> None:
         hub, upstream = self.hub(retries=0)
         hub.token_reply = Unreachable("no route")
@@ -1357,6 +1373,14 @@ class IdentityTokenTests(LoginTestCase):
         self.successResultOf(self.manifest(upstream))
         sent = [(asked.method, asked.authorization) for asked in self.http.asked]
         self.assertEqual(sent[2:], [("GET", ALICE.basic()), ("GET", "Bearer t")])
+
+    def test_the_refusal_calls_it_by_what_it_is(self) -> None:
+        for status in (400, 401, 403):
+            upstream = self.upstream(
+                in_turn(challenged(BEARER), Answer(status), Answer(status)),
+                credentials=lambda: self.TOKEN,
+            )
+            self.assertIn("login refused to the identity token: ", self.error(upstream).reason)
 
     def test_it_is_not_shown_to_a_stranger(self) -> None:
         upstream = self.upstream(
