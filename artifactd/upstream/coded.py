@@ -158,12 +158,14 @@ async def look(
 
     bounded = Bounded(IConsumer(undone), lambda: undone.size, MOST_UNDONE)
     decoding = Decoding(IConsumer(bounded), response.coding, clock, response.host)
+    ended = True
     try:
         await decoding.start(deliver)
     except Unreachable:
-        if not (passing[0].stopped or sent.is_of(digest)):
+        ended = sent.is_of(digest)
+        if not (ended or passing[0].stopped or decoding.too_large):
             raise
-    if passing[0].stopped or undone.size > MOST_UNDONE:
+    if not ended or passing[0].stopped or undone.size > MOST_UNDONE:
         # Layers are compressed already: a bare archive is most likely the inside of one.
         is_archive = undone.head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR
         return Looked(None, format_of(response.coding, sent.head) is not None and not is_archive)

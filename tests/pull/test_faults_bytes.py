@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.digest import Digest
 from artifactd.upstream import coded
+from artifactd.upstream.http import coding
 from tests.pull.case import ALPINE, HELD, Later, PullCase, noise
 from tests.pull.download import Download
 from tests.upstreams.backing import Bytes
@@ -296,9 +297,9 @@ class CodedTests(PullCase):
         self.assertEqual(self.holders(digest), [f"docker.io/{ALPINE}"])
 
     async def test_what_nobody_wanted_coded_is_undone(self) -> None:
-        for number, coding in enumerate(("gzip", "x-gzip", "deflate", "Deflate")):
+        for number, name in enumerate(("gzip", "x-gzip", "deflate", "Deflate")):
             for size in (0, 1, 1000, LARGE):
-                await self.assert_pulled(noise(size, number), Coded(coding))
+                await self.assert_pulled(noise(size, number), Coded(name))
         # A layer is compressed already, and a document is not.
         await self.assert_pulled(self.LAYER, Coded())
         await self.assert_pulled(b'{"architecture":"amd64"}' * 10_000, Coded())
@@ -363,6 +364,12 @@ class CodedTests(PullCase):
         self.patch(coded, "MOST_UNDONE", LARGE // 2)
         await self.assert_pulled(bytes(LARGE), Coded())
         archive = gzip.compress(bytes(257) + b"ustar" + bytes(LARGE))
+        await self.assert_pulled(archive, Coded(applied=False))
+
+    async def test_a_labelled_archive_that_would_grow_too_much_is_guessed_too(self) -> None:
+        self.patch(coding, "FREE", coding.PIECE)
+        self.patch(coding, "MOST_TIMES", 0)
+        archive = gzip.compress(bytes(257) + b"ustar" + noise(LARGE))
         await self.assert_pulled(archive, Coded(applied=False))
 
     async def test_a_coding_that_cannot_be_undone_is_502_of_that_blob_alone(self) -> None:

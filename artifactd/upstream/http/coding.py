@@ -125,12 +125,14 @@ class Decoding:
     :param coding: as :func:`coding_of` returns it.
     :param clock: the reactor: it gets a turn after each piece.
     :param host: the host that sends the body, for messages.
+    :ivar too_large: whether it was given up, since it becomes too large for what is sent.
     """
 
     _consumer: IConsumer
     _coding: str
     _clock: IReactorTime
     _host: str
+    too_large: bool = field(default=False, init=False)
     _delivering: Deferred[int] = field(init=False)
     _source: IPushProducer | None = field(default=None, init=False)
     _head: bytes | None = field(default=b"", init=False)  # None: it has been looked at
@@ -200,6 +202,7 @@ class Decoding:
         try:
             self._pass_on(inflating.take())
             if self._passed > max(FREE, MOST_TIMES * self._sent):
+                self.too_large = True
                 raise Unreachable(f"{self._host} sends {self._coding} of too large a body", 200)
         except zlib.error:
             self._fail(Failure(Unreachable(f"{self._host} sends damaged {self._coding}", 200)))
