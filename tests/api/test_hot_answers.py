@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.web.server.accesslog import Access
+from artifactd.web.server.hot import HotAnswers, Kept, Repeated
 from tests.api.case import ApiTestCase
 from tests.api.guarded import GuardedCase
 from tests.api.served import Served, image_manifest
@@ -33,7 +37,7 @@ class HotCase(ApiTestCase):
     def hits(self, registry: Served) -> int:
         """How many answers are kept."""
         hot = registry.running.site.hot
-        return 0 if hot is None else sum(kept is not None for kept in hot._kept.values())
+        return 0 if hot is None else sum(isinstance(kept, Kept) for kept in hot._kept.values())
 
     async def ask(
         self, registry: Served, requests: list[tuple[str, str, dict[str, str]]], times: int = 4
@@ -144,6 +148,49 @@ class EndTests(HotCase):
         for line in gets:
             self.assertTrue(line.startswith(start), line)
 
+    async def test_none_is_kept_of_a_request_with_credentials_since_these_may_end(self) -> None:
+        [(method, path, headers)] = await self.setUpImage()
+        # Without a name and a password: that is no login.
+        wanted = [(method, path, {**headers, "Authorization": "Basic Og=="})]
+        for status, _, _ in await self.ask(self.registry, wanted):
+            self.assertEqual(status, 200)
+        self.assertEqual(self.hits(self.registry), 1)
+
+
+class MemoryTests(SynchronousTestCase):
+    ACCESS = Access("::1", "-", "GET", "/", 200, 0, 0.0, "agent", "0")
+
+    def test_long_requests_count_by_their_size_with_an_answer_and_without(self) -> None:
+        limit = 1 << 20
+        hot = HotAnswers(lambda: 1, limit, Clock())
+        for number in range(2000):
+            head = f"GET /{number:04000} HTTP/1.1\r\n\r\n".encode()
+            self.assertIsNone(hot.find(head))
+            if number % 2:
+                asked = hot.find(head)
+                assert isinstance(asked, Repeated)
+                agent = "agent" * 1000
+                access = Access("::1", "-", "GET", "/", 200, 0, 0.0, agent, "0")
+                hot.keep(asked, b"HTTP/1.1 200 OK\r\n", b"", access)
+                self.assertIsInstance(hot.find(head), Kept)
+            else:
+                self.assertIsInstance(hot.find(head), Repeated)
+        kept = hot._kept.items()
+        held = sum(
+            len(head) + (len(each.access.agent) if isinstance(each, Kept) else 0)
+            for head, each in kept
+        )
+        self.assertGreater(held, limit // 4)
+        self.assertLess(held, limit)
+
+    def test_where_there_is_hardly_any_nothing_is_kept_and_nothing_fails(self) -> None:
+        head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+        for limit in (1, 512, 1024, 1500, 65536):
+            hot = HotAnswers(lambda: 1, limit, Clock())
+            self.assertNotIsInstance(hot.find(head), Kept)
+            hot.keep(Repeated(head, 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS)
+            self.assertNotIsInstance(hot.find(head), Kept)
+
 
 class LimitedTests(HotCase):
     toml = "[limits]\naddress_requests = 1000\n"
@@ -167,14 +214,15 @@ class GuardedHotTests(GuardedCase):
 
         async def ask(path: str, who: str | None) -> Answer:
             for _ in range(4):
-                answer = await self.ask("GET", path, who)
+                # What closes its connection is never repeated.
+                answer = await self.ask("GET", path, who, headers={"Connection": "keep-alive"})
             return answer
 
         self.assertEqual((await ask("/v2/team/app/manifests/v1", "bob")).status, 200)
         self.assertEqual((await ask("/v2/team/app/manifests/v1", None)).status, 401)
         self.assertEqual((await ask("/v2/public/app/manifests/v1", "bob")).status, 200)
-        self.assertFalse(any(kept._kept.values()))
+        self.assertFalse(any(isinstance(each, Kept) for each in kept._kept.values()))
         answer = await ask("/v2/public/app/manifests/v1", None)
         self.assertEqual(answer.status, 200)
-        self.assertTrue(any(kept._kept.values()))
+        self.assertTrue(any(isinstance(each, Kept) for each in kept._kept.values()))
         self.assertEqual(answer.header("Vary"), "Authorization")

@@ -8,6 +8,7 @@ looks at in a request is looked at, except for the peer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from sys import getsizeof
 
 from attrs import frozen
 from cachetools import LRUCache
@@ -19,7 +20,7 @@ from artifactd.web.server.accesslog import Access
 SECONDS = 1.0
 """The longest that an answer is repeated.  Then it goes the usual way, which renews leases."""
 
-# Bytes that an answer takes besides its own and those of its request.
+# Bytes that a request or an answer takes besides its own.
 _EACH = 1 << 10
 
 # The largest request that is looked at, in bytes.
@@ -50,6 +51,7 @@ class Kept:
     :ivar until: the clock's seconds.
     :ivar fields: the status line and the header fields, without those that have a time.
     :ivar access: what the access log says of it.
+    :ivar size: bytes that it takes with its request, beyond some 1 KiB.
     """
 
     version: int
@@ -57,6 +59,7 @@ class Kept:
     fields: bytes
     body: bytes
     access: Access
+    size: int
 
 
 class HotAnswers:
@@ -64,14 +67,16 @@ class HotAnswers:
     Keeps the answers that may be repeated while nothing is committed to the catalog.
 
     :param version: tells the version of the catalog; ``None`` where that is not known.
-    :param limit: bytes of requests and answers, some 1 KiB for each one besides.
+    :param limit: bytes of requests and answers, some 1 KiB for each one besides.  One that takes
+        more than a 64th of it is not kept.
     :param clock: the reactor's.
     """
 
     def __init__(self, version: Callable[[], int | None], limit: int, clock: IReactorTime) -> None:
         self._version, self._clock = version, clock
         self._largest = limit // 64
-        self._kept: LRUCache[bytes, Kept | None] = LRUCache(limit, _size)
+        # By the bytes of the request; a number is their size, where there is no answer yet.
+        self._kept: LRUCache[bytes, Kept | int] = LRUCache(limit, _size)
         self._second, self._date = -1, b""
 
     def find(self, head: bytes) -> Kept | Repeated | None:
@@ -87,20 +92,25 @@ class HotAnswers:
             kept = self._kept[head]
         except KeyError:
             if head.index(_END) == len(head) - 4:
-                self._kept[head] = None
+                self._store(head, len(head))
             return None
         version = self._version()
         if version is None:
             return None
-        if kept is not None and kept.version == version and self._clock.seconds() < kept.until:
-            return kept
-        return Repeated(head, version)
+        if isinstance(kept, int) or kept.version != version or self._clock.seconds() >= kept.until:
+            return Repeated(head, version)
+        return kept
 
     def keep(self, asked: Repeated, fields: bytes, body: bytes, access: Access) -> None:
         """Keep the answer to ``asked``, unless it is large."""
-        if len(fields) + len(body) < self._largest:
-            until = self._clock.seconds() + SECONDS
-            self._kept[asked.head] = Kept(asked.version, until, fields, body, access)
+        # Texts of the access log may be larger than the bytes of the request that they come from.
+        size = sum(map(getsizeof, (asked.head, fields, body, access.path, access.agent)))
+        until = self._clock.seconds() + SECONDS
+        self._store(asked.head, Kept(asked.version, until, fields, body, access, size))
+
+    def _store(self, head: bytes, kept: Kept | int) -> None:
+        if _size(kept) <= self._largest:
+            self._kept[head] = kept
 
     @property
     def date(self) -> bytes:
@@ -111,5 +121,5 @@ class HotAnswers:
         return self._date
 
 
-def _size(kept: Kept | None) -> int:
-    return _EACH if kept is None else _EACH + len(kept.fields) + len(kept.body)
+def _size(kept: Kept | int) -> int:
+    return _EACH + (kept if isinstance(kept, int) else kept.size)

@@ -378,6 +378,8 @@ class RegistryChannel(http.HTTPChannel):
         usual = request.body is None and not request.is_personal and self.persistent
         if hot is None or not usual or request.responseHeaders.hasHeader(b"Connection"):
             return
+        if request.requestHeaders.hasHeader(b"Authorization"):
+            return  # an anonymous caller's token, which expires
         fields = b"".join(
             line for line in lines if not line.startswith((b"Date: ", b"Server-Timing: "))
         )
