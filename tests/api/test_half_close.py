@@ -21,10 +21,13 @@ DIGEST = Digest.of(BLOB)
 WANTED = f"GET /v2/hello/blobs/{DIGEST} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
 
 
-def over_tcp(port: int) -> bytes:
+SMALL = b"GET /v2/ HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def over_tcp(port: int, wanted: bytes = WANTED) -> bytes:
     """What comes until the registry closes."""
     with create_connection(("127.0.0.1", port), PATIENCE) as connection:
-        connection.sendall(WANTED)
+        connection.sendall(wanted)
         connection.shutdown(SHUT_WR)
         with connection.makefile("rb") as file:
             return file.read()
@@ -92,6 +95,34 @@ class HalfCloseTests(TestCase):
         registry = Served.start(self)
         await registry.push_blob("hello", BLOB)
         self.assert_whole(await deferToThread(over_tcp, registry.port))
+
+    async def test_those_to_all_requests_that_were_sent_before_and_the_last_one_in_part(
+        self,
+    ) -> None:
+        registry = Served.start(self)
+        await registry.push_blob("hello", BLOB)
+        for rest in (b"", b"GET /v2/ HTTP/1.1\r\nHo"):
+            wanted = WANTED + SMALL + SMALL + SMALL + rest
+            received = await deferToThread(over_tcp, registry.port, wanted)
+            self.assertEqual(received.count(b"HTTP/1.1 200 OK\r\n"), 4)
+
+    async def test_a_body_that_will_not_come_is_not_waited_for_behind_other_requests(self) -> None:
+        registry = Served.start(self, 'idle_timeout = "1h"')
+        await registry.push_blob("hello", BLOB)
+        push = (
+            b"POST /v2/hello/blobs/uploads/?digest=%b HTTP/1.1\r\nHost: a\r\n"
+            % str(DIGEST).encode()
+        )
+        wanted = WANTED + push + b"Content-Length: 9\r\n\r\npart"
+
+        def ask() -> bytes:
+            try:
+                return over_tcp(registry.port, wanted)
+            except ConnectionResetError:
+                return b""
+
+        received = await deferToThread(ask)
+        self.assertLessEqual(received.count(b"HTTP/1.1 "), 1)
 
     async def test_over_tls_with_close_notify_and_without(self) -> None:
         here = Files(self)

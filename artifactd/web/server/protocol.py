@@ -54,6 +54,7 @@ PRIVATE = {
     http.HTTPChannel: (
         "_abortingCall",
         "_buffer",
+        "_busyReceiving",
         "_command",
         "_dataBuffer",
         "_finishRequestBody",
@@ -226,6 +227,8 @@ class RegistryChannel(http.HTTPChannel):
             self._headers_due.due = None
         elif self._headers_due.due is None:
             self._headers_due.start(self.site.limits.header_timeout)
+        if self._client_ended:
+            self._close_if_answered()
 
     def _repeat(self, kept: Kept, date: bytes) -> None:
         started = self.site.reactor.seconds()
@@ -330,8 +333,6 @@ class RegistryChannel(http.HTTPChannel):
         if self.paused:
             self.paused = False
             self.dataReceived(b"")
-            if self._client_ended:
-                self._close_if_answered()
 
     def readConnectionLost(self) -> None:
         """
@@ -339,7 +340,14 @@ class RegistryChannel(http.HTTPChannel):
         sends no more, but may still read (``shutdown(SHUT_WR)``; ``nc -N``).
         """
         self._client_ended = True
-        if self.transport.disconnecting:
+        self._close_if_answered()
+
+    def _close_if_answered(self) -> None:
+        """
+        Close the connection of a client that sends no more, unless a request is being handled or
+        others wait behind it.
+        """
+        if self.paused or self._busyReceiving or self.transport.disconnecting:
             return
         request = self.requests[0] if self.busy else None
         body = None if request is None else request.body
@@ -350,11 +358,6 @@ class RegistryChannel(http.HTTPChannel):
 
     def writeConnectionLost(self) -> None:
         """Do nothing: this end closes both directions at once."""
-
-    def _close_if_answered(self) -> None:
-        """Close the connection of a client that sends no more, if all its requests are answered."""
-        if not (self.busy or self.paused or self.transport.disconnecting):
-            self.loseConnection()
 
     def writeHeaders(self, version: bytes, code: bytes, reason: bytes, headers: Headers) -> None:
         body = self.requests[0].body
