@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from io import TextIOWrapper
 from threading import get_ident
 from typing import Any, TextIO
 
@@ -47,6 +48,9 @@ class StreamLog:
         elsewhere = options["syslog"] or options.get("logger") or not options["nodaemon"]
         if elsewhere or options["logfile"] not in (None, "", "-"):
             return None
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A character that its encoding lacks must not cost the line, nor those beside it.
+            sys.stdout.reconfigure(errors="backslashreplace")
         return cls(sys.stdout, reactor)
 
     def __call__(self, event: LogEvent) -> None:

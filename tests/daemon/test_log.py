@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from io import StringIO
+import sys
+from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -59,6 +60,18 @@ class StreamLogTests(SynchronousTestCase):
         self.clock.advance(0)
         log.flush()
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_characters_that_the_terminal_has_not_are_escaped(self) -> None:
+        written = BytesIO()
+        self.patch(sys, "stdout", TextIOWrapper(written, "ascii"))
+        options: Any = {"syslog": False, "nodaemon": True, "logfile": None}
+        log = StreamLog.replacing(options, self.clock)
+        assert log is not None
+        log.lines_of("a")("GET /caf\xe9")
+        log.lines_of("a")("next")
+        Logger("b", observer=LogPublisher(log)).info("event \u20ac")
+        lines = [line.partition(b"] ")[2] for line in written.getvalue().splitlines()]
+        self.assertEqual(lines, [rb"GET /caf\xe9", b"next", rb"event \u20ac"])
 
     def test_it_replaces_the_log_of_twistd_on_the_terminal_alone(self) -> None:
         def made(*arguments: str) -> bool:
