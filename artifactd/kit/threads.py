@@ -127,8 +127,13 @@ class Threads:
 
     def _add_thread(self) -> None:
         thread = Thread(target=self._work, name=f"{self._name}-{len(self._threads)}")
-        self._threads.append(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more: those that are there go on
+            if not self._threads:
+                raise
+        else:
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import Event, current_thread, get_ident
+from threading import Event, Thread, current_thread, get_ident
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -52,6 +52,23 @@ class ThreadsTests(TestCase):
 
         met = await gatherResults([threads.run(meet, number) for number in range(3)])
         self.assertEqual(met, [True] * 3)
+
+    async def test_where_the_system_gives_no_more_threads_those_that_are_go_on(self) -> None:
+        threads = self.pool(2)
+        held, starts = Event(), list[Thread]()
+        first = threads.run(held.wait, PATIENCE)
+
+        def start(thread: Thread) -> None:
+            starts.append(thread)
+            raise RuntimeError("can't start new thread")
+
+        failing = self.patch(Thread, "start", start)
+        second = threads.run(lambda: 2)
+        failing.restore()
+        self.assertEqual(len(starts), 1)
+        held.set()
+        self.assertEqual(await gatherResults([first, second]), [True, 2])
+        self.assertEqual(await threads.run(lambda: 3), 3)
 
     async def test_no_more_threads_are_made_than_are_needed(self) -> None:
         threads = self.pool(3)
