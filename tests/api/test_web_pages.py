@@ -123,3 +123,15 @@ class ExternalUrlLocationTests(GuardedCase):
         self.assertEqual(answer.status, 202, answer)
         location = answer.header("Location") or ""
         self.assertTrue(location.startswith("https://registry.example/v2/team/app/"), location)
+
+
+class GuardedPageTests(GuardedCase):
+    top = f'cors_origins = ["{PAGE}"]'
+
+    async def test_a_cache_tells_logins_and_pages_apart(self) -> None:
+        await self.have("public/app")
+        for status, path in ((200, "/v2/public/app/manifests/v1"), (401, "/v2/secret/tags/list")):
+            answer = await self.ask("GET", path, None)
+            self.assertEqual(answer.status, status)
+            varies = answer.headers.get_all("Vary", [])
+            self.assertEqual(sorted(varies), ["Authorization", "Origin"])
