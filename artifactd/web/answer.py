@@ -30,6 +30,19 @@ _FOR_EVER = "max-age=31536000, immutable"
 
 _LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
 
+OF_CONTENT = (
+    "Accept-Ranges",
+    "Cache-Control",
+    "Content-Length",
+    "Content-Range",
+    "Docker-Content-Digest",
+    "ETag",
+    "Server-Timing",
+    "Warning",
+    "X-Artifact-Source",
+)
+"""The header fields of an answer with content, which an error in its place must not have."""
+
 # The characters that a quoted string can't hold unescaped.
 _UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
 

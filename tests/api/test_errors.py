@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 from twisted.logger import formatEvent
 
 from artifactd.oci.digest import Digest
+from artifactd.web.server.sendfile import BlobReader
 from tests.api.case import ApiTestCase, Connection
 from tests.process import Answer
 
@@ -171,3 +173,18 @@ class UnexpectedTests(ApiTestCase):
         self.assert_error(await self.registry.request("GET", path), 404, code)
         logged = [formatEvent(event) for event in self.log.events]
         self.assertTrue(any(str(digest) in line and "local/hello" in line for line in logged))
+
+
+class BrokenReadTests(ApiTestCase):
+    async def test_an_error_has_no_field_of_the_answer_in_whose_place_it_is(self) -> None:
+        digest = await self.registry.push_blob("hello", b"content" * 100_000)
+
+        def cached(reader: BlobReader, first: int, length: int) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        self.patch(BlobReader, "cached", cached)
+        part = {"Range": "bytes=1-100"}
+        answer = await self.refused(503, "UNKNOWN", "GET", f"/v2/hello/blobs/{digest}", None, part)
+        for name in ("Cache-Control", "ETag", "Docker-Content-Digest", "Accept-Ranges"):
+            self.assertIsNone(answer.header(name), name)
+        self.assertEqual(answer.headers.get_all("Server-Timing", [""])[1:], [])
