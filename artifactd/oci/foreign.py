@@ -70,9 +70,10 @@ def decode_foreign(
         raise ValueError(str(error)) from None
 
 
-_STRING = rb'[ \t\n\r]*+"[^"\\]*+(?:\\[\x00-\xff][^"\\]*+)*+"[ \t\n\r]*+'
+# No possessive quantifiers: those of groups match wrongly before Python 3.11.4.
+_STRING = rb'[ \t\n\r]*"[^"\\]*(?:\\[\x00-\xff][^"\\]*)*"[ \t\n\r]*'
 # So many strings of an array, each with the comma behind it.
-_SOME_STRINGS = re.compile(rb"(?:%b,){1,5000}+" % _STRING)
+_SOME_STRINGS = re.compile(rb"(?:%b,){1,5000}" % _STRING)
 _strings = msgspec.json.Decoder(list[str])
 
 
