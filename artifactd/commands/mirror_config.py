@@ -17,6 +17,7 @@ from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
 from artifactd.settings.toml import shown
 from artifactd.settings.values import Url
+from artifactd.upstream.http.url import bracketed
 
 _HUB = "docker.io"
 _LISTENING = re.compile(r"(?P<kind>tcp|ssl|artifactd-tls):(?:port=)?(?P<port>\d+)(?P<rest>.*)")
@@ -31,7 +32,7 @@ def own_url(settings: Settings) -> str:
     """
     for scheme, interface, port in listeners(settings):
         host = socket.getfqdn() if interface in ("", "0.0.0.0", "::") else interface
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{bracketed(host)}:{port}"
     return "http://127.0.0.1:5000"
 
 

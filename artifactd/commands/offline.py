@@ -189,6 +189,11 @@ async def purge(
     return len(gone or []), begun
 
 
+def resolved(parts: Assembly, name: str) -> ImageName:
+    """The image that a client means by ``name``.  :raises NameInvalid: if it is no name."""
+    return parts.registry.names.resolve(RepositoryName.parse(name))
+
+
 def is_remote(parts: Assembly, image: ImageName) -> bool:
     """Whether ``image`` comes from an upstream."""
     return isinstance(parts.registry.repositories[image.repository], RemoteRepository)
@@ -216,8 +221,7 @@ class Release(ImageCommand):
     )
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        name = RepositoryName.parse(self.image)
-        await parts.remote.release_image(parts.registry.names.resolve(name))
+        await parts.remote.release_image(resolved(parts, self.image))
         print(f"released {self.image}")
         return 0
 
@@ -401,7 +405,7 @@ class CollectGarbage(DataCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         of: Sequence[ImageName | None] = [None]
         if self.image is not None:
-            image = parts.registry.names.resolve(RepositoryName.parse(self.image))
+            image = resolved(parts, self.image)
             if is_remote(parts, image):
                 raise NameUnknown(f"{image}: artifactd purge frees an image of an upstream")
             of = [image]
@@ -506,7 +510,7 @@ class Undelete(ImageCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
-        image = parts.registry.names.resolve(RepositoryName.parse(name))
+        image = resolved(parts, name)
         if self["list"]:
             return await _list_deleted(parts, image, as_json=bool(self["json"]))
         if is_read_only(parts):

@@ -27,13 +27,14 @@ from artifactd.commands.offline import (
     is_remote,
     list_garbage,
     purge,
+    resolved,
 )
 from artifactd.commands.table import JSON, Table, print_json, shown_bytes, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestUnknown, NameUnknown
-from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
+from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.registry.warming import Child, Platform
 from artifactd.settings.settings import Settings
 
@@ -76,10 +77,6 @@ async def _platforms(parts: Assembly, digest: Digest) -> list[str]:
         return []  # damaged, or not JSON: an artifact's config may be anything
     named = dict.fromkeys(str(each) for each in found if each is not None)
     return [each for each in named if each not in _NO_PLATFORM]
-
-
-def _resolved(parts: Assembly, name: str) -> ImageName:
-    return parts.registry.names.resolve(RepositoryName.parse(name))
 
 
 class List(DataCommand):
@@ -126,7 +123,7 @@ class Tags(ImageCommand):
     optFlags: ClassVar = [JSON]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        image = _resolved(parts, self.image)
+        image = resolved(parts, self.image)
         overview = Overview(parts.catalog.database)
         table = Table(
             *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
@@ -159,7 +156,7 @@ class History(ImageCommand):
         name, reference = self.reference()
         if isinstance(reference, Digest):
             raise usage.UsageError("history: expected IMAGE or IMAGE:TAG, got a digest")
-        image = _resolved(parts, name)
+        image = resolved(parts, name)
         moved = await parts.catalog.tag_movements(image, reference)
         if not moved and not await parts.remote.is_known(image):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
@@ -227,10 +224,10 @@ class Show(ImageCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
-        image, overview = _resolved(parts, name), Overview(parts.catalog.database)
+        image, overview = resolved(parts, name), Overview(parts.catalog.database)
         seen = await overview.manifest(image, reference or Tag.parse("latest"))
         if self["json"]:
-            print(msgspec.json.encode(seen).decode())
+            print_json(seen)
             return 0
         for line in _why(seen):
             print(printable(line))
@@ -364,7 +361,7 @@ class Remove(DataCommand):
         """What a reference names."""
         name, at, digest = wanted.partition("@")
         if at:
-            image, parsed = _resolved(parts, name), Digest.parse(digest)
+            image, parsed = resolved(parts, name), Digest.parse(digest)
             references: list[Reference] = [parsed]
         else:
             name, colon, pattern = wanted.partition(":")
@@ -372,7 +369,7 @@ class Remove(DataCommand):
                 raise usage.UsageError(
                     f"{wanted}: say which tags, such as {wanted}:* for all of them"
                 )
-            image = _resolved(parts, name)
+            image = resolved(parts, name)
             tags = await parts.catalog.tags(image, None, None) or []
             references = [Tag.parse(tag) for tag in tags if fnmatchcase(tag, pattern)]
         return [each for r in references if (each := await _removal(parts, image, r)) is not None]
@@ -460,7 +457,7 @@ class Restore(ImageCommand):
         name, tag = self.reference()
         if not isinstance(tag, Tag):
             raise usage.UsageError("restore: say which tag, as IMAGE:TAG")
-        image, catalog = _resolved(parts, name), parts.catalog
+        image, catalog = resolved(parts, name), parts.catalog
         if is_remote(parts, image):
             raise usage.UsageError(
                 f"restore: {image}:{tag} comes from an upstream, which says where it points"

@@ -56,6 +56,16 @@ def print_json(value: object) -> None:
     print(msgspec.json.encode(value, enc_hook=str).decode())
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each of ``rows``, whose cells stand in columns; without control characters."""
+    shown = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    ]
+
+
 class Table:
     """
     Prints rows: aligned columns under a heading on a terminal, tab-separated cells without one in a
@@ -76,22 +86,12 @@ class Table:
             for each, _ in rows:
                 print_json(each)
         elif sys.stdout.isatty():
-            self._align([[printable(cell) for cell in cells] for _, cells in rows])
+            head, *lines = aligned([self._columns, *(cells for _, cells in rows)])
+            if not self._is_headed:
+                print(Color.BOLD.paint(head))
+                self._is_headed = True
+            for line in lines:
+                print(line)
         else:
             for _, cells in rows:
                 print("\t".join(printable(cell) for cell in cells))
-
-    def _align(self, rows: Sequence[Sequence[str]]) -> None:
-        widths = [
-            max(len(cell) for cell in column) for column in zip(self._columns, *rows, strict=True)
-        ]
-
-        def line(cells: Sequence[str]) -> str:
-            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-            return "  ".join(padded).rstrip()
-
-        if not self._is_headed:
-            print(Color.BOLD.paint(line(self._columns)))
-            self._is_headed = True
-        for row in rows:
-            print(line(row))

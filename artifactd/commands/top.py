@@ -18,10 +18,11 @@ from twisted.python import usage
 
 from artifactd.commands.mirror_config import listeners
 from artifactd.commands.options import SettingsOptions
-from artifactd.commands.table import JSON, Color, print_json, shown_bytes
+from artifactd.commands.table import JSON, Color, aligned, print_json, shown_bytes
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import Settings
+from artifactd.upstream.http.url import bracketed
 
 _PATH = "/status"
 _TIMEOUT = 10.0  # seconds
@@ -92,7 +93,7 @@ def _local_url(settings: Settings) -> str:
     for scheme, interface, port in listeners(settings):
         host = anywhere.get(interface, interface)
         if host.startswith("127.") or host in ("::1", "localhost"):
-            found.append(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}")
+            found.append(f"{scheme}://{bracketed(host)}:{port}")
     sockets = (_UNIX.match(each) for each in settings.listen)
     found += [f"unix:{match['path']}".replace("\\:", ":") for match in sockets if match]
     found.sort(key=lambda url: url.startswith("https:"))
@@ -161,18 +162,9 @@ def _show(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
     for name, columns, rows in sections:
         if rows:
             most = len(rows) if name == "upstream" else room
-            lines += ["", *_aligned(columns, rows[:most], width)]
+            head, *body = (line[:width] for line in aligned([columns, *rows[:most]]))
+            lines += ["", Color.BOLD.paint(head), *body]
     print(_CLEAR + "\n".join(lines[: height - 1]))
-
-
-def _aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    shown = [[printable(cell) for cell in row] for row in (columns, *rows)]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    head, *lines = (
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()[:width]
-        for row in shown
-    )
-    return [Color.BOLD.paint(head), *lines]
 
 
 def _rate(now: int, before: int | None, seconds: float) -> str:
