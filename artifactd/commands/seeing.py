@@ -34,8 +34,9 @@ from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestUnknown, NameUnknown
+from artifactd.oci.foreign import field_of
 from artifactd.oci.names import ImageName, Reference, Tag
-from artifactd.registry.warming import Child, Platform
+from artifactd.registry.warming import Platform, entries_of, fields_of
 from artifactd.settings.settings import Settings
 
 _LARGEST_CONFIG = 4 << 20  # bytes
@@ -44,18 +45,12 @@ _PAGE = 500  # images or tags that are read at a time
 
 
 class _Config(msgspec.Struct):
+    """The descriptor of an image's config, which names the platform."""
+
     digest: str
     size: int = 0
 
 
-class _Document(msgspec.Struct):
-    """The fields of manifests and indexes that lead to platforms."""
-
-    manifests: list[Child] | None = None
-    config: _Config | None = None
-
-
-_document = msgspec.json.Decoder(_Document)
 _platform = msgspec.json.Decoder(Platform)
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
@@ -65,15 +60,14 @@ async def _platforms(parts: Assembly, digest: Digest) -> list[str]:
     The platforms that an index lists, or that the config of an image names; an empty list for a
     manifest that names none, or whose config is not here or can't be read.
     """
-    found: list[Platform | None] = []
     try:
-        document = _document.decode(await parts.blobs.read(digest) or b"{}")
-        found = [each.platform for each in document.manifests or ()]
-        config = document.config
+        fields = fields_of(await parts.blobs.read(digest) or b"{}")
+        found = [platform for _, platform in entries_of(fields)]
+        config = msgspec.convert(field_of(fields, "config"), _Config | None)
         if config is not None and config.size <= _LARGEST_CONFIG:
             content = await parts.blobs.read(Digest.parse(config.digest))
             found.append(_platform.decode(content or b"{}"))
-    except (OSError, msgspec.MsgspecError, DigestInvalid):
+    except (OSError, ValueError, msgspec.MsgspecError, DigestInvalid):
         return []  # damaged, or not JSON: an artifact's config may be anything
     named = dict.fromkeys(str(each) for each in found if each is not None)
     return [each for each in named if each not in _NO_PLATFORM]

@@ -33,20 +33,20 @@ class Platform(msgspec.Struct):
         return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
 
 
-class Child(msgspec.Struct):
-    """An entry of an index."""
-
-    digest: str
-    platform: Platform | None = None
-
-
-def _listed(content: bytes) -> list[tuple[object, Platform | None]]:
-    """
-    The digest and platform of each entry of an index that is here; ``None`` for a platform that is
-    absent or can't be read.
-    """
+def fields_of(content: bytes) -> Mapping[str, object]:
+    """The fields of a manifest that is here.  :raises ValueError: if it is no JSON object."""
     document = read_loosely(content, lambda _: None, nesting=KEPT.nesting, values=KEPT.values)
-    entries = field_of(document, "manifests") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        raise ValueError("no JSON object")
+    return document
+
+
+def entries_of(fields: Mapping[str, object]) -> list[tuple[object, Platform | None]]:
+    """
+    The digest and platform of each entry of an index, given its fields; ``None`` for a platform
+    that is absent or can't be read.  Empty if it is no index.
+    """
+    entries = field_of(fields, "manifests")
     found: list[tuple[object, Platform | None]] = []
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict):
@@ -114,7 +114,8 @@ class Warming:
         return len(needed)
 
     async def _children(self, target: Target, manifest: Manifest) -> int:
-        wanted = {digest for digest, each in _listed(manifest.content) if self._wanted(each)}
+        entries = entries_of(fields_of(manifest.content))
+        wanted = {digest for digest, each in entries if self._wanted(each)}
         children = [each.digest for each in manifest.children if str(each.digest) in wanted]
         if manifest.children and not children:
             raise ManifestUnknown(f"it has nothing for {' or '.join(self.platforms)}")

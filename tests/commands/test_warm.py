@@ -87,6 +87,8 @@ class WarmTests(MaintenanceTestCase):
         self.hub.images.add_manifest(NAME, "other", content, OCI_INDEX)
         said = await self.do("warm", "--platform", "linux/arm64", f"docker.io/{NAME}:other")
         self.assertEqual(said, f"docker.io/{NAME}:other: 6 blobs are here\n")
+        listed = json.loads(await self.do("tags", "--json", f"docker.io/{NAME}"))
+        self.assertEqual(["linux/arm64"], listed["platforms"])
 
     async def test_a_private_image_comes_with_the_login_that_a_command_prints(self) -> None:
         self.hub.private.add(NAME)
