@@ -69,10 +69,12 @@ class Restored:
 
 _ACTOR = "collection"  # in the journal of tags
 
+_Values = tuple[object, ...] | dict[str, object]  # of a query
+
 # -- the rows that may be collected, each found by an index
 
 UNTAGGED = (
-    "SELECT image.name, image.id, manifest.id, manifest.digest, size, free_since"
+    "SELECT repository, image.name, image.id, manifest.id, manifest.digest, size, free_since"
     " FROM image CROSS JOIN manifest ON manifest.image_id = image.id AND free_since <= ?"
     " CROSS JOIN blob ON blob.digest = manifest.digest"
     f" WHERE repository = ? AND used_at IS NULL AND NOT {KEPT} LIMIT ?"
@@ -164,26 +166,8 @@ class GarbageCatalog(OnDatabase):
         they can be brought back.  The leases of blobs and manifests that only they held run from
         now, because clients may have been told of those.
         """
-
-        def collect(db: Connection) -> list[Collected]:
-            at = self.database.now()
-            collected: list[Collected] = []
-            rows = db.execute(UNTAGGED, (before, repository, limit)).fetchall()
-            entries = 0
-            for name, image_id, manifest_id, text, size, since in rows:
-                entries += len(manifests.entries_of(db, manifest_id))
-                if collected and entries > _ENTRIES:
-                    break
-                digest = Digest.parse(text)
-                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=at, collected=True)
-                manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
-                image = ImageName(repository, name)
-                collected.append(Collected(Garbage.UNTAGGED, image, text, size, since))
-            return collected
-
-        if not await self._finds((UNTAGGED, (before, repository, 1))):
-            return ()
-        return await self.database.write(collect, long=_ACTOR, frees=True)
+        values = (before, repository, limit)
+        return await self._collect_manifests(Garbage.UNTAGGED, UNTAGGED, values)
 
     async def collect_orphaned(
         self, before: float, limit: int, image: ImageName | None = None
@@ -197,6 +181,12 @@ class GarbageCatalog(OnDatabase):
         """
         query = ORPHANED if image is None else ORPHANED_OF
         values = await self._values(before, limit, image)
+        return await self._collect_manifests(Garbage.ORPHANED, query, values)
+
+    async def _collect_manifests(
+        self, why: Garbage, query: str, values: _Values
+    ) -> Sequence[Collected]:
+        """Delete the manifests of ``query``, which are untagged or (``why``) orphans."""
 
         def collect(db: Connection) -> list[Collected]:
             at = self.database.now()
@@ -207,14 +197,16 @@ class GarbageCatalog(OnDatabase):
                 entries += len(manifests.entries_of(db, manifest_id))
                 if collected and entries > _ENTRIES:
                     break
-                kept = manifests.children_of(db, manifest_id)
-                kept += manifests.referrers_of(db, image_id, text)
+                buried, kept = at, list[str]()
+                if why is Garbage.ORPHANED:  # it was deleted with what kept it
+                    buried, kept = since, manifests.children_of(db, manifest_id)
+                    kept += manifests.referrers_of(db, image_id, text)
                 digest = Digest.parse(text)
-                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=since, collected=True)
+                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=buried, collected=True)
                 manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
                 leases.orphan(db, image_id, kept)
                 image = ImageName(repository, name)
-                collected.append(Collected(Garbage.ORPHANED, image, text, size, since))
+                collected.append(Collected(why, image, text, size, since))
             return collected
 
         if not await self._finds((query, values)):
@@ -326,28 +318,30 @@ class GarbageCatalog(OnDatabase):
         return ()
 
     @read
-    def _finds(
-        self, db: Connection, *queries: tuple[str, tuple[object, ...] | dict[str, object]]
-    ) -> bool:
+    def _finds(self, db: Connection, *queries: tuple[str, _Values]) -> bool:
         """
         Whether any of ``queries`` has a row.  Asked before each write, so that no other writer
         waits where there is nothing to collect.
         """
         return any(db.execute(query, values).fetchone() for query, values in queries)
 
-    @read
-    def _values(
-        self, db: Connection, before: float, limit: int, image: ImageName | None
+    async def _values(
+        self, before: float, limit: int, image: ImageName | None
     ) -> dict[str, object]:
         """
         Values of the queries that take them by name.
 
         :raises NameUnknown: if there is no such image.
         """
-        image_id = None if image is None else images.find(db, image)
-        if image is not None and image_id is None:
-            raise NameUnknown(f"{image}: there is no such image here", {"name": str(image)})
+        image_id = None if image is None else await self._row_of(image)
         return {"before": before, "limit": limit, "image": image_id}
+
+    @read
+    def _row_of(self, db: Connection, image: ImageName) -> int:
+        image_id = images.find(db, image)
+        if image_id is None:
+            raise NameUnknown(f"{image}: there is no such image here", {"name": str(image)})
+        return image_id
 
     @read
     def unlisted(self, db: Connection, digests: Sequence[Digest]) -> Sequence[Digest]:

@@ -33,9 +33,9 @@ from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.upkeep.collector import NotNow
+from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
-from artifactd.registry.upkeep.sweep import Remains
+from artifactd.registry.upkeep.sweep import Remains, Sweep
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
@@ -326,10 +326,10 @@ class _GarbageReport:
     _as_json: bool = False
     _counts: Counter[Garbage] = field(factory=Counter)
     _bytes: int = 0
-    _swept: list[str] = field(factory=list)
+    _swept: Counter[str] = field(factory=Counter)
 
     def swept(self, kind: Remains, name: str) -> None:
-        self._swept.append(name)
+        self._swept[name] += 1
         if self._as_json:
             print_json({"why": kind, "name": name})
             return
@@ -357,12 +357,12 @@ class _GarbageReport:
         """Print the counts, behind ``told``."""
         if self._as_json:
             counts = {str(why): self._counts[why] for why in Garbage}
-            print_json({**counts, "bytes_of_the_store": self._bytes, "swept": len(self._swept)})
+            print_json({**counts, "bytes_of_the_store": self._bytes, "swept": self._swept.total()})
             return
         counts_told = ", ".join(f"{self._counts[why]} {why}" for why in Garbage)
         print(
             f"{told}: {counts_told}; {self._bytes} bytes of the store;"
-            f" {len(self._swept)} uploads, fills and staged files"
+            f" {self._swept.total()} uploads, fills and staged files"
         )
 
 
@@ -437,17 +437,23 @@ async def collect(
     parts.collector.report = listing.collected
     parts.collector.at_once = at_once
     try:
-        for only in of:
-            if only is None:
-                await parts.sweep.run()
-            parts.collector.only = only
-            await parts.collector.run()
+        await _sweep_and_collect(parts.sweep, parts.collector, of)
     except NotNow as error:
         print(f"artifactd: {error}: try again later", file=sys.stderr)
         return 1
     finally:
         listing.end("collected")
     return 0
+
+
+async def _sweep_and_collect(
+    sweep: Sweep, collector: Collector, of: Sequence[ImageName | None]
+) -> None:
+    for only in of:
+        if only is None:
+            await sweep.run()
+        collector.only = only
+        await collector.run()
 
 
 async def list_garbage(
@@ -485,11 +491,7 @@ async def list_garbage(
         try:
             if before is not None:
                 await before(catalog)
-            for only in of:
-                if only is None:
-                    await sweep.run()
-                collector.only = only
-                await collector.run()
+            await _sweep_and_collect(sweep, collector, of)
         finally:
             await catalog.database.close()
     listing.end("would be collected")
