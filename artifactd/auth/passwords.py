@@ -185,6 +185,7 @@ class Accounts(Protocol):
 
 _LOOK_INTERVAL = 1.0  # seconds
 _LARGEST = 16 << 20  # bytes
+_TOO_LARGE = f"larger than {_LARGEST >> 20} MiB"
 _USER = re.compile(r"[^\s:#][^\s:]*")
 
 
@@ -209,28 +210,36 @@ class Users:
 
         :raises StartError: in one line, if it can't be read, or one of its lines is wrong.
         """
-        try:
-            content = read_trusted(path, _LARGEST + 1)
-        except OSError as error:
-            raise _wrong(path, f"can't be read: {error.strerror}") from None
-        except Untrusted as error:
-            raise _wrong(path, error) from None
-        hashes = read_users(content, path)
+        hashes = read_users(_read(path, _place(path)), path)
         identities = {name: groups.identity(Kind.USER, name) for name in hashes}
         return cls(hashes, identities, Dummies(hashes.values()))
 
 
+def _read(path: Path, where: str) -> bytes:
+    """
+    Read a file of accounts, or, if it is larger than it may be, one byte more than that.
+
+    :raises StartError: in one line that begins with ``where``, if it can't be read.
+    """
+    try:
+        return read_trusted(path, _LARGEST + 1)
+    except OSError as error:
+        raise StartError(f"{where}: can't be read: {error.strerror}") from None
+    except Untrusted as error:
+        raise StartError(f"{where}: {error}") from None
+
+
 def _decode(content: bytes) -> str:
     if len(content) > _LARGEST:
-        raise ValueError(f"larger than {_LARGEST >> 20} MiB")
+        raise ValueError(_TOO_LARGE)
     try:
         return content.decode()
     except UnicodeDecodeError:
         raise ValueError("not UTF-8") from None
 
 
-def _wrong(path: Path, problem: object) -> StartError:
-    return StartError(f"auth.htpasswd: {path}: {problem}")
+def _place(path: Path) -> str:
+    return f"auth.htpasswd: {path}"
 
 
 def read_users(content: bytes, path: Path) -> dict[str, bytes]:
@@ -242,7 +251,7 @@ def read_users(content: bytes, path: Path) -> dict[str, bytes]:
     try:
         return parse(_decode(content))
     except ValueError as error:
-        raise _wrong(path, error) from None
+        raise StartError(f"{_place(path)}: {error}") from None
 
 
 def check_user(name: str) -> None:
@@ -402,12 +411,9 @@ def read_robots(settings: Settings) -> dict[str, RobotSettings]:
     if not path:
         return dict(settings.robot)
     where = f"auth.robots_file: {path}"
-    try:
-        content = read_trusted(Path(path), _LARGEST)
-    except OSError as error:
-        raise StartError(f"{where}: can't be read: {error.strerror}") from None
-    except Untrusted as error:
-        raise StartError(f"{where}: {error}") from None
+    content = _read(Path(path), where)
+    if len(content) > _LARGEST:
+        raise StartError(f"{where}: {_TOO_LARGE}")
     return {**settings.robot, **parse_robots(content, where, settings.robot, settings.repository)}
 
 

@@ -28,9 +28,11 @@ from artifactd.auth.passwords import (
     make_secret,
     parse,
     read_cost,
+    read_robots,
 )
 from artifactd.kit.start import StartError
-from artifactd.settings.accounts import RobotSettings, SecretHash
+from artifactd.settings.accounts import AuthSettings, RobotSettings, SecretHash
+from artifactd.settings.settings import Settings
 from artifactd.settings.values import Expiry
 from tests.auth.held import HeldThreads
 
@@ -659,3 +661,14 @@ class RobotsTests(SynchronousTestCase):
 
     def test_a_hash_is_not_shown(self) -> None:
         self.assertNotIn("sha256", repr(robot(hash_secret(SECRET))))
+
+
+class FilesOfAccountsTests(SynchronousTestCase):
+    def test_one_larger_than_16_mib_is_refused_whatever_its_beginning_says(self) -> None:
+        path = Path(self.mktemp())
+        path.write_bytes(b"#" * ((16 << 20) + 1))
+        settings = Settings(auth=AuthSettings(robots_file=str(path)))
+        error = self.assertRaises(StartError, read_robots, settings)
+        self.assertEqual(f"auth.robots_file: {path}: larger than 16 MiB", str(error))
+        error = self.assertRaises(StartError, Users.read, path, Groups({}))
+        self.assertEqual(f"auth.htpasswd: {path}: larger than 16 MiB", str(error))
