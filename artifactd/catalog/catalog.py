@@ -478,8 +478,8 @@ class Catalog(OnDatabase):
         """
         Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
 
-        :raises NameUnknown: if the image is unknown.
         :param immutable: the tags that must not be deleted.
+        :raises NameUnknown: if the image is unknown.
         :raises TagImmutable: if this is one of them.
         :raises ManifestUnknown: if there is no such tag.
         """

@@ -80,8 +80,10 @@ def settle(db: Connection, image_id: int, digests: Iterable[str], at: float) -> 
 
 def orphan(db: Connection, image_id: int, digests: Sequence[str]) -> None:
     """
-    Let those of ``digests``, manifests that one that was removed kept, be collected that nothing
-    keeps now.  To be called after :func:`settle`.
+    Mark orphans, which are collected after their leases: those of ``digests`` that nothing keeps
+    any more.  To be called after :func:`settle`.
+
+    :param digests: the manifests that a removed manifest kept.
     """
     db.execute(_ORPHAN, (image_id, msgspec.json.encode(digests).decode()))
 

@@ -54,7 +54,7 @@ class Access(DataCommand):
     synopsis = "[options] WHO ACTION IMAGE"
     optFlags: ClassVar = [JSON]
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, who: str, action: str, image: str) -> None:  # type: ignore[override]
         if action not in tuple(Action):
             raise usage.UsageError(f"access: expected {', '.join(Action)}, got {action}")

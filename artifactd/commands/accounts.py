@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from getpass import getpass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from twisted.python import usage
 
@@ -54,7 +54,7 @@ class ChangeUsers(SettingsOptions):
         ["password-stdin", None, "Read the password from standard input."],
     ]
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, verb: str, *names: str) -> None:  # type: ignore[override]
         if verb not in ("ls", "add", "passwd", "rm"):
             raise usage.UsageError(f"user: expected ls, add, passwd or rm, got {verb}")
@@ -285,7 +285,7 @@ def _list_users(path: Path, settings: Settings, *, as_json: bool) -> int:
     return 0 if rows else 1
 
 
-def _replace(path: Path, change: Any) -> bool:
+def _replace(path: Path, change: Callable[[bytes | None], bytes]) -> bool:
     """:raises StartError: in one line, if the file can't be replaced."""
     try:
         return replace_trusted(path, change)

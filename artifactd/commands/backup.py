@@ -198,7 +198,7 @@ class BackUp(SettingsOptions):
 
     synopsis = "[options] DESTINATION"
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, destination: str) -> None:  # type: ignore[override]
         self.destination = Path(destination)
 

@@ -6,6 +6,7 @@ from contextlib import closing
 from typing import ClassVar
 
 from artifactd.commands.options import SettingsOptions
+from artifactd.daemon.gate import signing_keys
 from artifactd.kit.deferreds import run_here
 from artifactd.kit.start import StartError
 from artifactd.store.folder import MARKER, DataFolder
@@ -23,9 +24,6 @@ class RotateKeys(SettingsOptions):
     optFlags: ClassVar = [["forget", None, "Accept no token that was given before."]]
 
     def run(self) -> int:
-        # Imported here: it takes a second, and "--help" does without.
-        from artifactd.daemon.gate import signing_keys  # noqa: PLC0415 - see above
-
         settings = self.load()
         if not (settings.data / MARKER).exists():
             raise StartError(f"{settings.data}: there is no data folder with keys in it")

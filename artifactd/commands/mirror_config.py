@@ -149,7 +149,7 @@ class MirrorConfig(SettingsOptions):
         ["url", "u", None, "Where clients reach the daemon (default: the first TCP listener)."]
     ]
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, client: str) -> None:  # type: ignore[override]
         if client not in CLIENTS:
             raise usage.UsageError(f"expected {', '.join(CLIENTS)}, got {client}")

@@ -122,7 +122,7 @@ class ImageCommand(DataCommand):
 
     synopsis = "[options] IMAGE"
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, image: str) -> None:  # type: ignore[override]
         self.image = image
 
@@ -278,7 +278,7 @@ class Warm(DataCommand):
         return await super().carry_out(reactor, settings)
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        from tqdm import tqdm  # noqa: PLC0415 - the daemon has no use for it
+        from tqdm import tqdm  # noqa: PLC0415 - the other commands do without
 
         @contextmanager
         def bar(digest: Digest, size: int | None) -> Iterator[Callable[[float], object]]:

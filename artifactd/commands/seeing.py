@@ -281,7 +281,7 @@ class Remove(DataCommand):
         JSON,
     ]
 
-    # Options calls this with the arguments left over.
+    # Options declares this without arguments, and calls it with those left over.
     def parseArgs(self, first: str, *more: str) -> None:  # type: ignore[override]
         self.wanted = [first, *more]
 

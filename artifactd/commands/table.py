@@ -22,7 +22,6 @@ class Color(Enum):
     BOLD = 1
     RED = 31
     GREEN = 32
-    YELLOW = 33
 
     def paint(self, text: str) -> str:
         """``text`` in this color if standard output is a terminal, or else as it is."""

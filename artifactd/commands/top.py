@@ -77,7 +77,7 @@ class Top(SettingsOptions):
                 if self["once"]:
                     return 0
                 before = status
-                time.sleep(_INTERVAL)
+                time.sleep(_INTERVAL)  # nothing else runs here, and Ctrl-C ends it
         except KeyboardInterrupt:
             return 0
 

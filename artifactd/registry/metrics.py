@@ -39,7 +39,7 @@ _DAMAGED = "Blobs and manifests that were found gone or with other bytes than th
 _HEALED = "Damaged blobs and manifests that were had again without a push, by where from"
 _REQUESTS = "Requests to the upstream by what it answered"
 
-# Images of an upstream of which it is known when it last answered about them.
+# The most images of an upstream for which the time of its last answer is kept.
 _IMAGES = 1000
 
 Measured = Mapping[str, float]

@@ -44,7 +44,7 @@ class Collector:
     :param removes: whether files are removed too; false on a copy of the catalog, for a dry run.
     :param report: called with each item removed.
     :param at_once: collect what was deleted before its grace period and its leases are over.
-    :param only: collect nothing but what was deleted from this image; with ``at_once`` alone.
+    :param only: collect nothing but what was deleted from this image; needs ``at_once``.
     """
 
     catalog: Catalog
