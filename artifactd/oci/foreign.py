@@ -70,8 +70,10 @@ def decode_foreign(
         raise ValueError(str(error)) from None
 
 
-# No possessive quantifiers: those of groups match wrongly before Python 3.11.4.
-_STRING = rb'[ \t\n\r]*"[^"\\]*(?:\\[\x00-\xff][^"\\]*)*"[ \t\n\r]*'
+# It never backtracks: a place to go back to takes 120 bytes, and there may be one for each escape.
+# Escapes are an atomic group, since before Python 3.11.5 a group with a possessive quantifier may
+# match too much.  No tag has so many; from a string that has, the array is decoded at once.
+_STRING = rb'[ \t\n\r]*+"[^"\\]*+(?>(?:\\[\x00-\xff][^"\\]*+){0,128})"[ \t\n\r]*+'
 # So many strings of an array, each with the comma behind it.
 _SOME_STRINGS = re.compile(rb"(?:%b,){1,5000}" % _STRING)
 _strings = msgspec.json.Decoder(list[str])

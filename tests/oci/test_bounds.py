@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tracemalloc
 
 import msgspec
 from hypothesis import given
@@ -288,6 +289,31 @@ class StringsTests(SynchronousTestCase):
         pieces = list(strings_of(json.dumps(strings).encode()))
         self.assertEqual(max(map(len, pieces)), 5000)
         self.assertEqual([each for piece in pieces for each in piece], strings)
+
+    def test_long_strings_and_spaces_take_little_memory_and_linear_time(self) -> None:
+        size = 1 << 20  # quadratic time would be hours
+        for part in (b"a", b"\\\\", b'\\"', b"\\na"):
+            flood = part * (size // len(part))
+            for array in (b'["%b"]' % flood, b'["a","%b",""]' % flood, b'["a","%b' % flood):
+                self.assert_read_with_little_memory(array)
+        for array in (b'["a"%b,"b"]', b'["a",%b"b"]', b'["a"%b', b'["a",%b', b'["a"%b"b"]'):
+            self.assert_read_with_little_memory(array % (b" " * size))
+
+    def assert_read_with_little_memory(self, array: bytes) -> None:
+        try:
+            expected = json.loads(array)
+        except ValueError:
+            expected = None
+        found = None
+        tracemalloc.start()
+        try:
+            with contextlib.suppress(ValueError):
+                found = [each for piece in strings_of(array) for each in piece]
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        self.assertTrue(found == expected, array[:20])
+        self.assertLess(most, 8 * len(array), array[:20])
 
     def test_everything_else_is_refused(self) -> None:
         for wrong in (
