@@ -429,16 +429,15 @@ class ResponseBody:
         self._response.abort()
 
 
-# Characters of a field that are read.  All quantifiers of the patterns are possessive: backtracking
-# in a malicious field could take very long.
+# Characters of a field that are read.  Backtracking in a malicious field could take very long: no
+# part of the patterns can match the same text in two ways.  The quantifiers of groups are not
+# possessive, since such a group may match too much before Python 3.11.5.
 _FIELD = 8192
 _LINK = re.compile(
     r'<([^<>]*+)>((?:[ \t]*+;[ \t]*+[^\s=;,"]++[ \t]*+(?:=[ \t]*+'
-    r'(?:"(?:[^"\\]|\\.)*+"|[^\s;,"]*+))?+)*+)'
+    r'(?:"(?:[^"\\]|\\.)*"|[^\s;,"]*+))?)*)'
 )
-_PARAMETER = re.compile(
-    r';[ \t]*+([^\s=;,"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;,"]*+))'
-)
+_PARAMETER = re.compile(r';[ \t]*+([^\s=;,"]++)[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]*+))')
 
 
 def next_page(fields: Iterable[str], query: Mapping[str, str]) -> Mapping[str, str] | None:

@@ -238,7 +238,7 @@ _SCHEME = re.compile(_TOKEN)
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 # By the grammar a value without quotes is a token; some registries leave out a URL's quotes.
 _PARAMETER = re.compile(
-    rf'({_TOKEN})[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*+)"|([^\s",]+))[ \t]*+(?=,|$)', re.DOTALL
+    rf'({_TOKEN})[ \t]*+=[ \t]*+(?:"((?:[^"\\]|\\.)*)"|([^\s",]+))[ \t]*+(?=,|$)', re.DOTALL
 )
 _SEPARATORS = re.compile(r"[ \t,]*")
 _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
