@@ -35,10 +35,12 @@ class Bounded(PassThrough):
     :param offset: how far the consumer has come, in bytes.
     :param end: the offset beyond which the producer is stopped; ``None``: never.  Bytes beyond it
         that come in the same write are passed on.
+    :ivar stopped: whether the producer was stopped.
     """
 
     _offset: Callable[[], int]
     _end: int | None
+    stopped: bool = field(default=False, init=False)
     _producer: IProducer | None = field(default=None, init=False)
 
     def registerProducer(self, producer: IProducer, streaming: bool) -> None:
@@ -53,6 +55,7 @@ class Bounded(PassThrough):
         super().write(data)
         too_far = self._end is not None and self._offset() > self._end
         if too_far and self._producer is not None:
+            self.stopped = True
             self._producer.stopProducing()
 
 

@@ -85,33 +85,14 @@ class _Look:
 
 
 @define(eq=False)
-class _Sent(PassThrough):
-    """
-    What is sent, on its way to being undone.
-
-    :param look: looks at it.
-    :param most: bytes after which it is stopped.
-    """
+class _LookedAt(PassThrough):
+    """Shows a look the bytes that it passes on."""
 
     _look: _Look
-    _most: int
-    stopped: bool = field(default=False, init=False)
-    _producer: IPushProducer | None = field(default=None, init=False)
-
-    def registerProducer(self, producer: IProducer, streaming: bool) -> None:
-        self._producer = IPushProducer(producer)
-        super().registerProducer(producer, streaming)
-
-    def unregisterProducer(self) -> None:
-        self._producer = None
-        super().unregisterProducer()
 
     def write(self, data: bytes) -> None:
         self._look.write(data)
         super().write(data)
-        if self._look.size > self._most and self._producer is not None:
-            self.stopped = True
-            self._producer.stopProducing()
 
 
 @define(eq=False)
@@ -150,22 +131,22 @@ async def look(
     """
     sent, undone = _Look(hashlib.new(digest.algorithm)), _Look(hashlib.new(digest.algorithm))
     large = response.length is not None and response.length > MOST_READ
-    passing: list[_Sent] = []
-
-    def deliver(consumer: IConsumer) -> Deferred[int]:
-        passing.append(_Sent(consumer, sent, KEPT if large else MOST_READ))
-        return response.deliver_to(IConsumer(Counted(IConsumer(passing[0]), watch)))
-
     bounded = Bounded(IConsumer(undone), lambda: undone.size, MOST_UNDONE)
     decoding = Decoding(IConsumer(bounded), response.coding, clock, response.host)
+    looked_at = _LookedAt(IConsumer(decoding), sent)
+    passing = Bounded(IConsumer(looked_at), lambda: sent.size, KEPT if large else MOST_READ)
+
+    def deliver(_: IConsumer) -> Deferred[int]:
+        return response.deliver_to(IConsumer(Counted(IConsumer(passing), watch)))
+
     ended = True
     try:
         await decoding.start(deliver)
     except Unreachable:
         ended = sent.is_of(digest)
-        if not (ended or passing[0].stopped or decoding.too_large):
+        if not (ended or passing.stopped or decoding.too_large):
             raise
-    if not ended or passing[0].stopped or undone.size > MOST_UNDONE:
+    if not ended or passing.stopped or undone.size > MOST_UNDONE:
         # Layers are compressed already: a bare archive is most likely the inside of one.
         is_archive = undone.head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR
         return Looked(None, format_of(response.coding, sent.head) is not None and not is_archive)
