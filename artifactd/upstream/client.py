@@ -612,9 +612,9 @@ class RegistryUpstream:
                 return UpstreamBlob(told)
         # One byte, not the blob, tells whether it is there.
         try:
-            body = await self._open_blob(image, digest, 0, 0, unread=True)
+            body = await self.open_blob(image, digest, 0, 0, unread=True)
         except RangeRefused:
-            body = await self._open_blob(image, digest, unread=True)  # it is empty
+            body = await self.open_blob(image, digest, unread=True)  # it is empty
         body.abort()
         return UpstreamBlob(body.size)
 
@@ -625,21 +625,11 @@ class RegistryUpstream:
         first: int = 0,
         last: int | None = None,
         validator: str | None = None,
-    ) -> BlobBody:
-        return await self._open_blob(image, digest, first, last, validator)
-
-    async def _open_blob(
-        self,
-        image: str,
-        digest: Digest,
-        first: int = 0,
-        last: int | None = None,
-        validator: str | None = None,
         *,
         unread: bool = False,
     ) -> BlobBody:
         """
-        Open a blob as :meth:`open_blob` does.
+        Open a blob, as ``Upstream.open_blob`` says.
 
         :param unread: whether only its headers are wanted.  No bytes will be verified, so a page of
             HTML is no answer.
