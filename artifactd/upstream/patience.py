@@ -443,6 +443,7 @@ class Exchanges:
 
     :param name: the repository's name, for the log.
     :param subject: the host that is asked, for reasons and the log.
+    :ivar host: the breaker of the host, as opposed to that of one URL.
     """
 
     http: Http
@@ -450,17 +451,12 @@ class Exchanges:
     subject: str
     clock: IReactorTime
     watch: UpstreamWatch
-    _host: CircuitBreaker = field(init=False)
+    host: CircuitBreaker = field(init=False)
     _urls: LRUCache[tuple[str, str], CircuitBreaker] = field(
         factory=lambda: LRUCache(_URLS), init=False
     )
 
-    @property
-    def host(self) -> CircuitBreaker:
-        """The breaker of the host, as opposed to that of one URL."""
-        return self._host
-
-    @_host.default
+    @host.default
     def _closed(self) -> CircuitBreaker:
         return CircuitBreaker(self.name, self.subject, self.clock, BREAKER_IMAGES)
 
@@ -479,8 +475,8 @@ class Exchanges:
 
         :param secrets: the credentials in ``headers`` and ``body``, which no message may repeat.
         :param image: the image that is asked for.
-        :raises Interrupted: if a breaker is open; ``connected`` says that it is the URL's.
         :param body: of a POST.
+        :raises Interrupted: if a breaker is open; ``connected`` says that it is the URL's.
         :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
         single = self._urls.get((method, url))
@@ -490,7 +486,7 @@ class Exchanges:
             error.connected = True
             raise
         try:
-            trial = self._host.admit()
+            trial = self.host.admit()
         except Interrupted:
             if single is not None:
                 single.abandoned(retried)
@@ -504,12 +500,12 @@ class Exchanges:
             else:
                 self._failed(method, url, retried, error.reason)
                 if error.led_elsewhere:
-                    self._host.answered()
+                    self.host.answered()
                 else:
-                    self._host.failed(trial, error.reason, image if error.connected else None)
+                    self.host.failed(trial, error.reason, image if error.connected else None)
             raise
         except BaseException:
-            self._host.abandoned(trial)
+            self.host.abandoned(trial)
             if single is not None:
                 single.abandoned(retried)
             raise
@@ -520,15 +516,15 @@ class Exchanges:
         reason = f"{response.host} answers {response.status}"
         self._failed(method, url, retried, reason)
         if response.redirected:
-            self._host.answered()
+            self.host.answered()
         elif method == "HEAD":
-            self._host.abandoned(trial)
+            self.host.abandoned(trial)
         else:
-            self._host.failed(trial, reason, image)
+            self.host.failed(trial, reason, image)
         raise await refusal(response, *secrets)
 
     def _answered(self, method: str, url: str) -> None:
-        self._host.answered()
+        self.host.answered()
         single = self._urls.pop((method, url), None)
         if single is not None:
             single.answered()
