@@ -30,19 +30,6 @@ _FOR_EVER = "max-age=31536000, immutable"
 
 _LOCAL = {"X-Artifact-Source": "local", "Cache-Status": "artifactd; hit"}
 
-OF_CONTENT = (
-    "Accept-Ranges",
-    "Cache-Control",
-    "Content-Length",
-    "Content-Range",
-    "Docker-Content-Digest",
-    "ETag",
-    "Server-Timing",
-    "Warning",
-    "X-Artifact-Source",
-)
-"""The header fields of an answer with content, which an error in its place must not have."""
-
 # The characters that a quoted string can't hold unescaped.
 _UNQUOTED = re.compile(r"[^ !#-\[\]-~]")
 
@@ -114,11 +101,10 @@ class Answer:
         """
         if sender is not None and len(self.body) > SMALL and request.method != b"HEAD":
             return Deferred.fromCoroutine(self._send_large(request, sender))
-        self._begin(request)
         if self.blob is not None:
             assert sender is not None
-            first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
-            return Deferred.fromCoroutine(sender.send(request, self.blob, first, length))
+            return Deferred.fromCoroutine(self._send_blob(request, sender, self.blob))
+        self._begin(request)
         head = request.method == b"HEAD"
         body = self.body if self.around is None else self.body.join(self.around)
         length = self.length
@@ -131,6 +117,19 @@ class Answer:
             request.repeatable = body
         request.write(body)
         return None
+
+    async def _send_blob(
+        self, request: RegistryRequest, sender: FileSender, blob: OpenBlob
+    ) -> bool:
+        """Send a blob.  If it fails before the first byte, an error can be sent in its place."""
+        first, length = (0, None) if self.span is None else (self.span.first, self.span.length)
+        before = request.responseHeaders.copy()
+        self._begin(request)
+        try:
+            return await sender.send(request, blob, first, length)
+        except Exception:
+            request.responseHeaders = before
+            raise
 
     async def _send_large(self, request: RegistryRequest, sender: FileSender) -> bool:
         """Send a body that is not to be buffered whole by a connection that is not read."""
@@ -275,22 +274,22 @@ def list_answer(
     path: str,
     following: Mapping[str, str] | None,
     headers: Mapping[str, str] | None = None,
-    **encoded: bytes,
+    tags: bytes | None = None,
 ) -> Answer:
     """
     Answer with one page of a list.
 
     :param document: at least one member.
     :param following: the query of the next page.
-    :param encoded: one more member of the document, in JSON already, if any.
+    :param tags: the member ``tags``, in JSON already, if there is one.
     """
     answer_headers = dict(headers or {})
     if following is not None:
         answer_headers["Link"] = link_to_next(path, following)
     answer = Answer.json(document, answer_headers)
-    for name, value in encoded.items():
-        answer.around = answer.body[:-1] + b',"%b":' % name.encode(), b"}"
-        answer.body = value
+    if tags is not None:
+        answer.around = answer.body[:-1] + b',"tags":', b"}"
+        answer.body = tags
     return answer
 
 

@@ -21,7 +21,7 @@ from artifactd.oci.errors import NameInvalid, Unsupported
 from artifactd.registry.mirror.proofs import NoProof
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
-from artifactd.web.answer import OF_CONTENT, Answer
+from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error
 from artifactd.web.fields import mirrored_registry
@@ -81,9 +81,6 @@ def new_app() -> Klein:
         if request.startedWriting:
             request.abort()  # too late for an answer: the client must not take this for a whole one
         else:
-            # It may have been begun: the disk failed before the first byte of a small blob.
-            for name in OF_CONTENT:
-                request.responseHeaders.removeHeader(name)
             Answer.error(error, sees_stored=request.sees_stored).send(request)
 
     return app
