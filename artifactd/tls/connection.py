@@ -27,7 +27,7 @@ _HTTP = re.compile(rb"[A-Z]")
 _HINT = Unsupported("this port speaks HTTPS: use https://").body()
 
 # The most that one record of TLS holds, in bytes: RFC 8446, 5.1.
-RECORD = 1 << 14
+_RECORD = 1 << 14
 
 _log = Logger()
 
@@ -70,7 +70,7 @@ class TlsConnection(BufferingTLSTransport):
         # read: RFC 8446, 6.1.
         while not self._lostTLSConnection:
             try:
-                data = self._tlsConnection.recv(RECORD)
+                data = self._tlsConnection.recv(_RECORD)
             except SSL.WantReadError:
                 break
             except SSL.ZeroReturnError:

@@ -88,7 +88,7 @@ class Transfer:
             method=request.method.decode("utf-8", "backslashreplace"),
             path=request.path.decode("utf-8", "backslashreplace"),
             status=request.code if request.startedWriting else 0,
-            received=0 if request.body is None else request.body.received,
+            received=request.received,
             sent=request.sentLength,
             seconds=round(request.elapsed, 3),
         )

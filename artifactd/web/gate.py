@@ -158,7 +158,7 @@ class LoopbackGate:
         """
         Everybody is admitted, but to the status: it names clients and what they ask for.
         """
-        if need is Need.STATUS and not (is_local(request) and names_loopback(request)):
+        if need is Need.STATUS and not _asks_here(request):
             raise Denied(
                 "only clients on the registry's own machine may read this while no authentication"
                 " is configured"
@@ -359,9 +359,7 @@ class AccessGate:
         elif need is Need.CATALOG:
             if caller.scopes is not None and not caller.scopes.get(_CATALOG):
                 self._unauthorized(request, _CATALOG_SCOPE, "insufficient_scope")
-        elif need in (Need.METRICS, Need.STATUS) and not (
-            is_local(request) and names_loopback(request)
-        ):
+        elif need in (Need.METRICS, Need.STATUS) and not _asks_here(request):
             if _nobody(caller):
                 self._unauthorized(request)
             # Tokens with scopes are for images only.
@@ -507,6 +505,11 @@ def _needed_scopes(
         return ()
     scope = name if namespace is None else str(target.image)
     return (f"repository:{scope}:{_SCOPES[needed]}",)
+
+
+def _asks_here(request: RegistryRequest) -> bool:
+    """Whether a program on this machine reads, and not a page that a browser here shows."""
+    return is_local(request) and names_loopback(request)
 
 
 def _nobody(caller: Caller) -> bool:

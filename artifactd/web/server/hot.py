@@ -73,7 +73,7 @@ class HotAnswers:
     """
 
     def __init__(self, version: Callable[[], int | None], limit: int, clock: IReactorTime) -> None:
-        self._catalog, self._clock = version, clock
+        self._catalog_version, self._clock = version, clock
         self._largest = limit // 64
         # By the bytes of the request; a number is their size, where there is no answer yet.
         self._kept: LRUCache[bytes, Kept | int] = LRUCache(limit, _size)
@@ -94,7 +94,7 @@ class HotAnswers:
             if head.index(_END) == len(head) - 4:
                 self._store(head, len(head))
             return None
-        version = self._catalog()
+        version = self._catalog_version()
         if version is None:
             return None
         if isinstance(kept, int) or kept.version != version or self._clock.seconds() >= kept.until:

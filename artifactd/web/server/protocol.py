@@ -464,7 +464,7 @@ class _Peer:
             channel.site.timers,
             limits.body_rate,
             limits.body_window,
-            lambda: request.body.received if request.body else 0,
+            lambda: request.received,
             self._too_slow,
         )
 
@@ -594,6 +594,11 @@ class RegistryRequest(server.Request):
         return 0.0 if self.started is None else self._clock.seconds() - self.started
 
     @property
+    def received(self) -> int:
+        """Bytes of the body that have come."""
+        return 0 if self.body is None else self.body.received
+
+    @property
     def gone(self) -> bool:
         """Whether the connection was lost before the end of the answer."""
         return bool(self._disconnected)
@@ -707,13 +712,10 @@ class RegistryRequest(server.Request):
 
 def _told(request: RegistryRequest) -> str:
     """A request in flight, for the log."""
-    method, path = (
-        each.decode("utf-8", "backslashreplace") for each in (request.method, request.uri)
-    )
-    received = 0 if request.body is None else request.body.received
+    access = request.site.access(request)
     return (
-        f"{method} {path} of {request.address} ({request.elapsed:.0f} s, {received} bytes received,"
-        f" {request.sentLength} sent, request {request.request_id})"
+        f"{access.method} {access.path} of {access.client} ({request.elapsed:.0f} s,"
+        f" {request.received} bytes received, {access.sent} sent, request {access.request})"
     )
 
 
