@@ -8,6 +8,7 @@ from sys import getsizeof
 
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_freeing
+from artifactd.catalog.overview import glob
 from artifactd.catalog.records import (
     MOVABLE,
     ImageSpan,
@@ -372,13 +373,16 @@ class Catalog(OnDatabase):
         spans: Sequence[ImageSpan],
         limit: int,
         shown: Callable[[ImageName], bool] | None = None,
+        pattern: str = "*",
         most: int = 1000,
     ) -> tuple[list[ImageName], ImageName | None]:
         """
         The known images in ``spans``, in their order: at most ``limit`` of those that ``shown``
         tells to list (``None``: all).  It is called in a reader's thread.
 
-        :param most: names that are looked at.
+        :param pattern: for canonical names, as of a shell (:mod:`fnmatch`); ``*`` matches slashes
+            too.
+        :param most: names that fit the pattern and are looked at.
         :return: the images, and the last one that was looked at; ``None`` if there are no more
             behind it.
         """
@@ -388,8 +392,9 @@ class Catalog(OnDatabase):
         for span in spans:
             rows = db.execute(
                 "SELECT name FROM image WHERE repository = ? AND name > ? AND name < ?"
-                " AND known_at IS NOT NULL ORDER BY name LIMIT ?",
-                (span.repository, span.after, span.before, most - looked),
+                " AND repository || '/' || name GLOB ? AND known_at IS NOT NULL"
+                " ORDER BY name LIMIT ?",
+                (span.repository, span.after, span.before, glob(pattern), most - looked),
             )
             for (name,) in rows:
                 looked += 1
@@ -419,18 +424,35 @@ class Catalog(OnDatabase):
 
     @read
     def tag_movements(
-        self, db: Connection, image: ImageName, tag: Tag | None
+        self,
+        db: Connection,
+        image: ImageName,
+        tag: Tag | None,
+        after: int | None = None,
+        limit: int = -1,
+        *,
+        newest_first: bool = False,
     ) -> Sequence[TagMovement]:
-        """The journal of a tag, or of all tags of ``image`` (``None``); oldest first."""
+        """
+        The journal of a tag, or of all tags of ``image`` (``None``); oldest first unless
+        ``newest_first``.
+
+        :param after: the number of a movement: only those behind it, in that order.
+        :param limit: how many at most; -1: all.
+        """
         query = (
-            "SELECT tag, actor, at, before, after FROM tag_movement"
+            "SELECT tag, actor, at, before, after, id FROM tag_movement"
             " WHERE image_id = (SELECT id FROM image WHERE repository = ? AND name = ?)"
         )
-        values = [image.repository, image.image]
+        values: list[str | int] = [image.repository, image.image]
         if tag is not None:
             query += " AND tag = ?"
             values.append(tag.text)
-        rows = db.execute(f"{query} ORDER BY id", values)
+        if after is not None:
+            query += f" AND id {'<' if newest_first else '>'} ?"
+            values.append(after)
+        order = "id DESC" if newest_first else "id"
+        rows = db.execute(f"{query} ORDER BY {order} LIMIT ?", (*values, limit))
         return [
             TagMovement(
                 name,
@@ -438,9 +460,26 @@ class Catalog(OnDatabase):
                 at,
                 None if before is None else Digest.parse(before),
                 None if after is None else Digest.parse(after),
+                number,
             )
-            for name, actor, at, before, after in rows
+            for name, actor, at, before, after, number in rows
         ]
+
+    @read
+    def tag_at(self, db: Connection, image: ImageName, tag: Tag, at: float) -> Digest | None:
+        """
+        The digest that a tag pointed at.
+
+        :param at: in seconds since the epoch.
+        :return: ``None``: there was no such tag then.
+        """
+        row = db.execute(
+            "SELECT after FROM tag_movement"
+            " WHERE image_id = (SELECT id FROM image WHERE repository = ? AND name = ?)"
+            " AND tag = ? AND at <= ? ORDER BY id DESC LIMIT 1",
+            (image.repository, image.image, tag.text, at),
+        ).fetchone()
+        return None if row is None or row[0] is None else Digest.parse(row[0])
 
     @write
     def point_tag(

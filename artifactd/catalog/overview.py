@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
+from heapq import merge
 from sqlite3 import Connection
+from typing import NamedTuple
 
+import msgspec
 from attrs import frozen
 
 from artifactd.catalog import images
 from artifactd.catalog.database import OnDatabase, read
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.names import ImageName, Reference, Tag
+
+LISTED = 100
+"""The most tags, indexes and referrers that are told of one manifest."""
 
 
 @frozen
@@ -70,16 +77,33 @@ class Entry:
 
 
 @frozen
+class Referrer:
+    """
+    A manifest that refers to another one, such as a signature.
+
+    :ivar kind: its artifact type, or its media type.
+    :ivar size: of the document, in bytes; ``None``: it is not here.
+    :ivar pushed: in seconds since the epoch.
+    """
+
+    digest: str
+    kind: str
+    size: int | None
+    pushed: float
+
+
+@frozen
 class ManifestSeen:
     """
-    A manifest, and why it is kept.
+    A manifest, and why it is kept.  There are at most :data:`LISTED` tags, indexes and referrers.
 
     :ivar size: of the document, in bytes.
     :ivar tags: that point at it.
     :ivar indexes: digests of the indexes of the image that list it.
     :ivar subject: the digest that it refers to, or ``None``.
-    :ivar referrers: digests of the manifests that refer to it, each with its artifact type.
+    :ivar referrers: the manifests that refer to it, in the order of their digests.
     :ivar pushed: in seconds since the epoch.
+    :ivar is_cut: whether there are more tags, indexes or referrers than are listed.
     """
 
     image: str
@@ -91,7 +115,8 @@ class ManifestSeen:
     tags: Sequence[str]
     indexes: Sequence[str]
     subject: str | None
-    referrers: Sequence[tuple[str, str | None]]
+    referrers: Sequence[Referrer]
+    is_cut: bool
     entries: Sequence[Entry]
 
 
@@ -100,16 +125,44 @@ class Deleted:
     """
     A deleted tag, manifest or blob that can be brought back.
 
+    :ivar image: the canonical name.
     :ivar kind: ``tag``, ``manifest`` or ``blob``.
     :ivar name: a tag or a digest.
+    :ivar actor: the user, or the part of artifactd, that deleted it.
     :ivar at: when it was deleted, in seconds since the epoch.
     """
 
+    image: str
     kind: str
     name: str
     digest: str
     actor: str
     at: float
+
+
+class DeletedAfter(NamedTuple):
+    """Where a list of what was deleted goes on: behind this entry."""
+
+    at: float
+    image_id: int
+    name: str
+    kind: str
+
+
+class TagOrder(StrEnum):
+    """The order of a list of tags; a minus means the reverse."""
+
+    NAME = "name"
+    NAME_REVERSED = "-name"
+    MOVED = "moved"
+    MOVED_REVERSED = "-moved"
+
+
+class TagAfter(NamedTuple):
+    """Where a list of tags goes on: behind the tag of that name, which was last moved then."""
+
+    moved: float
+    name: str
 
 
 @frozen
@@ -126,10 +179,11 @@ class RepositoryUsage:
 # repositories together count no more links to it than this image has, as a blob and as a manifest.
 _IMAGES = """
     WITH page AS MATERIALIZED (
-        SELECT id, repository, name FROM image
-        WHERE known_at IS NOT NULL AND (repository, name) > (?, ?)
-        AND (repository || '/' || name) GLOB ?
-        ORDER BY repository, name LIMIT ?
+        SELECT wanted.key AS place, image.id AS id, repository, name
+        FROM json_each(?) AS wanted
+        CROSS JOIN image ON repository = json_extract(wanted.value, '$[0]')
+            AND name = json_extract(wanted.value, '$[1]')
+        WHERE known_at IS NOT NULL
     ), held (image_id, id, pushed, used) AS (
         SELECT page.id, blob_id, NULL, NULL FROM page
             CROSS JOIN blob_link ON blob_link.image_id = page.id
@@ -149,7 +203,7 @@ _IMAGES = """
     )
     SELECT repository || '/' || name, (SELECT count(*) FROM tag WHERE image_id = page.id),
         coalesce(sums.size, 0), coalesce(own, 0), pushed, used
-    FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY repository, name
+    FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY place
 """
 # NOT INDEXED and the plus let SQLite read images, and so their tags, in the order in which they lie
 # on the disk; by the index on names it would look up each by itself.  Counting all tags is much
@@ -176,13 +230,28 @@ _USAGE = """
     LEFT JOIN repository_usage ON repository_usage.repository = name
     ORDER BY name
 """
-_TAGS = (
-    "SELECT tag.name, manifest.digest, coalesce(artifact_type, media_type),"
-    " moved_at, coalesce((SELECT actor FROM tag_movement WHERE tag_movement.image_id = tag.image_id"
-    " AND tag = tag.name ORDER BY id DESC LIMIT 1), ''), used_at"
-    " FROM tag JOIN manifest ON manifest.id = tag.manifest_id"
-    " WHERE tag.image_id = ? AND tag.name > ? ORDER BY tag.name LIMIT ?"
-)
+_TAGS = """
+    SELECT tag.name, manifest.digest, coalesce(artifact_type, media_type), moved_at, coalesce(
+        (SELECT actor FROM tag_movement
+            WHERE tag_movement.image_id = tag.image_id AND tag = tag.name ORDER BY id DESC LIMIT 1),
+        ''), used_at
+    FROM tag JOIN manifest ON manifest.id = tag.manifest_id WHERE tag.image_id = :image
+"""
+# The beginning of a list, what is behind an entry of it, and its order.
+_ORDERS = {
+    TagOrder.NAME: (TagAfter(0, ""), "tag.name > :name", "tag.name"),
+    TagOrder.NAME_REVERSED: (TagAfter(0, "\x7f"), "tag.name < :name", "tag.name DESC"),
+    TagOrder.MOVED: (
+        TagAfter(-1, ""),
+        "(moved_at, tag.name) > (:moved, :name)",
+        "moved_at, tag.name",
+    ),
+    TagOrder.MOVED_REVERSED: (
+        TagAfter(1e100, ""),
+        "(moved_at, tag.name) < (:moved, :name)",
+        "moved_at DESC, tag.name DESC",
+    ),
+}
 _SIZE = """
     WITH RECURSIVE below (digest) AS (
         SELECT ?2
@@ -209,33 +278,55 @@ class Overview(OnDatabase):
     """
 
     @read
-    def images(
-        self, db: Connection, after: ImageName | None, limit: int, pattern: str = "*"
-    ) -> list[ImageSeen]:
-        """
-        Known images by repository and name, at most ``limit`` behind ``after``.
-
-        :param pattern: for canonical names, as of a shell (:mod:`fnmatch`); ``*`` matches slashes
-            too.
-        """
-        behind = ("", "") if after is None else (after.repository, after.image)
-        glob = pattern.replace("[!", "[^")
-        return [ImageSeen(*row) for row in db.execute(_IMAGES, (*behind, glob, limit))]
+    def images(self, db: Connection, wanted: Sequence[ImageName]) -> list[ImageSeen]:
+        """Those of ``wanted`` that are known, in the same order."""
+        names = msgspec.json.encode([(each.repository, each.image) for each in wanted]).decode()
+        return [ImageSeen(*row) for row in db.execute(_IMAGES, (names,))]
 
     @read
-    def tags(self, db: Connection, image: ImageName, after: str, limit: int) -> list[TagSeen]:
+    def tags(
+        self,
+        db: Connection,
+        image: ImageName,
+        after: TagAfter | None,
+        limit: int,
+        pattern: str = "*",
+        order: TagOrder = TagOrder.NAME,
+    ) -> list[TagSeen]:
         """
-        Tags of ``image`` in ASCII order, at most ``limit`` behind ``after``.
+        Tags of ``image``, at most ``limit`` behind ``after``; ``None``: from the beginning.
 
+        :param pattern: as of a shell (:mod:`fnmatch`).
         :raises NameUnknown: if the image is unknown.
         """
         image_id = images.known(db, image)
+        beginning, behind, sorting = _ORDERS[order]
+        moved, name = after or beginning
+        query = f"{_TAGS} AND tag.name GLOB :pattern AND {behind} ORDER BY {sorting} LIMIT :limit"
+        values = {"image": image_id, "pattern": glob(pattern), "moved": moved, "name": name}
         return [
             TagSeen(name, digest, kind, _size_of(db, image_id, digest), moved, actor, pulled)
             for name, digest, kind, moved, actor, pulled in db.execute(
-                _TAGS, (image_id, after, limit)
+                query, {**values, "limit": limit}
             )
         ]
+
+    @read
+    def tag(self, db: Connection, image: ImageName, tag: Tag) -> TagSeen:
+        """
+        One tag of ``image``.
+
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if it has no such tag.
+        """
+        image_id = images.known(db, image)
+        row = db.execute(
+            f"{_TAGS} AND tag.name = :name", {"image": image_id, "name": tag.text}
+        ).fetchone()
+        if row is None:
+            raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+        name, digest, kind, moved, actor, pulled = row
+        return TagSeen(name, digest, kind, _size_of(db, image_id, digest), moved, actor, pulled)
 
     @read
     def manifest(self, db: Connection, image: ImageName, reference: Reference) -> ManifestSeen:
@@ -259,19 +350,21 @@ class Overview(OnDatabase):
             raise ManifestUnknown("this image has no such manifest", {"reference": str(reference)})
         manifest_id, media_type, artifact_type, size, pushed, subject = row
         tags = db.execute(
-            "SELECT name FROM tag WHERE manifest_id = ? ORDER BY name", (manifest_id,)
-        )
+            "SELECT name FROM tag WHERE manifest_id = ? ORDER BY name LIMIT ?",
+            (manifest_id, LISTED + 1),
+        ).fetchall()
         indexes = db.execute(
             "SELECT manifest.digest FROM manifest_entry AS entry"
             " JOIN manifest ON manifest.id = entry.manifest_id"
-            " WHERE entry.image_id = ? AND entry.digest = ? ORDER BY manifest.digest",
-            (image_id, str(digest)),
-        )
+            " WHERE entry.image_id = ? AND entry.digest = ? LIMIT ?",
+            (image_id, str(digest), LISTED + 1),
+        ).fetchall()
         referrers = db.execute(
-            "SELECT digest, artifact_type FROM manifest WHERE image_id = ? AND subject = ?"
-            " ORDER BY digest",
-            (image_id, str(digest)),
-        )
+            "SELECT digest, coalesce(artifact_type, media_type),"
+            " (SELECT size FROM blob WHERE blob.digest = manifest.digest AND lost_at IS NULL),"
+            " pushed_at FROM manifest WHERE image_id = ? AND subject = ? ORDER BY digest LIMIT ?",
+            (image_id, str(digest), LISTED + 1),
+        ).fetchall()
         return ManifestSeen(
             image=str(image),
             digest=str(digest),
@@ -279,26 +372,52 @@ class Overview(OnDatabase):
             artifact_type=artifact_type,
             size=size,
             pushed=pushed,
-            tags=[name for (name,) in tags],
-            indexes=[held_by for (held_by,) in indexes],
+            tags=[name for (name,) in tags[:LISTED]],
+            indexes=sorted(held_by for (held_by,) in indexes[:LISTED]),
             subject=subject,
-            referrers=[(referrer, kind) for referrer, kind in referrers],
+            referrers=[Referrer(*each) for each in referrers[:LISTED]],
+            is_cut=any(len(each) > LISTED for each in (tags, indexes, referrers)),
             entries=[Entry(*each) for each in db.execute(_ENTRIES, (manifest_id, image_id))],
         )
 
     @read
-    def deleted(self, db: Connection, image: ImageName) -> list[Deleted]:
-        """What was deleted from ``image`` and can be brought back, the newest first."""
-        rows = db.execute(
-            "SELECT 'tag', name, digest, actor, deleted_at AS at FROM deleted_tag"
-            " WHERE image_id = ?1"
-            " UNION ALL SELECT 'manifest', digest, digest, actor, deleted_at"
-            " FROM deleted_manifest WHERE image_id = ?1"
-            " UNION ALL SELECT 'blob', digest, digest, actor, deleted_at FROM deleted_blob"
-            " WHERE image_id = ?1 ORDER BY at DESC, 2",
-            (images.find(db, image),),
+    def deleted(
+        self,
+        db: Connection,
+        image: ImageName | None,
+        after: DeletedAfter | None,
+        limit: int,
+        shown: Callable[[ImageName], bool] | None = None,
+        most: int = 1000,
+    ) -> tuple[list[Deleted], DeletedAfter | None]:
+        """
+        What was deleted and can be brought back, the newest first: at most ``limit`` behind
+        ``after``.
+
+        :param image: of this image alone; ``None``: of all.
+        :param shown: tells the images of which to list something; ``None``: all.  It is called in
+            a reader's thread.
+        :param most: entries that are looked at.
+        :return: the entries, and the last one that was looked at; ``None`` if there are no more
+            behind it.
+        """
+        image_id = None if image is None else images.find(db, image)
+        if image is not None and image_id is None:
+            return [], None
+        found: list[Deleted] = []
+        looked: DeletedAfter | None = None
+        rows = merge(
+            *(_deleted(db, kind, image_id, after, most + 1) for kind in _DELETED),
+            key=lambda row: row[0],
+            reverse=True,
         )
-        return [Deleted(*row) for row in rows]
+        for number, (place, entry) in enumerate(rows):
+            if len(found) == limit or number == most:
+                return found, looked
+            looked = place
+            if shown is None or shown(ImageName(*entry.image.split("/", 1))):
+                found.append(entry)
+        return found, None
 
     @read
     def usage(self, db: Connection) -> list[RepositoryUsage]:
@@ -308,3 +427,32 @@ class Overview(OnDatabase):
 
 def _size_of(db: Connection, image_id: int, digest: str) -> int:
     return int(db.execute(_SIZE, (image_id, digest)).fetchone()[0])
+
+
+_DELETED = {"tag": "name", "manifest": "digest", "blob": "digest"}
+
+
+def _deleted(
+    db: Connection, kind: str, image_id: int | None, after: DeletedAfter | None, limit: int
+) -> Iterator[tuple[DeletedAfter, Deleted]]:
+    """Deleted tags, manifests or blobs, the newest first: at most ``limit`` behind ``after``."""
+    name, of_image = _DELETED[kind], "" if image_id is None else "AND image_id = :image"
+    # The entry itself is read again where another kind has the same time, image and name.
+    query = f"""
+        SELECT image_id, repository || '/' || image.name, deleted.{name}, digest, actor, deleted_at
+        FROM deleted_{kind} AS deleted CROSS JOIN image ON image.id = image_id
+        WHERE (deleted_at, image_id, deleted.{name}) <= (:at, :after, :name) {of_image}
+        ORDER BY deleted_at DESC, image_id DESC, deleted.{name} DESC LIMIT :limit
+    """
+    behind = after or DeletedAfter(1e100, 0, "", "")
+    values = {"at": behind.at, "after": behind.image_id, "name": behind.name, "image": image_id}
+    for row in db.execute(query, {**values, "limit": limit + 1}):
+        number, image, name, digest, actor, at = row
+        place = DeletedAfter(at, number, name, kind)
+        if place < behind:
+            yield place, Deleted(image, kind, name, digest, actor, at)
+
+
+def glob(pattern: str) -> str:
+    """A shell's ``pattern`` (:mod:`fnmatch`) as SQLite's GLOB takes it."""
+    return pattern.replace("[!", "[^")

@@ -129,6 +129,8 @@ class TagMovement:
     :ivar at: in seconds since the epoch.
     :ivar before: the digest that the tag pointed at before; ``None``: there was no such tag.
     :ivar after: the digest that it points at since; ``None``: it was deleted.
+    :ivar number: its place in the journal of all images: a later one's is greater.  Comparison
+        leaves it out.
     """
 
     tag: str
@@ -136,6 +138,7 @@ class TagMovement:
     at: float
     before: Digest | None
     after: Digest | None
+    number: int = field(default=0, eq=False)
 
 
 @frozen

@@ -21,7 +21,6 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
-from artifactd.catalog.overview import Overview
 from artifactd.commands.options import ERRORS, SettingsOptions
 from artifactd.commands.table import JSON, print_json, utc
 from artifactd.daemon.assemble import Assembly, assemble
@@ -540,15 +539,19 @@ class Undelete(ImageCommand):
 
 
 async def _list_deleted(parts: Assembly, image: ImageName, *, as_json: bool) -> int:
-    deleted = await Overview(parts.catalog.database).deleted(image)
-    for each in deleted:
-        if as_json:
-            print_json(each)
-            continue
-        behind = f" of {each.digest}" if each.kind == "tag" else ""
-        by = printable(each.actor)
-        print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")
-    return 0 if deleted else 1
+    page = await parts.seeing.deleted(image)
+    status = 0 if page.entries else 1
+    while True:
+        for each in page.entries:
+            if as_json:
+                print_json(each)
+                continue
+            behind = f" of {each.digest}" if each.kind == "tag" else ""
+            by = printable(each.actor)
+            print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")
+        if page.after is None:
+            return status
+        page = await parts.seeing.deleted(image, page.after)
 
 
 @define

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from heapq import nlargest
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
-import msgspec
 from attrs import asdict, frozen
 from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.overview import Entry, ImageSeen, ManifestSeen, Overview, TagSeen
+from artifactd.catalog.overview import ImageSeen
 from artifactd.catalog.records import TagMovement
 from artifactd.commands.offline import (
     DataCommand,
@@ -33,44 +32,27 @@ from artifactd.commands.table import JSON, Table, print_json, shown_bytes, shown
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import DigestInvalid, ManifestUnknown, NameUnknown
-from artifactd.oci.foreign import field_of
+from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.names import ImageName, Reference, Tag
-from artifactd.registry.warming import Platform, entries_of, fields_of
+from artifactd.registry.seeing import EntryShown, ManifestShown, Page, Seeing, TagShown
 from artifactd.settings.settings import Settings
 
-_LARGEST_CONFIG = 4 << 20  # bytes
 _RM = "rm"  # who did it, in the journal
-_PAGE = 500  # images or tags that are read at a time
+_PAGE = 500  # images, tags or movements that are read at a time
+_NESTED = 10_000  # manifests of an index that are shown
+
+_T = TypeVar("_T")
 
 
-class _Config(msgspec.Struct):
-    """The descriptor of an image's config, which names the platform."""
-
-    digest: str
-    size: int = 0
-
-
-_platform = msgspec.json.Decoder(Platform)
-_NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
-
-
-async def _platforms(parts: Assembly, digest: Digest) -> list[str]:
-    """
-    The platforms that an index lists, or that the config of an image names; an empty list for a
-    manifest that names none, or whose config is not here or can't be read.
-    """
-    try:
-        fields = fields_of(await parts.blobs.read(digest) or b"{}")
-        found = [platform for _, platform in entries_of(fields)]
-        config = msgspec.convert(field_of(fields, "config"), _Config | None)
-        if config is not None and config.size <= _LARGEST_CONFIG:
-            content = await parts.blobs.read(Digest.parse(config.digest))
-            found.append(_platform.decode(content or b"{}"))
-    except (OSError, ValueError, msgspec.MsgspecError, DigestInvalid):
-        return []  # damaged, or not JSON: an artifact's config may be anything
-    named = dict.fromkeys(str(each) for each in found if each is not None)
-    return [each for each in named if each not in _NO_PLATFORM]
+async def _pages(read: Callable[[str | None, int], Awaitable[Page[_T]]]) -> AsyncIterator[Page[_T]]:
+    """The pages of a list, of which ``read`` returns the one behind a place, at most so long."""
+    after = None
+    while True:
+        page = await read(after, _PAGE)
+        yield page
+        after = page.after
+        if after is None:
+            return
 
 
 class List(DataCommand):
@@ -88,21 +70,12 @@ class List(DataCommand):
         self.pattern = pattern
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        overview = Overview(parts.catalog.database)
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
         found = False
-        async for page in _images(overview, self.pattern):
-            found = True
-            table.add([(each, _image_cells(each)) for each in page])
+        async for page in _pages(partial(parts.seeing.images, pattern=self.pattern)):
+            found = found or bool(page.entries)
+            table.add([(each, _image_cells(each)) for each in page.entries])
         return 0 if found else 1
-
-
-async def _images(overview: Overview, pattern: str) -> AsyncIterator[list[ImageSeen]]:
-    after = None
-    while page := await overview.images(after, _PAGE, pattern):
-        yield page
-        repository, _, name = page[-1].image.partition("/")
-        after = ImageName(repository, name)
 
 
 def _image_cells(seen: ImageSeen) -> list[str]:
@@ -118,24 +91,17 @@ class Tags(ImageCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         image = resolved(parts, self.image)
-        overview = Overview(parts.catalog.database)
         table = Table(
             *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
             as_json=self["json"],
         )
-        after = ""
-        while page := await overview.tags(image, after, _PAGE):
-            rows: list[tuple[object, Sequence[str]]] = []
-            for each in page:
-                there = await _platforms(parts, Digest.parse(each.digest))
-                rows.append(({**asdict(each), "platforms": there}, _tag_cells(each, there)))
-            table.add(rows)
-            after = page[-1].tag
+        async for page in _pages(partial(parts.seeing.tags, image)):
+            table.add([(each, _tag_cells(each)) for each in page.entries])
         return 0
 
 
-def _tag_cells(seen: TagSeen, platforms: Sequence[str]) -> list[str]:
-    told = ",".join(platforms) or "-"
+def _tag_cells(seen: TagShown) -> list[str]:
+    told = ",".join(seen.platforms) or "-"
     when = [shown_time(seen.moved), seen.actor, shown_time(seen.pulled)]
     return [seen.tag, seen.digest, seen.kind, told, shown_bytes(seen.size), *when]
 
@@ -151,12 +117,13 @@ class History(ImageCommand):
         if isinstance(reference, Digest):
             raise usage.UsageError("history: expected IMAGE or IMAGE:TAG, got a digest")
         image = resolved(parts, name)
-        moved = await parts.catalog.tag_movements(image, reference)
-        if not moved and not await parts.remote.is_known(image):
-            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         table = Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
-        table.add([_movement_row(each) for each in moved])
-        return 0 if moved else 1
+        found = False
+        reading = partial(parts.seeing.history, image, reference, newest_first=False)
+        async for page in _pages(reading):
+            found = found or bool(page.entries)
+            table.add([_movement_row(each) for each in page.entries])
+        return 0 if found else 1
 
 
 def _movement_row(moved: TagMovement) -> tuple[object, Sequence[str]]:
@@ -184,24 +151,24 @@ class Usage(DataCommand):
             raise usage.UsageError(f"--most: expected a number from 1 on, got {self['most']}")
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        overview = Overview(parts.catalog.database)
         if self.pattern is None:
-            return await self._repositories(overview, settings)
+            return await self._repositories(parts.seeing)
         largest: list[ImageSeen] = []
-        async for page in _images(overview, self.pattern):
-            largest = nlargest(int(self["most"]), [*largest, *page], lambda each: each.own)
+        async for page in _pages(partial(parts.seeing.images, pattern=self.pattern)):
+            seen = [*largest, *page.entries]
+            largest = nlargest(int(self["most"]), seen, lambda each: each.own)
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", as_json=self["json"])
         table.add([(each, _image_cells(each)[:4]) for each in largest])
         return 0 if largest else 1
 
-    async def _repositories(self, overview: Overview, settings: Settings) -> int:
+    async def _repositories(self, seeing: Seeing) -> int:
         rows: list[tuple[object, Sequence[str]]] = []
-        for each in await overview.usage():
-            configured = settings.repository.get(each.repository)
-            quota = 0 if configured is None else int(configured.most_bytes)
-            told = [shown_bytes(quota), f"{100 * each.size / quota:.0f} %"] if quota else ["-", "-"]
+        for each in await seeing.usage():
+            told, quota = ["-", "-"], each.quota
+            if quota:
+                told = [shown_bytes(quota), f"{100 * each.size / quota:.0f} %"]
             counts = [str(each.images), str(each.tags), shown_bytes(each.size)]
-            rows.append(({**asdict(each), "quota": quota}, [each.repository, *counts, *told]))
+            rows.append((each, [each.repository, *counts, *told]))
         columns = ("REPOSITORY", "IMAGES", "TAGS", "SIZE", "QUOTA", "USED")
         Table(*columns, as_json=self["json"]).add(rows)
         return 0
@@ -218,33 +185,34 @@ class Show(ImageCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
-        image, overview = resolved(parts, name), Overview(parts.catalog.database)
-        seen = await overview.manifest(image, reference or Tag.parse("latest"))
+        image = resolved(parts, name)
+        shown = await parts.seeing.manifest(image, reference or Tag.parse("latest"), _NESTED)
         if self["json"]:
-            print_json(seen)
+            print_json(shown)
             return 0
-        for line in _why(seen):
+        for line in [*_why(shown), *_tree(shown, "  ")]:
             print(printable(line))
-        await self._show(overview, image, seen, "")
         return 0
 
-    async def _show(
-        self, overview: Overview, image: ImageName, seen: ManifestSeen, indent: str
-    ) -> None:
-        for each in seen.entries:
-            print(printable(f"{indent}  {_entry_line(each)}"))
-            if each.kind == "manifest" and each.size is not None:
-                child = await overview.manifest(image, Digest.parse(each.digest))
-                await self._show(overview, image, child, f"{indent}  ")
-        for digest, kind in seen.referrers:
-            print(printable(f"{indent}  referrer {digest}  {kind or '-'}"))
+
+def _tree(shown: ManifestShown, indent: str) -> Iterator[str]:
+    """A line for each thing that a manifest and its children hold, and for its referrers."""
+    for each in shown.entries:
+        yield f"{indent}{_entry_line(each)}"
+        if each.manifest is not None:
+            yield from _tree(each.manifest, f"{indent}  ")
+    for referrer in shown.referrers:
+        yield f"{indent}referrer {referrer.digest}  {referrer.kind}"
+    for name, text in (shown.config.labels if shown.config else {}).items():
+        yield f"{indent}label {name}={text}"
 
 
-def _why(seen: ManifestSeen) -> list[str]:
+def _why(seen: ManifestShown) -> list[str]:
     kind = seen.media_type + (f", {seen.artifact_type}" if seen.artifact_type else "")
     lines = [
         f"{seen.image}@{seen.digest}",
-        f"  {kind}, {shown_bytes(seen.size)}, {shown_time(seen.pushed)}",
+        f"  {', '.join([kind, *seen.platforms])}, {shown_bytes(seen.size)},"
+        f" {shown_time(seen.pushed)}",
     ]
     kept = [f"the tag {tag}" for tag in seen.tags]
     kept += [f"the index {digest}" for digest in seen.indexes]
@@ -255,9 +223,10 @@ def _why(seen: ManifestSeen) -> list[str]:
     ]
 
 
-def _entry_line(entry: Entry) -> str:
+def _entry_line(entry: EntryShown) -> str:
+    platform = f"  {entry.platform}" if entry.platform else ""
     shared = f", shared with {entry.shared} images" if entry.shared else ""
-    return f"{entry.kind} {entry.digest}  {shown_bytes(entry.size)}{shared}"
+    return f"{entry.role} {entry.digest}{platform}  {shown_bytes(entry.size)}{shared}"
 
 
 class Remove(DataCommand):
@@ -477,7 +446,7 @@ class Restore(ImageCommand):
                 f"--at: expected a time such as 2026-11-05T14:00:00Z, got {self['at']!r}"
             ) from None
         until = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-        moved = [each for each in await catalog.tag_movements(image, tag) if each.at <= until]
-        if not moved or moved[-1].after is None:
+        digest = await catalog.tag_at(image, tag, until)
+        if digest is None:
             raise ManifestUnknown(f"{image} had no tag {tag} at {shown_time(until)}")
-        return moved[-1].after
+        return digest

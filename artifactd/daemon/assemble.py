@@ -20,6 +20,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
+from artifactd.catalog.overview import Overview
 from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import Holder, RepairCatalog
@@ -50,6 +51,7 @@ from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Names, Registry
+from artifactd.registry.seeing import Seeing
 from artifactd.registry.unprefixed import Patience, Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
@@ -369,6 +371,7 @@ class Assembly:
     scrubber: Scrubber
     remotes: RemoteWiring
     registry: Registry
+    seeing: Seeing
     read_only: ReadOnlyMode
 
     async def close(self) -> None:
@@ -503,6 +506,7 @@ def assemble(
         scrubber=scrubber,
         remotes=remotes,
         registry=registry,
+        seeing=Seeing(registry, Overview(database), blobs, run, settings),
         read_only=ReadOnlyMode(folder.path, settings.read_only),
     )
 

@@ -176,6 +176,8 @@ async def listed_images(
     shown: Shown | None = None,
     choose: Callable[[Sequence[ImageName]], Awaitable[Collection[ImageName]]] | None = None,
     turn: DeferredLock | None = None,
+    pattern: str = "*",
+    prefix: str = "",
 ) -> list[str]:
     """
     List at most ``limit`` names of images after ``after``, in ASCII order, each once.
@@ -185,8 +187,12 @@ async def listed_images(
     :param shown: tells which images to list; ``None``: all.
     :param choose: returns those of a batch to list; ``None``: all.
     :param turn: is held while a batch is read, so that lists take turns.
+    :param pattern: for canonical names, see ``Catalog.images_between``.
+    :param prefix: what the canonical names begin with.
     """
     segments = _segments(names)
+    if prefix:
+        segments = [segment.under(prefix) for segment in segments]
     if shown is not None:
         under = [(each, prefix) for each in segments for prefix in shown.prefixes]
         segments = [segment.under(prefix) for segment, prefix in under]
@@ -196,7 +202,7 @@ async def listed_images(
         spans = [ImageSpan(s.repository, s.start, s.end) for s in rest if s.start < s.end]
         if not spans:
             break
-        reading = partial(catalog.images_between, spans, limit - len(found), shown)
+        reading = partial(catalog.images_between, spans, limit - len(found), shown, pattern)
         if turn is None:
             images, last = await reading()
         else:
@@ -372,11 +378,12 @@ class Registry:
             after,
             limit,
             shown,
-            lambda images: self._listable(images, asker),
+            lambda images: self.listable(images, asker),
             self.turn,
         )
 
-    async def _listable(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
+    async def listable(self, images: Sequence[ImageName], asker: Asker) -> set[ImageName]:
+        """Those of ``images`` whose names may be shown to ``asker`` in a list."""
         listable: set[ImageName] = set()
         for name in {image.repository for image in images}:
             its = [image for image in images if image.repository == name]

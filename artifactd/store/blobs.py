@@ -121,7 +121,15 @@ class BlobStore:
         :raises Damaged: if its bytes do not have ``digest`` any more.
         :raises OSError: if it can't be read.
         """
-        return await self._run(self._blobs.read, digest)
+        return await self._run(self.read_now, digest)
+
+    def read_now(self, digest: Digest, most: int | None = None) -> bytes | None:
+        """
+        The same as :meth:`read`, for a caller in a thread that reads several: it blocks.
+
+        :param most: bytes; ``None`` is returned for a blob that has more.
+        """
+        return self._blobs.read(digest, most)
 
     async def stage(self, digest: Digest, content: bytes) -> StagedBlob:
         """Write and sync ``content``, whose digest the caller has computed, without showing it."""

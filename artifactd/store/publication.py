@@ -117,9 +117,9 @@ class BlobTree:
         except FileNotFoundError:
             return None
 
-    def read(self, digest: Digest) -> bytes | None:
+    def read(self, digest: Digest, most: int | None = None) -> bytes | None:
         """
-        Read all bytes of a small blob; ``None`` if there is none.
+        Read all bytes of a small blob; ``None`` if there is none, or it has more than ``most``.
 
         :raises Damaged: if they have another digest.
         """
@@ -127,6 +127,8 @@ class BlobTree:
         if blob is None:
             return None
         try:
+            if most is not None and blob.size > most:
+                return None
             content = read_all(self._files, blob.fileno(), blob.size)
         finally:
             blob.close()

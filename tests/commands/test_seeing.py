@@ -76,7 +76,8 @@ class SeeingTests(MaintenanceTestCase):
         self.assertEqual(len(content) + len(child) + len(CONFIG + b"shared"), seen["size"])
         shown = await self.do("show", "team/other:all")
         self.assertIn(f"manifest {Digest.of(child)}", shown)
-        self.assertIn(f"    blob {Digest.of(CONFIG)}", shown)
+        self.assertIn(f"    config {Digest.of(CONFIG)}", shown)
+        self.assertIn(f"manifest {Digest.of(child)}  linux/arm/v7", shown)
 
     async def test_a_manifest_and_why_it_is_kept(self) -> None:
         (seen,) = await self.objects("show", "app:v1")

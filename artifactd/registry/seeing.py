@@ -1,0 +1,533 @@
+"""What is in the registry, as values that commands print, the API encodes and pages render."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+from attrs import asdict, evolve, field, frozen
+from cachetools import LRUCache
+
+from artifactd.catalog.overview import (
+    Deleted,
+    DeletedAfter,
+    Entry,
+    ImageSeen,
+    ManifestSeen,
+    Overview,
+    RepositoryUsage,
+    TagAfter,
+    TagOrder,
+    TagSeen,
+)
+from artifactd.catalog.records import TagMovement
+from artifactd.kit.deferreds import RunInThread
+from artifactd.oci.digest import Digest
+from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
+from artifactd.oci.foreign import field_of
+from artifactd.oci.names import ImageName, Patterns, Reference, Tag
+from artifactd.registry.model import NOBODY, Asker
+from artifactd.registry.registry import Names, Registry, Shown, listed_images
+from artifactd.registry.warming import Platform, entries_of, fields_of
+from artifactd.settings.settings import Settings
+from artifactd.store.blobs import BlobStore
+
+PAGE = 100
+"""How many entries a page has, unless the caller says otherwise."""
+
+_LARGEST = 1 << 20  # bytes of a document that is looked into
+_NESTED = 100  # manifests that are told of an index
+_REMEMBERED = 10_000  # manifests whose platforms are known
+_NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
+
+_T = TypeVar("_T")
+
+
+@frozen
+class Page(Generic[_T]):
+    """
+    Some entries of a list.
+
+    :ivar after: to be given for the page behind it; ``None``: this is the last.
+    """
+
+    entries: Sequence[_T]
+    after: str | None
+
+
+@frozen
+class TagShown(TagSeen):
+    """A tag; ``platforms`` are those of its manifest, such as ``linux/arm64``."""
+
+    platforms: Sequence[str]
+
+
+class Config(msgspec.Struct):
+    """What the config of an image tells of it: image-spec, "Image Configuration"."""
+
+    created: str | None = None
+    author: str | None = None
+    user: str | None = None
+    working_dir: str | None = None
+    entrypoint: Sequence[str] | None = None
+    command: Sequence[str] | None = None
+    environment: Sequence[str] | None = None
+    ports: Sequence[str] = ()
+    volumes: Sequence[str] = ()
+    labels: Mapping[str, str] = {}
+
+
+@frozen
+class EntryShown(Entry):
+    """
+    A blob or manifest that a manifest holds.
+
+    :ivar role: what it is there.
+    :ivar media_type: as the manifest says; ``None``: it does not.
+    :ivar platform: of a manifest of an index.
+    :ivar created_by: the command that made a layer.
+    :ivar manifest: itself, if it is one and is here; there are at most 100 in all.
+    """
+
+    role: Literal["config", "layer", "manifest", "other"]
+    media_type: str | None = None
+    platform: str | None = None
+    created_by: str | None = None
+    annotations: Mapping[str, str] = field(factory=dict)
+    manifest: ManifestShown | None = None
+
+
+@frozen
+class ManifestShown(ManifestSeen):
+    """
+    A manifest with what its document and its config say, as far as they can be read.
+
+    :ivar entries: in the order of the document.
+    :ivar platforms: of the image, or of all images of an index.
+    """
+
+    entries: Sequence[EntryShown]
+    platforms: Sequence[str]
+    annotations: Mapping[str, str]
+    config: Config | None
+
+
+@frozen
+class DeletedShown(Deleted):
+    """What was deleted and can be brought back, ``until`` then: in seconds since the epoch."""
+
+    until: float
+
+
+@frozen
+class UsageShown(RepositoryUsage):
+    """What a repository holds; ``quota`` is in bytes, 0: there is none."""
+
+    quota: int
+
+
+@frozen
+class Seeing:
+    """
+    Describes images, tags and manifests.  Lists come in pages; ``after`` is what the page before
+    told, and :class:`QueryInvalid` is raised if it is nothing of the kind.
+    """
+
+    registry: Registry
+    overview: Overview
+    blobs: BlobStore
+    run: RunInThread
+    settings: Settings
+    _canonical: Names = field(init=False)
+    _platforms: LRUCache[str, Sequence[str]] = field(
+        factory=lambda: LRUCache(_REMEMBERED), init=False, eq=False
+    )
+
+    @_canonical.default
+    def _without_default(self) -> Names:
+        return Names(self.registry.names.repositories, None)
+
+    async def images(
+        self,
+        after: str | None = None,
+        limit: int = PAGE,
+        *,
+        pattern: str = "*",
+        prefix: str = "",
+        shown: Shown | None = None,
+        asker: Asker = NOBODY,
+    ) -> Page[ImageSeen]:
+        """
+        Images by their canonical names, in ASCII order.
+
+        :param pattern: for canonical names, as of a shell (:mod:`fnmatch`); ``*`` matches slashes
+            too.
+        :param prefix: what the canonical names begin with.
+        :param shown: tells which images to list; ``None``: all.
+        :param asker: images that want a proof of access are listed only if the client has it.
+        """
+        (behind,) = ("",) if after is None else _opened(after, tuple[str])
+        registry = self.registry
+        literal = Patterns((pattern,)).prefixes[0]
+        names = await listed_images(
+            registry.catalog,
+            self._canonical,
+            behind,
+            limit + 1,
+            shown,
+            None if shown is None else partial(registry.listable, asker=asker),
+            None if shown is None else registry.turn,
+            pattern,
+            literal if literal.startswith(prefix) else prefix,
+        )
+        wanted = names[:limit]
+        seen = await self.overview.images([ImageName(*name.split("/", 1)) for name in wanted])
+        return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
+
+    async def tags(
+        self,
+        image: ImageName,
+        after: str | None = None,
+        limit: int = PAGE,
+        *,
+        pattern: str = "*",
+        order: TagOrder = TagOrder.NAME,
+    ) -> Page[TagShown]:
+        """
+        Tags of an image.
+
+        :param pattern: as of a shell.
+        :raises NameUnknown: if the image is unknown.
+        """
+        behind = None if after is None else _opened(after, TagAfter)
+        found = await self.overview.tags(image, behind, limit + 1, pattern, order)
+        shown = await self._with_platforms(found[:limit])
+        is_last = len(found) <= limit or not shown
+        last = None if is_last else _sealed(TagAfter(shown[-1].moved, shown[-1].tag))
+        return Page(shown, last)
+
+    async def tag(self, image: ImageName, tag: Tag) -> TagShown:
+        """
+        One tag of an image.
+
+        :raises NameUnknown, ManifestUnknown: if there is no such image, or no such tag.
+        """
+        (shown,) = await self._with_platforms([await self.overview.tag(image, tag)])
+        return shown
+
+    async def _with_platforms(self, tags: Sequence[TagSeen]) -> list[TagShown]:
+        known = self._platforms
+        there = {each.digest: known.get(each.digest, ()) for each in tags}
+        lacking = [digest for digest, platforms in there.items() if not platforms]
+        if lacking:
+            there |= await self.run(self._read_platforms, lacking)
+            known.update({digest: there[digest] for digest in lacking if there[digest]})
+        return [
+            TagShown(**asdict(each, recurse=False), platforms=there[each.digest]) for each in tags
+        ]
+
+    def _read_platforms(self, digests: Iterable[str]) -> dict[str, Sequence[str]]:
+        return {digest: self._document(digest).platforms for digest in digests}
+
+    async def manifest(
+        self, image: ImageName, reference: Reference, most: int = _NESTED
+    ) -> ManifestShown:
+        """
+        A manifest with what it holds, and the manifests that it lists with what they hold.
+
+        :param most: how many of these.
+        :raises NameUnknown: if the image is unknown.
+        :raises ManifestUnknown: if the image does not have the manifest.
+        """
+        seen = await self.overview.manifest(image, reference)
+        shown, _ = await self._shown(image, seen, most)
+        return shown
+
+    async def _shown(
+        self, image: ImageName, seen: ManifestSeen, most: int
+    ) -> tuple[ManifestShown, int]:
+        """The manifest with its children, and how many more may be told."""
+        document = await self.run(self._document, seen.digest)
+        entries: list[EntryShown] = []
+        for entry in _entries(seen, document):
+            if entry.kind == "manifest" and entry.size is not None and most > 0:
+                below = await self.overview.manifest(image, Digest.parse(entry.digest))
+                child, most = await self._shown(image, below, most - 1)
+                entries.append(evolve(entry, manifest=child))
+            else:
+                entries.append(entry)
+        shown = ManifestShown(
+            **{**asdict(seen, recurse=False), "entries": entries},
+            platforms=document.platforms,
+            annotations=document.annotations,
+            config=document.config,
+        )
+        return shown, most
+
+    def _document(self, digest: str) -> _Document:
+        """What a manifest and its config say; blocks."""
+        document = _Document.of(self._read(digest))
+        for config in document.parts.get("config", ()):
+            document = _with_config(document, self._read(config.digest))
+        return document
+
+    def _read(self, digest: str) -> bytes:
+        """A document; empty if it is not here, is damaged or is too large."""
+        try:
+            content = self.blobs.read_now(Digest.parse(digest), _LARGEST)
+        except (OSError, DigestInvalid):
+            return b""
+        return content or b""
+
+    async def history(
+        self,
+        image: ImageName,
+        tag: Tag | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+        *,
+        newest_first: bool = True,
+    ) -> Page[TagMovement]:
+        """
+        The movements of a tag, or (``None``) of all tags of an image.
+
+        :raises NameUnknown: if the image is unknown.
+        """
+        behind = None if after is None else _opened(after, tuple[int])[0]
+        found = await self.registry.catalog.tag_movements(
+            image, tag, behind, limit + 1, newest_first=newest_first
+        )
+        if (
+            not found
+            and behind is None
+            and await self.registry.catalog.tags(image, None, 1) is None
+        ):
+            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
+        moved = found[:limit]
+        return Page(moved, _sealed((moved[-1].number,)) if len(found) > limit and moved else None)
+
+    async def deleted(
+        self,
+        image: ImageName | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+        shown: Shown | None = None,
+    ) -> Page[DeletedShown]:
+        """
+        What was deleted from an image, or (``None``) from all, and can be brought back; the newest
+        first.
+
+        :param shown: tells the images of which to list something; ``None``: all.
+        """
+        behind = None if after is None else _opened(after, DeletedAfter)
+        found: list[Deleted] = []
+        while True:
+            more, behind = await self.overview.deleted(image, behind, limit - len(found), shown)
+            found += more
+            if behind is None or len(found) >= limit:
+                break
+        grace = float(self.settings.grace)
+        entries = [
+            DeletedShown(**asdict(each, recurse=False), until=each.at + grace) for each in found
+        ]
+        return Page(entries, None if behind is None else _sealed(behind))
+
+    async def usage(self) -> list[UsageShown]:
+        """What each repository holds."""
+        shown = []
+        for each in await self.overview.usage():
+            configured = self.settings.repository.get(each.repository)
+            quota = 0 if configured is None else int(configured.most_bytes)
+            shown.append(UsageShown(**asdict(each, recurse=False), quota=quota))
+        return shown
+
+
+def found_in(text: str) -> str:
+    """A pattern for names that hold ``text``, or that it matches as a pattern itself."""
+    return text if any(each in text for each in "*?[") else f"*{text}*"
+
+
+# -- continuations
+
+
+def _sealed(place: tuple[Any, ...]) -> str:
+    """A place in a list, as text for URLs that clients don't look into."""
+    return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
+
+
+def _opened(after: str, kind: type[_T]) -> _T:
+    """The place in a list that :func:`_sealed` wrote.  :raises QueryInvalid: if it did not."""
+    try:
+        content = base64.urlsafe_b64decode(after.encode() + b"=" * (-len(after) % 4))
+        return msgspec.json.decode(content, type=kind)
+    except (binascii.Error, ValueError, msgspec.MsgspecError):
+        raise QueryInvalid(
+            "after must be what the page before told: leave it out to begin at the beginning"
+        ) from None
+
+
+# -- documents, which are what clients and upstreams have written
+
+
+@frozen
+class _Part:
+    """A descriptor of a manifest."""
+
+    digest: str
+    media_type: str | None
+    platform: str | None
+    annotations: Mapping[str, str]
+
+
+@frozen
+class _Document:
+    """
+    What a manifest says.
+
+    :ivar parts: its descriptors, by their role.
+    :ivar commands: those that made the layers, in their order.
+    """
+
+    parts: Mapping[str, Sequence[_Part]] = field(factory=dict)
+    platforms: Sequence[str] = ()
+    annotations: Mapping[str, str] = field(factory=dict)
+    config: Config | None = None
+    commands: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, content: bytes) -> _Document:
+        """Read it; empty if it can't be read."""
+        try:
+            fields = fields_of(content)
+        except ValueError:
+            return cls()
+        platforms = [platform for _, platform in entries_of(fields)]
+        parts = {
+            "config": _parts([field_of(fields, "config")], []),
+            "layer": _parts(field_of(fields, "layers"), []),
+            "manifest": _parts(field_of(fields, "manifests"), platforms),
+        }
+        return cls(parts, _named(platforms), _texts(field_of(fields, "annotations")))
+
+
+def _parts(descriptors: object, platforms: Sequence[Platform | None]) -> list[_Part]:
+    found: list[_Part] = []
+    for each in descriptors if isinstance(descriptors, list) else ():
+        digest = field_of(each, "digest") if isinstance(each, dict) else None
+        if isinstance(digest, str):
+            media_type = field_of(each, "mediaType")
+            platform = platforms[len(found)] if len(found) < len(platforms) else None
+            found.append(
+                _Part(
+                    digest,
+                    media_type if isinstance(media_type, str) else None,
+                    None if platform is None else str(platform) or None,
+                    _texts(field_of(each, "annotations")),
+                )
+            )
+    return found
+
+
+def _named(platforms: Iterable[Platform | None]) -> list[str]:
+    named = dict.fromkeys(str(each) for each in platforms if each is not None)
+    return [each for each in named if each not in _NO_PLATFORM]
+
+
+def _texts(value: object) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {name: text for name, text in pairs if isinstance(text, str)}
+
+
+class _Executed(msgspec.Struct):
+    """The execution parameters of an image's config."""
+
+    User: str | None = None
+    WorkingDir: str | None = None
+    Entrypoint: list[str] | None = None
+    Cmd: list[str] | None = None
+    Env: list[str] | None = None
+    ExposedPorts: dict[str, Any] | None = None
+    Volumes: dict[str, Any] | None = None
+    Labels: dict[str, str] | None = None
+
+
+class _Step(msgspec.Struct):
+    """A step of an image's history."""
+
+    created_by: str = ""
+    empty_layer: bool = False
+
+
+class _ImageConfig(msgspec.Struct):
+    """The config of an image."""
+
+    created: str | None = None
+    author: str | None = None
+    config: _Executed | None = None
+    history: list[_Step] | None = None
+
+
+_platform = msgspec.json.Decoder(Platform)
+_image_config = msgspec.json.Decoder(_ImageConfig)
+
+
+def _with_config(document: _Document, content: bytes) -> _Document:
+    """``document`` with what its config says; an artifact's may be anything."""
+    try:
+        platforms = [*document.platforms, *_named([_platform.decode(content)])]
+    except (msgspec.MsgspecError, ValueError):
+        return document
+    try:
+        told = _image_config.decode(content)
+    except (msgspec.MsgspecError, ValueError):
+        told = _ImageConfig()
+    run = told.config or _Executed()
+    config = Config(
+        created=told.created,
+        author=told.author,
+        user=run.User,
+        working_dir=run.WorkingDir,
+        entrypoint=run.Entrypoint,
+        command=run.Cmd,
+        environment=run.Env,
+        ports=list(run.ExposedPorts or ()),
+        volumes=list(run.Volumes or ()),
+        labels=run.Labels or {},
+    )
+    commands = [step.created_by for step in told.history or () if not step.empty_layer]
+    return _Document(document.parts, platforms, document.annotations, config, commands)
+
+
+def _entries(seen: ManifestSeen, document: _Document) -> list[EntryShown]:
+    """What a manifest holds, in the order of its document, and then what that does not describe."""
+    left = {each.digest: each for each in seen.entries}
+    entries: list[EntryShown] = []
+    roles: Sequence[Literal["config", "layer", "manifest"]] = ("config", "layer", "manifest")
+    for role in roles:
+        for number, part in enumerate(document.parts.get(role, ())):
+            entry = left.pop(part.digest, None)
+            if entry is None:
+                continue  # it stands there twice
+            command = None
+            if role == "layer" and number < len(document.commands):
+                command = document.commands[number] or None
+            entries.append(
+                EntryShown(
+                    **asdict(entry),
+                    role=role,
+                    media_type=part.media_type,
+                    platform=part.platform,
+                    created_by=command,
+                    annotations=part.annotations,
+                )
+            )
+    for entry in left.values():
+        role_left: Literal["manifest", "other"] = (
+            "manifest" if entry.kind == "manifest" else "other"
+        )
+        entries.append(EntryShown(**asdict(entry), role=role_left))
+    return entries
