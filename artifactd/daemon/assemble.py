@@ -27,7 +27,9 @@ from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.daemon.ca_files import check_ca_files
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
+from artifactd.kit.tallies import Sums
 from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
@@ -153,7 +155,7 @@ class RemoteWiring:
     fills: dict[str, Fills] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
-    _activities: list[Callable[[], RemoteActivity]] = field(factory=list, init=False)
+    _activities: list[Callable[[Sums], RemoteActivity]] = field(factory=list, init=False)
     _transports: list[Transport] = field(factory=list, init=False)
     _parts: list[Parts] = field(factory=list, init=False)
     _commands: list[CommandCredentials] = field(factory=list, init=False)
@@ -178,7 +180,7 @@ class RemoteWiring:
             max_manifest=int(self.settings.max_manifest),
         )
         self._activities.append(
-            lambda: RemoteActivity.of(name, upstream.state(), counters, self.fills[name])
+            lambda sums: RemoteActivity.of(name, upstream.state(), counters, sums, self.fills[name])
         )
         refusals = Refusals(reactor, settings.negative_freshness)
         manifests = RemoteManifests(
@@ -251,8 +253,9 @@ class RemoteWiring:
         return repository
 
     def activity(self) -> list[RemoteActivity]:
-        """What each remote repository does now."""
-        return [activity() for activity in self._activities]
+        """What each remote repository does now; fills are those of this process."""
+        sums = self.counters.metrics.tallies.sums()
+        return [activity(sums) for activity in self._activities]
 
     async def refetch(self, holder: Holder, digest: Digest) -> None:
         """
@@ -387,6 +390,7 @@ class Assembly:
             self.threads.stop()
             self.blobs.close()
             self.folder.close()
+            self.counters.metrics.tallies.close()
 
 
 def assemble(
@@ -395,6 +399,7 @@ def assemble(
     opened: ExitStack,
     now: Callable[[], float] = time.time,
     files: FileOperations | None = None,
+    memory: SharedMemory | None = None,
 ) -> Assembly:
     """
     Open the data folder and put the rooms together; the threads are not started yet.
@@ -402,6 +407,7 @@ def assemble(
     :param opened: takes the callbacks that close everything again if a later step fails.
     :param now: seconds since the epoch.
     :param files: makes all changes in the data folder, except those of SQLite.
+    :param memory: is shared by all processes of the daemon; ``None``: there is only this one.
     :raises StartError: if the data folder or a file that the settings name can't be used.
     """
     check_ca_files(settings)
@@ -430,7 +436,9 @@ def assemble(
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)
     uploads = UploadStore(folder, run, blobs, budgets.transfers, files)
-    counters = Counters()
+    memory = memory or SharedMemory.create()
+    counters = Counters(memory)
+    opened.callback(counters.metrics.tallies.close)
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
     stored = Stored(blobs, contents, damage.inspect, damage.suspect)

@@ -60,13 +60,13 @@ def _listen(
 
 
 def _measure(counters: Counters, certificates: Sequence[Certificates]) -> None:
-    counters.measure(
+    counters.metrics.measure(
         "tls_certificate_expiry_timestamp_seconds",
         "When the certificate in use expires",
         "listener",
         lambda: {each.listener: each.not_after for each in certificates},
     )
-    counters.measure(
+    counters.metrics.measure(
         "tls_reload_failing",
         "1 while a listener's files have changed and can't be used",
         "listener",

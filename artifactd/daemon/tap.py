@@ -28,6 +28,7 @@ from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.signals import Signals
 from artifactd.kit.malloc import give_back_freed_memory
 from artifactd.kit.printable import make_printable, printable
+from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import Unavailable
@@ -110,6 +111,7 @@ class RegistryService(MultiService):
     :param files: makes all changes in the data folder.
     :param source: the file of ``settings``, for the log; ``None`` for the embedded ones.
     :param log: writes the daemon's own log; ``None``: twistd does.
+    :param memory: is shared by all processes of the daemon; ``None``: there is only this one.
     """
 
     def __init__(
@@ -119,8 +121,10 @@ class RegistryService(MultiService):
         files: FileOperations | None = None,
         source: Path | None = None,
         log: StreamLog | None = None,
+        memory: SharedMemory | None = None,
     ) -> None:
         super().__init__()
+        self._memory = memory
         self._source = source
         self._log = log
         self._settings = settings
@@ -156,7 +160,7 @@ class RegistryService(MultiService):
         """
         with ExitStack() as opened:
             self._running = running = _start(
-                self._settings, self._reactor, opened, self._files, self._log
+                self._settings, self._reactor, opened, self._files, self._log, self._memory
             )
             opened.pop_all()
         self._repeat(self._settings.sweep_interval, running.swept)
@@ -260,8 +264,9 @@ def _start(
     opened: ExitStack,
     files: FileOperations | None,
     log: StreamLog | None,
+    memory: SharedMemory | None,
 ) -> _Running:
-    parts = assemble(settings, reactor, opened, files=files)
+    parts = assemble(settings, reactor, opened, files=files, memory=memory)
     audit = _audit_log(settings, opened, log)
     proxies = TrustedProxies.parse(settings.trusted_proxies)
     external_url = str(settings.external_url)

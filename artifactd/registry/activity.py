@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attrs import frozen
-from prometheus_client import Counter
 
+from artifactd.kit.tallies import Sums
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.fill import FillProgress, Fills
 from artifactd.upstream.interfaces import UpstreamState
@@ -15,7 +15,7 @@ from artifactd.upstream.interfaces import UpstreamState
 @frozen
 class RemoteActivity:
     """
-    What a remote repository does.  Counts begin at 0 with the process.
+    What a remote repository does.  Counts begin at 0 with the daemon, and are of all its processes.
 
     :ivar hits: requests that were answered from what is here, the upstream not asked.
     :ivar misses: requests for what was not here.
@@ -36,20 +36,21 @@ class RemoteActivity:
 
     @classmethod
     def of(
-        cls, repository: str, upstream: UpstreamState, counters: RepositoryCounters, fills: Fills
+        cls,
+        repository: str,
+        upstream: UpstreamState,
+        counters: RepositoryCounters,
+        sums: Sums,
+        fills: Fills,
     ) -> RemoteActivity:
         """What the repository of that name does now."""
-
-        def value(counter: Counter) -> int:
-            return int(next(iter(counter.collect())).samples[0].value)
-
         return cls(
             repository,
             upstream,
-            hits=value(counters.hits),
-            misses=value(counters.misses),
-            stale=value(counters.stale),
-            upstream_bytes=value(counters.upstream_bytes),
-            client_bytes=value(counters.client_bytes),
+            hits=int(counters.hits.of(sums)),
+            misses=int(counters.misses.of(sums)),
+            stale=int(counters.stale.of(sums)),
+            upstream_bytes=int(counters.upstream_bytes.of(sums)),
+            client_bytes=int(counters.client_bytes.of(sums)),
             fills=fills.states(),
         )

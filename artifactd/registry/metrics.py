@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import frozen
 from cachetools import LRUCache
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from artifactd.catalog.catalog import Catalog
+from artifactd.kit.shared import SharedMemory
+from artifactd.kit.tallies import Counter, Metrics, Number, Tallies
 from artifactd.oci.errors import Unavailable
 from artifactd.store.blobs import BlobStore
 
@@ -42,56 +42,36 @@ _REQUESTS = "Requests to the upstream by what it answered"
 # The most images of an upstream for which the time of its last answer is kept.
 _IMAGES = 1000
 
-Measured = Mapping[str, float]
-
-
-@frozen
-class _Measure(Collector):
-    """A gauge whose values are read when Prometheus asks."""
-
-    name: str
-    text: str
-    label: str
-    read: Callable[[], Measured]
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(self.name, self.text, labels=[self.label])
-        for label, value in self.read().items():
-            family.add_metric([label], value)
-        yield family
-
 
 class Counters:
     """
     All counters; ``counters.of("docker.io").hits.inc()`` counts.
 
-    They begin at 0 with the process.
+    They begin at 0 with the daemon, and count over all its processes.
+
+    :param memory: what the processes share; ``None``: there is only this one.
+    :ivar metrics: to which others are added.
     """
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, memory: SharedMemory | None = None) -> None:
+        self.metrics = metrics = Metrics(Tallies(memory or SharedMemory.create()))
         self._counters = {
-            name: Counter(f"artifactd_{name}", text, ["repository"], registry=self._registry)
-            for name, text in _NAMES.items()
+            name: metrics.counter(name, text, "repository") for name, text in _NAMES.items()
         }
-        self._requests = Counter(
-            "artifactd_upstream_requests",
-            _REQUESTS,
-            ["repository", "method", "status"],
-            registry=self._registry,
+        self._requests = metrics.counter(
+            "upstream_requests", _REQUESTS, "repository", "method", "status"
         )
-
         self.damage = DamageCounters(
-            Counter("artifactd_scrubbed_bytes", _SCRUBBED, registry=self._registry),
-            Counter("artifactd_scrub_rounds", _SCRUBS, registry=self._registry),
-            Counter("artifactd_damaged", _DAMAGED, registry=self._registry),
-            Counter("artifactd_healed", _HEALED, ["source"], registry=self._registry),
+            metrics.counter("scrubbed_bytes", _SCRUBBED).labels(),
+            metrics.counter("scrub_rounds", _SCRUBS).labels(),
+            metrics.counter("damaged", _DAMAGED).labels(),
+            metrics.counter("healed", _HEALED, "source"),
         )
         self.collection = CollectionCounters(
-            Counter("artifactd_gc_collected", _COLLECTED, ["why"], registry=self._registry),
-            Counter("artifactd_gc_bytes", _COLLECTED_BYTES, registry=self._registry),
-            Counter("artifactd_gc_runs", _COLLECTIONS, registry=self._registry),
-            Counter("artifactd_gc_seconds", _COLLECTION_SECONDS, registry=self._registry),
+            metrics.counter("gc_collected", _COLLECTED, "why"),
+            metrics.counter("gc_bytes", _COLLECTED_BYTES).labels(),
+            metrics.counter("gc_runs", _COLLECTIONS).labels(),
+            metrics.counter("gc_seconds", _COLLECTION_SECONDS).labels(),
         )
 
     def of(
@@ -105,18 +85,9 @@ class Counters:
         each = {name: counter.labels(repository) for name, counter in self._counters.items()}
         return RepositoryCounters(repository, each, self._requests, seconds)
 
-    def measure(self, gauge: str, text: str, label: str, read: Callable[[], Measured]) -> None:
-        """
-        Expose a gauge whose values ``read`` returns whenever Prometheus asks.
-
-        :param gauge: its name, with the unit.
-        :param label: the name of the label whose values are the keys that ``read`` returns.
-        """
-        self._registry.register(_Measure(f"artifactd_{gauge}", text, label, read))
-
     def exposition(self) -> bytes:
         """All counters in Prometheus' text format."""
-        return generate_latest(self._registry)
+        return self.metrics.exposition()
 
 
 @frozen
@@ -124,18 +95,18 @@ class CollectionCounters:
     """Counters of garbage collection."""
 
     collected: Counter
-    bytes: Counter
-    runs: Counter
-    seconds: Counter
+    bytes: Number
+    runs: Number
+    seconds: Number
 
 
 @frozen
 class DamageCounters:
     """Counters of damage that scrubbing and reading have found, and of its repair."""
 
-    scrubbed: Counter
-    rounds: Counter
-    damaged: Counter
+    scrubbed: Number
+    rounds: Number
+    damaged: Number
     healed: Counter
 
 
@@ -151,7 +122,7 @@ class RepositoryCounters:
     def __init__(
         self,
         repository: str,
-        counters: dict[str, Counter],
+        counters: Mapping[str, Number],
         requests: Counter,
         seconds: Callable[[], float],
     ) -> None:
