@@ -28,12 +28,13 @@ from artifactd.commands.offline import (
     purge,
     resolved,
 )
-from artifactd.commands.table import JSON, Table, print_json, shown_bytes, shown_time
+from artifactd.commands.table import JSON, Table, print_json, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.sizes import shown_bytes
 from artifactd.registry.seeing import EntryShown, ManifestShown, Page, Seeing, TagShown
 from artifactd.settings.settings import Settings
 
@@ -226,7 +227,8 @@ def _why(seen: ManifestShown) -> list[str]:
 def _entry_line(entry: EntryShown) -> str:
     platform = f"  {entry.platform}" if entry.platform else ""
     shared = f", shared with {entry.shared} images" if entry.shared else ""
-    return f"{entry.role} {entry.digest}{platform}  {shown_bytes(entry.size)}{shared}"
+    size = "absent" if entry.size is None else shown_bytes(entry.size)
+    return f"{entry.role} {entry.digest}{platform}  {size}{shared}"
 
 
 class Remove(DataCommand):

@@ -38,18 +38,6 @@ def shown_time(at: float | None) -> str:
     return "-" if at is None else utc(at)
 
 
-def shown_bytes(size: int | None) -> str:
-    """``size`` for people: 1536 is 1.5 KiB."""
-    if size is None:
-        return "absent"
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
 def print_json(value: object) -> None:
     """Print ``value`` as JSON in one line; what JSON has no type for as text."""
     print(msgspec.json.encode(value, enc_hook=str).decode())

@@ -18,9 +18,10 @@ from twisted.python import usage
 
 from artifactd.commands.mirror_config import listeners
 from artifactd.commands.options import SettingsOptions
-from artifactd.commands.table import JSON, Color, aligned, print_json, shown_bytes
+from artifactd.commands.table import JSON, Color, aligned, print_json
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
+from artifactd.oci.sizes import shown_bytes
 from artifactd.settings.settings import Settings
 from artifactd.upstream.http.url import bracketed
 

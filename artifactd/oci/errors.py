@@ -12,6 +12,8 @@ from typing import ClassVar
 
 import msgspec
 
+from artifactd.oci.sizes import exact_bytes
+
 
 class RegistryError(Exception):
     """
@@ -222,16 +224,18 @@ class QuotaExceeded(Denied):
     """
     A push does not fit into the quota of its repository; the spec has no code for it.
 
+    :param quota: bytes that the repository may hold.
     :param used: bytes that the repository holds.
-    :param requested: bytes that the push would add.
+    :param requested: bytes that the push would add; where a body has no declared length, as far as
+        it was read.
     """
 
     _remedy = "delete images there, or ask its administrator for more"
 
     def __init__(self, repository: str, quota: int, used: int, requested: int) -> None:
         self._excess = (
-            f"the quota of {repository} is exceeded: {requested} bytes more do not fit into its"
-            f" {quota} bytes"
+            f"the quota of {repository} is exceeded: {exact_bytes(requested)} more do not fit into"
+            f" its {exact_bytes(quota)}"
         )
         self._used = used
         super().__init__(
@@ -242,7 +246,7 @@ class QuotaExceeded(Denied):
 
     @property
     def full_message(self) -> str:
-        return f"{self._excess}, of which {self._used} are used: {self._remedy}"
+        return f"{self._excess}, of which {exact_bytes(self._used)} are used: {self._remedy}"
 
 
 class Unavailable(RegistryError):

@@ -646,7 +646,8 @@ class Uploads:
             held = None if digest is None else await self.catalog.blob_size(image, digest)
             left = max(quota - used, held or 0) - staged
             if room is None or left < room.size:
-                error = QuotaExceeded(image.repository, quota, used, staged + (declared or 0))
+                more = max(left, 0) + 1 if declared is None else declared  # what it stops at
+                error = QuotaExceeded(image.repository, quota, used, staged + more)
                 room = Room(left, error)
         if room is not None and declared is not None and declared > room.size:
             raise room.error

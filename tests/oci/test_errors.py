@@ -44,5 +44,14 @@ class BodyTests(TestCase):
         (told,) = json.loads(error.body())["errors"]
         self.assertEqual(told["message"], excess + remedy)
         (told,) = json.loads(error.body(sees_stored=True))["errors"]
-        self.assertEqual(told["message"], f"{excess}, of which 900 are used{remedy}")
+        self.assertEqual(told["message"], f"{excess}, of which 900 bytes are used{remedy}")
         self.assertEqual(told["detail"]["used"], 900)
+
+    def test_figures_of_a_quota_are_told_exactly_and_readably(self) -> None:
+        error = QuotaExceeded("local", quota=10 << 30, used=9 << 30, requested=(1 << 30) + 512)
+        for figure in (
+            "1073742336 bytes (1.0 GiB) more",
+            "its 10737418240 bytes (10.0 GiB)",
+            "9663676416 bytes (9.0 GiB) are used",
+        ):
+            self.assertIn(figure, error.full_message)
