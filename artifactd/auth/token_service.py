@@ -56,6 +56,7 @@ class Granted:
     """
     The answer to a request for a token: registry-auth-token, "Token Response Fields".
 
+    :ivar who: the account, for logs.
     :ivar expires_in: seconds from ``issued_at``.
     :ivar issued_at: seconds since 1970.
     :ivar scope: the granted scopes, divided by spaces.
@@ -63,6 +64,7 @@ class Granted:
     """
 
     token: str = field(repr=False)
+    who: str
     expires_in: int
     issued_at: int
     scope: str
@@ -182,7 +184,8 @@ class TokenService:
         granted = list(self._granted(account.identity, asked.scopes))
         issued = await self.tokens.issue(account, granted, presented)
         scope = " ".join(map(str, granted))
-        return Granted(issued.text, issued.expires_in, issued.issued_at, scope)
+        who = account.identity.label
+        return Granted(issued.text, who, issued.expires_in, issued.issued_at, scope)
 
     def _granted(self, identity: Identity, texts: Sequence[str]) -> Iterator[Scope]:
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 from sys import getsizeof
 
@@ -264,7 +264,7 @@ class Catalog(OnDatabase):
 
     async def put_manifest(
         self, put: ManifestPut, confirm: Callable[[], None], release: Callable[[], None] = nothing
-    ) -> None:
+    ) -> Mapping[Tag, Digest | None]:
         """
         Put a manifest whose bytes are published into an image, move its tags to it and journal each
         movement, all in one transaction.  ``confirm`` and ``release`` work as in :meth:`add_blob`.
@@ -273,20 +273,21 @@ class Catalog(OnDatabase):
         takes the media type of the newer push.  With an ``adoption`` the manifest is judged as if
         the image had what is adopted, and either both are stored or neither.
 
+        :return: where each of the tags pointed before; ``None``: there was no such tag.
         :raises RegistryError: the errors of :meth:`check_manifest` and ``QuotaExceeded``.
         """
 
-        def store(db: Connection) -> None:
+        def store(db: Connection) -> Mapping[Tag, Digest | None]:
             at = self.database.now()
             with images.within_quota(db, put.image.repository, put.quota):
                 if put.adoption is not None:
                     manifests.adopt(db, put, put.adoption, at)
                 manifests.check(db, put)
-                manifests.store(db, put, confirm, at, used_at=None)
+                return manifests.store(db, put, confirm, at, used_at=None)
 
         adopted = () if put.adoption is None else put.adoption.manifests
         long = manifests.are_many(put.manifest, *adopted)
-        await self.database.write(store, release, long=put.actor if long else None)
+        return await self.database.write(store, release, long=put.actor if long else None)
 
     async def delete_manifest(
         self,
@@ -499,10 +500,8 @@ class Catalog(OnDatabase):
                 "this image has no such manifest: bring it back with undelete first",
                 {"digest": str(digest)},
             )
-        before = images.tag_target(db, image_id, tag)
         at = self.database.now()
-        images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
-        return before
+        return images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
 
     @write_freeing
     def delete_tag(
@@ -513,11 +512,12 @@ class Catalog(OnDatabase):
         *,
         actor: str,
         immutable: ImmutableTags = MOVABLE,
-    ) -> None:
+    ) -> Digest:
         """
         Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
 
         :param immutable: the tags that must not be deleted.
+        :return: the digest that it pointed at.
         :raises NameUnknown: if the image is unknown.
         :raises TagImmutable: if this is one of them.
         :raises ManifestUnknown: if there is no such tag.
@@ -530,6 +530,7 @@ class Catalog(OnDatabase):
         immutable.refuse(image, tag.text, before)
         leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
         images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
+        return before
 
     # -- upload sessions
 

@@ -71,11 +71,15 @@ def tag_target(db: Connection, image_id: int, tag: Tag) -> Digest | None:
 
 def move_tag(
     db: Connection, image_id: int, tag: Tag, manifest_id: int, digest: Digest, actor: str, at: float
-) -> None:
-    """Point ``tag`` at a manifest and journal the movement, unless it points there already."""
+) -> Digest | None:
+    """
+    Point ``tag`` at a manifest and journal the movement, unless it points there already.
+
+    :return: the digest that it pointed at before; ``None``: there was no such tag.
+    """
     before = tag_target(db, image_id, tag)
     if before == digest:
-        return
+        return before
     db.execute(
         "INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE"
@@ -88,6 +92,7 @@ def move_tag(
         (image_id, tag.text, actor, at, None if before is None else str(before), str(digest)),
     )
     settle(db, image_id, [str(each) for each in (before, digest) if each is not None], at)
+    return before
 
 
 def take_tag_off(

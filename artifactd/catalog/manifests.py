@@ -314,11 +314,12 @@ def store(
     at: float,
     *,
     used_at: float | None,
-) -> None:
+) -> dict[Tag, Digest | None]:
     """
     Put a manifest into an image and move its tags, without any check.
 
     :param used_at: see :func:`artifactd.catalog.blobs.link`.
+    :return: where each of the tags pointed before; ``None``: there was no such tag.
     """
     confirm()
     manifest = put.manifest
@@ -334,8 +335,10 @@ def store(
     if is_new:
         touched += referrers_of(db, image_id, str(manifest.digest))
         leases.forget_manifest(db, image_id, str(manifest.digest))
-    for tag in put.tags:
-        images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+    before = {
+        tag: images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+        for tag in put.tags
+    }
     settle(db, image_id, [str(manifest.digest), *touched], at)
     # A client that pushes it by itself means it to stay, whatever kept it before.
     db.execute(
@@ -343,6 +346,7 @@ def store(
         " WHERE id = ? AND (free_since < ? OR orphaned = 1)",
         (at, manifest_id, at),
     )
+    return before
 
 
 def adopt(db: Connection, put: ManifestPut, adoption: Adoption, at: float) -> None:

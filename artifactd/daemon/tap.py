@@ -332,7 +332,7 @@ def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:
 
 
 def _audit_log(settings: Settings, opened: ExitStack, log: StreamLog | None) -> AuditLog:
-    audit = AuditLog(settings.audit_log, own=_own_log(AUDIT, log))
+    audit = AuditLog(settings.audit_log, blobs=settings.audit_blobs, own=_own_log(AUDIT, log))
     try:
         audit.open()
     except OSError as error:

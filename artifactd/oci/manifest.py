@@ -139,6 +139,12 @@ class Manifest:
     children: tuple[Descriptor, ...] = ()
     others: tuple[Digest, ...] = ()
 
+    @property
+    def total_size(self) -> int:
+        """Bytes of the manifest and of the blobs and manifests that it lists, each once."""
+        listed = {each.digest: each.size for each in (*self.blobs, *self.children)}
+        return len(self.content) + sum(listed.values())
+
 
 # If it is signed, its digest is not that of its bytes; few clients of today take it.
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+json"

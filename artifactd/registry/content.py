@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from attrs import define, field, frozen
 from cachetools import LRUCache
@@ -187,9 +188,10 @@ class Stored:
 _TRIES = 3  # each of them waits for the catalog's lock
 
 
-async def publish(
-    staged: StagedBlob, catalog: Catalog, insert: Callable[[], Awaitable[None]]
-) -> None:
+_T = TypeVar("_T")
+
+
+async def publish(staged: StagedBlob, catalog: Catalog, insert: Callable[[], Awaitable[_T]]) -> _T:
     """
     Publish staged bytes, then insert their row: the one order in which both come into being.
 
@@ -198,11 +200,14 @@ async def publish(
 
     :param insert: writes the row in one transaction, calling ``staged.confirm`` inside it and
         ``staged.release`` after it.
+    :return: the result of ``insert``.
     :raises Exception: whatever failed; then neither row nor bytes are left by this call.
     """
     try:
         await staged.publish()
-        for tries in range(1, _TRIES + 1):
+        tries = 0
+        while True:
+            tries += 1
             try:
                 return await insert()
             except Unavailable as error:

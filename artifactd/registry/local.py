@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -199,10 +199,11 @@ class LocalRepository(Repository):
             quota=int(self.settings.quota),
         )
 
-    async def put_manifest(self, put: ManifestPut) -> None:
+    async def put_manifest(self, put: ManifestPut) -> Mapping[Tag, Digest | None]:
         """
         Store a manifest and point its tags at it.
 
+        :return: where each of the tags pointed before; ``None``: there was no such tag.
         :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
         """  # end-7a, end-7b
         # Checked before a byte is stored, so that most refused manifests need no removal; and again
@@ -212,24 +213,29 @@ class LocalRepository(Repository):
         if put.adoption is None:
             await self.catalog.check_manifest(put)
         staged = await self.stored.blobs.publish(put.manifest.digest, put.manifest.content)
-        await publish(
+        return await publish(
             staged,
             self.catalog,
             lambda: self.catalog.put_manifest(put, staged.confirm, staged.release),
         )
 
-    async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> None:
-        """Delete a tag, or a manifest with all its tags; errors: see ``Catalog``."""  # end-9
+    async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> Digest:
+        """
+        Delete a tag, or a manifest with all its tags; errors: see ``Catalog``.
+
+        :return: the digest of the manifest.
+        """  # end-9
+        immutable = self.immutable
         if isinstance(reference, Tag):
-            await self.catalog.delete_tag(image, reference, actor=actor, immutable=self.immutable)
-        else:
-            await self.catalog.delete_manifest(
-                image,
-                reference,
-                allow_held=self.settings.delete_held,
-                actor=actor,
-                immutable=self.immutable,
-            )
+            return await self.catalog.delete_tag(image, reference, actor=actor, immutable=immutable)
+        await self.catalog.delete_manifest(
+            image,
+            reference,
+            allow_held=self.settings.delete_held,
+            actor=actor,
+            immutable=immutable,
+        )
+        return reference
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """List tags.  :raises NameUnknown: if there is no such image."""  # end-8

@@ -349,13 +349,17 @@ class Registry:
         content_type: str | None,
         precondition: Precondition,
         actor: str,
-    ) -> Manifest:
-        """Parse and store a manifest; errors: see :meth:`LocalRepository.put_manifest`."""  # end-7
+    ) -> tuple[Manifest, Mapping[Tag, Digest | None]]:
+        """
+        Parse and store a manifest; errors: see :meth:`LocalRepository.put_manifest`.
+
+        :return: the manifest, and where each of the tags that were pushed pointed before; ``None``:
+            there was no such tag.
+        """  # end-7
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
-        await local.put_manifest(await target.readable.adopt(put))
-        return manifest
+        return manifest, await local.put_manifest(await target.readable.adopt(put))
 
     async def images(
         self,

@@ -164,6 +164,7 @@ class Settings(Section, frozen=True, kw_only=True):
     access_log: Logging = "text"
     access_log_file: Text = ""
     audit_log: Text = ""
+    audit_blobs: Flag = False
     external_url: ExternalUrl = Origin("")
     absolute_locations: Flag = False
     trusted_proxies: Proxies = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -19,6 +19,7 @@ from artifactd.registry.content import InMemory
 from artifactd.registry.model import LOCAL, BlobFound, Provenance
 from artifactd.registry.registry import Target
 from artifactd.store.blobs import OpenBlob
+from artifactd.web.audit import Change
 from artifactd.web.fields import OFFSET, entity_tags
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import SMALL, FileSender
@@ -49,6 +50,7 @@ class Answer:
         waits for memory; not for one with a blob.
     :ivar repeatable: whether the same request gets the same answer until the next commit to the
         catalog.
+    :ivar changes: the tags and manifests that the request has changed, for the audit log.
     """
 
     status: int = 200
@@ -60,6 +62,7 @@ class Answer:
     span: ByteRange | None = None
     again: Callable[[], Awaitable[Answer]] | None = None
     repeatable: bool = False
+    changes: Sequence[Change] = ()
 
     @classmethod
     def json(cls, document: object, headers: Mapping[str, str] | None = None) -> Answer:

@@ -36,6 +36,7 @@ from artifactd.web.answer import (
     provenance_headers,
     upload_headers,
 )
+from artifactd.web.audit import Change
 from artifactd.web.fields import (
     blob_wanted,
     content_range,
@@ -238,8 +239,9 @@ class Api(OperationsApi):
     @route(app, "/v2/<name:name>/blobs/<digest>", "DELETE", needs=Action.DELETE)
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """Delete a blob from one image."""  # end-10
-        await target.local.delete_blob(target.image, Digest.parse(digest), _actor(request))
-        return Answer(202)
+        parsed = Digest.parse(digest)
+        await target.local.delete_blob(target.image, parsed, _actor(request))
+        return Answer(202, changes=[Change(digest=parsed)])
 
     # -- uploads
 
@@ -369,7 +371,7 @@ class Api(OperationsApi):
         if tags and isinstance(parsed, Tag):
             raise QueryInvalid("tag parameters need a digest in the path, not a tag")
         async with self.manifests.read(request, request.owner) as content:
-            manifest = await self.registry.put_manifest(
+            manifest, before = await self.registry.put_manifest(
                 target,
                 parsed,
                 tags,
@@ -386,17 +388,23 @@ class Api(OperationsApi):
             headers["OCI-Subject"] = str(manifest.subject)
         if tags:
             headers["OCI-Tag"] = ", ".join(map(str, tags))
-        return Answer(201, headers)
+        digest, size = manifest.digest, manifest.total_size
+        changes = [
+            Change(digest=digest, size=size, tag=tag, before=earlier)
+            for tag, earlier in before.items()
+        ]
+        return Answer(201, headers, changes=changes or [Change(digest=digest, size=size)])
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "DELETE", needs=Action.DELETE)
     async def delete_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
         """Delete a manifest, or a tag alone."""  # end-9
-        await target.local.delete_manifest(
-            target.image, parse_reference(reference), _actor(request)
-        )
-        return Answer(202)
+        parsed = parse_reference(reference)
+        digest = await target.local.delete_manifest(target.image, parsed, _actor(request))
+        if isinstance(parsed, Tag):
+            return Answer(202, changes=[Change(tag=parsed, before=digest)])
+        return Answer(202, changes=[Change(digest=digest)])
 
     # -- lists
 

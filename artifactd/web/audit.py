@@ -1,20 +1,21 @@
-"""The audit log: the changes that were made or tried, and the requests that were refused."""
+"""The audit log: changes that were made or tried, logins, and requests that were refused."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import msgspec
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 
 from artifactd.kit.printable import printable
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import ImageName, Tag
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
@@ -30,8 +31,25 @@ _own = own_log(AUDIT)
 _encode = msgspec.json.Encoder().encode
 
 _LONGEST = 255  # characters of what a client has sent
+_NOBODY = ("-", "anonymous")  # the actors that have not logged in
 
 Outcome = Literal["done", "refused", "failed"]
+
+
+@frozen
+class Change:
+    """
+    A tag or a manifest that a request has pushed or deleted, or a blob that it has deleted.
+
+    :ivar digest: of the manifest or blob; ``None``: only the tag is deleted.
+    :ivar size: bytes of the manifest that was pushed, and of the blobs and manifests that it lists.
+    :ivar before: the digest that the tag pointed at until then; ``None``: there was no such tag.
+    """
+
+    digest: Digest | None = None
+    size: int = 0
+    tag: Tag | None = None
+    before: Digest | None = None
 
 
 @define
@@ -42,6 +60,7 @@ class Asked:
     :ivar needs: the permission that its route needs.
     :ivar parts: the variables of the path besides the name.
     :ivar changes: whether the request changes something if it is granted.
+    :ivar part_of_push: whether it pushes a blob, or a part of one.
     :ivar admitted: whether the gate has let it pass.
     :ivar image: the canonical name, once it is known; ``None`` too where the request is about no
         image.
@@ -50,6 +69,7 @@ class Asked:
     needs: Action | Need
     parts: Mapping[str, str]
     changes: bool
+    part_of_push: bool = False
     admitted: bool = False
     image: ImageName | None = None
 
@@ -59,10 +79,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     One line of the audit log.
 
     ``who`` is the caller, ``claimed`` the name of a login that failed, ``address`` the client's
-    address; ``action`` is the permission that was needed and ``method`` the HTTP method; ``image``
-    is the canonical name, and ``reference`` a tag, a digest or an upload session.  ``outcome`` is
-    ``done``, ``refused`` (the caller may not) or ``failed`` (it could not be done), the last two
-    with the ``code`` of the error.  ``request`` is the request's id in the access log.
+    address and ``agent`` its program; ``action`` is the permission that was needed, and ``login``
+    or ``token`` for a login; ``method`` is the HTTP method; ``image`` is the canonical name.
+    ``tag``, ``digest``, ``before`` and ``bytes`` are those of a :class:`Change`, or what a request
+    names that failed; ``upload`` is the id of an upload session.  ``outcome`` is ``done``,
+    ``refused`` (the caller may not) or ``failed`` (it could not be done), the last two with the
+    ``code`` of the error.  ``request`` is the request's id in the access log.
     """
 
     time: str
@@ -75,23 +97,31 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True):
     request: str
     code: str = ""
     image: str = ""
-    reference: str = ""
+    tag: str = ""
+    digest: str = ""
+    before: str = ""
+    bytes: int = 0
+    upload: str = ""
+    agent: str = ""
     claimed: str = ""
 
 
 @define
 class AuditLog:
     """
-    Writes a JSON object per line: for each request that changes something or tries to, and for each
-    one that is refused.  Writing never raises; that a line can't be written is logged.
+    Writes a JSON object per line: for each tag and manifest that is pushed or deleted or that was
+    to be, for each login, and for each request that is refused.  Writing never raises; that a line
+    can't be written is logged.
 
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.audit``.
+    :param blobs: whether there is a line, too, for each request that pushes a blob.
     :param now: seconds since the epoch.
     :param own: writes its argument ``line`` to the daemon's own log.
     """
 
     path: str = ""
+    blobs: bool = False
     now: Callable[[], float] = time.time
     own: Callable[..., None] = _own
     _file: LineFile = field(init=False)
@@ -108,9 +138,24 @@ class AuditLog:
         """Close the file; lines are dropped until it is opened again."""
         self._file.close()
 
-    def done(self, request: RegistryRequest, asked: Asked, status: int) -> None:
-        """Log a change that has been made."""
-        self._write(request, asked, str(asked.image or ""), "done", status, "")
+    def done(
+        self, request: RegistryRequest, asked: Asked, status: int, changes: Sequence[Change]
+    ) -> None:
+        """Log the changes that a request has made; with none of a tag or manifest, if wanted."""
+        image = str(asked.image or "")
+        for change in changes:
+            self._write(request, asked, image, "done", status, change=change)
+        if not changes and (self.blobs or not asked.part_of_push):
+            self._write(request, asked, image, "done", status)
+
+    def logged_in(self, request: RegistryRequest, asked: Asked, status: int) -> None:
+        """
+        Log that a caller who asked ``/v2/`` or ``/token`` has logged in.  That is no login where
+        the caller is anonymous, or has a token, which was logged when it was given.
+        """
+        if request.actor in _NOBODY or request.caller.scopes is not None:
+            return
+        self._write(request, asked, "", "done", status)
 
     def failed(
         self, request: RegistryRequest, asked: Asked, image: object, error: Exception
@@ -129,7 +174,7 @@ class AuditLog:
             ):
                 return  # every client begins so, to learn how to log in
             outcome = "refused"
-        elif not asked.changes:
+        elif not asked.changes or (asked.part_of_push and not self.blobs):
             return
         told = expected_error(error)
         left = isinstance(error, ConnectionClosed | CancelledError)
@@ -143,16 +188,11 @@ class AuditLog:
         image: str,
         outcome: Outcome,
         status: int,
-        code: str,
+        code: str = "",
+        change: Change | None = None,
     ) -> None:
-        # The id of an upload session only where there is no digest that it became.
-        reference = (
-            asked.parts.get("reference")
-            or asked.parts.get("digest")
-            or parameter(request, "digest")
-            or parameter(request, "mount")
-            or asked.parts.get("upload_id", "")
-        )
+        named = _named(request, asked) if change is None else _changed(change)
+        agent = request.requestHeaders.getRawHeaders(b"User-Agent", (b"",))[0]
         event = Event(
             time=moment(self.now()),
             who=request.actor,
@@ -164,8 +204,10 @@ class AuditLog:
             request=request.request_id,
             code=code,
             image=image[:_LONGEST],
-            reference=reference[:_LONGEST],
+            bytes=0 if change is None else change.size,
+            agent=agent.decode("utf-8", "backslashreplace")[:_LONGEST],
             claimed=request.claimed[:_LONGEST],
+            **{key: value[:_LONGEST] for key, value in named.items()},
         )
         # ASCII, so that no character of a client ends a line for any reader.
         encoded = _encode(event)
@@ -177,3 +219,22 @@ class AuditLog:
             self._file.write(line)
         else:
             self.own(line=line)
+
+
+def _changed(change: Change) -> dict[str, str]:
+    return {
+        "tag": str(change.tag or ""),
+        "digest": str(change.digest or ""),
+        "before": str(change.before or ""),
+    }
+
+
+def _named(request: RegistryRequest, asked: Asked) -> dict[str, str]:
+    """Return what a request names, as the client wrote it."""
+    reference = asked.parts.get("reference")
+    if reference is not None:
+        return {"digest" if ":" in reference else "tag": reference}
+    digest = (
+        asked.parts.get("digest") or parameter(request, "digest") or parameter(request, "mount")
+    )
+    return {"digest": digest or "", "upload": asked.parts.get("upload_id", "")}

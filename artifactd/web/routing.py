@@ -97,6 +97,8 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
         before anything is looked up.  Where that is to pull, the query ``ns=`` may name a registry.
     """
     writes = isinstance(needs, Action) and needs is not Action.PULL
+    part_of_push = "/blobs/uploads/" in path
+    logs_in = needs in (Need.IDENTITY, Need.TOKEN)
 
     def register(handler: _H) -> _H:
         def unproved(
@@ -123,7 +125,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
             if request.args and needs is Action.PULL:
                 namespace = mirrored_registry(request)
             changes = writes and request.method not in (b"GET", b"HEAD")
-            asked = Asked(needs, parts, changes)
+            asked = Asked(needs, parts, changes, part_of_push)
             try:
                 if needs is not Need.NOTHING:
                     rates = request.site.rates
@@ -155,7 +157,9 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                 )
                 raise
             if changes:
-                self.audit.done(request, asked, answered.status)
+                self.audit.done(request, asked, answered.status, answered.changes)
+            elif logs_in:
+                self.audit.logged_in(request, asked, answered.status)
             return answered
 
         @app.route(path, methods=methods)

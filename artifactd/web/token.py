@@ -98,10 +98,12 @@ async def _by_form(
             )
         request.claimed = name
         granted = await service.for_login(name, password, address, asked)
-        request.claimed = ""
+        request.claimed, request.actor = "", granted.who
         return granted
     if grant == "refresh_token":
-        return await service.for_refresh_token(_required(form, "refresh_token"), asked)
+        granted = await service.for_refresh_token(_required(form, "refresh_token"), asked)
+        request.actor = granted.who
+        return granted
     raise FormInvalid(
         'grant_type: expected "password" or "refresh_token"', "unsupported_grant_type"
     )

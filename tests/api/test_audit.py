@@ -1,4 +1,4 @@
-"""The audit log: a line for every change, every attempt at one, and every refusal."""
+"""The audit log: a line for every change, every attempt at one, every login and every refusal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.oci.digest import Digest
+from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.store.folder import ReadOnlyMode
 from artifactd.web.server.accesslog import LineFile
 from tests.api.case import ApiTestCase, Connection
-from tests.api.guarded import ABSENT, BLOB, GuardedCase, basic
-from tests.api.served import Served
+from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, basic
+from tests.api.served import Served, image_manifest
 
 MANIFEST = "/v2/team/app/manifests/v1"
 
@@ -46,12 +47,11 @@ class AuditCase(GuardedCase):
 
 
 class AuditTests(AuditCase):
-    async def test_a_push_is_a_line_for_each_request(self) -> None:
+    async def test_a_push_of_an_image_is_one_line(self) -> None:
         await self.have("team/app")
-        lines = self.lines()
-        self.assertEqual(len(lines), 3)
-        self.assertEqual({line["who"] for line in lines}, {"alice"})
-        line = {k: v for k, v in lines[2].items() if k not in ("time", "request")}
+        (line,) = self.lines()
+        manifest = image_manifest(CONFIG, BLOB)
+        del line["time"], line["request"]
         self.assertEqual(
             line,
             {
@@ -62,15 +62,67 @@ class AuditTests(AuditCase):
                 "outcome": "done",
                 "status": 201,
                 "image": "local/team/app",
-                "reference": "v1",
+                "tag": "v1",
+                "digest": str(Digest.of(manifest)),
+                "bytes": len(manifest) + len(CONFIG) + len(BLOB),
             },
         )
-        self.assertEqual(lines[1]["reference"], str(Digest.of(BLOB)))
+
+    async def test_a_tag_that_moves_has_the_digest_before(self) -> None:
+        await self.have("team/app")
+        first, second = image_manifest(CONFIG, BLOB), image_manifest(CONFIG)
+        kind = {"Content-Type": OCI_MANIFEST}
+        line = await self.line("PUT", MANIFEST, "alice", body=second, headers=kind)
+        self.assertEqual(line["digest"], str(Digest.of(second)))
+        self.assertEqual(line["before"], str(Digest.of(first)))
+        line = await self.line("PUT", MANIFEST, "alice", body=second, headers=kind)
+        self.assertEqual(line["before"], line["digest"], "the same again")
+
+    async def test_a_manifest_has_a_line_without_a_tag_and_each_of_several_tags_has_one(
+        self,
+    ) -> None:
+        await self.have("team/app")
+        manifest = image_manifest(CONFIG)
+        digest = Digest.of(manifest)
+        path, kind = f"/v2/team/app/manifests/{digest}", {"Content-Type": OCI_MANIFEST}
+        line = await self.line("PUT", path, "alice", body=manifest, headers=kind)
+        self.assertEqual((line["digest"], line.get("tag")), (str(digest), None))
+        self.lines()
+        await self.ask("PUT", f"{path}?tag=a&tag=b", "alice", body=manifest, headers=kind)
+        lines = self.lines()
+        self.assertEqual([line["tag"] for line in lines], ["a", "b"])
+        self.assertEqual({line["digest"] for line in lines}, {str(digest)})
+
+    async def test_the_program_of_the_client_is_named(self) -> None:
+        headers = {"User-Agent": "docker/29.0 \x9b" + "x" * 300}
+        line = await self.line("DELETE", MANIFEST, headers=headers)
+        self.assertEqual(len(line["agent"]), 255)
+        self.assertTrue(line["agent"].startswith("docker/29.0 "), line)
 
     async def test_a_delete_is_one(self) -> None:
         await self.have("team/app")
+        digest = str(Digest.of(image_manifest(CONFIG, BLOB)))
         line = await self.line("DELETE", MANIFEST, "alice")
         self.assertEqual((line["action"], line["outcome"]), ("delete", "done"))
+        self.assertEqual((line["tag"], line["before"], line.get("digest")), ("v1", digest, None))
+        line = await self.line("DELETE", f"/v2/team/app/manifests/{digest}", "alice")
+        self.assertEqual((line["digest"], line.get("tag")), (digest, None))
+        blob = str(Digest.of(BLOB))
+        line = await self.line("DELETE", f"/v2/team/app/blobs/{blob}", "alice")
+        self.assertEqual((line["outcome"], line["digest"]), ("done", blob))
+
+    async def test_a_login_is_one(self) -> None:
+        line = await self.line("GET", "/v2/", "alice")
+        self.assertEqual((line["action"], line["outcome"]), ("login", "done"))
+        self.assertEqual((line["who"], line["address"]), ("alice", "127.0.0.1"))
+
+    async def test_a_blob_is_none_unless_it_is_refused(self) -> None:
+        blob = f"/v2/team/app/blobs/uploads/?digest={Digest.of(BLOB)}"
+        self.assertEqual(await self.status("POST", blob, "alice", body=b"other"), 400)
+        self.assertEqual(await self.status("POST", blob, "alice", body=BLOB), 201)
+        self.assertEqual(self.lines(), [])
+        line = await self.line("POST", blob, "bob", body=BLOB)
+        self.assertEqual((line["outcome"], line["digest"]), ("refused", str(Digest.of(BLOB))))
 
     async def test_what_could_not_be_done_says_why(self) -> None:
         line = await self.line("DELETE", f"/v2/team/app/blobs/{ABSENT}", "alice")
@@ -112,7 +164,6 @@ class AuditTests(AuditCase):
         self.lines()
         await self.ask("GET", "/v2/")
         for method, path in (
-            ("GET", "/v2/"),
             ("GET", MANIFEST),
             ("GET", f"/v2/team/app/blobs/{ABSENT}"),
             ("GET", "/v2/_catalog"),
@@ -142,9 +193,37 @@ class TokenAuditTests(AuditCase):
             body = urlencode({**form, "username": "alice", "password": password}).encode()
             answer = await self.ask("POST", "/token", body=body, headers=kind)
             self.assertEqual(answer.status, status)
+        refused, done = self.lines()
+        self.assertEqual((refused["outcome"], refused["claimed"]), ("refused", "alice"))
+        self.assertNotIn("wrong", json.dumps(refused))
+        self.assertEqual((done["action"], done["outcome"], done["who"]), ("token", "done", "alice"))
+
+    async def test_a_token_is_a_login_and_its_use_is_none(self) -> None:
+        token = json.loads((await self.ask("GET", "/token?service=artifactd", "alice")).body)
         (line,) = self.lines()
-        self.assertEqual((line["outcome"], line["claimed"]), ("refused", "alice"))
-        self.assertNotIn("wrong", json.dumps(line))
+        self.assertEqual((line["action"], line["who"]), ("token", "alice"))
+        bearer = {"Authorization": f"Bearer {token['token']}"}
+        self.assertEqual(await self.status("GET", "/v2/", headers=bearer), 200)
+        self.assertEqual(await self.status("GET", "/token"), 200, "anonymous")
+        self.assertEqual(self.lines(), [])
+
+
+class BlobAuditTests(AuditCase):
+    top = "audit_blobs = true"
+
+    async def test_each_request_of_a_push_is_a_line(self) -> None:
+        start = await self.ask("POST", "/v2/team/app/blobs/uploads/", "alice")
+        location = start.headers["location"]
+        await self.ask("PATCH", location, "alice", body=BLOB)
+        await self.ask("PUT", f"{location}&digest={Digest.of(BLOB)}", "alice")
+        lines = self.lines()
+        self.assertEqual([line["method"] for line in lines], ["POST", "PATCH", "PUT"])
+        self.assertIn(lines[1]["upload"], location)
+        self.assertEqual(lines[2]["digest"], str(Digest.of(BLOB)))
+
+    async def test_so_is_one_that_fails(self) -> None:
+        line = await self.line("PATCH", "/v2/team/app/blobs/uploads/0", "alice", body=BLOB)
+        self.assertEqual((line["outcome"], line["status"]), ("failed", 404))
 
 
 class ProxiedAuditTests(AuditCase):
@@ -168,6 +247,7 @@ class OpenAuditTests(ApiTestCase):
     """Without any authentication, and without a file: lines go to the daemon's log."""
 
     def setUp(self) -> None:
+        self.toml = "audit_blobs = true"
         super().setUp()
         self.lines: DeferredQueue[dict[str, Any]] = DeferredQueue()
         self.texts: list[str] = []
@@ -195,7 +275,7 @@ class OpenAuditTests(ApiTestCase):
         for sent, received in (("%7F", "\x7f"), ("%C3%A9%E2%80%AE%7F", "é\u202e\x7f")):
             await self.registry.request("POST", f"/v2/hello/blobs/uploads/?mount={sent}")
             line = await self.lines.get()
-            self.assertEqual((line["outcome"], line["reference"]), ("failed", received))
+            self.assertEqual((line["outcome"], line["digest"]), ("failed", received))
             text = self.texts[-1]
             self.assertTrue(text.isascii() and text.isprintable(), ascii(text))
 
@@ -208,7 +288,7 @@ class OpenAuditTests(ApiTestCase):
         self.assertEqual((refused["outcome"], refused["image"]), ("refused", "local/hello"))
 
     async def test_a_disk_that_fails_is_logged_and_stops_nothing(self) -> None:
-        registry = Served.start(self, audit_log="/dev/full")
+        registry = Served.start(self, audit_log="/dev/full", audit_blobs="true")
         await registry.push_blob("hello", BLOB)
         await registry.push_blob("hello", b"other")
         self.assertEqual(len(self.flushLoggedErrors(OSError)), 1, "told once")

@@ -418,10 +418,10 @@ class CommandsTests(TestCase):
             self.assertEqual((await self.daemon.request("GET", path)).status, 200, path)
         (printed,) = (each for each in blocks("docs/operating.md") if each.kind == "json")
         await self.push("app", "v1")
-        match = await self.daemon.process.matched(r'\{"time":.*"reference":"v1"\}')
+        match = await self.daemon.process.matched(r'\{"time":.*"tag":"v1".*\}')
         shown, logged = json.loads(printed.text), json.loads(match[0])
-        self.assertEqual(list(shown), list(logged))
-        for name in ("action", "method", "outcome", "status", "image", "reference"):
+        self.assertEqual([name for name in shown if name != "before"], list(logged))
+        for name in ("action", "method", "outcome", "status", "image", "tag", "digest", "bytes"):
             self.assertIs(type(shown[name]), type(logged[name]), name)
 
     async def test_garbage_collection(self) -> None:
