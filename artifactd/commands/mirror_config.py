@@ -6,9 +6,11 @@ import json
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from attrs import frozen
 from twisted.python import usage
 
 from artifactd.commands.options import SettingsOptions
@@ -49,9 +51,28 @@ def listeners(settings: Settings) -> Iterator[tuple[str, str, int]]:
             yield "http" if match["kind"] == "tcp" else "https", host, int(match["port"])
 
 
-def docker(settings: Settings, url: str) -> str:
+@frozen
+class ClientFile:
     """
-    The text of ``/etc/docker/daemon.json``.
+    A file of a client's configuration.
+
+    :ivar folder: where the client looks for it.
+    :ivar name: its path below ``folder``.
+    :ivar text: what it has to hold.
+    """
+
+    folder: str
+    name: str
+    text: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+
+def docker(settings: Settings, url: str) -> Iterator[ClientFile]:
+    """
+    The settings of Docker Engine.
 
     :raises StartError: if no image of Docker Hub can be pulled here by its bare name: Docker Engine
         asks mirrors for nothing else.
@@ -65,38 +86,44 @@ def docker(settings: Settings, url: str) -> str:
     document: dict[str, object] = {"registry-mirrors": [url]}
     if _is_insecure(url):
         document["insecure-registries"] = [urlsplit(url).netloc]
-    return f"{json.dumps(document, indent=2)}\n"
+    yield ClientFile("/etc/docker", "daemon.json", f"{json.dumps(document, indent=2)}\n")
 
 
-def containerd(settings: Settings, url: str) -> str:
+def containerd(settings: Settings, url: str) -> Iterator[ClientFile]:
     """
-    The texts of ``/etc/containerd/certs.d/<registry>/hosts.toml``, one for each registry that a
-    remote repository answers for; containerd adds ``ns=<registry>`` to its requests.
+    A ``hosts.toml`` for each registry that a remote repository answers for; containerd adds
+    ``ns=<registry>`` to its requests.
     """
-    return "\n".join(_containerd(settings, url))
-
-
-def _containerd(settings: Settings, url: str) -> Iterator[str]:
     for host, _, remote in _registries(settings):
-        yield f"# /etc/containerd/certs.d/{host}/hosts.toml"
+        lines = [f'server = "{_fallback(remote)}"']
         if remote.prefix:
-            # What containerd asks while the daemon is down stands under the prefix, too.
-            yield f'server = "{remote.upstream}/v2/{remote.prefix}"'
-            yield "override_path = true"
-        else:
-            yield f'server = "{remote.upstream}"'
-        yield ""
-        yield f'[host."{url}"]'
-        yield '  capabilities = ["pull", "resolve"]'
-        yield ""
+            lines.append("override_path = true")
+        lines += ["", f'[host."{url}"]', '  capabilities = ["pull", "resolve"]', ""]
+        yield ClientFile("/etc/containerd/certs.d", f"{host}/hosts.toml", "\n".join(lines))
 
 
-def podman(settings: Settings, url: str) -> str:
-    """The text of a file below ``/etc/containers/registries.conf.d/``: podman, skopeo, CRI-O."""
-    return "\n".join(_podman(settings, url))
+def k3s(settings: Settings, url: str) -> Iterator[ClientFile]:
+    """
+    The ``registries.yaml`` of k3s and RKE2, of which they make containerd's files.  They ask the
+    registry itself after the endpoints that are listed.
+    """
+    lines = ["mirrors:"]
+    for host, _, remote in _registries(settings):
+        lines += [f'  "{host}":', "    endpoint:", f'      - "{url}"']
+        if remote.prefix:
+            lines.append(f'      - "{_fallback(remote)}"')
+    if len(lines) > 1:
+        yield ClientFile("/etc/rancher/k3s", "registries.yaml", "\n".join([*lines, ""]))
 
 
-def _podman(settings: Settings, url: str) -> Iterator[str]:
+def podman(settings: Settings, url: str) -> Iterator[ClientFile]:
+    """A drop-in of ``registries.conf``, which podman, buildah, skopeo and CRI-O read."""
+    text = "\n".join(_containers(settings, url))
+    if text:
+        yield ClientFile("/etc/containers/registries.conf.d", "artifactd.conf", text)
+
+
+def _containers(settings: Settings, url: str) -> Iterator[str]:
     address = urlsplit(url).netloc
     for host, name, _ in _registries(settings):
         yield "[[registry]]"
@@ -110,11 +137,18 @@ def _podman(settings: Settings, url: str) -> Iterator[str]:
         yield ""
 
 
-CLIENTS: Mapping[str, Callable[[Settings, str], str]] = {
+CLIENTS: Mapping[str, Callable[[Settings, str], Iterator[ClientFile]]] = {
     "docker": docker,
     "containerd": containerd,
+    "k3s": k3s,
     "podman": podman,
+    "crio": podman,
 }
+
+
+def _fallback(remote: RemoteSettings) -> str:
+    """What a client asks while the daemon is down: the upstream, under the prefix if it has one."""
+    return f"{remote.upstream}/v2/{remote.prefix}" if remote.prefix else str(remote.upstream)
 
 
 def _remotes(settings: Settings) -> Mapping[str, RemoteSettings]:
@@ -138,15 +172,16 @@ def _is_insecure(url: str) -> bool:
 
 
 class MirrorConfig(SettingsOptions):
-    """``artifactd mirror-config``: print a client's configuration."""
+    """``artifactd mirror-config``: print a client's configuration, or write it."""
 
     longdesc = (
-        "Print the configuration that lets CLIENT (docker, containerd or podman) pull through this"
-        " daemon, as the settings are."
+        f"Print the configuration that lets CLIENT ({', '.join(CLIENTS)}) pull through this daemon,"
+        " as the settings are, each file under a line with its path."
     )
     synopsis = "[options] CLIENT"
     optParameters: ClassVar = [
-        ["url", "u", None, "Where clients reach the daemon (default: the first TCP listener)."]
+        ["url", "u", None, "Where clients reach the daemon (default: the first TCP listener)."],
+        ["write", "w", None, "Write the files below this folder instead, and print their paths."],
     ]
 
     # Options declares this without arguments, and calls it with those left over.
@@ -158,8 +193,39 @@ class MirrorConfig(SettingsOptions):
     def run(self) -> int:
         settings = self.load()
         url = own_url(settings) if self["url"] is None else _base_url(self["url"])
-        print(CLIENTS[self.client](settings, url), end="")
+        files = list(CLIENTS[self.client](settings, url))
+        if self["write"] is None:
+            for file in files:
+                # JSON has no comments.
+                print(file.text if file.name.endswith(".json") else f"# {file.path}\n{file.text}")
+        else:
+            for file in files:
+                print(_write(file, Path(self["write"])))
         return 0
+
+
+def _write(file: ClientFile, folder: Path) -> Path:
+    """
+    Write ``file`` below ``folder`` if it is not there.
+
+    :returns: its path.
+    :raises StartError: if it is there with another text, which is left as it is: it may hold what
+        has nothing to do with this daemon.
+    """
+    path = folder / file.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as new:
+            new.write(file.text)
+    except FileExistsError:
+        if path.read_text(encoding="utf-8") != file.text:
+            raise StartError(
+                f"{path}: it is there with other settings: merge them by hand with what this"
+                " command prints without --write, or remove the file first"
+            ) from None
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}") from None
+    return path
 
 
 def _base_url(text: str) -> str:

@@ -67,4 +67,4 @@ def _next(settings: Settings, host: str) -> str:
         return f"docker login {host}"
     if settings.default.push:
         return f"docker tag IMAGE {host}/IMAGE, then docker push {host}/IMAGE"
-    return "artifactd mirror-config docker, containerd or podman"
+    return "artifactd mirror-config docker, containerd, k3s, podman or crio"

@@ -357,6 +357,39 @@ class MirrorConfigTests(TestCase):
             self.assertEqual((result.status, result.out), (1, ""), wrong)
             self.assertRegex(result.err, r"\Aartifactd: --url: expected [^\n]+\n\Z")
 
+    async def test_the_files_are_written_where_the_client_looks(self) -> None:
+        for client, name in (
+            ("docker", "daemon.json"),
+            ("containerd", "docker.io/hosts.toml"),
+            ("k3s", "registries.yaml"),
+            ("podman", "artifactd.conf"),
+            ("crio", "artifactd.conf"),
+        ):
+            folder = Path(self.mktemp())
+            printed = (await artifactd(self, "mirror-config", client)).out
+            for _ in range(2):  # the same again is no fault
+                result = await artifactd(self, "mirror-config", "--write", str(folder), client)
+                self.assertEqual((result.status, result.out), (0, f"{folder / name}\n"), result.err)
+            self.assertIn((folder / name).read_text(), printed)
+
+    async def test_other_settings_that_are_there_are_left_as_they_are(self) -> None:
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        file = folder / "daemon.json"
+        file.write_text('{"log-driver": "journald"}')
+        result = await artifactd(self, "mirror-config", "--write", str(folder), "docker")
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertRegex(
+            result.err, r"\Aartifactd: \S+daemon.json: it is there with other [^\n]+\n\Z"
+        )
+        self.assertEqual(file.read_text(), '{"log-driver": "journald"}')
+
+    async def test_a_folder_that_cannot_be_written_is_one_line(self) -> None:
+        file = Path(self.mktemp())
+        file.touch()
+        result = await artifactd(self, "mirror-config", "--write", str(file), "containerd")
+        self.assertRegex(result.err, r"\Aartifactd: [^\n]+hosts.toml: Not a directory\n\Z")
+
 
 class BackUpTests(TestCase):
     async def back_up(self, daemon: Daemon, target: Path) -> Result:

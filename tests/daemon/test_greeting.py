@@ -47,7 +47,9 @@ class GreetingTests(SynchronousTestCase):
     def test_a_cache_alone_says_how_clients_are_set_up(self) -> None:
         settings = Settings(default=DefaultSettings(push="", pull=("docker.io",)))
         *_, then = greeting(settings, None, [LOOPBACK], read_only=False)
-        self.assertEqual(then, "next: artifactd mirror-config docker, containerd or podman")
+        self.assertEqual(
+            then, "next: artifactd mirror-config docker, containerd, k3s, podman or crio"
+        )
 
     def test_urls_are_such_that_clients_can_use_them(self) -> None:
         name = socket.gethostname()
