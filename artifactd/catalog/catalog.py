@@ -7,7 +7,8 @@ from sqlite3 import Connection
 from sys import getsizeof
 
 from artifactd.catalog import blobs, images, leases, manifests
-from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_freeing
+from artifactd.catalog.cache import ReadCache
+from artifactd.catalog.database import Database, OnDatabase, read, write, write_freeing
 from artifactd.catalog.overview import glob
 from artifactd.catalog.records import (
     MOVABLE,
@@ -30,6 +31,10 @@ _UPLOAD_COLUMNS = "id, repository, image, algorithm, started, owner"
 _RETRY_AFTER = "60"  # seconds: one of the sessions may have ended
 
 
+def _image_of(key: tuple[ImageName, object]) -> str:
+    return str(key[0])
+
+
 class Catalog(OnDatabase):
     """
     The registry's metadata, shared by all processes on the data folder.
@@ -48,9 +53,9 @@ class Catalog(OnDatabase):
         super().__init__(database)
         self._renewed_after = lease / 4
         self._links: ReadCache[tuple[ImageName, Digest], blobs.Link | None]
-        self._links = ReadCache(database.version, CACHED)
+        self._links = ReadCache(database.versions, _image_of, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
-        self._manifests = ReadCache(database.version, CACHED, record_bytes)
+        self._manifests = ReadCache(database.versions, _image_of, CACHED, record_bytes)
 
     # -- blobs
 

@@ -1,11 +1,11 @@
-"""The connections to the catalog's file: snapshots, group commit, and the cache of reads."""
+"""The connections to the catalog's file: snapshots and group commit."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -13,13 +13,13 @@ from sqlite3 import Connection
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast
 
 from attrs import field, frozen
-from cachetools import LRUCache
 from twisted.enterprise.adbapi import ConnectionPool
 from twisted.internet.defer import Deferred, DeferredList, fail
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from artifactd.catalog.cache import Versions
 from artifactd.kit.deferreds import uncancelled
 from artifactd.kit.threads import Threads
 from artifactd.oci.errors import Unavailable
@@ -256,10 +256,12 @@ class Writer:
     most, however many there are.
 
     :param connections: a pool of exactly one connection.
+    :param versions: learn which images each transaction touches, if they follow the connection.
     """
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, versions: Versions) -> None:
         self._connections = connections
+        self._versions = versions
         self._queue: deque[_Write[Any]] = deque()
         self._long: dict[str, deque[_Write[Any]]] = {}  # by owner; no queue in it is empty
         self._was_long = False  # the last transaction
@@ -350,101 +352,24 @@ class Writer:
             self._commit_next()
             return outcome
 
-        committed = self._connections.run(partial(_transact, batch))
+        committed = self._connections.run(partial(_transact, batch, self._versions))
         committed.addCallbacks(settle, give_up).addBoth(go_on)
 
 
-def _transact(batch: Sequence[_Write[Any]], connection: Connection) -> list[object]:
+def _transact(
+    batch: Sequence[_Write[Any]], versions: Versions, connection: Connection
+) -> list[object]:
+    versions.begin()
     # IMMEDIATE takes the lock now.  A transaction that reads first, and writes after another
     # process has written, fails with SQLITE_BUSY_SNAPSHOT, whatever the timeout.
     connection.execute("BEGIN IMMEDIATE")
     outcomes = [write.run(connection) for write in batch]
+    versions.announce(connection)
     connection.execute("COMMIT")
+    versions.settle()
     for write, outcome in zip(batch, outcomes, strict=True):
         write.settle(outcome)
     return outcomes
-
-
-# -- the cache of reads, valid until the next commit of any process
-
-RESULT = 1 << 10
-"""Bytes that a result of average size takes in a :class:`ReadCache`, with its key."""
-
-_K = TypeVar("_K", bound=Hashable)
-_V = TypeVar("_V")
-
-
-class DataVersion:
-    """
-    A number that changes with every commit of any other connection, in this process or another.
-
-    Asking takes some microseconds and never waits, so it is done in the reactor's thread.  Its
-    connection does nothing else, because SQLite does not count a connection's own commits
-    (https://sqlite.org/pragma.html#pragma_data_version).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection: Connection | None = None
-
-    def __call__(self) -> int | None:
-        """Return the present number, or ``None`` if SQLite can't tell it."""
-        try:
-            if self._connection is None:
-                self._connection = sqlite3.connect(self._path, timeout=0, isolation_level=None)
-            version: int = self._connection.execute("PRAGMA data_version").fetchone()[0]
-        except sqlite3.Error:
-            # The connection is kept: a new one would count from the beginning again.
-            return None
-        return version
-
-    def close(self) -> None:
-        """Close the connection; to be called before the last of the others is closed."""
-        if self._connection is not None:
-            self._connection.close()
-
-
-class ReadCache(Generic[_K, _V]):
-    """
-    An LRU cache of recent reads.  A commit of any process empties it.
-
-    :param version: tells the version of the data; ``None`` where that is not known.
-    :param limit: bytes of the results that are kept, :data:`RESULT` of them for each one and its
-        key.
-    :param size: returns how many bytes a result takes beyond that.  One of more than a 64th of
-        ``limit`` is not kept.
-    """
-
-    def __init__(
-        self,
-        version: Callable[[], int | None],
-        limit: int,
-        size: Callable[[_V], int] = lambda _: 0,
-    ) -> None:
-        self._version = version
-        self._size = size
-        self._largest = limit // 64
-        self._valid_at: int | None = None
-        self._results: LRUCache[_K, _V] = LRUCache(limit, lambda result: RESULT + size(result))
-
-    async def get(self, key: _K, read: Callable[[], Awaitable[_V]]) -> _V:
-        """
-        The cached result for ``key`` if nothing has been committed since it was read, else the
-        result of ``read``.  A cached result comes without a turn of the reactor.
-        """
-        # Asked before the read: then a commit between the two costs another read.  Asked after it,
-        # an old result would be kept under the new version.
-        version = self._version()
-        if version is None or version != self._valid_at:
-            self._results.clear()
-            self._valid_at = version
-        elif key in self._results:
-            return self._results[key]
-        result = await read()
-        kept = version is not None and version == self._valid_at
-        if kept and self._size(result) <= self._largest:
-            self._results[key] = result
-        return result
 
 
 # -- reading and writing the catalog
@@ -462,7 +387,7 @@ class Database:
     :param now: tells the time in seconds since the epoch, in any thread.
     :param make_room: called in the writer's thread when the disk is full, before what frees space
         is tried once more; raises OSError if there is no room.  ``None``: it is not tried again.
-    :ivar version: changes with every commit.
+    :ivar versions: of the images; each changes with every commit that touches the image.
     """
 
     def __init__(
@@ -477,10 +402,15 @@ class Database:
     ) -> None:
         self.now = now
         self._make_room = make_room
-        self.version = DataVersion(path)
+        self.versions = Versions(path.with_name(f"{path.name}-versions"), path)
         self._damage: Damaged | None = None
         self._readers = Connections(path, reactor, readers, busy_timeout, prepare_reader)
-        self._writer = Writer(Connections(path, reactor, 1, busy_timeout, prepare_writer))
+
+        def prepare(connection: Connection) -> None:
+            prepare_writer(connection)
+            self.versions.follow(connection)
+
+        self._writer = Writer(Connections(path, reactor, 1, busy_timeout, prepare), self.versions)
 
     def read(self, query: Callable[[Connection], _T]) -> Deferred[_T]:
         """Run ``query`` in a reader's thread; all its statements see one snapshot."""
@@ -542,9 +472,9 @@ class Database:
 
     async def close(self) -> None:
         """Wait for the calls in flight, then close all connections."""
-        self.version.close()
         await self._readers.close()
         await self._writer.close()
+        self.versions.close()
 
 
 class OnDatabase:

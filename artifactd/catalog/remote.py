@@ -11,8 +11,9 @@ import msgspec
 from attrs import field, frozen
 
 from artifactd.catalog import blobs, images, manifests
+from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.catalog import CACHED, record_bytes
-from artifactd.catalog.database import Database, OnDatabase, ReadCache, read, write, write_last
+from artifactd.catalog.database import Database, OnDatabase, read, write, write_last
 from artifactd.catalog.leases import loosen
 from artifactd.catalog.records import ManifestPut, ManifestRecord, nothing
 from artifactd.oci.digest import Digest
@@ -148,11 +149,14 @@ class RemoteCatalog(OnDatabase):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        version = database.version
-        self._known: ReadCache[ImageName, bool] = ReadCache(version, CACHED)
-        self._origins: ReadCache[str, str | None] = ReadCache(version, CACHED)
+        versions = database.versions
+        self._known: ReadCache[ImageName, bool] = ReadCache(versions, str, CACHED)
+        self._origins: ReadCache[str, str | None] = ReadCache(versions, str, CACHED)
         self._tags: ReadCache[tuple[ImageName, Tag], CachedTag | None] = ReadCache(
-            version, CACHED, lambda cached: 0 if cached is None else record_bytes(cached.record)
+            versions,
+            lambda key: str(key[0]),
+            CACHED,
+            lambda cached: 0 if cached is None else record_bytes(cached.record),
         )
 
     # -- names

@@ -324,7 +324,7 @@ def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswer
     # A hot answer renews no lease: its second must not count beside that of the lease.
     if not settings.hot_answers or settings.lease < _LEAST_LEASE:
         return None
-    return HotAnswers(parts.catalog.database.version, int(settings.hot_answers), reactor)
+    return HotAnswers(parts.catalog.database.versions, int(settings.hot_answers), reactor)
 
 
 def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:

@@ -48,8 +48,8 @@ class Answer:
         not copied before it is sent.
     :ivar again: makes an answer to the same request, so that a large ``body`` is not kept while it
         waits for memory; not for one with a blob.
-    :ivar repeatable: whether the same request gets the same answer until the next commit to the
-        catalog.
+    :ivar repeatable: whether the same request gets the same answer until a commit touches the
+        image of its target.
     :ivar changes: the tags and manifests that the request has changed, for the audit log.
     """
 

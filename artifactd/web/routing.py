@@ -137,6 +137,8 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                 if isinstance(needs, Action):
                     target = self.gate.target(request, needs, self.registry, name, namespace)
                     asked.admitted, asked.image = True, target.image
+                    if request.repeated is not None:
+                        request.rests_on(str(target.image))
                     if namespace is not None:
                         # Only in this answer: other requests may share the error without it.
                         request.responseHeaders.setRawHeaders("OCI-Namespace", [namespace])

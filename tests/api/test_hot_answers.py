@@ -162,7 +162,7 @@ class MemoryTests(SynchronousTestCase):
 
     def test_long_requests_count_by_their_size_with_an_answer_and_without(self) -> None:
         limit = 1 << 20
-        hot = HotAnswers(lambda: 1, limit, Clock())
+        hot = HotAnswers(lambda _: 1, limit, Clock())
         for number in range(2000):
             head = f"GET /{number:04000} HTTP/1.1\r\n\r\n".encode()
             self.assertIsNone(hot.find(head))
@@ -171,7 +171,7 @@ class MemoryTests(SynchronousTestCase):
                 assert isinstance(asked, Repeated)
                 agent = "agent" * 1000
                 access = Access("::1", "-", "GET", "/", 200, 0, 0.0, agent, "0")
-                hot.keep(asked, b"HTTP/1.1 200 OK\r\n", b"", access)
+                hot.keep(hot.resting(asked, "local/app"), b"HTTP/1.1 200 OK\r\n", b"", access)
                 self.assertIsInstance(hot.find(head), Kept)
             else:
                 self.assertIsInstance(hot.find(head), Repeated)
@@ -186,9 +186,9 @@ class MemoryTests(SynchronousTestCase):
     def test_where_there_is_hardly_any_nothing_is_kept_and_nothing_fails(self) -> None:
         head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         for limit in (1, 512, 1024, 1500, 65536):
-            hot = HotAnswers(lambda: 1, limit, Clock())
+            hot = HotAnswers(lambda _: 1, limit, Clock())
             self.assertNotIsInstance(hot.find(head), Kept)
-            hot.keep(Repeated(head, 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS)
+            hot.keep(Repeated(head, "local/app", 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS)
             self.assertNotIsInstance(hot.find(head), Kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
 from contextlib import closing
@@ -12,7 +13,7 @@ from twisted.internet.threads import deferToThread
 from twisted.internet.utils import getProcessValue
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.database import Database, DataVersion
+from artifactd.catalog.database import Database
 from artifactd.catalog.migrations import configure_repositories, copy_catalog
 from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord
 from artifactd.kit.start import StartError
@@ -189,8 +190,12 @@ class SharedFileTests(CatalogTestCase):
     async def test_a_head_writes_only_where_a_lease_has_to_be_renewed(self) -> None:
         held, unheld = await self.blob(b"held"), await self.blob(b"unheld")
         await self.put(manifest(b"{}", blobs=[held]))
-        version = DataVersion(self.path)
-        self.addCleanup(version.close)
+        other = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(other.close)
+
+        def version() -> object:
+            return other.execute("PRAGMA data_version").fetchone()
+
         before = version()
         self.time += LEASE / 4 - 1
         for blob in (held, unheld):
@@ -217,10 +222,17 @@ class SharedFileTests(CatalogTestCase):
         await self.put(b"{}", "v1")
         self.assertIsNotNone(await self.catalog.manifest(APP, V1))
         script = (
-            "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
-            "db.execute('DELETE FROM tag'); db.commit()"
+            "import sys; from pathlib import Path; from tests.rows import writing\n"
+            "with writing(Path(sys.argv[1])) as db: db.execute('DELETE FROM tag')"
         )
-        self.assertEqual(0, await getProcessValue(sys.executable, ["-c", script, str(self.path)]))
+        self.assertEqual(
+            0,
+            await getProcessValue(
+                sys.executable,
+                ["-c", script, str(self.path.resolve())],
+                env={"PYTHONPATH": os.pathsep.join(sys.path)},
+            ),
+        )
         self.assertIsNone(await self.catalog.manifest(APP, V1))
 
     async def test_a_manifest_with_large_annotations_is_not_kept_in_memory(self) -> None:

@@ -48,7 +48,7 @@ class AtOnce(Database):
     def __init__(self, path: Path) -> None:
         self.time = 1.0
         super().__init__(path, REACTOR, now=lambda: self.time)
-        self.version.close()
+        self.versions.close()
         self.db = sqlite3.connect(path, isolation_level=None)
         self.db.execute("PRAGMA foreign_keys = ON")
         self.statements: list[str] = []
@@ -74,7 +74,7 @@ class PlanTests(SynchronousTestCase):
         self.database = AtOnce(new_catalog(self))
         self.db, self.statements = self.database.db, self.database.statements
         self.addCleanup(self.db.close)
-        self.addCleanup(self.database.version.close)
+        self.addCleanup(self.database.versions.close)
         self.catalog = Catalog(self.database, lease=0.0)
         self.remote = RemoteCatalog(self.database)
         self.garbage = GarbageCatalog(self.database)

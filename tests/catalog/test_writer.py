@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
+from artifactd.catalog.cache import Versions
 from artifactd.catalog.database import Connections, Database, Writer, prepare_writer
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import nothing
@@ -122,7 +123,8 @@ class WriterTests(TestCase):
             connection.execute(f"PRAGMA max_page_count = {self.limit}")
             connection.set_trace_callback(self.statements.append)
 
-        self.writer = Writer(Connections(self.path, REACTOR, 1, 0.01, prepare))
+        versions = Versions(Path(self.mktemp()), self.path)
+        self.writer = Writer(Connections(self.path, REACTOR, 1, 0.01, prepare), versions)
         self.addCleanup(self.writer.close)
 
     def numbers(self) -> list[int]:

@@ -274,7 +274,7 @@ class Connection:
 
     async def delete_blob(self, model: Image) -> None:
         digest = Digest.of(blob(self.run.seed, self.random.randrange(BLOBS)))
-        client = self.client(model.name)
+        client, before = self.client(model.name), self.run.clock()
         try:
             await client.delete_blob(digest)
         except (BlobUnknown, Unsupported):
@@ -282,7 +282,6 @@ class Connection:
             return
         self.run.did("delete blob")
         if self.random.random() < 0.5:
-            before = self.run.clock()
             await self.bring_back(model, digest, before)
 
     async def undelete(self, model: Image) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -16,15 +14,15 @@ from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd
 from tests.crash.pulling import content
 from tests.damage.rot import WAYS, file_of, rot
+from tests.rows import writing
 
 LAYER = b"layer"
 
 
 class FsckTests(MaintenanceTestCase):
     def execute(self, statement: str, *values: object) -> None:
-        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
+        with writing(self.daemon.data / "catalog.sqlite3") as db:
             db.execute(statement, values)
-            db.commit()
 
     async def fsck(self, *argv: str) -> tuple[int, list[str]]:
         """Its exit status, and its lines."""
@@ -280,9 +278,8 @@ class BackupTests(MaintenanceTestCase):
         self.execute("UPDATE blob SET lost_at = 1.0 WHERE digest = ?", str(digest))
 
     def execute(self, statement: str, *values: object) -> None:
-        with closing(sqlite3.connect(self.daemon.data / "catalog.sqlite3", timeout=60)) as db:
+        with writing(self.daemon.data / "catalog.sqlite3") as db:
             db.execute(statement, values)
-            db.commit()
 
     async def assert_served(self, target: Path, *contents: bytes) -> None:
         """A daemon that starts from ``target`` has these, and fsck agrees."""

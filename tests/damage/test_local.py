@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sqlite3
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
@@ -14,6 +13,7 @@ from tests.api.served import image_index, image_manifest
 from tests.damage.case import LARGE, SMALL, DamageCase
 from tests.damage.rot import WAYS, file_of
 from tests.pull.case import noise
+from tests.rows import writing
 
 
 class BlobTests(DamageCase):
@@ -92,9 +92,8 @@ class BlobTests(DamageCase):
 
     async def test_right_bytes_stay_whatever_size_their_row_says(self) -> None:
         digest = await self.registry.push_blob("app", LARGE)
-        with contextlib.closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
+        with writing(self.registry.data / "catalog.sqlite3") as db:
             db.execute("UPDATE blob SET size = size - 1 WHERE digest = ?", (str(digest),))
-            db.commit()
         path = f"/v2/app/blobs/{digest}"
         self.assertEqual((await self.registry.request("GET", path)).status, 500)  # to be retried
         self.assertEqual(len(self.flushLoggedErrors(Lost)), 1)

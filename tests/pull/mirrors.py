@@ -18,6 +18,7 @@ from artifactd.oci.manifest import MANIFEST_TYPES
 from artifactd.oci.names import ImageName
 from tests.api.served import Served
 from tests.process import Answer
+from tests.rows import writing
 from tests.upstreams.backing import Bytes
 from tests.upstreams.hub import Hub
 from tests.upstreams.reply import Reply
@@ -120,7 +121,7 @@ class MirrorCase(TestCase):
 
     def execute(self, registry: Served, statement: str, *values: object) -> list[tuple[Any, ...]]:
         """What another process does to the catalog."""
-        with closing(sqlite3.connect(registry.data / "catalog.sqlite3")) as db, db:
+        with writing(registry.data / "catalog.sqlite3") as db:
             return db.execute(statement, values).fetchall()
 
     def state(self, registry: Served) -> tuple[list[str], list[str]]:

@@ -35,11 +35,13 @@ class Repeated:
     A request that has come before.
 
     :ivar head: its bytes.
-    :ivar version: that of the catalog before it is answered.
+    :ivar image: the image that its answer rests on; empty while that is not known.
+    :ivar version: that of the image before it is looked at.
     """
 
     head: bytes
-    version: int
+    image: str = ""
+    version: object = None
 
 
 @frozen
@@ -47,14 +49,16 @@ class Kept:
     """
     An answer that may be repeated.
 
-    :ivar version: that of the catalog before it was made.
+    :ivar image: the image that it rests on.
+    :ivar version: that of the image before it was made.
     :ivar until: the clock's seconds.
     :ivar fields: the status line and the header fields, without those that have a time.
     :ivar access: what the access log says of it.
     :ivar size: bytes that it takes with its request, beyond some 1 KiB.
     """
 
-    version: int
+    image: str
+    version: object
     until: float
     fields: bytes
     body: bytes
@@ -64,16 +68,19 @@ class Kept:
 
 class HotAnswers:
     """
-    Keeps the answers that may be repeated while nothing is committed to the catalog.
+    Keeps the answers that may be repeated while nothing is committed that touches their images.
 
-    :param version: tells the version of the catalog; ``None`` where that is not known.
+    :param versions: tells the version of the image of a name, which changes with each such commit;
+        ``None`` where it is not known.
     :param limit: bytes of requests and answers, some 1 KiB for each one besides.  One that takes
         more than a 64th of it is not kept.
     :param clock: the reactor's.
     """
 
-    def __init__(self, version: Callable[[], int | None], limit: int, clock: IReactorTime) -> None:
-        self._catalog_version, self._clock = version, clock
+    def __init__(
+        self, versions: Callable[[str], object | None], limit: int, clock: IReactorTime
+    ) -> None:
+        self._versions, self._clock = versions, clock
         self._largest = limit // 64
         # By the bytes of the request; a number is their size, where there is no answer yet.
         self._kept: LRUCache[bytes, Kept | int] = LRUCache(limit, _size)
@@ -94,19 +101,30 @@ class HotAnswers:
             if head.index(_END) == len(head) - 4:
                 self._store(head, len(head))
             return None
-        version = self._catalog_version()
-        if version is None:
-            return None
-        if isinstance(kept, int) or kept.version != version or self._clock.seconds() >= kept.until:
-            return Repeated(head, version)
-        return kept
+        if isinstance(kept, int):
+            return Repeated(head)
+        is_true = self._versions(kept.image) == kept.version  # which is never None
+        return kept if is_true and self._clock.seconds() < kept.until else Repeated(head)
+
+    def resting(self, asked: Repeated, image: str) -> Repeated:
+        """
+        Return ``asked`` with the image that its answer is about to be looked up in; none of it has
+        been read yet.
+        """
+        return Repeated(asked.head, image, self._versions(image))
 
     def keep(self, asked: Repeated, fields: bytes, body: bytes, access: Access) -> None:
-        """Keep the answer to ``asked``, unless it is large."""
+        """
+        Keep the answer to ``asked``, unless it is large, or its image was being changed when it
+        was looked up.
+        """
+        if asked.version is None:
+            return
         # Texts of the access log may be larger than the bytes of the request that they come from.
         size = sum(map(getsizeof, (asked.head, fields, body, access.path, access.agent)))
         until = self._clock.seconds() + SECONDS
-        self._store(asked.head, Kept(asked.version, until, fields, body, access, size))
+        kept = Kept(asked.image, asked.version, until, fields, body, access, size)
+        self._store(asked.head, kept)
 
     def _store(self, head: bytes, kept: Kept | int) -> None:
         if _size(kept) <= self._largest:

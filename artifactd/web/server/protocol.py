@@ -548,8 +548,8 @@ class RegistryRequest(server.Request):
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
         it to others: RFC 9111, 5.2.2.7.
     :ivar repeated: the bytes of the request, if the same have come before.
-    :ivar repeatable: the body of its answer, if the same request gets the same answer until the
-        next commit to the catalog.
+    :ivar repeatable: the body of its answer, if the same request gets the same answer until a
+        commit touches its image.
     :ivar sees_stored: whether a refused change may be answered with what is stored: whether the
         caller may pull the image that it would change.
     """
@@ -587,6 +587,11 @@ class RegistryRequest(server.Request):
     def owner(self) -> str:
         """The user, or the address without a login, whose share of memory the request takes."""
         return owner_of(self.caller.identity, self.address) or f"address:{self.address}"
+
+    def rests_on(self, image: str) -> None:
+        """Say in which image the answer is about to be looked up."""
+        if self.repeated is not None and self.site.hot is not None:
+            self.repeated = self.site.hot.resting(self.repeated, image)
 
     @property
     def elapsed(self) -> float:
