@@ -32,7 +32,11 @@ setup(
     packages=find_packages(include=["artifactd", "artifactd.*"]),
     # Added to Twisted's own package: twisted/plugins has no __init__.py, here or there.
     py_modules=["twisted.plugins.artifactd_plugin", "twisted.plugins.artifactd_endpoints"],
-    package_data={"artifactd": ["py.typed"], "artifactd.catalog": ["schema/*.sql"]},
+    package_data={
+        "artifactd": ["py.typed"],
+        "artifactd.catalog": ["schema/*.sql"],
+        "artifactd.web.page": ["templates/*.html", "static/*"],
+    },
     install_requires=[
         "attrs>=23.2",
         "bcrypt>=4.1,<6",
@@ -40,6 +44,8 @@ setup(
         "cachetools>=5.5,<9",
         "cryptography>=42",
         "hyperlink>=21",
+        # Templates of the page, by the Pallets project; escapes all that they insert.
+        "jinja2>=3.1.4,<4",
         "klein>=24.8",
         "msgspec>=0.19",
         "prometheus-client>=0.20",

@@ -65,6 +65,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     ),
     # HTTP: it knows what a blob is that can be sent, and who may be asking; no routes, no OCI.
     "web.server": ("oci", "kit", "settings", "store", "auth"),
+    "web.page": (
+        "oci",
+        "kit",
+        "settings",
+        "registry",
+        "auth",
+        "web",
+        "web.server",
+    ),
     "web": (
         "oci",
         "kit",

@@ -19,9 +19,10 @@ from artifactd.auth.keys import Keys
 from artifactd.auth.logins import Logins, Visitors
 from artifactd.auth.passwords import Accounts, Htpasswd, Passwords, Robots, read_robots
 from artifactd.auth.rules import AccessRules
+from artifactd.auth.sessions import Sessions
 from artifactd.auth.token_service import TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
-from artifactd.daemon.assemble import Assembly
+from artifactd.daemon.assemble import Assembly, secret_key
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import RegistryError
@@ -37,6 +38,7 @@ from artifactd.upstream.http.tls import Trust
 from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 from artifactd.web.gate import AccessGate, Challenge, Credentials, Gate, LoopbackGate
+from artifactd.web.page.browser import Browser, CookieCredentials, is_used_here
 
 
 def listed_accounts(
@@ -158,11 +160,18 @@ class GateWiring:
     """
     The gate and the token service that the settings ask for.
 
+    :ivar browser: keeps the sessions of the page at ``/``.
+    :ivar page_gate: decides about the requests of the page: by the same rules, but it knows callers
+        by their sessions.
     :ivar service: gives tokens; ``None``: the token service is off.
+    :ivar logins: checks names and passwords; ``None``: there are no accounts.
     """
 
     gate: Gate
+    browser: Browser
+    page_gate: Gate
     service: TokenService | None = None
+    logins: Logins | None = None
     _tokens: TokensWiring | None = None
 
     async def close(self) -> None:
@@ -186,8 +195,10 @@ def wire_gate(
     :raises StartError: if a file of users or keys can't be used.
     """
     read_only = parts.read_only.on
+    key = secret_key(parts.folder.path, "sessions")
     if not settings.authentication:
-        return GateWiring(LoopbackGate(read_only))
+        browser = Browser(Sessions(key, None, time.time), origin)
+        return GateWiring(LoopbackGate(read_only), browser, LoopbackGate(read_only, is_used_here))
     groups = Groups(settings.auth.groups)
     rules = AccessRules(settings.access, settings.robot, time.time)
     accounts = listed_accounts(
@@ -201,13 +212,11 @@ def wire_gate(
         resolve = partial(images_named, parts.registry)
         service = TokenService(logins, tokens.directory, rules, resolve, tokens.tokens)
     name = "" if service is None else settings.token_service.service
-    gate = AccessGate(
-        Credentials(logins, tokens.bearer),
-        rules,
-        Challenge(origin, name),
-        read_only,
-    )
-    return GateWiring(gate, service, tokens)
+    challenge = Challenge(origin, name)
+    gate = AccessGate(Credentials(logins, tokens.bearer), rules, challenge, read_only)
+    browser = Browser(Sessions(key, tokens.directory, time.time), origin)
+    page_gate = AccessGate(CookieCredentials(browser), rules, challenge, read_only)
+    return GateWiring(gate, browser, page_gate, service, logins, tokens)
 
 
 def _reach(issuer: IssuerSettings) -> Reach:

@@ -41,6 +41,8 @@ from artifactd.web.answer import stopping
 from artifactd.web.api import Api
 from artifactd.web.audit import AUDIT, AuditLog
 from artifactd.web.manifests import ManifestBodies
+from artifactd.web.page.page import Page
+from artifactd.web.page.rendering import Rendering
 from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import ACCESS, AccessLog, own_log
 from artifactd.web.server.cors import Cors
@@ -301,7 +303,7 @@ def _start(
     _open(access_log)
     opened.callback(access_log.close)
     site = RegistrySite(
-        ApiResource(api.app),
+        _home(settings, api, gate, parts),
         reactor,
         access_log,
         settings.idle_timeout,
@@ -318,6 +320,22 @@ def _start(
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
     return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
+
+
+def _home(settings: Settings, api: Api, gate: GateWiring, parts: Assembly) -> ApiResource:
+    if not settings.page:
+        return ApiResource(api.app)
+    page = Page(
+        registry=parts.registry,
+        gate=gate.page_gate,
+        audit=api.audit,
+        sender=api.sender,
+        browser=gate.browser,
+        logins=gate.logins,
+        rendering=Rendering(),
+        run=parts.run,
+    )
+    return ApiResource(api.app, page.app)
 
 
 def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswers | None:

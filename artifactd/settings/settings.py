@@ -169,6 +169,7 @@ class Settings(Section, frozen=True, kw_only=True):
     absolute_locations: Flag = False
     trusted_proxies: Proxies = ()
     cors_origins: WebOrigins = ()
+    page: Flag = True
     read_only: Flag = False
     shutdown_timeout: Length = Duration(30)
     idle_timeout: Timeout = Duration(60)

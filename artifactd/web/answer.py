@@ -51,6 +51,7 @@ class Answer:
     :ivar repeatable: whether the same request gets the same answer until a commit touches the
         image of its target.
     :ivar changes: the tags and manifests that the request has changed, for the audit log.
+    :ivar shared: whether pages of the origins in the settings may read it.
     """
 
     status: int = 200
@@ -63,6 +64,7 @@ class Answer:
     again: Callable[[], Awaitable[Answer]] | None = None
     repeatable: bool = False
     changes: Sequence[Change] = ()
+    shared: bool = True
 
     @classmethod
     def json(cls, document: object, headers: Mapping[str, str] | None = None) -> Answer:
@@ -165,7 +167,7 @@ class Answer:
         if site.origin is not None and "Location" in self.headers:
             location = site.origin(request) + self.headers["Location"]
             headers.setRawHeaders(b"Location", [location.encode()])
-        if site.cors is not None:
+        if site.cors is not None and self.shared:
             site.cors.allow(request)
         if request.is_personal and request.method in (b"GET", b"HEAD"):
             caching = self.headers.get("Cache-Control", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from urllib.parse import parse_qsl
 
 from twisted.web.server import Request
 
@@ -12,6 +13,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
 from artifactd.oci.ranges import ByteRange, is_bounded, parse_content_range, parse_range
 from artifactd.registry.model import CONTINUATION, BlobWanted, ListWanted
+from artifactd.web.server.protocol import RegistryRequest
 
 
 def header(request: Request, name: str) -> str | None:
@@ -164,3 +166,58 @@ def mirrored_registry(request: Request) -> str | None:
     host = (header(request, "Host") or "").lower()
     ours = {host, host.rpartition(":")[0]}
     return None if namespace.lower() in ours else namespace
+
+
+# What kind of answer is wanted: RFC 9110, 12.5.1.
+
+_HTML = frozenset({"text/html", "application/xhtml+xml"})
+_JSON = "application/json"
+
+
+def wants_html(request: Request) -> bool:
+    """
+    Whether ``Accept`` asks for HTML by its name, and not less than for JSON.
+
+    Browsers do; programs that take anything (``*/*``) get what they always got.
+    """
+    weights = {}
+    for each in ",".join(header_values(request, "Accept")).split(","):
+        kind, *parameters = (part.strip().lower() for part in each.split(";"))
+        weights[kind] = next((_weight(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+    html = max((weight for kind, weight in weights.items() if kind in _HTML), default=0.0)
+    return html > 0 and html >= weights.get(_JSON, 0.0)
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+# Forms: WHATWG's URL standard, 5.
+
+FORM_LIMIT = 64 << 10
+"""Bytes of a form; 413 beyond.  The largest field is a CI system's token as a password."""
+
+_FORM = "application/x-www-form-urlencoded"
+
+
+async def form_fields(request: RegistryRequest, most: int) -> list[tuple[str, str]]:
+    """
+    Return the names and values in the form that is the body of ``request``.
+
+    :param most: how many there may be.
+    :raises QueryInvalid: if the body is no form, or has more.
+    :raises ContentTooLarge: if it has more than :data:`FORM_LIMIT` bytes.
+    """
+    kind = (header(request, "Content-Type") or "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        raise QueryInvalid(f"expected a form: Content-Type: {_FORM}")
+    content = b"" if request.body is None else await request.body.read(FORM_LIMIT)
+    try:
+        return parse_qsl(
+            content.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=most
+        )
+    except ValueError:
+        raise QueryInvalid("the form is not encoded as a form is, or has too many fields") from None

@@ -11,7 +11,7 @@ import base64
 import binascii
 from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 from attrs import frozen
 from twisted.web.server import Request
@@ -41,6 +41,8 @@ class Need(StrEnum):
     TOKEN = "token"  # credentials that are right, or none
     METRICS = "metrics"  # a client on this machine, or an administrator of all images
     STATUS = "status"  # as METRICS; a client on this machine also without authentication
+    PAGE = "page"  # everybody may use it; what it shows depends on the caller
+    SESSION = "session"  # everybody may log in to the page, and out
 
 
 class Gate(Protocol):
@@ -140,9 +142,12 @@ def refuse_changes(request: RegistryRequest) -> NoReturn:
 class LoopbackGate:
     """
     The gate without authentication: everybody may pull, and clients on this machine may push.
+
+    :ivar is_here: whether a client on this machine asks, and may change something.
     """
 
     read_only: Callable[[], bool]
+    is_here: Callable[[Request], bool] = is_local
 
     async def identify(
         self,
@@ -173,7 +178,7 @@ class LoopbackGate:
         namespace: str | None,
     ) -> Target:
         if action is not Action.PULL:
-            if not is_local(request):
+            if not self.is_here(request):
                 raise Denied(
                     "only clients on the registry's own machine may change anything while no"
                     " authentication is configured: set [auth] and [[access]] in its settings"
@@ -186,7 +191,7 @@ class LoopbackGate:
         """All images."""
 
     def may_push(self, request: RegistryRequest, target: Target) -> bool:
-        return is_local(request) and not self.read_only()
+        return self.is_here(request) and not self.read_only()
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
@@ -209,6 +214,19 @@ class AmbiguousCredentials(Unsupported):
     status = 400
 
 
+class Authenticator(Protocol):
+    """
+    Finds out who asks: :class:`Credentials`, or the cookies of the page at ``/``.
+
+    :ivar vary: the header field that it looks at.
+    """
+
+    vary: ClassVar[bytes]
+
+    async def caller(self, request: RegistryRequest) -> Caller:
+        """Return the caller; see :meth:`Credentials.caller` for the errors."""
+
+
 @frozen
 class Credentials:
     """
@@ -220,6 +238,8 @@ class Credentials:
 
     logins: Logins
     tokens: BearerTokens
+
+    vary: ClassVar = b"Authorization"
 
     async def caller(self, request: RegistryRequest) -> Caller:
         """
@@ -315,7 +335,7 @@ _SCOPES = {
 class AccessGate:
     """The gate with authentication: everything is refused that no access rule grants."""
 
-    credentials: Credentials
+    credentials: Authenticator
     rules: AccessRules
     challenge: Challenge
     read_only: Callable[[], bool]
@@ -330,7 +350,7 @@ class AccessGate:
     ) -> None:
         if request.method in (b"GET", b"HEAD"):
             # What anonymous gets may be cached for all; another login may be answered differently.
-            request.responseHeaders.setRawHeaders(b"Vary", [b"Authorization"])
+            request.responseHeaders.setRawHeaders(b"Vary", [self.credentials.vary])
         request.is_personal = True
         try:
             request.caller = await self.credentials.caller(request)

@@ -17,14 +17,14 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
 from artifactd.kit.deferreds import uncancelled
-from artifactd.oci.errors import NameInvalid, Unsupported
+from artifactd.oci.errors import NameInvalid, RegistryError, Unsupported
 from artifactd.registry.mirror.proofs import NoProof
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Asked, AuditLog
 from artifactd.web.errors import registry_error
-from artifactd.web.fields import mirrored_registry
+from artifactd.web.fields import mirrored_registry, wants_html
 from artifactd.web.gate import Gate, Need
 from artifactd.web.server.framing import path_problem
 from artifactd.web.server.protocol import RegistryRequest
@@ -64,10 +64,19 @@ _Handler = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
 _H = TypeVar("_H", bound=_Handler)
 
 
-def new_app() -> Klein:
+def _json_error(self: Any, request: RegistryRequest, error: RegistryError) -> Answer:
+    return Answer.error(error, sees_stored=request.sees_stored)
+
+
+def new_app(
+    answer_to: Callable[[Any, RegistryRequest, RegistryError], Answer] = _json_error,
+) -> Klein:
     """
     Make a Klein app whose routes may hold ``<name:name>``, and may be asked for without the slash
-    that they end in; every error of it is the spec's JSON.
+    that they end in.
+
+    :param answer_to: makes the answer to an error, given the :class:`Routed` and the request; by
+        default the spec's JSON.
     """
     app = Klein()
     app.url_map.converters["name"] = _NameConverter
@@ -81,7 +90,7 @@ def new_app() -> Klein:
         if request.startedWriting:
             request.abort()  # too late for an answer: the client must not take this for a whole one
         else:
-            Answer.error(error, sees_stored=request.sees_stored).send(request)
+            answer_to(self, request, error).send(request)
 
     return app
 
@@ -96,9 +105,9 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     :param needs: what the caller must be permitted.  It is decided before the method is called, and
         before anything is looked up.  Where that is to pull, the query ``ns=`` may name a registry.
     """
-    writes = isinstance(needs, Action) and needs is not Action.PULL
     part_of_push = "/blobs/uploads/" in path
     logs_in = needs in (Need.IDENTITY, Need.TOKEN)
+    writes = needs is Need.SESSION or (isinstance(needs, Action) and needs is not Action.PULL)
 
     def register(handler: _H) -> _H:
         def unproved(
@@ -150,8 +159,8 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                         answered.again = partial(again, self, request, asked, target, parts)
                 else:
                     self.gate.admit(request, needs)
-                    # Whether the caller gets a token is decided by the handler.
-                    asked.admitted = needs is not Need.TOKEN
+                    # Whether the caller gets a token or a session is decided by the handler.
+                    asked.admitted = needs not in (Need.TOKEN, Need.SESSION)
                     answered = await handler(self, request, **parts)
             except Exception as error:
                 self.audit.failed(
@@ -186,7 +195,16 @@ def _log_dropped(request: RegistryRequest, failure: Failure) -> None:
 
 
 class ApiResource(KleinResource):
-    """Klein's resource, which sees only paths that mean the same to Klein as to every proxy."""
+    """
+    Klein's resource, which sees only paths that mean the same to Klein as to every proxy.
+
+    :param page: the page for people with a browser; ``None``: there is none.  It answers below
+        ``/ui/``, and at ``/`` where HTML is wanted; no page of another origin may ask it.
+    """
+
+    def __init__(self, app: Klein, page: Klein | None = None) -> None:
+        super().__init__(app)
+        self._page = None if page is None else KleinResource(page)
 
     def render(self, request: IRequest) -> KleinRenderable:
         # Klein routes the unquoted path, in which an encoded slash divides components, and answers
@@ -199,6 +217,11 @@ class ApiResource(KleinResource):
             if request.method.upper() != request.method:
                 # RFC 9110, 9.1: a method's case counts; for Werkzeug it does not.
                 raise Unsupported("no such method here: methods are written in capitals")
+            path = request.path
+            if self._page is not None and (
+                path.startswith(b"/ui/") or (path == b"/" and wants_html(request))
+            ):
+                return self._page.render(request)
             cors = request.site.cors
             if cors is None or request.method != b"OPTIONS" or not cors.allows(request):
                 return super().render(request)

@@ -7,21 +7,16 @@ from collections.abc import Mapping
 from copy import copy
 from datetime import UTC, datetime
 from typing import Final
-from urllib.parse import parse_qsl
 
 from artifactd.auth.identity import Caller
 from artifactd.auth.passwords import fits_basic
 from artifactd.auth.token_service import Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, RegistryError, TooManyRequests, Unauthorized
 from artifactd.web.answer import Answer
-from artifactd.web.fields import parameter, parameters
+from artifactd.web.fields import form_fields, parameter, parameters
 from artifactd.web.server.protocol import RegistryRequest
 
-FORM_LIMIT = 64 << 10
-"""Bytes of a form; 413 beyond.  The largest field is a CI system's token as a password."""
-
 _FIELDS = 50
-_FORM = "application/x-www-form-urlencoded"
 # RFC 6749, 5.1, asks for both.
 _HEADERS: Final = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 # RFC 9110, 15.5.2: a 401 has a challenge; a login for a token is by Basic.
@@ -117,16 +112,10 @@ async def _read_form(request: RegistryRequest) -> Mapping[str, str]:
 
     :raises FormInvalid: if the body is no form, or has another field twice (RFC 6749, 3.2).
     """
-    kind = (request.getHeader("Content-Type") or "").partition(";")[0].strip().lower()
-    if kind != _FORM:
-        raise FormInvalid(f"expected a form: Content-Type: {_FORM}")
-    content = b"" if request.body is None else await request.body.read(FORM_LIMIT)
     try:
-        pairs = parse_qsl(
-            content.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS
-        )
-    except ValueError:
-        raise FormInvalid("the form is not encoded as a form is, or has too many fields") from None
+        pairs = await form_fields(request, _FIELDS)
+    except QueryInvalid as error:
+        raise FormInvalid(error.message) from None
     form = dict(pairs)
     scopes = [value for name, value in pairs if name == "scope"]
     if len(form) < len(pairs) - max(len(scopes) - 1, 0):

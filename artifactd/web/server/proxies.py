@@ -20,9 +20,8 @@ _AUTHORITY = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE
 )
 
-# A request with one of these was passed on: by a proxy, or by a web page that a browser on this
-# machine shows (Origin: Fetch standard, 3.1).
-_PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip", b"origin"})
+# A request with one of these, or with X-Forwarded-…, was passed on by a proxy.
+_PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip"})
 
 
 def is_local(request: Request) -> bool:
@@ -33,10 +32,16 @@ def is_local(request: Request) -> bool:
     A browser sends ``Origin`` with each request that may change something.  For a read see
     :func:`names_loopback`.
     """
-    if not from_here(request.client):
+    # A web page that a browser on this machine shows: Fetch standard, 3.1.
+    if not from_here(request.client) or request.requestHeaders.hasHeader(b"Origin"):
         return False
+    return not was_passed_on(request)
+
+
+def was_passed_on(request: Request) -> bool:
+    """Whether ``request`` has a header field that proxies add."""
     names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
-    return not any(name in _PASSED_ON or name.startswith(b"x-forwarded-") for name in names)
+    return any(name in _PASSED_ON or name.startswith(b"x-forwarded-") for name in names)
 
 
 def names_loopback(request: Request) -> bool:

@@ -1,0 +1,220 @@
+"""The routes of the page at ``/``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlencode
+
+from attrs import define, evolve, field
+from klein import Klein
+from twisted.internet.defer import Deferred
+
+from artifactd.auth.identity import Kind
+from artifactd.auth.logins import Logins
+from artifactd.auth.passwords import fits_basic
+from artifactd.auth.sessions import Session
+from artifactd.kit.deferreds import RunInThread
+from artifactd.oci.errors import NameUnknown, RegistryError, TooManyRequests, Unauthorized
+from artifactd.settings.access import Action
+from artifactd.web.answer import Answer
+from artifactd.web.fields import form_fields, parameter
+from artifactd.web.gate import Need
+from artifactd.web.page.browser import SECURITY, Browser, Form, value
+from artifactd.web.page.rendering import STATIC, Rendering
+from artifactd.web.routing import Routed, new_app, route
+from artifactd.web.server.protocol import RegistryRequest
+
+_FIELDS = 500  # of a form
+_ROWS = 100  # of a list on one page
+
+_FOR_EVER = "public, max-age=31536000, immutable"
+
+_Posted = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
+_P = TypeVar("_P", bound=_Posted)
+
+
+@define
+class _Token:
+    """
+    What the forms of one page send back, made when a template first asks for it.
+
+    :ivar fresh: a session that the browser does not have yet, and needs for that.
+    """
+
+    browser: Browser
+    session: Session | None
+    fresh: Session | None = None
+
+    def __str__(self) -> str:
+        session = self.session or self.fresh
+        if session is None:
+            session = self.fresh = self.browser.sessions.visitor()
+        return self.browser.sessions.form_token(session)
+
+
+def _error_page(self: Page, request: RegistryRequest, error: RegistryError) -> Answer:
+    """Answer an error in HTML; a reader that may see more after a login is sent to log in."""
+    is_login = request.path == _LOGIN.encode()
+    if isinstance(error, Unauthorized) and not is_login and request.method in (b"GET", b"HEAD"):
+        return _see(_LOGIN, next=request.uri.decode("latin-1"))
+    message = error.full_message if request.sees_stored else error.message
+    headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
+    if is_login and isinstance(error, Unauthorized | TooManyRequests):
+        status = 403 if isinstance(error, Unauthorized) else error.status
+        values = {"next": "/", "user": request.claimed, "problem": message}
+        answer = self.rendered(request, "login.html", status, **values)
+    else:
+        if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
+            message = "there is no such page"
+        status = 403 if isinstance(error, Unauthorized) else error.status
+        answer = self.rendered(request, "error.html", status, message=message, code=error.code)
+    return evolve(answer, headers={**answer.headers, **headers})
+
+
+def _post(app: Klein, path: str, needs: Action | Need) -> Callable[[_P], _P]:
+    """
+    Register a method that takes a form, as :func:`route` does.  The form is checked before the
+    method is called with it as ``form``.
+    """
+
+    def register(handler: _P) -> _P:
+        @wraps(handler)
+        async def checked(self: Page, request: RegistryRequest, *args: Any, **parts: Any) -> Answer:
+            fields: dict[str, list[str]] = {}
+            for name, each in await form_fields(request, _FIELDS):
+                fields.setdefault(name, []).append(each)
+            self.browser.check_form(request, value(fields, "token"))
+            return await handler(self, request, *args, form=fields, **parts)
+
+        route(app, path, "POST", needs=needs)(checked)
+        return handler
+
+    return register
+
+
+_LOGIN = "/ui/login"
+
+
+@define(slots=False)  # as its base
+class Page(Routed):
+    """
+    The page.  It is made on the server, and readable without scripts.
+
+    :param browser: keeps the sessions of browsers.
+    :param logins: checks names and passwords; ``None``: there are no accounts.
+    """
+
+    browser: Browser = field(kw_only=True)
+    logins: Logins | None = field(kw_only=True)
+    rendering: Rendering = field(kw_only=True)
+    run: RunInThread = field(kw_only=True)
+
+    app: ClassVar[Klein] = new_app(_error_page)
+
+    # -- what all pages share
+
+    def rendered(
+        self, request: RegistryRequest, template: str, status: int = 200, **values: object
+    ) -> Answer:
+        """Answer with a small page, made in the reactor's thread."""
+        token = self._token(request)
+        body = self.rendering.render(template, self._values(request, token, values))
+        return self._answer(request, body, status, token)
+
+    async def _rendered(self, request: RegistryRequest, template: str, **values: object) -> Answer:
+        """Answer with a page, made in a thread: a list takes milliseconds."""
+        token = self._token(request)
+        everything = self._values(request, token, values)
+        body = await self.run(self.rendering.render, template, everything)
+        return self._answer(request, body, 200, token)
+
+    def _token(self, request: RegistryRequest) -> _Token:
+        return _Token(self.browser, self.browser.session(request))
+
+    def _values(
+        self, request: RegistryRequest, token: _Token, values: Mapping[str, object]
+    ) -> dict[str, object]:
+        identity = request.caller.identity
+        return {
+            "who": None if identity.kind is Kind.ANONYMOUS else str(identity),
+            "has_session": token.session is not None and token.session.account is not None,
+            "accounts": self.logins is not None,
+            "read_only": self.gate.read_only(),
+            "here": request.path.decode("latin-1"),
+            "query": "",
+            "token": token,
+            **values,
+        }
+
+    def _answer(self, request: RegistryRequest, body: bytes, status: int, token: _Token) -> Answer:
+        headers = {**SECURITY, "Content-Type": "text/html; charset=utf-8"}
+        headers["Cache-Control"] = "no-store"
+        if token.fresh is not None:
+            headers["Set-Cookie"] = self.browser.keep(request, token.fresh)
+        return Answer(status, headers, body, shared=False)
+
+    @route(app, STATIC + "<name>", "GET", needs=Need.NOTHING)
+    async def asset(self, request: RegistryRequest, name: str = "") -> Answer:
+        """A script or style, for ever: its name changes with its content."""
+        asset = self.rendering.assets.get(request.path.decode("latin-1"))
+        if asset is None:
+            raise NameUnknown("no such endpoint")
+        headers = {**SECURITY, "Content-Type": asset.media_type, "Cache-Control": _FOR_EVER}
+        return Answer(200, headers, asset.content, shared=False)
+
+    # -- logging in and out
+
+    @route(app, _LOGIN, "GET", needs=Need.PAGE)
+    async def login_form(self, request: RegistryRequest) -> Answer:
+        """The form to log in."""
+        if self.logins is None:
+            raise NameUnknown("there are no accounts here: everybody may read without a login")
+        following = _own_path(parameter(request, "next") or "/")
+        return self.rendered(request, "login.html", next=following, user="", problem="")
+
+    @_post(app, _LOGIN, needs=Need.SESSION)
+    async def log_in(self, request: RegistryRequest, form: Form) -> Answer:
+        """Begin a session for a name and a password, counted and slowed down as by Basic."""
+        name, password = value(form, "user"), (form.get("password") or [""])[0]
+        if self.logins is None or not name or not fits_basic(name, password):
+            raise Unauthorized("wrong name or password: log in again")
+        request.claimed = name
+        caller = await self.logins.log_in(name, password, request.address)
+        session = await self.browser.sessions.begin(caller.identity)
+        request.claimed, request.actor = "", caller.identity.label
+        answer = _see(_own_path(value(form, "next") or "/"))
+        return self._keeping(request, answer, session)
+
+    @_post(app, "/ui/logout", needs=Need.SESSION)
+    async def log_out(self, request: RegistryRequest, form: Form) -> Answer:
+        """End the session."""
+        return self._keeping(request, _see("/"), None)
+
+    def _keeping(self, request: RegistryRequest, answer: Answer, session: Session | None) -> Answer:
+        cookie = self.browser.keep(request, session)
+        return evolve(answer, headers={**answer.headers, "Set-Cookie": cookie})
+
+    # -- images
+
+    @route(app, "/", "GET", needs=Need.PAGE)
+    async def home(self, request: RegistryRequest) -> Answer:
+        """The images that the caller may pull."""
+        listed, asker = self.gate.listed(request), self.gate.asker(request)
+        names = await self.registry.images("", _ROWS, listed, asker)
+        return await self._rendered(request, "images.html", names=names)
+
+
+def _see(path: str, **query: str) -> Answer:
+    """Answer that another page follows (RFC 9110, 15.4.4)."""
+    location = f"{path}?{urlencode(query)}" if query else path
+    return Answer(
+        303, {**SECURITY, "Location": location, "Cache-Control": "no-store"}, shared=False
+    )
+
+
+def _own_path(text: str) -> str:
+    """``text`` if it is the path of a page here, otherwise that of the first page."""
+    is_own = text == "/" or text.startswith(("/?", "/ui/"))
+    return text if is_own and text.isascii() and text.isprintable() and "\\" not in text else "/"

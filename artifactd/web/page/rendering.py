@@ -1,0 +1,122 @@
+"""Templates, and the scripts and styles that they name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote, urlencode
+
+from attrs import field, frozen
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from artifactd import __version__
+
+_HERE = Path(__file__).parent
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+STATIC = "/ui/static/"
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+@frozen
+class Asset:
+    """
+    A script, style or picture.
+
+    :ivar path: has the hash of the content, so that browsers may keep it for ever.
+    """
+
+    path: str
+    media_type: str
+    content: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read it.  Blocks."""
+        content = file.read_bytes()
+        named = f"{file.stem}.{hashlib.sha256(content).hexdigest()[:16]}{file.suffix}"
+        return cls(STATIC + named, _TYPES[file.suffix], content)
+
+
+class Rendering:
+    """
+    Makes HTML of the templates.  Making one blocks: it reads and compiles them.
+
+    Every value is escaped but for those that a template marks as safe, and none does.
+
+    :ivar assets: by their paths.
+    """
+
+    def __init__(self) -> None:
+        files = {each.name: Asset.read(each) for each in (_HERE / "static").iterdir()}
+        self.assets = {asset.path: asset for asset in files.values()}
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            auto_reload=False,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals |= {
+            "static": {name: asset.path for name, asset in files.items()},
+            "version": __version__,
+            "url": url,
+        }
+        self._environment.filters |= {
+            "bytes": shown_bytes,
+            "time": shown_time,
+            "datetime": machine_time,
+            "digest": short_digest,
+        }
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
+
+    def render(self, template: str, values: Mapping[str, Any]) -> bytes:
+        """Render a template; can be called in any thread."""
+        return self._environment.get_template(template).render(values).encode("utf-8")
+
+
+def url(path: str, **query: object) -> str:
+    """Return a relative URL; parameters that are ``None``, empty or ``False`` are left out."""
+    wanted = {name: str(each) for name, each in query.items() if each not in (None, "", False)}
+    encoded = quote(path, safe="/:@")
+    return f"{encoded}?{urlencode(wanted)}" if wanted else encoded
+
+
+def shown_bytes(size: float | None) -> str:
+    """Return a number of bytes as people read it: ``3.4 MiB``."""
+    if size is None:
+        return "–"
+    if size < 1024:
+        return f"{size:.0f} B"
+    power = 0
+    while size >= 1000 and power < len(_UNITS):
+        size /= 1024
+        power += 1
+    return f"{size:.0f} {_UNITS[power - 1]}" if size >= 100 else f"{size:.1f} {_UNITS[power - 1]}"
+
+
+def shown_time(at: float | None) -> str:
+    """Return a time since the epoch in UTC, to the minute; a dash for ``None``."""
+    if at is None:
+        return "–"
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def machine_time(at: float) -> str:
+    """Return a time since the epoch as the attribute ``datetime`` of HTML has it."""
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def short_digest(digest: object) -> str:
+    """Return the algorithm and the first 12 characters of a digest."""
+    algorithm, _, encoded = str(digest).partition(":")
+    return f"{algorithm}:{encoded[:12]}"

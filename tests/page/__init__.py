@@ -1,0 +1,1 @@
+"""The page at ``/``, over sockets: rights, forms, cookies, hostile names."""
