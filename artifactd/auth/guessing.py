@@ -6,17 +6,16 @@ address are checked at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from attrs import define, field
-from cachetools import FIFOCache
 from twisted.internet.defer import DeferredSemaphore
-from twisted.internet.interfaces import IReactorTime
 
+from artifactd.kit.shared import Moments, SharedMemory, Table
 from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.accounts import AuthSettings
 
@@ -24,6 +23,9 @@ _PREFIX = 64  # bits: the smallest network that one IPv6 customer gets
 _AT_ONCE = 4  # logins of one address that are checked at a time; its others wait
 _PENDING = 64  # logins of one address that are checked or wait
 _ALL_PENDING = 256  # logins of all addresses that are checked or wait
+
+# Seconds within which sums of times are off.
+_ROUNDING = 1e-3
 
 
 @lru_cache(maxsize=4096)
@@ -44,57 +46,52 @@ def network(address: str) -> str:
     return str(parsed)
 
 
-@define
-class _Count:
-    failures: float
-    at: float  # seconds
-
-
 class Failures:
     """
     Counts failures by key in leaky buckets: ``limit`` failures leak, evenly, in ``period`` seconds.
 
-    :param size: the number of counts kept.  Beyond it the count whose last failure is the oldest
-        goes; reading a count does not keep it longer.
-    :ivar counts: the counts by key; a key without a count has no failures.
+    Of each bucket only the time is kept when it will be empty.  All processes of the daemon count
+    together.
+
+    :param seconds: the time, in seconds; never set back, and the same in all processes.
     """
 
-    def __init__(self, limit: int, period: float, clock: IReactorTime, size: int = 10_000) -> None:
-        self._limit = limit
-        self._leak = limit / period  # failures a second
-        self._clock = clock
-        self.counts: FIFOCache[Hashable, _Count] = FIFOCache(size)
+    def __init__(
+        self, limit: int, period: float, moments: Moments, seconds: Callable[[], float]
+    ) -> None:
+        self._free = (limit - 1) * period / limit
+        self._each = period / limit  # seconds in which one failure leaks
+        self._moments, self._seconds = moments, seconds
 
-    def wait(self, key: Hashable) -> float:
+    def wait(self, key: str) -> float:
         """Seconds until another attempt is allowed; 0 if one is allowed now."""
-        count = self.counts.get(key)
-        if count is None:
-            return 0.0
-        return max(0.0, (self._left(count) - (self._limit - 1)) / self._leak)
+        empty_at = self._moments.get(key)
+        return max(0.0, empty_at - self._seconds() - self._free) if empty_at else 0.0
 
-    def add(self, key: Hashable) -> None:
+    def add(self, key: str) -> None:
         """Count a failure."""
-        count = self.counts.get(key)
-        left = 0.0 if count is None else self._left(count)
-        self.counts[key] = _Count(left + 1, self._clock.seconds())
+        now = self._seconds()
+        self._moments.update(key, lambda empty_at: max(empty_at, now) + self._each)
 
-    def forget(self, key: Hashable) -> float:
+    def forget(self, key: str) -> float:
         """Set a count to 0, and return its value before."""
-        count = self.counts.pop(key, None)
-        return 0.0 if count is None else self._left(count)
+        if not self._moments.get(key):
+            return 0.0
+        now, failures = self._seconds(), 0.0
 
-    def subtract(self, key: Hashable, failures: float) -> None:
+        def clear(empty_at: float) -> float:
+            nonlocal failures
+            failures = max(0.0, empty_at - now) / self._each
+            return 0.0
+
+        self._moments.update(key, clear)
+        return failures
+
+    def subtract(self, key: str, failures: float) -> None:
         """Lower a count by ``failures``, at most to 0."""
-        count = self.counts.get(key)
-        if count is None:
-            return
-        count.failures, count.at = self._left(count) - failures, self._clock.seconds()
-        if count.failures <= 0:
-            del self.counts[key]
-
-    def _left(self, count: _Count) -> float:
-        elapsed = max(0.0, self._clock.seconds() - count.at)  # a clock may be set back
-        return max(0.0, count.failures - elapsed * self._leak)
+        if failures:
+            less = failures * self._each
+            self._moments.update(key, lambda empty_at: max(0.0, empty_at - less))
 
 
 class Blocked(Enum):
@@ -121,14 +118,28 @@ class Guard:
     A success clears only the failures of its own name, so that an account here does not help its
     owner to guess the passwords of others.
 
+    Failures count over all processes of the daemon; the logins that are checked or wait are those
+    of this one.
+
     :param settings: how many failures are allowed in which time.
+    :param realm: which logins these are; those of others are counted apart.
+    :param memory: what all processes share.
+    :param seconds: the time, in seconds; never set back, and the same in all processes.
     :ivar pending: the number of logins that are checked or wait.
     """
 
-    def __init__(self, settings: AuthSettings, clock: IReactorTime) -> None:
-        period = settings.failure_period
-        self._by_name = Failures(settings.name_failures, period, clock)
-        self._by_address = Failures(settings.address_failures, period, clock)
+    def __init__(
+        self,
+        settings: AuthSettings,
+        realm: str,
+        memory: SharedMemory,
+        seconds: Callable[[], float],
+    ) -> None:
+        period, self._realm = settings.failure_period, realm
+        names = Moments(memory, Table.NAME_FAILURES)
+        self._by_name = Failures(settings.name_failures, period, names, seconds)
+        addresses = Moments(memory, Table.ADDRESS_FAILURES)
+        self._by_address = Failures(settings.address_failures, period, addresses, seconds)
         self._queues: dict[str, _Queue] = {}
         self.pending = 0
 
@@ -139,11 +150,10 @@ class Guard:
         :param source: the client address, as :func:`network` returns it.
         :raises TooManyRequests: with ``Retry-After``.
         """
-        if source not in self._by_address.counts and (source, name) not in self._by_name.counts:
-            return
-        wait = max(self._by_name.wait((source, name)), self._by_address.wait(source))
+        address, login = self._keys(source, name)
+        wait = max(self._by_name.wait(login), self._by_address.wait(address))
         if wait > 0:
-            seconds = math.ceil(wait)
+            seconds = math.ceil(wait - _ROUNDING)
             raise TooManyRequests(
                 f"too many failed logins from {source}: try again in {seconds} s",
                 None,
@@ -194,13 +204,19 @@ class Guard:
 
     def succeeded(self, source: str, name: str) -> None:
         """Clear the failures of ``name`` from ``source``."""
-        if (source, name) in self._by_name.counts:
-            self._by_address.subtract(source, self._by_name.forget((source, name)))
+        address, login = self._keys(source, name)
+        self._by_address.subtract(address, self._by_name.forget(login))
 
     def failed(self, source: str, name: str) -> Blocked:
         """Count a failed login.  Returns which further logins are refused now."""
-        self._by_name.add((source, name))
-        self._by_address.add(source)
-        if self._by_address.wait(source):
+        address, login = self._keys(source, name)
+        self._by_name.add(login)
+        self._by_address.add(address)
+        if self._by_address.wait(address):
             return Blocked.ADDRESS
-        return Blocked.NAME if self._by_name.wait((source, name)) else Blocked.NOTHING
+        return Blocked.NAME if self._by_name.wait(login) else Blocked.NOTHING
+
+    def _keys(self, source: str, name: str) -> tuple[str, str]:
+        """Return the keys of an address and of a name from there; no address has a NUL."""
+        address = f"{self._realm}\0{source}"
+        return address, f"{address}\0{name}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from hmac import digest
 
 from attrs import evolve
 from cachetools import LRUCache
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.bearer import BearerTokens
@@ -18,6 +18,7 @@ from artifactd.auth.guessing import Blocked, Guard, network
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.passwords import Accounts, fits_basic
 from artifactd.kit.deferreds import SingleFlight
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.errors import Unauthorized
 from artifactd.registry.mirror.proofs import AccessProofs
 from artifactd.settings.accounts import AuthSettings
@@ -39,18 +40,21 @@ class Visitors:
     :param alone: the repository whose upstream gets logins with names without ``<repository>/``;
         empty: no upstream gets them, since such a name may belong to an account here or at another
         upstream.
+    :param memory: where failures are counted, by all processes of the daemon.
+    :param seconds: see :class:`~artifactd.auth.guessing.Guard`.
     """
 
     def __init__(
         self,
         upstreams: Mapping[str, AccessProofs],
         alone: str,
-        clock: IReactorTime,
         settings: AuthSettings,
+        memory: SharedMemory,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self.upstreams = upstreams
         self._alone = alone
-        self._guard = Guard(settings, clock)
+        self._guard = Guard(settings, "upstreams", memory, seconds)
 
     def present(self, name: str, password: str, address: str) -> UpstreamLogin | None:
         """
@@ -104,8 +108,10 @@ class Logins:
     flood from one address delays no other.
 
     :param accounts: all kinds of accounts, asked in this order.
+    :param memory: where failures are counted, by all processes of the daemon.
     :param tokens: checks first whether the password is a token of another issuer.
     :param visitors: logs in accounts of upstreams; ``None``: accounts of upstreams are refused.
+    :param seconds: see :class:`~artifactd.auth.guessing.Guard`.
     """
 
     _log = Logger()
@@ -114,14 +120,15 @@ class Logins:
         self,
         accounts: Sequence[Accounts],
         settings: AuthSettings,
-        clock: IReactorTime,
+        memory: SharedMemory,
         tokens: BearerTokens | None = None,
         visitors: Visitors | None = None,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self.visitors = visitors
         self._accounts = accounts
         self._tokens = tokens
-        self._guard = Guard(settings, clock)
+        self._guard = Guard(settings, "accounts", memory, seconds)
         self._key = secrets.token_bytes(32)
         # Logins that were right the last time, by a keyed hash: they still have to be checked, but
         # a flood from everywhere does not lock them out.

@@ -352,7 +352,11 @@ def secret_key(folder: Path, purpose: str) -> bytes:
 
 @frozen
 class Assembly:
-    """All objects between the data folder and the registry."""
+    """
+    All objects between the data folder and the registry.
+
+    :ivar memory: what all processes of the daemon share.
+    """
 
     reactor: Any
     folder: DataFolder
@@ -376,6 +380,7 @@ class Assembly:
     registry: Registry
     seeing: Seeing
     read_only: ReadOnlyMode
+    memory: SharedMemory
 
     async def close(self) -> None:
         """
@@ -516,6 +521,7 @@ def assemble(
         registry=registry,
         seeing=Seeing(registry, Overview(database), blobs, run, settings),
         read_only=ReadOnlyMode(folder.path, settings.read_only),
+        memory=memory,
     )
 
 

@@ -205,8 +205,8 @@ def wire_gate(
         settings, groups, parts.run, reactor, robots_changed=rules.take_robots
     )
     tokens = TokensWiring(settings, reactor, parts.run, groups, accounts, environ)
-    visitors = _visitors(settings, reactor, parts.registry)
-    logins = Logins(accounts, settings.auth, reactor, tokens.bearer, visitors)
+    visitors = _visitors(settings, parts)
+    logins = Logins(accounts, settings.auth, parts.memory, tokens.bearer, visitors)
     service = None
     if tokens.tokens is not None:
         resolve = partial(images_named, parts.registry)
@@ -229,10 +229,10 @@ def _reach(issuer: IssuerSettings) -> Reach:
     return Reach(host, setting="jwks_url")
 
 
-def _visitors(settings: Settings, reactor: Any, registry: Registry) -> Visitors | None:
+def _visitors(settings: Settings, parts: Assembly) -> Visitors | None:
     proving = {
         name: each.proofs
-        for name, each in registry.repositories.items()
+        for name, each in parts.registry.repositories.items()
         if isinstance(each, GuardedRepository)
     }
     if not proving:
@@ -240,7 +240,8 @@ def _visitors(settings: Settings, reactor: Any, registry: Registry) -> Visitors 
     # A mistyped password of an account here must not go upstream, nor one upstream's to another.
     listed = settings.auth.htpasswd or settings.auth.robots_file or settings.robot
     others = listed or settings.issuer or len(proving) > 1
-    return Visitors(proving, "" if others else next(iter(proving)), reactor, settings.auth)
+    alone = "" if others else next(iter(proving))
+    return Visitors(proving, alone, settings.auth, parts.memory)
 
 
 def images_named(registry: Registry, name: str) -> Sequence[ImageName]:

@@ -47,6 +47,7 @@ from artifactd.web.routing import ApiResource
 from artifactd.web.server.accesslog import ACCESS, AccessLog, own_log
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.hot import HotAnswers
+from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
@@ -314,6 +315,7 @@ def _start(
         cors=Cors(settings.cors_origins) if settings.cors_origins else None,
         origin=origin if settings.absolute_locations else None,
         hot=_hot_answers(settings, parts, reactor),
+        rates=Rates.of(settings.limits, parts.memory),
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.threads.start()

@@ -9,6 +9,7 @@ from base64 import b64encode
 from twisted.internet.task import Clock
 
 from artifactd.catalog import manifests
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.registry.uploads import SMALL
@@ -377,7 +378,7 @@ class UserLimitTests(ApiTestCase):
             ("/token", "Basic malformed"),
         ):
             # A clock that stands still: on a slow machine no request is forgiven.
-            site.rates = Rates.of(site.limits, Clock())
+            site.rates = Rates(site.limits, SharedMemory.create(), Clock().seconds)
             headers = {"X-Forwarded-For": "192.0.2.1", "Authorization": login}
             statuses = [
                 (await self.registry.request("GET", path, None, headers)).status for _ in range(7)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import define, field
-from twisted.internet.task import Clock
 
 from artifactd.auth.bearer import Directory
 from artifactd.auth.identity import Groups, Identity, Kind
 from artifactd.auth.logins import Logins
 from artifactd.auth.rules import AccessRules
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.names import ImageName
 from artifactd.settings.access import Action, Subject
 from artifactd.settings.accounts import AccessSettings, AuthSettings
@@ -59,7 +59,7 @@ class FakeAccounts:
 
     def logins(self) -> Logins:
         """Logs these accounts in."""
-        return Logins([self], AuthSettings(), Clock())
+        return Logins([self], AuthSettings(), SharedMemory.create())
 
 
 def granting(grants: Mapping[str, Mapping[str, Iterable[Action]]]) -> AccessRules:

@@ -14,6 +14,7 @@ from artifactd.auth.bearer import BearerTokens
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.logins import Logins, Visitors
 from artifactd.auth.tokens import ISSUER
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import AccessProofs
@@ -60,7 +61,13 @@ class LoginsCase(SynchronousTestCase):
         self.clock = Clock()
         self.users = Known(Kind.USER, {"alice", "bob"})
         self.robots = Known(Kind.ROBOT, {"robot+ci"})
-        self.logins = Logins([self.robots, self.users], AuthSettings(), self.clock)
+        self.memory = SharedMemory.create()
+        self.logins = self.another()
+
+    def another(self) -> Logins:
+        """Those of another process of the daemon."""
+        accounts = [self.robots, self.users]
+        return Logins(accounts, AuthSettings(), self.memory, seconds=self.clock.seconds)
 
     def begin(self, name: str, password: str, address: str = HOME) -> Deferred[Identity]:
         logging_in = Deferred.fromCoroutine(self.logins.log_in(name, password, address))
@@ -135,7 +142,7 @@ class TokenTests(SynchronousTestCase):
         bearer = BearerTokens(
             ISSUER, None, {GITHUB: make_issuer(fake)}, FakeAccounts().directory(), now
         )
-        logins = Logins([users], AuthSettings(), Clock(), bearer)
+        logins = Logins([users], AuthSettings(), SharedMemory.create(), bearer)
         caller = self.successResultOf(
             Deferred.fromCoroutine(logins.log_in("alice", fake.token(), HOME))
         )
@@ -205,11 +212,37 @@ class SlowingTests(LoginsCase):
         self.assert_slowed("alice", address="2001:db8::ffff")
         self.assert_in("alice", "2001:db8:0:1::1")
 
-    def test_memory_is_bounded_however_many_addresses_guess(self) -> None:
-        for number in range(10_050):
+    def test_failures_count_over_all_processes_of_the_daemon(self) -> None:
+        one, other = self.logins, self.another()
+        for self.logins in (one, other, one, other, one):
+            self.assert_wrong("alice")
+        for self.logins in (one, other):
+            self.assertEqual(self.assert_slowed("alice", "alice"), 60)
+        self.clock.advance(60.001)
+        self.assert_in("alice")
+        for self.logins in (one, other):
+            for _ in range(2):
+                self.assert_wrong("alice")
+
+    def test_a_success_resets_them_over_all_processes(self) -> None:
+        one, other = self.logins, self.another()
+        for _ in range(10):
+            self.logins = one
+            for _ in range(4):
+                self.assert_wrong("alice")
+            self.logins = other
+            self.assert_in("alice")
+
+    def test_no_name_stands_in_the_memory_that_processes_share(self) -> None:
+        self.assert_wrong("alice")
+        self.assert_wrong("carol", "guess", "192.0.2.99")
+        shared = self.memory.bytes[:]
+        for told in (b"alice", b"carol", HOME.encode(), b"192.0.2.99", b"guess"):
+            self.assertNotIn(told, shared)
+
+    def test_an_address_that_has_gone_takes_no_memory(self) -> None:
+        for number in range(300):
             self.assert_wrong("alice", address=f"10.1.{number // 256}.{number % 256}")
-        self.assertEqual(len(self.logins._guard._by_name.counts), 10_000)
-        self.assertEqual(len(self.logins._guard._by_address.counts), 10_000)
         self.assertEqual((self.logins._guard._queues, self.logins._guard.pending), ({}, 0))
 
     def test_what_a_check_raises_is_no_failure_to_log_in(self) -> None:
@@ -217,7 +250,7 @@ class SlowingTests(LoginsCase):
             async def check(self, name: str, password: str) -> Identity | None:
                 raise OSError
 
-        self.logins = Logins([Broken(Kind.USER, set())], AuthSettings(), self.clock)
+        self.logins = Logins([Broken(Kind.USER, set())], AuthSettings(), SharedMemory.create())
         for _ in range(30):
             self.failureResultOf(self.begin("alice", "alice"), OSError)
         self.assertEqual((self.logins._guard._queues, self.logins._guard.pending), ({}, 0))
@@ -371,7 +404,9 @@ class Refusing(AccessProofs):
 class VisitorsCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.upstream = Refusing()
-        self.visitors = Visitors({"ghcr.io": self.upstream}, "", Clock(), AuthSettings())
+        self.visitors = Visitors(
+            {"ghcr.io": self.upstream}, "", AuthSettings(), SharedMemory.create(), Clock().seconds
+        )
 
     def present(self, password: str, address: str = HOME) -> UpstreamLogin:
         presented = self.visitors.present("ghcr.io/alice", password, address)

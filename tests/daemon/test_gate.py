@@ -17,6 +17,7 @@ from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.auth.rules import AccessRules
 from artifactd.daemon.gate import TokensWiring, listed_accounts
+from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import TooManyRequests, Unauthorized, Unavailable
 from artifactd.oci.names import ImageName
@@ -68,7 +69,7 @@ class AccountsTests(SettingsCase):
     def log_in_as(self, settings: Settings) -> Logins:
         groups = Groups(settings.auth.groups)
         accounts = listed_accounts(settings, groups, self.threads, self.clock, lambda: 0.0)
-        return Logins(accounts, settings.auth, self.clock)
+        return Logins(accounts, settings.auth, SharedMemory.create())
 
     def log_in(self, name: str, password: str) -> Identity:
         coroutine = self.logins.log_in(name, password, "192.0.2.1")

@@ -8,6 +8,7 @@ from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Caller, Identity, Kind
+from artifactd.kit.shared import Moments, SharedMemory, Table
 from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.settings import LimitsSettings
 from artifactd.settings.values import Duration, Size
@@ -282,10 +283,13 @@ class RateTests(LimitsCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.rates = Rates(
-            LimitsSettings(address_requests=2, address_burst=3, user_requests=2, user_burst=3),
-            self.clock,
-        )
+        self.memory = SharedMemory.create()
+        self.rates = self.another()
+
+    def another(self) -> Rates:
+        """Those of another process of the daemon."""
+        limits = LimitsSettings(address_requests=2, address_burst=3, user_requests=2, user_burst=3)
+        return Rates(limits, self.memory, self.clock.seconds)
 
     def ask(self, peer: object = "1.2.3.4", *, by_way_of: str = "", user: str = "") -> str:
         """What it is told to wait before it asks again; empty if it need not."""
@@ -334,9 +338,21 @@ class RateTests(LimitsCase):
         self.assertEqual(self.ask("127.0.0.1", user="alice"), "1")
         self.assertEqual(self.ask("127.0.0.1", user="bob"), "")
 
+    def test_all_processes_of_the_daemon_count_together(self) -> None:
+        one, other = self.rates, self.another()
+        told = []
+        for self.rates in (one, other, one, other, one):
+            told.append((self.ask(), self.ask("127.0.0.1", user="alice")))
+        self.assertEqual(told, [("", "")] * 3 + [("1", "1")] * 2)
+
+    def test_neither_address_nor_user_stands_in_the_memory_that_they_share(self) -> None:
+        self.ask("192.0.2.99", user="alice")
+        for told in (b"192.0.2.99", b"alice"):
+            self.assertNotIn(told, self.memory.bytes[:])
+
     def test_0_is_no_limit(self) -> None:
-        self.assertIsNone(Rates.of(LimitsSettings(), self.clock))
-        self.rates = Rates(LimitsSettings(), self.clock)
+        self.assertIsNone(Rates.of(LimitsSettings(), self.memory))
+        self.rates = Rates(LimitsSettings(), self.memory, self.clock.seconds)
         self.assertEqual({self.ask(user="alice") for _ in range(99)}, {""})
 
 
@@ -345,33 +361,19 @@ class TokenBucketTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
+        self.moments = Moments(SharedMemory.create(), Table.USER_RATES)
 
     def test_a_steady_rate_passes_for_ever(self) -> None:
-        buckets = TokenBuckets(10, 1, self.clock)
+        buckets = TokenBuckets(10, 1, self.moments, self.clock.seconds)
         for _ in range(1000):
             self.assertEqual(buckets.take("a"), 0)
             self.clock.advance(0.1)
 
     def test_who_is_refused_owes_nothing_more_for_it(self) -> None:
-        buckets = TokenBuckets(1, 1, self.clock)
+        buckets = TokenBuckets(1, 1, self.moments, self.clock.seconds)
         buckets.take("a")
         waits = [buckets.take("a") for _ in range(100)]
         self.assertEqual(waits, [1] * 100)
-
-    def test_no_more_buckets_are_kept_than_said(self) -> None:
-        buckets = TokenBuckets(1, 1, self.clock, size=10)
-        for n in range(1000):
-            buckets.take(str(n))
-            buckets.take("often")
-        self.assertEqual(len(buckets), 10)
-        self.assertGreater(buckets.take("often"), 0)
-
-    def test_a_clock_that_is_set_back_locks_nobody_out(self) -> None:
-        self.clock.advance(10_000)
-        buckets = TokenBuckets(1, 5, self.clock)
-        buckets.take("a")
-        self.clock.rightNow = 0.0
-        self.assertLessEqual(buckets.take("a"), 1)
 
 
 class ReaderPaceTests(SynchronousTestCase):

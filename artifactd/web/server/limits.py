@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 
 from attrs import frozen
-from cachetools import LRUCache
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.auth.guessing import network
 from artifactd.auth.identity import Identity, Kind
+from artifactd.kit.shared import Moments, SharedMemory, Table
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.settings import LimitsSettings
@@ -197,6 +197,10 @@ class ReaderPace:
         return moved < self._least
 
 
+# Seconds within which sums of times are off.
+_ROUNDING = 1e-6
+
+
 class TokenBuckets:
     """
     A rate limiter: a token bucket for each key, which holds ``burst`` tokens and gets ``rate`` more
@@ -205,30 +209,29 @@ class TokenBuckets:
     Of each bucket only the time is kept when it will be full again.
 
     :param rate: tokens a second, at least 1.
-    :param size: the number of buckets kept; beyond that the least recently used one is forgotten,
-        which fills it.
+    :param moments: the times of all processes of the daemon, which take from the same buckets.
+    :param seconds: the time, in seconds; never set back, and the same in all processes.
     """
 
-    def __init__(self, rate: int, burst: int, clock: IReactorTime, size: int = 10_000) -> None:
+    def __init__(
+        self, rate: int, burst: int, moments: Moments, seconds: Callable[[], float]
+    ) -> None:
         self._interval = 1 / rate
         self._room = (burst - 1) * self._interval
-        self._clock = clock
-        self._full_at: LRUCache[str, float] = LRUCache(size)
-
-    def __len__(self) -> int:
-        return len(self._full_at)
+        self._moments, self._seconds = moments, seconds
 
     def take(self, key: str) -> float:
         """Take a token and return 0; if there is none, return the seconds until there is one."""
-        now = self._clock.seconds()
-        # A clock may be set back: no key owes more than the whole bucket.
-        full_at = min(max(self._full_at.get(key, now), now), now + self._room + self._interval)
-        missing = full_at - now - self._room
-        if missing > 1e-9:
-            self._full_at[key] = full_at
-            return missing
-        self._full_at[key] = full_at + self._interval
-        return 0.0
+        now = self._seconds()
+        missing = 0.0
+
+        def less(full_at: float) -> float:
+            nonlocal missing
+            missing = full_at - now - self._room
+            return full_at if missing > _ROUNDING else max(full_at, now) + self._interval
+
+        self._moments.update(key, less)
+        return missing if missing > _ROUNDING else 0.0
 
 
 class Rates:
@@ -237,20 +240,31 @@ class Rates:
 
     Loopback and Unix sockets have no limit as addresses: requests from there come from this
     machine, or from a proxy whose clients can't be told apart.
+
+    :param memory: where requests are counted, by all processes of the daemon.
+    :param seconds: see :class:`TokenBuckets`.
     """
 
-    def __init__(self, limits: LimitsSettings, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        limits: LimitsSettings,
+        memory: SharedMemory,
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._addresses = self._users = None
         if limits.address_requests:
-            self._addresses = TokenBuckets(limits.address_requests, limits.address_burst, clock)
+            moments = Moments(memory, Table.ADDRESS_RATES)
+            rate, burst = limits.address_requests, limits.address_burst
+            self._addresses = TokenBuckets(rate, burst, moments, seconds)
         if limits.user_requests:
-            self._users = TokenBuckets(limits.user_requests, limits.user_burst, clock)
+            moments = Moments(memory, Table.USER_RATES)
+            self._users = TokenBuckets(limits.user_requests, limits.user_burst, moments, seconds)
 
     @classmethod
-    def of(cls, limits: LimitsSettings, clock: IReactorTime) -> Rates | None:
+    def of(cls, limits: LimitsSettings, memory: SharedMemory) -> Rates | None:
         """Return the rates that ``limits`` sets; ``None`` if it sets none."""
         limited = limits.address_requests or limits.user_requests
-        return cls(limits, clock) if limited else None
+        return cls(limits, memory) if limited else None
 
     def charge_address(self, address: str) -> None:
         """:raises TooManyRequests: with ``Retry-After``, if ``address`` asks too often."""

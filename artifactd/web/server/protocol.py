@@ -763,6 +763,7 @@ class RegistrySite(server.Site):
         cors: Cors | None = None,
         origin: Callable[[server.Request], str] | None = None,
         hot: HotAnswers | None = None,
+        rates: Rates | None = None,
     ) -> None:
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
@@ -774,7 +775,7 @@ class RegistrySite(server.Site):
         self.cors, self.origin = cors, origin
         self.proxies = proxies or TrustedProxies()
         self.limits = limits or LimitsSettings()
-        self.rates = Rates.of(self.limits, reactor)
+        self.rates = rates
         # A request that is answered so is counted by no rate.
         self.hot = hot if self.rates is None else None
         self._stopping = stopping or resource
