@@ -137,9 +137,12 @@ class Guard:
     ) -> None:
         period, self._realm = settings.failure_period, realm
         names = Moments(memory, Table.NAME_FAILURES)
-        self._by_name = Failures(settings.name_failures, period, names, seconds)
         addresses = Moments(memory, Table.ADDRESS_FAILURES)
+        self._by_name = Failures(settings.name_failures, period, names, seconds)
         self._by_address = Failures(settings.address_failures, period, addresses, seconds)
+        # Mostly there are no failures at all: then each login is spared the looks.
+        self._last_of_names, self._last_of_addresses = names.latest, addresses.latest
+        self._seconds = seconds
         self._queues: dict[str, _Queue] = {}
         self.pending = 0
 
@@ -150,6 +153,9 @@ class Guard:
         :param source: the client address, as :func:`network` returns it.
         :raises TooManyRequests: with ``Retry-After``.
         """
+        now = self._seconds()
+        if self._last_of_names[0] <= now and self._last_of_addresses[0] <= now:
+            return
         address, login = self._keys(source, name)
         wait = max(self._by_name.wait(login), self._by_address.wait(address))
         if wait > 0:
@@ -204,6 +210,8 @@ class Guard:
 
     def succeeded(self, source: str, name: str) -> None:
         """Clear the failures of ``name`` from ``source``."""
+        if self._last_of_names[0] <= self._seconds():
+            return
         address, login = self._keys(source, name)
         self._by_address.subtract(address, self._by_name.forget(login))
 

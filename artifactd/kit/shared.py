@@ -7,6 +7,7 @@ What stands there is a cache: a daemon that starts begins with nothing.
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import secrets
@@ -22,9 +23,10 @@ from zlib import crc32
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-# The memory: a header, the tables of moments, the tables of notes, and the pages.  Pages of it that
-# were never written take no memory.
+# The memory: a header, the latest moment of each table, the tables of moments, the tables of notes,
+# and the pages.  Pages of it that were never written take no memory.
 _HEADER = struct.Struct("@32s16s16s")
+_LATEST = 128  # where the latest moments are
 _LAYOUT = b"artifactd shared memory 1"
 _SECTION = 4096  # bytes; the header, and what others start at a multiple of
 
@@ -35,6 +37,7 @@ _BUCKET = 16 * _WAYS  # bytes
 _TAGS = struct.Struct(f"@{_WAYS}Q")
 _MOMENTS = struct.Struct(f"@{_WAYS}d")
 _LOCATED = 4096  # keys whose places are remembered
+_STEP = 64.0  # seconds
 
 # A table of notes: buckets of four notes.  A note has a tag, the number of its writing, the time of
 # that, the size and the checksum of its text, and the text.
@@ -175,11 +178,15 @@ class Moments:
 
     The table has room for 32,768 keys, eight in each place.  A ninth takes the place of the one
     with the earliest moment: that whose loss matters least.
+
+    :ivar latest: has one number: no moment of the table is later; up to 64 seconds too late.
     """
 
     def __init__(self, memory: SharedMemory, table: Table) -> None:
         self._memory = memory
         self._first = _SECTION + table * _BUCKETS * _BUCKET
+        self._latest_at = _LATEST + table * 8
+        self.latest = memory.doubles[self._latest_at // 8 :][:1]
         self._located = lru_cache(_LOCATED)(self._locate)
 
     def get(self, key: str) -> float:
@@ -201,8 +208,9 @@ class Moments:
             tags = _TAGS.unpack_from(memory.bytes, at)
             if tag in tags:
                 slot = at // 8 + tags.index(tag)
-                moment = memory.doubles[slot + _WAYS] = change(memory.doubles[slot + _WAYS])
-            elif moment := change(0.0):
+                moment = self._foretold(change(memory.doubles[slot + _WAYS]))
+                memory.doubles[slot + _WAYS] = moment
+            elif moment := self._foretold(change(0.0)):
                 moments = _MOMENTS.unpack_from(memory.bytes, at + _WAYS * 8)
                 slot = at // 8 + moments.index(min(moments))
                 # If the process is killed in between, nothing counts for either key.
@@ -212,6 +220,17 @@ class Moments:
             return moment
         finally:
             memory.unlock(at)
+
+    def _foretold(self, moment: float) -> float:
+        """Return ``moment``, when :attr:`latest` is no earlier."""
+        if moment > self.latest[0]:
+            self._memory.lock(self._latest_at)
+            try:
+                # In steps, so that it is rare.
+                self.latest[0] = max(self.latest[0], math.ceil(moment / _STEP) * _STEP)
+            finally:
+                self._memory.unlock(self._latest_at)
+        return moment
 
     def _locate(self, key: str) -> tuple[int, int]:
         tag, place = self._memory.hashed(key)

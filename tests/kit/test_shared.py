@@ -100,6 +100,13 @@ class MomentsTests(SynchronousTestCase):
         self.moments.update("a", lambda _: 0.0)
         self.assertEqual(self.memory.bytes[:], before)
 
+    def test_the_latest_is_known(self) -> None:
+        self.assertEqual(self.other.latest[0], 0)
+        for moment in (100.0, 1000.0, 10.0):
+            self.moments.update("a", partial(max, moment))
+            self.assertGreaterEqual(self.other.latest[0], moment)
+        self.assertLess(self.other.latest[0], 1064)
+
     def test_where_there_is_no_room_the_earliest_goes(self) -> None:
         self.moments.update("late", lambda _: 1000.0)
         for number in range(100_000):
