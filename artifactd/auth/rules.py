@@ -10,7 +10,7 @@ from cachetools import LRUCache
 
 from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.names import ImageName, Patterns
-from artifactd.settings.access import Action, Claims, Subject
+from artifactd.settings.access import Action, Claims, Subject, implied
 from artifactd.settings.accounts import AccessSettings, RobotSettings
 
 Matcher = Callable[[Identity], bool]
@@ -28,7 +28,7 @@ class _Grant:
     @classmethod
     def of(cls, settings: AccessSettings | RobotSettings) -> Self:
         images = settings.images
-        return cls(frozenset(settings.may), Patterns(images), "*" in images)
+        return cls(implied(settings.may), Patterns(images), "*" in images)
 
 
 @frozen

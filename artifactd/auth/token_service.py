@@ -194,7 +194,14 @@ class TokenService:
         """
         for scope in parse_scopes(texts):
             if scope.type == REPOSITORY:
-                granted = scope.wanted & self._allowed(identity, scope.name)
+                allowed = self._allowed(identity, scope.name)
+                if Action.CREATE in allowed:
+                    # Clients know no other scope to push with.  The gate asks the rules whether
+                    # that is to create alone.
+                    allowed |= {Action.PUSH}
+                granted = scope.wanted & allowed
+                if Action.PUSH in granted:
+                    granted -= {Action.CREATE}  # which it includes
                 actions = tuple(action.value for action in Action if action in granted)
             elif (scope.type, scope.name) == (REGISTRY, CATALOG) and EVERYTHING in scope.actions:
                 # Everybody may ask for the catalog: it lists to each caller what they may pull.

@@ -20,7 +20,7 @@ from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.jwt import TOKEN_LIMIT, check_times, invalid, read_header, sign, verify
 from artifactd.auth.keys import Keys
 from artifactd.oci.errors import QueryInvalid
-from artifactd.settings.access import Action
+from artifactd.settings.access import Action, implied
 from artifactd.settings.accounts import IssuerSettings, TokenServiceSettings
 from artifactd.upstream.credentials import UpstreamLogin
 
@@ -66,10 +66,10 @@ class Scope:
 
     @property
     def wanted(self) -> frozenset[Action]:
-        """The known actions; ``*`` stands for all."""
+        """The known actions, with those that they include; ``*`` stands for all."""
         if EVERYTHING in self.actions:
             return frozenset(Action)
-        return frozenset(action for action in Action if action in self.actions)
+        return implied(action for action in Action if action in self.actions)
 
     def __str__(self) -> str:
         return f"{self.type}:{self.name}:{','.join(self.actions)}"

@@ -175,10 +175,13 @@ class Catalog(OnDatabase):
         *,
         allow_held: bool,
         actor: str = "",
+        immutable: ImmutableTags = MOVABLE,
     ) -> None:
         """
         Take a blob out of ``image``; ``GarbageCatalog.undelete`` can bring it back.
 
+        :param immutable: the tags whose content must stay.
+        :raises TagImmutable: if the manifest of one of these holds the blob.
         :raises BlobUnknown: if ``image`` does not hold the blob.
         :raises Unsupported: if a manifest of ``image`` holds it, unless ``allow_held``; ``detail``
             is ``{"digest": …}``, and ``stored`` ``{"heldBy": [digests, at most 10]}``.
@@ -192,6 +195,7 @@ class Catalog(OnDatabase):
             raise BlobUnknown("this image has no such blob", {"digest": str(digest)})
         if not allow_held:
             manifests.refuse_if_held(db, image_id, digest, "blob")
+        manifests.refuse_if_immutable(db, image, image_id, digest, immutable)
         leases.bury_blob(db, image_id, digest, actor=actor, at=self.database.now())
         db.execute(f"DELETE FROM blob_link WHERE {where}", link)
 
@@ -310,9 +314,9 @@ class Catalog(OnDatabase):
         manifests that it listed, and that nothing keeps now, are collected after theirs.
 
         :param unless_kept: do nothing if a tag, an index or a subject keeps it.
-        :param immutable: the tags that must not be deleted.
+        :param immutable: the tags whose content must stay.
         :return: whether it was taken out.
-        :raises TagImmutable: if one of these points at the manifest.
+        :raises TagImmutable: if one of these points at the manifest, or at an index that holds it.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have the manifest.
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
@@ -329,7 +333,7 @@ class Catalog(OnDatabase):
                 return False
             if not allow_held:
                 manifests.refuse_if_held(db, image_id, digest, "manifest")
-            manifests.refuse_if_immutable(db, image, manifest_id, digest, immutable)
+            manifests.refuse_if_immutable(db, image, image_id, digest, immutable)
             children = manifests.children_of(db, manifest_id)
             leases.bury_manifest(db, manifest_id, actor=actor, at=at)
             manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
@@ -338,6 +342,24 @@ class Catalog(OnDatabase):
 
         long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
         return await self.database.write(delete, long=actor if long else None, frees=True)
+
+    @read
+    def check_mutable(
+        self, db: Connection, image: ImageName, reference: Reference, immutable: ImmutableTags
+    ) -> None:
+        """
+        Raise the error that :meth:`delete_tag` or :meth:`delete_manifest` would raise because of
+        ``immutable``.
+
+        :raises TagImmutable: see there.
+        """
+        image_id = images.find(db, image)
+        if image_id is None:
+            return
+        if isinstance(reference, Digest):
+            manifests.refuse_if_immutable(db, image, image_id, reference, immutable)
+        elif (current := images.tag_target(db, image_id, reference)) is not None:
+            immutable.refuse(image, reference.text, current)
 
     @read
     def referrers(
@@ -489,11 +511,20 @@ class Catalog(OnDatabase):
 
     @write
     def point_tag(
-        self, db: Connection, image: ImageName, tag: Tag, digest: Digest, *, actor: str
+        self,
+        db: Connection,
+        image: ImageName,
+        tag: Tag,
+        digest: Digest,
+        *,
+        actor: str,
+        immutable: ImmutableTags = MOVABLE,
     ) -> Digest | None:
         """
         Point a tag at a manifest that the image has, and journal the movement.
 
+        :param immutable: the tags that must not be moved.
+        :raises TagImmutable: if this is one of them, and points at another manifest.
         :return: the digest that the tag pointed at before; ``None``: there was no such tag.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if the image does not have the manifest.
@@ -505,6 +536,9 @@ class Catalog(OnDatabase):
                 "this image has no such manifest: bring it back with undelete first",
                 {"digest": str(digest)},
             )
+        before = images.tag_target(db, image_id, tag)
+        if before not in (None, digest):
+            immutable.refuse(image, tag.text, before)
         at = self.database.now()
         return images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
 

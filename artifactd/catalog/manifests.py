@@ -22,6 +22,7 @@ from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestInvalid,
     PreconditionFailed,
+    TagExists,
     Unsupported,
 )
 from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest, Sparse, may_lack
@@ -183,22 +184,55 @@ def _check_sizes(entries: Sequence[Descriptor], sizes: Mapping[str, int]) -> Non
 
 
 def _check_tags(db: Connection, image_id: int | None, put: ManifestPut) -> None:
-    """:raises TagImmutable: if a tag has to stay at another digest."""
-    if image_id is None or not put.immutable.patterns:
+    """
+    :raises TagImmutable: if a tag has to stay at another digest, or at the manifest as it is.
+    :raises TagExists: if the user may only create, and a tag or the manifest would change.
+    """
+    if image_id is None or not (put.immutable.patterns or put.create_only):
         return
     for tag in put.tags:
         current = images.tag_target(db, image_id, tag)
         if current is not None and current != put.manifest.digest:
             put.immutable.refuse(put.image, tag.text, current)
+            if put.create_only:
+                raise TagExists(tag, put.create_only, current)
+    digest = put.manifest.digest
+    row = db.execute(
+        "SELECT media_type FROM manifest WHERE image_id = ? AND digest = ?", (image_id, str(digest))
+    ).fetchone()
+    if row is not None and row[0] != put.manifest.media_type:
+        refuse_if_immutable(db, put.image, image_id, digest, put.immutable)
+        if put.create_only:
+            raise TagExists(digest, put.create_only, digest)
+
+
+# A digest, and the manifests that hold it, also by way of others.
+_TAGS_ABOVE = """
+    WITH RECURSIVE above (digest) AS (
+        SELECT :digest
+        UNION
+        SELECT manifest.digest FROM above
+            CROSS JOIN manifest_entry AS entry
+                ON entry.image_id = :image AND entry.digest = above.digest
+            CROSS JOIN manifest ON manifest.id = entry.manifest_id
+    )
+    SELECT tag.name, above.digest FROM above
+        CROSS JOIN manifest ON manifest.image_id = :image AND manifest.digest = above.digest
+        CROSS JOIN tag ON tag.manifest_id = manifest.id
+"""
 
 
 def refuse_if_immutable(
-    db: Connection, image: ImageName, manifest_id: int, digest: Digest, immutable: ImmutableTags
+    db: Connection, image: ImageName, image_id: int, digest: Digest, immutable: ImmutableTags
 ) -> None:
-    """:raises TagImmutable: if a tag has to stay at the manifest."""
+    """
+    :raises TagImmutable: if a tag has to stay at the manifest ``digest``, or at one that holds it,
+        a manifest or a blob.
+    """
     if immutable.patterns:
-        for (tag,) in db.execute("SELECT name FROM tag WHERE manifest_id = ?", (manifest_id,)):
-            immutable.refuse(image, tag, digest)
+        named = {"image": image_id, "digest": str(digest)}
+        for tag, holder in db.execute(_TAGS_ABOVE, named):
+            immutable.refuse(image, tag, holder)
 
 
 def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) -> None:

@@ -30,7 +30,7 @@ class ImmutableTags:
                 return pattern
         return None
 
-    def refuse(self, image: ImageName, tag: str, current: Digest) -> None:
+    def refuse(self, image: ImageName, tag: str, current: object) -> None:
         """:raises TagImmutable: if ``tag``, which points at ``current``, has to stay there."""
         rule = self.rule(image, tag)
         if rule is not None:
@@ -176,6 +176,8 @@ class ManifestPut:
     :ivar tags: the tags to point at it; may be empty.
     :ivar precondition: must hold for every one of ``tags``, or, without tags, for the digest.
     :ivar immutable: the tags that must not be moved.
+    :ivar create_only: what lets the user push only what is not there; empty: they may push
+        anything.
     :ivar sparse: whether blobs and children may be absent.
     :ivar actor: the user, for the journal of tags.
     :ivar index_depth: how deep indexes may be nested.
@@ -188,6 +190,7 @@ class ManifestPut:
     tags: tuple[Tag, ...] = ()
     precondition: Precondition = ANYHOW
     immutable: ImmutableTags = MOVABLE
+    create_only: str = ""
     sparse: Sparse = "no"
     actor: str = ""
     index_depth: int = 100

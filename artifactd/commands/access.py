@@ -48,8 +48,9 @@ class Access(DataCommand):
 
     longdesc = (
         "Tell whether WHO (a user, robot:NAME, certificate:NAME or anonymous) may do ACTION (pull,"
-        " push, delete, administer) to IMAGE ('*': every image), and which rule of the settings"
-        " grants it, or what the rules lack.  The exit status is 0 if it is granted, 1 if not."
+        " create, push, delete, administer) to IMAGE ('*': every image), and which rule of the"
+        " settings grants it, or what the rules lack.  The exit status is 0 if it is granted, 1 if"
+        " not."
     )
     synopsis = "[options] WHO ACTION IMAGE"
     optFlags: ClassVar = [JSON]

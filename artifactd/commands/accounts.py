@@ -140,7 +140,7 @@ class ChangeRobots(SettingsOptions):
         self.images: list[Pattern] = []
 
     def opt_may(self, action: str) -> None:
-        """What it may do: pull (default), push, delete, administer; may be given more than once."""
+        """What it may do: pull (default), create, push, delete, administer; may be repeated."""
         if action not in tuple(Action):
             raise usage.UsageError(f"--may: expected {', '.join(Action)}, got {action}")
         self.may.append(Action(action))

@@ -17,7 +17,7 @@ from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import ImageSeen
-from artifactd.catalog.records import TagMovement
+from artifactd.catalog.records import MOVABLE, ImmutableTags, TagMovement
 from artifactd.commands.offline import (
     DataCommand,
     ImageCommand,
@@ -32,13 +32,14 @@ from artifactd.commands.table import JSON, Table, print_json, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.errors import ManifestUnknown, TagImmutable
 from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.oci.sizes import shown_bytes
 from artifactd.registry.seeing import EntryShown, ManifestShown, Page, Seeing, TagShown
-from artifactd.settings.settings import Settings
+from artifactd.settings.settings import LocalSettings, Settings
 
 _RM = "rm"  # who did it, in the journal
+_IMMUTABLE = "immutable"  # the flag of commands that also change what clients may not
 _PAGE = 500  # images, tags or movements that are read at a time
 _NESTED = 10_000  # manifests of an index that are shown
 
@@ -249,6 +250,7 @@ class Remove(DataCommand):
             "Delete the tags' manifests too, if nothing else keeps them, and free at once all that"
             " was deleted from these images, now and before: it can't be brought back any more.",
         ],
+        [_IMMUTABLE, None, "Delete what immutable_tags of the settings keeps, too."],
         JSON,
     ]
 
@@ -263,15 +265,24 @@ class Remove(DataCommand):
         status = 0
         removed: list[_Removal] = []
         for wanted in self.wanted:
-            found = await self._found(parts, wanted)
+            found = await self._found(parts, settings, wanted)
             if not found:
                 print(f"artifactd: {wanted}: nothing here matches", file=sys.stderr)
                 status = 1
             for each in found:
-                if self.is_done:
-                    await each.remove(parts.catalog)
+                try:
+                    if self.is_done:
+                        await each.remove(parts.catalog)
+                    else:
+                        await parts.catalog.check_mutable(
+                            each.image, each.reference, each.immutable
+                        )
+                except TagImmutable as error:
+                    _tell_immutable(f"{each.name} is not deleted", error)
+                    status = 1
+                    continue
                 self._tell(each)
-            removed += found
+                removed.append(each)
         if self["now"]:
             status = await self._free(parts, settings, removed) or status
         return status
@@ -316,13 +327,13 @@ class Remove(DataCommand):
                 each.digest,
                 each.digest,
                 False,
-                partial(_delete_manifest, each.image, each.digest, unless_kept=True),
+                partial(_delete_untagged, each.image, each.digest),
             )
             with suppress(ManifestUnknown):  # it had several tags, and is deleted
                 if await untagged.remove(catalog):
                     self._tell(untagged)
 
-    async def _found(self, parts: Assembly, wanted: str) -> list[_Removal]:
+    async def _found(self, parts: Assembly, settings: Settings, wanted: str) -> list[_Removal]:
         """What a reference names."""
         name, at, digest = wanted.partition("@")
         if at:
@@ -337,7 +348,9 @@ class Remove(DataCommand):
             image = resolved(parts, name)
             tags = await parts.catalog.tags(image, None, None) or []
             references = [Tag.parse(tag) for tag in tags if fnmatchcase(tag, pattern)]
-        return [each for r in references if (each := await _removal(parts, image, r)) is not None]
+        immutable = _immutable(settings, image, self)
+        removals = [await _removal(parts, image, each, immutable) for each in references]
+        return [each for each in removals if each is not None]
 
 
 @frozen
@@ -350,6 +363,7 @@ class _Removal:
     :ivar digest: of the manifest; ``None``: it is damaged.
     :ivar is_cached: whether it comes from an upstream.
     :ivar remove: deletes or evicts it; is given the catalog to delete it from.
+    :ivar immutable: the tags that stay, with their content.
     """
 
     image: ImageName
@@ -357,6 +371,7 @@ class _Removal:
     digest: Digest | None
     is_cached: bool
     remove: Callable[[Catalog], Awaitable[object]]
+    immutable: ImmutableTags = MOVABLE
 
     @property
     def name(self) -> str:
@@ -371,7 +386,25 @@ class _Removal:
         return f"{'deleted' if is_done else 'would delete'} {self.name}"
 
 
-async def _removal(parts: Assembly, image: ImageName, reference: Reference) -> _Removal | None:
+def _immutable(settings: Settings, image: ImageName, options: usage.Options) -> ImmutableTags:
+    """The tags of an image that a command leaves as they are, unless it is told otherwise."""
+    repository = settings.repository[image.repository]
+    if options[_IMMUTABLE] or not isinstance(repository, LocalSettings):
+        return MOVABLE
+    return ImmutableTags(repository.immutable_tags)
+
+
+def _tell_immutable(told: str, error: TagImmutable) -> None:
+    print(
+        f'artifactd: {told}: immutable_tags of the settings has "{error.rule}";'
+        " --immutable does it all the same",
+        file=sys.stderr,
+    )
+
+
+async def _removal(
+    parts: Assembly, image: ImageName, reference: Reference, immutable: ImmutableTags
+) -> _Removal | None:
     """How to remove a tag or manifest; ``None`` if there is none."""
     record = await parts.catalog.manifest(image, reference)
     if record is None and isinstance(reference, Digest):
@@ -380,26 +413,32 @@ async def _removal(parts: Assembly, image: ImageName, reference: Reference) -> _
     if is_remote(parts, image):
         remove = partial(_evict, parts, image, reference)
     elif isinstance(reference, Tag):
-        remove = partial(_delete_tag, image, reference)
+        remove = partial(_delete_tag, image, reference, immutable)
     else:
-        remove = partial(_delete_manifest, image, reference)
+        remove = partial(_delete_manifest, image, reference, immutable)
     digest = None if record is None else record.digest
-    return _Removal(image, reference, digest, is_remote(parts, image), remove)
+    return _Removal(image, reference, digest, is_remote(parts, image), remove, immutable)
 
 
 async def _evict(parts: Assembly, image: ImageName, reference: Reference, _: Catalog) -> None:
     await purge(parts, image, reference)
 
 
-async def _delete_tag(image: ImageName, tag: Tag, catalog: Catalog) -> None:
-    await catalog.delete_tag(image, tag, actor=_RM)
+async def _delete_tag(
+    image: ImageName, tag: Tag, immutable: ImmutableTags, catalog: Catalog
+) -> None:
+    await catalog.delete_tag(image, tag, actor=_RM, immutable=immutable)
 
 
 async def _delete_manifest(
-    image: ImageName, digest: Digest, catalog: Catalog, *, unless_kept: bool = False
-) -> bool:
+    image: ImageName, digest: Digest, immutable: ImmutableTags, catalog: Catalog
+) -> None:
+    await catalog.delete_manifest(image, digest, allow_held=False, actor=_RM, immutable=immutable)
+
+
+async def _delete_untagged(image: ImageName, digest: Digest, catalog: Catalog) -> bool:
     return await catalog.delete_manifest(
-        image, digest, allow_held=False, actor=_RM, unless_kept=unless_kept
+        image, digest, allow_held=False, actor=_RM, unless_kept=True
     )
 
 
@@ -414,7 +453,10 @@ class Restore(ImageCommand):
         ["to", "t", None, "The digest of a manifest of the image."],
         ["at", "a", None, "A time, such as 2026-11-05 or 2026-11-05T14:00:00Z (UTC)."],
     ]
-    optFlags: ClassVar = [JSON]
+    optFlags: ClassVar = [
+        [_IMMUTABLE, None, "Move a tag that immutable_tags of the settings keeps, too."],
+        JSON,
+    ]
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         if is_read_only(parts):
@@ -428,7 +470,14 @@ class Restore(ImageCommand):
                 f"restore: {image}:{tag} comes from an upstream, which says where it points"
             )
         digest = await self._wanted(catalog, image, tag)
-        before = await catalog.point_tag(image, tag, digest, actor="restore")
+        immutable = _immutable(settings, image, self)
+        try:
+            before = await catalog.point_tag(
+                image, tag, digest, actor="restore", immutable=immutable
+            )
+        except TagImmutable as error:
+            _tell_immutable(f"{image}:{tag} is not moved", error)
+            return 1
         if self["json"]:
             told = {"image": str(image), "tag": str(tag), "digest": str(digest)}
             print_json({**told, "before": None if before is None else str(before)})

@@ -197,12 +197,13 @@ class TagImmutable(Denied):
     """
     A tag may not be moved or deleted; the spec has no code for it.
 
-    :param rule: the pattern of the settings that says so.
+    :ivar rule: the pattern of the settings that says so.
     :param current: the digest that the tag points at.
     """
 
     def __init__(self, tag: str, rule: str, current: object) -> None:
-        self._tag, self._rule, self._current = tag, rule, current
+        self.rule = rule
+        self._tag, self._current = tag, current
         super().__init__(
             self._told(""),
             {"tag": tag, "immutable_tags": rule},
@@ -212,7 +213,36 @@ class TagImmutable(Denied):
     def _told(self, at: str) -> str:
         return (
             f"the tag {self._tag} is there{at} and is neither moved nor deleted: immutable_tags of"
-            f' the settings has "{self._rule}"; push under another tag'
+            f' the settings has "{self.rule}"; push under another tag'
+        )
+
+    @property
+    def full_message(self) -> str:
+        return self._told(f", at {self._current},")
+
+
+class TagExists(Denied):
+    """
+    A client that may only push what is not there would move a tag, or give a manifest another media
+    type; the spec has no code for it.
+
+    :param reference: the tag or digest.
+    :param rule: what allows the client no more.
+    :param current: the digest that the reference points at.
+    """
+
+    def __init__(self, reference: object, rule: str, current: object) -> None:
+        self._reference, self._rule, self._current = reference, rule, current
+        super().__init__(
+            self._told(""),
+            {"reference": str(reference), "rule": rule},
+            stored={"current": str(current)},
+        )
+
+    def _told(self, at: str) -> str:
+        return (
+            f"{self._reference} is there{at} and {self._rule} allows to push only what is not: push"
+            ' under another tag, or ask for the right "push"'
         )
 
     @property

@@ -115,7 +115,11 @@ class LocalRepository(Repository):
     async def delete_blob(self, image: ImageName, digest: Digest, actor: str) -> None:
         """Unlink a blob; errors are those of ``Catalog.delete_blob``."""  # end-10
         await self.catalog.delete_blob(
-            image, digest, allow_held=self.settings.delete_held, actor=actor
+            image,
+            digest,
+            allow_held=self.settings.delete_held,
+            actor=actor,
+            immutable=self.immutable,
         )
 
     async def manifest(
@@ -204,7 +208,8 @@ class LocalRepository(Repository):
         Store a manifest and point its tags at it.
 
         :return: where each of the tags pointed before; ``None``: there was no such tag.
-        :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed: then nothing has changed.
+        :raises ManifestInvalid, ManifestBlobUnknown, PreconditionFailed, TagImmutable, TagExists:
+            then nothing has changed.
         """  # end-7a, end-7b
         # Checked before a byte is stored, so that most refused manifests need no removal; and again
         # in the transaction, since the catalog may have changed.  What is adopted is only there in

@@ -349,16 +349,19 @@ class Registry:
         content_type: str | None,
         precondition: Precondition,
         actor: str,
+        create_only: str = "",
     ) -> tuple[Manifest, Mapping[Tag, Digest | None]]:
         """
         Parse and store a manifest; errors: see :meth:`LocalRepository.put_manifest`.
 
+        :param create_only: see :class:`ManifestPut`.
         :return: the manifest, and where each of the tags that were pushed pointed before; ``None``:
             there was no such tag.
         """  # end-7
         local = target.local
         manifest = await local.parse(content, content_type, reference)
         put = local.wanted(target.image, reference, tags, manifest, precondition, actor)
+        put = evolve(put, create_only=create_only) if create_only else put
         return manifest, await local.put_manifest(await target.readable.adopt(put))
 
     async def images(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
 
@@ -10,12 +11,24 @@ from attrs import frozen
 
 
 class Action(StrEnum):
-    """An action on an image, as in a token's scope: registry-auth-scope, "Resource Actions"."""
+    """
+    An action on an image, as in a token's scope: registry-auth-scope, "Resource Actions", which
+    does not have ``create``.
+    """
 
     PULL = "pull"
+    CREATE = "create"
+    """To push what is not there."""
     PUSH = "push"
+    """To push anything: also what moves a tag."""
     DELETE = "delete"
     ADMINISTER = "administer"
+
+
+def implied(actions: Iterable[Action]) -> frozenset[Action]:
+    """``actions`` with those that they include: ``push`` includes ``create``."""
+    all_of_them = frozenset(actions)
+    return all_of_them | {Action.CREATE} if Action.PUSH in all_of_them else all_of_them
 
 
 _NAMED = ("user", "group", "robot", "certificate", "issuer", "upstream")

@@ -67,7 +67,7 @@ Subjects = Annotated[
 ]
 Actions = Annotated[
     tuple[Action, ...],
-    Meta(min_length=1, description='a list of "pull", "push", "delete", "administer"'),
+    Meta(min_length=1, description='a list of "pull", "create", "push", "delete", "administer"'),
 ]
 Members = Annotated[
     tuple[Annotated[str, Meta(pattern=r"^(robot:)?[^:\s]+$")], ...],

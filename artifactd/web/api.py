@@ -245,7 +245,7 @@ class Api(OperationsApi):
 
     # -- uploads
 
-    @route(app, "/v2/<name:name>/blobs/uploads/", "POST", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/", "POST", needs=Action.CREATE)
     async def start_upload(self, request: RegistryRequest, target: Target) -> Answer:
         """Open an upload session, mount, or push in one request."""  # end-4, end-11
         mount = parameter(request, "mount")
@@ -272,7 +272,7 @@ class Api(OperationsApi):
             headers["OCI-Chunk-Min-Length"] = str(self.min_chunk)
         return Answer(202, headers)
 
-    @route(app, "/v2/<name:name>/blobs/uploads/", "PUT", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/", "PUT", needs=Action.CREATE)
     async def put_blob(self, request: RegistryRequest, target: Target) -> Answer:
         """Push a whole blob without a session."""  # end-4b, by another method
         return await self._push(request, target)
@@ -282,7 +282,7 @@ class Api(OperationsApi):
         await self.registry.uploads.push(target.pushed, parsed, request.body)
         return Answer(201, blob_headers(target, parsed))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PATCH", needs=Action.CREATE)
     async def append(self, request: RegistryRequest, target: Target, upload_id: str) -> Answer:
         """Append a chunk to an upload session."""  # end-5
         try:
@@ -298,7 +298,7 @@ class Api(OperationsApi):
             raise
         return Answer(202, upload_headers(target, upload_id, offset))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PUT", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "PUT", needs=Action.CREATE)
     async def close_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -318,7 +318,7 @@ class Api(OperationsApi):
             raise
         return Answer(201, blob_headers(target, digest))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "GET", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "GET", needs=Action.CREATE)
     async def upload_status(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -326,7 +326,7 @@ class Api(OperationsApi):
         offset = await self.registry.uploads.offset(target.pushed, upload_id)
         return Answer(204, upload_headers(target, upload_id, offset))
 
-    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "DELETE", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/blobs/uploads/<upload_id>", "DELETE", needs=Action.CREATE)
     async def cancel_upload(
         self, request: RegistryRequest, target: Target, upload_id: str
     ) -> Answer:
@@ -361,7 +361,7 @@ class Api(OperationsApi):
         answer.repeatable = found.provenance is LOCAL
         return answer
 
-    @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.PUSH)
+    @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.CREATE)
     async def put_manifest(
         self, request: RegistryRequest, target: Target, reference: str
     ) -> Answer:
@@ -379,6 +379,7 @@ class Api(OperationsApi):
                 header(request, "Content-Type"),
                 precondition(request),
                 _actor(request),
+                self.gate.create_only(request, target),
             )
         headers = {
             "Location": f"{target.path}/manifests/{parsed}",

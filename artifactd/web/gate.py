@@ -103,7 +103,13 @@ class Gate(Protocol):
         """
 
     def may_push(self, request: RegistryRequest, target: Target) -> bool:
-        """Whether the caller may push under the name of ``target`` now."""
+        """Whether the caller may push under the name of ``target`` now, at least what is new."""
+
+    def create_only(self, request: RegistryRequest, target: Target) -> str:
+        """
+        Return what lets the caller push only what is not there, for the message of a refusal; an
+        empty text if they may push anything.
+        """
 
     def listed(self, request: RegistryRequest) -> Allowed | None:
         """
@@ -192,6 +198,9 @@ class LoopbackGate:
 
     def may_push(self, request: RegistryRequest, target: Target) -> bool:
         return self.is_here(request) and not self.read_only()
+
+    def create_only(self, request: RegistryRequest, target: Target) -> str:
+        return ""
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
@@ -325,6 +334,7 @@ _CATALOG_SCOPE, _CATALOG = "registry:catalog:*", "*"
 # The actions that a challenge asks for.  A client that pushes also pulls, to see what is there.
 _SCOPES = {
     Action.PULL: "pull",
+    Action.CREATE: "pull,push",
     Action.PUSH: "pull,push",
     Action.DELETE: "delete",
     Action.ADMINISTER: "administer",
@@ -434,11 +444,24 @@ class AccessGate:
 
     def may_push(self, request: RegistryRequest, target: Target) -> bool:
         caller = request.caller
-        granted = Action.PUSH in self.rules.granted(caller.identity, target.image)
+        granted = Action.CREATE in self.rules.granted(caller.identity, target.image)
         scope = str(target.name)
         return (
-            granted and not self.read_only() and _in_scope(caller, Action.PUSH, target.image, scope)
+            granted
+            and not self.read_only()
+            and _in_scope(caller, Action.CREATE, target.image, scope)
         )
+
+    def create_only(self, request: RegistryRequest, target: Target) -> str:
+        caller, image = request.caller, target.image
+        if Action.PUSH in self.rules.granted(caller.identity, image):
+            is_wide = _in_scope(caller, Action.PUSH, image, str(target.name))
+            return "" if is_wide else "the scope of the token"
+        if self.rules.limited(caller.identity, Action.PUSH, image):
+            return f"[robot.{caller.identity.name}] of the settings"
+        judged = self.rules.judge(caller.identity, Action.CREATE, image)
+        rules = ", ".join(f"access[{each.rule}]" for each in judged if each.grants)
+        return f"{rules} of the settings"
 
     def listed(self, request: RegistryRequest) -> Allowed:
         return self.rules.allowed(request.caller.identity, Action.PULL)
@@ -488,14 +511,15 @@ class AccessGate:
             self._unauthorized(request, wanted, "insufficient_scope")
         if _nobody(caller):
             self._unauthorized(request, wanted)
+        told = Action.PUSH if action is Action.CREATE else action
         if any(self.rules.limited(caller.identity, action, image) for image in images):
             table = f"[robot.{caller.identity.name}]"
             why = f"the robot's own limits, may and images in {table}, exclude it"
         else:
             why = "no access rule of the registry grants it"
         raise Denied(
-            f"{caller.identity} may not {action} here: {why}",
-            {"name": name, "action": str(action)},
+            f"{caller.identity} may not {told} here: {why}",
+            {"name": name, "action": str(told)},
         )
 
     def _unauthorized(

@@ -134,7 +134,8 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
             if request.args and needs is Action.PULL:
                 namespace = mirrored_registry(request)
             changes = writes and request.method not in (b"GET", b"HEAD")
-            asked = Asked(needs, parts, changes, part_of_push)
+            told = Action.PUSH if needs is Action.CREATE else needs
+            asked = Asked(told, parts, changes, part_of_push)
             try:
                 if needs is not Need.NOTHING:
                     rates = request.site.rates

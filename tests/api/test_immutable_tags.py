@@ -8,11 +8,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.records import ImmutableTags
 from artifactd.oci.digest import Digest
-from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import ImageName
 from tests.api.case import ApiTestCase
 from tests.api.guarded import BLOB, CONFIG, GuardedCase
-from tests.api.served import image_manifest
+from tests.api.served import image_index, image_manifest
 
 FIRST = image_manifest(CONFIG, BLOB)
 SECOND = image_manifest(CONFIG, BLOB, annotations={"a": "b"})
@@ -59,6 +59,44 @@ class ImmutableTagTests(ApiTestCase):
             await self.refused(403, "DENIED", "DELETE", f"/v2/hello/manifests/{reference}")
         self.assertEqual(self.state(), before)
         await self.accepted(200, "GET", "/v2/hello/manifests/v1")
+
+
+class ContentTests(ApiTestCase):
+    """What belongs to a tag that stays, stays too, also where held content may be deleted."""
+
+    toml = (
+        '[repository.local]\nkind = "local"\nimmutable_tags = ["v*"]\ndelete_held = true\n'
+        "other_media_types = true\n"
+    )
+
+    async def test_neither_a_child_nor_a_blob_is_deleted(self) -> None:
+        for blob in (CONFIG, BLOB):
+            await self.registry.push_blob("hello", blob)
+        await self.registry.push_manifest("hello", "child", FIRST)
+        index = image_index(FIRST)
+        await self.accepted(
+            201, "PUT", "/v2/hello/manifests/v1", index, {"Content-Type": OCI_INDEX}
+        )
+        child = f"/v2/hello/manifests/{Digest.of(FIRST)}"
+        for path in (child, f"/v2/hello/blobs/{Digest.of(BLOB)}"):
+            answer = await self.refused(403, "DENIED", "DELETE", path)
+            (error,) = json.loads(answer.body)["errors"]
+            self.assertEqual(error["detail"]["current"], str(Digest.of(index)))
+        await self.accepted(202, "DELETE", "/v2/hello/manifests/child")
+        await self.registry.push_blob("hello", b"loose")
+        await self.accepted(202, "DELETE", f"/v2/hello/blobs/{Digest.of(b'loose')}")
+
+    async def test_it_keeps_its_media_type(self) -> None:
+        content = b'{"schemaVersion": 2}'
+        kinds = ({"Content-Type": f"application/x.{kind}+json"} for kind in ("one", "other"))
+        first, other = kinds
+        path = f"/v2/hello/manifests/{Digest.of(content)}"
+        await self.accepted(201, "PUT", "/v2/hello/manifests/latest", content, first)
+        await self.accepted(201, "PUT", path, content, other)
+        await self.accepted(201, "PUT", "/v2/hello/manifests/v1", content, other)
+        await self.accepted(201, "PUT", path, content, other)
+        for again in (path, "/v2/hello/manifests/v1", "/v2/hello/manifests/latest"):
+            await self.refused(403, "DENIED", "PUT", again, content, first)
 
 
 class HiddenDigestTests(GuardedCase):

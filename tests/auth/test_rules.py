@@ -11,11 +11,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactd.auth.identity import ANONYMOUS, Identity, Kind
 from artifactd.auth.rules import AccessRules, matcher
 from artifactd.oci.names import ImageName
-from artifactd.settings.access import Action, Subject
+from artifactd.settings.access import Action, Subject, implied
 from artifactd.settings.accounts import AccessSettings, RobotSettings, SecretHash
 from artifactd.settings.values import Expiry, Pattern
 
-PULL, PUSH, DELETE, ADMINISTER = Action
+PULL, CREATE, PUSH, DELETE, ADMINISTER = Action
 APP = ImageName("local", "mycorp/app")
 HUB = ImageName("docker.io", "library/alpine")
 ALICE = Identity(Kind.USER, "alice", frozenset({"dev"}))
@@ -44,7 +44,7 @@ class RulesTests(SynchronousTestCase):
     def assert_granted(
         self, rules: AccessRules, identity: Identity, image: ImageName, *actions: Action
     ) -> None:
-        self.assertEqual(rules.granted(identity, image), set(actions))
+        self.assertEqual(rules.granted(identity, image), implied(actions))
 
     def test_without_a_rule_nobody_may_do_anything(self) -> None:
         for identity in (ANONYMOUS, ALICE, CI):
@@ -111,9 +111,16 @@ class RulesTests(SynchronousTestCase):
         told = [each.grants for each in access.judge(identity, action, None)]
         self.assertEqual(action in access.granted_everywhere(identity), any(told))
 
-    def test_no_action_implies_another(self) -> None:
+    def test_no_action_implies_another_but_push_to_create(self) -> None:
         for action in Action:
-            self.assert_granted(rules(rule("anonymous", (action,), "*")), BOB, APP, action)
+            granted = rules(rule("anonymous", (action,), "*")).granted(BOB, APP)
+            self.assertEqual(granted, {PUSH, CREATE} if action is PUSH else {action})
+
+    def test_a_robot_that_is_limited_to_create_may_not_push_what_is_there(self) -> None:
+        access = rules(rule("robot:ci", (PUSH,), "*"), ci=limit((PULL, CREATE), "*"))
+        self.assertEqual(access.granted(CI, APP), {CREATE})
+        self.assertTrue(access.limited(CI, PUSH, APP))
+        self.assertFalse(access.limited(CI, CREATE, APP))
 
     def test_everywhere_is_what_a_rule_for_all_images_says(self) -> None:
         access = rules(
@@ -174,14 +181,14 @@ class RobotLimitTests(SynchronousTestCase):
 
     def test_a_robot_may_do_what_rules_and_its_limits_allow(self) -> None:
         robot = limit((PULL, PUSH), "local/*")
-        self.assertEqual(self.granted(robot), {PULL, PUSH})
+        self.assertEqual(self.granted(robot), {PULL, CREATE, PUSH})
         self.assertEqual(self.granted(robot, HUB), set())
 
     def test_robots_that_are_taken_later_count_from_then_on(self) -> None:
         access = rules(self.ALL, ci=limit((PULL,), "*"))
         self.assertEqual(access.granted(CI, APP), {PULL})
         access.take_robots({"ci": limit((PUSH,), "*")})
-        self.assertEqual(access.granted(CI, APP), {PUSH})
+        self.assertEqual(access.granted(CI, APP), {CREATE, PUSH})
         access.take_robots({})
         self.assertEqual(access.granted(CI, APP), set())
 

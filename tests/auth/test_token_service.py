@@ -12,7 +12,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.auth.identity import ANONYMOUS, Caller, Identity, Kind
 from artifactd.auth.token_service import MOST_SCOPES, Asked, Granted, TokenService
 from artifactd.oci.errors import QueryInvalid, Unauthorized
-from artifactd.settings.access import Action
+from artifactd.settings.access import Action, implied
 from tests.auth.accounts import ALICE, FakeAccounts, Now, granting, resolve
 from tests.auth.test_keys import MemoryFile
 from tests.auth.test_tokens import make_tokens, read_part
@@ -30,13 +30,14 @@ class ServiceCase(TestCase):
         every = frozenset(Action)
         self.rules = granting(
             {
+                "anonymous": {"docker.io/library/alpine": frozenset({PULL})},
+                "issuer:github": {"local/hello": frozenset({PUSH})},
                 "user:alice": {
-                    "local/hello": frozenset({PULL, PUSH}),
+                    "local/hello": implied({PULL, PUSH}),
+                    "local/new": frozenset({PULL, Action.CREATE}),
                     "local/team/app": every,
                     "docker.io/library/alpine": frozenset({PULL}),
                 },
-                "anonymous": {"docker.io/library/alpine": frozenset({PULL})},
-                "issuer:github": {"local/hello": frozenset({PUSH})},
             }
         )
         self.service = self.process()
@@ -64,6 +65,12 @@ class GrantTests(ServiceCase):
             ("repository:hello:push,delete", "repository:hello:push"),
             ("repository:hello:*", "repository:hello:pull,push"),
             ("repository:local/hello:pull", "repository:local/hello:pull"),
+            # Who may only create gets the scope that clients ask for; the gate tells them apart.
+            ("repository:new:pull,push", "repository:new:pull,push"),
+            ("repository:new:*", "repository:new:pull,push"),
+            ("repository:new:create", "repository:new:create"),
+            ("repository:hello:pull,create", "repository:hello:pull,create"),
+            ("repository:alpine:create", ""),
             ("repository:alpine:pull,push", "repository:alpine:pull"),
             ("repository:library/alpine:pull", "repository:library/alpine:pull"),
             ("repository(plugin):hello:pull", "repository:hello:pull"),

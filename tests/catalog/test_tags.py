@@ -9,6 +9,7 @@ from artifactd.oci.errors import (
     ManifestUnknown,
     NameUnknown,
     PreconditionFailed,
+    TagExists,
 )
 from tests.catalog.fixture import (
     APP,
@@ -20,6 +21,18 @@ from tests.catalog.fixture import (
     descriptor,
     manifest,
 )
+
+
+class CreateOnlyTests(CatalogTestCase):
+    async def test_what_came_since_it_was_asked_for_is_not_moved(self) -> None:
+        put = ManifestPut(APP, manifest(b"2"), (V1, V2), create_only="access[0]")
+        await self.catalog.check_manifest(put)
+        first = await self.put(b"1", "v2")
+        error = await self.assert_raises(TagExists, self.catalog.put_manifest(put, confirmed))
+        self.assertEqual(
+            {"reference": "v2", "rule": "access[0]", "current": str(first)}, error.full_detail
+        )
+        self.assertEqual(["v2"], await self.catalog.tags(APP, None, None))
 
 
 class PreconditionTests(CatalogTestCase):

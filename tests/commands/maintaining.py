@@ -21,12 +21,19 @@ OTHER = "library/other"
 
 
 class MaintenanceTestCase(TestCase):
-    """A daemon before a hub; commands that work on the same data by the same settings."""
+    """
+    A daemon before a hub; commands that work on the same data by the same settings.
+
+    :cvar local: further settings of the local repository.
+    """
+
+    local = ""
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         self.hub = Hub.start(self)
         # What was cached once counts for ever, so that a request means that it is not.
         toml = settings_for(self.hub, freshness="1d", negative_freshness="0s", resumes=1)
+        toml = toml.replace('kind = "local"\n', f'kind = "local"\n{self.local}\n')
         self.daemon = await Daemon.start(self, toml=toml)
         self.config = Path(self.mktemp()).absolute()
         self.config.write_text(toml)

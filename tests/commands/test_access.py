@@ -78,6 +78,16 @@ class AccessTests(AccountsTestCase):
         self.assertEqual((result.status, result.err), (0 if granted else 1, ""))
         return found
 
+    async def test_push_includes_create_and_not_the_other_way_round(self) -> None:
+        (decision,) = await self.decided("alice", "create", "local/team/app")
+        self.assertTrue(decision["granted"])
+        self.settings.write_text(self.settings.read_text().replace('"push"]', '"create"]'))
+        for action, granted in (("create", True), ("push", False)):
+            (decision,) = await self.decided("alice", action, "local/team/app")
+            self.assertEqual(granted, decision["granted"])
+        result = await self.run_command("access", "alice", "push", "local/team/app")
+        self.assertIn("does not allow push", result.out)
+
     async def test_the_rule_that_grants_is_told(self) -> None:
         (decision,) = await self.decided("alice", "push", "local/team/app")
         self.assertTrue(decision["granted"])
@@ -137,7 +147,7 @@ class AccessTests(AccountsTestCase):
             (("carol", "pull", "a"), "carol: no such user in"),
             (("robot:no", "pull", "a"), "no: no such robot"),
             (("group:dev", "pull", "a"), "expected a user, robot:NAME"),
-            (("alice", "read", "a"), "expected pull, push, delete, administer, got read"),
+            (("alice", "read", "a"), "expected pull, create, push, delete, administer, got read"),
             (("alice", "pull", "A"), "name"),
         ):
             self.assertIn(said, await self.assert_refused("access", *argv))

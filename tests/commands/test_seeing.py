@@ -205,6 +205,30 @@ class SeeingTests(MaintenanceTestCase):
         self.assertIn("--to DIGEST or --at", await self.assert_refused("restore", "app:v2"))
 
 
+class ImmutableTests(MaintenanceTestCase):
+    """What clients may not change, an administrator changes by an option alone."""
+
+    local = 'immutable_tags = ["v*"]'
+
+    async def test_it_is_deleted_and_moved_by_the_option_alone(self) -> None:
+        for blob in (CONFIG, b"one", b"two"):
+            await self.daemon.push_blob("app", blob)
+        first = await self.daemon.push_manifest("app", "v1", image_manifest(CONFIG, b"one"))
+        other = await self.daemon.push_manifest("app", "latest", image_manifest(CONFIG, b"two"))
+        for argv in (("rm", "app:v1"), ("rm", "-n", f"app@{first}")):
+            told = await self.assert_refused(*argv)
+            self.assertIn('is not deleted: immutable_tags of the settings has "v*"', told)
+        result = await self.command("rm", "--dry-run", "app:*")
+        self.assertEqual((1, "would delete local/app:latest\n"), (result.status, result.out))
+        told = await self.assert_refused("restore", "app:v1", "--to", str(other))
+        self.assertIn("local/app:v1 is not moved", told)
+        self.assertIn("v1", await self.do("restore", "app:v1", "--to", str(first)))
+        await self.do("restore", "--immutable", "app:v1", "--to", str(other))
+        self.assertEqual("deleted local/app:v1\n", await self.do("rm", "--immutable", "app:v1"))
+        await self.do("undelete", "app:v1")
+        self.assertEqual(200, (await self.get("app/manifests/v1")).status)
+
+
 class UpstreamTests(MaintenanceTestCase):
     """Tags of an upstream are in its hands, not in those of the operator here."""
 

@@ -129,8 +129,8 @@ class RefusalTests(SettingsCase):
         for may in ('["write"]', "[]", '["*"]', '"pull"'):
             self.assert_refused(
                 rule() + rule(may=may),
-                'access[1].may: expected a list of "pull", "push", "delete", "administer", got '
-                + may,
+                'access[1].may: expected a list of "pull", "create", "push", "delete",'
+                ' "administer", got ' + may,
             )
 
     def test_an_unknown_setting_is_named(self) -> None:
