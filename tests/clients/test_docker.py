@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,6 +18,7 @@ from tests.programs import DockerEngine, Result, wait_for
 
 MIB = 1024 * 1024
 LARGE = 100 * 1000 * 1000
+README = Path(__file__).parents[2] / "README.md"
 
 
 class DockerTestCase(TestCase):
@@ -58,6 +61,18 @@ class DockerTests(DockerTestCase):
         said = await self.engine.docker("run", "--rm", "--network", "none", name)
         self.assertEqual(said.out, "hello from a layer\n")
         await wait_for(lambda: any(request.sent > LARGE for request in answered(self.daemon)))
+
+    async def test_the_image_that_readme_makes_comes_back(self) -> None:
+        name = f"{self.daemon.address}/hello:1"
+        archive = BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            tar.add(README, README.name)
+        await self.engine.docker("import", "-", name, stdin=archive.getvalue())
+        pushed = await self.image_id(name)
+        await self.engine.docker("push", name)
+        await self.forget(name)
+        await self.engine.docker("pull", name)
+        self.assertEqual(await self.image_id(name), pushed)
 
     async def test_blobs_of_one_image_are_mounted_into_another(self) -> None:
         name = await self.build(1000)

@@ -38,6 +38,14 @@ from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
 
 CHECKOUT = Path(package.__file__).parents[1]
+# Those that name images which have to be there.
+TASKS = (
+    "docs/install.md",
+    "docs/kubernetes.md",
+    "docs/outage.md",
+    "docs/tasks.md",
+    "docs/troubleshooting.md",
+)
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (CHECKOUT / "docs").glob("*.md")))
 
 # Files of clients: the commands that print them, by the pages and the first lines.
@@ -45,6 +53,7 @@ FILES_OF_CLIENTS = {
     ("README.md", "{"): "docker",
     ("README.md", 'server = "https://registry-1.docker.io"'): "containerd",
     ("README.md", "[[registry]]"): "podman",
+    ("docs/kubernetes.md", "mirrors:"): "k3s",
 }
 
 # What has to stand beside accounts; a page may show these alone.
@@ -53,11 +62,14 @@ RULE = '[[access]]\nwho = ["anonymous"]\nmay = ["pull"]\nimages = ["*"]'
 # What has to be done before a command has something to do.
 BEFORE = {"artifactd undelete local/app:v1": "artifactd rm local/app:v1"}
 
+# How README and docs/install.md make an image: tests.clients.test_docker does it.
+FIRST_IMAGE = "tar -c README.md | docker import - 127.0.0.1:5000/hello:1"
+
 # Commands that no test here runs, and why.
 NOT_RUN = {
     "README.md": {
         # Commands of Docker: tests.clients.test_docker.
-        "docker tag hello-world 127.0.0.1:5000/hello:1",
+        FIRST_IMAGE,
         "docker push 127.0.0.1:5000/hello:1",
         "docker image rm 127.0.0.1:5000/hello:1",
         "docker pull 127.0.0.1:5000/hello:1",
@@ -91,6 +103,32 @@ NOT_RUN = {
         "artifactd rm --now",
         "twistd artifactd",
     },
+    "docs/install.md": {
+        "./script/server",  # ScriptTests below
+        # They change the machine, as root.
+        "apt-get install -y python3-venv",
+        "python3 -m venv /opt/artifactd",
+        "/opt/artifactd/bin/pip install .",
+        "useradd --system --home-dir /var/lib/artifactd artifactd",
+        "install -D -m 644 etc/artifactd.toml /etc/artifactd/artifactd.toml",
+        "install -m 644 etc/artifactd.service /etc/systemd/system/artifactd.service",
+        "systemctl daemon-reload",
+        "systemctl enable --now artifactd",
+        "systemctl restart artifactd",
+        "curl -fsS http://127.0.0.1:5000/readyz",
+        "sudo -u artifactd ARTIFACTD_DATA=/var/lib/artifactd/data /opt/artifactd/bin/artifactd ls",
+        # Commands of Docker: tests.clients.test_docker.
+        FIRST_IMAGE,
+        "docker push 127.0.0.1:5000/hello:1",
+        "docker pull 127.0.0.1:5000/hello:1",
+    },
+    "docs/kubernetes.md": {
+        "systemctl restart k3s",
+        "systemctl reload crio",
+        # There is no cluster here.
+        "kubectl create secret docker-registry artifactd --docker-server=registry.example.com"
+        ' --docker-username=robot+cluster --docker-password="$SECRET"',
+    },
     "docs/measurements.md": {
         # They measure, for minutes.
         "python bench/load.py",
@@ -114,7 +152,7 @@ NOT_RUN = {
 
 # What a command in the text begins with; in a block every line is a command.
 PROGRAM = re.compile(
-    r"(artifactd|twistd|curl|pip|python|systemctl|install|sqlite3|ulimit) |./script/"
+    r"(artifactd|twistd|curl|pip|python|systemctl|install|sqlite3|ulimit|kubectl) |./script/"
 )
 
 # Commands that the text calls by their names alone, though they need to be told more.
@@ -281,7 +319,11 @@ class SettingsTests(TestCase):
             for block in blocks(page):
                 client = FILES_OF_CLIENTS.get(block.first)
                 if client is not None:
-                    result = await artifactd(self, "mirror-config", "--config=/dev/null", client)
+                    elsewhere = re.search(r"http://cache.example:5000", block.text)
+                    url = elsewhere[0] if elsewhere else "http://127.0.0.1:5000"
+                    result = await artifactd(
+                        self, "mirror-config", "--config=/dev/null", f"--url={url}", client
+                    )
                     if block.kind == "json":
                         self.assertEqual(json.loads(block.text), json.loads(result.out))
                     else:
@@ -380,23 +422,23 @@ class CommandsTests(TestCase):
         self.assertNotIn("Traceback", result.err, command)
         return result
 
+    async def prepare(self) -> None:
+        """Push, delete and pull what the pages name."""
+        await self.push("app", "v1")
+        await self.push("app", "test-1", "test-2")
+        await self.push("team/app", "v1")
+        await self.push("app", "old")
+        await self.delete("app", "old")
+        await self.push("old", "v1", of="app")
+        await self.push("old", "v2")
+        await self.daemon.request("GET", "/v2/docker.io/library/alpine/manifests/3")
+
     async def test_operating(self) -> None:
         digest = await self.push("app", "v1")
         await self.run_one("artifactd user add alice")
-
-        async def prepare() -> None:
-            await self.push("app", "v1")
-            await self.push("app", "test-1", "test-2")
-            await self.push("team/app", "v1")
-            await self.push("app", "old")
-            await self.delete("app", "old")
-            await self.push("old", "v1", of="app")
-            await self.push("old", "v2")
-            await self.daemon.request("GET", "/v2/docker.io/library/alpine/manifests/3")
-
         results = await self.run_page(
             "docs/operating.md",
-            prepare,
+            self.prepare,
             {
                 "FILE": self.config,
                 # It goes on until it is stopped, and the page's daemon listens elsewhere.
@@ -420,7 +462,9 @@ class CommandsTests(TestCase):
         await self.push("app", "v1")
         match = await self.daemon.process.matched(r'\{"time":.*"tag":"v1".*\}')
         shown, logged = json.loads(printed.text), json.loads(match[0])
-        self.assertEqual([name for name in shown if name != "before"], list(logged))
+        # The tag is new, and this client does not say what it is.
+        del shown["before"], shown["agent"]
+        self.assertEqual(list(shown), list(logged))
         for name in ("action", "method", "outcome", "status", "image", "tag", "digest", "bytes"):
             self.assertIs(type(shown[name]), type(logged[name]), name)
 
@@ -444,8 +488,29 @@ class CommandsTests(TestCase):
         instead = {"sha256:…": self.upstreams_digest, "NAME": "emptied"}
         await self.run_page("docs/pull-through.md", instead=instead)
 
+    async def test_pages_by_task(self) -> None:
+        await self.run_one("artifactd user add alice")
+        await self.run_one("artifactd robot add ci")
+        for page in TASKS:
+            await self.run_page(
+                page,
+                self.prepare,
+                {
+                    "2026-11-05T14:00:00Z": datetime.now(UTC).isoformat(),
+                    "artifactd top": f"artifactd top --once --url http://{self.daemon.address}",
+                    "/var/backups/": self.folder / f"backups-{Path(page).stem}-",
+                    "--write /etc/": f"--write {self.folder}/",
+                },
+            )
+        for name in (
+            "containerd/certs.d/docker.io/hosts.toml",
+            "rancher/k3s/registries.yaml",
+            "containers/registries.conf.d/artifactd.conf",
+        ):
+            self.assertIn("cache.example:5000", (self.folder / name).read_text())
+
     async def test_the_other_pages(self) -> None:
-        others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md"}
+        others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md", *TASKS}
         results: dict[str, Result] = {}
         for page in sorted({*PAGES, *NOT_RUN} - others):
             results |= await self.run_page(page)
