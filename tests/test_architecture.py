@@ -69,6 +69,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "oci",
         "kit",
         "settings",
+        "catalog",
         "registry",
         "auth",
         "web",

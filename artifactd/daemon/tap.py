@@ -335,6 +335,8 @@ def _home(settings: Settings, api: Api, gate: GateWiring, parts: Assembly) -> Ap
         browser=gate.browser,
         logins=gate.logins,
         rendering=Rendering(),
+        seeing=parts.seeing,
+        garbage=parts.garbage,
         run=parts.run,
     )
     return ApiResource(api.app, page.app)

@@ -111,6 +111,9 @@ class Gate(Protocol):
         empty text if they may push anything.
         """
 
+    def may(self, request: RegistryRequest, action: Action, image: ImageName) -> bool:
+        """Whether the caller may do ``action`` to ``image`` now; a page offers only that."""
+
     def listed(self, request: RegistryRequest) -> Allowed | None:
         """
         Return a test for the images that a list shows the caller; ``None``: all.
@@ -201,6 +204,9 @@ class LoopbackGate:
 
     def create_only(self, request: RegistryRequest, target: Target) -> str:
         return ""
+
+    def may(self, request: RegistryRequest, action: Action, image: ImageName) -> bool:
+        return action is Action.PULL or (self.is_here(request) and not self.read_only())
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
@@ -462,6 +468,15 @@ class AccessGate:
         judged = self.rules.judge(caller.identity, Action.CREATE, image)
         rules = ", ".join(f"access[{each.rule}]" for each in judged if each.grants)
         return f"{rules} of the settings"
+
+    def may(self, request: RegistryRequest, action: Action, image: ImageName) -> bool:
+        caller = request.caller
+        granted = action in self.rules.granted(caller.identity, image)
+        return (
+            granted
+            and (action is Action.PULL or not self.read_only())
+            and _in_scope(caller, action, image, str(image))
+        )
 
     def listed(self, request: RegistryRequest) -> Allowed:
         return self.rules.allowed(request.caller.identity, Action.PULL)

@@ -15,14 +15,30 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
 from artifactd.auth.sessions import Session
+from artifactd.catalog.garbage import GarbageCatalog
+from artifactd.catalog.overview import TagOrder
 from artifactd.kit.deferreds import RunInThread
+from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError, TooManyRequests, Unauthorized
+from artifactd.oci.names import ImageName, Tag, parse_reference
+from artifactd.registry.local import LocalRepository
+from artifactd.registry.registry import Target
+from artifactd.registry.seeing import Page as Entries
+from artifactd.registry.seeing import Seeing, TagShown, found_in
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.fields import form_fields, parameter
 from artifactd.web.gate import Need
 from artifactd.web.page.browser import SECURITY, Browser, Form, value
-from artifactd.web.page.rendering import STATIC, Rendering
+from artifactd.web.page.rendering import STATIC, Rendering, short_digest
+from artifactd.web.page.views import (
+    COLUMNS,
+    SORTED_AT_ONCE,
+    Sorting,
+    grouped,
+    pictures,
+    pull_commands,
+)
 from artifactd.web.routing import Routed, new_app, route
 from artifactd.web.server.protocol import RegistryRequest
 
@@ -63,13 +79,16 @@ def _error_page(self: Page, request: RegistryRequest, error: RegistryError) -> A
     headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
     if is_login and isinstance(error, Unauthorized | TooManyRequests):
         status = 403 if isinstance(error, Unauthorized) else error.status
-        values = {"next": "/", "user": request.claimed, "problem": message}
+        values = {"next": "/", "user": request.claimed, "problem": message, "section": _LOGIN}
         answer = self.rendered(request, "login.html", status, **values)
     else:
         if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
             message = "there is no such page"
         status = 403 if isinstance(error, Unauthorized) else error.status
-        answer = self.rendered(request, "error.html", status, message=message, code=error.code)
+        request_id = request.request_id if status == 500 else ""
+        answer = self.rendered(
+            request, "error.html", status, message=message, request_id=request_id
+        )
     return evolve(answer, headers={**answer.headers, **headers})
 
 
@@ -109,6 +128,8 @@ class Page(Routed):
     browser: Browser = field(kw_only=True)
     logins: Logins | None = field(kw_only=True)
     rendering: Rendering = field(kw_only=True)
+    seeing: Seeing = field(kw_only=True)
+    garbage: GarbageCatalog = field(kw_only=True)
     run: RunInThread = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app(_error_page)
@@ -142,11 +163,18 @@ class Page(Routed):
             "has_session": token.session is not None and token.session.account is not None,
             "accounts": self.logins is not None,
             "read_only": self.gate.read_only(),
-            "here": request.path.decode("latin-1"),
-            "query": "",
+            "here": request.uri.decode("latin-1"),
+            "parts": self._parts(request),
+            "section": "",
             "token": token,
+            "told": "",
+            "undo": "",
             **values,
         }
+
+    def _parts(self, request: RegistryRequest) -> list[tuple[str, str]]:
+        """The parts of the page that the caller may see: their paths and titles."""
+        return [("/", "Images")]
 
     def _answer(self, request: RegistryRequest, body: bytes, status: int, token: _Token) -> Answer:
         headers = {**SECURITY, "Content-Type": "text/html; charset=utf-8"}
@@ -172,7 +200,8 @@ class Page(Routed):
         if self.logins is None:
             raise NameUnknown("there are no accounts here: everybody may read without a login")
         following = _own_path(parameter(request, "next") or "/")
-        return self.rendered(request, "login.html", next=following, user="", problem="")
+        empty = {"user": "", "problem": "", "section": _LOGIN}
+        return self.rendered(request, "login.html", 200, next=following, **empty)
 
     @_post(app, _LOGIN, needs=Need.SESSION)
     async def log_in(self, request: RegistryRequest, form: Form) -> Answer:
@@ -200,10 +229,151 @@ class Page(Routed):
 
     @route(app, "/", "GET", needs=Need.PAGE)
     async def home(self, request: RegistryRequest) -> Answer:
-        """The images that the caller may pull."""
-        listed, asker = self.gate.listed(request), self.gate.asker(request)
-        names = await self.registry.images("", _ROWS, listed, asker)
-        return await self._rendered(request, "images.html", names=names)
+        """The images that the caller may pull, under the paths of their names; a search in them."""
+        query = _query(request, "q", "after")
+        page = await self.seeing.images(
+            query["after"] or None,
+            _ROWS,
+            pattern=found_in(query["q"]),
+            shown=self.gate.listed(request),
+            asker=self.gate.asker(request),
+        )
+        host = self.browser.origin(request).partition("://")[2]
+        return await self._rendered(
+            request,
+            "images.html",
+            section="/",
+            groups=grouped(page.entries),
+            after=page.after,
+            query=query,
+            host=host,
+        )
+
+    @route(app, "/ui/image/<name:name>", "GET", needs=Action.PULL)
+    async def image(self, request: RegistryRequest, target: Target) -> Answer:
+        """An image's tags."""
+        image = await self._image(target)
+        query = _query(request, "q", "sort", "after")
+        sorting = Sorting.parse(query["sort"])
+        tags, note = await self._tags(image, query["q"], sorting, query["after"] or None)
+        return await self._about(
+            request,
+            "tags.html",
+            image,
+            shown="image",
+            tags=tags.entries,
+            after=tags.after,
+            query=query,
+            sorting=sorting,
+            columns=COLUMNS,
+            note=note,
+        )
+
+    async def _tags(
+        self, image: ImageName, text: str, sorting: Sorting, after: str | None
+    ) -> tuple[Entries[TagShown], str]:
+        """A page of tags in the order that is wanted, and what has to be said of it."""
+        pattern, order, note = found_in(text), sorting.order, ""
+        if order is None:
+            page = await self.seeing.tags(image, None, SORTED_AT_ONCE, pattern=pattern)
+            if page.after is None:
+                return Entries(sorting.sort(page.entries), None), ""
+            order = TagOrder.NAME
+            note = (
+                f"More than {SORTED_AT_ONCE} tags are sorted by name or time alone: filter them to"
+                f" sort by {sorting.column.title.lower()}."
+            )
+        page = await self.seeing.tags(image, after, _ROWS, pattern=pattern, order=order)
+        return page, note
+
+    @route(app, "/ui/manifest/<name:name>", "GET", needs=Action.PULL)
+    async def manifest(self, request: RegistryRequest, target: Target) -> Answer:
+        """A manifest: what it holds, what keeps it, and how to pull it."""
+        image = await self._image(target)
+        reference = parse_reference(parameter(request, "reference") or "latest")
+        manifest = await self.seeing.manifest(image, reference)
+        named = f"{'@' if isinstance(reference, Digest) else ':'}{reference}"
+        commands = pull_commands(
+            self.browser.origin(request), self.registry.names.listed(image), named
+        )
+        absent = [e for e in manifest.entries if e.kind == "manifest" and e.manifest is None]
+        return await self._rendered(
+            request,
+            "manifest.html",
+            **self._rights(request, image),
+            manifest=manifest,
+            named=named if isinstance(reference, Tag) else f"@{short_digest(reference)}",
+            commands=commands,
+            pictures=list(pictures(manifest)),
+            absent=absent,
+        )
+
+    @route(app, "/ui/history/<name:name>", "GET", needs=Action.PULL)
+    async def history(self, request: RegistryRequest, target: Target) -> Answer:
+        """Where the tags of an image have pointed."""
+        image = await self._image(target)
+        query = _query(request, "tag", "after")
+        tag = Tag.parse(query["tag"]) if query["tag"] else None
+        page = await self.seeing.history(image, tag, query["after"] or None, _ROWS)
+        return await self._about(
+            request,
+            "history.html",
+            image,
+            shown="history",
+            moved=page.entries,
+            after=page.after,
+            query=query,
+        )
+
+    @route(app, "/ui/deleted/<name:name>", "GET", needs=Action.PULL)
+    async def deleted(self, request: RegistryRequest, target: Target) -> Answer:
+        """What was deleted from an image and can be brought back."""
+        image = await self._image(target)
+        query = _query(request, "after")
+        page = await self.seeing.deleted(image, query["after"] or None, _ROWS)
+        return await self._about(
+            request,
+            "deleted.html",
+            image,
+            shown="deleted",
+            deleted=page.entries,
+            after=page.after,
+            query=query,
+        )
+
+    async def _about(
+        self, request: RegistryRequest, template: str, image: ImageName, **values: object
+    ) -> Answer:
+        seen = await self.seeing.overview.images([image])
+        rights = self._rights(request, image)
+        return await self._rendered(
+            request, template, **rights, seen=seen[0] if seen else None, **values
+        )
+
+    def _rights(self, request: RegistryRequest, image: ImageName) -> dict[str, object]:
+        """The name of an image, and what the caller may do to it."""
+        is_cached = not isinstance(self.registry.repositories[image.repository], LocalRepository)
+        path = str(image).split("/")[:-1]
+        return {
+            "section": "/",
+            "image": str(image),
+            "crumbs": [("/".join(path[: n + 1]), name) for n, name in enumerate(path)],
+            "is_cached": is_cached,
+            "may_push": not is_cached and self.gate.may(request, Action.PUSH, image),
+            "may_delete": self.gate.may(request, Action.DELETE, image),
+        }
+
+    async def _image(self, target: Target) -> ImageName:
+        """The image, for a caller who may pull it.  :raises NameUnknown: if a proof is lacking."""
+        image = target.image
+        if image not in await target.readable.listable([image]):
+            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
+        return image
+
+
+def _query(request: RegistryRequest, *names: str) -> dict[str, str]:
+    """Parameters of the query; those that are missing are empty."""
+    return {name: parameter(request, name) or "" for name in names}
 
 
 def _see(path: str, **query: str) -> Answer:

@@ -13,12 +13,22 @@ from attrs import field, frozen
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from artifactd import __version__
+from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 
 _HERE = Path(__file__).parent
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
+}
+_KINDS = {
+    OCI_MANIFEST: "image",
+    OCI_INDEX: "index",
+    DOCKER_MANIFEST: "image (Docker)",
+    DOCKER_LIST: "index (Docker)",
+    "application/vnd.oci.image.config.v1+json": "image",
+    "application/vnd.docker.container.image.v1+json": "image (Docker)",
+    "application/vnd.cncf.helm.config.v1+json": "Helm chart",
 }
 STATIC = "/ui/static/"
 
@@ -75,7 +85,10 @@ class Rendering:
             "time": shown_time,
             "datetime": machine_time,
             "digest": short_digest,
+            "kind": short_kind,
         }
+        macros = self._environment.get_template("macros.html")
+        self._environment.globals["m"] = macros.module
         for name in self._environment.list_templates():
             self._environment.get_template(name)
 
@@ -120,3 +133,8 @@ def short_digest(digest: object) -> str:
     """Return the algorithm and the first 12 characters of a digest."""
     algorithm, _, encoded = str(digest).partition(":")
     return f"{algorithm}:{encoded[:12]}"
+
+
+def short_kind(kind: str) -> str:
+    """Return what people call a media type: ``image``, ``index``, or the type of an artifact."""
+    return _KINDS.get(kind, kind.removeprefix("application/").removeprefix("vnd."))
