@@ -151,6 +151,7 @@ class RemoteWiring:
     filling: FillStores
     last_used: LastUsed
     counters: Counters
+    memory: SharedMemory
     folder: Path
     fills: dict[str, Fills] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
@@ -176,6 +177,7 @@ class RemoteWiring:
             self._transport(settings, reach),
             reactor,
             counters,
+            self.memory,
             credentials=self._credentials(name, settings),
             max_manifest=int(self.settings.max_manifest),
         )
@@ -240,6 +242,7 @@ class RemoteWiring:
                     self._transport(settings, reach),
                     reactor,
                     counters,
+                    self.memory,
                     run=self.run,
                     max_manifest=int(self.settings.max_manifest),
                 ),
@@ -290,6 +293,7 @@ class RemoteWiring:
             self.reactor,
             counters,
             Retries(self.reactor, Random(), settings.retries),
+            self.memory,
         )
         return ForeignLayers(
             self.remote,
@@ -481,6 +485,7 @@ def assemble(
         fills,
         last_used,
         counters,
+        memory,
         folder.path,
     )
     repositories: dict[str, LocalRepository | RemoteRepository] = {}

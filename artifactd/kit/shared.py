@@ -241,6 +241,11 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 _encoder = msgspec.msgpack.Encoder()
 
 
+@lru_cache
+def _decoder(kind: type[_T]) -> msgspec.msgpack.Decoder[_T]:
+    return msgspec.msgpack.Decoder(kind)
+
+
 class Notes:
     """
     A table of notes: small values by key.
@@ -271,7 +276,9 @@ class Note(Generic[_T]):
         self, memory: SharedMemory, tag: int, at: int, kind: type[_T], clock: IReactorTime
     ) -> None:
         self._memory, self._tag, self._at, self._clock = memory, tag, at, clock
-        self._decoder = msgspec.msgpack.Decoder(kind)
+        words = memory.words[at // 8 : (at + _NOTES * _NOTE) // 8]
+        self._tags = words[:: _NOTE // 8]  # of the notes in the same place
+        self._decoder = _decoder(kind)
         self._value: _T | None = None
         # Where the value stood, and the number of its writing.
         self._known = 0, 0
@@ -304,12 +311,9 @@ class Note(Generic[_T]):
         finally:
             self._memory.unlock(self._at)
 
-    def _slots(self) -> range:
-        return range(self._at, self._at + _NOTES * _NOTE, _NOTE)
-
     def _find(self) -> int | None:
-        words = self._memory.words
-        return next((at for at in self._slots() if words[at // 8] == self._tag), None)
+        tags = self._tags.tolist()
+        return self._at + tags.index(self._tag) * _NOTE if self._tag in tags else None
 
     def _read(self) -> _T | None:
         self._known, self._value = (0, 0), None
@@ -327,7 +331,8 @@ class Note(Generic[_T]):
     def _write(self, value: _T | None) -> None:
         memory, at = self._memory, self._find()
         if at is None:
-            at = min(self._slots(), key=lambda slot: memory.doubles[slot // 8 + 2])
+            slots = range(self._at, self._at + _NOTES * _NOTE, _NOTE)
+            at = min(slots, key=lambda slot: memory.doubles[slot // 8 + 2])
         number = memory.words[at // 8 + 1] + 1
         if value is None:
             _NOTE_HEAD.pack_into(memory.bytes, at, 0, number, 0.0, 0, 0)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from random import Random
+from secrets import token_hex
 
 import msgspec
 from attrs import evolve
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.kit.deferreds import RunInThread, run_here
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 from artifactd.oci.foreign import decode_foreign
@@ -53,6 +55,7 @@ class RegistryAccess:
 
     :param name: the repository's name, for logs.
     :param settings: ``auth_hosts`` holds for clients' credentials as well as for the daemon's.
+    :param memory: where all processes of the daemon remember what fails.
     :param max_manifest: bytes that a manifest may have.
     :param run: decodes in a thread.
     :raises ValueError: if the URL of the settings is none of http or https.
@@ -65,6 +68,7 @@ class RegistryAccess:
         http: Http,
         clock: IReactorTime,
         watch: UpstreamWatch,
+        memory: SharedMemory,
         *,
         random: Random | None = None,
         run: RunInThread = run_here,
@@ -77,8 +81,9 @@ class RegistryAccess:
         self._clock = clock
         self._retries = Retries(clock, random or Random(), settings.retries)
         host = f"{self._disclosure.upstream.authority}, for others,"
-        self._exchanges = Exchanges(http, name, host, clock, watch)
-        self._token_exchanges = Exchanges(http, name, f"the token service of {host}", clock, watch)
+        service = f"the token service of {host}"
+        self._exchanges = Exchanges(http, name, host, clock, watch, memory)
+        self._token_exchanges = Exchanges(http, name, service, clock, watch, memory)
 
     async def may_pull(
         self, image: str, credentials: Credentials | None, known: Reference | None
@@ -125,10 +130,11 @@ class RegistryAccess:
         return await self._ask(self._api(credentials), request, take)
 
     def _api(self, credentials: Credentials | None) -> RegistryApi:
-        tokens = Tokens(self._token_exchanges, self._retries, self._clock)
+        whose = token_hex(8)  # each request is one client's: it alone waits
+        tokens = Tokens(self._token_exchanges, self._retries, self._clock, whose=whose)
         given = GivenCredentials(lambda: credentials, self._disclosure.upstream.authority)
         login = Login(self._disclosure, given, tokens)
-        return RegistryApi(self._exchanges, login, self._retries, self._clock)
+        return RegistryApi(self._exchanges, login, self._retries, self._clock, whose)
 
     async def _has_manifest(self, api: RegistryApi, image: str, reference: Reference) -> bool:
         wanted = reference if isinstance(reference, Digest) else None

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.python.failure import Failure
 
+from artifactd.kit.shared import Notebook, SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import (
@@ -52,6 +53,7 @@ from artifactd.upstream.patience import (
     Exchanges,
     Interrupted,
     NoRegistry,
+    QuotaState,
     RateLimit,
     Retries,
     Throttle,
@@ -139,20 +141,26 @@ class RegistryApi:
     """
     Asks an upstream: logs in where it wants that, repeats what may be repeated, and does not ask
     while the upstream is down or throttles the daemon.
+
+    :param whose: whose requests it makes, if not the daemon's: one that has to wait after a 429
+        holds up no other.
     """
 
     exchanges: Exchanges
     login: Login
     retries: Retries
     clock: IReactorTime
+    whose: str = ""
     rate_limit: RateLimit = field(init=False)
     _throttles: dict[Kind, Throttle] = field(init=False)
     # The tokens, by image, that were fresh when HEAD was refused in spite of them.
     _in_vain: TTLCache[str, Token] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.rate_limit = RateLimit(self.clock)
-        self._throttles = {kind: Throttle(self.clock) for kind in Kind}
+        notebook = Notebook.URLS if self.whose else Notebook.HOSTS
+        quota = self.exchanges.note(f"quota {self.whose}", QuotaState, notebook)
+        self.rate_limit = RateLimit(self.clock, quota)
+        self._throttles = {kind: self.exchanges.throttle(self.whose, kind.name) for kind in Kind}
         self._in_vain = TTLCache(_TOKENS_IN_VAIN, _SECONDS_IN_VAIN, self.clock.seconds)
 
     def state(self) -> UpstreamState:
@@ -486,6 +494,7 @@ class RegistryUpstream:
 
     :param name: the repository's name, for logs.
     :param http: makes the requests; the caller closes it.
+    :param memory: where all processes of the daemon remember what fails.
     :param credentials: gives the daemon's credentials there.
     :param max_manifest: bytes that a manifest may have.
     :param random: for the time before a repetition.
@@ -499,6 +508,7 @@ class RegistryUpstream:
         http: Http,
         clock: IReactorTime,
         watch: UpstreamWatch,
+        memory: SharedMemory,
         *,
         credentials: CredentialSource = ANONYMOUS,
         max_manifest: int = 4 << 20,
@@ -507,9 +517,9 @@ class RegistryUpstream:
         disclosure = Disclosure.of(settings)
         host = disclosure.upstream.authority
         retries = Retries(clock, random or Random(), settings.retries)
-        services = Exchanges(http, name, f"the token service of {host}", clock, watch)
+        services = Exchanges(http, name, f"the token service of {host}", clock, watch, memory)
         led_to = f"the token service of a registry that {host} leads to"
-        others = Exchanges(http, name, led_to, clock, watch)
+        others = Exchanges(http, name, led_to, clock, watch, memory)
         self.name = name
         self._root = Root.of(settings)
         self._clock = clock
@@ -521,7 +531,7 @@ class RegistryUpstream:
         )
         self._max_manifest = max_manifest
         self._api = RegistryApi(
-            Exchanges(http, name, host, clock, watch),
+            Exchanges(http, name, host, clock, watch, memory),
             Login(
                 disclosure,
                 credentials,

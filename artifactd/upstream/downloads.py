@@ -6,6 +6,7 @@ from attrs import field, frozen
 from cachetools import LRUCache
 from twisted.internet.interfaces import IReactorTime
 
+from artifactd.kit.shared import Notebook, SharedMemory
 from artifactd.upstream.client import ResponseBody, ranged
 from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import Http
@@ -13,7 +14,7 @@ from artifactd.upstream.http.url import Target
 from artifactd.upstream.interfaces import BlobBody, UpstreamWatch
 from artifactd.upstream.patience import Exchanges, Retries, refusal
 
-# Hosts whose failures are remembered.
+# Hosts that are kept ready to be asked again.
 _HOSTS = 64
 
 
@@ -24,6 +25,7 @@ class Downloads:
 
     :param name: the repository's name, for the log.
     :param http: decides which addresses may be connected to.
+    :param memory: where all processes of the daemon remember what fails.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Downloads:
     clock: IReactorTime
     watch: UpstreamWatch
     retries: Retries
+    memory: SharedMemory
     _hosts: LRUCache[str, Exchanges] = field(factory=lambda: LRUCache(_HOSTS), init=False)
 
     async def open(
@@ -54,7 +57,10 @@ class Downloads:
             raise Unreachable(f"a URL in the manifest can't be asked for: {error}", 200) from None
         exchanges = self._hosts.get(host)
         if exchanges is None:
-            exchanges = Exchanges(self.http, self.name, host, self.clock, self.watch)
+            # Clients bring up the hosts: they take no room of those that the settings name.
+            exchanges = Exchanges(
+                self.http, self.name, host, self.clock, self.watch, self.memory, Notebook.URLS
+            )
             self._hosts[host] = exchanges
 
         async def attempt() -> BlobBody:

@@ -110,12 +110,15 @@ class Tokens:
 
     :param exchanges: the requests to the token services.
     :param limit: the most tokens kept.
+    :param whose: whose tokens they are, if not the daemon's: one that has to wait after a 429 holds
+        up no other.
     """
 
     exchanges: Exchanges
     retries: Retries
     clock: IReactorTime
     limit: int = 1024
+    whose: str = ""
     _kept: TLRUCache[TokenRequest, Token] = field(init=False)
     _fetches: SingleFlight[tuple[TokenRequest, Credentials | None], Token] = field(init=False)
     _throttle: Throttle = field(init=False)
@@ -125,7 +128,7 @@ class Tokens:
             self.limit, ttu=lambda wanted, token, now: token.until, timer=self.clock.seconds
         )
         self._fetches = SingleFlight(cancel_unwanted=True)
-        self._throttle = Throttle(self.clock)
+        self._throttle = self.exchanges.throttle(self.whose)
 
     def kept(self, wanted: TokenRequest) -> Token | None:
         """Return the cached token, if there is one that can still be used."""

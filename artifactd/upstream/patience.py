@@ -8,14 +8,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import TypeVar
+from zlib import crc32
 
 import msgspec
 from attrs import define, field, frozen
-from cachetools import LRUCache
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from artifactd.kit.shared import Note, Notebook, Notes, SharedMemory
 from artifactd.oci.foreign import decode_foreign
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
@@ -43,6 +45,36 @@ class Interrupted(Unreachable):
     """The upstream was not asked, since the circuit breaker is open."""
 
 
+# Characters of a reason that are remembered, and seconds after which a trial counts as lost: the
+# process that made it may have been killed.
+_REASON = 200
+_TRIAL = 60.0
+
+
+def _short(reason: str) -> str:
+    return reason[:_REASON].encode(errors="replace").decode()
+
+
+def _named(image: str) -> int:
+    return crc32(image.encode(errors="replace"))
+
+
+class BreakerState(msgspec.Struct, frozen=True):
+    """
+    What is remembered of a circuit breaker.  It is closed while ``until`` is 0.
+
+    :ivar images: those of which requests failed, as numbers.
+    :ivar trial_until: the end of a trial that is under way.
+    """
+
+    failures: int = 0
+    images: tuple[int, ...] = ()
+    cause: str = ""
+    pause: float = 0.0
+    until: float = 0.0
+    trial_until: float = 0.0
+
+
 @define(eq=False)
 class CircuitBreaker:
     """
@@ -54,6 +86,7 @@ class CircuitBreaker:
 
     :param name: the repository's name, for the log.
     :param subject: the host that is asked, for reasons and the log.
+    :param note: its state, which all processes of the daemon share.
     :param images: the images of which requests must have failed; one image may be damaged at a
         host that is well.
     """
@@ -61,25 +94,22 @@ class CircuitBreaker:
     name: str
     subject: str
     clock: IReactorTime
+    note: Note[BreakerState]
     images: int = 1
-    _failures: int = field(default=0, init=False)
-    _failed: set[str] = field(factory=set, init=False)
-    _cause: str = field(default="", init=False)
-    _pause: float = field(default=0.0, init=False)
-    _until: float | None = field(default=None, init=False)
-    _trying: bool = field(default=False, init=False)
 
     _log = Logger()
 
     @property
     def trouble(self) -> str:
         """The reason for which the breaker is open; empty while it is closed."""
-        return "" if self._until is None else self._cause
+        state = self.note.read()
+        return "" if state is None or not state.until else state.cause
 
     @property
     def left(self) -> float:
         """Seconds until a request is let through; 0: it is now."""
-        return 0.0 if self._until is None else max(0.0, self._until - self.clock.seconds())
+        state = self.note.read()
+        return 0.0 if state is None else max(0.0, state.until - self.clock.seconds())
 
     def admit(self) -> bool:
         """
@@ -90,28 +120,35 @@ class CircuitBreaker:
 
         :raises Interrupted: if the breaker is open.
         """
-        if self._until is None:
+        known = self.note.read()
+        if known is None or not known.until:
             return False
-        left = self._until - self.clock.seconds()
-        if left > 0:
-            raise Interrupted(
-                f"{self.subject} has failed {self._failures} times in a row and is not asked again"
-                f" for {left:.1f} s: {self._cause}"
-            )
-        if self._trying:
-            raise Interrupted(
-                f"{self.subject} has failed {self._failures} times in a row and is being tried"
-                f" again at this moment: {self._cause}"
-            )
-        self._trying = True
-        return True
+        now, trial = self.clock.seconds(), False
+
+        def admit(state: BreakerState | None) -> BreakerState | None:
+            nonlocal trial
+            if state is None or not state.until:
+                return state
+            told = f"{self.subject} has failed {state.failures} times in a row"
+            left = state.until - now
+            if left > 0:
+                raise Interrupted(f"{told} and is not asked again for {left:.1f} s: {state.cause}")
+            if state.trial_until > now:
+                raise Interrupted(f"{told} and is being tried again at this moment: {state.cause}")
+            trial = True
+            return replace(state, trial_until=now + _TRIAL)
+
+        self.note.update(admit)
+        return trial
 
     def answered(self) -> None:
         """Note an answer: the breaker closes."""
-        if self._until is not None:
+        state = self.note.read()
+        if state is None:
+            return
+        if state.until:
             self._log.info("{name}: {subject} answers again", name=self.name, subject=self.subject)
-        self._failures, self._pause, self._until, self._trying = 0, 0.0, None, False
-        self._failed.clear()
+        self.note.update(lambda _: None)
 
     def failed(self, trial: bool, reason: str, image: str | None = None) -> None:
         """
@@ -121,31 +158,41 @@ class CircuitBreaker:
         :param image: the image that was asked for; ``None`` if the failure is the host's, whatever
             is asked for.
         """
-        self._failures += 1
-        if image is not None and len(self._failed) < self.images:
-            self._failed.add(image)
-        if trial and self._until is not None:
-            self._trying = False
-        elif self._until is not None or self._failures < BREAKER_FAILURES:
-            return  # begun before the pause: it tells nothing new
-        elif image is not None and len(self._failed) < self.images:
-            return
-        self._cause = reason
-        self._pause = min(self._pause * 2 or BREAKER_PAUSE, _LONGEST_BREAKER_PAUSE)
-        self._until = self.clock.seconds() + self._pause
-        self._log.warn(
-            "{name}: {subject} is not asked for {pause} s, after {failures} failures: {reason}",
-            name=self.name,
-            subject=self.subject,
-            pause=self._pause,
-            failures=self._failures,
-            reason=reason,
-        )
+        opened: BreakerState | None = None
+
+        def fail(before: BreakerState | None) -> BreakerState:
+            nonlocal opened
+            state = before or BreakerState()
+            failed = set(state.images)
+            if image is not None and len(failed) < self.images:
+                failed.add(_named(image))
+            failures = state.failures + 1
+            state = replace(state, failures=failures, images=tuple(sorted(failed)))
+            if not (trial and state.until):
+                if state.until or failures < BREAKER_FAILURES:
+                    return state  # begun before the pause: it tells nothing new
+                if image is not None and len(failed) < self.images:
+                    return state
+            pause = min(state.pause * 2 or BREAKER_PAUSE, _LONGEST_BREAKER_PAUSE)
+            until = self.clock.seconds() + pause
+            opened = replace(state, cause=_short(reason), pause=pause, until=until, trial_until=0.0)
+            return opened
+
+        self.note.update(fail)
+        if opened is not None:
+            self._log.warn(
+                "{name}: {subject} is not asked for {pause} s, after {failures} failures: {reason}",
+                name=self.name,
+                subject=self.subject,
+                pause=opened.pause,
+                failures=opened.failures,
+                reason=opened.cause,
+            )
 
     def abandoned(self, trial: bool) -> None:
         """Note that the request was cancelled, or that its outcome tells nothing."""
         if trial:
-            self._trying = False
+            self.note.update(lambda state: state and replace(state, trial_until=0.0))
 
 
 _T = TypeVar("_T")
@@ -233,6 +280,24 @@ def retry_after(response: HttpResponse) -> float | None:  # RFC 9110, 10.2.3
     return min(max(seconds, _SHORTEST_PAUSE), _LONGEST_PAUSE)
 
 
+class ThrottleState(msgspec.Struct, frozen=True):
+    """
+    What is remembered of 429s; images are numbers.
+
+    :ivar until: until when nothing is asked.
+    :ivar image: the one that is not asked for alone, until ``guessed_until``.
+    :ivar images: up to two that were answered 429 without Retry-After since the last other answer.
+    :ivar guess: the seconds of the next pause that the upstream doesn't tell.
+    """
+
+    until: float = 0.0
+    reason: str = ""
+    image: int = 0
+    guessed_until: float = 0.0
+    images: tuple[int, ...] = ()
+    guess: float = _SHORTEST_PAUSE
+
+
 @define(eq=False)
 class Throttle:
     """
@@ -241,29 +306,28 @@ class Throttle:
     After one without ``Retry-After`` that image alone is not asked for, for a second; after the
     next in a row for two seconds, and so on, up to a minute.  If it is another image's, nothing is
     asked.
+
+    :param note: its state, which all processes of the daemon share.
     """
 
     clock: IReactorTime
-    _until: float = field(default=0.0, init=False)
-    _reason: str = field(default="", init=False)
-    # The image that is not asked for alone, and the end of its pause.
-    _image: str = field(default="", init=False)
-    _guessed_until: float = field(default=0.0, init=False)
-    # The images that were answered 429 without Retry-After since the last other answer.
-    _images: set[str] = field(factory=set, init=False)
-    _guess: float = field(default=_SHORTEST_PAUSE, init=False)
+    note: Note[ThrottleState]
 
     @property
     def left(self) -> float:
         """Seconds until the upstream is asked again for all images; 0: it is now."""
-        return max(0.0, self._until - self.clock.seconds())
+        state = self.note.read()
+        return 0.0 if state is None else max(0.0, state.until - self.clock.seconds())
 
     def check(self, image: str = "") -> None:
         """:raises Throttled: if ``image`` is not asked for yet."""
-        alone = self._guessed_until if image and image == self._image else 0.0
-        left = max(self._until, alone) - self.clock.seconds()
+        state = self.note.read()
+        if state is None:
+            return
+        alone = state.guessed_until if image and _named(image) == state.image else 0.0
+        left = max(state.until, alone) - self.clock.seconds()
         if left > 0:
-            raise Throttled(self._reason, left)
+            raise Throttled(state.reason, left)
 
     def tell(self, error: Throttled, image: str = "") -> None:
         """
@@ -271,22 +335,29 @@ class Throttle:
 
         :param image: what was asked for; ``""``: it counts for everything.
         """
-        now = self.clock.seconds()
-        if error.guessed:
-            if now >= max(self._until, self._guessed_until):  # otherwise it was begun before
-                self._guessed_until = now + self._guess
-                self._guess = min(self._guess * 2, _LONGEST_GUESS)
-            error.retry_after = max(self._until, self._guessed_until) - now
-            self._image = image
-            self._images.add(image)
-        if not (error.guessed and image and self._images == {image}):
-            self._until = max(self._until, now + error.retry_after)
-        self._reason = error.reason
+        now, this = self.clock.seconds(), _named(image)
+
+        def told(before: ThrottleState | None) -> ThrottleState:
+            state = before or ThrottleState()
+            if error.guessed:
+                if now >= max(state.until, state.guessed_until):  # otherwise it was begun before
+                    guess = min(state.guess * 2, _LONGEST_GUESS)
+                    state = replace(state, guessed_until=now + state.guess, guess=guess)
+                error.retry_after = max(state.until, state.guessed_until) - now
+                images = tuple(sorted({*state.images, this})[:2])
+                state = replace(state, image=this, images=images)
+            if not (error.guessed and image and state.images == (this,)):
+                state = replace(state, until=max(state.until, now + error.retry_after))
+            return replace(state, reason=_short(error.reason))
+
+        self.note.update(told)
 
     def answered(self) -> None:
         """Note another answer than 429."""
-        self._guess = _SHORTEST_PAUSE
-        self._images.clear()
+        state = self.note.read()
+        if state is not None and (state.images or state.guess > _SHORTEST_PAUSE):
+            calm = {"guess": _SHORTEST_PAUSE, "images": ()}
+            self.note.update(lambda found: found and replace(found, **calm))
 
 
 # "100;w=21600" (Docker Hub), "100", "100, 100;w=60" (earlier drafts of the IETF's).
@@ -300,6 +371,13 @@ _MOST_FRUGAL = 60.0
 _WINDOW = 3600.0
 
 
+class QuotaState(msgspec.Struct, frozen=True):
+    """The share of the requests that remains, 0 to 1, and until when that holds."""
+
+    share: float
+    until: float
+
+
 @define(eq=False)
 class RateLimit:
     """
@@ -308,11 +386,12 @@ class RateLimit:
     Docker Hub sends it with each manifest: ``RateLimit-Limit: 100;w=21600`` (100 in 21,600 s) and
     ``RateLimit-Remaining: 76;w=21600``.  GitLab and others send plain numbers, and with
     ``RateLimit-Reset`` the seconds until all requests are allowed again.
+
+    :param note: its state, which all processes of the daemon share.
     """
 
     clock: IReactorTime
-    _share: float = field(default=1.0, init=False)
-    _until: float = field(default=0.0, init=False)
+    note: Note[QuotaState]
 
     def read(self, response: HttpResponse) -> None:
         """Remember the rate limit in the headers of ``response``, if there is one."""
@@ -322,13 +401,15 @@ class RateLimit:
             return
         reset = _RESET.fullmatch((response.header("RateLimit-Reset") or "").strip())
         window = reset[0] if reset else remaining[2] or limit[2]
-        self._share = int(remaining[1]) / int(limit[1])
-        self._until = self.clock.seconds() + (float(window) if window else _WINDOW)
+        until = self.clock.seconds() + (float(window) if window else _WINDOW)
+        state = QuotaState(int(remaining[1]) / int(limit[1]), until)
+        self.note.update(lambda _: state)
 
     @property
     def remaining(self) -> float | None:
         """The share of the requests that remains, 0 to 1; ``None``: the upstream has told none."""
-        return None if self.clock.seconds() >= self._until else self._share
+        state = self.note.read()
+        return None if state is None or self.clock.seconds() >= state.until else state.share
 
     def frugality(self) -> float:
         """
@@ -338,9 +419,10 @@ class RateLimit:
         that remains (a quarter: 2, a twentieth: 10); 60 when none remains.  After the window it is
         1 again.
         """
-        if self.clock.seconds() >= self._until or self._share >= _ENOUGH:
+        share = self.remaining
+        if share is None or share >= _ENOUGH:
             return 1.0
-        return min(_ENOUGH / self._share, _MOST_FRUGAL) if self._share else _MOST_FRUGAL
+        return min(_ENOUGH / share, _MOST_FRUGAL) if share else _MOST_FRUGAL
 
 
 # An error's body: bytes that are read, seconds that reading may take (a client waits meanwhile),
@@ -428,8 +510,7 @@ def _message(content: bytes, secrets: tuple[str, ...]) -> str:
     return f": {printable}" if printable else ""
 
 
-# URLs whose failures are remembered.
-_URLS = 1024
+_S = TypeVar("_S", bound=msgspec.Struct)
 
 
 @frozen
@@ -443,6 +524,8 @@ class Exchanges:
 
     :param name: the repository's name, for the log.
     :param subject: the host that is asked, for reasons and the log.
+    :param memory: where all processes of the daemon remember what fails.
+    :param notebook: the part of it that has the host's breaker.
     :ivar host: the breaker of the host, as opposed to that of one URL.
     """
 
@@ -451,14 +534,29 @@ class Exchanges:
     subject: str
     clock: IReactorTime
     watch: UpstreamWatch
+    memory: SharedMemory
+    notebook: Notebook = Notebook.HOSTS
     host: CircuitBreaker = field(init=False)
-    _urls: LRUCache[tuple[str, str], CircuitBreaker] = field(
-        factory=lambda: LRUCache(_URLS), init=False
-    )
 
     @host.default
-    def _closed(self) -> CircuitBreaker:
-        return CircuitBreaker(self.name, self.subject, self.clock, BREAKER_IMAGES)
+    def _of_host(self) -> CircuitBreaker:
+        note = self.note("", BreakerState, self.notebook)
+        return CircuitBreaker(self.name, self.subject, self.clock, note, BREAKER_IMAGES)
+
+    def note(self, what: str, kind: type[_S], notebook: Notebook = Notebook.HOSTS) -> Note[_S]:
+        """Return what all processes of the daemon remember of the host, as to ``what``."""
+        key = f"{self.name}\0{self.subject}\0{what}"
+        return Notes(self.memory, notebook, self.clock).note(key, kind)
+
+    def throttle(self, whose: str, what: str = "") -> Throttle:
+        """
+        Return what all processes of the daemon remember of 429s.
+
+        :param whose: whose requests are answered so: the daemon's, ``""``, or one client's.
+        :param what: which requests are.
+        """
+        notebook = Notebook.URLS if whose else Notebook.HOSTS
+        return Throttle(self.clock, self.note(f"429 {whose} {what}", ThrottleState, notebook))
 
     async def ask(
         self,
@@ -479,26 +577,25 @@ class Exchanges:
         :raises Interrupted: if a breaker is open; ``connected`` says that it is the URL's.
         :raises Unreachable: if no answer comes, or a 5xx other than 501 and 505.
         """
-        single = self._urls.get((method, url))
+        single = self._of_url(method, url)
         try:
-            retried = single is not None and single.admit()
+            retried = single.admit()
         except Interrupted as error:
             error.connected = True
             raise
         try:
             trial = self.host.admit()
         except Interrupted:
-            if single is not None:
-                single.abandoned(retried)
+            single.abandoned(retried)
             raise
         try:
             response = await self.http.request(method, url, headers, others, body)
         except Unreachable as error:
             self.watch.requested(method, None, image)
             if error.status is not None and error.status < 500:
-                self._answered(method, url)  # with nonsense
+                self._answered(single)  # with nonsense
             else:
-                self._failed(method, url, retried, error.reason)
+                single.failed(retried, error.reason)
                 if error.led_elsewhere:
                     self.host.answered()
                 else:
@@ -506,15 +603,14 @@ class Exchanges:
             raise
         except BaseException:
             self.host.abandoned(trial)
-            if single is not None:
-                single.abandoned(retried)
+            single.abandoned(retried)
             raise
         self.watch.requested(method, response.status, image)
         if response.status < 500 or response.status in DEFINITE:
-            self._answered(method, url)
+            self._answered(single)
             return response
         reason = f"{response.host} answers {response.status}"
-        self._failed(method, url, retried, reason)
+        single.failed(retried, reason)
         if response.redirected:
             self.host.answered()
         elif method == "HEAD":
@@ -523,15 +619,10 @@ class Exchanges:
             self.host.failed(trial, reason, image)
         raise await refusal(response, *secrets)
 
-    def _answered(self, method: str, url: str) -> None:
+    def _answered(self, single: CircuitBreaker) -> None:
         self.host.answered()
-        single = self._urls.pop((method, url), None)
-        if single is not None:
-            single.answered()
+        single.answered()
 
-    def _failed(self, method: str, url: str, trial: bool, reason: str) -> None:
-        single = self._urls.get((method, url))
-        if single is None:
-            single = CircuitBreaker(self.name, f"{self.subject}, for this URL,", self.clock)
-            self._urls[method, url] = single
-        single.failed(trial, reason)
+    def _of_url(self, method: str, url: str) -> CircuitBreaker:
+        note = self.note(f"{method} {url}", BreakerState, Notebook.URLS)
+        return CircuitBreaker(self.name, f"{self.subject}, for this URL,", self.clock, note)

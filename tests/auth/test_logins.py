@@ -67,7 +67,8 @@ class LoginsCase(SynchronousTestCase):
     def another(self) -> Logins:
         """Those of another process of the daemon."""
         accounts = [self.robots, self.users]
-        return Logins(accounts, AuthSettings(), self.memory, seconds=self.clock.seconds)
+        memory = SharedMemory(self.memory.descriptor)
+        return Logins(accounts, AuthSettings(), memory, seconds=self.clock.seconds)
 
     def begin(self, name: str, password: str, address: str = HOME) -> Deferred[Identity]:
         logging_in = Deferred.fromCoroutine(self.logins.log_in(name, password, address))

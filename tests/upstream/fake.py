@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Host, Url, Within
@@ -254,6 +255,7 @@ class UpstreamTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.watch = Watch()
+        self.memory: SharedMemory | None = None
 
     def upstream(
         self,
@@ -280,6 +282,7 @@ class UpstreamTestCase(SynchronousTestCase):
             self.http,
             self.clock,
             self.watch,
+            self.memory or SharedMemory.create(),
             random=Random(3),
             credentials=(
                 GivenCredentials(credentials, HUB) if callable(credentials) else credentials

@@ -12,6 +12,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Tag
@@ -146,6 +147,7 @@ class ClientOverHttpTests(TestCase):
             transport,
             reactor,
             self.watch,
+            SharedMemory.create(),
             credentials=GivenCredentials(lambda: BOB, "hub"),
         )
 
@@ -157,6 +159,7 @@ class ClientOverHttpTests(TestCase):
             self.transport,
             reactor,
             self.watch,
+            SharedMemory.create(),
             credentials=GivenCredentials(lambda: token, "hub"),
         )
         self.assertEqual(MANIFEST, (await upstream.manifest(IMAGE, LATEST)).content)

@@ -18,6 +18,7 @@ from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.names import Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Url
@@ -195,8 +196,9 @@ class TokensTests(SynchronousTestCase):
 
     def answer_with(self, answering: Answering, limit: int = 1024) -> None:
         self.http = ScriptedHttp(answering)
+        memory = SharedMemory.create()
         self.tokens = Tokens(
-            Exchanges(self.http, "docker.io", "auth.docker.io", self.clock, Watch()),
+            Exchanges(self.http, "docker.io", "auth.docker.io", self.clock, Watch(), memory),
             Retries(self.clock, Random(1)),
             self.clock,
             limit,
@@ -531,7 +533,8 @@ class RefusedLoginTests(LoginTestCase):
 
         http = ScriptedHttp(answer)
         settings = RemoteSettings(upstream=Url(HUB), retries=0)
-        access = RegistryAccess("docker.io", settings, http, self.clock, self.watch)
+        memory = SharedMemory.create()
+        access = RegistryAccess("docker.io", settings, http, self.clock, self.watch, memory)
         for work in (access.logs_in(BOB), access.may_pull(IMAGE, BOB, LATEST)):
             self.failureResultOf(Deferred.fromCoroutine(work), LoginRefused)
         self.assertNotIn("Bearer t", [asked.authorization for asked in http.asked])

@@ -11,14 +11,18 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from artifactd.kit.shared import Notebook, Notes, SharedMemory
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.patience import (
+    BreakerState,
     CircuitBreaker,
     Interrupted,
+    QuotaState,
     RateLimit,
     Retries,
     Throttle,
+    ThrottleState,
     refusal,
     retry_after,
 )
@@ -97,7 +101,15 @@ class RetriesTests(SynchronousTestCase):
 class CircuitBreakerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.breaker = CircuitBreaker("docker.io", "registry-1.docker.io", self.clock)
+        self.memory = SharedMemory.create()
+        self.breaker = self.another()
+
+    def another(self) -> CircuitBreaker:
+        """That of another process of the daemon."""
+        note = Notes(SharedMemory(self.memory.descriptor), Notebook.HOSTS, self.clock).note(
+            "", BreakerState
+        )
+        return CircuitBreaker("docker.io", "registry-1.docker.io", self.clock, note)
 
     def fail_in_a_row(self, times: int = 1) -> None:
         for _ in range(times):
@@ -116,6 +128,37 @@ class CircuitBreakerTests(SynchronousTestCase):
     def test_four_failures_change_nothing(self) -> None:
         self.fail_in_a_row(4)
         self.assertFalse(self.breaker.admit())
+
+    def test_it_is_one_for_all_processes_of_the_daemon(self) -> None:
+        one, other = self.breaker, self.another()
+        for self.breaker in (one, other, one, other):
+            self.fail_in_a_row()
+        self.assertFalse(one.admit())
+        self.fail_in_a_row()
+        for breaker in (one, other):
+            self.assertRaises(Interrupted, breaker.admit)
+            self.assertEqual(("connection refused", 5), (breaker.trouble, breaker.left))
+        self.clock.advance(5)
+        self.assertTrue(one.admit())
+        error = self.assertRaises(Interrupted, other.admit)
+        self.assertIn("is being tried again at this moment", error.reason)
+        one.answered()
+        self.assertFalse(other.admit())
+        self.assertEqual("", other.trouble)
+
+    def test_a_trial_of_a_process_that_was_killed_is_made_again_after_a_minute(self) -> None:
+        self.fail_in_a_row(5)
+        self.clock.advance(5)
+        self.assertTrue(self.another().admit())
+        self.assert_open_for(60)
+        self.assertTrue(self.breaker.admit())
+
+    def test_any_reason_can_be_remembered(self) -> None:
+        for reason in ("\U0010ffff" * 1000, "\udcff"):
+            for _ in range(5):
+                self.breaker.failed(False, reason)
+            self.assertRaises(Interrupted, self.another().admit)
+            self.breaker.answered()
 
     def test_after_five_in_a_row_nobody_asks_for_five_seconds(self) -> None:
         self.fail_in_a_row(5)
@@ -263,7 +306,15 @@ class RetryAfterTests(TestCase):
 class ThrottleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.throttle = Throttle(self.clock)
+        self.memory = SharedMemory.create()
+        self.throttle = self.another()
+
+    def another(self) -> Throttle:
+        """That of another process of the daemon."""
+        note = Notes(SharedMemory(self.memory.descriptor), Notebook.HOSTS, self.clock).note(
+            "", ThrottleState
+        )
+        return Throttle(self.clock, note)
 
     def test_nothing_is_held_back_at_first(self) -> None:
         self.assertIsNone(self.throttle.check())  # type: ignore[func-returns-value]
@@ -273,6 +324,12 @@ class ThrottleTests(SynchronousTestCase):
         self.clock.advance(12)
         error = self.assertRaises(Throttled, self.throttle.check)
         self.assertEqual(("too many", 18), (error.reason, error.retry_after))
+
+    def test_it_holds_for_all_processes_of_the_daemon(self) -> None:
+        self.throttle.tell(Throttled("too many", 30))
+        other = self.another()
+        error = self.assertRaises(Throttled, other.check)
+        self.assertEqual(("too many", 30, 30), (error.reason, error.retry_after, other.left))
 
     def test_it_ends(self) -> None:
         self.throttle.tell(Throttled("too many", 30))
@@ -336,7 +393,15 @@ class ThrottleTests(SynchronousTestCase):
 class RateLimitTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.rate_limit = RateLimit(self.clock)
+        self.memory = SharedMemory.create()
+        self.rate_limit = self.another()
+
+    def another(self) -> RateLimit:
+        """That of another process of the daemon."""
+        note = Notes(SharedMemory(self.memory.descriptor), Notebook.HOSTS, self.clock).note(
+            "", QuotaState
+        )
+        return RateLimit(self.clock, note)
 
     def tell(self, limit: str | None, remaining: str | None, reset: str | None = None) -> float:
         told = {
@@ -348,6 +413,11 @@ class RateLimitTests(SynchronousTestCase):
             Answer(fields={n: value for n, value in told.items() if value is not None})
         )
         return self.rate_limit.frugality()
+
+    def test_all_processes_of_the_daemon_know_it(self) -> None:
+        self.tell("100;w=21600", "10;w=21600")
+        other = self.another()
+        self.assertEqual((0.1, 5), (other.remaining, other.frugality()))
 
     def test_nobody_spares_what_was_never_limited(self) -> None:
         self.assertEqual(1, self.rate_limit.frugality())

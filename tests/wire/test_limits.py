@@ -289,7 +289,7 @@ class RateTests(LimitsCase):
     def another(self) -> Rates:
         """Those of another process of the daemon."""
         limits = LimitsSettings(address_requests=2, address_burst=3, user_requests=2, user_burst=3)
-        return Rates(limits, self.memory, self.clock.seconds)
+        return Rates(limits, SharedMemory(self.memory.descriptor), self.clock.seconds)
 
     def ask(self, peer: object = "1.2.3.4", *, by_way_of: str = "", user: str = "") -> str:
         """What it is told to wait before it asks again; empty if it need not."""
