@@ -162,6 +162,21 @@ class Catalog(OnDatabase):
         return size
 
     @read
+    def repository_sizes(self, db: Connection) -> dict[str, int]:
+        """By repositories: bytes of all blobs and manifests of their images, each once."""
+        return dict(db.execute("SELECT repository, size FROM repository_usage"))
+
+    @read
+    def image_counts(self, db: Connection) -> dict[str, int]:
+        """By repositories: how many images they have."""
+        return dict(
+            db.execute(
+                "SELECT repository, count(*) FROM image WHERE known_at IS NOT NULL"
+                " GROUP BY repository"
+            )
+        )
+
+    @read
     def repository_size(self, db: Connection, repository: str) -> int:
         """Bytes of all blobs and manifests that the images of ``repository`` hold, each once."""
         return images.usage_size(db, repository)

@@ -138,6 +138,8 @@ class Connections:
     :param threads: the most connections at a time, each with its own thread.
     :param busy_timeout: seconds that a connection waits for locks of other connections.
     :param prepare: called with each new connection.
+    :param took: called with the seconds that each call has taken, its wait for a thread included.
+    :ivar threads: those of the connections.
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class Connections:
         threads: int,
         busy_timeout: float,
         prepare: Callable[[Connection], None],
+        took: Callable[[float], object] = lambda _: None,
     ) -> None:
-        self._threads = Threads(reactor, threads, "catalog")
+        self.threads = Threads(reactor, threads, "catalog")
+        self._took = took
         # Any: adbapi has no type annotations.
         self._pool: Any = cast(Callable[..., Any], ConnectionPool)(
             "sqlite3",
@@ -158,10 +162,10 @@ class Connections:
             check_same_thread=False,  # close() closes all of them in one thread
             cp_min=1,
             cp_max=threads,
-            cp_reactor=_PoolReactor(reactor, self._threads),
+            cp_reactor=_PoolReactor(reactor, self.threads),
             cp_openfun=prepare,
         )
-        self._pool.threadpool = self._threads
+        self._pool.threadpool = self.threads
         self._in_flight: set[Deferred[Any]] = set()
         self._closed = False
 
@@ -178,10 +182,12 @@ class Connections:
             return fail(Unavailable("the registry is shutting down: try again later"))
         if not self._pool.running:
             self._pool.start()
+        began = time.monotonic()
         working: Deferred[_T] = self._pool.runWithConnection(work)
         self._in_flight.add(working)
 
         def ended(outcome: _T | Failure) -> _T | Failure:
+            self._took(time.monotonic() - began)
             self._in_flight.discard(working)
             return outcome
 
@@ -195,7 +201,7 @@ class Connections:
         await DeferredList(list(self._in_flight))
         if self._pool.running:
             # In a thread: closing the last connection to a database checkpoints it.
-            await self._threads.run(self._disconnect)
+            await self.threads.run(self._disconnect)
         self._pool.close()  # joins threads that are idle by now
 
     def _disconnect(self) -> None:
@@ -296,6 +302,11 @@ class Writer:
             self._commit_next()
         return write.done
 
+    @property
+    def queued(self) -> int:
+        """The number of interactions that wait for a transaction."""
+        return len(self._queue) + sum(map(len, self._long.values()))
+
     async def close(self) -> None:
         """Wait for the queued writes, then close the connection."""
         while True:
@@ -387,6 +398,8 @@ class Database:
     :param now: tells the time in seconds since the epoch, in any thread.
     :param make_room: called in the writer's thread when the disk is full, before what frees space
         is tried once more; raises OSError if there is no room.  ``None``: it is not tried again.
+    :param read_took, write_took: called with the seconds that each read and each transaction has
+        taken, its wait for a thread included.
     :ivar versions: of the images; each changes with every commit that touches the image.
     """
 
@@ -399,18 +412,32 @@ class Database:
         busy_timeout: float = 5.0,
         now: Callable[[], float] = time.time,
         make_room: Callable[[], None] | None = None,
+        read_took: Callable[[float], object] = lambda _: None,
+        write_took: Callable[[float], object] = lambda _: None,
     ) -> None:
         self.now = now
         self._make_room = make_room
         self.versions = Versions(path.with_name(f"{path.name}-versions"), path)
         self._damage: Damaged | None = None
-        self._readers = Connections(path, reactor, readers, busy_timeout, prepare_reader)
+        self._readers = Connections(path, reactor, readers, busy_timeout, prepare_reader, read_took)
 
         def prepare(connection: Connection) -> None:
             prepare_writer(connection)
             self.versions.follow(connection)
 
-        self._writer = Writer(Connections(path, reactor, 1, busy_timeout, prepare), self.versions)
+        self._writer = Writer(
+            Connections(path, reactor, 1, busy_timeout, prepare, write_took), self.versions
+        )
+
+    @property
+    def reader_threads(self) -> Threads:
+        """The threads in which reads run."""
+        return self._readers.threads
+
+    @property
+    def writes_queued(self) -> int:
+        """The number of writes that wait for a transaction."""
+        return self._writer.queued
 
     def read(self, query: Callable[[Connection], _T]) -> Deferred[_T]:
         """Run ``query`` in a reader's thread; all its statements see one snapshot."""

@@ -139,7 +139,7 @@ class RemoteWiring:
     Makes the remote repositories, and keeps what of each has to be run and closed.
 
     :ivar evictions: one for each repository; to be run now and then.
-    :ivar fills: by the names of the repositories.
+    :ivar fills, upstreams: by the names of the repositories.
     """
 
     settings: Settings
@@ -154,6 +154,7 @@ class RemoteWiring:
     memory: SharedMemory
     folder: Path
     fills: dict[str, Fills] = field(factory=dict, init=False)
+    upstreams: dict[str, RegistryUpstream] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
     _repositories: dict[str, RemoteRepository] = field(factory=dict, init=False)
     _activities: list[Callable[[Sums], RemoteActivity]] = field(factory=list, init=False)
@@ -181,6 +182,7 @@ class RemoteWiring:
             credentials=self._credentials(name, settings),
             max_manifest=int(self.settings.max_manifest),
         )
+        self.upstreams[name] = upstream
         self._activities.append(
             lambda sums: RemoteActivity.of(name, upstream.state(), counters, sums, self.fills[name])
         )
@@ -439,15 +441,22 @@ def assemble(
         blobs.reserve.refill()
     except OSError as error:
         _log.warn("nothing is pushed until there is room: {error}", error=error)
-    database = Database(folder.catalog, reactor, now=now, make_room=blobs.reserve.give_back)
+    memory = memory or SharedMemory.create()
+    counters = Counters(memory)
+    opened.callback(counters.metrics.tallies.close)
+    database = Database(
+        folder.catalog,
+        reactor,
+        now=now,
+        make_room=blobs.reserve.give_back,
+        read_took=counters.catalog.reads.observe,
+        write_took=counters.catalog.transactions.observe,
+    )
     catalog = Catalog(database, lease=settings.lease)
     remote = RemoteCatalog(catalog.database)
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)
     uploads = UploadStore(folder, run, blobs, budgets.transfers, files)
-    memory = memory or SharedMemory.create()
-    counters = Counters(memory)
-    opened.callback(counters.metrics.tallies.close)
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
     stored = Stored(blobs, contents, damage.inspect, damage.suspect)

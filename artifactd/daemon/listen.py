@@ -39,7 +39,7 @@ def listen(
         if isinstance(endpoint, TlsEndpoint):
             certificates.append(endpoint.certificates)
     if certificates:
-        _measure(counters, certificates)
+        measure_certificates(counters, certificates)
     return ports
 
 
@@ -59,7 +59,8 @@ def _listen(
     return endpoint, outcome[0]
 
 
-def _measure(counters: Counters, certificates: Sequence[Certificates]) -> None:
+def measure_certificates(counters: Counters, certificates: Sequence[Certificates]) -> None:
+    """Add the metrics of the certificates."""
     counters.metrics.measure(
         "tls_certificate_expiry_timestamp_seconds",
         "When the certificate in use expires",

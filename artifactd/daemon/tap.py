@@ -25,6 +25,7 @@ from artifactd.daemon.greeting import greeting
 from artifactd.daemon.listen import listen
 from artifactd.daemon.log import StreamLog
 from artifactd.daemon.options import SettingsFileOptions
+from artifactd.daemon.pulse import BEAT, Pulse
 from artifactd.daemon.signals import Signals
 from artifactd.kit.malloc import give_back_freed_memory
 from artifactd.kit.printable import make_printable, printable
@@ -51,6 +52,7 @@ from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
+from artifactd.web.server.traffic import Traffic
 
 # Seconds after which a thread that computes lets the reactor's have the interpreter.  A request
 # takes several such turns, and Python's own 5 ms for each, behind each thread, would add up.
@@ -166,6 +168,7 @@ class RegistryService(MultiService):
                 self._settings, self._reactor, opened, self._files, self._log, self._memory
             )
             opened.pop_all()
+        self._repeat(BEAT, running.pulse.beat)
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
         self._repeat(self._settings.gc_interval, running.collect)
@@ -225,6 +228,7 @@ class _Running:
     audit: AuditLog
     gate: GateWiring
     parts: Assembly
+    pulse: Pulse
     shelves: Iterator[int]
     started: float
 
@@ -270,12 +274,15 @@ def _start(
     memory: SharedMemory | None,
 ) -> _Running:
     parts = assemble(settings, reactor, opened, files=files, memory=memory)
-    audit = _audit_log(settings, opened, log)
+    refused = parts.counters.logins_refused
+    audit = _audit_log(settings, opened, log, lambda reason: refused.labels(reason).inc())
     proxies = TrustedProxies.parse(settings.trusted_proxies)
     external_url = str(settings.external_url)
     origin = (lambda _: external_url) if external_url else proxies.origin
     gate = wire_gate(settings, reactor, parts, origin, os.environ)
     timers = Timers(reactor)
+    traffic = Traffic(parts.counters.metrics)
+    pulse = Pulse(settings, parts, traffic)
     api = Api(
         registry=parts.registry,
         gate=gate.gate,
@@ -293,7 +300,7 @@ def _start(
             parts.budgets.answers,
         ),
         health=Health(parts.catalog, parts.blobs),
-        counters=parts.counters,
+        scrape=pulse.scrape,
         # Plain numbers: a Size prints with its unit, and JSON does not know it.
         manifests=ManifestBodies.of(parts.budgets.manifests, int(settings.max_manifest), timers),
         min_chunk=int(settings.min_chunk),
@@ -316,12 +323,13 @@ def _start(
         origin=origin if settings.absolute_locations else None,
         hot=_hot_answers(settings, parts, reactor),
         rates=Rates.of(settings.limits, parts.memory),
+        traffic=traffic,
     )
     ports = listen(settings.listen, site, reactor, parts.counters, opened)
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
-    return _Running(ports, site, access_log, audit, gate, parts, shelves, reactor.seconds())
+    return _Running(ports, site, access_log, audit, gate, parts, pulse, shelves, reactor.seconds())
 
 
 def _home(settings: Settings, api: Api, gate: GateWiring, parts: Assembly) -> ApiResource:
@@ -353,8 +361,18 @@ def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:
     return own_log(namespace) if log is None else log.lines_of(namespace)
 
 
-def _audit_log(settings: Settings, opened: ExitStack, log: StreamLog | None) -> AuditLog:
-    audit = AuditLog(settings.audit_log, blobs=settings.audit_blobs, own=_own_log(AUDIT, log))
+def _audit_log(
+    settings: Settings,
+    opened: ExitStack,
+    log: StreamLog | None,
+    login_refused: Callable[[str], object],
+) -> AuditLog:
+    audit = AuditLog(
+        settings.audit_log,
+        blobs=settings.audit_blobs,
+        own=_own_log(AUDIT, log),
+        login_refused=login_refused,
+    )
     try:
         audit.open()
     except OSError as error:

@@ -185,6 +185,11 @@ class Number:
         """Set the number; of a gauge."""
         self._numbers[self._index] = value
 
+    @property
+    def place(self) -> tuple[memoryview[float], int]:
+        """Where the number stands, for those who can't afford a call."""
+        return self._numbers, self._index
+
     def of(self, sums: Sums) -> float:
         """Return what it is over all processes."""
         return sums[self.name, 1][0]
@@ -197,6 +202,11 @@ class Distribution:
     _bounds: Sequence[float]
     _numbers: memoryview[float]
     _index: int
+
+    @property
+    def place(self) -> tuple[memoryview[float], int]:
+        """Where the sum of the values stands, and behind it the number of values of each class."""
+        return self._numbers, self._index
 
     def observe(self, value: float) -> None:
         """Count ``value``."""
@@ -279,7 +289,7 @@ class Histogram(_Family):
 
 
 @frozen
-class _Measure(Collector):
+class _Measure:
     """A gauge whose values are read when Prometheus asks."""
 
     name: str
@@ -287,39 +297,72 @@ class _Measure(Collector):
     label: str
     read: Callable[[], Mapping[str, float]]
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def metric(self) -> Metric:
+        """Read the values."""
         family = GaugeMetricFamily(self.name, self.text, labels=[self.label])
         for label, value in self.read().items():
             family.add_metric([label], value)
-        yield family
+        return family
+
+
+@frozen(eq=False)
+class Moment(Collector):
+    """The numbers of one moment."""
+
+    _sums: Sums
+    _families: Sequence[_Family]
+    _measured: Sequence[Metric]
+
+    def exposition(self) -> bytes:
+        """
+        Return all metrics in Prometheus' text format.  Takes some milliseconds, and may be called
+        in a thread.
+        """
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[tuple[str, int], list[tuple[Sequence[str], Sequence[float]]]] = {}
+        for (name, count), numbers in sorted(self._sums.items()):
+            metric, *labels = name.split(_SEPARATOR)
+            found.setdefault((metric, count), []).append((labels, numbers))
+        for family in self._families:
+            count = family.count if isinstance(family, Histogram) else 1
+            yield family.metric(found.get((family.name, count), ()))
+        yield from self._measured
 
 
 _F = TypeVar("_F", bound=_Family)
-_PREFIX = "artifactd_"
 
 
-class Metrics(Collector):
+def _whole(name: str) -> str:
+    return name if name.startswith("process_") else f"artifactd_{name}"
+
+
+class Metrics:
     """
     All metrics of a daemon.
 
-    Names begin with ``artifactd_``, which is added here.
+    Names begin with ``artifactd_``, which is added here, except those that begin with ``process_``,
+    which Prometheus defines for all programs.
 
     :param tallies: has the numbers.
+    :ivar families: by their names, those that are counted.
     """
 
     def __init__(self, tallies: Tallies) -> None:
         self.tallies = tallies
-        self._families: dict[str, _Family] = {}
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        self.families: dict[str, _Family] = {}
+        self._measures: list[_Measure] = []
 
     def counter(self, name: str, text: str, *labels: str) -> Counter:
         """Make a counter; ``_total`` is added to its name."""
-        return self._added(Counter(self.tallies, f"{_PREFIX}{name}", text, labels))
+        return self._added(Counter(self.tallies, _whole(name), text, labels))
 
     def gauge(self, name: str, text: str, *labels: str, merge: Merge = Merge.SUM_NOW) -> Gauge:
         """Make a gauge that each process sets for itself."""
-        return self._added(Gauge(self.tallies, f"{_PREFIX}{name}", text, labels, merge))
+        return self._added(Gauge(self.tallies, _whole(name), text, labels, merge))
 
     def histogram(self, name: str, text: str, *labels: str, bounds: Sequence[float]) -> Histogram:
         """
@@ -327,8 +370,7 @@ class Metrics(Collector):
 
         :param bounds: the upper bounds of its classes, in rising order; +Inf is added.
         """
-        whole = f"{_PREFIX}{name}"
-        return self._added(Histogram(self.tallies, whole, text, labels, tuple(bounds)))
+        return self._added(Histogram(self.tallies, _whole(name), text, labels, tuple(bounds)))
 
     def measure(
         self, name: str, text: str, label: str, read: Callable[[], Mapping[str, float]]
@@ -340,21 +382,17 @@ class Metrics(Collector):
         :param name: its name, with the unit.
         :param label: the name of the label whose values are the keys that ``read`` returns.
         """
-        self._registry.register(_Measure(f"{_PREFIX}{name}", text, label, read))
+        self._measures.append(_Measure(_whole(name), text, label, read))
+
+    def moment(self) -> Moment:
+        """Return the numbers of this moment."""
+        measured = [each.metric() for each in self._measures]
+        return Moment(self.tallies.sums(), list(self.families.values()), measured)
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        found: dict[tuple[str, int], list[tuple[Sequence[str], Sequence[float]]]] = {}
-        for (name, count), numbers in sorted(self.tallies.sums().items()):
-            metric, *labels = name.split(_SEPARATOR)
-            found.setdefault((metric, count), []).append((labels, numbers))
-        for family in self._families.values():
-            count = family.count if isinstance(family, Histogram) else 1
-            yield family.metric(found.get((family.name, count), ()))
+        return self.moment().exposition()
 
     def _added(self, family: _F) -> _F:
-        self._families[family.name] = family
+        self.families[family.name] = family
         return family

@@ -59,6 +59,16 @@ class Threads:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def queued(self) -> int:
+        """The number of functions that wait for a thread."""
+        return self._tasks.qsize()
+
+    @property
+    def busy(self) -> int:
+        """The number of threads that run a function."""
+        return max(0, self._unfinished - self._tasks.qsize())
+
     def run(
         self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
     ) -> Deferred[_T]:

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.shared import SharedMemory
-from artifactd.kit.tallies import Counter, Metrics, Number, Tallies
+from artifactd.kit.tallies import Counter, Distribution, Metrics, Number, Tallies
 from artifactd.oci.errors import Unavailable
 from artifactd.store.blobs import BlobStore
 
@@ -26,6 +26,7 @@ _NAMES = {
     "resumed": "Fills that went on after the upstream had broken off",
     "corrupt": "Blobs and manifests that did not have their digest; nothing of them was kept",
     "evicted": "Blobs and manifests removed to keep to size_cap and max_age",
+    "fills": "Fetches of blobs from the upstream that were begun",
     "upstream_bytes": "Bytes of blobs and manifests received from the upstream",
     "client_bytes": "Bytes of blobs and manifests answered to clients",
 }
@@ -37,6 +38,9 @@ _SCRUBBED = "Bytes of the store that scrubbing read again"
 _SCRUBS = "Rounds of scrubbing that came to their end"
 _DAMAGED = "Blobs and manifests that were found gone or with other bytes than theirs"
 _HEALED = "Damaged blobs and manifests that were had again without a push, by where from"
+_CATALOG = "Seconds that a read or a transaction of the catalog took, with its wait for a thread"
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_LOGINS = "Logins with a name and a password that were refused: wrong, or too many"
 _REQUESTS = "Requests to the upstream by what it answered"
 
 # The most images of an upstream for which the time of its last answer is kept.
@@ -67,6 +71,11 @@ class Counters:
             metrics.counter("damaged", _DAMAGED).labels(),
             metrics.counter("healed", _HEALED, "source"),
         )
+        seconds = metrics.histogram(
+            "catalog_seconds", _CATALOG, "kind", bounds=(0.0005, 0.001, 0.005, *_SECONDS)
+        )
+        self.catalog = CatalogTimes(seconds.labels("read"), seconds.labels("transaction"))
+        self.logins_refused = metrics.counter("logins_refused", _LOGINS, "reason")
         self.collection = CollectionCounters(
             metrics.counter("gc_collected", _COLLECTED, "why"),
             metrics.counter("gc_bytes", _COLLECTED_BYTES).labels(),
@@ -88,6 +97,14 @@ class Counters:
     def exposition(self) -> bytes:
         """All counters in Prometheus' text format."""
         return self.metrics.exposition()
+
+
+@frozen
+class CatalogTimes:
+    """How long the catalog takes, in seconds."""
+
+    reads: Distribution
+    transactions: Distribution
 
 
 @frozen
@@ -138,6 +155,7 @@ class RepositoryCounters:
         self.resumed = counters["resumed"]
         self.corrupt = counters["corrupt"]
         self.evicted = counters["evicted"]
+        self.fills = counters["fills"]
         self.upstream_bytes = counters["upstream_bytes"]
         self.client_bytes = counters["client_bytes"]
 

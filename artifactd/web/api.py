@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from heapq import nlargest
 from typing import ClassVar
@@ -19,7 +19,7 @@ from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.activity import RemoteActivity
-from artifactd.registry.metrics import CONTENT_TYPE, Counters, Health
+from artifactd.registry.metrics import CONTENT_TYPE, Health
 from artifactd.registry.model import LOCAL
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
@@ -112,12 +112,13 @@ class OperationsApi(Routed):
     """
     The endpoints about the registry itself: health, metrics, version and tokens.
 
+    :param scrape: returns the metrics in Prometheus' text format.
     :param service: gives tokens; ``None``: there is no token service.
     :param remotes: returns what each remote repository does.
     """
 
     health: Health
-    counters: Counters
+    scrape: Callable[[], Awaitable[bytes]]
     service: TokenService | None = field(kw_only=True)
     remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
 
@@ -141,13 +142,13 @@ class OperationsApi(Routed):
 
     @route(app, "/metrics", "GET", needs=Need.METRICS)
     async def metrics(self, request: RegistryRequest) -> Answer:
-        """The counters, in Prometheus' text format."""
-        return Answer(headers={"Content-Type": CONTENT_TYPE}, body=self.counters.exposition())
+        """The metrics, in Prometheus' text format."""
+        return Answer(headers={"Content-Type": CONTENT_TYPE}, body=await self.scrape())
 
     @route(app, "/status", "GET", needs=Need.STATUS)
     async def status(self, request: RegistryRequest) -> Answer:
         """What this process does now: its requests, the longest first, fills and upstreams."""
-        others = [each for each in request.site.requests() if each is not request]
+        others = [each for each in request.site.traffic.running if each is not request]
         status = Status(
             version=__version__,
             pid=os.getpid(),

@@ -118,12 +118,15 @@ class AuditLog:
     :param blobs: whether there is a line, too, for each request that pushes a blob.
     :param now: seconds since the epoch.
     :param own: writes its argument ``line`` to the daemon's own log.
+    :param login_refused: called for each login with a name and a password that is refused, with
+        ``wrong``, or ``too_many`` where it was not looked at.
     """
 
     path: str = ""
     blobs: bool = False
     now: Callable[[], float] = time.time
     own: Callable[..., None] = _own
+    login_refused: Callable[[str], object] = lambda reason: None
     _file: LineFile = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -165,6 +168,8 @@ class AuditLog:
 
         :param image: the canonical name as far as it is known, otherwise the name in the path.
         """
+        if request.claimed and isinstance(error, Unauthorized | TooManyRequests):
+            self.login_refused("wrong" if isinstance(error, Unauthorized) else "too_many")
         outcome: Outcome = "failed"
         if isinstance(error, Unauthorized) or (
             not asked.admitted and isinstance(error, Denied | TooManyRequests | Unsupported)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
 from typing import Any, TypeVar
@@ -105,6 +106,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
     :param needs: what the caller must be permitted.  It is decided before the method is called, and
         before anything is looked up.  Where that is to pull, the query ``ns=`` may name a registry.
     """
+    name_of_route = re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", path)
     part_of_push = "/blobs/uploads/" in path
     logs_in = needs in (Need.IDENTITY, Need.TOKEN)
     writes = needs is Need.SESSION or (isinstance(needs, Action) and needs is not Action.PULL)
@@ -177,6 +179,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
         @app.route(path, methods=methods)
         @wraps(handler)
         def serve(self: Routed, request: RegistryRequest, **parts: str) -> Deferred[Any]:
+            request.route = name_of_route
             answering = Deferred.fromCoroutine(answer(self, request, parts))
             if not answering.called:
                 # Klein cancels what it waits for when the client disconnects.

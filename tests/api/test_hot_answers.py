@@ -14,6 +14,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.web.server.accesslog import Access
 from artifactd.web.server.hot import HotAnswers, Kept, Repeated
+from artifactd.web.server.traffic import Traffic
 from tests.api.case import ApiTestCase
 from tests.api.guarded import GuardedCase
 from tests.api.served import Served, image_manifest
@@ -157,6 +158,9 @@ class EndTests(HotCase):
         self.assertEqual(self.hits(self.registry), 1)
 
 
+TALLY = Traffic.apart().tally("/", b"GET", 200)
+
+
 class MemoryTests(SynchronousTestCase):
     ACCESS = Access("::1", "-", "GET", "/", 200, 0, 0.0, "agent", "0")
 
@@ -171,7 +175,9 @@ class MemoryTests(SynchronousTestCase):
                 assert isinstance(asked, Repeated)
                 agent = "agent" * 1000
                 access = Access("::1", "-", "GET", "/", 200, 0, 0.0, agent, "0")
-                hot.keep(hot.resting(asked, "local/app"), b"HTTP/1.1 200 OK\r\n", b"", access)
+                hot.keep(
+                    hot.resting(asked, "local/app"), b"HTTP/1.1 200 OK\r\n", b"", access, TALLY
+                )
                 self.assertIsInstance(hot.find(head), Kept)
             else:
                 self.assertIsInstance(hot.find(head), Repeated)
@@ -188,7 +194,9 @@ class MemoryTests(SynchronousTestCase):
         for limit in (1, 512, 1024, 1500, 65536):
             hot = HotAnswers(lambda _: 1, limit, Clock())
             self.assertNotIsInstance(hot.find(head), Kept)
-            hot.keep(Repeated(head, "local/app", 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS)
+            hot.keep(
+                Repeated(head, "local/app", 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS, TALLY
+            )
             self.assertNotIsInstance(hot.find(head), Kept)
 
 

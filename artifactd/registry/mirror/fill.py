@@ -656,6 +656,11 @@ class Fills:
         """
         return self._fills.get((digest, owner))
 
+    @property
+    def count(self) -> int:
+        """The number of fills that are under way in this process."""
+        return len(self._fills)
+
     def states(self) -> list[FillProgress]:
         """How far the fills are that are under way in this process."""
         return [fill.state for fill in self._fills.values()]
@@ -690,6 +695,7 @@ class Fills:
                 lost,
             )
             self._fills[key] = fill
+            counters.fills.inc()
             self._ended[key] = ended = Deferred.fromCoroutine(fill.run())
             ended.addBoth(self._gone, key)
         return fill

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
 from artifactd.web.server.accesslog import Access
+from artifactd.web.server.traffic import Tally
 
 SECONDS = 1.0
 """The longest that an answer is repeated.  Then it goes the usual way, which renews leases."""
@@ -54,6 +55,7 @@ class Kept:
     :ivar until: the clock's seconds.
     :ivar fields: the status line and the header fields, without those that have a time.
     :ivar access: what the access log says of it.
+    :ivar tally: counts the requests that it answers.
     :ivar size: bytes that it takes with its request, beyond some 1 KiB.
     """
 
@@ -63,6 +65,7 @@ class Kept:
     fields: bytes
     body: bytes
     access: Access
+    tally: Tally
     size: int
 
 
@@ -113,7 +116,9 @@ class HotAnswers:
         """
         return Repeated(asked.head, image, self._versions(image))
 
-    def keep(self, asked: Repeated, fields: bytes, body: bytes, access: Access) -> None:
+    def keep(
+        self, asked: Repeated, fields: bytes, body: bytes, access: Access, tally: Tally
+    ) -> None:
         """
         Keep the answer to ``asked``, unless it is large, or its image was being changed when it
         was looked up.
@@ -123,7 +128,7 @@ class HotAnswers:
         # Texts of the access log may be larger than the bytes of the request that they come from.
         size = sum(map(getsizeof, (asked.head, fields, body, access.path, access.agent)))
         until = self._clock.seconds() + SECONDS
-        kept = Kept(asked.image, asked.version, until, fields, body, access, size)
+        kept = Kept(asked.image, asked.version, until, fields, body, access, tally, size)
         self._store(asked.head, kept)
 
     def _store(self, head: bytes, kept: Kept | int) -> None:

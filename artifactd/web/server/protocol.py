@@ -10,7 +10,7 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
@@ -49,6 +49,7 @@ from artifactd.web.server.framing import (
 from artifactd.web.server.hot import HotAnswers, Kept, Repeated
 from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates, owner_of
 from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
+from artifactd.web.server.traffic import OTHER, Traffic
 
 PRIVATE = {
     http.HTTPChannel: (
@@ -210,6 +211,8 @@ class RegistryChannel(http.HTTPChannel):
             if isinstance(found, Kept):
                 self._repeat(found, hot.date)
                 return
+            if found is not None:
+                self.site.traffic.misses += 1
             self.repeated = found
             super().dataReceived(data)
             self.repeated = None
@@ -235,6 +238,9 @@ class RegistryChannel(http.HTTPChannel):
         self.transport.write(
             b"%bDate: %b\r\nServer-Timing: total;dur=0.0\r\n\r\n%b" % (kept.fields, date, kept.body)
         )
+        seconds = self.site.reactor.seconds() - started
+        kept.tally.count(seconds, 0, kept.access.sent)
+        self.site.traffic.hits += 1
         log = self.site.access_log
         if log.wanted:
             assert self.address is not None
@@ -242,7 +248,7 @@ class RegistryChannel(http.HTTPChannel):
                 replace(
                     kept.access,
                     client=self.address,
-                    seconds=round(self.site.reactor.seconds() - started, 6),
+                    seconds=round(seconds, 6),
                     request=new_request_id(),
                 )
             )
@@ -387,7 +393,8 @@ class RegistryChannel(http.HTTPChannel):
             line for line in lines if not line.startswith((b"Date: ", b"Server-Timing: "))
         )
         access = replace(self.site.access(request), status=request.code, sent=len(body))
-        hot.keep(asked, fields, body, access)
+        tally = self.site.traffic.tally(request.route, request.method, request.code)
+        hot.keep(asked, fields, body, access, tally)
 
     def loseConnection(self) -> None:
         # Without this the end of the idle timeout would replace the deadline made below.
@@ -544,9 +551,11 @@ class RegistryRequest(server.Request):
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
     :ivar answered: whether the answer was given before the end of the body.
+    :ivar counted: the bytes received and sent that the metrics have counted so far.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
         it to others: RFC 9111, 5.2.2.7.
+    :ivar route: the route that handles it, as the metrics name it.
     :ivar repeated: the bytes of the request, if the same have come before.
     :ivar repeatable: the body of its answer, if the same request gets the same answer until a
         commit touches its image.
@@ -565,9 +574,11 @@ class RegistryRequest(server.Request):
     sees_cache = False
     sees_stored = False
     is_personal = False
+    route: str = OTHER
     repeated: Repeated | None = None
     repeatable: bytes | None = None
     answered = False
+    counted: tuple[int, int] = (0, 0)
     _clock: IReactorTime
     _peer: _Peer | None = None
     _drain_due: Deadline | None = None
@@ -665,6 +676,7 @@ class RegistryRequest(server.Request):
         if channel.address is not None:
             self.address = channel.address
         self.repeated = channel.repeated
+        channel.site.traffic.running.add(self)
         super().process()
 
     def finish(self) -> None:
@@ -738,6 +750,7 @@ class RegistrySite(server.Site):
     :ivar origin: returns what a ``Location`` begins with, such as ``https://registry:5000``;
         ``None``: it is a path.
     :ivar hot: keeps answers that are asked for again; ``None``: none are kept.
+    :ivar traffic: counts the requests, for the metrics.
     :ivar rates: how often an address and a user may ask; ``None``: as often as they like.
     :ivar guarded: whether ``Cache-Status`` and ``Server-Timing`` need the gate's permission.
     :ivar timers: makes the deadlines of the connections.
@@ -764,12 +777,14 @@ class RegistrySite(server.Site):
         origin: Callable[[server.Request], str] | None = None,
         hot: HotAnswers | None = None,
         rates: Rates | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
         )
         self.timers = Timers(reactor)
         self.channels: set[RegistryChannel] = set()
+        self.traffic = traffic or Traffic.apart()
         self.draining = False
         self.guarded = guarded
         self.cors, self.origin = cors, origin
@@ -789,13 +804,6 @@ class RegistrySite(server.Site):
     def in_flight(self) -> int:
         """The number of requests that are being handled."""
         return sum(channel.busy for channel in self.channels)
-
-    def requests(self) -> Iterator[RegistryRequest]:
-        """The requests that are being handled."""
-        for channel in self.channels:
-            for request in channel.requests:
-                if request.started is not None:
-                    yield request
 
     async def drain(self, seconds: float) -> None:
         """
@@ -832,7 +840,7 @@ class RegistrySite(server.Site):
     def _tell(self, end: float) -> None:
         """Log what is waited for, at most until ``end``, in seconds of the clock."""
         seconds = end - self.reactor.seconds()
-        busy = list(self.requests())
+        busy = list(self.traffic.running)
         if not busy:
             _log.info(
                 "stopping: waiting up to {seconds:.0f} s for {count} clients to take their answers",
@@ -864,11 +872,14 @@ class RegistrySite(server.Site):
         if channel.counted is None:
             return False
         self.channels.add(channel)
+        self.traffic.connections.inc()
         return True
 
     def channel_lost(self, channel: RegistryChannel) -> None:
         """Forget ``channel``, which is closed."""
-        self.channels.discard(channel)
+        if channel in self.channels:
+            self.channels.discard(channel)
+            self.traffic.connections.dec()
         if channel.counted is not None:
             self._connections.remove(channel.counted)
         if channel.busy:
@@ -878,8 +889,16 @@ class RegistrySite(server.Site):
             emptied.callback(None)
 
     def log(self, request: http.Request) -> None:
-        """Write the access log's line of a request that has ended, one way or another."""
+        """Count a request that has ended, one way or another, and write its line of the log."""
         assert isinstance(request, RegistryRequest)
+        self.traffic.running.discard(request)
+        status = request.code if request.startedWriting else 0
+        key = (request.route, request.method, status)
+        tally = self.traffic.tallies.get(key) or self.traffic.tally(*key)
+        received, sent = request.counted
+        body = request.body
+        came = 0 if body is None else body.received - received
+        tally.count(request.elapsed, came, request.sentLength - sent)
         if self.access_log.wanted:
             self.access_log.write(self.access(request))
 
