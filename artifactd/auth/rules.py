@@ -12,6 +12,7 @@ from artifactd.auth.identity import Identity, Kind
 from artifactd.oci.names import ImageName, Patterns
 from artifactd.settings.access import Action, Claims, Subject, implied
 from artifactd.settings.accounts import AccessSettings, RobotSettings
+from artifactd.settings.values import Puller
 
 Matcher = Callable[[Identity], bool]
 
@@ -184,6 +185,29 @@ class AccessRules:
             if not identity.claims:  # those of each token differ, and are not in the hash
                 self._cache[identity] = grants
         return limit, grants
+
+
+class Uncounted:
+    """
+    Tells the pulls that don't count as a use of an image.
+
+    :param pullers: of the settings.
+    """
+
+    def __init__(self, pullers: Iterable[Puller]) -> None:
+        pullers = tuple(pullers)
+        self._agents = Patterns(p.pattern.lower() for p in pullers if p.kind == "agent")
+        self._names = {
+            kind: Patterns(p.pattern for p in pullers if p.kind == kind)
+            for kind in (Kind.USER, Kind.ROBOT, Kind.CERTIFICATE)
+        }
+
+    def __call__(self, identity: Identity, agent: str) -> bool:
+        """:param agent: the client's ``User-Agent``; its case does not count."""
+        names = self._names.get(identity.kind)
+        if names is not None and names.match(identity.name):
+            return True
+        return self._agents.match(agent.lower())
 
 
 def matcher(subject: Subject) -> Matcher:

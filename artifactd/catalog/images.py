@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from sqlite3 import Connection
 
@@ -93,6 +93,14 @@ def move_tag(
     )
     settle(db, image_id, [str(each) for each in (before, digest) if each is not None], at)
     return before
+
+
+def note_push(db: Connection, image_id: int, tags: Iterable[str], at: float) -> None:
+    """Note that tags were pushed again to the manifests at which they are."""
+    db.executemany(
+        "UPDATE tag SET pushed_at = ? WHERE image_id = ? AND name = ?",
+        [(at, image_id, tag) for tag in tags],
+    )
 
 
 def take_tag_off(

@@ -373,6 +373,9 @@ def store(
         tag: images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
         for tag in put.tags
     }
+    if used_at is None:
+        again = [tag.text for tag, digest in before.items() if digest == manifest.digest]
+        images.note_push(db, image_id, again, at)
     settle(db, image_id, [str(manifest.digest), *touched], at)
     # A client that pushes it by itself means it to stay, whatever kept it before.
     db.execute(

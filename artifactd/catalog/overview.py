@@ -29,7 +29,7 @@ class ImageSeen:
     :ivar size: of all its blobs and manifests.
     :ivar own: of those that no other image has.
     :ivar pushed: when a manifest last came, or ``None``: it has none.
-    :ivar pulled: when a manifest was last pulled; ``None`` for images that were pushed here.
+    :ivar pulled: when a manifest was last pulled; ``None``: never.
     """
 
     image: str
@@ -49,7 +49,8 @@ class TagSeen:
     :ivar size: of the manifest with all that it holds, also by way of its children.
     :ivar moved: when it was last pointed at another manifest.
     :ivar actor: the user, or the part of artifactd, that pointed it there.
-    :ivar pulled: when the manifest was last pulled; ``None`` for what was pushed here.
+    :ivar pulled: when it was last pulled, by its name or by the digest of the manifest; ``None``:
+        never.
     """
 
     tag: str
@@ -103,6 +104,7 @@ class ManifestSeen:
     :ivar subject: the digest that it refers to, or ``None``.
     :ivar referrers: the manifests that refer to it, in the order of their digests.
     :ivar pushed: in seconds since the epoch.
+    :ivar pulled: when it was last pulled, by its digest or a tag; ``None``: never.
     :ivar is_cut: whether there are more tags, indexes or referrers than are listed.
     """
 
@@ -112,6 +114,7 @@ class ManifestSeen:
     artifact_type: str | None
     size: int
     pushed: float
+    pulled: float | None
     tags: Sequence[str]
     indexes: Sequence[str]
     subject: str | None
@@ -187,7 +190,7 @@ _IMAGES = """
     ), held (image_id, id, pushed, used) AS (
         SELECT page.id, blob_id, NULL, NULL FROM page
             CROSS JOIN blob_link ON blob_link.image_id = page.id
-        UNION ALL SELECT page.id, blob.id, pushed_at, manifest.used_at FROM page
+        UNION ALL SELECT page.id, blob.id, pushed_at, coalesce(used_at, pulled_at) FROM page
             CROSS JOIN manifest ON manifest.image_id = page.id
             CROSS JOIN blob ON blob.digest = manifest.digest
     ), each AS (
@@ -202,7 +205,8 @@ _IMAGES = """
         FROM each CROSS JOIN blob ON blob.id = each.id GROUP BY image_id
     )
     SELECT repository || '/' || name, (SELECT count(*) FROM tag WHERE image_id = page.id),
-        coalesce(sums.size, 0), coalesce(own, 0), pushed, used
+        coalesce(sums.size, 0), coalesce(own, 0), pushed, nullif(max(coalesce(used, 0),
+            coalesce((SELECT max(pulled_at) FROM tag WHERE image_id = page.id), 0)), 0)
     FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY place
 """
 # NOT INDEXED and the plus let SQLite read images, and so their tags, in the order in which they lie
@@ -234,7 +238,8 @@ _TAGS = """
     SELECT tag.name, manifest.digest, coalesce(artifact_type, media_type), moved_at, coalesce(
         (SELECT actor FROM tag_movement
             WHERE tag_movement.image_id = tag.image_id AND tag = tag.name ORDER BY id DESC LIMIT 1),
-        ''), used_at
+        ''), coalesce(used_at,
+            nullif(max(coalesce(tag.pulled_at, 0), coalesce(manifest.pulled_at, 0)), 0))
     FROM tag JOIN manifest ON manifest.id = tag.manifest_id WHERE tag.image_id = :image
 """
 # The beginning of a list, what is behind an entry of it, and its order.
@@ -252,6 +257,13 @@ _ORDERS = {
         "moved_at DESC, tag.name DESC",
     ),
 }
+_MANIFEST = (
+    "SELECT manifest.id, media_type, artifact_type, size, pushed_at, subject, max("
+    "coalesce(used_at, pulled_at, 0),"
+    " coalesce((SELECT max(pulled_at) FROM tag WHERE manifest_id = manifest.id), 0))"
+    " FROM manifest JOIN blob USING (digest)"
+    " WHERE image_id = ? AND digest = ? AND lost_at IS NULL"
+)
 _SIZE = """
     WITH RECURSIVE below (digest) AS (
         SELECT ?2
@@ -341,14 +353,10 @@ class Overview(OnDatabase):
             digest = images.tag_target(db, image_id, reference)
         else:
             digest = reference
-        row = db.execute(
-            "SELECT manifest.id, media_type, artifact_type, size, pushed_at, subject FROM manifest"
-            " JOIN blob USING (digest) WHERE image_id = ? AND digest = ? AND lost_at IS NULL",
-            (image_id, str(digest)),
-        ).fetchone()
+        row = db.execute(_MANIFEST, (image_id, str(digest))).fetchone()
         if row is None:
             raise ManifestUnknown("this image has no such manifest", {"reference": str(reference)})
-        manifest_id, media_type, artifact_type, size, pushed, subject = row
+        manifest_id, media_type, artifact_type, size, pushed, subject, pulled = row
         tags = db.execute(
             "SELECT name FROM tag WHERE manifest_id = ? ORDER BY name LIMIT ?",
             (manifest_id, LISTED + 1),
@@ -372,6 +380,7 @@ class Overview(OnDatabase):
             artifact_type=artifact_type,
             size=size,
             pushed=pushed,
+            pulled=pulled or None,
             tags=[name for (name,) in tags[:LISTED]],
             indexes=sorted(held_by for (held_by,) in indexes[:LISTED]),
             subject=subject,

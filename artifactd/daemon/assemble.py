@@ -24,6 +24,7 @@ from artifactd.catalog.overview import Overview
 from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import Holder, RepairCatalog
+from artifactd.catalog.retention import RetentionCatalog
 from artifactd.daemon.ca_files import check_ca_files
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread
@@ -52,6 +53,7 @@ from artifactd.registry.mirror.proofs import (
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.pulls import Pulls
 from artifactd.registry.registry import Names, Registry
 from artifactd.registry.seeing import Seeing
 from artifactd.registry.unprefixed import Patience, Unprefixed
@@ -377,6 +379,7 @@ class Assembly:
     uploads: UploadStore
     fills: FillStores
     last_used: LastUsed
+    pulls: Pulls
     counters: Counters
     sweep: Sweep
     collector: Collector
@@ -396,6 +399,7 @@ class Assembly:
         await self.damage.stop()
         try:
             await self.last_used.write()
+            await self.pulls.write()
         finally:
             await self.catalog.database.close()
             self.threads.stop()
@@ -483,6 +487,7 @@ def assemble(
         now,
     )
     last_used = LastUsed(remote, now)
+    pulls = Pulls(RetentionCatalog(database), (), now)
     fills = FillStores(folder, run, blobs, budgets.transfers, files, clock=reactor)
     remotes = RemoteWiring(
         settings,
@@ -526,6 +531,7 @@ def assemble(
         uploads=uploads,
         fills=fills,
         last_used=last_used,
+        pulls=pulls,
         counters=counters,
         sweep=Sweep(catalog, blobs, uploads, fills, settings.upload_timeout),
         collector=collector,

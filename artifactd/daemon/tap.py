@@ -19,6 +19,7 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorCore
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
+from artifactd.auth.rules import Uncounted
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.greeting import greeting
@@ -261,6 +262,7 @@ class _Running:
     async def evict(self) -> None:
         """Write the access times, and evict."""
         await self.parts.last_used.write()
+        await self.parts.pulls.write()
         for eviction in self.parts.remotes.evictions:
             await eviction.run()
 
@@ -303,6 +305,8 @@ def _start(
         scrape=pulse.scrape,
         # Plain numbers: a Size prints with its unit, and JSON does not know it.
         manifests=ManifestBodies.of(parts.budgets.manifests, int(settings.max_manifest), timers),
+        pulls=parts.pulls,
+        uncounted=Uncounted(settings.uncounted_pulls),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
         remotes=parts.remotes.activity,

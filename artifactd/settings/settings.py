@@ -56,6 +56,7 @@ from artifactd.settings.values import (
     Origin,
     Patterns,
     Proxies,
+    Pullers,
     Rate,
     Retention,
     Size,
@@ -180,6 +181,7 @@ class Settings(Section, frozen=True, kw_only=True):
     grace: Length = Duration(7 * 24 * 3600)
     gc_interval: Timeout = Duration(3600)
     gc_rate: Rate = 1000
+    uncounted_pulls: Pullers = ()
     scrub_rate: Bytes = Size(8 << 20)
     scrub_pause: Timeout = Duration(7 * 24 * 3600)
     quarantine_keep: Length = Duration(90 * 24 * 3600)

@@ -278,6 +278,29 @@ class Secret(str):
         return cls(text)
 
 
+class Puller(str):
+    """Clients that pull: ``user:``, ``robot:``, ``certificate:`` or ``agent:``, and a pattern."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is none of these."""
+        if not re.fullmatch(r"(?:user|robot|certificate):[^\s:]+|agent:[^\x00-\x1f\x7f]+", text):
+            raise ValueError(text)
+        return cls(text)
+
+    @property
+    def kind(self) -> str:
+        """The text before the first colon."""
+        return self.partition(":")[0]
+
+    @property
+    def pattern(self) -> str:
+        """The text after the first colon."""
+        return self.partition(":")[2]
+
+
 class Word(str):
     """A program, or an argument of it."""
 
@@ -373,6 +396,13 @@ NameWithin = Annotated[
 ]
 Patterns = Annotated[
     tuple[Pattern, ...], Meta(description='patterns such as "*", "library/*", "team/*/app"')
+]
+Pullers = Annotated[
+    tuple[Puller, ...],
+    Meta(
+        description='a list of "user:<name>", "robot:<name>", "certificate:<name>",'
+        ' "agent:<pattern>"'
+    ),
 ]
 Names = Annotated[tuple[str, ...], Meta(description="names of configured repositories")]
 Command = Annotated[

@@ -12,15 +12,17 @@ from attrs import define, field, frozen
 from klein import Klein
 
 from artifactd import __version__
+from artifactd.auth.rules import Uncounted
 from artifactd.auth.token_service import TokenService
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import ChunkOutOfOrder, NameUnknown, QueryInvalid
+from artifactd.oci.errors import ChunkOutOfOrder, ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
-from artifactd.oci.names import Tag, parse_reference
+from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.metrics import CONTENT_TYPE, Health
 from artifactd.registry.model import LOCAL
+from artifactd.registry.pulls import Pulls
 from artifactd.registry.registry import Target
 from artifactd.settings.access import Action
 from artifactd.web.answer import (
@@ -192,10 +194,14 @@ class Api(OperationsApi):
     All endpoints: those of the spec about images, and those of :class:`OperationsApi`.
 
     :param manifests: reads the manifests that are pushed.
+    :param pulls: is told of the pulls of images that were pushed here.
+    :param uncounted: tells those that don't count.
     :param min_chunk: bytes, sent as ``OCI-Chunk-Min-Length``; 0: not sent.
     """
 
     manifests: ManifestBodies
+    pulls: Pulls
+    uncounted: Uncounted
     min_chunk: int
 
     # -- the list of images
@@ -348,6 +354,10 @@ class Api(OperationsApi):
             target.image, parsed, partial(self.gate.may_push, request, target), head=head
         )
         record = found.record
+        # The hot answers that follow one that was noted come within the same hour.
+        is_pull = not head and found.provenance is LOCAL
+        if is_pull and (found.image, parsed) not in self.pulls.noted:
+            await self._note_pull(request, found.image, parsed)
         headers = content_headers(record.media_type, record.digest)
         headers |= provenance_headers(found.provenance)
         if isinstance(parsed, Tag) and found.provenance.verified:
@@ -361,6 +371,18 @@ class Api(OperationsApi):
             answer = body_answer(body, ByteRange(0, record.size - 1), headers)
         answer.repeatable = found.provenance is LOCAL
         return answer
+
+    async def _note_pull(
+        self, request: RegistryRequest, image: ImageName, reference: Reference
+    ) -> None:
+        """:raises ManifestUnknown: if the tag or manifest has gone since it was found."""
+        agent = request.requestHeaders.getRawHeaders("User-Agent", [""])[0]
+        if self.uncounted(request.caller.identity, agent):
+            return
+        if not await self.pulls.note(image, reference):
+            raise ManifestUnknown(
+                "this image has no such manifest any more", {"reference": str(reference)}
+            )
 
     @route(app, "/v2/<name:name>/manifests/<reference>", "PUT", needs=Action.CREATE)
     async def put_manifest(

@@ -215,8 +215,9 @@ class PlanTests(SynchronousTestCase):
         self.put("v1", "v2")
         self.fill()
         self.db.execute("INSERT INTO image (repository, name) VALUES ('local', 'b'), ('gone', 'a')")
-        self.db.execute("INSERT INTO tag SELECT 3, 't', 1, 1.0, NULL, NULL, NULL")
-        self.db.execute("INSERT INTO tag SELECT 4, name, 1, 1.0, NULL, NULL, NULL FROM tag LIMIT 3")
+        into_tag = "INSERT INTO tag (image_id, name, manifest_id, moved_at)"
+        self.db.execute(f"{into_tag} VALUES (3, 't', 1, 1.0)")
+        self.db.execute(f"{into_tag} SELECT 4, name, 1, 1.0 FROM tag LIMIT 3")
         self.db.execute("INSERT INTO repository VALUES ('docker.io'), ('local'), ('other')")
         self.statements.clear()
         usage = self.do(Overview(self.database).usage())
