@@ -6,7 +6,12 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 _INIT = Path(__file__).with_name("artifactd") / "__init__.py"
-_TEST = ["hypothesis>=6.100", "oras>=0.2.30"]
+_TEST = [
+    "hypothesis>=6.100",
+    # JSON Schema, by Julian Berman: what Python projects validate JSON with; oras needs it, too.
+    "jsonschema>=4.20,<5",
+    "oras>=0.2.30",
+]
 
 setup(
     name="artifactd",
@@ -35,6 +40,7 @@ setup(
     package_data={
         "artifactd": ["py.typed"],
         "artifactd.catalog": ["schema/*.sql"],
+        "artifactd.web": ["openapi.json"],
         "artifactd.web.page": ["templates/*.html", "static/*"],
     },
     install_requires=[
@@ -66,6 +72,7 @@ setup(
             "ruff>=0.9",
             "towncrier>=23.11",
             "types-cachetools",
+            "types-jsonschema",
             "types-setuptools",
             "types-tqdm",
         ],

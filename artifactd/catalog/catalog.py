@@ -11,17 +11,19 @@ from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.database import Database, OnDatabase, read, write, write_freeing
 from artifactd.catalog.overview import glob
 from artifactd.catalog.records import (
+    ANYHOW,
     MOVABLE,
     ImageSpan,
     ImmutableTags,
     ManifestPut,
     ManifestRecord,
+    Precondition,
     TagMovement,
     UploadRecord,
     nothing,
 )
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TooManyRequests
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TagExists, TooManyRequests
 from artifactd.oci.names import ImageName, Reference, Tag
 
 CACHED = 8 << 20  # bytes of the results of each kind that are kept in memory
@@ -322,6 +324,7 @@ class Catalog(OnDatabase):
         actor: str,
         unless_kept: bool = False,
         immutable: ImmutableTags = MOVABLE,
+        precondition: Precondition = ANYHOW,
     ) -> bool:
         """
         Take a manifest and all its tags out of ``image``.  ``GarbageCatalog.undelete`` can bring
@@ -330,8 +333,10 @@ class Catalog(OnDatabase):
 
         :param unless_kept: do nothing if a tag, an index or a subject keeps it.
         :param immutable: the tags whose content must stay.
+        :param precondition: must hold for the digest.
         :return: whether it was taken out.
         :raises TagImmutable: if one of these points at the manifest, or at an index that holds it.
+        :raises PreconditionFailed: if the precondition does not hold.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if ``image`` does not have the manifest.
         :raises Unsupported: if an index of ``image`` holds it, unless ``allow_held``; ``detail``
@@ -344,6 +349,7 @@ class Catalog(OnDatabase):
             manifest_id = manifests.row_of(db, image_id, digest)
             if manifest_id is None:
                 raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
+            precondition.require(digest, digest)
             if unless_kept and leases.is_kept(db, manifest_id):
                 return False
             if not allow_held:
@@ -534,14 +540,20 @@ class Catalog(OnDatabase):
         *,
         actor: str,
         immutable: ImmutableTags = MOVABLE,
+        precondition: Precondition = ANYHOW,
+        create_only: str = "",
     ) -> Digest | None:
         """
         Point a tag at a manifest that the image has, and journal the movement.
 
         :param immutable: the tags that must not be moved.
-        :raises TagImmutable: if this is one of them, and points at another manifest.
+        :param precondition: must hold for the digest that the tag points at.
+        :param create_only: see :class:`ManifestPut`.
         :return: the digest that the tag pointed at before; ``None``: there was no such tag.
         :raises NameUnknown: if the image is unknown.
+        :raises PreconditionFailed: if the precondition does not hold.
+        :raises TagImmutable: if it is one that must not be moved, and points at another manifest.
+        :raises TagExists: if the user may only create, and it points at another manifest.
         :raises ManifestUnknown: if the image does not have the manifest.
         """
         image_id = images.known(db, image)
@@ -552,8 +564,11 @@ class Catalog(OnDatabase):
                 {"digest": str(digest)},
             )
         before = images.tag_target(db, image_id, tag)
-        if before not in (None, digest):
+        precondition.require(tag, before)
+        if before is not None and before != digest:
             immutable.refuse(image, tag.text, before)
+            if create_only:
+                raise TagExists(tag, create_only, before)
         at = self.database.now()
         return images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
 
@@ -566,21 +581,25 @@ class Catalog(OnDatabase):
         *,
         actor: str,
         immutable: ImmutableTags = MOVABLE,
+        precondition: Precondition = ANYHOW,
     ) -> Digest:
         """
         Delete a tag; ``GarbageCatalog.undelete`` can bring it back.
 
         :param immutable: the tags that must not be deleted.
+        :param precondition: must hold for the digest that the tag points at.
         :return: the digest that it pointed at.
         :raises NameUnknown: if the image is unknown.
         :raises TagImmutable: if this is one of them.
         :raises ManifestUnknown: if there is no such tag.
+        :raises PreconditionFailed: if the precondition does not hold.
         """
         at = self.database.now()
         image_id = images.known(db, image)
         before = images.tag_target(db, image_id, tag)
         if before is None:
             raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
+        precondition.require(tag, before)
         immutable.refuse(image, tag.text, before)
         leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
         images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)

@@ -355,7 +355,12 @@ class GarbageCatalog(OnDatabase):
 
     @write
     def undelete(
-        self, db: Connection, image: ImageName, reference: Reference | None, actor: str
+        self,
+        db: Connection,
+        image: ImageName,
+        reference: Reference | None,
+        actor: str,
+        quota: int = 0,
     ) -> Restored:
         """
         Bring back, as it was, what was deleted from an image:
@@ -368,6 +373,9 @@ class GarbageCatalog(OnDatabase):
 
         Movements of tags are journalled.
 
+        :param quota: bytes that the image's repository may hold; 0: any number.
+        :raises QuotaExceeded: if the repository would hold more than ``quota``, and more than
+            before.
         :raises ManifestUnknown: if there is nothing of the kind to bring back.
         :raises Unsupported: if the tag points at another manifest now.
         """
@@ -376,12 +384,13 @@ class GarbageCatalog(OnDatabase):
         at = self.database.now()
         if image_id is not None:
             undeletion = _Undeletion(db, image_id, actor, at)
-            if reference is None:
-                undeletion.everything()
-            elif isinstance(reference, Tag):
-                undeletion.tag(reference)
-            else:
-                undeletion.digest(str(reference))
+            with images.within_quota(db, image.repository, quota):
+                if reference is None:
+                    undeletion.everything()
+                elif isinstance(reference, Tag):
+                    undeletion.tag(reference)
+                else:
+                    undeletion.digest(str(reference))
             restored = undeletion.restored
         if restored == Restored():
             raise ManifestUnknown(

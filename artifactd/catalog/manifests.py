@@ -21,7 +21,6 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestInvalid,
-    PreconditionFailed,
     TagExists,
     Unsupported,
 )
@@ -247,13 +246,7 @@ def _check_precondition(db: Connection, image_id: int | None, put: ManifestPut) 
             current = None if row_of(db, image_id, reference) is None else reference
         else:
             current = images.tag_target(db, image_id, reference)
-        if not precondition.holds(current):
-            raise PreconditionFailed(
-                "the precondition does not hold: fetch what the reference points at now and decide"
-                " again",
-                {"reference": str(reference)},
-                stored={"current": None if current is None else str(current)},
-            )
+        precondition.require(reference, current)
 
 
 # -- reading

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.errors import TagImmutable
+from artifactd.oci.errors import PreconditionFailed, TagImmutable
 from artifactd.oci.manifest import Manifest, Sparse
 from artifactd.oci.names import ImageName, Tag, matches
 
@@ -72,6 +72,16 @@ class Precondition:
             and current is not None
             and ("*" in self.if_none_match or etag in (_strong(t) for t in self.if_none_match))
         )
+
+    def require(self, reference: object, current: Digest | None) -> None:
+        """:raises PreconditionFailed: if it does not hold; ``reference`` points at ``current``."""
+        if not self.holds(current):
+            raise PreconditionFailed(
+                "the precondition does not hold: fetch what the reference points at now and decide"
+                " again",
+                {"reference": str(reference)},
+                stored={"current": None if current is None else str(current)},
+            )
 
 
 def _strong(etag: str) -> str:

@@ -28,9 +28,8 @@ from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
-from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
+from artifactd.oci.names import ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
-from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
@@ -156,7 +155,7 @@ class Purge(ImageCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
         image = await _remote_image(parts, name)
-        purged = await purge(parts, image, reference)
+        purged = await parts.purge(image, reference)
         if purged is None:
             print(f"artifactd: {self.image}: not in the cache", file=sys.stderr)
             return 1
@@ -166,26 +165,6 @@ class Purge(ImageCommand):
             told += f", and {begun} blobs that had come in part"
         print(f"purged {self.image}: {told}")
         return 0
-
-
-async def purge(
-    parts: Assembly, image: ImageName, reference: Reference | None
-) -> tuple[int, int] | None:
-    """
-    Drop a tag, a digest, or (``None``) all of an upstream's image from the cache.
-
-    :returns: how many blobs and manifests nothing else needed, and how many blobs had come in part;
-        ``None``: nothing of the kind is here.
-    """
-    lacking = await parts.remote.lacking(image, reference)
-    gone = await parts.remote.purge(image, reference)
-    begun = 0
-    for fills in (parts.fills.of(image.repository), parts.fills.of_image(image)):
-        begun += sum([await fills.discard(digest) for digest in lacking])
-    if gone is None and not begun:
-        return None
-    await forget(gone or [], parts.catalog, parts.blobs)
-    return len(gone or []), begun
 
 
 def resolved(parts: Assembly, name: str) -> ImageName:

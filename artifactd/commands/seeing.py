@@ -6,18 +6,17 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import partial
 from heapq import nlargest
 from typing import ClassVar, TypeVar
 
-from attrs import asdict, frozen
+from attrs import frozen
 from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import ImageSeen
-from artifactd.catalog.records import MOVABLE, ImmutableTags, TagMovement
+from artifactd.catalog.records import MOVABLE, ImmutableTags
 from artifactd.commands.offline import (
     DataCommand,
     ImageCommand,
@@ -25,7 +24,6 @@ from artifactd.commands.offline import (
     is_read_only,
     is_remote,
     list_garbage,
-    purge,
     resolved,
 )
 from artifactd.commands.table import JSON, Table, print_json, shown_time
@@ -35,7 +33,15 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, TagImmutable
 from artifactd.oci.names import ImageName, Reference, Tag
 from artifactd.oci.sizes import shown_bytes
-from artifactd.registry.seeing import EntryShown, ManifestShown, Page, Seeing, TagShown
+from artifactd.registry.seeing import (
+    EntryShown,
+    ManifestShown,
+    MovementShown,
+    Page,
+    Seeing,
+    TagShown,
+    instant,
+)
 from artifactd.settings.settings import LocalSettings, Settings
 
 _RM = "rm"  # who did it, in the journal
@@ -124,14 +130,13 @@ class History(ImageCommand):
         reading = partial(parts.seeing.history, image, reference, newest_first=False)
         async for page in _pages(reading):
             found = found or bool(page.entries)
-            table.add([_movement_row(each) for each in page.entries])
+            table.add([(each, _movement_cells(each)) for each in page.entries])
         return 0 if found else 1
 
 
-def _movement_row(moved: TagMovement) -> tuple[object, Sequence[str]]:
-    before, after = (None if d is None else str(d) for d in (moved.before, moved.after))
-    row = {**asdict(moved, recurse=False), "before": before, "after": after}
-    return row, [shown_time(moved.at), moved.tag, moved.actor, before or "-", after or "-"]
+def _movement_cells(moved: MovementShown) -> list[str]:
+    before, after = moved.before or "-", moved.after or "-"
+    return [shown_time(moved.at), moved.tag, moved.actor, before, after]
 
 
 class Usage(DataCommand):
@@ -421,7 +426,7 @@ async def _removal(
 
 
 async def _evict(parts: Assembly, image: ImageName, reference: Reference, _: Catalog) -> None:
-    await purge(parts, image, reference)
+    await parts.purge(image, reference)
 
 
 async def _delete_tag(
@@ -491,12 +496,9 @@ class Restore(ImageCommand):
         if self["at"] is None:
             raise usage.UsageError("restore: say --to DIGEST or --at TIME")
         try:
-            at = datetime.fromisoformat(self["at"])
-        except ValueError:
-            raise usage.UsageError(
-                f"--at: expected a time such as 2026-11-05T14:00:00Z, got {self['at']!r}"
-            ) from None
-        until = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+            until = instant(self["at"])
+        except ValueError as error:
+            raise usage.UsageError(f"--at: {error}") from None
         digest = await catalog.tag_at(image, tag, until)
         if digest is None:
             raise ManifestUnknown(f"{image} had no tag {tag} at {shown_time(until)}")

@@ -34,12 +34,13 @@ from artifactd.kit.tallies import Sums
 from artifactd.kit.threads import Threads
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
+from artifactd.oci.names import ImageName, Reference
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.metrics import Counters, RepositoryCounters
 from artifactd.registry.mirror.blobs import RemoteBlobs
-from artifactd.registry.mirror.eviction import Eviction, LastUsed
+from artifactd.registry.mirror.eviction import Eviction, LastUsed, forget
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.mirror.foreign import ForeignLayers
 from artifactd.registry.mirror.lists import RemoteLists, Seal
@@ -390,6 +391,23 @@ class Assembly:
     seeing: Seeing
     read_only: ReadOnlyMode
     memory: SharedMemory
+
+    async def purge(self, image: ImageName, reference: Reference | None) -> tuple[int, int] | None:
+        """
+        Drop a tag, a digest, or (``None``) all of an upstream's image from the cache.
+
+        :returns: how many blobs and manifests nothing else needed, and how many blobs had come in
+            part; ``None``: nothing of the kind is here.
+        """
+        lacking = await self.remote.lacking(image, reference)
+        gone = await self.remote.purge(image, reference)
+        begun = 0
+        for fills in (self.fills.of(image.repository), self.fills.of_image(image)):
+            begun += sum([await fills.discard(digest) for digest in lacking])
+        if gone is None and not begun:
+            return None
+        await forget(gone or [], self.catalog, self.blobs)
+        return len(gone or []), begun
 
     async def close(self) -> None:
         """

@@ -42,6 +42,7 @@ from artifactd.store.files import FileOperations
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api
 from artifactd.web.audit import AUDIT, AuditLog
+from artifactd.web.json_api import JsonApi
 from artifactd.web.manifests import ManifestBodies
 from artifactd.web.page.page import Page
 from artifactd.web.page.rendering import Rendering
@@ -285,22 +286,23 @@ def _start(
     timers = Timers(reactor)
     traffic = Traffic(parts.counters.metrics)
     pulse = Pulse(settings, parts, traffic)
+    sender = FileSender(
+        timers,
+        parts.run,
+        parts.budgets.transfers,
+        Patience(
+            settings.stall_timeout,
+            int(settings.limits.body_rate),
+            settings.limits.body_window,
+        ),
+        parts.folder.in_memory,
+        parts.budgets.answers,
+    )
     api = Api(
         registry=parts.registry,
         gate=gate.gate,
         audit=audit,
-        sender=FileSender(
-            timers,
-            parts.run,
-            parts.budgets.transfers,
-            Patience(
-                settings.stall_timeout,
-                int(settings.limits.body_rate),
-                settings.limits.body_window,
-            ),
-            parts.folder.in_memory,
-            parts.budgets.answers,
-        ),
+        sender=sender,
         health=Health(parts.catalog, parts.blobs),
         scrape=pulse.scrape,
         # Plain numbers: a Size prints with its unit, and JSON does not know it.
@@ -311,11 +313,23 @@ def _start(
         service=gate.service,
         remotes=parts.remotes.activity,
     )
+    json_api = JsonApi(
+        registry=parts.registry.exact(),
+        gate=gate.gate,
+        audit=audit,
+        sender=sender,
+        seeing=parts.seeing,
+        garbage=parts.garbage,
+        settings=settings,
+        run=parts.run,
+        purge=parts.purge,
+        remotes=parts.remotes.activity,
+    )
     access_log = AccessLog(settings.access_log, settings.access_log_file, own=_own_log(ACCESS, log))
     _open(access_log)
     opened.callback(access_log.close)
     site = RegistrySite(
-        _home(settings, api, gate, parts),
+        _home(settings, api, json_api, gate, parts),
         reactor,
         access_log,
         settings.idle_timeout,
@@ -336,9 +350,11 @@ def _start(
     return _Running(ports, site, access_log, audit, gate, parts, pulse, shelves, reactor.seconds())
 
 
-def _home(settings: Settings, api: Api, gate: GateWiring, parts: Assembly) -> ApiResource:
+def _home(
+    settings: Settings, api: Api, json_api: JsonApi, gate: GateWiring, parts: Assembly
+) -> ApiResource:
     if not settings.page:
-        return ApiResource(api.app)
+        return ApiResource(api.app, json_api.app)
     page = Page(
         registry=parts.registry,
         gate=gate.page_gate,
@@ -351,7 +367,7 @@ def _home(settings: Settings, api: Api, gate: GateWiring, parts: Assembly) -> Ap
         garbage=parts.garbage,
         run=parts.run,
     )
-    return ApiResource(api.app, page.app)
+    return ApiResource(api.app, json_api.app, page.app)
 
 
 def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswers | None:

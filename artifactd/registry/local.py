@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import (
+    ANYHOW,
     ImmutableTags,
     ManifestPut,
     ManifestRecord,
@@ -224,7 +225,13 @@ class LocalRepository(Repository):
             lambda: self.catalog.put_manifest(put, staged.confirm, staged.release),
         )
 
-    async def delete_manifest(self, image: ImageName, reference: Reference, actor: str) -> Digest:
+    async def delete_manifest(
+        self,
+        image: ImageName,
+        reference: Reference,
+        actor: str,
+        precondition: Precondition = ANYHOW,
+    ) -> Digest:
         """
         Delete a tag, or a manifest with all its tags; errors: see ``Catalog``.
 
@@ -232,15 +239,43 @@ class LocalRepository(Repository):
         """  # end-9
         immutable = self.immutable
         if isinstance(reference, Tag):
-            return await self.catalog.delete_tag(image, reference, actor=actor, immutable=immutable)
+            return await self.catalog.delete_tag(
+                image, reference, actor=actor, immutable=immutable, precondition=precondition
+            )
         await self.catalog.delete_manifest(
             image,
             reference,
             allow_held=self.settings.delete_held,
             actor=actor,
             immutable=immutable,
+            precondition=precondition,
         )
         return reference
+
+    async def point_tag(
+        self,
+        image: ImageName,
+        tag: Tag,
+        digest: Digest,
+        actor: str,
+        precondition: Precondition,
+        create_only: str,
+    ) -> Digest | None:
+        """
+        Point a tag at a manifest that the image has; errors: see ``Catalog``.
+
+        :param create_only: see :class:`ManifestPut`.
+        :return: the digest that the tag pointed at before; ``None``: there was no such tag.
+        """
+        return await self.catalog.point_tag(
+            image,
+            tag,
+            digest,
+            actor=actor,
+            immutable=self.immutable,
+            precondition=precondition,
+            create_only=create_only,
+        )
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """List tags.  :raises NameUnknown: if there is no such image."""  # end-8

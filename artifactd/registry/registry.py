@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field, fields, frozen
 from twisted.internet.defer import DeferredLock
 
 from artifactd.catalog.catalog import Catalog
@@ -22,6 +22,7 @@ from artifactd.registry.local import LocalRepository
 from artifactd.registry.model import NOBODY, Asker, Repository
 from artifactd.registry.unprefixed import Unprefixed
 from artifactd.registry.uploads import Uploads
+from artifactd.settings.access import Action
 
 
 class Names:
@@ -303,6 +304,18 @@ class Registry:
             raise self.names.unknown(parsed)
         return Target(parsed, ImageName(default or "", parsed.text), self.unprefixed)
 
+    def meant(self, name: str, action: Action) -> Sequence[ImageName]:
+        """
+        The images that a request for ``action`` under ``name`` may be about, one of which has to be
+        permitted.
+
+        :raises NameInvalid, NameUnknown: see :meth:`target`.
+        """
+        target = self.target(name)
+        if action is Action.PULL:
+            return target.readable.candidates(target.image)
+        return [target.image]
+
     def named(self, name: str, namespace: str | None = None) -> str:
         """The canonical name of an image, for logs; ``name`` itself if it has none."""
         try:
@@ -397,7 +410,24 @@ class Registry:
             listable |= await self.repositories[name].asked_by(asker).listable(its)
         return listable
 
+    def exact(self) -> Registry:
+        """
+        This registry with one image for each name: without a repository's name before it, that of
+        the default repository, whatever an upstream has.
+        """
+        return _Exact(*(getattr(self, each.name) for each in fields(Registry) if each.init))
+
     def for_operator(self) -> Registry:
         """This registry without proofs of access: the operator has the upstreams' passwords."""
         repositories = {name: each.for_operator() for name, each in self.repositories.items()}
         return evolve(self, repositories=repositories, unprefixed=self.unprefixed.for_operator())
+
+
+@frozen
+class _Exact(Registry):
+    """See :meth:`Registry.exact`."""
+
+    def target(self, name: str, namespace: str | None = None) -> Target:
+        parsed = RepositoryName.parse(name)
+        image = self.names.resolve(parsed)
+        return Target(parsed, image, self.repositories[image.repository])

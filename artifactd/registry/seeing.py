@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
-from attrs import asdict, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 from cachetools import LRUCache
 
 from artifactd.catalog.overview import (
@@ -24,7 +25,6 @@ from artifactd.catalog.overview import (
     TagOrder,
     TagSeen,
 )
-from artifactd.catalog.records import TagMovement
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
@@ -40,7 +40,9 @@ PAGE = 100
 """How many entries a page has, unless the caller says otherwise."""
 
 _LARGEST = 1 << 20  # bytes of a document that is looked into
+_TEXTS = 256 << 10  # characters of annotations, below which no list of referrers breaks off
 _NESTED = 100  # manifests that are told of an index
+_TOLD = 4 << 20  # bytes of the documents that are told of an index
 _REMEMBERED = 10_000  # manifests whose platforms are known
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
@@ -117,6 +119,35 @@ class ManifestShown(ManifestSeen):
 
 
 @frozen
+class MovementShown:
+    """
+    A movement of a tag.
+
+    :ivar actor: the user, or the part of artifactd, that moved it.
+    :ivar at: in seconds since the epoch.
+    :ivar before: the digest that it pointed at before; ``None``: there was no such tag.
+    :ivar after: the digest that it points at since; ``None``: it was deleted.
+    """
+
+    tag: str
+    actor: str
+    at: float
+    before: str | None
+    after: str | None
+
+
+@frozen
+class ReferrerShown:
+    """A manifest that refers to another one, such as a signature; ``size`` is in bytes."""
+
+    digest: str
+    media_type: str
+    artifact_type: str | None
+    size: int
+    annotations: Mapping[str, str]
+
+
+@frozen
 class DeletedShown(Deleted):
     """What was deleted and can be brought back, ``until`` then: in seconds since the epoch."""
 
@@ -128,6 +159,19 @@ class UsageShown(RepositoryUsage):
     """What a repository holds; ``quota`` is in bytes, 0: there is none."""
 
     quota: int
+
+
+@define
+class _Left:
+    """How many more manifests of an index may be told, and bytes of their documents."""
+
+    manifests: int
+    bytes: int
+
+    def takes_one(self) -> bool:
+        """Whether one more manifest may be told; counts it."""
+        self.manifests -= 1
+        return self.manifests >= 0 and self.bytes > 0
 
 
 @frozen
@@ -239,34 +283,29 @@ class Seeing:
         """
         A manifest with what it holds, and the manifests that it lists with what they hold.
 
-        :param most: how many of these.
+        :param most: how many of these.  There are fewer if their documents have more than 4 MiB.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if the image does not have the manifest.
         """
         seen = await self.overview.manifest(image, reference)
-        shown, _ = await self._shown(image, seen, most)
-        return shown
+        return await self._shown(image, seen, _Left(most, _TOLD))
 
-    async def _shown(
-        self, image: ImageName, seen: ManifestSeen, most: int
-    ) -> tuple[ManifestShown, int]:
-        """The manifest with its children, and how many more may be told."""
+    async def _shown(self, image: ImageName, seen: ManifestSeen, left: _Left) -> ManifestShown:
         document = await self.run(self._document, seen.digest)
+        left.bytes -= document.size
         entries: list[EntryShown] = []
         for entry in _entries(seen, document):
-            if entry.kind == "manifest" and entry.size is not None and most > 0:
+            child = None
+            if entry.kind == "manifest" and entry.size is not None and left.takes_one():
                 below = await self.overview.manifest(image, Digest.parse(entry.digest))
-                child, most = await self._shown(image, below, most - 1)
-                entries.append(evolve(entry, manifest=child))
-            else:
-                entries.append(entry)
-        shown = ManifestShown(
+                child = await self._shown(image, below, left)
+            entries.append(evolve(entry, manifest=child))
+        return ManifestShown(
             **{**asdict(seen, recurse=False), "entries": entries},
             platforms=document.platforms,
             annotations=document.annotations,
             config=document.config,
         )
-        return shown, most
 
     def _document(self, digest: str) -> _Document:
         """What a manifest and its config say; blocks."""
@@ -291,7 +330,7 @@ class Seeing:
         limit: int = PAGE,
         *,
         newest_first: bool = True,
-    ) -> Page[TagMovement]:
+    ) -> Page[MovementShown]:
         """
         The movements of a tag, or (``None``) of all tags of an image.
 
@@ -308,7 +347,47 @@ class Seeing:
         ):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         moved = found[:limit]
-        return Page(moved, _sealed((moved[-1].number,)) if len(found) > limit and moved else None)
+        shown = [
+            MovementShown(
+                each.tag,
+                each.actor,
+                each.at,
+                None if each.before is None else str(each.before),
+                None if each.after is None else str(each.after),
+            )
+            for each in moved
+        ]
+        return Page(shown, _sealed((moved[-1].number,)) if len(found) > limit and moved else None)
+
+    async def referrers(
+        self,
+        image: ImageName,
+        subject: Digest,
+        artifact_type: str | None = None,
+        after: str | None = None,
+        limit: int = PAGE,
+    ) -> Page[ReferrerShown]:
+        """
+        The manifests of an image that refer to ``subject``, in the order of their digests.  A page
+        is shorter if their annotations are long.
+
+        :param artifact_type: only those of this type.
+        """
+        behind = None if after is None else _opened(after, tuple[str])[0]
+        found = await self.registry.catalog.referrers(
+            image, subject, artifact_type, behind, limit + 1
+        )
+        # A list of long annotations breaks off with one more than fits.
+        texts = sum(len(name) + len(text) for r in found for name, text in r.annotations.items())
+        is_cut = len(found) > limit or (texts > _TEXTS and len(found) > 1)
+        told = found[: min(limit, len(found) - 1)] if is_cut else found
+        shown = [
+            ReferrerShown(
+                str(each.digest), each.media_type, each.artifact_type, each.size, each.annotations
+            )
+            for each in told
+        ]
+        return Page(shown, _sealed((shown[-1].digest,)) if is_cut and shown else None)
 
     async def deleted(
         self,
@@ -344,6 +423,21 @@ class Seeing:
             quota = 0 if configured is None else int(configured.most_bytes)
             shown.append(UsageShown(**asdict(each, recurse=False), quota=quota))
         return shown
+
+
+def instant(text: str) -> float:
+    """
+    A time as people write it, in seconds since the epoch; without a zone it is in UTC.
+
+    :raises ValueError: if it is none.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"expected a time such as 2026-11-05T14:00:00Z, got {text[:100]!r}"
+        ) from None
 
 
 def found_in(text: str) -> str:
@@ -388,10 +482,12 @@ class _Document:
     """
     What a manifest says.
 
+    :ivar size: bytes of it and its config.
     :ivar parts: its descriptors, by their role.
     :ivar commands: those that made the layers, in their order.
     """
 
+    size: int = 0
     parts: Mapping[str, Sequence[_Part]] = field(factory=dict)
     platforms: Sequence[str] = ()
     annotations: Mapping[str, str] = field(factory=dict)
@@ -411,7 +507,8 @@ class _Document:
             "layer": _parts(field_of(fields, "layers"), []),
             "manifest": _parts(field_of(fields, "manifests"), platforms),
         }
-        return cls(parts, _named(platforms), _texts(field_of(fields, "annotations")))
+        named, annotations = _named(platforms), _texts(field_of(fields, "annotations"))
+        return cls(len(content), parts, named, annotations)
 
 
 def _parts(descriptors: object, platforms: Sequence[Platform | None]) -> list[_Part]:
@@ -499,7 +596,8 @@ def _with_config(document: _Document, content: bytes) -> _Document:
         labels=run.Labels or {},
     )
     commands = [step.created_by for step in told.history or () if not step.empty_layer]
-    return _Document(document.parts, platforms, document.annotations, config, commands)
+    size = document.size + len(content)
+    return evolve(document, size=size, platforms=platforms, config=config, commands=commands)
 
 
 def _entries(seen: ManifestSeen, document: _Document) -> list[EntryShown]:

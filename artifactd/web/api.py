@@ -108,6 +108,21 @@ class Status:
     transfers: Sequence[Transfer]
     remotes: Sequence[RemoteActivity]
 
+    @classmethod
+    def of(cls, request: RegistryRequest, remotes: Sequence[RemoteActivity]) -> Status:
+        """What the process does besides answering ``request``."""
+        others = [each for each in request.site.traffic.running if each is not request]
+        return cls(
+            version=__version__,
+            pid=os.getpid(),
+            connections=len(request.site.channels),
+            requests=len(others),
+            transfers=[
+                Transfer.of(each) for each in nlargest(_TOLD, others, lambda each: each.elapsed)
+            ],
+            remotes=remotes,
+        )
+
 
 @define(slots=False)  # as its base
 class OperationsApi(Routed):
@@ -150,18 +165,7 @@ class OperationsApi(Routed):
     @route(app, "/status", "GET", needs=Need.STATUS)
     async def status(self, request: RegistryRequest) -> Answer:
         """What this process does now: its requests, the longest first, fills and upstreams."""
-        others = [each for each in request.site.traffic.running if each is not request]
-        status = Status(
-            version=__version__,
-            pid=os.getpid(),
-            connections=len(request.site.channels),
-            requests=len(others),
-            transfers=[
-                Transfer.of(each) for each in nlargest(_TOLD, others, lambda each: each.elapsed)
-            ],
-            remotes=self.remotes(),
-        )
-        return Answer.json(status, {"Cache-Control": "no-store"})
+        return Answer.json(Status.of(request, self.remotes()), {"Cache-Control": "no-store"})
 
     @route(app, "/v2/", "GET", needs=Need.IDENTITY)
     async def version(self, request: RegistryRequest) -> Answer:
@@ -247,7 +251,7 @@ class Api(OperationsApi):
     async def delete_blob(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
         """Delete a blob from one image."""  # end-10
         parsed = Digest.parse(digest)
-        await target.local.delete_blob(target.image, parsed, _actor(request))
+        await target.local.delete_blob(target.image, parsed, actor_of(request))
         return Answer(202, changes=[Change(digest=parsed)])
 
     # -- uploads
@@ -401,7 +405,7 @@ class Api(OperationsApi):
                 content,
                 header(request, "Content-Type"),
                 precondition(request),
-                _actor(request),
+                actor_of(request),
                 self.gate.create_only(request, target),
             )
         headers = {
@@ -425,10 +429,10 @@ class Api(OperationsApi):
     ) -> Answer:
         """Delete a manifest, or a tag alone."""  # end-9
         parsed = parse_reference(reference)
-        digest = await target.local.delete_manifest(target.image, parsed, _actor(request))
-        if isinstance(parsed, Tag):
-            return Answer(202, changes=[Change(tag=parsed, before=digest)])
-        return Answer(202, changes=[Change(digest=digest)])
+        digest = await target.local.delete_manifest(
+            target.image, parsed, actor_of(request), precondition(request)
+        )
+        return Answer(202, changes=deletion(parsed, digest))
 
     # -- lists
 
@@ -464,6 +468,13 @@ class Api(OperationsApi):
         return Answer(200, headers, found.index)
 
 
-def _actor(request: RegistryRequest) -> str:
+def deletion(reference: Reference, digest: Digest) -> list[Change]:
+    """What the audit log tells of a tag or manifest that is deleted; ``digest`` was its."""
+    if isinstance(reference, Tag):
+        return [Change(tag=reference, before=digest)]
+    return [Change(digest=digest)]
+
+
+def actor_of(request: RegistryRequest) -> str:
     """Return the caller's name and address, for the journal of tags."""
     return f"{request.actor}@{request.address}"

@@ -236,7 +236,7 @@ def _changed(change: Change) -> dict[str, str]:
 
 def _named(request: RegistryRequest, asked: Asked) -> dict[str, str]:
     """Return what a request names, as the client wrote it."""
-    reference = asked.parts.get("reference")
+    reference = asked.parts.get("reference") or parameter(request, "reference")
     if reference is not None:
         return {"digest" if ":" in reference else "tag": reference}
     digest = (

@@ -56,7 +56,10 @@ def expected_error(error: BaseException | None) -> RegistryError:
             {"Allow": ", ".join(error.valid_methods or ())},
         )
     if isinstance(error, HTTPException):
-        return NameUnknown("no such endpoint: expected /v2/<name>/… as the distribution spec says")
+        return NameUnknown(
+            "no such endpoint: expected /v2/<name>/… as the distribution spec says, or /api/v1/… as"
+            " /api/v1/openapi.json says"
+        )
     if isinstance(error, OSError) and error.errno in _CONDITIONS:
         unavailable = Unavailable(_CONDITIONS[error.errno])
         unavailable.__cause__ = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from attrs import define
 from klein import Klein, KleinRenderable
@@ -53,7 +53,10 @@ class Routed:
     :ivar gate: decides about each request before its handler is called.
     :ivar audit: is told of changes and of refusals.
     :ivar sender: sends blobs.
+    :cvar mirrors: whether the query ``ns=`` of a read names the registry that it is meant for.
     """
+
+    mirrors: ClassVar[bool] = True
 
     registry: Registry
     gate: Gate
@@ -133,7 +136,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
 
         async def answer(self: Routed, request: RegistryRequest, parts: dict[str, str]) -> Answer:
             name, namespace = parts.pop("name", ""), None
-            if request.args and needs is Action.PULL:
+            if request.args and needs is Action.PULL and self.mirrors:
                 namespace = mirrored_registry(request)
             changes = writes and request.method not in (b"GET", b"HEAD")
             told = Action.PUSH if needs is Action.CREATE else needs
@@ -202,12 +205,14 @@ class ApiResource(KleinResource):
     """
     Klein's resource, which sees only paths that mean the same to Klein as to every proxy.
 
+    :param json: the app of the JSON API, which answers below ``/api/``.
     :param page: the page for people with a browser; ``None``: there is none.  It answers below
         ``/ui/``, and at ``/`` where HTML is wanted; no page of another origin may ask it.
     """
 
-    def __init__(self, app: Klein, page: Klein | None = None) -> None:
+    def __init__(self, app: Klein, json: Klein, page: Klein | None = None) -> None:
         super().__init__(app)
+        self._json = KleinResource(json)
         self._page = None if page is None else KleinResource(page)
 
     def render(self, request: IRequest) -> KleinRenderable:
@@ -228,6 +233,8 @@ class ApiResource(KleinResource):
                 return self._page.render(request)
             cors = request.site.cors
             if cors is None or request.method != b"OPTIONS" or not cors.allows(request):
+                if path.startswith(b"/api/"):
+                    return self._json.render(request)
                 return super().render(request)
             # A browser asks without the login of the user, who may then send the real request.
             if request.site.rates is not None:

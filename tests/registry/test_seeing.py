@@ -245,7 +245,7 @@ class ManifestTests(SeeingTestCase):
 
 class HistoryTests(SeeingTestCase):
     async def test_movements_in_pages_in_either_direction(self) -> None:
-        digests = [await self.push("app", "v1", {"n": n}) for n in range(3)]
+        digests = [str(await self.push("app", "v1", {"n": n})) for n in range(3)]
         await self.push("app", "v2", {})
         for newest_first in (True, False):
             history = partial(self.seeing.history, APP, newest_first=newest_first)
