@@ -71,6 +71,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "settings",
         "catalog",
         "registry",
+        "registry.upkeep",
         "auth",
         "web",
         "web.server",

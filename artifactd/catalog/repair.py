@@ -15,6 +15,8 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName
 
+_TOLD = 10  # images that are told of a lost blob
+
 
 @frozen
 class Holder:
@@ -43,6 +45,22 @@ class ListedBlob:
     digest: Digest
     size: int
     lost_at: float | None
+
+
+@frozen
+class LostBlob:
+    """
+    A blob or manifest whose bytes are lost.
+
+    :ivar size: in bytes.
+    :ivar since: when that was found, in seconds since the epoch.
+    :ivar images: canonical names of images that hold it: at most ten.
+    """
+
+    digest: str
+    size: int
+    since: float
+    images: Sequence[str]
 
 
 @frozen
@@ -290,6 +308,24 @@ class RepairCatalog(OnDatabase):
         return drop_lost(db, digest, self.database.now())
 
     # -- checks
+
+    @read
+    def lost(self, db: Connection, limit: int) -> Sequence[LostBlob]:
+        """Blobs and manifests whose bytes are lost, at most ``limit``."""
+        rows = db.execute(
+            "SELECT digest, size, lost_at FROM blob WHERE lost_at IS NOT NULL"
+            " ORDER BY digest LIMIT ?",
+            (limit,),
+        ).fetchall()
+        return [
+            LostBlob(
+                digest,
+                size,
+                since,
+                [str(each.image) for each in holders(db, Digest.parse(digest), _TOLD)],
+            )
+            for digest, size, since in rows
+        ]
 
     @read
     def integrity(self, db: Connection) -> Sequence[str]:

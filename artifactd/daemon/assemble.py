@@ -61,6 +61,7 @@ from artifactd.registry.unprefixed import Patience, Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.registry.upkeep.scrubber import Scrubber
+from artifactd.registry.upkeep.state import Upkeep
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
@@ -385,6 +386,7 @@ class Assembly:
     sweep: Sweep
     collector: Collector
     damage: Damage
+    upkeep: Upkeep
     scrubber: Scrubber
     remotes: RemoteWiring
     registry: Registry
@@ -554,6 +556,7 @@ def assemble(
         sweep=Sweep(catalog, blobs, uploads, fills, settings.upload_timeout),
         collector=collector,
         damage=damage,
+        upkeep=Upkeep(counters, repairs, scrubber.lock, run),
         scrubber=scrubber,
         remotes=remotes,
         registry=registry,

@@ -365,6 +365,8 @@ def _home(
         rendering=Rendering(),
         seeing=parts.seeing,
         garbage=parts.garbage,
+        remotes=parts.remotes.activity,
+        upkeep=parts.upkeep,
         run=parts.run,
     )
     return ApiResource(api.app, json_api.app, page.app)

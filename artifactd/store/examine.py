@@ -227,11 +227,23 @@ class ScrubLock:
 
     def read(self) -> ScrubPosition:
         """Read the position to go on at; the beginning if none can be read.  Blocks."""
+        return _position(os.pread(self._fd, _MOST, 0))
+
+    def look(self) -> ScrubPosition:
+        """
+        Read the position as :meth:`read` does, while any process may have the lock.  Blocks.
+
+        :raises OSError: if the file can't be read.
+        """
         try:
-            written = msgspec.json.decode(os.pread(self._fd, _MOST, 0), type=_Written)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return ScrubPosition()  # new; or torn by a crash
-        return ScrubPosition(written.shelf, written.after, written.ended)
+            with Directory.open(self._path) as folder:
+                fd, _ = folder.open_file(_FILE)
+        except FileNotFoundError:
+            return ScrubPosition()  # nothing has been scrubbed yet
+        try:
+            return _position(os.pread(fd, _MOST, 0))
+        finally:
+            os.close(fd)
 
     def write(self, position: ScrubPosition) -> None:
         """Remember ``position``; after a crash an older one may be read.  Blocks."""
@@ -239,3 +251,11 @@ class ScrubLock:
         text = msgspec.json.encode(asdict(position))
         self._files.truncate(self._fd, 0)
         write_all(self._files, self._fd, [text], 0)
+
+
+def _position(content: bytes) -> ScrubPosition:
+    try:
+        written = msgspec.json.decode(content, type=_Written)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ScrubPosition()  # new; or torn by a crash
+    return ScrubPosition(written.shelf, written.after, written.ended)

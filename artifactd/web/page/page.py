@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
@@ -21,10 +21,12 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError, TooManyRequests, Unauthorized
 from artifactd.oci.names import ImageName, Tag, parse_reference
+from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import Page as Entries
 from artifactd.registry.seeing import Seeing, TagShown, found_in
+from artifactd.registry.upkeep.state import Upkeep
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.fields import form_fields, parameter
@@ -38,6 +40,7 @@ from artifactd.web.page.views import (
     grouped,
     pictures,
     pull_commands,
+    strip,
 )
 from artifactd.web.routing import Routed, new_app, route
 from artifactd.web.server.protocol import RegistryRequest
@@ -114,6 +117,12 @@ def _post(app: Klein, path: str, needs: Action | Need) -> Callable[[_P], _P]:
 
 
 _LOGIN = "/ui/login"
+_PARTS = [
+    ("/", "Images"),
+    ("/ui/upstreams", "Upstreams"),
+    ("/ui/storage", "Storage"),
+    ("/ui/upkeep", "Upkeep"),
+]
 
 
 @define(slots=False)  # as its base
@@ -130,6 +139,8 @@ class Page(Routed):
     rendering: Rendering = field(kw_only=True)
     seeing: Seeing = field(kw_only=True)
     garbage: GarbageCatalog = field(kw_only=True)
+    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
+    upkeep: Upkeep = field(kw_only=True)
     run: RunInThread = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app(_error_page)
@@ -174,7 +185,11 @@ class Page(Routed):
 
     def _parts(self, request: RegistryRequest) -> list[tuple[str, str]]:
         """The parts of the page that the caller may see: their paths and titles."""
-        return [("/", "Images")]
+        try:
+            self.gate.admit(request, Need.STATUS)
+        except RegistryError:
+            return _PARTS[:1]
+        return _PARTS
 
     def _answer(self, request: RegistryRequest, body: bytes, status: int, token: _Token) -> Answer:
         headers = {**SECURITY, "Content-Type": "text/html; charset=utf-8"}
@@ -369,6 +384,36 @@ class Page(Routed):
         if image not in await target.readable.listable([image]):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         return image
+
+    # -- the registry itself
+
+    @route(app, "/ui/upstreams", "GET", needs=Need.STATUS)
+    async def upstreams(self, request: RegistryRequest) -> Answer:
+        """What is asked of other registries, and how they do."""
+        return await self._rendered(
+            request, "upstreams.html", section="/ui/upstreams", remotes=self.remotes()
+        )
+
+    @route(app, "/ui/storage", "GET", needs=Need.STATUS)
+    async def storage(self, request: RegistryRequest) -> Answer:
+        """What each repository holds, and how much of its quota that is."""
+        usage = await self.seeing.usage()
+        parts = [each for each in usage if each.size]
+        return await self._rendered(
+            request,
+            "storage.html",
+            section="/ui/storage",
+            usage=usage,
+            total=sum(each.size for each in usage),
+            strip=strip((each.size, each.repository) for each in parts),
+            colors={each.repository: n for n, each in enumerate(parts)},
+        )
+
+    @route(app, "/ui/upkeep", "GET", needs=Need.STATUS)
+    async def keeping(self, request: RegistryRequest) -> Answer:
+        """What runs by itself: collection and scrubbing; and what is damaged."""
+        state = await self.upkeep.state()
+        return await self._rendered(request, "upkeep.html", section="/ui/upkeep", state=state)
 
 
 def _query(request: RegistryRequest, *names: str) -> dict[str, str]:

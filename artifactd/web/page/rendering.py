@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from artifactd import __version__
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from artifactd.web.page.views import share
 
 _HERE = Path(__file__).parent
 _TYPES = {
@@ -79,6 +80,7 @@ class Rendering:
             "static": {name: asset.path for name, asset in files.items()},
             "version": __version__,
             "url": url,
+            "share": share,
         }
         self._environment.filters |= {
             "bytes": shown_bytes,
