@@ -174,8 +174,9 @@ class ArchitectureTests(TestCase):
             known & {"twisted", "treq", "klein", "os", "io", "pathlib", "socket"}, set()
         )
 
-    def test_the_global_reactor_is_imported_in_tap_alone(self) -> None:
-        self.assert_only("artifactd", ("artifactd.daemon.tap",), "twisted.internet.reactor")
+    def test_the_global_reactor_is_imported_where_a_process_begins(self) -> None:
+        begin = ("artifactd.daemon.tap", "artifactd.daemon.worker")
+        self.assert_only("artifactd", begin, "twisted.internet.reactor")
 
     def test_the_http_server_is_known_to_web_alone(self) -> None:
         self.assert_only(

@@ -9,10 +9,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from twisted.logger import Logger
+
 from artifactd import __version__
 from artifactd.settings.settings import Settings
 
+_log = Logger()
+
 _ANY = ("0.0.0.0", "::")
+
+
+def greet(
+    settings: Settings, source: Path | None, addresses: Sequence[Any], *, read_only: bool
+) -> None:
+    """Log where the daemon listens, and :func:`greeting`, whose parameters it has."""
+    for address in addresses:
+        _log.info("listening on {address}", address=shown(address))
+    for line in greeting(settings, source, addresses, read_only=read_only):
+        _log.info("{line}", line=line)
+
+
+def shown(address: Any) -> str:
+    """An address that the daemon listens on, for the log."""
+    if hasattr(address, "port"):
+        return f"{address.type.lower()} {address.host}:{address.port}"
+    return f"unix {os.fsdecode(address.name)}"
 
 
 def greeting(

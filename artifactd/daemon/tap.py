@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import frozen
 from twisted.application.internet import TimerService
-from twisted.application.service import MultiService
+from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorCore
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
@@ -22,12 +22,14 @@ from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from artifactd.auth.rules import Uncounted
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
-from artifactd.daemon.greeting import greeting
+from artifactd.daemon.greeting import greet
+from artifactd.daemon.handed import Handed
 from artifactd.daemon.listen import listen
 from artifactd.daemon.log import StreamLog
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.pulse import BEAT, Pulse
 from artifactd.daemon.signals import Signals
+from artifactd.daemon.supervisor import Supervisor
 from artifactd.kit.malloc import give_back_freed_memory
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
@@ -78,7 +80,7 @@ class Options(SettingsFileOptions):
     longdesc = "An OCI/Docker registry.  etc/artifactd.toml explains every setting."
 
 
-def makeService(options: Options, reactor: Any = None) -> RegistryService:
+def makeService(options: Options, reactor: Any = None) -> Service:
     """Make the daemon.  :raises SystemExit: with one line that names the first wrong setting."""
     # Before the observers that twistd adds later, so that these see the events already changed.
     globalLogPublisher.addObserver(make_printable)
@@ -90,14 +92,25 @@ def makeService(options: Options, reactor: Any = None) -> RegistryService:
         return RegistryService(settings, reactor)
     from twisted.internet import reactor
 
-    give_back_freed_memory()
-    sys.setswitchinterval(_TURN)
     twistd = getattr(options, "parent", None)
+    if settings.processes > 1:
+        memory = SharedMemory.create()
+        log = None if twistd is None else StreamLog.replacing(twistd, reactor, memory.descriptor)
+        supervisor = Supervisor(settings, reactor, memory, options.config, log)
+        Signals(reactor, supervisor.hurry).handle()
+        return supervisor
     log = None if twistd is None else StreamLog.replacing(twistd, reactor)
+    prepare(reactor)
     service = RegistryService(settings, reactor, source=options.config, log=log)
     Signals(reactor, service.hurry).handle()
-    IReactorCore(reactor).callWhenRunning(_freeze)
     return service
+
+
+def prepare(reactor: Any) -> None:
+    """Set up the interpreter for serving."""
+    give_back_freed_memory()
+    sys.setswitchinterval(_TURN)
+    IReactorCore(reactor).callWhenRunning(_freeze)
 
 
 def _freeze() -> None:
@@ -119,6 +132,7 @@ class RegistryService(MultiService):
     :param source: the file of ``settings``, for the log; ``None`` for the embedded ones.
     :param log: writes the daemon's own log; ``None``: twistd does.
     :param memory: is shared by all processes of the daemon; ``None``: there is only this one.
+    :param handed: listens in this process's place, which is a worker; ``None``: it is the only one.
     """
 
     def __init__(
@@ -129,9 +143,11 @@ class RegistryService(MultiService):
         source: Path | None = None,
         log: StreamLog | None = None,
         memory: SharedMemory | None = None,
+        handed: Handed | None = None,
     ) -> None:
         super().__init__()
         self._memory = memory
+        self._handed = handed
         self._source = source
         self._log = log
         self._settings = settings
@@ -157,7 +173,6 @@ class RegistryService(MultiService):
             self.start()
         except StartError as error:
             raise SystemExit(printable(f"artifactd: {error}")) from None
-        super().startService()
 
     def start(self) -> None:
         """
@@ -167,7 +182,13 @@ class RegistryService(MultiService):
         """
         with ExitStack() as opened:
             self._running = running = _start(
-                self._settings, self._reactor, opened, self._files, self._log, self._memory
+                self._settings,
+                self._reactor,
+                opened,
+                self._files,
+                self._log,
+                self._memory,
+                self._handed,
             )
             opened.pop_all()
         self._repeat(BEAT, running.pulse.beat)
@@ -176,15 +197,14 @@ class RegistryService(MultiService):
         self._repeat(self._settings.gc_interval, running.collect)
         if self._settings.scrub_rate:
             self._repeat(_SCRUB_EVERY, running.scrub)
-        for port in self.ports:
-            _log.info("listening on {address}", address=_shown(port.getHost()))
-        for line in greeting(
-            self._settings,
-            self._source,
-            [port.getHost() for port in self.ports],
-            read_only=running.parts.read_only.on(),
-        ):
-            _log.info("{line}", line=line)
+        if self._handed is None:
+            greet(
+                self._settings,
+                self._source,
+                [port.getHost() for port in self.ports],
+                read_only=running.parts.read_only.on(),
+            )
+        super().startService()
 
     def _repeat(
         self, seconds: float, work: Callable[[], Coroutine[Deferred[Any], Any, object]]
@@ -275,6 +295,7 @@ def _start(
     files: FileOperations | None,
     log: StreamLog | None,
     memory: SharedMemory | None,
+    handed: Handed | None,
 ) -> _Running:
     parts = assemble(settings, reactor, opened, files=files, memory=memory)
     refused = parts.counters.logins_refused
@@ -343,7 +364,8 @@ def _start(
         rates=Rates.of(settings.limits, parts.memory),
         traffic=traffic,
     )
-    ports = listen(settings.listen, site, reactor, parts.counters, opened)
+    listening = listen if handed is None else handed.listen
+    ports = listening(settings.listen, site, reactor, parts.counters, opened)
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
@@ -409,12 +431,6 @@ def _open(access_log: AccessLog) -> None:
         access_log.open()
     except OSError as error:
         raise StartError(f"access_log_file: {access_log.path}: {error.strerror}") from error
-
-
-def _shown(address: Any) -> str:
-    if hasattr(address, "port"):
-        return f"{address.type.lower()} {address.host}:{address.port}"
-    return f"unix {os.fsdecode(address.name)}"
 
 
 def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Deferred[None]:

@@ -7,6 +7,7 @@ runs without any file.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +67,7 @@ from artifactd.settings.values import (
     Timeout,
     Untagged,
     WebOrigins,
+    Workers,
 )
 
 _MOST = 10**9
@@ -162,6 +164,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     listen: Listen = (Endpoint("tcp:5000:interface=127.0.0.1"),)
     data: Folder = Path("./var")
+    workers: Workers = 1
     access_log: Logging = "text"
     access_log_file: Text = ""
     audit_log: Text = ""
@@ -200,6 +203,11 @@ class Settings(Section, frozen=True, kw_only=True):
     access: tuple[AccessSettings, ...] = ()
     robot: Mapping[str, RobotSettings] = field(default_factory=dict)
     issuer: Mapping[str, IssuerSettings] = field(default_factory=dict)
+
+    @property
+    def processes(self) -> int:
+        """How many processes serve: ``workers``, or as many as there are cores for this one."""
+        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
 
     @property
     def authentication(self) -> bool:

@@ -357,6 +357,10 @@ Listen = Annotated[
 Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
 Sparseness = Annotated[Sparse, Meta(description='"no", "indexes" or "images"')]
 Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
+Workers = Annotated[
+    Annotated[int, Meta(ge=1, le=64)] | Literal["auto"],
+    Meta(description='"auto" or a whole number from 1 to 64'),
+]
 Attempts = Annotated[int, Meta(ge=0, le=100, description="a whole number from 0 to 100")]
 Length = Annotated[Duration, Meta(description='a number with unit such as "60s", "15m", "24h"')]
 Timeout = Annotated[Length, Meta(extra={"least": Duration(0.001)})]

@@ -240,6 +240,8 @@ REFUSED = (
     ('stall_timeout = "0"', 'stall_timeout: expected at least 1ms, got "0"'),
     ('transfer_buffers = "1MiB"', 'transfer_buffers: expected at least 4MiB, got "1MiB"'),
     ("threads = 65", "threads: expected a whole number from 1 to 64, got 65"),
+    ("workers = 0", 'workers: expected "auto" or a whole number from 1 to 64, got 0'),
+    ('workers = "all"', 'workers: expected "auto" or a whole number from 1 to 64, got "all"'),
     (
         f'{TEAM}untagged = "soon"',
         'repository.team.untagged: expected "keep" or a number with unit such as "30d", got "soon"',

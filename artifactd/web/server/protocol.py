@@ -97,6 +97,7 @@ _log = Logger()
 _ids = random.Random()
 
 _BUSY = Unavailable("too many connections: close some, or try again later")
+_AGAIN = Unavailable("nothing serves at the moment: try again", None, {"Retry-After": "5"})
 
 # After an early answer at most this much of the body is read and dropped, in bytes and seconds, so
 # that the client gets to read the answer before the connection is closed.
@@ -162,7 +163,7 @@ class RegistryChannel(http.HTTPChannel):
         if self.isSecure():
             self.transport.abortConnection()  # a handshake would cost more than the answer is worth
         else:
-            self.transport.write(_answer(b"503 Service Unavailable", _BUSY))
+            self.transport.write(too_many_connections())
             self.loseConnection()
 
     def getHost(self) -> Any:
@@ -439,14 +440,25 @@ class RegistryChannel(http.HTTPChannel):
             request.connectionLost(Failure(ConnectionAborted()))
 
 
+def too_many_connections() -> bytes:
+    """Make the answer to a connection that there is no room for."""
+    return _answer(b"503 Service Unavailable", _BUSY)
+
+
+def not_now() -> bytes:
+    """Make the answer to a connection that there is no worker for."""
+    return _answer(b"503 Service Unavailable", _AGAIN)
+
+
 def _answer(status: bytes, error: RegistryError) -> bytes:
     """Make a whole response with ``error``, for where there is no request."""
     body = error.body()
+    fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
     return (
-        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: application/json\r\n%b"
         b"Docker-Distribution-Api-Version: registry/2.0\r\n"
         b"Cache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (status, len(body), body)
+        b"Content-Length: %d\r\n\r\n%b" % (status, fields, len(body), body)
     )
 
 

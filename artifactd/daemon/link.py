@@ -1,0 +1,177 @@
+"""What the supervisor and a worker tell each other, over a socket that also carries connections."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from struct import Struct
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+PROTOCOL: Final = 1
+"""The version of what is told: a reload may start workers of a newer program."""
+
+_MOST = 64 << 10  # bytes of a message
+_EACH_TURN = 64  # messages that are read in one turn of the reactor
+_NUMBERS = Struct("!HQ")
+_NUMBER = Struct("!Q")
+
+
+class Told(bytes, Enum):
+    """The first byte of a message says its kind.  The supervisor tells the first five."""
+
+    CONNECTION = b"c"  # with _NUMBERS and a descriptor
+    RETIRE = b"r"  # finish what is under way, in its own time; CONNECTION comes no more
+    STOP = b"s"  # answer new requests with 503, finish the others in time, then say DRAINED
+    CUT = b"x"  # drop all connections
+    LAST = b"l"  # after STOP: CONNECTION comes no more
+    READY = b"R"  # with Ready
+    REFUSED = b"F"  # with a line that says why the worker does not start
+    CLOSED = b"X"  # with _NUMBER
+    DRAINED = b"D"  # no request is under way
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """
+    What a worker that is ready to serve tells of its settings, since it has read them.
+
+    :ivar protocol: :data:`PROTOCOL` of the worker.
+    :ivar version: of the program.
+    :ivar data: the absolute path of the data folder.
+    :ivar listen: endpoint strings; a connection is handed over with its index in this list.
+    :ivar workers: how many there shall be.
+    :ivar connections, address_connections, trusted_proxies, shutdown_timeout: as in the settings.
+    """
+
+    protocol: int
+    version: str
+    data: str
+    listen: list[str]
+    workers: int
+    connections: int
+    address_connections: int
+    trusted_proxies: list[str]
+    shutdown_timeout: float
+
+
+def handing(listener: int, number: int) -> bytes:
+    """The message that hands over a connection of the listener with that index."""
+    return Told.CONNECTION + _NUMBERS.pack(listener, number)
+
+
+def read_handing(body: bytes) -> tuple[int, int]:
+    """Return the index of the listener, and the connection's number."""
+    listener, number = _NUMBERS.unpack(body)
+    return listener, number
+
+
+def closed(number: int) -> bytes:
+    """The message that says that the connection with that number is closed."""
+    return Told.CLOSED + _NUMBER.pack(number)
+
+
+def read_closed(body: bytes) -> int:
+    """Return the connection's number."""
+    return int(_NUMBER.unpack(body)[0])
+
+
+class Link(FileDescriptor):
+    """
+    One end of the socket between the supervisor and a worker (``SOCK_SEQPACKET``).
+
+    :param received: called with the kind of a message, the rest of it, and its descriptor or -1,
+        which the callee has to close.
+    :param lost: called once, when the other end is closed or the other process has ended.
+    """
+
+    def __init__(
+        self,
+        end: socket.socket,
+        reactor: Any,
+        received: Callable[[Told, bytes, int], None],
+        lost: Callable[[], None],
+    ) -> None:
+        super().__init__(reactor)
+        end.setblocking(False)
+        self._end = end
+        self._received, self._lost = received, lost
+        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+        self.connected = 1
+        self.startReading()
+
+    @classmethod
+    def pair(cls) -> tuple[socket.socket, socket.socket]:
+        """Make a socket for each end."""
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def tell(self, message: bytes, handed: socket.socket | None = None) -> None:
+        """
+        Send a message; nothing happens where the other end is closed.
+
+        :param handed: a socket that goes with it; it is closed here once it is sent.
+        """
+        self._waiting.append((message, handed))
+        if len(self._waiting) == 1:
+            self.doWrite()
+
+    def doWrite(self) -> None:
+        while self._waiting:
+            message, handed = self._waiting[0]
+            try:
+                if handed is None:
+                    self._end.send(message)
+                else:
+                    socket.send_fds(self._end, [message], [handed.fileno()])
+            except BlockingIOError:
+                self.startWriting()
+                return
+            except OSError:
+                pass  # the other end is closed, which reading tells
+            self._waiting.popleft()
+            if handed is not None:
+                handed.close()
+        self.stopWriting()
+
+    def doRead(self) -> Failure | None:
+        for _ in range(_EACH_TURN):
+            try:
+                message, descriptors, *_ = socket.recv_fds(self._end, _MOST, 1)
+            except BlockingIOError:
+                return None
+            except OSError:
+                message, descriptors = b"", []
+            if not message:
+                return Failure(ConnectionDone())
+            self._received(Told(message[:1]), message[1:], descriptors[0] if descriptors else -1)
+            if not self.connected:
+                return None
+        return None
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if not self.connected:
+            return
+        super().connectionLost(reason)
+        self.connected = 0
+        self._end.close()
+        while self._waiting:
+            _, handed = self._waiting.popleft()
+            if handed is not None:
+                handed.close()
+        self._lost()
+
+
+def close_descriptor(descriptor: int) -> None:
+    """Close a descriptor that came with a message, if one did."""
+    if descriptor >= 0:
+        os.close(descriptor)

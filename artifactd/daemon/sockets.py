@@ -1,0 +1,176 @@
+"""The sockets that a supervisor listens on."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.failure import Failure
+
+from artifactd.kit.start import StartError
+
+
+@define(eq=False)
+class Bound(Factory):
+    """
+    A bound socket.
+
+    :ivar place: what it is bound to.
+    :ivar listener: the index of the endpoint that it is bound for.
+    :ivar plain: whether that has nothing under HTTP, such as TLS.
+    """
+
+    place: object
+    accepted: Callable[[Bound, socket.socket, Any], None]
+    listener: int = 0
+    plain: bool = True
+    port: Any = field(default=None, init=False)
+    _peer: Any = field(default=None, init=False)
+
+    noisy = False
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        self._peer = addr
+        return Protocol()
+
+    def hand(self, connection: socket.socket, *_: object) -> None:
+        """Take the place of the transport that the port would make of a connection."""
+        self.accepted(self, connection, self._peer)
+
+
+class Sockets:
+    """
+    The sockets that are bound.
+
+    :param accepted: called with what a connection came to, its socket, and the peer's address.
+    """
+
+    def __init__(self, reactor: Any, accepted: Callable[[Bound, socket.socket, Any], None]) -> None:
+        self._reactor, self._accepted = reactor, accepted
+        self._bound: dict[str, Bound] = {}  # by endpoint string
+
+    @property
+    def ports(self) -> list[IListeningPort]:
+        """The ports, in the order of the endpoints."""
+        return [each.port for each in self._bound.values()]
+
+    def bind(self, descriptions: Sequence[str]) -> None:
+        """
+        Listen on all of ``descriptions``, Twisted's endpoint strings, and on nothing else.
+
+        A socket that stays where it is takes connections all the time.
+
+        :raises StartError: naming the first that can't be listened on; then nothing has changed.
+        """
+        endpoints = _Endpoints(self._reactor, self._accepted, list(self._bound.values()))
+        bound: dict[str, tuple[Bound, bool]] = {}
+        try:
+            for description in map(str, descriptions):
+                before = self._bound.get(description)
+                if before is None:
+                    bound[description] = endpoints.listen(description)
+                else:
+                    bound[description] = before, before.plain
+        except StartError:
+            _close(endpoints.made)
+            raise
+        kept = {id(each) for each, _ in bound.values()}
+        gone = [each for each in self._bound.values() if id(each) not in kept]
+        self._bound = {}
+        for index, (description, (each, plain)) in enumerate(bound.items()):
+            each.listener, each.plain = index, plain
+            self._bound[description] = each
+        _close(gone)
+
+    def close(self) -> Deferred[Any]:
+        """Close all sockets."""
+        bound, self._bound = self._bound, {}
+        return _close(list(bound.values()))
+
+
+def _close(bound: Sequence[Bound]) -> Deferred[Any]:
+    closing = [maybeDeferred(each.port.stopListening) for each in bound]
+    return DeferredList(closing, consumeErrors=True)  # go on if one of them fails
+
+
+class _Endpoints:
+    """
+    The reactor for endpoints: it binds what they ask for, unless that is bound already, and ignores
+    what they put under HTTP, such as TLS, which the workers do.
+
+    :ivar made: what is bound now and was not before.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        accepted: Callable[[Bound, socket.socket, Any], None],
+        before: Sequence[Bound],
+    ) -> None:
+        self._reactor, self._accepted, self._before = reactor, accepted, before
+        self._marker = Factory()
+        self._last: tuple[Bound, bool] | None = None
+        self.made: list[Bound] = []
+
+    def listen(self, description: str) -> tuple[Bound, bool]:
+        """
+        Listen on an endpoint.  Returns its socket, and whether there is nothing under HTTP.
+
+        :raises StartError: if that can't be done.
+        """
+        outcome: list[Any] = []
+        try:
+            serverFromString(self, description).listen(self._marker).addBoth(outcome.append)
+            if isinstance(outcome[0], Failure):
+                outcome[0].raiseException()
+        except Exception as error:
+            # An endpoint plugin may raise anything about its own string.
+            raise StartError(f"listen: {description}: {error}") from error
+        assert self._last is not None
+        return self._last
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Any:
+        return self._bind(
+            ("tcp", port, interface),
+            factory,
+            lambda bound: self._reactor.listenTCP(port, bound, backlog, interface),
+        )
+
+    def listenSSL(
+        self, port: int, factory: Any, context: Any, backlog: int = 50, interface: str = ""
+    ) -> Any:
+        return self.listenTCP(port, None, backlog, interface)
+
+    def listenUNIX(self, path: str, factory: Any, *options: Any, **named: Any) -> Any:
+        return self._bind(
+            ("unix", path),
+            factory,
+            lambda bound: self._reactor.listenUNIX(path, bound, *options, **named),
+        )
+
+    def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> Any:
+        return self._bind(
+            ("adopted", descriptor),
+            factory,
+            lambda bound: self._reactor.adoptStreamPort(descriptor, family, bound),
+        )
+
+    def _bind(self, place: object, factory: Any, make: Callable[[Bound], Any]) -> Any:
+        bound = next((each for each in self._before if each.place == place), None)
+        if bound is None:
+            bound = Bound(place, self._accepted)
+            bound.port = make(bound)
+            # What the port makes of a connection may be replaced: twisted.internet.tcp.Port.
+            bound.port.transport = bound.hand
+            self.made.append(bound)
+        self._last = bound, factory is self._marker
+        return bound.port
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)

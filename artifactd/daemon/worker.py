@@ -1,0 +1,155 @@
+"""
+A worker: the whole service in a process of its own, whose connections the supervisor hands over.
+
+The supervisor runs it: ``python -m artifactd.daemon.worker``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger, globalLogBeginner, globalLogPublisher
+from twisted.python.failure import Failure
+
+from artifactd import __version__
+from artifactd.daemon.handed import Handed
+from artifactd.daemon.link import PROTOCOL, Link, Ready, Told, closed, read_handing
+from artifactd.daemon.log import StreamLog
+from artifactd.daemon.options import SettingsFileOptions
+from artifactd.daemon.supervisor import CONTROL, MEMORY
+from artifactd.daemon.tap import RegistryService, prepare
+from artifactd.kit.printable import make_printable, printable
+from artifactd.kit.shared import SharedMemory
+from artifactd.kit.start import StartError
+from artifactd.settings.settings import Settings
+
+_log = Logger()
+
+
+class Worker:
+    """
+    The service, and the link to the supervisor.
+
+    :param end: this end of the link.
+    :param memory: is shared by all workers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reactor: Any,
+        end: socket.socket,
+        log: StreamLog,
+        memory: SharedMemory,
+    ) -> None:
+        self._settings, self._reactor = settings, reactor
+        self._link = Link(end, reactor, self._told, self._abandoned)
+        self._handed = Handed(
+            reactor,
+            lambda number: self._link.tell(closed(number)),
+            lambda: self._link.tell(Told.DRAINED),
+        )
+        # The supervisor counts the connections, since it sees those of all workers.
+        limits = replace(settings.limits, connections=0, address_connections=0)
+        self._service = RegistryService(
+            replace(settings, limits=limits),
+            reactor,
+            log=log,
+            memory=memory,
+            handed=self._handed,
+        )
+        self._stopping = False
+
+    def start(self) -> None:
+        """
+        Start the service, and tell the supervisor that it is ready.
+
+        :raises StartError: if it can't run.
+        """
+        self._service.privilegedStartService()
+        self._service.start()
+        settings = self._settings
+        ready = Ready(
+            protocol=PROTOCOL,
+            version=__version__,
+            data=str(settings.data.absolute()),
+            listen=[str(each) for each in settings.listen],
+            workers=settings.processes,
+            connections=settings.limits.connections,
+            address_connections=settings.limits.address_connections,
+            trusted_proxies=[str(each) for each in settings.trusted_proxies],
+            shutdown_timeout=float(settings.shutdown_timeout),
+        )
+        self._link.tell(Told.READY + msgspec.json.encode(ready))
+
+    def stop(self) -> None:
+        """Let what is under way end, then end the process."""
+        if not self._stopping:
+            self._stopping = True
+            stopped: Deferred[None] = self._service.stopService()
+            stopped.addErrback(_failed).addBoth(lambda _: self._reactor.stop())
+
+    def _told(self, kind: Told, body: bytes, descriptor: int) -> None:
+        if kind is Told.CONNECTION:
+            self._handed.take(*read_handing(body), descriptor)
+        elif kind is Told.STOP:
+            self.stop()
+        elif kind is Told.LAST:
+            self._handed.last()
+        elif kind is Told.CUT:
+            self._service.hurry()
+
+    def _abandoned(self) -> None:
+        """The supervisor has ended: no connection comes any more."""
+        if not self._stopping:
+            _log.error("the supervisor has ended: this worker ends too, after what is under way")
+        self._handed.last()
+        self.stop()
+
+
+def _failed(failure: Failure) -> None:
+    _log.failure("the end failed", failure)
+
+
+def _ignore_signals() -> None:
+    """A terminal's Ctrl-C comes to all processes; the supervisor tells what to do."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a worker.  Returns the exit status."""
+    _ignore_signals()
+    reactor: Any = _reactor
+    for descriptor in (CONTROL, MEMORY):
+        os.set_inheritable(descriptor, False)
+    end = socket.socket(fileno=CONTROL)
+    globalLogPublisher.addObserver(make_printable)
+    log = StreamLog.on_stdout(reactor, MEMORY)
+    globalLogBeginner.beginLoggingTo([log])
+    options = SettingsFileOptions()
+    options.parseOptions(list(argv))
+    try:
+        worker = Worker(options.load(), reactor, end, log, SharedMemory(MEMORY))
+        prepare(reactor)
+        worker.start()
+    except StartError as error:
+        end.setblocking(True)
+        end.send(Told.REFUSED + printable(str(error)).encode())
+        return 1
+    reactor.callWhenRunning(_ignore_signals)  # by then Twisted has set its own, for children too
+    reactor.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,229 @@
+"""Several workers of one daemon: connections are spread, and the end of a process is survived."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+from collections import Counter
+from contextlib import closing
+from http.client import HTTPConnection, HTTPException
+from random import Random
+
+from twisted.internet.defer import gatherResults
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import TestCase
+
+from artifactd.oci.digest import Digest
+from tests.crash.upload import CONTENT, Upload, send, status
+from tests.process import Daemon
+from tests.programs import PATIENCE, wait_for
+
+DIGEST = Digest.of(CONTENT)
+HALF = len(CONTENT) // 2
+READY = re.compile(r"worker (\d+) is ready")
+
+
+def running(pid: int) -> bool:
+    """Whether a process that is not a child of this one runs; nobody may wait for its end."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        return not select.select([process], [], [], 0)[0]
+    finally:
+        os.close(process)
+
+
+class Workers(Daemon):
+    """A daemon of several workers."""
+
+    def pids(self) -> list[int]:
+        """The workers that have become ready since the daemon was started last."""
+        return [int(pid) for pid in READY.findall(self.process.output)]
+
+    async def all_ready(self, number: int) -> list[int]:
+        """Wait until so many workers have become ready."""
+        await wait_for(lambda: len(self.pids()) >= number)
+        return self.pids()
+
+    def connect(self) -> HTTPConnection:
+        """Make a connection that is kept open."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.connect()
+        return connection
+
+
+def worker_of(connection: HTTPConnection) -> int:
+    """The process that serves a connection."""
+    connection.request("GET", "/status")
+    return int(json.loads(connection.getresponse().read())["pid"])
+
+
+class WorkersCase(TestCase):
+    async def start(self, number: int = 2, toml: str = "", **settings: str) -> Workers:
+        daemon = await Workers.start(
+            self, data=None, toml=toml, behind=None, workers=str(number), **settings
+        )
+        await daemon.all_ready(number)
+        return daemon
+
+
+class SpreadTests(WorkersCase):
+    async def test_few_connections_go_to_all_workers_alike(self) -> None:
+        daemon = await self.start()
+        one, other = sorted(daemon.pids())
+
+        def spread(number: int) -> Counter[int]:
+            connections = [daemon.connect() for _ in range(number)]
+            try:
+                return Counter(map(worker_of, connections))
+            finally:
+                for connection in connections:
+                    connection.close()
+
+        for number in (2, 4, 4):
+            found = await deferToThread(spread, number)
+            self.assertEqual(found, {one: number // 2, other: number // 2})
+            # The next ones may come before the workers have told that these are closed.
+            await wait_for(lambda: self.open(daemon, daemon.pids()))
+
+    async def open(self, daemon: Workers, pids: list[int]) -> bool:
+        """Whether no worker has a connection but the one that asks."""
+        seen = {}
+        for _ in range(2 * len(pids)):
+            told = json.loads((await daemon.request("GET", "/status")).body)
+            seen[told["pid"]] = told["connections"]
+        return all(number == 1 for number in seen.values())
+
+    async def test_the_limit_of_an_address_holds_over_all(self) -> None:
+        daemon = await self.start(toml="[limits]\nconnections = 5\n")
+
+        def refused() -> int:
+            with closing(daemon.connect()) as connection:
+                connection.request("GET", "/healthz")
+                return connection.getresponse().status
+
+        held = [daemon.connect() for _ in range(5)]
+        try:
+            for connection in held:
+                await deferToThread(worker_of, connection)
+            self.assertEqual(await deferToThread(refused), 503)
+        finally:
+            for connection in held:
+                connection.close()
+
+        async def accepted() -> bool:
+            with contextlib.suppress(OSError, HTTPException):
+                return await deferToThread(refused) == 200
+            return False
+
+        await wait_for(accepted)
+
+
+class KillTests(WorkersCase):
+    async def test_a_worker_that_is_killed_is_replaced_and_nothing_acknowledged_is_lost(
+        self,
+    ) -> None:
+        daemon = await self.start()
+        doomed = daemon.pids()[0]
+        random = Random(11)
+        blobs = [random.randbytes(50_000) for _ in range(40)]
+
+        def push(contents: list[bytes]) -> list[bytes]:
+            """Push blobs, each again until it is acknowledged.  Returns those that were."""
+            acknowledged = []
+            connection = daemon.connect()
+            for number, content in enumerate(contents):
+                if number == len(contents) // 2:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(doomed, signal.SIGKILL)
+                path = f"/v2/crash/blobs/uploads/?digest={Digest.of(content)}"
+                while True:
+                    try:
+                        connection.request("POST", path, content)
+                        answer = connection.getresponse()
+                        answer.read()
+                    except (OSError, HTTPException):
+                        connection.close()
+                        connection = daemon.connect()
+                        continue
+                    assert answer.status == 201, answer.status
+                    acknowledged.append(content)
+                    break
+            connection.close()
+            return acknowledged
+
+        pushed = await gatherResults(
+            [deferToThread(push, blobs[:20]), deferToThread(push, blobs[20:])]
+        )
+        await daemon.process.matched(rf"worker {doomed} has ended \(signal 9\)")
+        await daemon.all_ready(3)
+        for content in [each for some in pushed for each in some]:
+            answer = await daemon.request("GET", f"/v2/crash/blobs/{Digest.of(content)}")
+            self.assertEqual((answer.status, answer.body == content), (200, True))
+        self.assertNotIn(doomed, await self.serving(daemon))
+
+    async def serving(self, daemon: Workers) -> set[int]:
+        """The workers that new connections come to."""
+
+        def ask() -> set[int]:
+            connections = [daemon.connect() for _ in range(4)]
+            try:
+                return set(map(worker_of, connections))
+            finally:
+                for connection in connections:
+                    connection.close()
+
+        return await deferToThread(ask)
+
+    async def test_without_the_supervisor_the_workers_end_after_what_is_under_way(self) -> None:
+        daemon = await self.start(shutdown_timeout="1h")
+        path = f"/v2/crash/blobs/uploads/?digest={DIGEST}"
+        push = await send(self, daemon, "POST", path, CONTENT[:HALF], length=len(CONTENT))
+        await wait_for(lambda: any(f.stat().st_size for f in daemon.data.glob("uploads/*")))
+        os.kill(daemon.process.pid, signal.SIGKILL)
+        await wait_for(lambda: sum(map(running, daemon.pids())) == 1)
+        push.send(CONTENT[HALF:])
+        self.assertEqual(await status(push), 201)
+        await daemon.process.ended()  # all have, since all write to its output
+        self.assertFalse(any(map(running, daemon.pids())))
+        await daemon.restart()
+        answer = await daemon.request("GET", f"/v2/crash/blobs/{DIGEST}")
+        self.assertTrue(answer.body == CONTENT, "other bytes than were pushed")
+
+
+class StopTests(WorkersCase):
+    async def test_requests_of_all_workers_are_waited_for(self) -> None:
+        daemon = await self.start(shutdown_timeout="1h")
+        content = CONTENT * 4  # more than the sockets hold
+        digest = await daemon.push_blob("crash", content)
+        pulls = [await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}") for _ in range(2)]
+        for pull in pulls:
+            self.assertEqual(await status(pull), 200)
+            IPushProducer(pull.transport).pauseProducing()
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        for _ in range(2):
+            await daemon.process.matched("stopping: waiting up to .* for 1 running requests")
+        for pull in pulls:
+            IPushProducer(pull.transport).resumeProducing()
+            _, body = await pull.response()
+            self.assertTrue(body == content, "other bytes than were pushed")
+        self.assertEqual(await daemon.process.ended(), -signal.SIGTERM)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_a_second_sigterm_cuts_them(self) -> None:
+        daemon = await self.start(shutdown_timeout="1h", idle_timeout="1h")
+        upload = await Upload.start(daemon)
+        chunk = await send(self, daemon, "PATCH", upload.path, CONTENT[:HALF], length=len(CONTENT))
+        await upload.receiving(daemon)
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        await daemon.process.matched("stopping: waiting up to .* for 1 running requests")
+        self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        await chunk.lost
+        self.assertNotIn("Traceback", daemon.process.output)
