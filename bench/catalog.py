@@ -20,12 +20,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from sqlite3 import Connection
 
+from attrs import evolve
+
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.migrations import migrate
-from artifactd.catalog.overview import Overview
+from artifactd.catalog.overview import Overview, TagOrder
+from artifactd.catalog.records import ImageSpan
 from artifactd.oci.names import ImageName
 
 SHARED = 500  # layers that several images have
@@ -91,6 +95,15 @@ def fill(path: Path, images: int, tags: int) -> None:
             "INSERT INTO blob_link VALUES (?, ?, ?, NULL)", [(image, link, used) for link in links]
         )
         db.executemany(
+            "INSERT INTO tag_movement (image_id, tag, actor, at, after)"
+            " VALUES (?, ?, 'anne', 1.0, ?)",
+            [(image, f"v{t}", digest_of("manifest", image, t % MANIFESTS)) for t in range(tags)],
+        )
+        db.execute(
+            "INSERT INTO deleted_tag VALUES (?, 'old', ?, 'anne', ?)",
+            (image, digest_of("manifest", image, 0), float(image)),
+        )
+        db.executemany(
             "INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (?, ?, ?, 1.0)",
             [(image, f"v{t}", (image - 1) * MANIFESTS + t % MANIFESTS + 1) for t in range(tags)],
         )
@@ -103,6 +116,11 @@ def fill(path: Path, images: int, tags: int) -> None:
     db.execute(
         "INSERT INTO repository_usage SELECT repository, sum(size) FROM repository_blob"
         " JOIN blob ON blob.id = blob_id GROUP BY repository"
+    )
+    db.execute("DELETE FROM repository_count")
+    db.execute(
+        "INSERT INTO repository_count SELECT repository, count(*),"
+        " sum((SELECT count(*) FROM tag WHERE image_id = image.id)) FROM image GROUP BY repository"
     )
     for _, sql in triggers:
         db.execute(sql)
@@ -133,21 +151,36 @@ def main() -> None:
         fill(path, arguments.images, arguments.tags)
         db = sqlite3.connect(path, isolation_level=None)
         # The methods themselves, without the threads that the daemon reads in.
-        images = Overview.images.__wrapped__
+        between, images = Catalog.images_between.__wrapped__, Overview.images.__wrapped__
         tags, usage = Overview.tags.__wrapped__, Overview.usage.__wrapped__
+        deleted, moved = Overview.deleted.__wrapped__, Catalog.tag_movements.__wrapped__
+        local, mirrored = (ImageSpan(each, "", "~") for each in ("local", "docker.io"))
 
-        def whole(db: Connection) -> None:
-            after = None
-            while page := images(None, db, after, PAGE):
-                after = ImageName(*page[-1].image.split("/", 1))
+        def page(span: ImageSpan, pattern: str = "*", limit: int = PAGE) -> list[ImageName]:
+            found, _ = between(None, db, [span], limit, None, pattern)
+            images(None, db, found)
+            return found
+
+        def whole() -> None:
+            for repository in (local, mirrored):
+                rest = repository
+                while found := page(rest):
+                    rest = evolve(rest, after=found[-1].image)
 
         middle = arguments.images // 2 | 1
         image = ImageName("local", f"team{middle % 97}/app{middle}")
+        behind = evolve(local, after=image.image)
         measure("du: all repositories", lambda: usage(None, db))
-        measure("ls: a page of 500 images", lambda: images(None, db, image, PAGE))
-        measure("ls: a pattern", lambda: images(None, db, None, PAGE, f"*app{middle}"))
-        measure("tags: of one image", lambda: tags(None, db, image, "", PAGE))
-        measure("ls: all images, page by page", lambda: whole(db), times=1)
+        measure("ls: a page of 500 images", lambda: page(behind))
+        measure("/api/v1/images: a page of 100", lambda: page(behind, limit=100))
+        measure("search: a part of the name of one", lambda: page(local, f"*app{middle}*"))
+        measure("search: what no name has", lambda: page(local, "*nothing*"))
+        for order in TagOrder:
+            reading = partial(tags, None, db, image, None, 100, "v*", order)
+            measure(f"tags: of one image, by {order}", reading)
+        measure("history: of one image", lambda: moved(None, db, image, None, None, 100))
+        measure("deleted: of all images", lambda: deleted(None, db, None, None, 100))
+        measure("ls: all images, page by page", whole, times=1)
         db.close()
     finally:
         shutil.rmtree(folder)

@@ -171,12 +171,7 @@ class Catalog(OnDatabase):
     @read
     def image_counts(self, db: Connection) -> dict[str, int]:
         """By repositories: how many images they have."""
-        return dict(
-            db.execute(
-                "SELECT repository, count(*) FROM image WHERE known_at IS NOT NULL"
-                " GROUP BY repository"
-            )
-        )
+        return dict(db.execute("SELECT repository, images FROM repository_count"))
 
     @read
     def repository_size(self, db: Connection, repository: str) -> int:

@@ -209,28 +209,9 @@ _IMAGES = """
             coalesce((SELECT max(pulled_at) FROM tag WHERE image_id = page.id), 0)), 0)
     FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY place
 """
-# NOT INDEXED and the plus let SQLite read images, and so their tags, in the order in which they lie
-# on the disk; by the index on names it would look up each by itself.  Counting all tags is much
-# quicker than counting those of each image, so the repository with most images has what is left.
 _USAGE = """
-    WITH counted AS MATERIALIZED (
-        SELECT repository, count(*) AS rows, sum(known_at IS NOT NULL) AS images
-        FROM image NOT INDEXED GROUP BY +repository
-    ), largest AS MATERIALIZED (
-        SELECT repository FROM counted ORDER BY rows DESC LIMIT 1
-    ), others AS MATERIALIZED (
-        SELECT repository, sum((SELECT count(*) FROM tag WHERE image_id = image.id)) AS tags
-        FROM image NOT INDEXED WHERE repository <> (SELECT repository FROM largest)
-        GROUP BY +repository
-    )
-    SELECT name, coalesce(images, 0),
-        CASE WHEN name = (SELECT repository FROM largest)
-            THEN (SELECT count(*) FROM tag) - (SELECT coalesce(sum(tags), 0) FROM others)
-            ELSE coalesce(tags, 0) END,
-        coalesce(size, 0)
-    FROM repository
-    LEFT JOIN counted ON counted.repository = name
-    LEFT JOIN others ON others.repository = name
+    SELECT name, coalesce(images, 0), coalesce(tags, 0), coalesce(size, 0) FROM repository
+    LEFT JOIN repository_count ON repository_count.repository = name
     LEFT JOIN repository_usage ON repository_usage.repository = name
     ORDER BY name
 """

@@ -15,7 +15,7 @@ from artifactd.catalog import garbage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import GarbageCatalog
-from artifactd.catalog.overview import Overview
+from artifactd.catalog.overview import DeletedAfter, Overview, TagAfter, TagOrder
 from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
@@ -211,13 +211,15 @@ class PlanTests(SynchronousTestCase):
         # The former three are of the page; repository_usage has a row for each repository.
         self.assertEqual({"page", "held", "each", "repository_usage"}, scanned)
 
-    def test_images_and_tags_of_all_repositories_are_counted_in_a_few_passes(self) -> None:
+    def test_images_and_tags_of_all_repositories_have_been_counted(self) -> None:
         self.put("v1", "v2")
         self.fill()
         self.db.execute("INSERT INTO image (repository, name) VALUES ('local', 'b'), ('gone', 'a')")
         into_tag = "INSERT INTO tag (image_id, name, manifest_id, moved_at)"
         self.db.execute(f"{into_tag} VALUES (3, 't', 1, 1.0)")
-        self.db.execute(f"{into_tag} SELECT 4, name, 1, 1.0 FROM tag LIMIT 3")
+        self.db.execute(
+            f"{into_tag} SELECT 4, name, 1, 1.0 FROM tag WHERE image_id = 1 ORDER BY name LIMIT 3"
+        )
         self.db.execute("INSERT INTO repository VALUES ('docker.io'), ('local'), ('other')")
         self.statements.clear()
         usage = self.do(Overview(self.database).usage())
@@ -225,9 +227,11 @@ class PlanTests(SynchronousTestCase):
             [("docker.io", 1, 1), ("local", 1, 3), ("other", 0, 0)],
             [(each.repository, each.images, each.tags) for each in usage],
         )
-        steps = self.steps()
-        self.assertEqual(["SCAN image"] * 2, [s for s in steps if "image" in s.split()])
-        self.assertIn("SEARCH tag USING PRIMARY KEY (image_id=?)", steps)
+        # Each has a row for each repository.
+        self.assertEqual(
+            ["repository", "repository_count", "repository_usage"],
+            sorted(step.split()[1] for step in self.steps()),
+        )
 
     def collect(self, at: float) -> None:
         """Collect everything that has been unused since ``at``."""
@@ -332,8 +336,15 @@ class PlanTests(SynchronousTestCase):
         self.put("v1")
         self.do(self.catalog.referrers(APP, DIGEST, None, None, 10))
         self.do(self.catalog.tags(APP, None, 10))
-        self.do(self.catalog.tag_movements(APP, V1))
-        self.do(self.catalog.images_between([ImageSpan("local", "", "~")], 10))
+        self.do(self.catalog.images_between([ImageSpan("local", "", "~")], 10, None, "*a*"))
+        for newest_first in (False, True):
+            for tag in (V1, None):
+                reading = self.catalog.tag_movements(APP, tag, 5, 10, newest_first=newest_first)
+                self.do(reading)
+        self.do(self.catalog.tag_at(APP, V1, 5.0))
+        overview = Overview(self.database)
+        for order in TagOrder:
+            self.do(overview.tags(APP, TagAfter(0.5, "a"), 10, "v*", order))
         self.do(self.catalog.uploads("", 10))
         self.db.set_trace_callback(None)
         sorted_afterwards = [
@@ -344,6 +355,12 @@ class PlanTests(SynchronousTestCase):
             if "TEMP B-TREE" in step
         ]
         self.assertEqual([], sorted_afterwards)
+
+    def test_what_was_deleted_is_found_by_the_time(self) -> None:
+        self.do(Overview(self.database).deleted(None, DeletedAfter(5.0, 1, "v1", "tag"), 10))
+        steps = [step for step in self.steps() if "AS deleted" in step or "deleted" in step]
+        indexes = ["deleted_blob_at", "deleted_manifest_at", "deleted_tag_at"]
+        self.assertEqual(indexes, sorted(step.split("INDEX ")[1].split()[0] for step in steps))
 
     def test_referrers_are_found_by_their_subject(self) -> None:
         self.do(self.catalog.referrers(APP, DIGEST, "text/x", None, 10))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from sqlite3 import Connection
+from typing import Any
 
+from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import ManifestPut, UploadRecord
+from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
 from artifactd.oci.names import ImageName, Tag
@@ -18,6 +24,17 @@ from tests.catalog.fixture import (
 )
 
 ELSEWHERE = ImageName("elsewhere", "app")
+
+
+def _counted(db: Connection) -> tuple[list[Any], list[Any]]:
+    """The counts of the catalog, and those of a look at it all."""
+    told = db.execute("SELECT * FROM repository_count ORDER BY repository").fetchall()
+    counted = db.execute(
+        "SELECT repository, sum(known_at IS NOT NULL),"
+        " (SELECT count(*) FROM tag JOIN image AS its ON its.id = image_id"
+        " WHERE its.repository = image.repository) FROM image GROUP BY repository"
+    ).fetchall()
+    return counted, told
 
 
 class UsageTests(CatalogTestCase):
@@ -122,6 +139,35 @@ class UsageTests(CatalogTestCase):
                     ]
                     held += len(each) if any(here) else 0
                 self.assertEqual(await self.size(repository), held)
+
+    async def test_images_and_tags_are_counted_whatever_happens_to_them(self) -> None:
+        chance = random.Random(7)
+        images = [APP, OTHER, ELSEWHERE]
+        tags = [Tag.parse(name) for name in ("a", "b", "c")]
+        contents = [b"{%s}" % (b" " * n) for n in range(4)]
+        garbage = GarbageCatalog(self.catalog.database)
+        remote = RemoteCatalog(self.catalog.database)
+        for _ in range(200):
+            image, content, tag = (
+                chance.choice(images),
+                chance.choice(contents),
+                chance.choice(tags),
+            )
+            digest = Digest.of(content)
+            put = ManifestPut(image, manifest(content), (tag,))
+            catalog = self.catalog
+            attempts: list[Callable[[], Awaitable[object]]] = [
+                partial(catalog.put_manifest, put, confirmed),
+                partial(catalog.delete_tag, image, tag, actor=""),
+                partial(catalog.delete_manifest, image, digest, allow_held=True, actor=""),
+                partial(catalog.point_tag, image, tag, digest, actor=""),
+                partial(garbage.undelete, image, None, ""),
+                partial(remote.release_image, image),
+            ]
+            with contextlib.suppress(RegistryError):
+                await chance.choice(attempts)()
+            counted = await self.catalog.database.read(_counted)
+            self.assertEqual(*counted)
 
     async def test_sessions_are_counted_by_owner(self) -> None:
         def session(number: int, owner: str | None) -> UploadRecord:
