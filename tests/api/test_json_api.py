@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import artifactd
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.web.json_api import JsonApi
@@ -36,6 +40,31 @@ class DocumentTests(ApiTestCase):
         self.assertEqual("3.1.0", json.loads(answer.body)["openapi"])
         headers = {"If-None-Match": answer.header("ETag") or ""}
         await self.accepted(304, "GET", f"{API}/openapi.json", None, headers)
+
+
+class PageTests(ApiTestCase):
+    """docs/api.md."""
+
+    async def test_every_example_is_answered(self) -> None:
+        one = str(await self.registry.push_image("app", "v1", b"one"))
+        two = str(await self.registry.push_image("app", "old", b"two"))
+        page = Path(artifactd.__file__).parents[1] / "docs" / "api.md"
+        examples = re.findall(r"^curl .+$", page.read_text("utf-8"), re.MULTILINE)
+        self.assertGreater(len(examples), 20)
+        for example in examples:
+            words = shlex.split(example, comments=True)
+            method, headers = "GET", {}
+            uri = words[-1].removeprefix("http://127.0.0.1:5000")
+            for option, value in pairwise(words):
+                if option == "-X":
+                    method = value
+                elif option == "-H":
+                    name, _, text = value.partition(": ")
+                    headers[name] = text.replace("sha256:…", one)
+            uri = uri.replace("sha256:…", two if method == "DELETE" else one)
+            answer = await self.registry.request(method, uri, None, headers)
+            self.assertIn(answer.status, (200, 204), (example, answer.body))
+            self.assertEqual([], problems(method, uri, answer), example)
 
 
 class JsonApiCase(ApiTestCase):

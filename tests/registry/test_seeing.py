@@ -234,6 +234,21 @@ class ManifestTests(SeeingTestCase):
         self.assertIsNone(seen.entries[0].manifest)
         self.assertNotIn(absent["digest"], [each.digest for each in seen.entries])
 
+    async def test_an_index_of_many_images_is_told_in_part(self) -> None:
+        config = b'{"config": {"Labels": {"a": "%b"}}}' % (500_000 * b"a")
+        await self.registry.push_blob("app", config)
+        children = [image_manifest(config, annotations={"n": str(number)}) for number in range(12)]
+        for child in children:
+            await self.registry.push_manifest("app", str(Digest.of(child)), child)
+        answer = await self.registry.request(
+            "PUT", "/v2/app/manifests/all", image_index(*children), {"Content-Type": OCI_INDEX}
+        )
+        self.assertEqual(201, answer.status)
+        for most, told in ((100, 9), (3, 3)):  # nine exceed 4 MiB
+            seen = await self.seeing.manifest(APP, Tag.parse("all"), most)
+            self.assertEqual(12, len(seen.entries))
+            self.assertEqual(told, sum(each.manifest is not None for each in seen.entries))
+
     async def test_of_many_tags_some_are_told(self) -> None:
         await self.registry.push_blob("app", b"{}")
         content = image_manifest(b"{}")
