@@ -49,7 +49,7 @@ from artifactd.web.manifests import ManifestBodies
 from artifactd.web.page.page import Page
 from artifactd.web.page.rendering import Rendering
 from artifactd.web.routing import ApiResource
-from artifactd.web.server.accesslog import ACCESS, AccessLog, own_log
+from artifactd.web.server.accesslog import ACCESS, AccessLog, OwnLog, own_log
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.hot import HotAnswers
 from artifactd.web.server.limits import Rates
@@ -95,15 +95,39 @@ def makeService(options: Options, reactor: Any = None) -> Service:
     twistd = getattr(options, "parent", None)
     if settings.processes > 1:
         memory = SharedMemory.create()
-        log = None if twistd is None else StreamLog.replacing(twistd, reactor, memory.descriptor)
+        log = _log_of(twistd, reactor, settings, memory.descriptor)
         supervisor = Supervisor(settings, reactor, memory, options.config, log)
         Signals(reactor, supervisor.hurry).handle()
         return supervisor
-    log = None if twistd is None else StreamLog.replacing(twistd, reactor)
+    log = _log_of(twistd, reactor, settings)
     prepare(reactor)
     service = RegistryService(settings, reactor, source=options.config, log=log)
     Signals(reactor, service.hurry).handle()
     return service
+
+
+def _log_of(
+    twistd: Any, reactor: Any, settings: Settings, lock: int | None = None
+) -> StreamLog | None:
+    """
+    Return the log that replaces twistd's, or ``None`` where that stays.
+
+    :param twistd: its options; ``None``: there is no twistd.
+    :raises SystemExit: if twistd's stays, and does not write as the settings want.
+    """
+    if twistd is None:
+        return None
+    log = StreamLog.replacing(twistd, reactor, lock)
+    if log is not None:
+        log.configure(settings)
+        return log
+    for name in ("log_format", "log_level"):
+        if getattr(settings, name) != getattr(Settings(), name):
+            raise SystemExit(
+                f"artifactd: {name}: is for the log on the standard output: start twistd with"
+                " --nodaemon, and without --logfile, --syslog and --logger"
+            )
+    return None
 
 
 def prepare(reactor: Any) -> None:
@@ -346,7 +370,15 @@ def _start(
         purge=parts.purge,
         remotes=parts.remotes.activity,
     )
-    access_log = AccessLog(settings.access_log, settings.access_log_file, own=_own_log(ACCESS, log))
+    style = settings.access_log
+    if style == "text" and settings.log_format == "json" and not settings.access_log_file:
+        style = "json"
+    access_log = AccessLog(
+        style,
+        settings.access_log_file,
+        own=_own_log(ACCESS, log),
+        omitted=settings.access_log_omit,
+    )
     _open(access_log)
     opened.callback(access_log.close)
     site = RegistrySite(
@@ -401,8 +433,10 @@ def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswer
     return HotAnswers(parts.catalog.database.versions, int(settings.hot_answers), reactor)
 
 
-def _own_log(namespace: str, log: StreamLog | None) -> Callable[..., None]:
-    return own_log(namespace) if log is None else log.lines_of(namespace)
+def _own_log(namespace: str, log: StreamLog | None) -> OwnLog:
+    if log is None:
+        return own_log(namespace)
+    return log.lines_of(namespace, always=namespace == AUDIT)
 
 
 def _audit_log(

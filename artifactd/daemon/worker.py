@@ -139,7 +139,9 @@ def main(argv: Sequence[str]) -> int:
     options = SettingsFileOptions()
     options.parseOptions(list(argv))
     try:
-        worker = Worker(options.load(), reactor, end, log, SharedMemory(MEMORY))
+        settings = options.load()
+        log.configure(settings)
+        worker = Worker(settings, reactor, end, log, SharedMemory(MEMORY))
         prepare(reactor)
         worker.start()
     except StartError as error:

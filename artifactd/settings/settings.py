@@ -50,12 +50,15 @@ from artifactd.settings.values import (
     Flag,
     Folder,
     Length,
+    Level,
     Limit,
     Listen,
+    LogFormat,
     Logging,
     Names,
     Origin,
     Patterns,
+    Probes,
     Proxies,
     Pullers,
     Rate,
@@ -165,8 +168,11 @@ class Settings(Section, frozen=True, kw_only=True):
     listen: Listen = (Endpoint("tcp:5000:interface=127.0.0.1"),)
     data: Folder = Path("./var")
     workers: Workers = 1
+    log_format: LogFormat = "text"
+    log_level: Level = "info"
     access_log: Logging = "text"
     access_log_file: Text = ""
+    access_log_omit: Probes = ()
     audit_log: Text = ""
     audit_blobs: Flag = False
     external_url: ExternalUrl = Origin("")

@@ -314,6 +314,19 @@ class Word(str):
         return cls(text)
 
 
+class Probe(str):
+    """A path such as ``/healthz``, or what the name of a client's program begins with."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if it is empty, which all begin with, or has white space."""
+        if not text or re.search(r"\s", text):
+            raise ValueError(text)
+        return cls(text)
+
+
 class Expiry(str):
     """A date-time of RFC 3339 with its offset from UTC; or empty: never."""
 
@@ -355,6 +368,15 @@ Listen = Annotated[
     ),
 ]
 Logging = Annotated[Literal["text", "json", "off"], Meta(description='"text", "json" or "off"')]
+LogFormat = Annotated[Literal["text", "json"], Meta(description='"text" or "json"')]
+Level = Annotated[
+    Literal["debug", "info", "warn", "error"],
+    Meta(description='"debug", "info", "warn" or "error"'),
+]
+Probes = Annotated[
+    tuple[Probe, ...],
+    Meta(description='paths such as "/healthz", or programs such as "kube-probe"'),
+]
 Sparseness = Annotated[Sparse, Meta(description='"no", "indexes" or "images"')]
 Threads = Annotated[int, Meta(ge=1, le=64, description="a whole number from 1 to 64")]
 Workers = Annotated[

@@ -20,7 +20,7 @@ from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
-from artifactd.web.server.accesslog import LineFile, moment, own_log
+from artifactd.web.server.accesslog import LineFile, OwnLog, moment, own_log
 from artifactd.web.server.protocol import RegistryRequest
 
 AUDIT = "artifactd.audit"
@@ -117,7 +117,7 @@ class AuditLog:
         namespace ``artifactd.audit``.
     :param blobs: whether there is a line, too, for each request that pushes a blob.
     :param now: seconds since the epoch.
-    :param own: writes its argument ``line`` to the daemon's own log.
+    :param own: writes to the daemon's own log.
     :param login_refused: called for each login with a name and a password that is refused, with
         ``wrong``, or ``too_many`` where it was not looked at.
     """
@@ -125,7 +125,7 @@ class AuditLog:
     path: str = ""
     blobs: bool = False
     now: Callable[[], float] = time.time
-    own: Callable[..., None] = _own
+    own: OwnLog = _own
     login_refused: Callable[[str], object] = lambda reason: None
     _file: LineFile = field(init=False)
 
@@ -223,7 +223,9 @@ class AuditLog:
         if self.path:
             self._file.write(line)
         else:
-            self.own(line=line)
+            part = event.tag or event.digest
+            what = f"{image}:{part}" if part else image
+            self.own(line, f"{event.who} {event.action} {what} {event.outcome}".replace("  ", " "))
 
 
 def _changed(change: Change) -> dict[str, str]:

@@ -95,6 +95,8 @@ def _described(request: RegistryRequest, error: RegistryError) -> dict[str, obje
     return {
         "method": request.method.decode("latin-1"),
         "path": request.path.decode("latin-1"),
+        "request_id": request.request_id,
+        "who": request.actor,
         "code": error.code,
         "error": error.full_message,
         "detail": error.full_detail or "",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+from msgspec.structs import replace
 from twisted.application.service import IServiceMaker
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
@@ -22,6 +26,7 @@ import artifactd
 from artifactd.daemon import tap
 from artifactd.daemon.tap import makeService
 from artifactd.oci.digest import Digest
+from artifactd.settings.settings import Settings
 from tests.process import Daemon
 from tests.programs import Process, run
 
@@ -74,9 +79,15 @@ class StartTests(TestCase):
             ARTIFACTD_LISTEN="tcp:0:interface=127.0.0.1",
             ARTIFACTD_DATA=str(Path(self.mktemp()).absolute()),
             ARTIFACTD_ACCESS_LOG_FILE="/absent/log",
+            ARTIFACTD_LOG_FORMAT="json",
         )
-        self.assertIn("artifactd: access_log_file: /absent/log: No such file", said)
-        self.assertNotIn("Traceback", said)
+        lines = [json.loads(line) for line in said.splitlines()]  # of twistd's start, too
+        self.assertGreater(len(lines), 1)
+        self.assertEqual(lines[-1]["level"], "error")
+        self.assertEqual(
+            lines[-1]["message"],
+            "artifactd: access_log_file: /absent/log: No such file or directory",
+        )
 
     async def test_an_address_in_use_is_named(self) -> None:
         daemon = await Daemon.start(self)
@@ -101,6 +112,18 @@ class LogTests(SynchronousTestCase):
         line = file.getvalue().removesuffix("\n")
         self.assertTrue(line.isprintable(), ascii(line))
         self.assertIn("denied\\u000a2026-01-01 by \\u001b[2J\\u202e", line)
+
+    def test_a_form_of_the_log_that_twistd_does_not_write_stops_the_start(self) -> None:
+        self.patch(tap, "globalLogPublisher", LogPublisher())
+        self.patch(tap, "give_back_freed_memory", lambda: None)
+        options: Any = tap.Options()
+        options.parseOptions([])
+        options.parent = {"syslog": False, "nodaemon": True, "logfile": "twistd.log"}
+        for name, value in (("log_format", "json"), ("log_level", "error")):
+            self.patch(options, "load", partial(replace, Settings(), **{name: value}))
+            with self.assertRaises(SystemExit) as caught:
+                makeService(options)
+            self.assertTrue(str(caught.exception).startswith(f"artifactd: {name}: "))
 
     def test_a_reason_not_to_start_is_one_line(self) -> None:
         self.patch(tap, "globalLogPublisher", LogPublisher())

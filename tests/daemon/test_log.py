@@ -2,22 +2,123 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from io import BytesIO, StringIO, TextIOWrapper
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import Logger, LogPublisher, formatTime
+from twisted.logger._legacy import publishToNewObserver
+from twisted.python.log import textFromEventDict
 from twisted.python.usage import Options
 from twisted.scripts._twistd_unix import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.daemon.log import StreamLog
+from artifactd.kit.printable import make_printable
+from artifactd.oci.digest import Digest
+from artifactd.oci.names import ImageName
+from artifactd.settings.settings import Settings
+from artifactd.web.server.accesslog import Access, AccessLog
 
 
 class FullDisk(StringIO):
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
+
+
+class JsonLogTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock, self.stream = Clock(), StringIO()
+        self.publisher = LogPublisher(make_printable)
+        self.log = StreamLog(self.stream, self.clock, self.clock.seconds)
+        self.log.configure(Settings(log_format="json", log_level="info"))
+        self.publisher.addObserver(self.log)
+        self.logger = Logger("part", observer=self.publisher)
+
+    def written(self) -> list[dict[str, Any]]:
+        """The lines, each of which is an object."""
+        self.clock.advance(0)
+        lines = self.stream.getvalue().split("\n")
+        self.assertEqual(lines.pop(), "")
+        for line in lines:
+            self.assertTrue(line.isascii() and line.isprintable(), ascii(line))
+        return [json.loads(line) for line in lines]
+
+    def test_an_event_has_its_message_and_the_values_in_it(self) -> None:
+        digest = Digest.of(b"")
+        self.logger.warn(
+            "fetched {digest} of {image} in {seconds} s",
+            digest=digest,
+            image=ImageName("local", "app"),
+            seconds=1.5,
+            request_id="00ff",
+            other=object(),
+        )
+        (line,) = self.written()
+        self.assertRegex(line.pop("time"), r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z\Z")
+        self.assertEqual(
+            line,
+            {
+                "level": "warn",
+                "logger": "part",
+                "message": f"fetched {digest} of local/app in 1.5 s",
+                "digest": str(digest),
+                "image": "local/app",
+                "seconds": 1.5,
+                "request": "00ff",
+            },
+        )
+
+    def test_a_traceback_is_a_field_of_one_line(self) -> None:
+        for text in ("broken", "a\nb \x1b[2J\u202e"):
+            try:
+                raise ValueError(text)
+            except ValueError:
+                self.logger.failure("{what} failed", what="it")
+        for line in self.written():
+            self.assertEqual((line["level"], line["message"]), ("critical", "it failed"))
+            self.assertIn("Traceback", line["traceback"])
+            self.assertIn("ValueError: ", line["traceback"])
+
+    def test_lines_of_the_older_log_and_of_the_standard_output_are_objects_too(self) -> None:
+        publishToNewObserver(
+            self.publisher,
+            {"message": ("hello", 1), "time": 0.0, "system": "-", "isError": 0},
+            textFromEventDict,
+        )
+        (line,) = self.written()
+        self.assertEqual((line["message"], line["level"]), ("hello 1", "info"))
+
+    def test_requests_and_changes_are_objects_with_the_same_fields(self) -> None:
+        access = AccessLog("json", own=self.log.lines_of("artifactd.access"), now=lambda: 0.0)
+        for status in (200, 503):
+            access.write(Access("::1", "al\u202e", "GET", "/v2/", status, 2, 0.01, "curl", "0"))
+        audit = self.log.lines_of("artifactd.audit", always=True)
+        audit('{"time":"1970-01-01T00:00:00.000Z","who":"alice"}', 'alice "pushed"')
+        first, second, third = self.written()
+        self.assertEqual(list(first)[:4], ["time", "level", "logger", "message"])
+        self.assertEqual((first["level"], second["level"]), ("info", "error"))
+        self.assertEqual((first["message"], first["user"]), ("GET /v2/ 200", "al\u202e"))
+        self.assertEqual((third["message"], third["who"]), ('alice "pushed"', "alice"))
+
+    def test_what_is_below_the_level_is_not_written_but_for_the_audit_log(self) -> None:
+        for style in ("text", "json"):
+            self.stream.truncate(0)
+            self.log.configure(Settings(log_format=style, log_level="error"))
+            access = self.log.lines_of("access")
+            line = '{"time":"1970-01-01T00:00:00.000Z","n":1}'
+            access(line, "fine")
+            access(line, "failed", is_error=True)
+            self.log.lines_of("audit", always=True)(line, "pushed")
+            self.logger.warn("strange")
+            self.logger.error("wrong")
+            self.clock.advance(0)
+            text = self.stream.getvalue()
+            self.assertEqual(len(text.splitlines()), 3, text)
+            self.assertIn("wrong", text)
+            self.assertNotIn("strange", text)
 
 
 class StreamLogTests(SynchronousTestCase):

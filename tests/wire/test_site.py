@@ -357,6 +357,42 @@ class AccessLogTests(SynchronousTestCase):
     def test_off_writes_nothing(self) -> None:
         self.assertEqual(self.written(self.access, style="off"), "")
 
+    def test_probes_that_are_answered_well_can_be_left_out(self) -> None:
+        path = self.mktemp()
+        log = AccessLog("text", path, omitted=("/healthz", "kube-probe"))
+        log.open()
+        for requested, status, agent in (
+            ("/healthz", 200, "curl"),
+            ("/healthz?verbose", 200, "curl"),
+            ("/v2/", 200, "kube-probe/1.30"),
+            ("/healthz/other", 404, "curl"),
+            ("/healthz", 503, "kube-probe/1.30"),
+            ("/v2/", 200, "not kube-probe"),
+            ("/v2/healthz", 200, "curl"),
+        ):
+            log.write(
+                msgspec.structs.replace(self.access, path=requested, status=status, agent=agent)
+            )
+        log.close()
+        text = Path(path).read_text()
+        written = [(line.split()[4][:-1], line.split()[5]) for line in text.splitlines()]
+        self.assertEqual(
+            written,
+            [
+                ("/healthz/other", "404"),
+                ("/healthz", "503"),
+                ("/v2/", "200"),
+                ("/v2/healthz", "200"),
+            ],
+        )
+
+    def test_a_request_that_fails_here_is_an_error_in_the_daemons_log(self) -> None:
+        errors: list[bool] = []
+        log = AccessLog(own=lambda line, message="", *, is_error=False: errors.append(is_error))
+        for status in (0, 200, 404, 499, 500, 503):
+            log.write(msgspec.structs.replace(self.access, status=status))
+        self.assertEqual(errors, [False] * 4 + [True] * 2)
+
     def test_without_a_path_lines_go_to_the_daemons_log(self) -> None:
         events: list[LogEvent] = []
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from io import FileIO
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 from attrs import define, field
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 from artifactd.kit.printable import PRINTABLE, printable
 
@@ -84,12 +84,28 @@ ACCESS = "artifactd.access"
 """The namespace of the access log's lines in the daemon's own log."""
 
 
-def own_log(namespace: str) -> Callable[..., None]:
-    """
-    Return a function that writes its argument ``line``, which is printable, to the daemon's own
-    log, as an event of ``namespace``.
-    """
-    return partial(Logger(namespace=namespace).info, "{line}", **PRINTABLE)
+class OwnLog(Protocol):
+    """Writes lines to the daemon's own log."""
+
+    def __call__(self, line: str, message: str = "", *, is_error: bool = False) -> None:
+        """
+        Write a line.
+
+        :param line: printable.
+        :param message: what the line says in short, where it is a JSON object.
+        :param is_error: whether its level is error, and not info.
+        """
+
+
+def own_log(namespace: str) -> OwnLog:
+    """Return what writes to the daemon's own log by events of ``namespace``."""
+    log = Logger(namespace=namespace)
+
+    def write(line: str, message: str = "", *, is_error: bool = False) -> None:
+        level = LogLevel.error if is_error else LogLevel.info
+        log.emit(level, "{line}", line=line, **PRINTABLE)
+
+    return write
 
 
 _own = own_log(ACCESS)
@@ -133,14 +149,17 @@ class AccessLog:
     :param path: the file to append to, or ``""`` for the daemon's own log, where the lines have the
         namespace ``artifactd.access``.
     :param now: seconds since the epoch.
-    :param own: writes its argument ``line`` to the daemon's own log.
+    :param own: writes to the daemon's own log.
+    :param omitted: paths, and beginnings of names of programs: their requests get no line if they
+        are answered well.
     :ivar wanted: whether a line would be written anywhere.
     """
 
     style: Style = "text"
     path: str = ""
     now: Callable[[], float] = time.time
-    own: Callable[..., None] = _own
+    own: OwnLog = _own
+    omitted: Sequence[str] = ()
     wanted: bool = field(init=False)
     _file: LineFile = field(init=False)
 
@@ -166,6 +185,8 @@ class AccessLog:
 
     def write(self, access: Access) -> None:
         """Write the line of ``access``.  Never raises: a full disk must not stop the serving."""
+        if self.omitted and self._is_omitted(access):
+            return
         at = moment(self.now())
         if self.style == "json":
             document = {"time": at, **msgspec.structs.asdict(access)}
@@ -180,4 +201,14 @@ class AccessLog:
         if self.path:
             self._file.write(line)
         else:
-            self.own(line=line)
+            message = f"{access.method} {access.path} {access.status}"
+            self.own(line, message, is_error=access.status >= 500)
+
+    def _is_omitted(self, access: Access) -> bool:
+        if not 200 <= access.status < 400:
+            return False
+        path = access.path.partition("?")[0]
+        return any(
+            path == each if each.startswith("/") else access.agent.startswith(each)
+            for each in self.omitted
+        )
