@@ -410,7 +410,7 @@ def _home(
     if not settings.page:
         return ApiResource(api.app, json_api.app)
     page = Page(
-        registry=parts.registry,
+        registry=json_api.registry,
         gate=gate.page_gate,
         audit=api.audit,
         sender=api.sender,
@@ -419,6 +419,7 @@ def _home(
         rendering=Rendering(),
         seeing=parts.seeing,
         garbage=parts.garbage,
+        purge=parts.purge,
         remotes=parts.remotes.activity,
         upkeep=parts.upkeep,
         run=parts.run,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -14,25 +14,21 @@ from attrs import define, field
 from klein import Klein
 
 from artifactd.auth.decisions import EVERY, decide
-from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.overview import TagOrder
-from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
+from artifactd.oci.errors import ManifestUnknown, QueryInvalid
 from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
-from artifactd.registry.activity import RemoteActivity
-from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Target
-from artifactd.registry.seeing import PAGE, Page, Seeing, found_in, instant
+from artifactd.registry.seeing import PAGE, Page, found_in, instant
 from artifactd.settings.access import Action
 from artifactd.settings.settings import Settings
 from artifactd.web.answer import Answer, link_to_next, not_modified
-from artifactd.web.api import Status, actor_of, deletion
-from artifactd.web.audit import Change
+from artifactd.web.api import Status
 from artifactd.web.fields import parameter, precondition
 from artifactd.web.gate import Need
-from artifactd.web.routing import Routed, new_app, route
+from artifactd.web.operated import Operated
+from artifactd.web.routing import new_app, route
 from artifactd.web.server.protocol import RegistryRequest
 
 _MOST = 1000  # entries of a page
@@ -42,24 +38,10 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 
 @define(slots=False)  # as its base
-class JsonApi(Routed):
-    """
-    The endpoints of ``/api/v1``.  A name of an image means one image, as for the commands: without
-    a repository's name before it, that of the default repository.
+class JsonApi(Operated):
+    """The endpoints of ``/api/v1``."""
 
-    :param purge: drops a tag or digest of an upstream's image from the cache; returns ``None`` if
-        it is not there.
-    :param remotes: returns what each remote repository does.
-    """
-
-    mirrors = False
-
-    seeing: Seeing
-    garbage: GarbageCatalog
-    settings: Settings
-    run: RunInThread
-    purge: Callable[[ImageName, Reference | None], Awaitable[object]] = field(kw_only=True)
-    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
+    settings: Settings = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app()
 
@@ -92,7 +74,7 @@ class JsonApi(Routed):
         if order not in tuple(TagOrder):
             raise QueryInvalid(f"sort must be one of {', '.join(TagOrder)}", {"sort": order[:100]})
         page = await self.seeing.tags(
-            await self._image(target),
+            await self.readable(target),
             parameter(request, "after"),
             _limit(request),
             pattern=_pattern(request),
@@ -105,7 +87,7 @@ class JsonApi(Routed):
     @route(app, "/api/v1/images/<name:name>/tags/<reference>", "GET", needs=Action.PULL)
     async def tag(self, request: RegistryRequest, target: Target, reference: str) -> Answer:
         """Describe a tag.  The entity tag is the digest that it points at, for ``If-Match``."""
-        shown = await self.seeing.tag(await self._image(target), Tag.parse(reference))
+        shown = await self.seeing.tag(await self.readable(target), Tag.parse(reference))
         return _conditional(request, msgspec.json.encode(shown), f'"{shown.digest}"')
 
     @route(app, "/api/v1/images/<name:name>/tags/<reference>", "PUT", needs=Action.CREATE)
@@ -119,19 +101,12 @@ class JsonApi(Routed):
             wanted = Digest.parse(digest)
         else:
             wanted = await self._pointed_at(image, tag, at or "")
-        before = await target.local.point_tag(
-            image,
-            tag,
-            wanted,
-            actor_of(request),
-            precondition(request),
-            self.gate.create_only(request, target),
-        )
+        change = await self.point(request, target, tag, wanted, precondition(request))
         told: dict[str, object] = {"image": str(image), "tag": str(tag), "digest": str(wanted)}
         if request.sees_stored:
-            told["before"] = None if before is None else str(before)
+            told["before"] = None if change.before is None else str(change.before)
         answer = Answer.json(told, {"ETag": f'"{wanted}"', **_NO_STORE})
-        answer.changes = [Change(digest=wanted, tag=tag, before=before)]
+        answer.changes = [change]
         return answer
 
     async def _pointed_at(self, image: ImageName, tag: Tag, at: str) -> Digest:
@@ -155,7 +130,7 @@ class JsonApi(Routed):
     async def manifest(self, request: RegistryRequest, target: Target, reference: str) -> Answer:
         """Describe a manifest as a tree, and what keeps it."""
         parsed = parse_reference(reference)
-        shown = await self.seeing.manifest(await self._image(target), parsed)
+        shown = await self.seeing.manifest(await self.readable(target), parsed)
         return await self._answer(request, shown)
 
     @route(app, "/api/v1/images/<name:name>/manifests/<reference>", "DELETE", needs=Action.DELETE)
@@ -168,18 +143,8 @@ class JsonApi(Routed):
     async def _delete(
         self, request: RegistryRequest, target: Target, reference: Reference
     ) -> Answer:
-        condition = precondition(request)
-        if isinstance(self.registry.repositories[target.image.repository], RemoteRepository):
-            image = await self._image(target)
-            record = await self.seeing.registry.catalog.manifest(image, reference)
-            condition.require(reference, None if record is None else record.digest)
-            if await self.purge(image, reference) is None:
-                raise ManifestUnknown("not in the cache", {"reference": str(reference)})
-            return Answer(204)
-        digest = await target.local.delete_manifest(
-            target.image, reference, actor_of(request), condition
-        )
-        return Answer(204, changes=deletion(reference, digest))
+        changes = await self.delete(request, target, reference, precondition(request))
+        return Answer(204, changes=changes)
 
     @route(app, "/api/v1/images/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:
@@ -187,7 +152,7 @@ class JsonApi(Routed):
         # A "+" that is not encoded means a space; a type of media has none, but often a "+".
         artifact_type = (parameter(request, "artifactType") or "").replace(" ", "+") or None
         page = await self.seeing.referrers(
-            await self._image(target),
+            await self.readable(target),
             Digest.parse(digest),
             artifact_type,
             parameter(request, "after"),
@@ -202,7 +167,7 @@ class JsonApi(Routed):
         """List the movements of an image's tags, or of one, the newest first, in pages."""
         tag = parameter(request, "tag")
         page = await self.seeing.history(
-            await self._image(target),
+            await self.readable(target),
             None if tag is None else Tag.parse(tag),
             parameter(request, "after"),
             _limit(request),
@@ -212,31 +177,23 @@ class JsonApi(Routed):
     @route(app, "/api/v1/images/<name:name>/deleted", "GET", needs=Action.PULL)
     async def deleted_of(self, request: RegistryRequest, target: Target) -> Answer:
         """List what was deleted from an image and can be brought back, in pages."""
-        image = await self._image(target)
+        image = await self.readable(target)
         page = await self.seeing.deleted(image, parameter(request, "after"), _limit(request))
         return await self._page(request, "deleted", page)
 
     @route(app, "/api/v1/images/<name:name>/deleted", "POST", needs=Action.CREATE)
     async def undelete(self, request: RegistryRequest, target: Target) -> Answer:
         """Bring back a tag, a manifest or a blob that was deleted, or all that was."""
-        reference, image = parameter(request, "reference"), target.pushed
-        restored = await self.garbage.undelete(
-            image,
-            None if reference is None else parse_reference(reference),
-            actor_of(request),
-            int(target.local.settings.quota),
-        )
-        told: dict[str, object] = {"image": str(image)}
+        text = parameter(request, "reference")
+        reference = None if text is None else parse_reference(text)
+        restored, changes = await self.bring_back(request, target, reference)
+        told: dict[str, object] = {"image": str(target.image)}
         if request.sees_stored:
             told["tags"], told["occupied"] = restored.tags, restored.occupied
             told["manifests"] = list(map(str, restored.manifests))
             told["blobs"] = list(map(str, restored.blobs))
         answer = Answer.json(told, _NO_STORE)
-        back = [*restored.manifests, *restored.blobs]
-        answer.changes = [
-            *(Change(digest=digest) for digest in back),
-            *(Change(tag=Tag(tag)) for tag in restored.tags),
-        ]
+        answer.changes = changes
         return answer
 
     @route(app, "/api/v1/deleted", "GET", needs=Need.CATALOG)
@@ -285,13 +242,6 @@ class JsonApi(Routed):
         return Answer.json({"decisions": decisions}, _NO_STORE)
 
     # -- answers
-
-    async def _image(self, target: Target) -> ImageName:
-        """The image, for a caller who may pull it.  :raises NameUnknown: if a proof is lacking."""
-        image = target.image
-        if image not in await target.readable.listable([image]):
-            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
-        return image
 
     async def _page(self, request: RegistryRequest, name: str, page: Page[Any]) -> Answer:
         answer = await self._answer(request, {name: page.entries, "next": page.after})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlencode
@@ -15,22 +15,27 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
 from artifactd.auth.sessions import Session
-from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.overview import TagOrder
-from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import NameUnknown, RegistryError, TooManyRequests, Unauthorized
-from artifactd.oci.names import ImageName, Tag, parse_reference
-from artifactd.registry.activity import RemoteActivity
-from artifactd.registry.local import LocalRepository
+from artifactd.oci.errors import (
+    ManifestUnknown,
+    NameUnknown,
+    QueryInvalid,
+    RegistryError,
+    TooManyRequests,
+    Unauthorized,
+)
+from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import Page as Entries
-from artifactd.registry.seeing import Seeing, TagShown, found_in
+from artifactd.registry.seeing import TagShown, found_in
 from artifactd.registry.upkeep.state import Upkeep
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
+from artifactd.web.audit import Change
 from artifactd.web.fields import form_fields, parameter
 from artifactd.web.gate import Need
+from artifactd.web.operated import Operated
 from artifactd.web.page.browser import SECURITY, Browser, Form, value
 from artifactd.web.page.rendering import STATIC, Rendering, short_digest
 from artifactd.web.page.views import (
@@ -42,7 +47,7 @@ from artifactd.web.page.views import (
     pull_commands,
     strip,
 )
-from artifactd.web.routing import Routed, new_app, route
+from artifactd.web.routing import new_app, route
 from artifactd.web.server.protocol import RegistryRequest
 
 _FIELDS = 500  # of a form
@@ -126,7 +131,7 @@ _PARTS = [
 
 
 @define(slots=False)  # as its base
-class Page(Routed):
+class Page(Operated):
     """
     The page.  It is made on the server, and readable without scripts.
 
@@ -137,11 +142,7 @@ class Page(Routed):
     browser: Browser = field(kw_only=True)
     logins: Logins | None = field(kw_only=True)
     rendering: Rendering = field(kw_only=True)
-    seeing: Seeing = field(kw_only=True)
-    garbage: GarbageCatalog = field(kw_only=True)
-    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
     upkeep: Upkeep = field(kw_only=True)
-    run: RunInThread = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app(_error_page)
 
@@ -267,7 +268,7 @@ class Page(Routed):
     @route(app, "/ui/image/<name:name>", "GET", needs=Action.PULL)
     async def image(self, request: RegistryRequest, target: Target) -> Answer:
         """An image's tags."""
-        image = await self._image(target)
+        image = await self.readable(target)
         query = _query(request, "q", "sort", "after")
         sorting = Sorting.parse(query["sort"])
         tags, note = await self._tags(image, query["q"], sorting, query["after"] or None)
@@ -304,7 +305,7 @@ class Page(Routed):
     @route(app, "/ui/manifest/<name:name>", "GET", needs=Action.PULL)
     async def manifest(self, request: RegistryRequest, target: Target) -> Answer:
         """A manifest: what it holds, what keeps it, and how to pull it."""
-        image = await self._image(target)
+        image = await self.readable(target)
         reference = parse_reference(parameter(request, "reference") or "latest")
         manifest = await self.seeing.manifest(image, reference)
         named = f"{'@' if isinstance(reference, Digest) else ':'}{reference}"
@@ -326,7 +327,7 @@ class Page(Routed):
     @route(app, "/ui/history/<name:name>", "GET", needs=Action.PULL)
     async def history(self, request: RegistryRequest, target: Target) -> Answer:
         """Where the tags of an image have pointed."""
-        image = await self._image(target)
+        image = await self.readable(target)
         query = _query(request, "tag", "after")
         tag = Tag.parse(query["tag"]) if query["tag"] else None
         page = await self.seeing.history(image, tag, query["after"] or None, _ROWS)
@@ -343,7 +344,7 @@ class Page(Routed):
     @route(app, "/ui/deleted/<name:name>", "GET", needs=Action.PULL)
     async def deleted(self, request: RegistryRequest, target: Target) -> Answer:
         """What was deleted from an image and can be brought back."""
-        image = await self._image(target)
+        image = await self.readable(target)
         query = _query(request, "after")
         page = await self.seeing.deleted(image, query["after"] or None, _ROWS)
         return await self._about(
@@ -360,30 +361,100 @@ class Page(Routed):
         self, request: RegistryRequest, template: str, image: ImageName, **values: object
     ) -> Answer:
         seen = await self.seeing.overview.images([image])
-        rights = self._rights(request, image)
+        told, undo = _told(request, image)
         return await self._rendered(
-            request, template, **rights, seen=seen[0] if seen else None, **values
+            request,
+            template,
+            **self._rights(request, image),
+            seen=seen[0] if seen else None,
+            told=told,
+            undo=undo,
+            **values,
         )
 
     def _rights(self, request: RegistryRequest, image: ImageName) -> dict[str, object]:
         """The name of an image, and what the caller may do to it."""
-        is_cached = not isinstance(self.registry.repositories[image.repository], LocalRepository)
+        is_cached = self.is_remote(image)
         path = str(image).split("/")[:-1]
         return {
             "section": "/",
             "image": str(image),
             "crumbs": [("/".join(path[: n + 1]), name) for n, name in enumerate(path)],
             "is_cached": is_cached,
+            "may_create": not is_cached and self.gate.may(request, Action.CREATE, image),
             "may_push": not is_cached and self.gate.may(request, Action.PUSH, image),
             "may_delete": self.gate.may(request, Action.DELETE, image),
         }
 
-    async def _image(self, target: Target) -> ImageName:
-        """The image, for a caller who may pull it.  :raises NameUnknown: if a proof is lacking."""
-        image = target.image
-        if image not in await target.readable.listable([image]):
-            raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
-        return image
+    # -- changes
+
+    @_post(app, "/ui/delete/<name:name>", needs=Action.DELETE)
+    async def remove(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
+        """Delete the chosen tags, or a manifest with its tags."""
+        digest = value(form, "digest")
+        references: list[Reference] = [Tag.parse(tag) for tag in dict.fromkeys(form.get("tag", ()))]
+        if digest:
+            references.append(Digest.parse(digest))
+        if not references:
+            raise QueryInvalid("choose the tags to delete first")
+        changes: list[Change] = []
+        failed: list[tuple[Reference, RegistryError]] = []
+        for reference in references:
+            try:
+                changes += await self.delete(request, target, reference)
+            except RegistryError as error:
+                failed.append((reference, error))
+        if len(failed) == len(references):
+            raise failed[0][1]
+        image = str(target.image)
+        if failed:
+            answer = self.rendered(
+                request,
+                "some.html",
+                failed[0][1].status,
+                image=image,
+                done=len(references) - len(failed),
+                failed=failed,
+            )
+        elif self.is_remote(target.image):
+            answer = _see(f"/ui/image/{image}", told="evicted")
+        else:
+            answer = _see(f"/ui/image/{image}", told="deleted", n=str(len(references)))
+        return evolve(answer, changes=changes)
+
+    @_post(app, "/ui/copy/<name:name>", needs=Action.CREATE)
+    async def copy(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
+        """Point a new tag at the manifest of the one that is chosen."""
+        chosen = list(form.get("tag", ()))
+        if len(chosen) != 1:
+            raise QueryInvalid("choose the one tag that is to be copied")
+        tag = Tag.parse(chosen[0])
+        record = await self.registry.catalog.manifest(target.pushed, tag)
+        if record is None:
+            raise ManifestUnknown("this image has no such tag", {"tag": str(tag)})
+        return await self._pointed(request, target, Tag.parse(value(form, "to")), record.digest)
+
+    @_post(app, "/ui/restore/<name:name>", needs=Action.CREATE)
+    async def restore(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
+        """Point a tag at a manifest of the image, such as one that it had before."""
+        tag, digest = Tag.parse(value(form, "tag")), Digest.parse(value(form, "digest"))
+        return await self._pointed(request, target, tag, digest)
+
+    async def _pointed(
+        self, request: RegistryRequest, target: Target, tag: Tag, digest: Digest
+    ) -> Answer:
+        change = await self.point(request, target, tag, digest)
+        answer = _see(f"/ui/image/{target.image}", told="pointed")
+        return evolve(answer, changes=[change])
+
+    @_post(app, "/ui/undelete/<name:name>", needs=Action.CREATE)
+    async def undelete(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
+        """Bring back a tag, a manifest or a blob that was deleted, or all that was."""
+        text = value(form, "reference")
+        reference = parse_reference(text) if text else None
+        restored, changes = await self.bring_back(request, target, reference)
+        told = "occupied" if restored.occupied else "undeleted"
+        return evolve(_see(f"/ui/image/{target.image}", told=told), changes=changes)
 
     # -- the registry itself
 
@@ -414,6 +485,24 @@ class Page(Routed):
         """What runs by itself: collection and scrubbing; and what is damaged."""
         state = await self.upkeep.state()
         return await self._rendered(request, "upkeep.html", section="/ui/upkeep", state=state)
+
+
+def _told(request: RegistryRequest, image: ImageName) -> tuple[str, str]:
+    """What the form before has done, and where that can be undone; by the query, not its words."""
+    number = parameter(request, "n") or ""
+    match parameter(request, "told"):
+        case "deleted" if number.isdecimal() and len(number) < 5:
+            what = "1 tag or manifest is" if number == "1" else f"{number} tags are"
+            return f"{what} deleted.", f"/ui/deleted/{image}"
+        case "evicted":
+            return "It is out of the cache: a pull fetches it again.", ""
+        case "pointed":
+            return "The tag points at that manifest now.", ""
+        case "undeleted":
+            return "What was deleted is back.", ""
+        case "occupied":
+            return "It is back, but for tags that point at other manifests now.", ""
+    return "", ""
 
 
 def _query(request: RegistryRequest, *names: str) -> dict[str, str]:
