@@ -54,6 +54,16 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "upstream.http",
         "registry.mirror",
     ),
+    "webhooks": (
+        "oci",
+        "kit",
+        "settings",
+        "store",
+        "catalog",
+        "upstream",
+        "upstream.http",
+        "registry",
+    ),
     "auth": (
         "oci",
         "kit",

@@ -29,6 +29,9 @@ _NUMBER = 8  # bytes
 _MENDED = 256  # transactions from one look for what dead writers have left to the next
 _CHUNK = 1024  # slots
 
+WEBHOOKS = "webhooks"
+"""The name whose version changes with the events that wait for webhooks."""
+
 FOLLOWED = {
     "image": ("repository", "name", "known_at"),
     "tag": ("image_id", "name", "manifest_id", "checked_at", "candidate", "candidate_at"),
@@ -39,6 +42,7 @@ FOLLOWED = {
     "blob_link": ("image_id", "blob_id", "unheld_since"),
     "blob": ("digest", "size", "lost_at"),
     "origin": ("name", "repository"),
+    "webhook_event": ("delivered_at",),
 }
 """
 The tables that cached results are read from, and those of their columns whose change makes results
@@ -54,6 +58,7 @@ _SAID = {
     "blob_link": "changed_image({row}.image_id)",
     "blob": "changed_everything()",
     "origin": "changed_name({row}.name)",
+    "webhook_event": f"changed_name('{WEBHOOKS}')",
 }
 
 

@@ -304,7 +304,8 @@ class Catalog(OnDatabase):
                 if put.adoption is not None:
                     manifests.adopt(db, put, put.adoption, at)
                 manifests.check(db, put)
-                return manifests.store(db, put, confirm, at, used_at=None)
+                with self.database.outbox.telling(db, put.image, put.actor, at, pushed=put):
+                    return manifests.store(db, put, confirm, at, used_at=None)
 
         adopted = () if put.adoption is None else put.adoption.manifests
         long = manifests.are_many(put.manifest, *adopted)
@@ -352,7 +353,8 @@ class Catalog(OnDatabase):
             manifests.refuse_if_immutable(db, image, image_id, digest, immutable)
             children = manifests.children_of(db, manifest_id)
             leases.bury_manifest(db, manifest_id, actor=actor, at=at)
-            manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
+            with self.database.outbox.telling(db, image, actor, at, deleted=digest):
+                manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
             leases.orphan(db, image_id, children)
             return True
 
@@ -565,7 +567,8 @@ class Catalog(OnDatabase):
             if create_only:
                 raise TagExists(tag, create_only, before)
         at = self.database.now()
-        return images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
+        with self.database.outbox.telling(db, image, actor, at, back=True):
+            return images.move_tag(db, image_id, tag, manifest_id, digest, actor, at)
 
     @write_freeing
     def delete_tag(
@@ -597,7 +600,8 @@ class Catalog(OnDatabase):
         precondition.require(tag, before)
         immutable.refuse(image, tag.text, before)
         leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
-        images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
+        with self.database.outbox.telling(db, image, actor, at):
+            images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
         return before
 
     # -- upload sessions

@@ -20,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactd.catalog.cache import Versions
+from artifactd.catalog.events import Outbox
 from artifactd.kit.deferreds import uncancelled
 from artifactd.kit.threads import Threads
 from artifactd.oci.errors import Unavailable
@@ -398,6 +399,7 @@ class Database:
     :param now: tells the time in seconds since the epoch, in any thread.
     :param make_room: called in the writer's thread when the disk is full, before what frees space
         is tried once more; raises OSError if there is no room.  ``None``: it is not tried again.
+    :param outbox: is told, inside their transactions, of the changes that webhooks want to know.
     :param read_took, write_took: called with the seconds that each read and each transaction has
         taken, its wait for a thread included.
     :ivar versions: of the images; each changes with every commit that touches the image.
@@ -414,8 +416,10 @@ class Database:
         make_room: Callable[[], None] | None = None,
         read_took: Callable[[float], object] = lambda _: None,
         write_took: Callable[[float], object] = lambda _: None,
+        outbox: Outbox | None = None,
     ) -> None:
         self.now = now
+        self.outbox = outbox or Outbox()
         self._make_room = make_room
         self.versions = Versions(path.with_name(f"{path.name}-versions"), path)
         self._damage: Damaged | None = None

@@ -11,10 +11,12 @@ from attrs import define, field, frozen
 
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.database import OnDatabase, read, write
+from artifactd.catalog.events import event_of
 from artifactd.catalog.leases import HELD, KEPT, loosen, settle
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, Unsupported
 from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.settings.webhooks import EventKind
 
 
 class Garbage(StrEnum):
@@ -207,6 +209,12 @@ class GarbageCatalog(OnDatabase):
                 leases.orphan(db, image_id, kept)
                 image = ImageName(repository, name)
                 collected.append(Collected(why, image, text, size, since))
+            told = [
+                event_of(EventKind.DELETE, each.image, _ACTOR, digest=each.name)
+                for each in collected
+                if each.image is not None
+            ]
+            self.database.outbox.write(db, at, told)
             return collected
 
         if not await self._finds((query, values)):
@@ -384,7 +392,10 @@ class GarbageCatalog(OnDatabase):
         at = self.database.now()
         if image_id is not None:
             undeletion = _Undeletion(db, image_id, actor, at)
-            with images.within_quota(db, image.repository, quota):
+            with (
+                images.within_quota(db, image.repository, quota),
+                self.database.outbox.telling(db, image, actor, at, back=True),
+            ):
                 if reference is None:
                     undeletion.everything()
                 elif isinstance(reference, Tag):

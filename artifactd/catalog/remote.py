@@ -238,7 +238,8 @@ class RemoteCatalog(OnDatabase):
             at = self.database.now()
             checked = {**told} if tag is None else {**told, tag: at}
             put = ManifestPut(image, manifest, tuple(checked), actor=_UPSTREAM)
-            manifests.store(db, put, confirm, at, used_at=at)
+            with self.database.outbox.telling(db, image, _UPSTREAM, at):
+                manifests.store(db, put, confirm, at, used_at=at)
             for each, checked_at in checked.items():
                 _keep_tag(db, image, each, None, checked_at)
 
@@ -257,7 +258,8 @@ class RemoteCatalog(OnDatabase):
         if image_id is None or manifest_id is None:
             return False
         at = self.database.now()
-        images.move_tag(db, image_id, tag, manifest_id, digest, _UPSTREAM, at)
+        with self.database.outbox.telling(db, image, _UPSTREAM, at):
+            images.move_tag(db, image_id, tag, manifest_id, digest, _UPSTREAM, at)
         _keep_tag(db, image, tag, None, at)
         return True
 

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from sqlite3 import Connection
 
 from attrs import frozen
+from msgspec.structs import replace
 
 from artifactd.catalog import blobs, images, manifests
 from artifactd.catalog.database import OnDatabase, read, write, write_last
+from artifactd.catalog.events import event_of
 from artifactd.catalog.leases import HELD, KEPT, loosen, settle
 from artifactd.catalog.records import ManifestRecord, nothing
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import ImageName
+from artifactd.settings.webhooks import EventKind
 
 _TOLD = 10  # images that are told of a lost blob
 
@@ -98,6 +101,7 @@ class Slip:
 
 
 _ACTOR = "fsck"  # in the journal of tags
+_TOLD = 20  # images whose damage by one digest webhooks are told of
 
 # Pushed and remote images by turns, so that a limit cuts off neither the images whose owners can
 # push the bytes again nor those that can fetch them.
@@ -243,19 +247,36 @@ class RepairCatalog(OnDatabase):
     # -- damage
 
     @write
-    def lose_blob(self, db: Connection, digest: Digest, is_so: Callable[[], bool]) -> bool:
+    def lose_blob(
+        self, db: Connection, digest: Digest, is_so: Callable[[], bool], flaw: str = ""
+    ) -> bool:
         """
         Note that the bytes of ``digest`` are lost, if ``is_so`` returns true.
+
+        Webhooks are told of at most 20 images that have lost them.
 
         ``is_so`` is called inside the write transaction, while no process publishes or removes
         bytes.  To every reader the blob is absent from the commit on, until its bytes are published
         again.
 
+        :param flaw: what is wrong with them, for webhooks.
         :return: the answer of ``is_so``.
         """
         if not is_so():
             return False
-        note_lost(db, digest, self.database.now())
+        at = self.database.now()
+        note_lost(db, digest, at)
+        outbox = self.database.outbox
+        if EventKind.DAMAGE in outbox.kinds:
+            held = dict.fromkeys(each.image for each in holders(db, digest, _TOLD))
+            outbox.write(
+                db,
+                at,
+                (
+                    replace(event_of(EventKind.DAMAGE, image, "", digest=str(digest)), reason=flaw)
+                    for image in held
+                ),
+            )
         return True
 
     @write

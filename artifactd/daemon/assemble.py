@@ -18,6 +18,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
+from artifactd.catalog.events import Outbox
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.overview import Overview
@@ -26,6 +27,7 @@ from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.catalog.retention import RetentionCatalog
 from artifactd.daemon.ca_files import check_ca_files
+from artifactd.daemon.webhooks import wire_deliveries
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.shared import SharedMemory
@@ -88,6 +90,7 @@ from artifactd.upstream.http.transport import Transport
 from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Retries
 from artifactd.upstream.sources import CommandCredentials, CredentialSource, GivenCredentials
+from artifactd.webhooks.delivery import Deliveries
 
 # Limits on the large answers of one owner that wait for memory: how many, and their bytes, as a
 # multiple of the owner's share.
@@ -391,6 +394,7 @@ class Assembly:
     remotes: RemoteWiring
     registry: Registry
     seeing: Seeing
+    deliveries: Deliveries
     read_only: ReadOnlyMode
     memory: SharedMemory
 
@@ -413,8 +417,9 @@ class Assembly:
 
     async def close(self) -> None:
         """
-        Stop what is being fetched, write the access times, and close the folder.
+        Stop what is being fetched and delivered, write the access times, and close the folder.
         """
+        await self.deliveries.stop()
         await self.remotes.close()
         await self.damage.stop()
         try:
@@ -475,6 +480,7 @@ def assemble(
         make_room=blobs.reserve.give_back,
         read_took=counters.catalog.reads.observe,
         write_took=counters.catalog.transactions.observe,
+        outbox=Outbox.of(settings.webhook),
     )
     catalog = Catalog(database, lease=settings.lease)
     remote = RemoteCatalog(catalog.database)
@@ -561,6 +567,9 @@ def assemble(
         remotes=remotes,
         registry=registry,
         seeing=Seeing(registry, Overview(database), blobs, run, settings),
+        deliveries=wire_deliveries(
+            settings, reactor, folder.path, files, run, database, names.listed, counters
+        ),
         read_only=ReadOnlyMode(folder.path, settings.read_only),
         memory=memory,
     )

@@ -11,9 +11,12 @@ from artifactd.upstream.http.tls import Trust
 
 def check_ca_files(settings: Settings) -> None:
     """:raises StartError: naming the first ``ca_file`` that can't be used."""
+    named = {f"webhook.{key(name)}": each.ca_file for name, each in settings.webhook.items()}
     for name, each in settings.repository.items():
-        if isinstance(each, RemoteSettings) and each.ca_file:
-            try:
-                Trust.load(each.ca_file)
-            except StartError as error:
-                raise StartError(f"repository.{key(name)}.ca_file: {error}") from None
+        if isinstance(each, RemoteSettings):
+            named[f"repository.{key(name)}"] = each.ca_file
+    for table, path in named.items():
+        try:
+            Trust.load(path)
+        except StartError as error:
+            raise StartError(f"{table}.ca_file: {error}") from None

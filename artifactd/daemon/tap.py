@@ -57,6 +57,7 @@ from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
 from artifactd.web.server.traffic import Traffic
+from artifactd.webhooks.delivery import LOOK_EVERY
 
 # Seconds after which a thread that computes lets the reactor's have the interpreter.  A request
 # takes several such turns, and Python's own 5 ms for each, behind each thread, would add up.
@@ -219,6 +220,8 @@ class RegistryService(MultiService):
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
         self._repeat(self._settings.gc_interval, running.collect)
+        if self._settings.webhook:
+            self._repeat(LOOK_EVERY, running.parts.deliveries.look)
         if self._settings.scrub_rate:
             self._repeat(_SCRUB_EVERY, running.scrub)
         if self._handed is None:

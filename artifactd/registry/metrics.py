@@ -42,6 +42,10 @@ _CATALOG = "Seconds that a read or a transaction of the catalog took, with its w
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _LOGINS = "Logins with a name and a password that were refused: wrong, or too many"
 _REQUESTS = "Requests to the upstream by what it answered"
+_TOLD = "Events that receivers have taken, replays among them"
+_NOT_TOLD = "Attempts to deliver an event that failed"
+_UNTOLD = "Events that were dropped before they could be delivered"
+_TO_TELL = "Events that wait for their delivery, as last counted by the process that delivers"
 
 # The most images of an upstream for which the time of its last answer is kept.
 _IMAGES = 1000
@@ -83,6 +87,13 @@ class Counters:
             metrics.counter("gc_seconds", _COLLECTION_SECONDS).labels(),
         )
 
+        self.webhooks = WebhookCounters(
+            metrics.counter("webhook_delivered", _TOLD, "webhook"),
+            metrics.counter("webhook_failed", _NOT_TOLD, "webhook"),
+            metrics.counter("webhook_dropped", _UNTOLD, "webhook"),
+            metrics.gauge("webhook_waiting", _TO_TELL, "webhook"),
+        )
+
     def of(
         self, repository: str, seconds: Callable[[], float] = time.monotonic
     ) -> RepositoryCounters:
@@ -115,6 +126,16 @@ class CollectionCounters:
     bytes: Number
     runs: Number
     seconds: Number
+
+
+@frozen
+class WebhookCounters:
+    """Counters of deliveries, by webhook."""
+
+    delivered: Counter
+    failed: Counter
+    dropped: Counter
+    waiting: Gauge
 
 
 @frozen

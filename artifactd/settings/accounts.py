@@ -157,7 +157,7 @@ def check_accounts(
                 case "issuer" | "claim" if name not in issuers:
                     raise _unknown(f"{place}.who", "issuers", name, issuers)
         _check_visitors(rule, place)
-        _check_images(rule.images, f"{place}.images", repositories)
+        check_images(rule.images, f"{place}.images", repositories)
     if not access and (auth.htpasswd or auth.robots_file or robots or issuers or proving):
         raise StartError(
             f"{where}: access: expected at least one [[access]]: without any nobody may do anything"
@@ -198,7 +198,7 @@ def _check_robots(
     for name, settings in robots.items():
         place = f"{where}: robot.{key(name)}"
         check_name(name, place)
-        _check_images(settings.images, f"{place}.images", repositories)
+        check_images(settings.images, f"{place}.images", repositories)
 
 
 def _check_visitors(rule: AccessSettings, where: str) -> None:
@@ -235,7 +235,7 @@ def check_name(name: str, where: str) -> None:
         )
 
 
-def _check_images(patterns: Iterable[str], where: str, repositories: Collection[str]) -> None:
+def check_images(patterns: Iterable[str], where: str, repositories: Collection[str]) -> None:
     """Refuse a pattern that no canonical name can match."""
     for pattern in patterns:
         repository, slash, _ = pattern.partition("/")

@@ -121,7 +121,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
             the setting's name.
         """
         if self.password_file:
-            return _secret("password_file", self.password_file, _read_file(self.password_file))
+            return read_secret("password_file", self.password_file)
         if self.password_env:
             if self.password_env not in environ:
                 raise ValueError(f"password_env: {self.password_env}: not in the environment")
@@ -223,17 +223,23 @@ def _check_login(remote: RemoteSettings, where: str) -> None:
         raise StartError(f"{where}.{given[0]}: expected username with it")
 
 
-def _read_file(path: str) -> str:
+def read_secret(setting: str, path: str) -> Secret:
+    """
+    Return what a file holds, without the newline at its end.
+
+    :raises ValueError: if it can't be read, others may write it, or it holds no secret; the message
+        is one line that begins with ``setting``.
+    """
     try:
         text = read_trusted(Path(path)).decode().replace("\r\n", "\n")
     except UnicodeError:
-        raise ValueError(f"password_file: {path}: not UTF-8") from None
+        raise ValueError(f"{setting}: {path}: not UTF-8") from None
     except Untrusted as error:
-        raise ValueError(f"password_file: {path}: {error}") from None
+        raise ValueError(f"{setting}: {path}: {error}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"password_file: {path}: can't be read: {reason}") from None
-    return text.removesuffix("\n")
+        raise ValueError(f"{setting}: {path}: can't be read: {reason}") from None
+    return _secret(setting, path, text.removesuffix("\n"))
 
 
 def _secret(setting: str, source: str, text: str) -> Secret:

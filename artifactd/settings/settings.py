@@ -72,6 +72,7 @@ from artifactd.settings.values import (
     WebOrigins,
     Workers,
 )
+from artifactd.settings.webhooks import WebhookSettings, check_webhooks
 
 _MOST = 10**9
 
@@ -209,6 +210,7 @@ class Settings(Section, frozen=True, kw_only=True):
     access: tuple[AccessSettings, ...] = ()
     robot: Mapping[str, RobotSettings] = field(default_factory=dict)
     issuer: Mapping[str, IssuerSettings] = field(default_factory=dict)
+    webhook: Mapping[str, WebhookSettings] = field(default_factory=dict)
 
     @property
     def processes(self) -> int:
@@ -258,6 +260,7 @@ class Settings(Section, frozen=True, kw_only=True):
         values["default"] = _default(default, f"{path}: default", repositories)
         settings = cls(**values)
         check_issuers(settings.issuer, f"{path}: issuer")
+        check_webhooks(settings.webhook, f"{path}: webhook", repositories)
         check_accounts(
             settings.auth,
             settings.access,

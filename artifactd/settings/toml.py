@@ -17,7 +17,7 @@ from msgspec import Struct
 from msgspec.structs import FieldInfo, fields
 
 from artifactd.kit.start import StartError
-from artifactd.settings.values import Duration, Expiry, Secret, Size
+from artifactd.settings.values import Duration, Expiry, ReceiverUrl, Secret, Size
 
 _NOT_SHOWN = "(not shown)"
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
@@ -129,7 +129,7 @@ def _read_kind(kinds: Sequence[type[Section]], table: dict[str, Any], where: str
 
 def _read_value(kind: Any, value: object, where: str, strict: bool) -> Any:
     metadata: Sequence[msgspec.Meta] = kind.__metadata__
-    got = "something else" if kind.__origin__ is Secret else shown(value)
+    got = "something else" if kind.__origin__ in (Secret, ReceiverUrl) else shown(value)
     try:
         read = msgspec.convert(value, kind, strict=strict, dec_hook=_parse)
     except (msgspec.ValidationError, UnicodeError):

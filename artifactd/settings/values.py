@@ -301,6 +301,35 @@ class Puller(str):
         return self.partition(":")[2]
 
 
+class ReceiverUrl(Secret):
+    """
+    The URL of a webhook's receiver: ``http`` or ``https``.  Its path and query may hold a token, so
+    that it is not shown, but for its :attr:`origin`.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """:raises ValueError: if ``text`` is no such URL, or has a user or a fragment."""
+        parts = urlsplit(text)
+        if (
+            not re.fullmatch("[!-~]+", text)
+            or parts.scheme not in ("http", "https")
+            or not re.fullmatch(_HOST, parts.netloc.lower())
+            or parts.port == 0
+            or "#" in text
+        ):
+            raise ValueError("it is not such a URL")
+        return cls(text)
+
+    @property
+    def origin(self) -> str:
+        """Its scheme and host, with the port if there is one."""
+        parts = urlsplit(self)
+        return f"{parts.scheme}://{parts.netloc}"
+
+
 class Word(str):
     """A program, or an argument of it."""
 
@@ -393,6 +422,13 @@ Buffers = Annotated[Bytes, Meta(extra={"least": Size(4 << 20)})]
 Limit = Annotated[Bytes, Meta(extra={"least": Size(1)})]
 Login = Annotated[User, Meta(description="the name of a login, without a colon")]
 Password = Annotated[Secret, Meta(description="a text without control characters")]
+Receiver = Annotated[
+    ReceiverUrl,
+    Meta(
+        description='a URL such as "https://ci.example.com/hook", without user and fragment',
+        extra={"missing": "the URL of a receiver"},
+    ),
+]
 Hosts = Annotated[
     tuple[Host, ...], Meta(description='hosts such as "ghcr.io", "registry.example:5000"')
 ]

@@ -15,7 +15,7 @@ from attrs import asdict, define, field, frozen
 
 from artifactd.kit.deferreds import Serial
 from artifactd.oci.digest import Digest
-from artifactd.store.files import PUBLISHED, Directory, FileOperations, try_lock, write_all
+from artifactd.store.files import PUBLISHED, Directory, DutyLock, FileOperations, write_all
 from artifactd.store.publication import BlobTree
 
 _PIECE = 1 << 20  # bytes read in one turn of a thread
@@ -193,37 +193,14 @@ class ScrubPosition:
     ended: float = 0.0
 
 
-class ScrubLock:
+class ScrubLock(DutyLock):
     """
     Lets one of the processes on the data folder at ``path`` scrub it at a time, and keeps the
     position of the scrub in the lock's file.
     """
 
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
-        self._path = path
-        self._files = files or FileOperations()
-        self._fd = -1
-
-    def claim(self) -> bool:
-        """
-        Take the lock until :meth:`release` or the end of the process.  Blocks.
-
-        :returns: whether the lock was free.
-        :raises OSError: if the file can't be opened.
-        """
-        with Directory.open(self._path) as folder:
-            fd = folder.ensure_file(_FILE, self._files)
-        if not try_lock(fd):
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
-
-    def release(self) -> None:
-        """Let another process scrub."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        super().__init__(path, _FILE, files)
 
     def read(self) -> ScrubPosition:
         """Read the position to go on at; the beginning if none can be read.  Blocks."""

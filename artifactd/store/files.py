@@ -397,3 +397,38 @@ def _check_ours(status: os.stat_result, path: str) -> None:
         raise OSError(errno.EPERM, "not a regular file: artifactd did not make it", path)
     if status.st_uid != os.geteuid():
         raise OSError(errno.EPERM, "belongs to another user: artifactd did not make it", path)
+
+
+class DutyLock:
+    """
+    Lets one of the processes on the data folder at ``path`` do something at a time.
+
+    :param name: the name of the file that is locked (flock), so that a lock ends with its process.
+    """
+
+    def __init__(self, path: Path, name: str, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._name = name
+        self._files = files or FileOperations()
+        self._fd = -1
+
+    def claim(self) -> bool:
+        """
+        Take the lock until :meth:`release` or the end of the process.  Blocks.
+
+        :returns: whether the lock was free.
+        :raises OSError: if the file can't be opened.
+        """
+        with Directory.open(self._path) as folder:
+            fd = folder.ensure_file(self._name, self._files)
+        if not try_lock(fd):
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Let another process do it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

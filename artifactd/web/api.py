@@ -12,8 +12,10 @@ from attrs import define, field, frozen
 from klein import Klein
 
 from artifactd import __version__
+from artifactd.auth.identity import Kind
 from artifactd.auth.rules import Uncounted
 from artifactd.auth.token_service import TokenService
+from artifactd.catalog.events import LONGEST, Requester, RequestTold
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
@@ -475,6 +477,15 @@ def deletion(reference: Reference, digest: Digest) -> list[Change]:
     return [Change(digest=digest)]
 
 
-def actor_of(request: RegistryRequest) -> str:
-    """Return the caller's name and address, for the journal of tags."""
-    return f"{request.actor}@{request.address}"
+def actor_of(request: RegistryRequest) -> Requester:
+    """Return the caller's name and address, for the journal of tags, and all about the request."""
+    told = RequestTold(
+        id=request.request_id,
+        addr=request.address,
+        host=(header(request, "Host") or "")[:LONGEST],
+        method=request.method.decode("latin-1"),
+        useragent=(header(request, "User-Agent") or "")[:LONGEST],
+    )
+    is_anonymous = request.caller.identity.kind is Kind.ANONYMOUS
+    user = "" if is_anonymous else request.actor
+    return Requester.of(f"{request.actor}@{request.address}", user, told)

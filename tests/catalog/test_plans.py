@@ -14,12 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from artifactd.catalog import garbage
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
+from artifactd.catalog.events import Outbox
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.overview import DeletedAfter, Overview, TagAfter, TagOrder
 from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
+from artifactd.catalog.webhooks import WebhookCatalog
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.names import ImageName, Tag
+from artifactd.settings.values import ReceiverUrl
+from artifactd.settings.webhooks import WebhookSettings
 from tests.catalog.fixture import (
     APP,
     OTHER,
@@ -147,6 +151,20 @@ class PlanTests(SynchronousTestCase):
     def test_a_repository_is_never_read_whole_for_its_quota(self) -> None:
         self.do(self.catalog.add_blob(APP, DIGEST, 4, confirmed, quota=10))
         self.do(self.catalog.repository_size("local"))
+        self.assertEqual([], self.scans())
+
+    def test_events_for_webhooks_are_written_and_read_without_a_scan(self) -> None:
+        self.database.outbox = Outbox.of({"ci": WebhookSettings(url=ReceiverUrl("http://ci"))})
+        self.put("v1", "v2")
+        self.delete(b"[]", b"child")
+        webhooks = WebhookCatalog(self.database)
+        (head,) = self.do(webhooks.heads("ci", 5))
+        self.do(webhooks.failed(head.message, "it answers 500", 2.0))
+        self.do(webhooks.delivered(head.message))
+        self.do(webhooks.drop("ci", 0.0, 10))
+        self.do(webhooks.message(head.message.id))
+        self.assertTrue(self.do(webhooks.messages("ci", 0, 10)))
+        self.assertEqual(1, self.do(webhooks.replay("ci", 0.0)))
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:

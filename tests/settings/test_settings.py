@@ -23,6 +23,7 @@ from artifactd.settings.accounts import (
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import DefaultSettings, LimitsSettings, LocalSettings, Settings
 from artifactd.settings.values import Duration, Size
+from artifactd.settings.webhooks import WebhookSettings
 from tests.upstreams.settings import without_embedded
 
 SHIPPED = Path(__file__).parents[2] / "etc" / "artifactd.toml"
@@ -70,6 +71,7 @@ class DefaultsTests(SettingsCase):
             (AccessSettings, shipped["access"][0]),
             (RobotSettings, shipped["robot"]["ci"]),
             (IssuerSettings, shipped["issuer"]["github"]),
+            (WebhookSettings, shipped["webhook"]["ci"]),
         ):
             self.assertEqual(list(table), [setting.name for setting in fields(kind)])
 

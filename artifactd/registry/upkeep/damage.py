@@ -83,7 +83,7 @@ class Damage:
         """
         digest, flaw = examination.digest, examination.flaw
         # The row first: a row never points at bytes that are not there.
-        if not await self.repairs.lose_blob(digest, examination.is_published):
+        if not await self.repairs.lose_blob(digest, examination.is_published, flaw or ""):
             return False
         moved = await self.repairs.take_out(digest, examination.quarantine)
         if moved:
@@ -113,7 +113,7 @@ class Damage:
 
         if not await self.repairs.is_absent(digest, lambda: self.blobs.is_there(digest)):
             return False
-        lost = await self.repairs.lose_blob(digest, is_gone)
+        lost = await self.repairs.lose_blob(digest, is_gone, GONE)
         if lost:
             await self._lost(digest, GONE)
         return lost

@@ -1,0 +1,1 @@
+"""Webhooks: events as requests, and their delivery."""

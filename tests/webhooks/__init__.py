@@ -1,0 +1,1 @@
+"""Events as requests, and their delivery."""
