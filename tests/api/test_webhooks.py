@@ -34,10 +34,10 @@ class Hook:
 
     async def _answer(self, request: Request) -> None:
         assert request.content is not None
-        request.setResponseCode(self.status)
-        request.finish()
         self.bodies.append(json.loads(request.content.read()))
         self.fields.append(dict(request.requestHeaders.getAllRawHeaders()))
+        request.setResponseCode(self.status)
+        request.finish()
         came, self._came = self._came, Deferred()
         came.callback(None)
 
