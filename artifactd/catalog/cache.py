@@ -45,7 +45,7 @@ FOLLOWED = {
     "webhook_event": ("delivered_at",),
 }
 """
-The tables that cached results are read from, and those of their columns whose change makes results
+The tables that cached results are read from, and deliveries, and those of their columns whose change makes results
 untrue.  Every row that comes or goes does so too, but those of ``blob``: a result rests on such a
 row only while another one refers to it.
 """

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.shared import SharedMemory
-from artifactd.kit.tallies import Counter, Distribution, Metrics, Number, Tallies
+from artifactd.kit.tallies import Counter, Distribution, Gauge, Metrics, Number, Tallies
 from artifactd.oci.errors import Unavailable
 from artifactd.store.blobs import BlobStore
 

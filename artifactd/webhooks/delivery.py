@@ -117,6 +117,9 @@ class _Line:
     :ivar next_at: when the next of its subjects is due, in seconds since the epoch.
     :ivar rests_until: before then the receiver is not asked, in seconds of the clock.
     :ivar failures: attempts in a row which showed that it takes nothing.
+    :ivar subjects: those about which it is being told something.
+    :ivar reads: for each read of the queue that is under way, the subjects about which something
+        was being told meanwhile: the read may have come before or after it.
     """
 
     receiver: Receiver
@@ -124,7 +127,8 @@ class _Line:
     next_at: float = 0.0
     rests_until: float = 0.0
     failures: int = 0
-    subjects: set[str] = field(factory=set)  # that are being told
+    subjects: set[str] = field(factory=set)
+    reads: list[set[str]] = field(factory=list)
     workers: set[Deferred[None]] = field(factory=set)
 
     @property
@@ -230,11 +234,17 @@ class Deliveries:
     async def _next(self, line: _Line) -> bool:
         """Deliver the event that is due first.  Returns whether to go on with another one."""
         line.is_new = False  # before the rows are read: what comes then is seen by the next look
-        heads = await self.catalog.heads(line.name, AT_ONCE + 1)
+        passed_over = set(line.subjects)
+        line.reads.append(passed_over)
+        try:
+            heads = await self.catalog.heads(line.name, 2 * AT_ONCE)
+        finally:
+            line.reads = [each for each in line.reads if each is not passed_over]
         now, due = self.now(), None
         line.next_at = inf
         for head in heads:
-            if head.message.subject in line.subjects:
+            if head.message.subject in passed_over:
+                line.is_new |= head.message.subject not in line.subjects
                 continue
             # A clock that was set back must not keep it waiting.
             if head.due_at <= now or head.due_at > now + 2 * _LONGEST:
@@ -248,6 +258,8 @@ class Deliveries:
             return False
         subject = due.message.subject
         line.subjects.add(subject)
+        for passed_over in line.reads:
+            passed_over.add(subject)
         try:
             self._begin(line)
             await self._deliver(line, due)

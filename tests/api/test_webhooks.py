@@ -72,7 +72,7 @@ class WebhookTests(TestCase):
 
     async def test_a_push_and_a_delete_reach_a_receiver(self) -> None:
         digest = await self.registry.push_image("team/app", "v1", b"layer")
-        headers = {"User-Agent": "x" * 1000 + "\x7f\xe9", "Host": "registry.example:5000"}
+        headers = {"User-Agent": "x" * 1000, "Host": "registry.example:5000"}
         await self.registry.request("DELETE", f"/v2/team/app/manifests/{digest}", headers=headers)
         bodies = await self.hook.wait_for(3)
         push, tag, manifest = (body["events"][0] for body in bodies)

@@ -158,6 +158,7 @@ _UNREAD = {
     "blob_link": {"used_at"},
     "blob": {"id", "created_at"},
     "origin": set[str](),
+    "webhook_event": {"id", "webhook", "subject", "message", "at", "event"},
 }
 
 

@@ -161,7 +161,8 @@ class DeliveryTests(DeliveryTestCase):
         self.receiver.answer = lambda _: None
         await self.look_for(600.0)
         order = [f"v{minute}" for minute in range(10)]
-        self.assertEqual({str(image): order for image in images}, self.receiver.got)
+        for image in images:
+            self.assertEqual(order, self.receiver.got[str(image)], image)
         self.assertEqual(0, await self.waiting())
 
     async def test_an_image_whose_event_is_refused_waits_alone(self) -> None:
