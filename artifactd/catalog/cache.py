@@ -45,9 +45,9 @@ FOLLOWED = {
     "webhook_event": ("delivered_at",),
 }
 """
-The tables that cached results are read from, and deliveries, and those of their columns whose change makes results
-untrue.  Every row that comes or goes does so too, but those of ``blob``: a result rests on such a
-row only while another one refers to it.
+The tables that cached results are read from, and deliveries, and those of their columns whose
+change makes results untrue.  Every row that comes or goes does so too, but those of ``blob``: a
+result rests on such a row only while another one refers to it.
 """
 
 # What the triggers say to Versions.follow, by table; {row} is NEW or OLD.
