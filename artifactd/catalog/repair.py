@@ -365,6 +365,12 @@ class RepairCatalog(OnDatabase):
         )
         return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
 
+    @read
+    def listed_bytes(self, db: Connection) -> int:
+        """The bytes of all listed blobs together."""
+        (size,) = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()
+        return int(size)
+
     @write
     def is_absent(self, db: Connection, digest: Digest, is_there: Callable[[], bool]) -> bool:
         """

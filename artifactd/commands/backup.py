@@ -21,6 +21,7 @@ from artifactd.catalog.migrations import (
     settle,
 )
 from artifactd.commands.options import SettingsOptions
+from artifactd.commands.table import progress
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
@@ -29,7 +30,6 @@ from artifactd.store.folder import MARKER, DataFolder, collection_held
 
 _PARTIAL = "backup.blob"
 _PIECE = 1 << 20  # bytes read at a time
-_PROGRESS = 1000  # blobs between two lines
 
 
 @define
@@ -44,7 +44,7 @@ class Backup:
     has them from an earlier backup.
 
     :param target: locked exclusively by the caller.
-    :param progress: called after each blob copied.
+    :param progress: called after each blob with its bytes, whether it was copied or there already.
     :ivar files: the number of blobs copied so far.
     :ivar size: the bytes of those blobs.
     :ivar damaged: blobs left out because they are lost or their bytes do not have their digest.
@@ -52,7 +52,7 @@ class Backup:
 
     source: DataFolder
     target: DataFolder
-    progress: Callable[[Backup], None]
+    progress: Callable[[int], object]
     operations: FileOperations = field(factory=FileOperations)
     files: int = 0
     size: int = 0
@@ -74,8 +74,7 @@ class Backup:
         check_current(catalog, self.source.catalog)  # before hours of copying
         root = Path(self.target.blobs.path)
         for digest, blob in _blobs(Path(self.source.blobs.path)):
-            if self._copy(digest, blob, _place(root, digest)):
-                self.progress(self)
+            self.progress(self._copy(digest, blob, _place(root, digest)))
         # All of them: the files in some may come from a backup that broke off before this.
         for path in root.glob("**/"):
             with Directory.open(path) as folder:
@@ -120,18 +119,18 @@ class Backup:
                 return None
             raise
 
-    def _copy(self, digest: Digest, blob: Path, copy: Path) -> bool:
-        """Copy and verify ``blob`` unless ``copy`` is there.  Returns whether it was copied."""
+    def _copy(self, digest: Digest, blob: Path, copy: Path) -> int:
+        """Copy and verify ``blob`` unless ``copy`` is there.  Returns the size of ``blob``."""
         staging, files = self.target.staging.fd, self.operations
         files.unlink(staging, _PARTIAL)
         try:
             source = blob.open("rb")
         except FileNotFoundError:
-            return False  # removed meanwhile: the copied catalog does not need it
+            return 0  # removed meanwhile: the copied catalog does not need it
         with source:
             size = os.fstat(source.fileno()).st_size
             if copy.exists() and copy.stat().st_size == size:
-                return False
+                return size
             partial = files.create(staging, _PARTIAL)
             try:
                 copied = self._copy_bytes(source, partial, digest.algorithm)
@@ -142,7 +141,7 @@ class Backup:
         if copied != digest:
             files.unlink(staging, _PARTIAL)
             self.damaged.append(digest)
-            return False
+            return size
         with (
             self._folder(self.target.blobs, digest.algorithm) as algorithm,
             self._folder(algorithm, digest.encoded[:2]) as folder,
@@ -150,7 +149,7 @@ class Backup:
             files.rename(staging, _PARTIAL, folder.fd, digest.encoded)
         self.files += 1
         self.size += size
-        return True
+        return size
 
     def _copy_bytes(self, source: BinaryIO, target: int, algorithm: Algorithm) -> Digest:
         hashed, offset = hashlib.new(algorithm), 0
@@ -211,18 +210,11 @@ class BackUp(SettingsOptions):
         with closing(DataFolder.open(data)) as source:
             source.settle()
             with closing(DataFolder.open(self.destination)) as target, target.exclusive():
-                backup = Backup(source, target, _progress)
-                backup.run()
+                size = sum(row.size for row in listed_blobs(source.catalog))
+                with progress("blobs", size) as passed:
+                    backup = Backup(source, target, passed)
+                    backup.run()
         for digest in backup.damaged:
             print(f"artifactd: {digest} is damaged and not in the backup", file=sys.stderr)
-        print(f"done: {_copied(backup)}")
+        print(f"done: blobs copied: {backup.files}, their bytes: {backup.size}")
         return 1 if backup.damaged else 0
-
-
-def _progress(backup: Backup) -> None:
-    if backup.files % _PROGRESS == 0:
-        print(_copied(backup), flush=True)
-
-
-def _copied(backup: Backup) -> str:
-    return f"blobs copied: {backup.files}, their bytes: {backup.size}"

@@ -7,7 +7,7 @@ import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.commands.options import ERRORS, SettingsOptions
-from artifactd.commands.table import JSON, print_json, utc
+from artifactd.commands.table import JSON, print_json, progress, utc
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
@@ -256,14 +256,10 @@ class Warm(DataCommand):
         return await super().carry_out(reactor, settings)
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        from tqdm import tqdm  # noqa: PLC0415 - the other commands do without
-
-        @contextmanager
-        def bar(digest: Digest, size: int | None) -> Iterator[Callable[[float], object]]:
-            with tqdm(
-                total=size, desc=digest.encoded[:12], unit="B", unit_scale=True, unit_divisor=1024
-            ) as shown:
-                yield shown.update
+        def bar(
+            digest: Digest, size: int | None
+        ) -> AbstractContextManager[Callable[[float], object]]:
+            return progress(digest.encoded[:12], size)
 
         warming = Warming(parts.registry.for_operator(), parts.remotes.fills, self.platforms, bar)
         failed = 0
@@ -575,7 +571,8 @@ class CheckData(DataCommand):
         )
         if self["repair"]:
             await parts.sweep.run()
-        await check.run()
+        with progress("blobs", await parts.repairs.listed_bytes()) as check.examined:
+            await check.run()
         counts = listing.counts
         print(
             f"checked {check.blobs_checked} blobs and {check.manifests_checked} manifests:"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -41,6 +42,23 @@ def shown_time(at: float | None) -> str:
 def print_json(value: object) -> None:
     """Print ``value`` as JSON in one line; what JSON has no type for as text."""
     print(msgspec.json.encode(value, enc_hook=str).decode())
+
+
+@contextmanager
+def progress(name: str, size: int | None) -> Iterator[Callable[[float], object]]:
+    """
+    Show a bar on standard error, if that is a terminal.
+
+    :param name: what is being done, or to what.
+    :param size: bytes in all; ``None``: not known.
+    :returns: what is called with the bytes that were done since the last call.
+    """
+    from tqdm import tqdm  # noqa: PLC0415 - most commands do without
+
+    with tqdm(
+        total=size, desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=None
+    ) as shown:
+        yield shown.update
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

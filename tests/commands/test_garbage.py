@@ -376,7 +376,7 @@ class BackupTests(GarbageTestCase):
         tried: list[str] = []
         target = Path(self.mktemp()).absolute()
 
-        def collect(backup: Backup) -> None:
+        def collect(size: int) -> None:
             lock = FolderCollectionLock(self.daemon.data)
             assert lock.claim()
             with lock.step() as free:

@@ -37,6 +37,13 @@ HELLO_DIGEST = Digest.of(HELLO)
 AGAIN = b"hello again"
 
 
+class Terminal(StringIO):
+    """Standard output or error of a command on a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 async def artifactd(test: TestCase, *argv: str, **environ: str) -> Result:
     """Run a command in this process: a process of its own takes a second to start."""
     out, err = StringIO(), StringIO()
@@ -426,7 +433,7 @@ class BackUpTests(TestCase):
         await self.back_up(daemon, target)
         await daemon.push_blob("image", AGAIN)
 
-        def break_off(backup: Backup) -> None:
+        def break_off(size: int) -> None:
             raise OSError(ENOSPC, "disk full")
 
         with (
@@ -439,6 +446,17 @@ class BackUpTests(TestCase):
         await self.pull(restored, HELLO)
         answer = await restored.request("GET", f"/v2/image/blobs/{Digest.of(AGAIN)}")
         self.assertEqual(answer.status, 404)
+
+    async def test_on_a_terminal_there_is_a_bar_to_its_end(self) -> None:
+        daemon = await Daemon.start(self)
+        target = Path(self.mktemp()).absolute()
+        await daemon.push_blob("image", HELLO)
+        self.assertEqual((await self.back_up(daemon, target)).err, "")
+        self.patch(sys.modules[__name__], "StringIO", Terminal)
+        for command in (("backup", str(target)), ("fsck",)):  # also where all is copied already
+            result = await artifactd(self, *command, ARTIFACTD_DATA=str(daemon.data))
+            self.assertEqual(result.status, 0, result.err)
+            self.assertIn("blobs: 100%", result.err)
 
     async def test_a_folder_in_use_is_not_written_to(self) -> None:
         daemon = await Daemon.start(self)

@@ -11,6 +11,7 @@ from pathlib import Path
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from tests.api.served import descriptor
+from tests.commands import test_main
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
@@ -51,6 +52,7 @@ class WarmTests(MaintenanceTestCase):
         self.assertEqual(asked, {"1", str(self.arm)})
 
     async def test_each_blob_has_a_bar_to_its_end_whether_it_is_here_or_comes(self) -> None:
+        self.patch(test_main, "StringIO", test_main.Terminal)
         for _ in range(2):
             result = await self.command("warm", f"docker.io/{NAME}@{self.amd}")
             self.assertEqual(result.status, 0, result.err)

@@ -217,7 +217,10 @@ class FsckTests(MaintenanceTestCase):
     async def test_a_row_that_refers_to_none_is_told(self) -> None:
         await self.push("app", LAYER)
         self.execute("PRAGMA foreign_keys = OFF")
-        self.execute("INSERT INTO tag VALUES (1, 'dangling', 4711, 1.0, NULL, NULL, NULL)")
+        self.execute(
+            "INSERT INTO tag (image_id, name, manifest_id, moved_at)"
+            " VALUES (1, 'dangling', 4711, 1.0)"
+        )
         status, lines = await self.fsck("--repair")
         self.assertEqual(status, 1)
         self.assertTrue(any(line.startswith("problem: database: ") for line in lines), lines)

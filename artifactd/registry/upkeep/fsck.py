@@ -65,6 +65,7 @@ class Check:
     :param report: called with each report.
     :param repair: whether to repair what the digests prove; a local manifest is never dropped.
     :param hashes: whether to read all bytes; otherwise only files of the wrong size are read.
+    :ivar examined: called with the size of each listed blob that was examined.
     :ivar blobs_checked, manifests_checked: how many were checked.
     """
 
@@ -80,6 +81,7 @@ class Check:
     repair: bool = False
     hashes: bool = True
     now: Callable[[], float] = time.time
+    examined: Callable[[int], object] = field(default=lambda _: None, init=False)
     blobs_checked: int = field(default=0, init=False)
     manifests_checked: int = field(default=0, init=False)
     _lost: set[Digest] = field(factory=set, init=False)
@@ -108,6 +110,7 @@ class Check:
                     await self._blob(row)
                 except OSError as error:
                     self._tell(State.LEFT, "file", row.digest, f"can't be looked at: {error}")
+                self.examined(row.size)
 
     async def _blob(self, row: ListedBlob) -> None:
         flaw = await self._examine(row)
