@@ -282,9 +282,11 @@ class _Running:
     started: float
 
     async def drain(self, seconds: float) -> None:
-        closing = [maybeDeferred(port.stopListening) for port in self.ports]
-        await DeferredList(closing, consumeErrors=True)  # go on if one of them fails
-        await self.site.drain(seconds)
+        def close_listeners() -> Deferred[Any]:
+            closing = [maybeDeferred(port.stopListening) for port in self.ports]
+            return DeferredList(closing, consumeErrors=True)  # go on if one of them fails
+
+        await self.site.drain(seconds, close_listeners)
         self.access_log.close()
 
     async def collect(self) -> None:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
@@ -244,9 +243,9 @@ class LongStopTests(FillTestCase):
 
     async def test_a_client_that_follows_is_waited_for_and_gets_it_all(self) -> None:
         pull = await self.begin()
-        closed = self.refused()
+        told = self.daemon.process.matched("stopping: waiting up to .* for 1 running requests")
         os.kill(self.daemon.process.pid, signal.SIGTERM)
-        await closed
+        await told
         self.assertIsNone(self.daemon.process.status, "it did not wait for what is under way")
         self.held.release()
         await pull.ended()
@@ -255,7 +254,3 @@ class LongStopTests(FillTestCase):
         self.assertNotIn("Traceback", self.daemon.process.output)
         await self.daemon.restart()
         await self.assert_here()
-
-    def refused(self) -> Deferred[object]:
-        """Fires when the daemon has closed its listener: its log says so."""
-        return self.daemon.process.matched(r"\(TCP Port \d+ Closed\)").addCallback(lambda _: None)

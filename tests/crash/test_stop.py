@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-from twisted.internet.error import ConnectError, ConnectionRefusedError
 from twisted.internet.interfaces import IPushProducer
 from twisted.trial.unittest import TestCase
 
@@ -20,19 +19,16 @@ HALF = len(CONTENT) // 2
 
 class StopTests(TestCase):
     async def terminate(self, daemon: Daemon) -> None:
-        """Tell it to stop, and wait until it takes no new connection."""
+        """Tell it to stop, and wait until it answers a new connection that it does."""
         os.kill(daemon.process.pid, signal.SIGTERM)
 
-        async def refused() -> bool:
-            try:
-                await connect(self, daemon)
-            except ConnectionRefusedError:
-                return True
-            except ConnectError:
-                pass  # reset: the listener was closed before it had accepted this one
-            return False
+        async def refuses() -> bool:
+            answer = await daemon.request("GET", "/v2/")
+            if answer.status == 503:
+                self.assertEqual(answer.header("Retry-After"), "10")
+            return answer.status == 503
 
-        await wait_for(refused)
+        await wait_for(refuses)
         self.assertIsNone(daemon.process.status, "it did not wait for what is under way")
 
     async def assert_ended_cleanly(self, daemon: Daemon) -> None:

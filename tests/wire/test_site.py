@@ -101,6 +101,7 @@ class DrainTests(WireCase):
         self.connect()
         lines = self.told()
         self.drain()
+        self.clock.advance(0)
         (first,) = (line for line in lines if line.startswith("stopping:"))
         self.assertIn("waiting up to 30 s for 7 running requests", first)
         self.assertIn("GET /slow of ", first)
@@ -157,6 +158,95 @@ class DrainTests(WireCase):
         self.assertTrue(busy.open)
         self.open_gate()
         self.assertEqual(statuses(busy.received()), [200])
+
+    def test_so_is_one_on_a_new_connection_while_the_listeners_are_open(self) -> None:
+        busy = self.busy()
+        closing: Deferred[None] = Deferred()
+        closed: list[bool] = []
+
+        async def close() -> None:
+            closed.append(True)
+            await closing
+
+        draining = Deferred.fromCoroutine(self.site.drain(30, close))
+        late = self.connect()
+        late.send(request("GET", "/slow"))
+        self.assertEqual(statuses(late.received()), [503])
+        silent = self.connect()
+        self.assertEqual(closed, [])
+        self.open_gate()  # the request in flight ends
+        self.assertEqual(statuses(busy.received()), [200])
+        self.assertEqual(closed, [True])
+        self.assertTrue(silent.open)
+        closing.callback(None)
+        self.assertFalse(silent.open)
+        for wire in (busy, late, silent):
+            wire.close()
+        self.successResultOf(draining)
+
+    def test_requests_that_come_late_do_not_keep_the_listeners_open(self) -> None:
+        busy = self.busy()
+        closed: list[bool] = []
+
+        async def close() -> None:
+            closed.append(True)
+
+        Deferred.fromCoroutine(self.site.drain(30, close))
+        late = self.connect()
+        late.send(request("PUT", "/slow", "Content-Length: 1000000"))  # its body never comes
+        self.assertEqual(statuses(late.received()), [503])
+        self.assertEqual(self.site.in_flight, 2)
+        self.open_gate()
+        self.assertEqual(closed, [True])
+        busy.close()
+
+    def test_the_listeners_are_closed_at_the_end_of_the_time(self) -> None:
+        self.busy()
+        closed: list[bool] = []
+
+        async def close() -> None:
+            closed.append(True)
+
+        draining = Deferred.fromCoroutine(self.site.drain(30, close))
+        self.clock.advance(30)
+        self.assertEqual(closed, [True])
+        self.successResultOf(draining)
+
+    def test_a_retired_site_serves_each_connection_to_its_next_answer(self) -> None:
+        idle, busy = self.connect(), self.busy()
+        retiring = Deferred.fromCoroutine(self.site.retire())
+        for wire in (busy, idle):
+            if wire is idle:
+                self.assertTrue(idle.open)
+                idle.send(request("GET", "/slow"))
+            self.open_gate()
+            received = wire.received()
+            self.assertEqual(statuses(received), [200])
+            self.assertIn(b"Connection: close", received)
+        self.assertNoResult(retiring)
+        idle.close()
+        busy.close()
+        self.successResultOf(retiring)
+
+    def test_a_connection_of_a_retired_site_ends_when_it_is_idle_for_too_long(self) -> None:
+        idle = self.connect()
+        retiring = Deferred.fromCoroutine(self.site.retire())
+        self.clock.advance(IDLE + 1)
+        self.assertFalse(idle.open)
+        idle.close()
+        self.successResultOf(retiring)
+
+    def test_a_retired_site_can_be_drained(self) -> None:
+        idle, busy = self.connect(), self.busy()
+        retiring = Deferred.fromCoroutine(self.site.retire())
+        draining = self.drain()
+        idle.send(request("GET", "/slow"))
+        self.assertEqual(statuses(idle.received()), [503])
+        self.open_gate()
+        for wire in (idle, busy):
+            wire.close()
+        self.successResultOf(retiring)
+        self.successResultOf(draining)
 
     def test_so_is_one_with_a_body_that_it_then_need_not_send(self) -> None:
         idle, _ = self.connect(), self.busy()

@@ -10,7 +10,7 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
@@ -146,6 +146,11 @@ class RegistryChannel(http.HTTPChannel):
     def busy(self) -> bool:
         """Whether a request is being handled."""
         return any(request.started is not None for request in self.requests)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a request is being handled that was begun before the site was drained."""
+        return any(request.started is not None and not request.is_late for request in self.requests)
 
     def connectionMade(self) -> None:
         site, limits = self.site, self.site.limits
@@ -563,6 +568,7 @@ class RegistryRequest(server.Request):
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
     :ivar answered: whether the answer was given before the end of the body.
+    :ivar is_late: whether it came while the site was drained, and is answered 503.
     :ivar counted: the bytes received and sent that the metrics have counted so far.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
@@ -590,6 +596,7 @@ class RegistryRequest(server.Request):
     repeated: Repeated | None = None
     repeatable: bytes | None = None
     answered = False
+    is_late = False
     counted: tuple[int, int] = (0, 0)
     _clock: IReactorTime
     _peer: _Peer | None = None
@@ -684,6 +691,7 @@ class RegistryRequest(server.Request):
         channel = self.channel
         self._clock = channel.site.reactor
         self.started = self._clock.seconds()
+        self.is_late = channel.site.stops
         self.sees_cache = self.sees_stored = not channel.site.guarded
         if channel.address is not None:
             self.address = channel.address
@@ -768,6 +776,7 @@ class RegistrySite(server.Site):
     :ivar timers: makes the deadlines of the connections.
     :ivar channels: the open connections.
     :ivar draining: whether every answer closes its connection.
+    :ivar stops: whether new requests are answered 503.
     """
 
     # Typed as the proxy that changes over to HTTP/2, which is what we leave out.
@@ -797,7 +806,7 @@ class RegistrySite(server.Site):
         self.timers = Timers(reactor)
         self.channels: set[RegistryChannel] = set()
         self.traffic = traffic or Traffic.apart()
-        self.draining = False
+        self.draining = self.stops = self._closes_idle = False
         self.guarded = guarded
         self.cors, self.origin = cors, origin
         self.proxies = proxies or TrustedProxies()
@@ -810,39 +819,76 @@ class RegistrySite(server.Site):
             self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)
         )
         self.access_log = access_log
-        self._emptied: Deferred[None] | None = None
+        self._settled: Deferred[None] | None = None
+        self._emptied: list[Deferred[None]] = []
 
     @property
     def in_flight(self) -> int:
         """The number of requests that are being handled."""
         return sum(channel.busy for channel in self.channels)
 
-    async def drain(self, seconds: float) -> None:
+    async def retire(self) -> None:
+        """
+        Let each connection end in its own time: after the answer to its next request, or when it
+        has been idle for too long.  Nothing is cut, and no request is refused; there is no limit to
+        the time.  The listeners have to be closed by then.
+        """
+        self.draining = True
+        await self._empty()
+
+    async def drain(
+        self, seconds: float, close_listeners: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
         """
         Let the requests in flight end, for at most ``seconds``; then drop the rest.
 
-        The listeners have to be closed by then.  A connection is closed after the answer that is
-        due, when the client has taken it; a new request on another one is answered 503.  When no
-        request is in flight any more, all are closed.  The log says every
+        A connection is closed after the answer that is due, when the client has taken it; a new
+        request, on an open connection or on a new one, is answered 503.  When no request is in
+        flight any more, the listeners and all connections are closed.  The log says every
         :data:`TELL_SECONDS` what is waited for.
+
+        :param close_listeners: closes them.
         """
-        self.draining, self.resource = True, self._stopping
-        self.settle()
-        if not self.channels:
-            return
-        self._emptied = Deferred()
+        self.draining = self.stops = True
+        self.resource = self._stopping
         end = self.reactor.seconds() + seconds
-        if self.in_flight:
-            self._tell(end)
         telling = LoopingCall(self._tell, end)
         telling.clock = self.reactor
         telling.start(TELL_SECONDS, now=False)
+        # In the next turn: a client that has just left is not waited for.
+        first = self.reactor.callLater(0, self._tell, end)
         try:
-            await self._emptied.addTimeout(seconds, self.reactor)
+            await self._settle(seconds)
+            if close_listeners is not None:
+                await close_listeners()
+            self._closes_idle = True
+            self.settle()
+            await self._empty().addTimeout(max(0.0, end - self.reactor.seconds()), self.reactor)
         except TimeoutError:
             self.cut()
         finally:
             telling.stop()
+            if first.active():
+                first.cancel()
+
+    async def _settle(self, seconds: float) -> None:
+        """Wait for the requests in flight, for at most ``seconds``; drop all connections then."""
+        if not any(channel.awaited for channel in self.channels):
+            return
+        self._settled = Deferred()
+        try:
+            await self._settled.addTimeout(seconds, self.reactor)
+        except TimeoutError:
+            self.cut()
+
+    def _empty(self) -> Deferred[None]:
+        """Return what fires when there are no connections."""
+        emptied: Deferred[None] = Deferred()
+        if self.channels:
+            self._emptied.append(emptied)
+        else:
+            emptied.callback(None)
+        return emptied
 
     def cut(self) -> None:
         """Drop all connections at once, which ends a :meth:`drain`."""
@@ -851,6 +897,8 @@ class RegistrySite(server.Site):
 
     def _tell(self, end: float) -> None:
         """Log what is waited for, at most until ``end``, in seconds of the clock."""
+        if not self.channels:
+            return
         seconds = end - self.reactor.seconds()
         busy = list(self.traffic.running)
         if not busy:
@@ -871,8 +919,13 @@ class RegistrySite(server.Site):
         )
 
     def settle(self) -> None:
-        """Close all connections if the site drains and no request is in flight any more."""
-        if self.draining and not any(channel.busy for channel in self.channels):
+        """Go on with :meth:`drain` if no request is in flight any more that it waits for."""
+        if not self.stops or any(channel.awaited for channel in self.channels):
+            return
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            settled.callback(None)
+        if self._closes_idle:
             for channel in list(self.channels):
                 if not channel.transport.disconnecting:
                     channel.loseConnection()
@@ -896,9 +949,10 @@ class RegistrySite(server.Site):
             self._connections.remove(channel.counted)
         if channel.busy:
             self.settle()
-        if not self.channels and self._emptied is not None:
-            emptied, self._emptied = self._emptied, None
-            emptied.callback(None)
+        if not self.channels:
+            emptied, self._emptied = self._emptied, []
+            for each in emptied:
+                each.callback(None)
 
     def log(self, request: http.Request) -> None:
         """Count a request that has ended, one way or another, and write its line of the log."""
