@@ -19,7 +19,7 @@ from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.auth.passwords import Accounts, fits_basic
 from artifactd.kit.deferreds import SingleFlight
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.errors import Unauthorized
+from artifactd.oci.errors import TooManyRequests, Unauthorized
 from artifactd.registry.mirror.proofs import AccessProofs
 from artifactd.settings.accounts import AuthSettings
 from artifactd.upstream.credentials import UpstreamLogin
@@ -154,26 +154,53 @@ class Logins:
             raise _wrong()
         source = network(address)
         self._guard.refuse_early(source, name)
-        parts = [
-            sha256(part.encode(errors="surrogatepass")).digest()
-            for part in (name, password, source)
-        ]
-        login = digest(self._key, b"".join(parts), "sha256")
-        # When an address has too many logins waiting, all further ones get 429, right or wrong:
-        # answering only the right ones would tell a guesser which those are.
-        if not self._guard.is_crowded(source, login in self._known):
-            for accounts in self._accounts:
-                identity = accounts.recall(name, password)
-                if identity is not None:
-                    self._known[login] = True
-                    self._guard.succeeded(source, name)
-                    return Caller(identity)
+        login = self._login(name, password, source)
+        recalled = self._recall(login, name, password, source)
+        if recalled is not None:
+            return Caller(recalled)
         # The many requests of one pull come with the same login, at the same time.
         check = partial(self._check, login, name, password, source)
         identity = await self._single_flight.join(login, check)
         if identity is None:
             raise _wrong()
         return Caller(identity)
+
+    def recall(self, name: str, password: str, address: str) -> Caller | None:
+        """
+        Do the same as :meth:`log_in` in microseconds; ``None`` if the login has to be checked, is
+        refused, or is for an upstream.
+        """
+        visitors = self.visitors
+        if visitors is not None and visitors.present(name, password, address) is not None:
+            return None
+        source = network(address)
+        try:
+            self._guard.refuse_early(source, name)
+        except TooManyRequests:
+            return None
+        login = self._login(name, password, source)
+        identity = self._recall(login, name, password, source)
+        return None if identity is None else Caller(identity)
+
+    def _login(self, name: str, password: str, source: str) -> bytes:
+        parts = [
+            sha256(part.encode(errors="surrogatepass")).digest()
+            for part in (name, password, source)
+        ]
+        return digest(self._key, b"".join(parts), "sha256")
+
+    def _recall(self, login: bytes, name: str, password: str, source: str) -> Identity | None:
+        # When an address has too many logins waiting, all further ones get 429, right or wrong:
+        # answering only the right ones would tell a guesser which those are.
+        if self._guard.is_crowded(source, login in self._known):
+            return None
+        for accounts in self._accounts:
+            identity = accounts.recall(name, password)
+            if identity is not None:
+                self._known[login] = True
+                self._guard.succeeded(source, name)
+                return identity
+        return None
 
     async def _check(self, login: bytes, name: str, password: str, source: str) -> Identity | None:
         async with self._guard.turn(source, name, login in self._known):

@@ -113,6 +113,10 @@ class AccessRules:
             name: (_Grant.of(robot), robot.expires.timestamp) for name, robot in robots.items()
         }
 
+    def state(self) -> object:
+        """Return another object whenever an identity may have been given or denied anything."""
+        return self._limits
+
     def granted(self, identity: Identity, image: ImageName) -> frozenset[Action]:
         """
         The actions that ``identity`` may do to ``image``, in microseconds.  Nothing is looked up,

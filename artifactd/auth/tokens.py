@@ -206,6 +206,10 @@ class Tokens:
         """Whether the key of a token is still good."""
         return await self.keys.verifying(opened.kid) is not None
 
+    def recalls(self, opened: Opened) -> bool:
+        """Whether the key of a token is still good, as far as that is known at once."""
+        return self.keys.holds(opened.kid)
+
     def _lifetime(self, account: Account) -> float:
         """
         The lifetime of an access token in seconds.

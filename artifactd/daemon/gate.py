@@ -13,7 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.server import Request
 
 from artifactd.auth.bearer import BearerTokens, Directory
-from artifactd.auth.identity import Groups, Identity
+from artifactd.auth.identity import Caller, Groups, Identity
 from artifactd.auth.issuers import FetchedKeys, Issuer, KeysInFile, KeySource, key_set_of
 from artifactd.auth.keys import Keys
 from artifactd.auth.logins import Logins, Visitors
@@ -165,6 +165,9 @@ class GateWiring:
         by their sessions.
     :ivar service: gives tokens; ``None``: the token service is off.
     :ivar logins: checks names and passwords; ``None``: there are no accounts.
+    :ivar recall: returns the caller for a value of ``Authorization`` and the client's address, or
+        ``None`` where that takes longer than microseconds.
+    :ivar rules_state: returns another object whenever the rules of access have changed.
     """
 
     gate: Gate
@@ -172,6 +175,8 @@ class GateWiring:
     page_gate: Gate
     service: TokenService | None = None
     logins: Logins | None = None
+    recall: Callable[[bytes, str], Caller | None] = lambda authorization, address: Caller()
+    rules_state: Callable[[], object] = lambda: None
     _tokens: TokensWiring | None = None
 
     async def close(self) -> None:
@@ -213,10 +218,16 @@ def wire_gate(
         service = TokenService(logins, tokens.directory, rules, resolve, tokens.tokens)
     name = "" if service is None else settings.token_service.service
     challenge = Challenge(origin, name)
-    gate = AccessGate(Credentials(logins, tokens.bearer), rules, challenge, read_only)
+    credentials = Credentials(logins, tokens.bearer)
+    gate = AccessGate(credentials, rules, challenge, read_only)
     browser = Browser(Sessions(key, tokens.directory, time.time), origin)
     page_gate = AccessGate(CookieCredentials(browser), rules, challenge, read_only)
-    return GateWiring(gate, browser, page_gate, service, logins, tokens)
+    return GateWiring(
+        *(gate, browser, page_gate, service, logins),
+        recall=credentials.recall,
+        rules_state=rules.state,
+        tokens=tokens,
+    )
 
 
 def _reach(issuer: IssuerSettings) -> Reach:

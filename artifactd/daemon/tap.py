@@ -397,7 +397,7 @@ def _start(
         stopping=stopping(),
         cors=Cors(settings.cors_origins) if settings.cors_origins else None,
         origin=origin if settings.absolute_locations else None,
-        hot=_hot_answers(settings, parts, reactor),
+        hot=_hot_answers(settings, parts, gate, reactor),
         rates=Rates.of(settings.limits, parts.memory),
         traffic=traffic,
     )
@@ -432,11 +432,14 @@ def _home(
     return ApiResource(api.app, json_api.app, page.app)
 
 
-def _hot_answers(settings: Settings, parts: Assembly, reactor: Any) -> HotAnswers | None:
+def _hot_answers(
+    settings: Settings, parts: Assembly, gate: GateWiring, reactor: Any
+) -> HotAnswers | None:
     # A hot answer renews no lease: its second must not count beside that of the lease.
     if not settings.hot_answers or settings.lease < _LEAST_LEASE:
         return None
-    return HotAnswers(parts.catalog.database.versions, int(settings.hot_answers), reactor)
+    versions, limit = parts.catalog.database.versions, int(settings.hot_answers)
+    return HotAnswers(versions, gate.recall, gate.rules_state, limit, reactor)
 
 
 def _own_log(namespace: str, log: StreamLog | None) -> OwnLog:

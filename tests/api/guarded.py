@@ -69,11 +69,13 @@ class GuardedCase(ApiTestCase):
     :cvar tokens: whether the token service is on.
     :cvar top: settings above all tables.
     :cvar rules: the tables of rules, and others.
+    :ivar listen: where it listens; by default on a port of 127.0.0.1.
     """
 
     tokens = False
     top = ""
     rules = RULES
+    listen = "tcp:0:interface=127.0.0.1"
 
     def start(self) -> Served:
         """Start the registry with what the class says."""
@@ -82,7 +84,8 @@ class GuardedCase(ApiTestCase):
         users.write_text(htpasswd())
         service = f"[token_service]\nenabled = {json.dumps(self.tokens)}\n"
         auth = f"[auth]\nhtpasswd = {json.dumps(str(users))}\n"
-        return Served.start(self, f"{self.top}\n{auth}\n{service}\n{self.rules}\n{self.toml}")
+        toml = f"{self.top}\n{auth}\n{service}\n{self.rules}\n{self.toml}"
+        return Served.start(self, toml, listen=self.listen)
 
     async def ask(
         self,

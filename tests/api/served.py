@@ -109,7 +109,11 @@ class Served(Pushed):
     @property
     def port(self) -> int:
         """Where it listens on 127.0.0.1."""
-        address = self.service.ports[0].getHost()
+        return self.port_of(0)
+
+    def port_of(self, listener: int) -> int:
+        """Where the listener of that number listens on 127.0.0.1."""
+        address = self.service.ports[listener].getHost()
         assert isinstance(address, IPv4Address)
         return address.port
 

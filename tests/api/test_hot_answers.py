@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from http.client import HTTPConnection
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from http.client import HTTPConnection, HTTPSConnection
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase
 
+from artifactd.auth.identity import Caller, Identity, Kind
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import Access
-from artifactd.web.server.hot import HotAnswers, Kept, Repeated
+from artifactd.web.server.hot import SECONDS, Asked, HotAnswers, Kept, Peer, Repeated
+from artifactd.web.server.limits import Rates
+from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.traffic import Traffic
 from tests.api.case import ApiTestCase
-from tests.api.guarded import GuardedCase
+from tests.api.guarded import BLOB, GuardedCase, basic
 from tests.api.served import Served, image_manifest
-from tests.process import Answer
 from tests.programs import PATIENCE
+from tests.tls.authority import ROOT
+from tests.tls.case import Files
 
 LAYER = b"layer" * 100
 CONFIG = b"{}"
@@ -29,36 +36,86 @@ OTHER = image_manifest(CONFIG, LAYER, annotations={"a": "b"})
 # Header fields that have a time.
 TIMES = {"Date", "Server-Timing"}
 
+TALLY = Traffic.apart().tally("/", b"GET", 200)
+
+Request = tuple[str, str, Mapping[str, str]]
+
 
 def shape(status: int, headers: Any, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
     return status, sorted((n, v) for n, v in headers.items() if n not in TIMES), body
 
 
 class HotCase(ApiTestCase):
+    """
+    :ivar usual: the requests that went the usual way.
+    :ivar tls: what a client trusts; ``None``: it speaks plain HTTP.
+    """
+
+    tls: ssl.SSLContext | None = None
+
+    def setUp(self) -> None:
+        self.usual: list[RegistryRequest] = []
+        process, usual = RegistryRequest.process, self.usual
+
+        def noted(request: RegistryRequest) -> None:
+            usual.append(request)
+            process(request)
+
+        self.patch(RegistryRequest, "process", noted)
+        super().setUp()
+
     def hits(self, registry: Served) -> int:
         """How many answers are kept."""
         hot = registry.running.site.hot
-        return 0 if hot is None else sum(isinstance(kept, Kept) for kept in hot._kept.values())
+        return 0 if hot is None else len(hot._kept)
 
-    async def ask(
-        self, registry: Served, requests: list[tuple[str, str, dict[str, str]]], times: int = 4
+    async def tell(
+        self, registry: Served, requests: Sequence[Request], times: int = 3
     ) -> list[Any]:
         """The answers to requests of one connection, each made several times in a row."""
 
+        port = registry.port_of(-1)
+
         def run() -> Iterator[Any]:
-            connection = HTTPConnection("127.0.0.1", registry.port, timeout=PATIENCE)
+            if self.tls is None:
+                connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            else:
+                connection = HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=self.tls)
             for method, path, headers in requests:
                 for _ in range(times):
-                    connection.request(method, path, headers=headers)
+                    connection.request(method, path, headers=dict(headers))
                     response = connection.getresponse()
                     yield shape(response.status, response.headers, response.read())
             connection.close()
 
         return await deferToThread(lambda: list(run()))
 
+    def follow_log(self, registry: Served) -> list[str]:
+        """The lines of the access log from now on, without their times and ids."""
+        lines: list[str] = []
+
+        def own(line: str) -> None:
+            words = line.split(" ")
+            lines.append(" ".join(w for n, w in enumerate(words[1:-1]) if n != len(words) - 4))
+
+        registry.running.access_log.own = own
+        return lines
+
+    def assert_same(self, got: list[list[Any]]) -> None:
+        """The answers with hot answers, and those without, are the same, and so were all three."""
+        for answers in got:
+            for number in range(0, len(answers), 3):
+                self.assertEqual(answers[number : number + 3], [answers[number]] * 3)
+        self.assertEqual(got[0], got[1])
+
 
 class CorpusTests(HotCase):
-    def corpus(self) -> list[tuple[str, str, dict[str, str]]]:
+    """:cvar settings: of the registry."""
+
+    settings = ""
+    fields: Sequence[Mapping[str, str]] = ()
+
+    def corpus(self) -> list[Request]:
         manifest, layer = Digest.of(MANIFEST), Digest.of(LAYER)
         paths = [
             "/v2/",
@@ -73,7 +130,7 @@ class CorpusTests(HotCase):
             "/v2/HELLO/manifests/v1",
             "/nothing",
         ]
-        headers: list[dict[str, str]] = [
+        headers: Sequence[Mapping[str, str]] = self.fields or [
             {},
             {"Accept": OCI_MANIFEST},
             {"If-None-Match": f'"{manifest}"'},
@@ -86,27 +143,164 @@ class CorpusTests(HotCase):
         return [(m, p, h) for p in paths for h in headers for m in ("GET", "HEAD")]
 
     async def test_with_hot_answers_and_without_every_byte_is_the_same(self) -> None:
-        got = []
+        got, logged = [], []
         for hot in ("8MiB", "0"):
-            registry = Served.start(self, f'hot_answers = "{hot}"')
+            registry = Served.start(self, f'hot_answers = "{hot}"\n{self.settings}')
             await registry.push_image("hello", "v1", LAYER)
             await registry.push_blob("hello", CONFIG)
             await registry.push_manifest("hello", "v1", MANIFEST)
-            answers = await self.ask(registry, self.corpus())
-            got.append(answers)
-            self.assertEqual(self.hits(registry) > 0, hot != "0")
-            for number in range(0, len(answers), 4):
-                self.assertEqual(answers[number : number + 4], [answers[number]] * 4)
-        self.assertEqual(got[0], got[1])
+            logged.append(self.follow_log(registry))
+            corpus = self.corpus()
+            self.usual.clear()
+            got.append(await self.tell(registry, corpus))
+            self.assertEqual(len(self.usual) < len(got[-1]), hot != "0")
+        self.assert_same(got)
+        self.assertEqual(logged[0], logged[1])
+
+
+class ProxiedCorpusTests(CorpusTests):
+    settings = 'trusted_proxies = ["127.0.0.1"]'
+    fields = (
+        {},
+        {"X-Forwarded-For": "192.0.2.1"},
+        {"X-Forwarded-For": "192.0.2.2, 127.0.0.1"},
+        {"X-Forwarded-For": "nonsense"},
+        {"X-Forwarded-Proto": "https"},
+    )
+
+    async def test_each_client_of_a_proxy_is_logged_by_its_address(self) -> None:
+        registry = Served.start(self, self.settings)
+        await registry.push_blob("hello", LAYER)
+        lines = self.follow_log(registry)
+        path = f"/v2/hello/blobs/{Digest.of(LAYER)}"
+        for last in (1, 2):
+            await self.tell(registry, [("GET", path, {"X-Forwarded-For": f"192.0.2.{last}"})])
+        self.assertEqual(
+            [line.split(" ")[0] for line in lines], ["192.0.2.1"] * 3 + ["192.0.2.2"] * 3
+        )
+        self.assertEqual(self.hits(registry), 2)
+
+
+class LimitedCorpusTests(CorpusTests):
+    settings = "[limits]\naddress_requests = 100000\nuser_requests = 100000\n"
+    fields = ({}, {"Accept": OCI_MANIFEST})
+
+
+class LoginCorpusTests(HotCase, GuardedCase):
+    tokens = True
+    PATHS: Sequence[str] = (
+        "/v2/team/app/manifests/v1",
+        "/v2/public/app/manifests/v1",
+        "/v2/secret/app/manifests/v1",
+        f"/v2/team/app/blobs/{Digest.of(BLOB)}",
+        f"/v2/public/app/blobs/{Digest.of(BLOB)}",
+        "/v2/team/app/tags/list",
+    )
+
+    def started(self, hot: str) -> Served:
+        self.top = f'hot_answers = "{hot}"\n'
+        return self.start()
+
+    async def logins(self) -> list[dict[str, str]]:
+        """What clients send: nothing, passwords, and tokens."""
+        team = "repository:team/app:pull"
+        tokens = [
+            await self.token(team, who="bob"),
+            await self.token(team, who="bob"),
+            await self.token(team, "repository:public/app:pull", who="alice"),
+            await self.token(who="bob"),
+            await self.token("repository:public/app:pull"),
+            "a.b.c",
+        ]
+        return [
+            {},
+            *(basic(name) for name in ("alice", "bob", "writer", "nobody")),
+            {"Authorization": "Basic Og=="},
+            {"Authorization": "Digest x"},
+            *({"Authorization": f"Bearer {token}"} for token in tokens),
+            {"authorization": f"bearer {tokens[0]}"},
+        ]
+
+    async def asked(self, registry: Served) -> list[Any]:
+        self.registry = registry
+        await self.have("team/app", "public/app", "secret/app")
+        logins = await self.logins()
+        # The realm of a challenge has the host that is asked for.
+        host = {"Host": "registry.example"}
+        return await self.tell(
+            registry,
+            [
+                (method, path, {**host, **login})
+                for path in self.PATHS
+                for login in logins
+                for method in ("GET", "HEAD")
+            ],
+        )
+
+    async def test_with_hot_answers_and_without_every_byte_is_the_same(self) -> None:
+        got, logged = [], []
+        for hot in ("8MiB", "0"):
+            registry = self.started(hot)
+            lines = self.follow_log(registry)
+            self.usual.clear()
+            got.append(await self.asked(registry))
+            logged.append([line for line in lines if "registry" not in line])
+        self.assert_same(got)
+        self.assertEqual(logged[0], logged[1])
+
+    async def test_each_login_gets_its_own(self) -> None:
+        await self.asked(self.registry)
+        hot = self.registry.running.site.hot
+        assert hot is not None
+        kept = {(str(kept.caller.identity), kept.image) for kept in hot._kept.values()}
+        team, public, secret = (f"local/{name}/app" for name in ("team", "public", "secret"))
+        self.assertEqual(
+            kept,
+            {("alice", team), ("alice", public), ("alice", secret)}
+            | {("bob", team), ("bob", public), ("writer", public), ("nobody", public)}
+            | {("anonymous", public)},
+        )
+
+    async def test_a_wrong_password_is_refused_beside_the_right_one(self) -> None:
+        await self.have("team/app")
+        for _ in range(2):
+            for password, status in (("bob!", 200), ("wrong", 401)):
+                login = basic("bob", password)
+                got = await self.tell(self.registry, [("GET", self.PATHS[0], login)], 2)
+                self.assertEqual([each[0] for each in got], [status] * 2)
+
+    async def test_a_fresh_token_for_the_same_is_answered_so_once_it_was_verified(self) -> None:
+        await self.have("team/app")
+        for number in range(5):
+            token = await self.token("repository:team/app:pull", who="bob")
+            self.usual.clear()
+            answers = await self.tell(
+                self.registry, [("GET", self.PATHS[0], {"Authorization": f"Bearer {token}"})]
+            )
+            self.assertEqual({status for status, _, _ in answers}, {200})
+            if number > 1:
+                self.assertEqual(len(self.usual), 1)
+
+
+class TlsCorpusTests(LoginCorpusTests):
+    PATHS = LoginCorpusTests.PATHS[:3]
+
+    def setUp(self) -> None:
+        here = Files(self)
+        here.write(ROOT.sign("server"))
+        tls = f"artifactd-tls:0:interface=127.0.0.1:key={here.key}:cert={here.cert}"
+        self.listen = f"tcp:0:interface=127.0.0.1 {tls}"
+        self.tls = ROOT.trusting()
+        super().setUp()
 
 
 class EndTests(HotCase):
-    async def setUpImage(self) -> list[tuple[str, str, dict[str, str]]]:
+    async def setUpImage(self) -> list[Request]:
         for blob in (CONFIG, LAYER):
             await self.registry.push_blob("hello", blob)
         await self.registry.push_manifest("hello", "v1", MANIFEST)
-        wanted = [("GET", "/v2/hello/manifests/v1", {"Accept": "*/*"})]
-        answers = await self.ask(self.registry, wanted)
+        wanted: list[Request] = [("GET", "/v2/hello/manifests/v1", {"Accept": "*/*"})]
+        answers = await self.tell(self.registry, wanted)
         self.assertEqual({(status, body) for status, _, body in answers}, {(200, MANIFEST)})
         self.assertEqual(self.hits(self.registry), 1)
         return wanted
@@ -114,20 +308,20 @@ class EndTests(HotCase):
     async def test_a_tag_that_is_moved_is_answered_anew_at_once(self) -> None:
         wanted = await self.setUpImage()
         await self.registry.push_manifest("hello", "v1", OTHER)
-        for _, _, body in await self.ask(self.registry, wanted):
+        for _, _, body in await self.tell(self.registry, wanted):
             self.assertEqual(body, OTHER)
 
     async def test_so_is_one_that_is_deleted(self) -> None:
         wanted = await self.setUpImage()
         await self.accepted(202, "DELETE", "/v2/hello/manifests/v1")
-        for status, _, _ in await self.ask(self.registry, wanted):
+        for status, _, _ in await self.tell(self.registry, wanted):
             self.assertEqual(status, 404)
 
     async def test_and_one_that_another_process_has_moved(self) -> None:
         wanted = await self.setUpImage()
         other = Served.start(self, data=self.registry.data)
         await other.push_manifest("hello", "v1", OTHER)
-        for _, _, body in await self.ask(self.registry, wanted):
+        for _, _, body in await self.tell(self.registry, wanted):
             self.assertEqual(body, OTHER)
 
     async def test_while_the_daemon_stops_there_are_none(self) -> None:
@@ -135,7 +329,7 @@ class EndTests(HotCase):
         site = self.registry.running.site
         site.draining = True
         self.addCleanup(setattr, site, "draining", False)
-        headers = (await self.ask(self.registry, wanted, 1))[0][1]
+        headers = (await self.tell(self.registry, wanted, 1))[0][1]
         self.assertIn(("Connection", "close"), headers)
 
     async def test_each_has_a_line_in_the_access_log_with_an_id_of_its_own(self) -> None:
@@ -143,22 +337,172 @@ class EndTests(HotCase):
         self.registry.running.access_log.own = lambda line, *_, **__: lines.append(line)
         await self.setUpImage()
         gets = [line.split(" ", 1)[1] for line in lines if '"GET ' in line]
-        self.assertEqual(len(gets), 4)
-        self.assertEqual(len({line.rsplit(" ", 1)[1] for line in gets}), 4)
+        self.assertEqual(len(gets), 3)
+        self.assertEqual(len({line.rsplit(" ", 1)[1] for line in gets}), 3)
         start = f'127.0.0.1 - "GET /v2/hello/manifests/v1" 200 {len(MANIFEST)} 0.'
         for line in gets:
             self.assertTrue(line.startswith(start), line)
 
-    async def test_none_is_kept_of_a_request_with_credentials_since_these_may_end(self) -> None:
-        [(method, path, headers)] = await self.setUpImage()
-        # Without a name and a password: that is no login.
-        wanted = [(method, path, {**headers, "Authorization": "Basic Og=="})]
-        for status, _, _ in await self.ask(self.registry, wanted):
-            self.assertEqual(status, 200)
-        self.assertEqual(self.hits(self.registry), 1)
+
+class FoundTests(SynchronousTestCase):
+    """
+    What is found of one answer, which is asked for in all ways.
+
+    :ivar version: of its image.
+    :ivar callers: by the values of ``Authorization``.
+    """
+
+    HEAD = b"GET /v2/app/manifests/v1 HTTP/1.1\r\nHost: a\r\n\r\n"
+    ACCESS = Access("192.0.2.1", "-", "GET", "/", 200, 0, 0.0, "agent", "0")
+    HERE = Peer(False, "")
+    BOB = Caller(Identity(Kind.USER, "bob"))
+
+    def setUp(self) -> None:
+        self.version: int | None = 1
+        self.callers: dict[bytes, Caller] = {b"Basic bob": self.BOB, b"Bearer bob": self.BOB}
+        self.rules = object()
+        self.clock = Clock()
+        self.hot = HotAnswers(
+            lambda _: self.version,
+            lambda login, _: self.callers.get(login),
+            lambda: self.rules,
+            1 << 20,
+            self.clock,
+        )
+
+    def login(self, value: bytes) -> bytes:
+        return self.HEAD[:-2] + b"Authorization: " + value + b"\r\n\r\n"
+
+    def find(
+        self, head: bytes, peer: Peer = HERE, address: str | None = "192.0.2.1"
+    ) -> Kept | Repeated | None:
+        return self.hot.find(head, peer, address, Caller())
+
+    def keep(
+        self,
+        head: bytes,
+        caller: Caller = Caller(),  # noqa: B008 - it is frozen
+        peer: Peer = HERE,
+        address: str | None = "192.0.2.1",
+    ) -> None:
+        """Ask twice, as the usual way answers."""
+        self.find(head, peer, address)
+        asked = self.find(head, peer, address)
+        assert isinstance(asked, Repeated)
+        asked = self.hot.resting(asked, "local/app")
+        self.hot.keep(asked, caller, b"HTTP/1.1 200 OK\r\n", b"", self.ACCESS, TALLY)
+
+    def assert_kept(self, head: bytes, **of: Any) -> None:
+        self.assertIsInstance(self.find(head, **of), Kept)
+
+    def assert_not(self, head: bytes, **of: Any) -> None:
+        self.assertNotIsInstance(self.find(head, **of), Kept)
+
+    def test_it_ends_with_a_commit_that_touches_its_image(self) -> None:
+        self.keep(self.HEAD)
+        self.assert_kept(self.HEAD)
+        self.version = None
+        self.assert_not(self.HEAD)
+        self.version = 2
+        self.assert_not(self.HEAD)
+
+    def test_while_a_commit_is_under_way_nothing_is_kept(self) -> None:
+        self.version = None
+        self.keep(self.HEAD)
+        self.assert_not(self.HEAD)
+
+    def test_what_was_read_before_a_commit_is_not_kept_after_it(self) -> None:
+        self.find(self.HEAD)
+        asked = self.find(self.HEAD)
+        assert isinstance(asked, Repeated)
+        asked = self.hot.resting(asked, "local/app")
+        self.version = 2
+        self.hot.keep(asked, Caller(), b"HTTP/1.1 200 OK\r\n", b"", self.ACCESS, TALLY)
+        self.assert_not(self.HEAD)
+
+    def test_it_ends_after_a_second(self) -> None:
+        self.keep(self.HEAD)
+        self.clock.advance(SECONDS)
+        self.assert_not(self.HEAD)
+
+    def test_it_ends_with_the_rules(self) -> None:
+        self.keep(self.HEAD)
+        self.rules = object()
+        self.assert_not(self.HEAD)
+
+    def test_it_ends_with_the_login_and_comes_back_with_it(self) -> None:
+        head = self.login(b"Basic bob")
+        self.keep(head, self.BOB)
+        self.assert_kept(head)
+        caller = self.callers.pop(b"Basic bob")
+        self.assert_not(head)
+        self.callers[b"Basic bob"] = caller
+        self.assert_kept(head)
+
+    def test_it_is_for_what_the_login_permits_not_for_its_bytes(self) -> None:
+        self.keep(self.login(b"Bearer bob"), self.BOB)
+        self.assert_kept(self.login(b"Basic bob"))
+        self.assert_not(self.HEAD)
+        scoped = Caller(Identity(Kind.USER, "bob"), {"other": frozenset()})
+        self.callers[b"Bearer scoped"] = scoped
+        self.assert_not(self.login(b"Bearer scoped"))
+        grouped = Caller(Identity(Kind.USER, "bob", frozenset({"team"})))
+        self.callers[b"Bearer grouped"] = grouped
+        self.assert_not(self.login(b"Bearer grouped"))
+        self.assert_not(self.login(b"Bearer nobody"))
+
+    def test_what_anonymous_gets_is_for_no_login(self) -> None:
+        self.keep(self.HEAD)
+        self.assert_not(self.login(b"Basic bob"))
+        self.assert_kept(self.HEAD)
+
+    def test_a_login_that_is_not_recalled_as_the_usual_way_has_seen_it_is_not_kept(self) -> None:
+        self.keep(self.login(b"Basic bob"), Caller(Identity(Kind.USER, "alice")))
+        self.assert_not(self.login(b"Basic bob"))
+        self.keep(self.login(b"Basic nobody"))
+        self.assert_not(self.login(b"Basic nobody"))
+        self.assert_not(self.HEAD)
+
+    def test_it_is_for_peers_of_one_kind(self) -> None:
+        self.keep(self.HEAD)
+        self.assert_not(self.HEAD, peer=Peer(True, ""))
+        self.assert_not(self.HEAD, peer=Peer(False, "192.0.2.9"))
+
+    def test_behind_a_proxy_the_client_is_the_one_that_the_usual_way_has_seen(self) -> None:
+        of = {"peer": Peer(False, "192.0.2.9"), "address": None}
+        asked: list[str] = []
+
+        def recall(login: bytes, address: str) -> Caller | None:
+            asked.append(address)
+            return self.callers.get(login)
+
+        self.hot = HotAnswers(lambda _: 1, recall, lambda: 1, 1 << 20, self.clock)
+        head = self.login(b"Basic bob")
+        self.keep(head, self.BOB, **of)  # type: ignore[arg-type]  # of several types
+        self.assert_kept(head, **of)
+        self.assertEqual(set(asked), {"192.0.2.1"})
+
+    def test_two_requests_at_once_and_a_second_login_are_left_to_the_usual_way(self) -> None:
+        for head in (self.HEAD * 2, self.HEAD + self.login(b"Basic bob")):
+            for _ in range(3):
+                self.assertIsNone(self.find(head))
+        twice = self.login(b"Basic bob\r\nAuthorization: Basic bob")
+        self.keep(self.login(b"Basic bob"), self.BOB)
+        self.assert_not(twice)
+
+    def test_a_certificate_is_a_login(self) -> None:
+        self.keep(self.HEAD)
+        certified = Caller(Identity(Kind.CERTIFICATE, "ci"))
+        found = self.hot.find(self.HEAD, self.HERE, "192.0.2.1", certified)
+        self.assertNotIsInstance(found, Kept)
 
 
-TALLY = Traffic.apart().tally("/", b"GET", 200)
+def hot_answers(limit: int) -> HotAnswers:
+    return HotAnswers(lambda _: 1, lambda login, address: None, lambda: 1, limit, Clock())
+
+
+def find(hot: HotAnswers, head: bytes) -> Kept | Repeated | None:
+    return hot.find(head, Peer(False, ""), "::1", Caller())
 
 
 class MemoryTests(SynchronousTestCase):
@@ -166,45 +510,44 @@ class MemoryTests(SynchronousTestCase):
 
     def test_long_requests_count_by_their_size_with_an_answer_and_without(self) -> None:
         limit = 1 << 20
-        hot = HotAnswers(lambda _: 1, limit, Clock())
+        hot = hot_answers(limit)
         for number in range(2000):
             head = f"GET /{number:04000} HTTP/1.1\r\n\r\n".encode()
-            self.assertIsNone(hot.find(head))
+            self.assertIsNone(find(hot, head))
             if number % 2:
-                asked = hot.find(head)
+                asked = find(hot, head)
                 assert isinstance(asked, Repeated)
                 agent = "agent" * 1000
                 access = Access("::1", "-", "GET", "/", 200, 0, 0.0, agent, "0")
-                hot.keep(
-                    hot.resting(asked, "local/app"), b"HTTP/1.1 200 OK\r\n", b"", access, TALLY
-                )
-                self.assertIsInstance(hot.find(head), Kept)
+                asked = hot.resting(asked, "local/app")
+                hot.keep(asked, Caller(), b"HTTP/1.1 200 OK\r\n", b"", access, TALLY)
+                self.assertIsInstance(find(hot, head), Kept)
             else:
-                self.assertIsInstance(hot.find(head), Repeated)
-        kept = hot._kept.items()
-        held = sum(
-            len(head) + (len(each.access.agent) if isinstance(each, Kept) else 0)
-            for head, each in kept
-        )
+                self.assertIsInstance(find(hot, head), Repeated)
+        held = sum(len(asked.head) for asked in hot._seen)
+        held += sum(len(each.access.agent) for each in hot._kept.values())
         self.assertGreater(held, limit // 4)
         self.assertLess(held, limit)
 
     def test_where_there_is_hardly_any_nothing_is_kept_and_nothing_fails(self) -> None:
         head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
         for limit in (1, 512, 1024, 1500, 65536):
-            hot = HotAnswers(lambda _: 1, limit, Clock())
-            self.assertNotIsInstance(hot.find(head), Kept)
-            hot.keep(
-                Repeated(head, "local/app", 1), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS, TALLY
-            )
-            self.assertNotIsInstance(hot.find(head), Kept)
+            hot = hot_answers(limit)
+            self.assertNotIsInstance(find(hot, head), Kept)
+            asked = Repeated(Asked(head, Peer(False, "")), None, "local/app", 1)
+            hot.keep(asked, Caller(), b"HTTP/1.1 200 OK\r\n", b"body", self.ACCESS, TALLY)
+            self.assertNotIsInstance(find(hot, head), Kept)
 
 
-class LimitedTests(HotCase):
-    toml = "[limits]\naddress_requests = 1000\n"
-
-    async def test_where_requests_are_counted_there_are_none(self) -> None:
-        self.assertIsNone(self.registry.running.site.hot)
+class RatedTests(HotCase, GuardedCase):
+    async def test_one_that_is_repeated_counts_as_any_other(self) -> None:
+        await self.have("team/app")
+        path = "/v2/team/app/manifests/v1"
+        limits = LimitsSettings(user_requests=1, user_burst=8)
+        self.registry.running.site.rates = Rates(limits, SharedMemory.create(), Clock().seconds)
+        got = await self.tell(self.registry, [("GET", path, basic("bob"))], 10)
+        self.assertEqual([status for status, _, _ in got], [200] * 8 + [429] * 2)
+        self.assertEqual(self.hits(self.registry), 1)
 
 
 class ShortLeaseTests(HotCase):
@@ -212,25 +555,3 @@ class ShortLeaseTests(HotCase):
 
     async def test_where_leases_are_short_there_are_none(self) -> None:
         self.assertIsNone(self.registry.running.site.hot)
-
-
-class GuardedHotTests(GuardedCase):
-    async def test_only_what_everybody_may_have_is_repeated(self) -> None:
-        await self.have("team/app", "public/app")
-        kept = self.registry.running.site.hot
-        assert kept is not None
-
-        async def ask(path: str, who: str | None) -> Answer:
-            for _ in range(4):
-                # What closes its connection is never repeated.
-                answer = await self.ask("GET", path, who, headers={"Connection": "keep-alive"})
-            return answer
-
-        self.assertEqual((await ask("/v2/team/app/manifests/v1", "bob")).status, 200)
-        self.assertEqual((await ask("/v2/team/app/manifests/v1", None)).status, 401)
-        self.assertEqual((await ask("/v2/public/app/manifests/v1", "bob")).status, 200)
-        self.assertFalse(any(isinstance(each, Kept) for each in kept._kept.values()))
-        answer = await ask("/v2/public/app/manifests/v1", None)
-        self.assertEqual(answer.status, 200)
-        self.assertTrue(any(isinstance(each, Kept) for each in kept._kept.values()))
-        self.assertEqual(answer.header("Vary"), "Authorization")

@@ -100,7 +100,7 @@ class RequestTests(MetricsCase):
 class HotAnswerTests(HotCase, MetricsCase):
     async def test_they_are_counted_as_all_others_are(self) -> None:
         await self.push_small()
-        answers = await self.ask(self.registry, [("GET", "/v2/app/manifests/v1", {})], 5)
+        answers = await self.tell(self.registry, [("GET", "/v2/app/manifests/v1", {})], 5)
         size = len(answers[0][2])
         hits = await self.value("hot_answers_hits_total")
         self.assertGreater(hits, 0)

@@ -50,6 +50,9 @@ class FakeAccounts:
         return None
 
     async def mark(self, identity: Identity) -> str | None:
+        return self.recall_mark(identity)
+
+    def recall_mark(self, identity: Identity) -> str | None:
         password = self.passwords.get(identity.name)
         return None if password is None else f"mark of {password}"
 

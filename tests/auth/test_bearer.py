@@ -31,6 +31,9 @@ class Counted:
     async def stands(self, opened: Opened) -> bool:
         return await self.source.stands(opened)
 
+    def recalls(self, opened: Opened) -> bool:
+        return self.source.recalls(opened)
+
 
 class BearerCase(TestCase):
     def setUp(self) -> None:
@@ -59,9 +62,20 @@ class BearerCase(TestCase):
         error = self.failureResultOf(verifying, Unauthorized).value
         for word in words:
             self.assertIn(word, error.message)
+        self.assertIsNone(self.bearer.recall(token))
 
 
 class BearerTests(BearerCase):
+    async def test_one_that_was_verified_is_recalled_without_a_look_at_any_file(self) -> None:
+        for token in (await self.own_token(), await self.own_token(ANONYMOUS), self.fake.token()):
+            self.assertIsNone(self.bearer.recall(token))
+            self.assertEqual(await self.bearer.verify(token), self.bearer.recall(token))
+        own = await self.own_token()
+        await self.bearer.verify(own)
+        self.now.seconds += 1  # the file of the keys has to be looked at
+        self.assertIsNone(self.bearer.recall(own))
+        self.assertEqual(await self.bearer.verify(own), self.bearer.recall(own))
+
     async def test_an_own_token_is_limited_to_its_scopes(self) -> None:
         caller = await self.bearer.verify(await self.own_token())
         self.assertEqual(caller, Caller(ALICE, {"hello": frozenset({Action.PULL})}))

@@ -52,6 +52,9 @@ class Known:
     async def mark(self, identity: Identity) -> str | None:
         raise AssertionError("logging in takes no mark")
 
+    def recall_mark(self, identity: Identity) -> str | None:
+        raise AssertionError("logging in takes no mark")
+
     def finish(self) -> None:
         self.waiting.pop(0).callback(None)
 
@@ -293,6 +296,16 @@ class RecallTests(LoginsCase):
         for _ in range(5):
             self.assert_wrong("alice")
         self.assert_slowed("alice", "alice")
+        self.assertIsNone(self.logins.recall("alice", "alice", HOME))
+        self.assertIsNotNone(self.logins.recall("alice", "alice", AWAY))
+
+    def test_asked_for_what_is_recalled_alone_nothing_is_checked(self) -> None:
+        caller = self.logins.recall("alice", "alice", HOME)
+        assert caller is not None
+        self.assertEqual(caller.identity.name, "alice")
+        for name, password in (("alice", "guess"), ("bob", "bob"), ("nobody", "nobody")):
+            self.assertIsNone(self.logins.recall(name, password, HOME))
+        self.assertEqual(self.users.asked, [])
 
     def test_being_recalled_resets_as_any_success(self) -> None:
         for _ in range(10):

@@ -258,7 +258,9 @@ class HtpasswdCase(SynchronousTestCase):
         return self.successResultOf(self.begin(name, password))
 
     def mark(self, identity: Identity) -> str | None:
-        return self.successResultOf(Deferred.fromCoroutine(self.htpasswd.mark(identity)))
+        mark = self.successResultOf(Deferred.fromCoroutine(self.htpasswd.mark(identity)))
+        self.assertEqual(mark, self.htpasswd.recall_mark(identity))
+        return mark
 
     def a_second_later(self) -> None:
         self.clock.advance(1)
@@ -333,6 +335,7 @@ class HtpasswdTests(HtpasswdCase):
         self.assertIsNone(self.htpasswd.recall("nobody", "alice's"))
         self.clock.advance(1)
         self.assertIsNone(self.htpasswd.recall("alice", "alice's"))
+        self.assertIsNone(self.htpasswd.recall_mark(Identity(Kind.USER, "alice")))
         self.check("bob", "bob's")
         self.assertEqual(self.htpasswd.recall("alice", "alice's"), alice)
 
@@ -563,7 +566,10 @@ class RobotsTests(SynchronousTestCase):
         return self.successResultOf(Deferred.fromCoroutine(self.robots.check(name, secret)))
 
     def mark(self, name: str, kind: Kind = Kind.ROBOT) -> str | None:
-        return self.successResultOf(Deferred.fromCoroutine(self.robots.mark(Identity(kind, name))))
+        identity = Identity(kind, name)
+        mark = self.successResultOf(Deferred.fromCoroutine(self.robots.mark(identity)))
+        self.assertEqual(mark, self.robots.recall_mark(identity))
+        return mark
 
     def test_a_robot_logs_in_with_its_secret(self) -> None:
         self.assertEqual(self.check("robot+ci", SECRET), CI)

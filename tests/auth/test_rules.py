@@ -187,8 +187,11 @@ class RobotLimitTests(SynchronousTestCase):
     def test_robots_that_are_taken_later_count_from_then_on(self) -> None:
         access = rules(self.ALL, ci=limit((PULL,), "*"))
         self.assertEqual(access.granted(CI, APP), {PULL})
+        before = access.state()
+        self.assertIs(access.state(), before)
         access.take_robots({"ci": limit((PUSH,), "*")})
         self.assertEqual(access.granted(CI, APP), {CREATE, PUSH})
+        self.assertIsNot(access.state(), before)
         access.take_robots({})
         self.assertEqual(access.granted(CI, APP), set())
 

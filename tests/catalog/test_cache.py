@@ -153,8 +153,8 @@ class ReadCacheTests(TestCase):
 # No cached result rests on these columns.
 _UNREAD = {
     "image": {"id"},
-    "tag": {"moved_at"},
-    "manifest": {"id", "pushed_at", "used_at"},
+    "tag": {"moved_at", "pushed_at", "pulled_at"},
+    "manifest": {"id", "pushed_at", "used_at", "pulled_at"},
     "blob_link": {"used_at"},
     "blob": {"id", "created_at"},
     "origin": set[str](),

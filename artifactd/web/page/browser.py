@@ -13,7 +13,6 @@ from twisted.web.server import Request
 from artifactd.auth.identity import Caller
 from artifactd.auth.sessions import LIFETIME, Session, Sessions
 from artifactd.oci.errors import Denied
-from artifactd.web.certificate import certified
 from artifactd.web.fields import header, header_values
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.proxies import from_here, names_loopback, was_passed_on
@@ -144,7 +143,7 @@ class CookieCredentials:
         identity = None if session is None else await self.browser.sessions.identity(session)
         if identity is not None:
             return Caller(identity)
-        return certified(request) or Caller()
+        return request.channel.certified or Caller()
 
 
 Form = Mapping[str, Sequence[str]]

@@ -33,10 +33,11 @@ from zope.interface import implementer
 from artifactd.auth.identity import Caller
 from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.kit.timers import Deadline, Timers
-from artifactd.oci.errors import RegistryError, Unavailable, Unsupported
+from artifactd.oci.errors import RegistryError, TooManyRequests, Unavailable, Unsupported
 from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.body import RequestBody
+from artifactd.web.server.certificate import certified
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.framing import (
     ChunkedDecoder,
@@ -46,7 +47,7 @@ from artifactd.web.server.framing import (
     origin_form,
     request_problem,
 )
-from artifactd.web.server.hot import HotAnswers, Kept, Repeated
+from artifactd.web.server.hot import HotAnswers, Kept, Peer, Repeated
 from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates, owner_of
 from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
 from artifactd.web.server.traffic import OTHER, Traffic
@@ -123,8 +124,6 @@ class RegistryChannel(http.HTTPChannel):
     once it has decided to close.
 
     :ivar address: the client's address; ``None`` if a trusted proxy may name another per request.
-    :ivar identified: whether the client's certificate has been looked at.
-    :ivar certified: the identity in that certificate, if it has one.
     :ivar repeated: the request that is being parsed, if the same has come before.
     :ivar counted: the keys under which the connection is counted; ``None`` if it is refused.
     """
@@ -132,12 +131,11 @@ class RegistryChannel(http.HTTPChannel):
     site: RegistrySite
     transport: tcp.Connection
     address: str | None = None
-    certified: Caller | None = None
-    identified = False
     counted: Counted | None = None
     repeated: Repeated | None = None
     _client_ended = False
     _host: Any
+    _peer: Peer
     _secure: bool
     _idle: Deadline
     _headers_due: Deadline
@@ -161,8 +159,10 @@ class RegistryChannel(http.HTTPChannel):
         self.MAX_LENGTH = self.totalHeadersSize = int(limits.header_size)
         self.maxHeaders = limits.header_count
         peer = self.transport.getPeer()
-        if not site.proxies.trusts(peer):
-            self.address = peer_address(peer)
+        address, is_proxy = peer_address(peer), site.proxies.trusts(peer)
+        if not is_proxy:
+            self.address = address
+        self._peer = Peer(self._secure, address if is_proxy else "")
         if site.channel_opened(self):
             return
         if self.isSecure():
@@ -170,6 +170,16 @@ class RegistryChannel(http.HTTPChannel):
         else:
             self.transport.write(too_many_connections())
             self.loseConnection()
+
+    @cached_property
+    def certified(self) -> Caller | None:
+        """The caller that the client's certificate names, if it has shown one."""
+        return certified(self.transport)
+
+    @cached_property
+    def _without_login(self) -> Caller:
+        """The caller of a request without ``Authorization``."""
+        return (self.certified if self.site.guarded else None) or Caller()
 
     def getHost(self) -> Any:
         # The base makes a system call for each request.
@@ -210,13 +220,14 @@ class RegistryChannel(http.HTTPChannel):
             hot is not None
             and self.line_mode
             and not (self.requests or self._buffer or self.paused or self._waitingForTransport)
-            and self.address is not None
-            and not (self._secure or self.site.draining)
+            and not self.site.draining
         ):
-            found = hot.find(data)
+            found = hot.find(data, self._peer, self.address, self._without_login)
             if isinstance(found, Kept):
-                self._repeat(found, hot.date)
-                return
+                if self._charge(found):
+                    self._repeat(found, hot.date)
+                    return
+                found = None  # the usual way refuses it
             if found is not None:
                 self.site.traffic.misses += 1
             self.repeated = found
@@ -239,6 +250,18 @@ class RegistryChannel(http.HTTPChannel):
         if self._client_ended:
             self._close_if_answered()
 
+    def _charge(self, kept: Kept) -> bool:
+        """Count a request that is answered with ``kept``; return whether it is not refused."""
+        rates = self.site.rates
+        if rates is None:
+            return True
+        try:
+            rates.charge_address(self.address or kept.access.client)
+            rates.charge_user(kept.caller.identity)
+        except TooManyRequests:
+            return False
+        return True
+
     def _repeat(self, kept: Kept, date: bytes) -> None:
         started = self.site.reactor.seconds()
         self.transport.write(
@@ -249,11 +272,10 @@ class RegistryChannel(http.HTTPChannel):
         self.site.traffic.hits += 1
         log = self.site.access_log
         if log.wanted:
-            assert self.address is not None
             log.write(
                 replace(
                     kept.access,
-                    client=self.address,
+                    client=self.address or kept.access.client,
                     seconds=round(seconds, 6),
                     request=new_request_id(),
                 )
@@ -390,17 +412,15 @@ class RegistryChannel(http.HTTPChannel):
     ) -> None:
         """Keep an answer, unless something about the request or the connection is unusual."""
         hot = self.site.hot
-        usual = request.body is None and not request.is_personal and self.persistent
+        usual = request.body is None and self.persistent
         if hot is None or not usual or request.responseHeaders.hasHeader(b"Connection"):
             return
-        if request.requestHeaders.hasHeader(b"Authorization"):
-            return  # an anonymous caller's token, which expires
         fields = b"".join(
             line for line in lines if not line.startswith((b"Date: ", b"Server-Timing: "))
         )
         access = replace(self.site.access(request), status=request.code, sent=len(body))
         tally = self.site.traffic.tally(request.route, request.method, request.code)
-        hot.keep(asked, fields, body, access, tally)
+        hot.keep(asked, request.caller, fields, body, access, tally)
 
     def loseConnection(self) -> None:
         # Without this the end of the idle timeout would replace the deadline made below.
@@ -811,9 +831,7 @@ class RegistrySite(server.Site):
         self.cors, self.origin = cors, origin
         self.proxies = proxies or TrustedProxies()
         self.limits = limits or LimitsSettings()
-        self.rates = rates
-        # A request that is answered so is counted by no rate.
-        self.hot = hot if self.rates is None else None
+        self.rates, self.hot = rates, hot
         self._stopping = stopping or resource
         self._connections = Connections(
             self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
@@ -14,7 +14,8 @@ from cryptography.x509.oid import NameOID
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Identity, Kind
-from artifactd.web.certificate import certified, identity_of
+from artifactd.web.server.certificate import certified, identity_of
+from artifactd.web.server.protocol import RegistryChannel
 
 KEY = generate_private_key(SECP256R1())
 ALTERNATIVES = (
@@ -71,18 +72,15 @@ class IdentityTests(SynchronousTestCase):
 
 
 class CertifiedTests(SynchronousTestCase):
-    def request(self, transport: object) -> Any:
-        channel = SimpleNamespace(transport=transport, identified=False, certified=None)
-        return SimpleNamespace(channel=channel)
-
     def test_a_connection_is_asked_once(self) -> None:
         shown = [SimpleNamespace(to_cryptography=lambda: certificate("builder"))]
-        request = self.request(SimpleNamespace(getPeerCertificate=shown.pop))
+        channel = RegistryChannel()
+        channel.transport = cast(Any, SimpleNamespace(getPeerCertificate=shown.pop))
         for _ in range(2):
-            caller = certified(request)
+            caller = channel.certified
             assert caller is not None
             self.assertEqual((str(caller.identity), caller.scopes), ("certificate:builder", None))
 
     def test_who_shows_none_is_nobody(self) -> None:
         for transport in (SimpleNamespace(), SimpleNamespace(getPeerCertificate=lambda: None)):
-            self.assertIsNone(certified(self.request(transport)))
+            self.assertIsNone(certified(transport))

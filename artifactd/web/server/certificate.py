@@ -1,4 +1,4 @@
-"""A client's certificate as the identity of its requests."""
+"""A client's certificate as the identity of its connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from artifactd.auth.identity import Caller, Identity, Kind
-from artifactd.web.server.protocol import RegistryRequest
 
 # The claims that alternative names become.
 _ALTERNATIVES: dict[type[Any], str] = {
@@ -19,7 +18,7 @@ _ALTERNATIVES: dict[type[Any], str] = {
 }
 
 
-def certified(request: RegistryRequest) -> Caller | None:
+def certified(transport: object) -> Caller | None:
     """
     Return the caller that the client's certificate names; ``None`` if it has shown none, or one
     without any name.
@@ -27,14 +26,10 @@ def certified(request: RegistryRequest) -> Caller | None:
     The TLS handshake has verified the certificate: a transport that asks for one offers it as
     ``getPeerCertificate``.
     """
-    channel = request.channel
-    if not channel.identified:
-        channel.identified = True
-        show = getattr(channel.transport, "getPeerCertificate", None)
-        shown = None if show is None else show()
-        identity = None if shown is None else identity_of(_parsed(shown))
-        channel.certified = None if identity is None else Caller(identity)
-    return channel.certified
+    show = getattr(transport, "getPeerCertificate", None)
+    shown = None if show is None else show()
+    identity = None if shown is None else identity_of(_parsed(shown))
+    return None if identity is None else Caller(identity)
 
 
 def _parsed(shown: Any) -> x509.Certificate:
