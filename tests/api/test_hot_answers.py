@@ -94,7 +94,7 @@ class HotCase(ApiTestCase):
         """The lines of the access log from now on, without their times and ids."""
         lines: list[str] = []
 
-        def own(line: str) -> None:
+        def own(line: str, message: str = "", *, is_error: bool = False) -> None:
             words = line.split(" ")
             lines.append(" ".join(w for n, w in enumerate(words[1:-1]) if n != len(words) - 4))
 
