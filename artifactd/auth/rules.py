@@ -52,6 +52,11 @@ class Allowed:
         return any(grant.match(name) for grant in self.grants)
 
     @property
+    def patterns(self) -> list[str]:
+        """All such images, and perhaps more, match one of these, which have no brackets."""
+        return list(dict.fromkeys(each for grant in self.grants for each in grant.wide))
+
+    @property
     def prefixes(self) -> list[str]:
         """The prefixes of the canonical names of all such images; none begins with another."""
         shortest: list[str] = []

@@ -9,7 +9,7 @@ from sys import getsizeof
 from artifactd.catalog import blobs, images, leases, manifests
 from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.database import Database, OnDatabase, read, write, write_freeing
-from artifactd.catalog.overview import glob
+from artifactd.catalog.overview import glob, matching
 from artifactd.catalog.records import (
     ANYHOW,
     MOVABLE,
@@ -420,6 +420,7 @@ class Catalog(OnDatabase):
         limit: int,
         shown: Callable[[ImageName], bool] | None = None,
         pattern: str = "*",
+        among: Sequence[str] | None = None,
         most: int = 1000,
     ) -> tuple[list[ImageName], ImageName | None]:
         """
@@ -428,19 +429,24 @@ class Catalog(OnDatabase):
 
         :param pattern: for canonical names, as of a shell (:mod:`fnmatch`); ``*`` matches slashes
             too.
-        :param most: names that fit the pattern and are looked at.
+        :param among: patterns, of which the others match none; ``None``: that is not known.
+        :param most: names that fit the patterns and are looked at.
         :return: the images, and the last one that was looked at; ``None`` if there are no more
             behind it.
         """
         found: list[ImageName] = []
         looked = 0
         image: ImageName | None = None
+        fits, patterns = matching("repository || '/' || name", among)
         for span in spans:
             rows = db.execute(
                 "SELECT name FROM image WHERE repository = ? AND name > ? AND name < ?"
-                " AND repository || '/' || name GLOB ? AND known_at IS NOT NULL"
+                f" AND repository || '/' || name GLOB ? AND {fits} AND known_at IS NOT NULL"
                 " ORDER BY name LIMIT ?",
-                (span.repository, span.after, span.before, glob(pattern), most - looked),
+                (
+                    *(span.repository, span.after, span.before, glob(pattern)),
+                    *(*patterns, most - looked),
+                ),
             )
             for (name,) in rows:
                 looked += 1

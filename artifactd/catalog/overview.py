@@ -378,6 +378,7 @@ class Overview(OnDatabase):
         after: DeletedAfter | None,
         limit: int,
         shown: Callable[[ImageName], bool] | None = None,
+        among: Sequence[str] | None = None,
         most: int = 1000,
     ) -> tuple[list[Deleted], DeletedAfter | None]:
         """
@@ -387,7 +388,9 @@ class Overview(OnDatabase):
         :param image: of this image alone; ``None``: of all.
         :param shown: tells the images of which to list something; ``None``: all.  It is called in
             a reader's thread.
-        :param most: entries that are looked at.
+        :param among: patterns for names of images, of which the others match none; ``None``: that
+            is not known.
+        :param most: entries of such images that are looked at.
         :return: the entries, and the last one that was looked at; ``None`` if there are no more
             behind it.
         """
@@ -397,7 +400,7 @@ class Overview(OnDatabase):
         found: list[Deleted] = []
         looked: DeletedAfter | None = None
         rows = merge(
-            *(_deleted(db, kind, image_id, after, most + 1) for kind in _DELETED),
+            *(_deleted(db, kind, image_id, after, most + 1, among) for kind in _DELETED),
             key=lambda row: row[0],
             reverse=True,
         )
@@ -423,24 +426,43 @@ _DELETED = {"tag": "name", "manifest": "digest", "blob": "digest"}
 
 
 def _deleted(
-    db: Connection, kind: str, image_id: int | None, after: DeletedAfter | None, limit: int
+    db: Connection,
+    kind: str,
+    image_id: int | None,
+    after: DeletedAfter | None,
+    limit: int,
+    among: Sequence[str] | None,
 ) -> Iterator[tuple[DeletedAfter, Deleted]]:
     """Deleted tags, manifests or blobs, the newest first: at most ``limit`` behind ``after``."""
-    name, of_image = _DELETED[kind], "" if image_id is None else "AND image_id = :image"
+    name, of_image = _DELETED[kind], "" if image_id is None else "AND image_id = ?"
+    fits, patterns = matching("repository || '/' || image.name", among)
     # The entry itself is read again where another kind has the same time, image and name.
     query = f"""
         SELECT image_id, repository || '/' || image.name, deleted.{name}, digest, actor, deleted_at
         FROM deleted_{kind} AS deleted CROSS JOIN image ON image.id = image_id
-        WHERE (deleted_at, image_id, deleted.{name}) <= (:at, :after, :name) {of_image}
-        ORDER BY deleted_at DESC, image_id DESC, deleted.{name} DESC LIMIT :limit
+        WHERE (deleted_at, image_id, deleted.{name}) <= (?, ?, ?) {of_image} AND {fits}
+        ORDER BY deleted_at DESC, image_id DESC, deleted.{name} DESC LIMIT ?
     """
     behind = after or DeletedAfter(1e100, 0, "", "")
-    values = {"at": behind.at, "after": behind.image_id, "name": behind.name, "image": image_id}
-    for row in db.execute(query, {**values, "limit": limit + 1}):
+    values = [behind.at, behind.image_id, behind.name, *([] if image_id is None else [image_id])]
+    for row in db.execute(query, (*values, *patterns, limit + 1)):
         number, image, name, digest, actor, at = row
         place = DeletedAfter(at, number, name, kind)
         if place < behind:
             yield place, Deleted(image, kind, name, digest, actor, at)
+
+
+_FEW = 50  # patterns that are worth a look at each row
+
+
+def matching(value: str, patterns: Sequence[str] | None) -> tuple[str, Sequence[str]]:
+    """
+    A condition that leaves out rows whose ``value`` (SQL) matches none of ``patterns``, which have
+    no brackets; and its parameters.  Of many patterns, or ``None``, it leaves out nothing.
+    """
+    if patterns is None or len(patterns) > _FEW:
+        return "1", ()
+    return f"({' OR '.join([f'{value} GLOB ?'] * len(patterns)) or '0'})", patterns
 
 
 def glob(pattern: str) -> str:

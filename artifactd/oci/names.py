@@ -108,12 +108,17 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 class Patterns:
     """Patterns compiled once, for many names; :func:`matches` may compile them each time."""
 
-    __slots__ = ("_match", "prefixes")
+    __slots__ = ("_match", "prefixes", "wide")
 
     def __init__(self, patterns: Iterable[str]) -> None:
         patterns = tuple(patterns)
         self.prefixes = tuple(re.split(r"[*?\[]", pattern, maxsplit=1)[0] for pattern in patterns)
         """What the names that a pattern matches begin with, by pattern; may be empty."""
+        self.wide = tuple(
+            pattern if "[" not in pattern else pattern.partition("[")[0] + "*"
+            for pattern in patterns
+        )
+        """By pattern, one without brackets that matches the same names, and perhaps more."""
         # No alternative at all would match everything.
         alternatives = [translate(pattern) for pattern in patterns] or [r"(?!)"]
         self._match = re.compile("|".join(alternatives)).match

@@ -135,6 +135,8 @@ class _Segment:
         if not prefix.startswith(own):
             return evolve(self, start=self.end)
         first = prefix.removeprefix(own)
+        if not (first.isascii() and first.isprintable()):
+            return evolve(self, start=self.end)  # no name has such characters
         # The greatest text before ``first``, which may be the name of an image itself.
         before = f"{first[:-1]}{chr(ord(first[-1]) - 1)}{_AFTER_ALL}"
         end = first + _AFTER_ALL
@@ -168,6 +170,10 @@ class Shown(Protocol):
     def prefixes(self) -> Sequence[str]:
         """The prefixes of the canonical names of those images; none begins with another."""
 
+    @property
+    def patterns(self) -> Sequence[str]:
+        """All those images, and perhaps more, match one of these, which have no brackets."""
+
 
 async def listed_images(
     catalog: Catalog,
@@ -192,6 +198,7 @@ async def listed_images(
     :param prefix: what the canonical names begin with.
     """
     segments = _segments(names)
+    among = None if shown is None else shown.patterns
     if prefix:
         segments = [segment.under(prefix) for segment in segments]
     if shown is not None:
@@ -203,7 +210,8 @@ async def listed_images(
         spans = [ImageSpan(s.repository, s.start, s.end) for s in rest if s.start < s.end]
         if not spans:
             break
-        reading = partial(catalog.images_between, spans, limit - len(found), shown, pattern)
+        wanted = limit - len(found)
+        reading = partial(catalog.images_between, spans, wanted, shown, pattern, among)
         if turn is None:
             images, last = await reading()
         else:

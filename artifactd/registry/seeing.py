@@ -47,6 +47,7 @@ _REMEMBERED = 10_000  # manifests whose platforms are known
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
 _T = TypeVar("_T")
+_Place = TypeVar("_Place", bound=tuple[Any, ...])
 
 
 @frozen
@@ -405,7 +406,8 @@ class Seeing:
         behind = None if after is None else _opened(after, DeletedAfter)
         found: list[Deleted] = []
         while True:
-            more, behind = await self.overview.deleted(image, behind, limit - len(found), shown)
+            wanted, among = limit - len(found), None if shown is None else shown.patterns
+            more, behind = await self.overview.deleted(image, behind, wanted, shown, among)
             found += more
             if behind is None or len(found) >= limit:
                 break
@@ -453,11 +455,14 @@ def _sealed(place: tuple[Any, ...]) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
 
-def _opened(after: str, kind: type[_T]) -> _T:
+def _opened(after: str, kind: type[_Place]) -> _Place:
     """The place in a list that :func:`_sealed` wrote.  :raises QueryInvalid: if it did not."""
     try:
         content = base64.urlsafe_b64decode(after.encode() + b"=" * (-len(after) % 4))
-        return msgspec.json.decode(content, type=kind)
+        place: _Place = msgspec.json.decode(content, type=kind)
+        if any(isinstance(each, int) and each.bit_length() > 63 for each in place):
+            raise ValueError("no number that the catalog has")
+        return place
     except (binascii.Error, ValueError, msgspec.MsgspecError):
         raise QueryInvalid(
             "after must be what the page before told: leave it out to begin at the beginning"

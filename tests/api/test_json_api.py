@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from base64 import urlsafe_b64encode
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,18 @@ class ReadingTests(JsonApiCase):
             *("/access", "/access?who=a&action=fly&image=app", "/images/app/deleted?after=WzFd"),
         ):
             await self.refused(400, "UNSUPPORTED", "GET", f"{API}{path}")
+        for path, place in (
+            ("/deleted", [1.0, 10**30, "a", "tag"]),
+            ("/images/app/deleted", [1.0, -(10**30), "a", "tag"]),
+            ("/images/app/history", [10**30]),
+        ):
+            after = urlsafe_b64encode(json.dumps(place).encode()).decode().rstrip("=")
+            await self.refused(400, "UNSUPPORTED", "GET", f"{API}{path}?after={after}")
+        for text in ("%00", "%00*", "%01", "%C3%A9", "%EE%80%80", "%FF", "%ED%A0%80", "[", "[%5D"):
+            for query in (f"prefix=local/{text}", f"search=local/{text}"):
+                found = await self.call(200, "GET", f"/images?{query}")
+                self.assertEqual([], found["images"])
+            await self.call(200, "GET", f"/images/app/tags?search={text}")
         for path in ("/images/app/tags/-", "/images/app/history?tag=-", "/images/app/manifests/x:"):
             await self.refused(400, "MANIFEST_INVALID", "GET", f"{API}{path}")
         await self.refused(400, "NAME_INVALID", "GET", f"{IMAGES}/APP/tags")

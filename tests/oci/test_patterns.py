@@ -16,6 +16,17 @@ class PatternsTests(SynchronousTestCase):
     def test_compiled_they_match_the_same(self, name: str, patterns: list[str]) -> None:
         self.assertEqual(Patterns(patterns).match(name), matches(name, patterns))
 
+    @given(TEXTS, TEXTS)
+    def test_one_without_brackets_matches_the_same_names_and_perhaps_more(
+        self, name: str, pattern: str
+    ) -> None:
+        (wide,) = Patterns([pattern]).wide
+        self.assertNotIn("[", wide)
+        if matches(name, [pattern]):
+            self.assertTrue(matches(name, [wide]))
+        if "[" not in pattern:
+            self.assertEqual(pattern, wide)
+
     def test_a_star_stands_for_slashes_too_and_the_whole_name_has_to_match(self) -> None:
         patterns = Patterns(["local/mycorp/*", "docker.io/?lpine"])
         for name in ("local/mycorp/a", "local/mycorp/a/b", "docker.io/alpine"):

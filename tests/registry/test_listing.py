@@ -134,7 +134,7 @@ class ManyImagesTests(CatalogTestCase):
         self.assertEqual(await self.listed(1500), listed[:1500])
 
     async def test_the_last_ones_are_found_behind_three_batches_in_a_readers_thread(self) -> None:
-        shown = watched("*/a", "*/b", "*/0000")
+        shown = watched("*/[a]", "*/[b]", "*/[0]000")
         self.assertEqual(await self.listed(10, shown), ["crowd/0000", "team/a", "team/b"])
         self.assertEqual(len(shown.looked), 3002)
         self.assertNotIn(get_ident(), {thread for _, thread in shown.looked})
@@ -153,9 +153,15 @@ class ManyImagesTests(CatalogTestCase):
         )
 
     async def test_names_that_nothing_allows_are_not_read(self) -> None:
-        shown = watched("local/team/*")
-        self.assertEqual(await self.listed(10, shown), ["team/a", "team/b"])
-        self.assertEqual(len(shown.looked), 2)
+        for patterns in (("local/team/*",), ("*/t?am/*", "*/nothing")):
+            shown = watched(*patterns)
+            self.assertEqual(await self.listed(10, shown), ["team/a", "team/b"])
+            self.assertEqual(len(shown.looked), 2)
+
+    async def test_patterns_that_are_too_many_to_try_on_each_name_leave_none_out(self) -> None:
+        shown = watched("*/a", *(f"*/{number}" for number in range(100)))
+        self.assertEqual(await self.listed(10, shown), ["team/a"])
+        self.assertEqual(len(shown.looked), 3002)
 
     async def test_what_a_repository_does_not_show_is_made_up_for_in_later_batches(self) -> None:
         async def choose(images: Sequence[ImageName]) -> Collection[ImageName]:
@@ -180,7 +186,7 @@ class ManyImagesTests(CatalogTestCase):
         self.patch(self.catalog, "images_between", counted)
         turn = DeferredLock()
         lists = [
-            Deferred.fromCoroutine(self.listed(10, watched("*/a"), turn=turn)) for _ in range(5)
+            Deferred.fromCoroutine(self.listed(10, watched("*/[a]"), turn=turn)) for _ in range(5)
         ]
         self.assertEqual(await gatherResults(lists), [["team/a"]] * 5)
         self.assertEqual(most, 1)
