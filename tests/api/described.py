@@ -9,8 +9,9 @@ from importlib.resources import files
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from twisted.trial.unittest import TestCase
 
-from tests.process import Answer
+from tests.process import Answer, Daemon
 
 
 @cache
@@ -50,6 +51,14 @@ def _operation(method: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         if re.fullmatch(re.sub(r"\\\{\w+\\\}", "[^/]+", pattern), path) and method in item:
             return item[method], item
     raise AssertionError(f"{method} {path} is not described")
+
+
+async def told(test: TestCase, daemon: Daemon, method: str, path: str) -> Any:
+    """Ask for what is granted, below ``/api/v1``; the JSON of an answer as the document says."""
+    answer = await daemon.request(method, f"/api/v1{path}")
+    test.assertIn(answer.status, (200, 204), answer.body)
+    test.assertEqual([], problems(method, f"/api/v1{path}", answer))
+    return json.loads(answer.body) if answer.body else None
 
 
 def problems(method: str, uri: str, answer: Answer) -> list[str]:

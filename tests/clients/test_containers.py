@@ -10,6 +10,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST
+from tests.api.described import told
 from tests.clients.containers import Containers
 from tests.clients.images import build_context, native_architecture
 from tests.process import Daemon
@@ -98,6 +99,19 @@ class IndexTests(ContainersTestCase):
                 *("podman", "image", "inspect", "--format", "{{.Architecture}}", self.image)
             )
             self.assertEqual(inspected.out.strip(), architecture)
+
+    async def test_the_api_tells_the_platforms_of_an_index_and_what_they_hold(self) -> None:
+        await self.push()
+        (image,) = (await told(self, self.daemon, "GET", "/images"))["images"]
+        (tag,) = (await told(self, self.daemon, "GET", f"/images/{image['image']}/tags"))["tags"]
+        self.assertEqual({"linux/amd64", "linux/arm64"}, set(tag["platforms"]))
+        path = f"/images/{image['image']}/manifests/{tag['tag']}"
+        shown = await told(self, self.daemon, "GET", path)
+        for each in shown["entries"]:
+            below = each["manifest"]
+            self.assertEqual([each["platform"]], below["platforms"])
+            self.assertEqual("config", below["entries"][0]["role"])
+            self.assertIn("layer", {entry["role"] for entry in below["entries"]})
 
     async def test_the_image_of_the_own_platform_runs(self) -> None:
         await self.push()

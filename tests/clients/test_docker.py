@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from tests.api.described import told
 from tests.clients.images import build_context, native_architecture
 from tests.clients.observed import answered, stored
 from tests.process import Daemon
@@ -73,6 +74,30 @@ class DockerTests(DockerTestCase):
         await self.forget(name)
         await self.engine.docker("pull", name)
         self.assertEqual(await self.image_id(name), pushed)
+
+    async def test_the_api_tells_of_an_image_deletes_it_and_brings_it_back(self) -> None:
+        name = await self.build(1000)
+        await self.engine.docker("push", name)
+        pushed = await self.image_id(name)
+        (image,) = (await told(self, self.daemon, "GET", "/images?search=hello"))["images"]
+        self.assertEqual(("local/hello", 1), (image["image"], image["tags"]))
+        (tag,) = (await told(self, self.daemon, "GET", "/images/hello/tags"))["tags"]
+        self.assertEqual(["1"], [tag["tag"]])
+        self.assertTrue(any(native_architecture() in each for each in tag["platforms"]))
+        shown = await told(self, self.daemon, "GET", f"/images/hello/manifests/{tag['digest']}")
+        config, *layers = shown["entries"]
+        self.assertEqual(("config", pushed), (config["role"], config["digest"]))
+        self.assertTrue(layers)
+        self.assertTrue(all(each["created_by"] for each in layers))
+        await told(self, self.daemon, "DELETE", "/images/hello/tags/1")
+        await self.forget(name)
+        failed = await self.engine.docker("pull", name, check=False)
+        self.assertNotEqual(0, failed.status)
+        (deleted,) = (await told(self, self.daemon, "GET", "/images/hello/deleted"))["deleted"]
+        self.assertEqual(("tag", "1"), (deleted["kind"], deleted["name"]))
+        await told(self, self.daemon, "POST", "/images/hello/deleted?reference=1")
+        await self.engine.docker("pull", name)
+        self.assertEqual(pushed, await self.image_id(name))
 
     async def test_blobs_of_one_image_are_mounted_into_another(self) -> None:
         name = await self.build(1000)

@@ -13,6 +13,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from tests.api.described import told
 from tests.process import Daemon
 
 SBOM = "application/spdx+json"
@@ -94,3 +95,18 @@ class OrasTests(TestCase):
         headers, index = await self.referrers(subject, f"?artifactType={SIGNATURE}")
         self.assertEqual(headers["OCI-Filters-Applied"], "artifactType")
         self.assertEqual([entry["digest"] for entry in index["manifests"]], [signature])
+
+    async def test_the_api_tells_of_artifacts_and_what_refers_to_them(self) -> None:
+        subject = await self.push("1", str(self.file(b"content", "file.txt")))
+        sbom = await self.push_about(subject, "sbom", SBOM)
+        signature = await self.push_about(subject, "signature", SIGNATURE)
+        shown = await told(self, self.daemon, "GET", "/images/artifact/manifests/1")
+        kinds = {each["digest"]: each["kind"] for each in shown["referrers"]}
+        self.assertEqual({sbom: SBOM, signature: SIGNATURE}, kinds)
+        (layer,) = [each for each in shown["entries"] if each["role"] == "layer"]
+        self.assertEqual(len(b"content"), layer["size"])
+        path = f"/images/artifact/referrers/{subject.digest}"
+        listed = await told(self, self.daemon, "GET", f"{path}?artifactType={SIGNATURE}")
+        self.assertEqual([signature], [each["digest"] for each in listed["referrers"]])
+        kept = await told(self, self.daemon, "GET", f"/images/artifact/manifests/{sbom}")
+        self.assertEqual(subject.digest, kept["subject"])
