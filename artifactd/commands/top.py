@@ -154,7 +154,7 @@ def _show(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
         return
     width, height = shutil.get_terminal_size()
     head = (
-        f"artifactd {status['version']}, process {status['pid']}, connections:"
+        f"artifactd {status['version']}, {_processes(status)}, connections:"
         f" {status['connections']}, requests: {status['requests']}"
     )
     lines = [printable(head)]
@@ -166,6 +166,12 @@ def _show(status: Mapping[str, Any], before: Mapping[str, Any] | None) -> None:
             head, *body = (line[:width] for line in aligned([columns, *rows[:most]]))
             lines += ["", Color.BOLD.paint(head), *body]
     print(_CLEAR + "\n".join(lines[: height - 1]))
+
+
+def _processes(status: Mapping[str, Any]) -> str:
+    """A process, or how many of one daemon."""
+    count = status["processes"]
+    return f"process {status['pid']}" if count == 1 else f"{count} processes"
 
 
 def _rate(now: int, before: int | None, seconds: float) -> str:

@@ -31,6 +31,7 @@ from artifactd.daemon.pulse import BEAT, Pulse
 from artifactd.daemon.signals import Signals
 from artifactd.daemon.supervisor import Supervisor
 from artifactd.kit.malloc import give_back_freed_memory
+from artifactd.kit.peers import Peers
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
@@ -57,6 +58,7 @@ from artifactd.web.server.protocol import RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
 from artifactd.web.server.traffic import Traffic
+from artifactd.web.status import WholeDaemon
 from artifactd.webhooks.delivery import LOOK_EVERY
 
 # Seconds after which a thread that computes lets the reactor's have the interpreter.  A request
@@ -263,6 +265,7 @@ class RegistryService(MultiService):
         for service in list(self):
             service.disownServiceParent()
         await running.gate.close()
+        await running.daemon.peers.close()
         await running.parts.close()
         running.audit.close()  # last: requests that go on without their client are logged too
 
@@ -276,6 +279,7 @@ class _Running:
     access_log: AccessLog
     audit: AuditLog
     gate: GateWiring
+    daemon: WholeDaemon
     parts: Assembly
     pulse: Pulse
     shelves: Iterator[int]
@@ -348,12 +352,17 @@ def _start(
         parts.folder.in_memory,
         parts.budgets.answers,
     )
+    daemon = WholeDaemon(
+        Peers(reactor, parts.memory.id, parts.counters.metrics.tallies),
+        Health(parts.catalog, parts.blobs),
+        parts.remotes.activity,
+    )
     api = Api(
         registry=parts.registry,
         gate=gate.gate,
         audit=audit,
         sender=sender,
-        health=Health(parts.catalog, parts.blobs),
+        daemon=daemon,
         scrape=pulse.scrape,
         # Plain numbers: a Size prints with its unit, and JSON does not know it.
         manifests=ManifestBodies.of(parts.budgets.manifests, int(settings.max_manifest), timers),
@@ -361,7 +370,6 @@ def _start(
         uncounted=Uncounted(settings.uncounted_pulls),
         min_chunk=int(settings.min_chunk),
         service=gate.service,
-        remotes=parts.remotes.activity,
     )
     json_api = JsonApi(
         registry=parts.registry.exact(),
@@ -373,7 +381,7 @@ def _start(
         settings=settings,
         run=parts.run,
         purge=parts.purge,
-        remotes=parts.remotes.activity,
+        daemon=daemon,
     )
     style = settings.access_log
     if style == "text" and settings.log_format == "json" and not settings.access_log_file:
@@ -403,10 +411,15 @@ def _start(
     )
     listening = listen if handed is None else handed.listen
     ports = listening(settings.listen, site, reactor, parts.counters, opened)
+    daemon.answer_peers(site)
+    if memory is not None:
+        daemon.peers.listen()
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
-    return _Running(ports, site, access_log, audit, gate, parts, pulse, shelves, reactor.seconds())
+    return _Running(
+        ports, site, access_log, audit, gate, daemon, parts, pulse, shelves, reactor.seconds()
+    )
 
 
 def _home(
@@ -425,7 +438,7 @@ def _home(
         seeing=parts.seeing,
         garbage=parts.garbage,
         purge=parts.purge,
-        remotes=parts.remotes.activity,
+        daemon=api.daemon,
         upkeep=parts.upkeep,
         run=parts.run,
     )

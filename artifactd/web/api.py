@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
-from heapq import nlargest
 from typing import ClassVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 from klein import Klein
 
-from artifactd import __version__
 from artifactd.auth.identity import Kind
 from artifactd.auth.rules import Uncounted
 from artifactd.auth.token_service import TokenService
@@ -21,8 +18,7 @@ from artifactd.oci.errors import ChunkOutOfOrder, ManifestUnknown, NameUnknown, 
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
-from artifactd.registry.activity import RemoteActivity
-from artifactd.registry.metrics import CONTENT_TYPE, Health
+from artifactd.registry.metrics import CONTENT_TYPE
 from artifactd.registry.model import LOCAL
 from artifactd.registry.pulls import Pulls
 from artifactd.registry.registry import Target
@@ -57,73 +53,8 @@ from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import Routed, new_app, route
 from artifactd.web.server.limits import owner_of
 from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.status import WholeDaemon
 from artifactd.web.token import answer_get, answer_post
-
-_TOLD = 200  # requests of which the status tells more than their number
-
-
-@frozen
-class Transfer:
-    """
-    A request that is being handled.
-
-    :ivar request: its id, as in the access log.
-    :ivar status: of the answer; 0: it has not begun.
-    :ivar received: bytes of its body.
-    :ivar sent: bytes of the answer's body.
-    """
-
-    request: str
-    client: str
-    user: str
-    method: str
-    path: str
-    status: int
-    received: int
-    sent: int
-    seconds: float
-
-    @classmethod
-    def of(cls, request: RegistryRequest) -> Transfer:
-        """What is told of ``request``."""
-        return cls(
-            request=request.request_id,
-            client=request.address,
-            user=request.actor,
-            method=request.method.decode("utf-8", "backslashreplace"),
-            path=request.path.decode("utf-8", "backslashreplace"),
-            status=request.code if request.startedWriting else 0,
-            received=request.received,
-            sent=request.sentLength,
-            seconds=round(request.elapsed, 3),
-        )
-
-
-@frozen
-class Status:
-    """What a process does now.  ``requests`` counts all; ``transfers`` are at most 200 of them."""
-
-    version: str
-    pid: int
-    connections: int
-    requests: int
-    transfers: Sequence[Transfer]
-    remotes: Sequence[RemoteActivity]
-
-    @classmethod
-    def of(cls, request: RegistryRequest, remotes: Sequence[RemoteActivity]) -> Status:
-        """What the process does besides answering ``request``."""
-        others = [each for each in request.site.traffic.running if each is not request]
-        return cls(
-            version=__version__,
-            pid=os.getpid(),
-            connections=len(request.site.channels),
-            requests=len(others),
-            transfers=[
-                Transfer.of(each) for each in nlargest(_TOLD, others, lambda each: each.elapsed)
-            ],
-            remotes=remotes,
-        )
 
 
 @define(slots=False)  # as its base
@@ -133,13 +64,11 @@ class OperationsApi(Routed):
 
     :param scrape: returns the metrics in Prometheus' text format.
     :param service: gives tokens; ``None``: there is no token service.
-    :param remotes: returns what each remote repository does.
     """
 
-    health: Health
+    daemon: WholeDaemon
     scrape: Callable[[], Awaitable[bytes]]
     service: TokenService | None = field(kw_only=True)
-    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
 
     app: ClassVar[Klein] = new_app()
 
@@ -151,11 +80,12 @@ class OperationsApi(Routed):
     @route(app, "/readyz", "GET", needs=Need.NOTHING)
     async def readyz(self, request: RegistryRequest) -> Answer:
         """
-        200 while the store takes bytes and the catalog answers, otherwise 503.
+        200 while the store takes bytes and the catalog answers, in all processes of the daemon;
+        otherwise 503.
 
         Also 200 in the read-only mode: pulls are still answered, so load balancers should stay.
         """
-        await self.health.check()
+        await self.daemon.check()
         mode = {"mode": "read-only"} if self.gate.read_only() else {}
         return Answer.json({"status": "ok", **mode})
 
@@ -166,8 +96,8 @@ class OperationsApi(Routed):
 
     @route(app, "/status", "GET", needs=Need.STATUS)
     async def status(self, request: RegistryRequest) -> Answer:
-        """What this process does now: its requests, the longest first, fills and upstreams."""
-        return Answer.json(Status.of(request, self.remotes()), {"Cache-Control": "no-store"})
+        """What the daemon does now: its requests, the longest first, fills and upstreams."""
+        return Answer.json(await self.daemon.status(request), {"Cache-Control": "no-store"})
 
     @route(app, "/v2/", "GET", needs=Need.IDENTITY)
     async def version(self, request: RegistryRequest) -> Answer:

@@ -24,7 +24,6 @@ from artifactd.registry.seeing import PAGE, Page, found_in, instant
 from artifactd.settings.access import Action
 from artifactd.settings.settings import Settings
 from artifactd.web.answer import Answer, link_to_next, not_modified
-from artifactd.web.api import Status
 from artifactd.web.fields import parameter, precondition
 from artifactd.web.gate import Need
 from artifactd.web.operated import Operated
@@ -215,12 +214,12 @@ class JsonApi(Operated):
     @route(app, "/api/v1/upstreams", "GET", needs=Need.STATUS)
     async def upstreams(self, request: RegistryRequest) -> Answer:
         """Tell what each remote repository does now."""
-        return Answer.json({"upstreams": self.remotes()}, _NO_STORE)
+        return Answer.json({"upstreams": (await self.daemon.status(request)).remotes}, _NO_STORE)
 
     @route(app, "/api/v1/status", "GET", needs=Need.STATUS)
     async def status(self, request: RegistryRequest) -> Answer:
-        """Tell what this process does now."""
-        return Answer.json(Status.of(request, self.remotes()), _NO_STORE)
+        """Tell what the daemon does now."""
+        return Answer.json(await self.daemon.status(request), _NO_STORE)
 
     @route(app, "/api/v1/access", "GET", needs=Need.STATUS)
     async def access(self, request: RegistryRequest) -> Answer:

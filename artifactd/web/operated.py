@@ -12,7 +12,6 @@ from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown
 from artifactd.oci.names import ImageName, Reference, Tag
-from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import Seeing
@@ -20,6 +19,7 @@ from artifactd.web.api import actor_of, deletion
 from artifactd.web.audit import Change
 from artifactd.web.routing import Routed
 from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.status import WholeDaemon
 
 
 @define(slots=False)  # as its base
@@ -30,7 +30,6 @@ class Operated(Routed):
 
     :param purge: drops a tag or digest of an upstream's image from the cache; returns ``None`` if
         it is not there.
-    :param remotes: returns what each remote repository does.
     """
 
     mirrors = False
@@ -39,7 +38,7 @@ class Operated(Routed):
     garbage: GarbageCatalog = field(kw_only=True)
     run: RunInThread = field(kw_only=True)
     purge: Callable[[ImageName, Reference | None], Awaitable[object]] = field(kw_only=True)
-    remotes: Callable[[], Sequence[RemoteActivity]] = field(kw_only=True)
+    daemon: WholeDaemon = field(kw_only=True)
 
     def is_remote(self, image: ImageName) -> bool:
         """Whether ``image`` comes from an upstream."""

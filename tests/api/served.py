@@ -9,10 +9,12 @@ from typing import Any, Self
 
 from attrs import frozen
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
 from artifactd.daemon.tap import RegistryService, _Running
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.settings.settings import Settings
@@ -73,6 +75,7 @@ class Served(Pushed):
         *,
         data: Path | None = None,
         files: FileOperations | None = None,
+        memory: SharedMemory | None = None,
         **settings: str,
     ) -> Self:
         """
@@ -80,6 +83,7 @@ class Served(Pushed):
 
         :param toml: its settings file, :func:`beside_no_upstream` unless it says otherwise.
         :param files: what all that changes the data folder goes through.
+        :param memory: what it shares with the other processes of its daemon.
         :param settings: as ``ARTIFACTD_<NAME>`` would give them.
         """
         file = Path(test.mktemp())
@@ -89,10 +93,17 @@ class Served(Pushed):
         environment = {"LISTEN": "tcp:0:interface=127.0.0.1", "DATA": str(folder)}
         environment |= {name.upper(): value for name, value in settings.items()}
         loaded = Settings.load(file, {f"ARTIFACTD_{k}": v for k, v in environment.items()})
-        service = RegistryService(loaded, reactor, files)
+        own = None if memory is None else SharedMemory(memory.descriptor)
+        service = RegistryService(loaded, reactor, files, memory=own)
         service.startService()
-        test.addCleanup(service.stopService)
-        return cls(service, folder)
+        started = cls(service, folder)
+        test.addCleanup(lambda: Deferred.fromCoroutine(started.stop()))
+        return started
+
+    async def stop(self) -> None:
+        """End it now."""
+        if self.service.running:
+            await self.service.stopService()
 
     @property
     def running(self) -> _Running:

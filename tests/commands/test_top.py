@@ -184,6 +184,7 @@ class ShownTests(SynchronousTestCase):
         status = {
             "version": "1",
             "pid": 7,
+            "processes": 1,
             "connections": 2,
             "requests": 1,
             "transfers": [self.TRANSFER],

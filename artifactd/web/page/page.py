@@ -461,8 +461,9 @@ class Page(Operated):
     @route(app, "/ui/upstreams", "GET", needs=Need.STATUS)
     async def upstreams(self, request: RegistryRequest) -> Answer:
         """What is asked of other registries, and how they do."""
+        remotes = (await self.daemon.status(request)).remotes
         return await self._rendered(
-            request, "upstreams.html", section="/ui/upstreams", remotes=self.remotes()
+            request, "upstreams.html", section="/ui/upstreams", remotes=remotes
         )
 
     @route(app, "/ui/storage", "GET", needs=Need.STATUS)
