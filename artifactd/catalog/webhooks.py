@@ -97,6 +97,11 @@ _OLDEST = "SELECT id FROM webhook_event WHERE {of} ORDER BY id DESC LIMIT 1 OFFS
 class WebhookCatalog(OnDatabase):
     """The events that webhooks are told; they are written by the catalog's ``Outbox``."""
 
+    @write
+    def tell(self, db: Connection, event: Event) -> None:
+        """Write an event that is told by no other transaction."""
+        self.database.outbox.write(db, self.database.now(), [event])
+
     @read
     def heads(self, db: Connection, webhook: str, limit: int) -> Sequence[Head]:
         """The subjects that have events waiting for a webhook, those first that are due first."""

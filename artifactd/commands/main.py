@@ -109,6 +109,12 @@ class Command(SettingsFileOptions):
             "Bring back a deleted image, tag, manifest or blob.",
         ),
         (
+            "webhooks",
+            None,
+            _Lazy("webhooks.Webhooks"),
+            "List webhooks and their events, show, replay and test.",
+        ),
+        (
             "rotate-keys",
             None,
             _Lazy("keys.RotateKeys"),

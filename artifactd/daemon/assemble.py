@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
-from artifactd.catalog.events import Outbox
+from artifactd.catalog.events import LONGEST, Event, Outbox
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.overview import Overview
@@ -26,6 +26,7 @@ from artifactd.catalog.proofs import ProofCatalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.catalog.retention import RetentionCatalog
+from artifactd.catalog.webhooks import WebhookCatalog
 from artifactd.daemon.ca_files import check_ca_files
 from artifactd.daemon.webhooks import wire_deliveries
 from artifactd.kit.budget import BufferBudget, Shares
@@ -68,6 +69,7 @@ from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LocalSettings, Settings
+from artifactd.settings.webhooks import EventKind
 from artifactd.store.blobs import BlobStore
 from artifactd.store.examine import ScrubLock
 from artifactd.store.files import FileOperations
@@ -91,6 +93,7 @@ from artifactd.upstream.http.url import Target
 from artifactd.upstream.patience import Retries
 from artifactd.upstream.sources import CommandCredentials, CredentialSource, GivenCredentials
 from artifactd.webhooks.delivery import Deliveries
+from artifactd.webhooks.reports import Reports
 
 # Limits on the large answers of one owner that wait for memory: how many, and their bytes, as a
 # multiple of the owner's share.
@@ -160,6 +163,7 @@ class RemoteWiring:
     counters: Counters
     memory: SharedMemory
     folder: Path
+    reports: Reports
     fills: dict[str, Fills] = field(factory=dict, init=False)
     upstreams: dict[str, RegistryUpstream] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
@@ -178,6 +182,9 @@ class RemoteWiring:
         """
         catalog, remote, reactor = self.catalog, self.remote, self.reactor
         counters = self.counters.of(name, reactor.seconds)
+        counters.down = lambda reason: self.reports.tell(
+            Event(kind=EventKind.UPSTREAM_DOWN, repository=name, reason=reason[:LONGEST])
+        )
         reach = _reach(settings)
         upstream = RegistryUpstream(
             name,
@@ -395,6 +402,7 @@ class Assembly:
     registry: Registry
     seeing: Seeing
     deliveries: Deliveries
+    reports: Reports
     read_only: ReadOnlyMode
     memory: SharedMemory
 
@@ -420,6 +428,7 @@ class Assembly:
         Stop what is being fetched and delivered, write the access times, and close the folder.
         """
         await self.deliveries.stop()
+        await self.reports.written()
         await self.remotes.close()
         await self.damage.stop()
         try:
@@ -515,6 +524,7 @@ def assemble(
     last_used = LastUsed(remote, now)
     pulls = Pulls(RetentionCatalog(database), (), now)
     fills = FillStores(folder, run, blobs, budgets.transfers, files, clock=reactor)
+    reports = Reports(WebhookCatalog(database), reactor)
     remotes = RemoteWiring(
         settings,
         reactor,
@@ -527,6 +537,7 @@ def assemble(
         counters,
         memory,
         folder.path,
+        reports,
     )
     repositories: dict[str, LocalRepository | RemoteRepository] = {}
     for name, each in settings.repository.items():
@@ -567,6 +578,7 @@ def assemble(
         remotes=remotes,
         registry=registry,
         seeing=Seeing(registry, Overview(database), blobs, run, settings),
+        reports=reports,
         deliveries=wire_deliveries(
             settings, reactor, folder.path, files, run, database, names.listed, counters
         ),

@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from pathlib import Path
 from random import randrange
 from typing import Any
 
 from attrs import frozen
+from msgspec.structs import replace
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -20,6 +22,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorCore
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
 from artifactd.auth.rules import Uncounted
+from artifactd.catalog.events import event_of
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.greeting import greet
@@ -36,14 +39,16 @@ from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.kit.timers import Timers
-from artifactd.oci.errors import Unavailable
+from artifactd.oci.errors import QuotaExceeded, Unavailable
+from artifactd.oci.names import ImageName
 from artifactd.registry.metrics import Health
 from artifactd.registry.upkeep.collector import NotNow
 from artifactd.settings.settings import Settings
+from artifactd.settings.webhooks import EventKind
 from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from artifactd.web.answer import stopping
-from artifactd.web.api import Api
+from artifactd.web.api import Api, actor_of
 from artifactd.web.audit import AUDIT, AuditLog
 from artifactd.web.json_api import JsonApi
 from artifactd.web.manifests import ManifestBodies
@@ -54,7 +59,7 @@ from artifactd.web.server.accesslog import ACCESS, AccessLog, OwnLog, own_log
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.hot import HotAnswers
 from artifactd.web.server.limits import Rates
-from artifactd.web.server.protocol import RegistrySite
+from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
 from artifactd.web.server.traffic import Traffic
@@ -357,8 +362,10 @@ def _start(
         Health(parts.catalog, parts.blobs),
         parts.remotes.activity,
     )
+    over_quota = partial(_tell_over_quota, parts)
     api = Api(
         registry=parts.registry,
+        over_quota=over_quota,
         gate=gate.gate,
         audit=audit,
         sender=sender,
@@ -372,6 +379,7 @@ def _start(
         service=gate.service,
     )
     json_api = JsonApi(
+        over_quota=over_quota,
         registry=parts.registry.exact(),
         gate=gate.gate,
         audit=audit,
@@ -443,6 +451,13 @@ def _home(
         run=parts.run,
     )
     return ApiResource(api.app, json_api.app, page.app)
+
+
+def _tell_over_quota(
+    parts: Assembly, request: RegistryRequest, image: ImageName, error: QuotaExceeded
+) -> None:
+    event = event_of(EventKind.QUOTA, image, actor_of(request))
+    parts.reports.tell(replace(event, reason=error.full_message))
 
 
 def _hot_answers(

@@ -155,6 +155,7 @@ class RepositoryCounters:
     :ivar seconds: the time, in seconds since any moment.
     :ivar answered: when the upstream or its token service last answered about an image, by the
         name there: anything but a failure of its own.
+    :ivar down: called with the reason when a host does not answer, and is not asked for a while.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class RepositoryCounters:
         self._requests = requests
         self.seconds = seconds
         self.answered: LRUCache[str, float] = LRUCache(_IMAGES)
+        self.down: Callable[[str], None] = lambda _: None
         self.hits = counters["hits"]
         self.misses = counters["misses"]
         self.coalesced = counters["coalesced"]

@@ -212,3 +212,6 @@ class UpstreamWatch(Protocol):
 
         :param image: the name, at the upstream, of the image that it is about; ``""``: none.
         """
+
+    def down(self, reason: str) -> None:
+        """Note that a host does not answer, and is not asked for a while; ``reason`` names it."""

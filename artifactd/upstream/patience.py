@@ -150,13 +150,14 @@ class CircuitBreaker:
             self._log.info("{name}: {subject} answers again", name=self.name, subject=self.subject)
         self.note.update(lambda _: None)
 
-    def failed(self, trial: bool, reason: str, image: str | None = None) -> None:
+    def failed(self, trial: bool, reason: str, image: str | None = None) -> bool:
         """
         Note that no answer came, or a 5xx.
 
         :param trial: the result of :meth:`admit`.
         :param image: the image that was asked for; ``None`` if the failure is the host's, whatever
             is asked for.
+        :return: whether the breaker has opened that was closed.
         """
         opened: BreakerState | None = None
 
@@ -188,6 +189,7 @@ class CircuitBreaker:
                 failures=opened.failures,
                 reason=opened.cause,
             )
+        return opened is not None and not trial
 
     def abandoned(self, trial: bool) -> None:
         """Note that the request was cancelled, or that its outcome tells nothing."""
@@ -599,7 +601,9 @@ class Exchanges:
                 if error.led_elsewhere:
                     self.host.answered()
                 else:
-                    self.host.failed(trial, error.reason, image if error.connected else None)
+                    about = image if error.connected else None
+                    if self.host.failed(trial, error.reason, about):
+                        self.watch.down(error.reason)
             raise
         except BaseException:
             self.host.abandoned(trial)
@@ -615,8 +619,8 @@ class Exchanges:
             self.host.answered()
         elif method == "HEAD":
             self.host.abandoned(trial)
-        else:
-            self.host.failed(trial, reason, image)
+        elif self.host.failed(trial, reason, image):
+            self.watch.down(reason)
         raise await refusal(response, *secrets)
 
     def _answered(self, single: CircuitBreaker) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial, wraps
 from typing import Any, ClassVar, TypeVar
 
-from attrs import define
+from attrs import define, field
 from klein import Klein, KleinRenderable
 from klein.resource import KleinResource
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,7 +18,8 @@ from twisted.web.server import NOT_DONE_YET
 from werkzeug.routing import BaseConverter
 
 from artifactd.kit.deferreds import uncancelled
-from artifactd.oci.errors import NameInvalid, RegistryError, Unsupported
+from artifactd.oci.errors import NameInvalid, QuotaExceeded, RegistryError, Unsupported
+from artifactd.oci.names import ImageName
 from artifactd.registry.mirror.proofs import NoProof
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
@@ -44,6 +45,10 @@ class _NameConverter(BaseConverter):
     part_isolating = False
 
 
+def _nothing(request: RegistryRequest, image: ImageName, error: QuotaExceeded) -> None:
+    """Tell nobody."""
+
+
 @define(slots=False)  # Klein hangs the bound app onto the instance
 class Routed:
     """
@@ -53,6 +58,7 @@ class Routed:
     :ivar gate: decides about each request before its handler is called.
     :ivar audit: is told of changes and of refusals.
     :ivar sender: sends blobs.
+    :ivar over_quota: is told of each push that a quota refuses.
     :cvar mirrors: whether the query ``ns=`` of a read names the registry that it is meant for.
     """
 
@@ -62,6 +68,9 @@ class Routed:
     gate: Gate
     audit: AuditLog
     sender: FileSender
+    over_quota: Callable[[RegistryRequest, ImageName, QuotaExceeded], None] = field(
+        default=_nothing, kw_only=True
+    )
 
 
 _Handler = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
@@ -172,6 +181,8 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
                 self.audit.failed(
                     request, asked, asked.image or self.registry.named(name, namespace), error
                 )
+                if isinstance(error, QuotaExceeded) and asked.image is not None:
+                    self.over_quota(request, asked.image, error)
                 raise
             if changes:
                 self.audit.done(request, asked, answered.status, answered.changes)

@@ -2,50 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
-from twisted.web.server import Request
 
+from artifactd.catalog.events import Event
 from tests.api.served import Served, image_manifest
-from tests.programs import reactor
-from tests.upstreams.serving import Server
-
-
-class Hook:
-    """
-    A receiver on loopback.
-
-    :ivar bodies: the requests' bodies, in their order.
-    :ivar status: what it answers.
-    """
-
-    def __init__(self, test: TestCase) -> None:
-        self.bodies: list[dict[str, Any]] = []
-        self.fields: list[dict[bytes, Any]] = []
-        self.status = 200
-        self._came: Deferred[None] = Deferred()
-        self._server = Server(reactor, "127.0.0.1", self._answer)
-        self._server.start()
-        test.addCleanup(self._server.stop)
-        self.url = f"http://{self._server.host}/hook"
-
-    async def _answer(self, request: Request) -> None:
-        assert request.content is not None
-        self.bodies.append(json.loads(request.content.read()))
-        self.fields.append(dict(request.requestHeaders.getAllRawHeaders()))
-        request.setResponseCode(self.status)
-        request.finish()
-        came, self._came = self._came, Deferred()
-        came.callback(None)
-
-    async def wait_for(self, count: int) -> list[dict[str, Any]]:
-        """The bodies, once there are so many."""
-        while len(self.bodies) < count:
-            await self._came
-        return self.bodies
+from tests.webhooks.hook import Hook
 
 
 class WebhookTests(TestCase):
@@ -60,8 +21,7 @@ class WebhookTests(TestCase):
             [webhook.cloud]
             url = "{self.cloud.url}"
             format = "cloudevents"
-            events = ["tag_moved", "quota"]
-            images = ["local/*"]
+            events = ["tag_moved", "quota", "upstream_down"]
             [repository.local]
             kind = "local"
             [repository.small]
@@ -75,7 +35,7 @@ class WebhookTests(TestCase):
         headers = {"User-Agent": "x" * 1000, "Host": "registry.example:5000"}
         await self.registry.request("DELETE", f"/v2/team/app/manifests/{digest}", headers=headers)
         bodies = await self.hook.wait_for(3)
-        push, tag, manifest = (body["events"][0] for body in bodies)
+        push, tag, manifest = (each.event for each in bodies)
         self.assertEqual("push", push["action"])
         self.assertEqual(
             ("team/app", "v1", str(digest)),
@@ -96,12 +56,39 @@ class WebhookTests(TestCase):
         await self.registry.request("PUT", "/v2/app/manifests/v3", image_manifest(b"absent"))
         await self.registry.push_image("app", "v4", b"layer")
         bodies = await self.hook.wait_for(2)
-        self.assertEqual(["v1", "v4"], [body["events"][0]["target"]["tag"] for body in bodies])
+        self.assertEqual(["v1", "v4"], [each.event["target"]["tag"] for each in bodies])
 
     async def test_a_tag_that_moves_is_told_as_a_cloudevent(self) -> None:
         first = await self.registry.push_image("app", "v1", b"one")
         second = await self.registry.push_image("app", "v1", b"two")
-        (event,) = await self.cloud.wait_for(1)
+        (told,) = await self.cloud.wait_for(1)
+        event = told.body
         self.assertEqual(("artifactd.tag_moved", "local/app:v1"), (event["type"], event["subject"]))
         data = event["data"]
         self.assertEqual((str(second), str(first)), (data["digest"], data["before"]))
+
+    async def test_a_push_that_a_quota_refuses_is_told_once_in_a_minute(self) -> None:
+        for _ in range(5):
+            answer = await self.registry.request(
+                "POST", "/v2/small/app/blobs/uploads/?digest=sha256:" + "0" * 64, b"x" * 2000
+            )
+            self.assertEqual(403, answer.status)
+        await self.registry.push_image("app", "v1", b"one")
+        await self.registry.push_image("app", "v1", b"two")
+        quota, moved = await self.cloud.wait_for(2)
+        self.assertEqual("artifactd.quota", quota.body["type"])
+        self.assertEqual("small/app", quota.body["data"]["subject"])
+        self.assertIn("the quota of small is exceeded", quota.body["data"]["reason"])
+        self.assertEqual("POST", quota.body["data"]["request"]["method"])
+        self.assertEqual("artifactd.tag_moved", moved.body["type"])
+
+    async def test_an_upstream_that_is_down_is_told(self) -> None:
+        reports = self.registry.parts.reports
+        reports.tell(Event(kind="upstream_down", repository="docker.io", reason="it hangs"))
+        reports.tell(Event(kind="upstream_down", repository="docker.io", reason="it hangs"))
+        reports.tell(Event(kind="upstream_down", repository="ghcr.io", reason="it hangs"))
+        told = await self.cloud.wait_for(2)
+        self.assertEqual(
+            [("docker.io", "it hangs"), ("ghcr.io", "it hangs")],
+            [(each.body["data"]["subject"], each.body["data"]["reason"]) for each in told],
+        )

@@ -183,6 +183,10 @@ class Watch:
 
     bytes: int = 0
     requests: list[tuple[str, int | None]] = field(factory=list)
+    downs: list[str] = field(factory=list)
+
+    def down(self, reason: str) -> None:
+        self.downs.append(reason)
 
     def received(self, count: int) -> None:
         self.bytes += count

@@ -129,6 +129,16 @@ class CircuitBreakerTests(SynchronousTestCase):
         self.fail_in_a_row(4)
         self.assertFalse(self.breaker.admit())
 
+    def test_that_it_opens_is_told_once_until_it_has_closed(self) -> None:
+        opened = [self.breaker.failed(self.breaker.admit(), "refused") for _ in range(5)]
+        self.assertEqual([False] * 4 + [True], opened)
+        self.clock.advance(5)
+        self.assertFalse(self.breaker.failed(self.breaker.admit(), "refused"))
+        self.clock.advance(10)
+        self.answer()
+        self.fail_in_a_row(4)
+        self.assertTrue(self.breaker.failed(self.breaker.admit(), "refused"))
+
     def test_it_is_one_for_all_processes_of_the_daemon(self) -> None:
         one, other = self.breaker, self.another()
         for self.breaker in (one, other, one, other):
