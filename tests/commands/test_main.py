@@ -171,7 +171,7 @@ class CommandTests(TestCase):
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
             " user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc, fsck,"
-            " undelete, rotate-keys, release; --help tells more\n",
+            " undelete, webhooks, rotate-keys, release; --help tells more\n",
         )
 
     async def test_a_command_that_there_is_not_is_told_with_those_that_there_are(self) -> None:
