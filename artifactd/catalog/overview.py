@@ -18,6 +18,8 @@ from artifactd.oci.names import ImageName, Reference, Tag
 
 LISTED = 100
 """The most tags, indexes and referrers that are told of one manifest."""
+ENTRIES = 1000
+"""The most entries that are told of one manifest."""
 
 
 @frozen
@@ -96,7 +98,8 @@ class Referrer:
 @frozen
 class ManifestSeen:
     """
-    A manifest, and why it is kept.  There are at most :data:`LISTED` tags, indexes and referrers.
+    A manifest, and why it is kept.  There are at most :data:`LISTED` tags, indexes and referrers,
+    and :data:`ENTRIES` entries.
 
     :ivar size: of the document, in bytes.
     :ivar tags: that point at it.
@@ -105,7 +108,7 @@ class ManifestSeen:
     :ivar referrers: the manifests that refer to it, in the order of their digests.
     :ivar pushed: in seconds since the epoch.
     :ivar pulled: when it was last pulled, by its digest or a tag; ``None``: never.
-    :ivar is_cut: whether there are more tags, indexes or referrers than are listed.
+    :ivar is_cut: whether there are more of these than are listed.
     """
 
     image: str
@@ -259,7 +262,7 @@ _ENTRIES = (
     " (SELECT count(*) FROM blob_link WHERE blob_id = blob.id AND image_id <> ?2)"
     " + (SELECT count(*) FROM manifest WHERE digest = entry.digest AND image_id <> ?2)"
     " FROM manifest_entry AS entry LEFT JOIN blob ON blob.digest = entry.digest"
-    " AND lost_at IS NULL WHERE manifest_id = ?1 ORDER BY kind DESC, entry.digest"
+    " AND lost_at IS NULL WHERE manifest_id = ?1 ORDER BY kind DESC, entry.digest LIMIT ?3"
 )
 
 
@@ -354,6 +357,7 @@ class Overview(OnDatabase):
             " pushed_at FROM manifest WHERE image_id = ? AND subject = ? ORDER BY digest LIMIT ?",
             (image_id, str(digest), LISTED + 1),
         ).fetchall()
+        entries = db.execute(_ENTRIES, (manifest_id, image_id, ENTRIES + 1)).fetchall()
         return ManifestSeen(
             image=str(image),
             digest=str(digest),
@@ -366,8 +370,9 @@ class Overview(OnDatabase):
             indexes=sorted(held_by for (held_by,) in indexes[:LISTED]),
             subject=subject,
             referrers=[Referrer(*each) for each in referrers[:LISTED]],
-            is_cut=any(len(each) > LISTED for each in (tags, indexes, referrers)),
-            entries=[Entry(*each) for each in db.execute(_ENTRIES, (manifest_id, image_id))],
+            is_cut=len(entries) > ENTRIES
+            or any(len(each) > LISTED for each in (tags, indexes, referrers)),
+            entries=[Entry(*each) for each in entries[:ENTRIES]],
         )
 
     @read

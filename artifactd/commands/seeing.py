@@ -210,6 +210,8 @@ def _tree(shown: ManifestShown, indent: str) -> Iterator[str]:
             yield from _tree(each.manifest, f"{indent}  ")
     for referrer in shown.referrers:
         yield f"{indent}referrer {referrer.digest}  {referrer.kind}"
+    if shown.is_cut:
+        yield f"{indent}and more tags, indexes, referrers or entries than are listed"
     for name, text in (shown.config.labels if shown.config else {}).items():
         yield f"{indent}label {name}={text}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
@@ -42,7 +43,7 @@ PAGE = 100
 _LARGEST = 1 << 20  # bytes of a document that is looked into
 _TEXTS = 256 << 10  # characters of annotations, below which no list of referrers breaks off
 _NESTED = 100  # manifests that are told of an index
-_TOLD = 4 << 20  # bytes of the documents that are told of an index
+_TOLD = 1 << 20  # bytes of the documents that are told of an index
 _REMEMBERED = 10_000  # manifests whose platforms are known
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
@@ -230,7 +231,10 @@ class Seeing:
             literal if literal.startswith(prefix) else prefix,
         )
         wanted = names[:limit]
-        seen = await self.overview.images([ImageName(*name.split("/", 1)) for name in wanted])
+        found = [ImageName(*name.split("/", 1)) for name in wanted]
+        # Lists that are not for everybody take one of the catalog's readers at most, here too.
+        async with nullcontext() if shown is None else registry.turn:
+            seen = await self.overview.images(found)
         return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
 
     async def tags(
@@ -284,7 +288,7 @@ class Seeing:
         """
         A manifest with what it holds, and the manifests that it lists with what they hold.
 
-        :param most: how many of these.  There are fewer if their documents have more than 4 MiB.
+        :param most: how many of these.  There are fewer if their documents have more than 1 MiB.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if the image does not have the manifest.
         """
@@ -293,7 +297,7 @@ class Seeing:
 
     async def _shown(self, image: ImageName, seen: ManifestSeen, left: _Left) -> ManifestShown:
         document = await self.run(self._document, seen.digest)
-        left.bytes -= document.size
+        left.bytes -= max(document.size, seen.size)
         entries: list[EntryShown] = []
         for entry in _entries(seen, document):
             child = None

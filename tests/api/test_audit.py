@@ -68,6 +68,24 @@ class AuditTests(AuditCase):
             },
         )
 
+    async def test_changes_by_the_json_api_are_told_alike(self) -> None:
+        await self.have("team/app")
+        digest = str(Digest.of(image_manifest(CONFIG, BLOB)))
+        image = "/api/v1/images/team/app"
+        line = await self.line("PUT", f"{image}/tags/v2?digest={digest}", "writer")
+        told = ("done", "writer", "local/team/app", "v2", digest)
+        self.assertEqual(
+            told, tuple(line[each] for each in ("outcome", "who", "image", "tag", "digest"))
+        )
+        line = await self.line("DELETE", f"{image}/tags/v2", "alice")
+        self.assertEqual(("delete", "v2", digest), (line["action"], line["tag"], line["before"]))
+        line = await self.line("POST", f"{image}/deleted?reference=v2", "alice")
+        self.assertEqual(("done", "v2"), (line["outcome"], line["tag"]))
+        line = await self.line("DELETE", f"{image}/tags/v2", "bob")
+        self.assertEqual(("refused", "v2"), (line["outcome"], line["tag"]))
+        line = await self.line("POST", f"{image}/deleted?reference=absent", "alice")
+        self.assertEqual(("failed", "absent"), (line["outcome"], line["tag"]))
+
     async def test_a_tag_that_moves_has_the_digest_before(self) -> None:
         await self.have("team/app")
         first, second = image_manifest(CONFIG, BLOB), image_manifest(CONFIG)

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.rules import Allowed
-from artifactd.catalog.overview import LISTED, TagOrder
+from artifactd.catalog.overview import ENTRIES, LISTED, TagOrder
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -244,10 +244,21 @@ class ManifestTests(SeeingTestCase):
             "PUT", "/v2/app/manifests/all", image_index(*children), {"Content-Type": OCI_INDEX}
         )
         self.assertEqual(201, answer.status)
-        for most, told in ((100, 9), (3, 3)):  # nine exceed 4 MiB
+        for most, told in ((100, 3), (2, 2)):  # three exceed 1 MiB
             seen = await self.seeing.manifest(APP, Tag.parse("all"), most)
             self.assertEqual(12, len(seen.entries))
             self.assertEqual(told, sum(each.manifest is not None for each in seen.entries))
+
+    async def test_of_many_entries_some_are_told(self) -> None:
+        self.registry = Served.start(
+            self, '[repository.local]\nkind = "local"\nsparse = "images"\n'
+        )
+        layers = [str(number).encode() for number in range(ENTRIES + 5)]
+        await self.registry.push_blob("app", b"{}")
+        content = image_manifest(b"{}", *layers)
+        await self.registry.push_manifest("app", "v1", content)
+        seen = await self.seeing.manifest(APP, Tag.parse("v1"))
+        self.assertEqual((ENTRIES, True), (len(seen.entries), seen.is_cut))
 
     async def test_of_many_tags_some_are_told(self) -> None:
         await self.registry.push_blob("app", b"{}")
