@@ -22,6 +22,8 @@ from artifactd.settings.webhooks import EventKind
 class Garbage(StrEnum):
     """The reason why an item is collected; docs/garbage-collection.md has the rules."""
 
+    RETENTION = "retention"
+    """A tag that no rule of its repository's retention keeps."""
     UNTAGGED = "untagged"
     """A manifest that no tag, index or subject has kept for as long as its repository allows."""
     ORPHANED = "orphaned"

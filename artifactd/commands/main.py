@@ -97,6 +97,12 @@ class Command(SettingsFileOptions):
             "Collect garbage now, or list what would go.",
         ),
         (
+            "retention",
+            None,
+            _Lazy("retention.Retain"),
+            "Drop the tags that no rule keeps, or list each tag and why it stays or goes.",
+        ),
+        (
             "fsck",
             None,
             _Lazy("offline.CheckData"),

@@ -21,6 +21,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
+from artifactd.catalog.retention import RetentionCatalog
 from artifactd.commands.options import ERRORS, SettingsOptions
 from artifactd.commands.table import JSON, print_json, progress, utc
 from artifactd.daemon.assemble import Assembly, assemble
@@ -275,6 +276,7 @@ class Warm(DataCommand):
 
 
 _WHY = {
+    Garbage.RETENTION: "no rule of the retention keeps it",
     Garbage.UNTAGGED: "neither a tag nor an index nor a subject keeps it",
     Garbage.ORPHANED: "only an index kept it, which was deleted, and its lease is over",
     Garbage.LEASE: "no manifest of the image holds it, and its lease is over",
@@ -456,6 +458,7 @@ async def list_garbage(
             parts.collector,
             catalog=catalog,
             garbage=GarbageCatalog(catalog.database),
+            retention=evolve(parts.collector.retention, catalog=RetentionCatalog(catalog.database)),
             lock=_NoLock(),
             counters=Counters().collection,
             removes=False,

@@ -63,6 +63,7 @@ from artifactd.registry.seeing import Seeing
 from artifactd.registry.unprefixed import Patience, Unprefixed
 from artifactd.registry.upkeep.collector import Collector
 from artifactd.registry.upkeep.damage import Damage
+from artifactd.registry.upkeep.retention import Retention, asks_for_pulls
 from artifactd.registry.upkeep.scrubber import Scrubber
 from artifactd.registry.upkeep.state import Upkeep
 from artifactd.registry.upkeep.sweep import Sweep
@@ -510,9 +511,11 @@ def assemble(
         counters.damage,
         now,
     )
+    kept = RetentionCatalog(database)
     collector = Collector(
         catalog,
         garbage,
+        Retention(kept, settings.repository, now),
         blobs,
         FolderCollectionLock(folder.path, files),
         settings,
@@ -522,7 +525,8 @@ def assemble(
         now,
     )
     last_used = LastUsed(remote, now)
-    pulls = Pulls(RetentionCatalog(database), (), now)
+    counted = [name for name, each in settings.repository.items() if asks_for_pulls(each)]
+    pulls = Pulls(kept, counted, now)
     fills = FillStores(folder, run, blobs, budgets.transfers, files, clock=reactor)
     reports = Reports(WebhookCatalog(database), reactor)
     remotes = RemoteWiring(

@@ -303,6 +303,7 @@ class _Running:
         if self.parts.read_only.on():
             return
         first = next(self.shelves)
+        await self.parts.pulls.write()  # what the retention counts on
         try:
             await self.parts.collector.run((first + n) % SHELVES for n in range(_SHELVES_EACH))
         except NotNow as error:

@@ -57,6 +57,7 @@ from artifactd.settings.values import (
     Logging,
     Names,
     Origin,
+    Pattern,
     Patterns,
     Probes,
     Proxies,
@@ -81,6 +82,7 @@ _Some = Annotated[int, Meta(ge=1, le=_MOST, description=f"a whole number from 1 
 _Headers = Annotated[int, Meta(ge=10, le=10_000, description="a whole number from 10 to 10000")]
 _HeaderSize = Annotated[Bytes, Meta(extra={"least": Size(1 << 10)})]
 _Depth = Annotated[int, Meta(ge=1, le=100, description="a whole number from 1 to 100")]
+_Newest = Annotated[int, Meta(ge=0, le=1000, description="a whole number from 0 to 1000")]
 _Nesting = Annotated[int, Meta(ge=8, le=500, description="a whole number from 8 to 500")]
 
 
@@ -124,6 +126,29 @@ _EMBEDDED = (_LOCAL, _HUB)
 _Local = Annotated[Literal["local"], Meta(description='"local" or "remote"')]
 
 
+class RetentionRule(Section, frozen=True, kw_only=True):
+    """
+    ``[[repository.<name>.retention]]``: which of the tags that it is for stay.  Any other goes, if
+    no other rule keeps it.
+
+    :ivar images: patterns of the images' names in the repository.
+    :ivar tags: patterns of the tags that the rule is for.
+    :ivar newest: how many of these stay that were pushed last, in each image.
+    :ivar pushed: seconds for which a tag stays after its last push.
+    :ivar pulled: seconds for which a tag stays after its last pull or push.
+    :ivar keep: patterns of tags that stay.
+    :ivar drop_last: whether the last tag of an image goes, too.
+    """
+
+    images: Patterns = (Pattern("*"),)
+    tags: Patterns = (Pattern("*"),)
+    newest: _Newest = 0
+    pushed: Length = Duration(0)
+    pulled: Length = Duration(0)
+    keep: Patterns = ()
+    drop_last: Flag = False
+
+
 class LocalSettings(Section, frozen=True):
     """``[repository.<name>]`` of kind ``local``: images under ``/v2/<name>/`` that clients push."""
 
@@ -135,6 +160,7 @@ class LocalSettings(Section, frozen=True):
     immutable_tags: Patterns = ()
     untagged: Retention = Untagged("keep")
     quota: Bytes = Size(0)
+    retention: tuple[RetentionRule, ...] = ()
 
     @property
     def most_bytes(self) -> int:
@@ -251,11 +277,13 @@ class Settings(Section, frozen=True, kw_only=True):
         if isinstance(named, dict):
             switches = {n for n, t in named.items() if n in _EMBEDDED and _switches_only(t)}
             tables["repository"] = {n: t for n, t in named.items() if n not in switches}
+        _refuse_retention(named, f"{path}: repository")
         values = read_values(cls, tables, lambda name: f"{path}: {name}")
         repositories = _with_embedded(values["repository"], named)
         values["repository"] = repositories
         values |= _from_environment(environ, repositories)
         _check_names(repositories, f"{path}: repository")
+        _check_retention(repositories, f"{path}: repository")
         check_remotes(repositories, f"{path}: repository", environ)
         values["default"] = _default(default, f"{path}: default", repositories)
         settings = cls(**values)
@@ -338,6 +366,28 @@ def _check_names(repositories: Iterable[str], where: str) -> None:
             raise StartError(f"{where}.{key(name)}: expected a name of one component, without /")
         if len(name) > _LONGEST:
             raise StartError(f"{where}.{key(name)}: expected at most {_LONGEST} characters")
+
+
+def _refuse_retention(named: object, where: str) -> None:
+    """Refuse the retention of a remote repository with a line that says what it has instead."""
+    for name, table in named.items() if isinstance(named, dict) else ():
+        if isinstance(table, dict) and table.get("kind") == "remote" and "retention" in table:
+            raise StartError(
+                f"{where}.{key(name)}.retention: expected it for kind local alone: images of an"
+                " upstream are evicted by size_cap and max_age"
+            )
+
+
+def _check_retention(repositories: Mapping[str, RepositorySettings], where: str) -> None:
+    """:raises StartError: if a rule keeps nothing, which is more likely a mistake."""
+    for name, repository in repositories.items():
+        rules = repository.retention if isinstance(repository, LocalSettings) else ()
+        for number, rule in enumerate(rules):
+            if not (rule.newest or rule.pushed or rule.pulled or rule.keep):
+                raise StartError(
+                    f"{where}.{key(name)}.retention[{number}]: expected newest, pushed, pulled or"
+                    " keep: without one of them it keeps no tag"
+                )
 
 
 def _default(table: object, where: str, known: Mapping[str, RepositorySettings]) -> DefaultSettings:

@@ -35,6 +35,8 @@ class EventKind(StrEnum):
     """A tag or a manifest was deleted."""
     TAG_MOVED = "tag_moved"
     """A tag points at another manifest than before, or is back."""
+    RETENTION = "retention"
+    """A tag was dropped, since no rule of its repository's retention keeps it."""
     QUOTA = "quota"
     """A push was refused, since it did not fit into the quota of its repository."""
     DAMAGE = "damage"

@@ -7,6 +7,7 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.events import Event, Outbox, Requester, RequestTold
 from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.repair import RepairCatalog
+from artifactd.catalog.retention import Drop, RetentionCatalog
 from artifactd.catalog.webhooks import WebhookCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
@@ -88,6 +89,19 @@ class EventTests(WebhookCatalogTestCase):
     async def test_one_by_digest_has_no_tag(self) -> None:
         await self.put(b"one")
         self.assertEqual([("push", "", str(ONE), "")], await self.brief())
+
+    async def test_a_tag_that_the_retention_drops_is_told_and_one_that_stays_is_not(self) -> None:
+        await self.put(b"one", "v1", "v2")
+        retention = RetentionCatalog(self.catalog.database)
+        v1, v2 = await retention.tags(APP, "", 10)
+        drops = [Drop(v1, "retention[0]"), Drop(v2, "retention[0]")]
+        self.assertEqual([v1], await retention.drop(APP, drops))
+        told = (await self.told())[-1]
+        self.assertEqual(
+            ("retention", "v1", str(ONE), "retention[0]"),
+            (told.kind, told.tag, told.digest, told.actor),
+        )
+        self.assertEqual(3, len(await self.told()))
 
     async def test_each_tag_of_a_push_is_told(self) -> None:
         await self.put(b"one", "v1", "v2")

@@ -155,7 +155,10 @@ class RobotTests(TestCase):
         for argv, problem in (
             (["a b"], "robot: expected a name of letters, digits, '.', '_' and '-', got \"a b\""),
             (["--expires", "soon", "ci"], "--expires: expected a time such as 90d, got soon"),
-            (["--may", "fly", "ci"], "--may: expected pull, push, delete, administer, got fly"),
+            (
+                ["--may", "fly", "ci"],
+                "--may: expected pull, create, push, delete, administer, got fly",
+            ),
             (["--images", "a b", "ci"], "--images: expected a pattern, got 'a b'"),
         ):
             result = await artifactd(self, "robot", *argv)
@@ -170,8 +173,8 @@ class CommandTests(TestCase):
         self.assertEqual(
             result.err,
             "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
-            " user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc, fsck,"
-            " undelete, webhooks, rotate-keys, release; --help tells more\n",
+            " user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc,"
+            " retention, fsck, undelete, webhooks, rotate-keys, release; --help tells more\n",
         )
 
     async def test_a_command_that_there_is_not_is_told_with_those_that_there_are(self) -> None:

@@ -482,6 +482,15 @@ class CommandsTests(TestCase):
         for told in ("app:1.0", "app@sha256:…", "app"):
             self.assertIn("local/app", results[f"artifactd undelete {told}"].out)
 
+    async def test_retention(self) -> None:
+        async def prepare() -> None:
+            await self.push("app", "v1")
+            await self.push("app", "1.0")
+            await self.delete("app", "1.0")
+
+        results = await self.run_page("docs/retention.md", prepare, {"IMAGE": "app"})
+        self.assertIn("v1", results["artifactd tags IMAGE"].out)
+
     async def test_pull_through(self) -> None:
         for name in ("hello", "emptied"):
             await self.delete(name, await self.push(name, "latest"))
@@ -510,7 +519,8 @@ class CommandsTests(TestCase):
             self.assertIn("cache.example:5000", (self.folder / name).read_text())
 
     async def test_the_other_pages(self) -> None:
-        others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md", *TASKS}
+        others = {"docs/operating.md", "docs/garbage-collection.md", "docs/pull-through.md"}
+        others |= {"docs/retention.md", *TASKS}
         results: dict[str, Result] = {}
         for page in sorted({*PAGES, *NOT_RUN} - others):
             results |= await self.run_page(page)

@@ -21,7 +21,13 @@ from artifactd.settings.accounts import (
     TokenServiceSettings,
 )
 from artifactd.settings.remote import RemoteSettings
-from artifactd.settings.settings import DefaultSettings, LimitsSettings, LocalSettings, Settings
+from artifactd.settings.settings import (
+    DefaultSettings,
+    LimitsSettings,
+    LocalSettings,
+    RetentionRule,
+    Settings,
+)
 from artifactd.settings.values import Duration, Size
 from artifactd.settings.webhooks import WebhookSettings
 from tests.upstreams.settings import without_embedded
@@ -57,12 +63,14 @@ class DefaultsTests(SettingsCase):
     def test_the_shipped_file_shows_every_setting(self) -> None:
         text = SHIPPED.read_text("utf-8")
         # Of these tables there is none by default; they are shown in comments.
+        text = re.sub(r"# \[\[repository\.local\.retention\]\]\n(#.*\n)*", _uncommented, text)
         plain, mark, shown = text.partition("# [[access]]")
-        shown = re.sub("^# (?=# |\\[|[a-z_]+ = )", "", mark + shown, flags=re.MULTILINE)
+        shown = _uncommented(mark + shown)
         shipped: dict[str, Any] = tomllib.loads(plain + shown)
         for kind, table in (
             (Settings, shipped),
             (LocalSettings, shipped["repository"]["local"]),
+            (RetentionRule, shipped["repository"]["local"]["retention"][0]),
             (RemoteSettings, shipped["repository"]["docker.io"]),
             (LimitsSettings, shipped["limits"]),
             (DefaultSettings, shipped["default"]),
@@ -74,6 +82,12 @@ class DefaultsTests(SettingsCase):
             (WebhookSettings, shipped["webhook"]["ci"]),
         ):
             self.assertEqual(list(table), [setting.name for setting in fields(kind)])
+
+
+def _uncommented(shown: str | re.Match[str]) -> str:
+    """A table that is shown in comments, with its own comments."""
+    text = shown if isinstance(shown, str) else shown[0]
+    return re.sub("^# (?=# |\\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
 
 
 class FileTests(SettingsCase):
@@ -244,6 +258,34 @@ REFUSED = (
     ("threads = 65", "threads: expected a whole number from 1 to 64, got 65"),
     ("workers = 0", 'workers: expected "auto" or a whole number from 1 to 64, got 0'),
     ('workers = "all"', 'workers: expected "auto" or a whole number from 1 to 64, got "all"'),
+    (
+        f'{TEAM}retention = ["v*"]',
+        'repository.team.retention[0]: expected a table, got "v*"',
+    ),
+    (
+        f"{TEAM}[[repository.team.retention]]\nnewest = 1001",
+        "repository.team.retention[0].newest: expected a whole number from 0 to 1000, got 1001",
+    ),
+    (
+        f'{TEAM}[[repository.team.retention]]\npuled = "1d"',
+        "repository.team.retention[0].puled: no such setting; did you mean pulled?",
+    ),
+    (
+        f'{TEAM}[[repository.team.retention]]\ntags = ["test-*"]',
+        "repository.team.retention[0]: expected newest, pushed, pulled or keep: without one of them"
+        " it keeps no tag",
+    ),
+    (
+        '[repository.hub]\nkind = "remote"\nupstream = "https://hub.example"\n'
+        "[[repository.hub.retention]]\nnewest = 1",
+        "repository.hub.retention: expected it for kind local alone: images of an upstream are"
+        " evicted by size_cap and max_age",
+    ),
+    (
+        'uncounted_pulls = ["group:dev"]',
+        'uncounted_pulls: expected a list of "user:<name>", "robot:<name>", "certificate:<name>",'
+        ' "agent:<pattern>", got ["group:dev"]',
+    ),
     (
         f'{TEAM}untagged = "soon"',
         'repository.team.untagged: expected "keep" or a number with unit such as "30d", got "soon"',

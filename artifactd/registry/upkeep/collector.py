@@ -19,6 +19,7 @@ from artifactd.oci.digest import Digest
 from artifactd.oci.names import ImageName
 from artifactd.registry.metrics import CollectionCounters
 from artifactd.registry.mirror.eviction import forget
+from artifactd.registry.upkeep.retention import Retention, Verdict
 from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.store.blobs import SHELVES, BlobStore
 from artifactd.store.folder import CollectionLock
@@ -36,7 +37,7 @@ class NotNow(Exception):
 @define(eq=False)
 class Collector:
     """
-    Removes garbage page by page.
+    Removes garbage page by page, and drops the tags that the retention does not keep.
 
     :param settings: ``grace``, ``lease``, ``gc_rate``, and ``untagged`` of the local repositories.
     :param clock: measures the pauses.
@@ -49,6 +50,7 @@ class Collector:
 
     catalog: Catalog
     garbage: GarbageCatalog
+    retention: Retention
     blobs: BlobStore
     lock: CollectionLock
     settings: Settings
@@ -76,19 +78,24 @@ class Collector:
         :raises NotNow: if another process collects, a backup is being made, or :meth:`stop` was
             called; what was removed before stays removed.
         """
+        await self._alone(lambda: self._collect(shelves))
+
+    async def retain(self, images: Callable[[str], bool] | None = None) -> None:
+        """
+        Drop once the tags that the retention does not keep, and nothing else.
+
+        :param images: tells whether to judge an image, by its canonical name; ``None``: all.
+        :raises NotNow: the same as :meth:`run`.
+        """
+        await self._alone(lambda: self._retain(images))
+
+    async def _alone(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do ``work`` while no other process collects."""
         if not await self.run_in_thread(self.lock.claim):
             raise NotNow("another process collects garbage at this time")
         started, self._count, self._freed = self.clock.seconds(), 0, 0
         try:
-            # Strays first: a dry run takes rows out of a copy of the catalog, which would make
-            # strays of their files.
-            if self.only is None:
-                for shelf in shelves:
-                    self._pace.check()
-                    await self._strays(shelf)
-                await self._rows()
-            else:
-                await self._image(self.only)
+            await work()
             self.counters.runs.inc()
         except Stopped:
             raise NotNow("the registry is shutting down") from None
@@ -97,10 +104,36 @@ class Collector:
             self.counters.seconds.inc(max(0.0, self.clock.seconds() - started))
             if self._count and self.removes:
                 _log.info(
-                    "collected {count} links, manifests, blobs and files, {freed} bytes",
+                    "collected {count} tags, links, manifests, blobs and files, {freed} bytes",
                     count=self._count,
                     freed=self._freed,
                 )
+
+    async def _collect(self, shelves: Iterable[int]) -> None:
+        if self.only is not None:
+            await self._image(self.only)
+            return
+        # Strays first: a dry run takes rows out of a copy of the catalog, which would make strays
+        # of their files.
+        for shelf in shelves:
+            self._pace.check()
+            await self._strays(shelf)
+        await self._retain(None)
+        await self._rows()
+
+    async def _retain(self, images: Callable[[str], bool] | None) -> None:
+        async for page in self.retention.judged(images):
+            for verdicts in batches([each for each in page if not each.kept]):
+                await self._step(partial(self._drop, verdicts))
+            await self._pace.spend(len(page), self.settings.gc_rate)
+
+    async def _drop(self, verdicts: Sequence[Verdict]) -> Sequence[Collected]:
+        image = verdicts[0].image
+        dropped = await self.retention.drop(image, verdicts)
+        return [
+            Collected(Garbage.RETENTION, image, use.name, 0, max(use.pushed, use.pulled))
+            for use in dropped
+        ]
 
     def stop(self) -> None:
         """Make :meth:`run` raise NotNow: at once from a pause, else after the page under way."""

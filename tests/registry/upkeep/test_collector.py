@@ -12,6 +12,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
+from artifactd.catalog.retention import RetentionCatalog
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import Manifest
@@ -20,8 +21,9 @@ from artifactd.registry.content import publish
 from artifactd.registry.metrics import Counters
 from artifactd.registry.upkeep import collector
 from artifactd.registry.upkeep.collector import Collector, NotNow
+from artifactd.registry.upkeep.retention import Retention
 from artifactd.registry.upkeep.sweep import Sweep
-from artifactd.settings.settings import LocalSettings, Settings
+from artifactd.settings.settings import LocalSettings, RetentionRule, Settings
 from artifactd.settings.values import Duration, Untagged
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.publication import StagedBlob
@@ -71,6 +73,9 @@ class CollectorTests(StoreTestCase):
         return Collector(
             self.catalog,
             self.garbage,
+            Retention(
+                RetentionCatalog(self.catalog.database), SETTINGS.repository, lambda: self.time
+            ),
             self.stores.blobs,
             FolderCollectionLock(self.locks),
             SETTINGS,
@@ -134,6 +139,22 @@ class CollectorTests(StoreTestCase):
         self.assertEqual((why.count(Garbage.LEASE), why.count(Garbage.UNTAGGED)), (5, 5))
         why = await self.collect(GRACE + 1.0)
         self.assertEqual((why.count(Garbage.DELETED), why.count(Garbage.BYTES)), (5, 10))
+
+    async def test_a_tag_that_no_rule_keeps_goes_and_its_manifest_as_an_untagged_one(self) -> None:
+        old = await self.put(manifest(b"1"), "v1")
+        self.time += 1
+        await self.put(manifest(b"2"), "v2")
+        self.collector.retention = Retention(
+            self.collector.retention.catalog,
+            {"local": LocalSettings(retention=(RetentionRule(newest=1),))},
+            lambda: self.time,
+        )
+        self.assertEqual([Garbage.RETENTION], await self.collect())
+        self.assertEqual(("v1", APP), (self.collected[0].name, self.collected[0].image))
+        self.assertEqual([Garbage.UNTAGGED], await self.collect(150))
+        self.assertEqual(str(old), self.collected[0].name)
+        restored = await self.garbage.undelete(APP, Tag.parse("v1"), "test")
+        self.assertEqual(((old,), ("v1",)), (restored.manifests, restored.tags))
 
     async def test_a_tagged_image_stays_whole(self) -> None:
         await self.image("v1")
