@@ -17,7 +17,7 @@ from artifactd.auth.decisions import EVERY, decide
 from artifactd.catalog.overview import TagOrder
 from artifactd.kit.start import StartError
 from artifactd.oci.digest import Digest
-from artifactd.oci.errors import ManifestUnknown, QueryInvalid
+from artifactd.oci.errors import Denied, ManifestUnknown, QueryInvalid
 from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import PAGE, Page, found_in, instant
@@ -98,8 +98,10 @@ class JsonApi(Operated):
             raise QueryInvalid("say either digest or at: what the tag shall point at")
         if digest is not None:
             wanted = Digest.parse(digest)
-        else:
+        elif request.sees_stored:
             wanted = await self._pointed_at(image, tag, at or "")
+        else:
+            raise Denied("at takes the right pull, too: the answer tells what the tag pointed at")
         change = await self.point(request, target, tag, wanted, precondition(request))
         told: dict[str, object] = {"image": str(image), "tag": str(tag), "digest": str(wanted)}
         if request.sees_stored:

@@ -405,6 +405,8 @@ class AccessTests(GuardedCase):
         for who, status in ((None, 401), ("bob", 403), ("writer", 200)):
             told = await self.told(status, who, "PUT", point)
             self.assertNotIn("before", told)  # writer may not pull
+        told = await self.told(403, "writer", "PUT", "/images/team/app/tags/v1?at=2999-01-01")
+        self.assertNotIn("sha256", str(told))
         self.assertIn("before", await self.told(200, "alice", "PUT", point))
         for who, status in ((None, 401), ("bob", 403), ("writer", 403), ("alice", 204)):
             await self.told(status, who, "DELETE", "/images/team/app/tags/v2")

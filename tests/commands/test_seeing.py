@@ -7,6 +7,7 @@ from typing import Any
 
 from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
+from tests.api.described import told
 from tests.api.served import image_index, image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase
 
@@ -249,6 +250,24 @@ class UpstreamTests(MaintenanceTestCase):
             self.assertEqual((1, ""), (result.status, result.out), "there is nothing to undelete")
             await self.pull("1")
 
+    async def test_the_api_evicts_alike(self) -> None:
+        path = f"/images/{self.image}"
+        for uri in f"{path}/tags/1", f"{path}/manifests/{self.digest}":
+            self.assertTrue(self.here(b"layer"))
+            self.assertEqual(
+                str(self.digest), (await told(self, self.daemon, "GET", uri))["digest"]
+            )
+            for status, wanted in ((412, '"sha256:other"'), (204, f'"{self.digest}"')):
+                answer = await self.daemon.request(
+                    "DELETE", f"/api/v1{uri}", None, {"If-Match": wanted}
+                )
+                self.assertEqual(status, answer.status, answer.body)
+            self.assertFalse(self.here(b"layer"))
+            self.assertEqual(
+                [], (await told(self, self.daemon, "GET", f"{path}/deleted"))["deleted"]
+            )
+            await self.pull("1")
+
     async def test_a_tag_is_not_restored(self) -> None:
-        told = await self.assert_refused("restore", f"{self.image}:1", "--to", str(self.digest))
-        self.assertIn(f"{self.image}:1 comes from an upstream, which says where it points", told)
+        said = await self.assert_refused("restore", f"{self.image}:1", "--to", str(self.digest))
+        self.assertIn(f"{self.image}:1 comes from an upstream, which says where it points", said)

@@ -10,6 +10,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.digest import Digest
+from tests.api.described import problems
 from tests.api.guarded import basic, shape
 from tests.api.served import Served
 from tests.pull.proving import ABSENT, ANYBODY, APP, LAYER, PASSWORDS, PUBLIC, ProofCase, as_user
@@ -207,6 +208,19 @@ class BasicTests(ProofCase):
             seen[who] = json.loads(answer.body)["repositories"]
         public = [f"docker.io/{PUBLIC}"]
         self.assertEqual(seen, {"alice": [NAME, *public], "bob": public, "nobody": public})
+
+    async def test_the_json_api_shows_what_the_caller_has_proved(self) -> None:
+        registry = self.proving()
+        await self.cached(registry)
+        for headers, status in ((ALICE, 200), (BOB, 404), ({}, 404)):
+            path = f"/api/v1/images/{NAME}"
+            for uri in (f"{path}/tags", f"{path}/tags/1", f"{path}/manifests/1", f"{path}/history"):
+                answer = await registry.request("GET", uri, headers=headers)
+                self.assertEqual(answer.status, status, (uri, answer.body))
+                self.assertEqual([], problems("GET", uri, answer))
+            answer = await registry.request("GET", "/api/v1/images", headers=headers)
+            shown = [each["image"] for each in json.loads(answer.body).get("images", ())]
+            self.assertEqual([NAME] if status == 200 else [], shown)
 
     async def test_docker_login_by_basic_is_checked_upstream(self) -> None:
         registry = self.proving()
