@@ -148,6 +148,15 @@ NOT_RUN = {
         # Of the shell.
         "ulimit -n",
     },
+    "docs/webhooks.md": {
+        # They need a receiver, and events: tests.commands.test_webhooks.
+        "artifactd webhooks test ci",
+        "artifactd webhooks ls",
+        "artifactd webhooks ls ci",
+        "artifactd webhooks show 1",
+        "artifactd webhooks replay 1",
+        "artifactd webhooks replay --since 2026-11-05T14:00:00Z",
+    },
 }
 
 # What a command in the text begins with; in a block every line is a command.
