@@ -165,7 +165,7 @@ PROGRAM = re.compile(
 )
 
 # Commands that the text calls by their names alone, though they need to be told more.
-NAMES = re.compile(r"artifactd (backup|purge|release|robot|robot add|undelete|user|warm)")
+NAMES = re.compile(r"artifactd (backup|purge|release|restore|robot|robot add|undelete|user|warm)")
 
 
 @frozen
