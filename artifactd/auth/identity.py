@@ -22,7 +22,7 @@ class Kind(StrEnum):
     UPSTREAM = "upstream"  # by a login that an upstream accepts
 
 
-@frozen
+@frozen(cache_hash=True)
 class Identity:
     """
     A user, robot, certificate, CI job or upstream's user; :data:`ANONYMOUS` if the client has not
@@ -55,7 +55,7 @@ class Identity:
 ANONYMOUS = Identity(Kind.ANONYMOUS)
 
 
-@frozen
+@frozen(cache_hash=True)
 class Caller:
     """
     The identity that makes a request, and the limits of its token.
@@ -69,6 +69,10 @@ class Caller:
     identity: Identity = ANONYMOUS
     scopes: Mapping[str, frozenset[Action]] | None = field(default=None, hash=False)
     presented: UpstreamLogin | None = None
+
+
+NOBODY = Caller()
+"""The caller of a request without a login."""
 
 
 class Groups:

@@ -140,6 +140,16 @@ def _escaped(match: re.Match[str]) -> str:
 _safe = partial(re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]").sub, _escaped)
 
 
+_SHORT = 1024  # characters: what is remembered of clients has a bound
+
+
+@lru_cache(512)
+def _quoted(client: str, user: str, method: str, path: str, agent: str) -> tuple[str, str]:
+    """The beginning of a line behind its time, and the program, both with nothing of theirs."""
+    name = _safe(user).replace(" ", "\\x20") or "-"
+    return f'{_safe(client)} {name} "{_safe(method)} {_safe(path)}"', f'"{_safe(agent)}"'
+
+
 @define
 class AccessLog:
     """
@@ -192,11 +202,13 @@ class AccessLog:
             document = {"time": at, **msgspec.structs.asdict(access)}
             line = printable(msgspec.json.encode(document).decode())
         else:
-            user = _safe(access.user).replace(" ", "\\x20") or "-"
+            short = len(access.path) + len(access.agent) < _SHORT
+            who, agent = (_quoted if short else _quoted.__wrapped__)(
+                access.client, access.user, access.method, access.path, access.agent
+            )
             line = (
-                f'{at} {_safe(access.client)} {user} "{_safe(access.method)} {_safe(access.path)}"'
-                f" {access.status} {access.sent} {access.seconds:.3f}"
-                f' "{_safe(access.agent)}" {access.request}'
+                f"{at} {who} {access.status} {access.sent} {access.seconds:.3f} {agent}"
+                f" {access.request}"
             )
         if self.path:
             self._file.write(line)

@@ -12,7 +12,7 @@ from sys import getsizeof
 from typing import NamedTuple
 
 from attrs import evolve, frozen
-from cachetools import LRUCache
+from cachetools import FIFOCache, LRUCache
 from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
@@ -141,7 +141,8 @@ class HotAnswers:
         self._versions, self._recall, self._rules, self._clock = versions, recall, rules, clock
         self._largest = limit // 64
         self._seen: LRUCache[Asked, Seen] = LRUCache(limit // 4, _size)
-        self._kept: LRUCache[tuple[Asked, Caller], Kept] = LRUCache(limit - limit // 4, _size)
+        # An answer that is asked for is kept anew each second, so that the first is the least used.
+        self._kept: FIFOCache[tuple[Asked, Caller], Kept] = FIFOCache(limit - limit // 4, _size)
         self._second, self._date = -1, b""
 
     def find(
@@ -170,7 +171,10 @@ class HotAnswers:
             client = address or (seen.address if seen else "")
             if login is not None:
                 caller = self._recall(login, client) if seen and client else None
-        kept = None if caller is None else self._kept.get((asked, caller))
+        try:
+            kept = None if caller is None else self._kept[asked, caller]
+        except KeyError:
+            kept = None
         if kept is None:
             if asked in self._seen:
                 return Repeated(asked, login)

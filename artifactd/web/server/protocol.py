@@ -30,7 +30,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from zope.interface import implementer
 
-from artifactd.auth.identity import Caller
+from artifactd.auth.identity import NOBODY, Caller
 from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import RegistryError, TooManyRequests, Unavailable, Unsupported
@@ -179,7 +179,7 @@ class RegistryChannel(http.HTTPChannel):
     @cached_property
     def _without_login(self) -> Caller:
         """The caller of a request without ``Authorization``."""
-        return (self.certified if self.site.guarded else None) or Caller()
+        return (self.certified if self.site.guarded else None) or NOBODY
 
     def getHost(self) -> Any:
         # The base makes a system call for each request.
@@ -606,7 +606,7 @@ class RegistryRequest(server.Request):
     site: RegistrySite
     body: RequestBody | None = None
     started: float | None = None
-    caller: Caller = Caller()
+    caller: Caller = NOBODY
     actor: str = "-"
     claimed: str = ""
     sees_cache = False
