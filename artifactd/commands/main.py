@@ -39,6 +39,7 @@ class Command(SettingsFileOptions):
             _Lazy("check_config.CheckConfig"),
             "Check the settings and print those in force.",
         ),
+        ("reload", None, _Lazy("reload.Reload"), "Read the settings again, without a pause."),
         (
             "backup",
             None,

@@ -15,14 +15,17 @@ _log = Logger()
 @define
 class Signals:
     """
-    SIGHUP is logged and changes nothing.  The first SIGTERM or SIGINT stops the reactor, as Twisted
-    has it; a second one calls ``hurry``, where Twisted alone would log a traceback and wait on.
+    SIGHUP calls ``reload``, or is logged and changes nothing.  The first SIGTERM or SIGINT stops
+    the reactor, as Twisted has it; a second one calls ``hurry``, where Twisted alone would log a
+    traceback and wait on.
 
     :param hurry: called in the reactor's thread.
+    :param reload: the same; ``None`` where nothing can be reloaded.
     """
 
     _reactor: Any
     _hurry: Callable[[], None]
+    _reload: Callable[[], object] | None = None
     _stopping: bool = False
 
     def handle(self) -> None:
@@ -46,8 +49,12 @@ class Signals:
             signal.signal(number, stop_or_hurry)
 
     def _hung_up(self, number: int, frame: object) -> None:
+        if self._reload is not None:
+            self._reactor.callFromThread(self._reload)
+            return
         self._reactor.callFromThread(
             _log.info,
             "SIGHUP: nothing to do: accounts, passwords and certificates are read again by"
-            " themselves when their files change; restart for other settings",
+            " themselves when their files change; restart for other settings, or let several"
+            " workers serve, which can be reloaded",
         )

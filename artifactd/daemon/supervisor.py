@@ -1,7 +1,7 @@
 """
 The supervisor: it has the sockets, starts the workers, and hands each connection to one of them.
 
-It reads no request and opens no file of the data folder.
+It reads no request, and nothing of the data folder.
 """
 
 from __future__ import annotations
@@ -15,25 +15,36 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from attrs import define, field
+from msgspec.structs import replace
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
 from artifactd.daemon.greeting import greet
-from artifactd.daemon.link import Link, Ready, Told, close_descriptor, handing, read_closed
+from artifactd.daemon.link import (
+    PROTOCOL,
+    Link,
+    Ready,
+    Told,
+    close_descriptor,
+    handing,
+    read_closed,
+)
 from artifactd.daemon.log import StreamLog
 from artifactd.daemon.sockets import Bound, Sockets
 from artifactd.kit.printable import printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
-from artifactd.settings.settings import Settings
-from artifactd.store.folder import ReadOnlyMode
+from artifactd.settings.settings import Settings, read
+from artifactd.store.folder import ReadOnlyMode, ReloadSocket
 from artifactd.web.server.limits import Connections, Counted
 from artifactd.web.server.protocol import not_now, too_many_connections
 from artifactd.web.server.proxies import TrustedProxies, from_here
@@ -43,6 +54,9 @@ CONTROL = 3
 
 MEMORY = 4
 """The descriptor of the shared memory in a worker."""
+
+SETTINGS = 5
+"""The descriptor of the content of the settings file in a worker, if there is one."""
 
 # Seconds that a worker has to serve for its end to count as the first one; and the most between its
 # end and the start of another one.
@@ -56,20 +70,61 @@ _log = Logger()
 
 
 @define(eq=False)
+class Generation:
+    """
+    Workers with the same settings: one that is started again must not read others meanwhile.
+
+    :ivar text: the descriptor of the content of the settings file; -1 if there is none.
+    :ivar number: how many workers there shall be.
+    """
+
+    text: int
+    number: int
+
+    @classmethod
+    def of(cls, source: Path | None, number: int) -> Self:
+        """
+        Read the settings file.
+
+        :raises StartError: if it can't be read.
+        """
+        if source is None:
+            return cls(-1, number)
+        text = os.memfd_create("artifactd-settings")
+        try:
+            with open(text, "wb", closefd=False) as file:
+                file.write(read(source))
+        except BaseException:
+            os.close(text)
+            raise
+        return cls(text, number)
+
+    def close(self) -> None:
+        """Forget the settings."""
+        text, self.text = self.text, -1
+        if text >= 0:
+            os.close(text)
+
+
+@define(eq=False)
 class Worker:
     """
     A worker as the supervisor sees it.
 
+    :ivar came: fires when it is ready, or fails with :class:`StartError`; ``None`` if nobody waits.
     :ivar process: the transport of its process.
     :ivar ready: what it told when it was ready; ``None`` before.
     :ivar refusal: why it did not start.
     :ivar connections: those that it was given and has not closed, by their numbers.
     :ivar latest: the number of the last connection that it was given.
-    :ivar leaving: whether it gets no more connections.
+    :ivar admitted: whether it may be given connections.
+    :ivar leaving: whether it may be given none any more.
     :ivar started: the clock's seconds then.
     """
 
+    generation: Generation
     started: float
+    came: Deferred[Ready] | None = field(default=None, init=False)
     link: Link = field(init=False)
     process: Any = field(default=None, init=False)
     pid: int = field(default=0, init=False)
@@ -77,12 +132,24 @@ class Worker:
     refusal: str = field(default="", init=False)
     connections: dict[int, Counted] = field(factory=dict, init=False)
     latest: int = field(default=0, init=False)
+    admitted: bool = field(default=False, init=False)
     leaving: bool = field(default=False, init=False)
 
     @property
     def serves(self) -> bool:
-        """Whether it may be given connections."""
-        return self.ready is not None and not self.leaving
+        """Whether it is given connections."""
+        return self.admitted and not self.leaving
+
+    def dismiss(self) -> None:
+        """Give it no connections, and let it end."""
+        self.leaving = True
+        self.link.tell(Told.STOP)
+
+    def retire(self) -> None:
+        """Give it no more connections, and let it end after those that it has."""
+        self.leaving = True
+        self.link.tell(Told.RETIRE)
+        self.link.tell(Told.LAST)
 
     def __str__(self) -> str:
         return f"worker {self.pid}"
@@ -110,6 +177,26 @@ class _Process(ProcessProtocol):
         self._ended(f"signal {end.signal}" if end.signal else f"exit status {end.exitCode}")
 
 
+class _Reloads(Factory):
+    """Answers a connection of ``artifactd reload`` with why that was refused, or nothing."""
+
+    noisy = False
+
+    def __init__(self, reload: Callable[[], Deferred[str]]) -> None:
+        self._reload = reload
+
+    def buildProtocol(self, addr: Any) -> Protocol:
+        protocol = Protocol()
+
+        def answer(told: str) -> None:
+            assert protocol.transport is not None
+            protocol.transport.write(f"{told}\n".encode())
+            protocol.transport.loseConnection()
+
+        self._reload().addCallback(answer)
+        return protocol
+
+
 class Supervisor(Service):
     """
     The daemon where several processes serve.
@@ -128,12 +215,17 @@ class Supervisor(Service):
         log: StreamLog | None = None,
     ) -> None:
         self._settings, self._reactor, self._source = settings, reactor, source
+        self._path = source and source.absolute()  # twistd may go to another folder
         self._memory, self._log = memory, log
         self._sockets = Sockets(reactor, self._accepted)
         self._connections = Connections(settings.limits, _exempt(settings.trusted_proxies))
         self._numbers = count(1)
         self._workers: list[Worker] = []
-        self._wanted = settings.processes
+        self._generation = Generation(-1, settings.processes)
+        self._reloading = DeferredLock()
+        self._reload_socket = ReloadSocket(settings.data)
+        self._patience = float(settings.shutdown_timeout)
+        self._reloads: IListeningPort | None = None
         self._failures = 0
         self._stopped: Deferred[None] | None = None
 
@@ -159,12 +251,14 @@ class Supervisor(Service):
 
         :raises StartError: if the daemon can't run; then nothing is left running.
         """
+        self._generation = Generation.of(self._path, self._settings.processes)
         self._sockets.bind(self._settings.listen)
         try:
-            self._wait_for(self._spawn())
+            self._wait_for(self._spawn(self._generation))
         except StartError:
             self._sockets.close()
             raise
+        self._listen_for_reloads()
         greet(
             self._settings,
             self._source,
@@ -183,14 +277,18 @@ class Supervisor(Service):
         for worker in self._workers:
             worker.link.tell(Told.STOP)
         self._settle()
-        late = self._reactor.callLater(self._settings.shutdown_timeout + _GRACE, self._kill)
+        late = self._reactor.callLater(self._patience + _GRACE, self._kill)
 
-        def stopped(outcome: Any) -> Deferred[Any]:
+        async def end(stopped: Deferred[None]) -> None:
+            await stopped
             if late.active():
                 late.cancel()
-            return self._sockets.close()
+            await self._sockets.close()
+            if self._reloads is not None:
+                await maybeDeferred(self._reloads.stopListening)
+            self._reload_socket.release()
 
-        return self._stopped.addCallback(stopped)
+        return Deferred.fromCoroutine(end(self._stopped))
 
     def hurry(self) -> None:
         """Cut the transfers that :meth:`stopService` waits for, if it does."""
@@ -198,18 +296,121 @@ class Supervisor(Service):
             for worker in self._workers:
                 worker.link.tell(Told.CUT)
 
+    # -- Reload
+
+    def reload(self) -> Deferred[str]:
+        """
+        Let new workers with the settings of now take over.  The old ones get no more connections,
+        and end after those that they have.
+
+        :returns: fires with why that was refused, and then nothing has changed; with "" if it was
+            done.
+        """
+        return self._reloading.run(lambda: Deferred.fromCoroutine(self._reload()))
+
+    async def _reload(self) -> str:
+        started: list[Worker] = []
+        try:
+            generation = Generation.of(self._path, 1)
+            try:
+                (ready,) = await self._start(generation, started, 1)
+                self._check(ready)
+                generation.number = ready.workers
+                await self._start(generation, started, ready.workers - 1)
+                self._check(ready)
+                self._sockets.bind(ready.listen)
+            except BaseException:
+                generation.close()
+                raise
+        except StartError as error:
+            for worker in started:
+                worker.dismiss()
+            told = printable(str(error))
+            _log.error("reload refused, all stays as it was: {why}", why=told)
+            return told
+        self._take_over(generation, ready, started)
+        return ""
+
+    async def _start(
+        self, generation: Generation, started: list[Worker], number: int
+    ) -> list[Ready]:
+        """
+        Start ``number`` workers, add them to ``started``, and wait until they are ready.
+
+        :raises StartError: if one does not start.
+        """
+        coming = []
+        for _ in range(number):
+            worker = self._spawn(generation)
+            worker.came = Deferred()
+            started.append(worker)
+            coming.append(worker.came)
+        # When all are settled: none of them may fail unheard.
+        outcomes: list[tuple[bool, Any]] = await DeferredList(coming, consumeErrors=True)
+        for is_ready, outcome in outcomes:
+            if not is_ready:
+                outcome.raiseException()
+        return [outcome for _, outcome in outcomes]
+
+    def _check(self, ready: Ready) -> None:
+        """:raises StartError: if the new workers can't take over."""
+        if self._stopped is not None:
+            raise StartError("the daemon is being stopped")
+        if ready.protocol != PROTOCOL:
+            raise StartError(f"artifactd {ready.version} needs a restart")
+        if ready.data != str(self._settings.data.absolute()):
+            raise StartError("another data folder needs a restart")
+
+    def _take_over(self, generation: Generation, ready: Ready, started: Sequence[Worker]) -> None:
+        self._generation.close()
+        self._generation = generation
+        self._failures = 0
+        self._patience = ready.shutdown_timeout
+        self._connections.exempt = _exempt(ready.trusted_proxies)
+        self._connections.limits = replace(
+            self._settings.limits,
+            connections=ready.connections,
+            address_connections=ready.address_connections,
+        )
+        old = [worker for worker in self._workers if worker not in started and not worker.leaving]
+        for worker in old:
+            worker.retire()
+        for worker in started:
+            worker.admitted = True
+        self._fill_up()  # one may have ended since
+        _log.info(
+            "reloaded: {count} workers of artifactd {version} serve; the old ones end after {open}"
+            " connections",
+            count=len(started),
+            version=ready.version,
+            open=sum(len(worker.connections) for worker in old),
+        )
+
+    def _listen_for_reloads(self) -> None:
+        """Listen for ``artifactd reload``.  Without it there is SIGHUP."""
+        try:
+            name = self._reload_socket.claim()
+            if name is None:
+                _log.info("artifactd reload reaches another daemon on this data folder")
+                return
+            self._reloads = self._reactor.listenUNIX(name, _Reloads(self.reload), mode=0o600)
+        except (OSError, CannotListenError) as error:
+            _log.error("artifactd reload will not reach this daemon: {error}", error=error)
+
     # -- Workers
 
-    def _spawn(self) -> Worker:
+    def _spawn(self, generation: Generation) -> Worker:
         """Start a worker."""
         ours, its = Link.pair()
-        worker = Worker(self._reactor.seconds())
+        worker = Worker(generation, self._reactor.seconds())
         worker.link = Link(ours, self._reactor, partial(self._told, worker), _nothing)
         # Where twistd has the log, this process writes it for all.
         out: Any = 1 if self._log is not None else "r"
         argv = [sys.executable, "-P", "-m", "artifactd.daemon.worker"]
+        given = {}
         if self._source is not None:
-            argv += ["--config", str(self._source)]
+            argv.append(str(self._source))
+            given[SETTINGS] = generation.text
         with its:
             worker.process = self._reactor.spawnProcess(
                 _Process(partial(self._ended, worker)),
@@ -222,6 +423,7 @@ class Supervisor(Service):
                     2: 2 if out == 1 else out,
                     CONTROL: its.fileno(),
                     MEMORY: self._memory.descriptor,
+                    **given,
                 },
             )
         worker.pid = worker.process.pid  # the transport forgets it
@@ -244,8 +446,9 @@ class Supervisor(Service):
     def _fill_up(self) -> None:
         """Start as many workers as are missing."""
         if self._stopped is None:
-            for _ in range(self._wanted - sum(not each.leaving for each in self._workers)):
-                self._spawn()
+            ours = [each for each in self._workers if each.generation is self._generation]
+            for _ in range(self._generation.number - len(ours)):
+                self._spawn(self._generation)
 
     def _told(self, worker: Worker, kind: Told, body: bytes, descriptor: int) -> None:
         close_descriptor(descriptor)  # workers hand nothing back
@@ -255,14 +458,13 @@ class Supervisor(Service):
                 self._connections.remove(counted)
         elif kind is Told.READY:
             worker.ready = msgspec.json.decode(body, type=Ready)
-            _log.info(
-                "{worker} is ready: {count} of {wanted}",
-                worker=worker,
-                count=sum(each.serves for each in self._workers),
-                wanted=self._wanted,
-            )
+            _log.info("{worker} is ready", worker=worker)
             if self._stopped is not None:
                 worker.link.tell(Told.STOP)
+            elif worker.generation is self._generation:
+                worker.admitted = True
+            if worker.came is not None:
+                worker.came.callback(worker.ready)
         elif kind is Told.REFUSED:
             worker.refusal = body.decode(errors="backslashreplace")
         elif kind is Told.DRAINED:
@@ -279,10 +481,13 @@ class Supervisor(Service):
         worker.link.connectionLost()
         for counted in worker.connections.values():
             self._connections.remove(counted)
+        if worker.ready is None and worker.came is not None:
+            why = worker.refusal or f"a worker has ended before it was ready ({how})"
+            worker.came.errback(StartError(why))
         if self._stopped is not None:
             self._settle()
             return
-        if worker.leaving:
+        if worker.leaving or worker.generation is not self._generation:
             return
         steady = worker.ready is not None and self._reactor.seconds() - worker.started >= _STEADY
         self._failures = 0 if steady else self._failures + 1

@@ -47,6 +47,7 @@ from artifactd.settings.settings import Settings
 from artifactd.settings.webhooks import EventKind
 from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
+from artifactd.store.folder import DutyLock
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api, actor_of
 from artifactd.web.audit import AUDIT, AuditLog
@@ -105,7 +106,7 @@ def makeService(options: Options, reactor: Any = None) -> Service:
         memory = SharedMemory.create()
         log = _log_of(twistd, reactor, settings, memory.descriptor)
         supervisor = Supervisor(settings, reactor, memory, options.config, log)
-        Signals(reactor, supervisor.hurry).handle()
+        Signals(reactor, supervisor.hurry, supervisor.reload).handle()
         return supervisor
     log = _log_of(twistd, reactor, settings)
     prepare(reactor)
@@ -262,9 +263,17 @@ class RegistryService(MultiService):
         if self._stopping is not None:
             self._stopping.site.cut()
 
+    def retire(self) -> Deferred[None]:
+        """
+        Serve the open connections to their end, however long that takes, and do nothing else;
+        :meth:`stopService` is still to be called.  The listeners have to be closed by then.
+        """
+        assert self._running is not None, "not started"
+        self._running.rest()
+        return Deferred.fromCoroutine(self._running.site.retire())
+
     async def _stop(self, running: _Running) -> None:
-        running.parts.collector.stop()
-        running.parts.scrubber.stop()
+        running.rest()
         await running.drain(self._settings.shutdown_timeout)
         await super().stopService()  # waits for what is under way
         for service in list(self):
@@ -287,8 +296,15 @@ class _Running:
     daemon: WholeDaemon
     parts: Assembly
     pulse: Pulse
+    duties: DutyLock
     shelves: Iterator[int]
     started: float
+
+    def rest(self) -> None:
+        """Leave to another process what one of them does for all."""
+        self.duties.release()
+        self.parts.collector.stop()
+        self.parts.scrubber.stop()
 
     async def drain(self, seconds: float) -> None:
         def close_listeners() -> Deferred[Any]:
@@ -300,7 +316,7 @@ class _Running:
 
     async def collect(self) -> None:
         """Collect garbage; compare another part of the store with the catalog each time."""
-        if self.parts.read_only.on():
+        if self.parts.read_only.on() or not self.duties.held():
             return
         first = next(self.shelves)
         await self.parts.pulls.write()  # what the retention counts on
@@ -311,18 +327,21 @@ class _Running:
 
     async def scrub(self) -> None:
         """Scrub, but not at once after the start, when clients come back."""
-        if self.parts.reactor.seconds() - self.started >= _SCRUB_EVERY / 2:
+        rested = self.parts.reactor.seconds() - self.started >= _SCRUB_EVERY / 2
+        if rested and self.duties.held():
             await self.parts.scrubber.run()
 
     async def swept(self) -> None:
         """Sweep, unless the daemon is read-only."""
-        if not self.parts.read_only.on():
+        if not self.parts.read_only.on() and self.duties.held():
             await self.parts.sweep.run()
 
     async def evict(self) -> None:
         """Write the access times, and evict."""
         await self.parts.last_used.write()
         await self.parts.pulls.write()
+        if not self.duties.held():
+            return
         for eviction in self.parts.remotes.evictions:
             await eviction.run()
 
@@ -426,8 +445,10 @@ def _start(
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
+    duties = DutyLock(parts.folder.path, files)
+    started = reactor.seconds()
     return _Running(
-        ports, site, access_log, audit, gate, daemon, parts, pulse, shelves, reactor.seconds()
+        ports, site, access_log, audit, gate, daemon, parts, pulse, duties, shelves, started
     )
 
 

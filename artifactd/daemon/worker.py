@@ -1,7 +1,7 @@
 """
 A worker: the whole service in a process of its own, whose connections the supervisor hands over.
 
-The supervisor runs it: ``python -m artifactd.daemon.worker``.
+The supervisor runs it: ``python -m artifactd.daemon.worker [SETTINGS]``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,8 +25,7 @@ from artifactd import __version__
 from artifactd.daemon.handed import Handed
 from artifactd.daemon.link import PROTOCOL, Link, Ready, Told, closed, read_handing
 from artifactd.daemon.log import StreamLog
-from artifactd.daemon.options import SettingsFileOptions
-from artifactd.daemon.supervisor import CONTROL, MEMORY
+from artifactd.daemon.supervisor import CONTROL, MEMORY, SETTINGS
 from artifactd.daemon.tap import RegistryService, prepare
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
@@ -103,6 +103,9 @@ class Worker:
             self._handed.take(*read_handing(body), descriptor)
         elif kind is Told.STOP:
             self.stop()
+        elif kind is Told.RETIRE:
+            retired = self._service.retire().addErrback(_failed)
+            retired.addCallback(lambda _: self.stop())
         elif kind is Told.LAST:
             self._handed.last()
         elif kind is Told.CUT:
@@ -126,8 +129,26 @@ def _ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _settings(argv: Sequence[str]) -> Settings:
+    """The settings that the supervisor has read; all workers get the same ones."""
+    if not argv:
+        return Settings.load(None, os.environ)
+    return Settings.load(Path(argv[0]), os.environ, Path(f"/proc/self/fd/{SETTINGS}").read_bytes())
+
+
+def _memory() -> SharedMemory:
+    try:
+        return SharedMemory(MEMORY)
+    except ValueError:
+        raise StartError(f"artifactd {__version__} needs a restart") from None
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run a worker.  Returns the exit status."""
+    """
+    Run a worker.  Returns the exit status.
+
+    :param argv: the path of the settings file, for messages; or nothing.
+    """
     _ignore_signals()
     reactor: Any = _reactor
     for descriptor in (CONTROL, MEMORY):
@@ -136,12 +157,10 @@ def main(argv: Sequence[str]) -> int:
     globalLogPublisher.addObserver(make_printable)
     log = StreamLog.on_stdout(reactor, MEMORY)
     globalLogBeginner.beginLoggingTo([log])
-    options = SettingsFileOptions()
-    options.parseOptions(list(argv))
     try:
-        settings = options.load()
+        settings = _settings(argv)
         log.configure(settings)
-        worker = Worker(settings, reactor, end, log, SharedMemory(MEMORY))
+        worker = Worker(settings, reactor, end, log, _memory())
         prepare(reactor)
         worker.start()
     except StartError as error:

@@ -262,14 +262,17 @@ class Settings(Section, frozen=True, kw_only=True):
         ]
 
     @classmethod
-    def load(cls, path: Path | None, environ: Mapping[str, str]) -> Settings:
+    def load(
+        cls, path: Path | None, environ: Mapping[str, str], text: bytes | None = None
+    ) -> Settings:
         """
         The defaults, overridden by the file at ``path``, and that by the variables
         ``ARTIFACTD_<NAME>``: for top-level settings only, lists separated by spaces.
 
+        :param text: the content of the file, if it has been read already.
         :raises StartError: naming the first setting that is wrong, and what it should be.
         """
-        tables = {} if path is None else _read(path)
+        tables = {} if path is None else _parsed(path, read(path) if text is None else text)
         default = tables.pop("default", {})
         if isinstance(tables.get("listen"), str):
             tables["listen"] = [tables["listen"]]
@@ -310,13 +313,23 @@ class Settings(Section, frozen=True, kw_only=True):
         return "\n".join([*write_lines(self), *tables])
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> bytes:
+    """
+    Return the content of a settings file.
+
+    :raises StartError: if it can't be read, or others may write it.
+    """
     try:
-        return tomllib.loads(read_trusted(path).decode())
+        return read_trusted(path)
     except OSError as error:
         raise StartError(f"{path}: can't be read: {error.strerror}") from None
     except Untrusted as error:
         raise StartError(f"{path}: {error}") from None
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text.decode())
     except ValueError as error:
         raise StartError(f"{path}: not TOML: {error}") from None
 

@@ -530,6 +530,9 @@ class PrivateFile:
 _COLLECTOR = "collector.lock"
 _HOLD = "hold.lock"
 _COPY = "copy.lock"
+_DUTIES = "duties.lock"
+_SUPERVISOR = "supervisor.lock"
+_RELOAD = "reload.sock"
 
 
 class CollectionLock(Protocol):
@@ -649,6 +652,77 @@ class CopyLock:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+class DutyLock:
+    """
+    Lets one of the processes on the data folder at ``path`` do what one has to do for all, until it
+    ends: sweep, collect garbage, scrub, evict.
+    """
+
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
+        self._path = path
+        self._files = files or FileOperations()
+        self._fd = -1
+        self._released = False
+
+    def held(self) -> bool:
+        """Whether it is this process, from now on if it was none.  Takes microseconds."""
+        if self._fd >= 0 or self._released:
+            return not self._released
+        fd = _open_lock(self._path, _DUTIES, self._files)
+        if not try_lock(fd):
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def release(self) -> None:
+        """Leave it to another process for good."""
+        fd, self._fd, self._released = self._fd, -1, True
+        if fd >= 0:
+            os.close(fd)
+
+
+class ReloadSocket:
+    """
+    The Unix socket in the data folder at ``path`` by which a command has the supervisor reload.
+
+    Its folder is named by a descriptor: a path may be too long for a socket's name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = -1
+        self._folder: Directory | None = None
+
+    @contextmanager
+    def named(self) -> Iterator[str]:
+        """Return a name to connect to, for as long as the context lasts."""
+        with Directory.open(self._path) as folder:
+            yield f"/proc/self/fd/{folder.fd}/{_RELOAD}"
+
+    def claim(self, files: FileOperations | None = None) -> str | None:
+        """
+        Return a name to listen at until :meth:`release`; ``None`` if another supervisor has it.
+
+        :raises OSError: if that can't be told.
+        """
+        files = files or FileOperations()
+        lock = _open_lock(self._path, _SUPERVISOR, files)
+        if not try_lock(lock):
+            os.close(lock)
+            return None
+        self._lock, self._folder = lock, Directory.open(self._path)
+        files.unlink(self._folder.fd, _RELOAD)
+        return f"/proc/self/fd/{self._folder.fd}/{_RELOAD}"
+
+    def release(self) -> None:
+        """Leave the name to others."""
+        if self._folder is not None:
+            self._folder.close()
+            os.close(self._lock)
+            self._folder = None
 
 
 def _open_lock(path: Path, name: str, files: FileOperations) -> int:

@@ -172,8 +172,8 @@ class CommandTests(TestCase):
         self.assertEqual(result.status, 1)
         self.assertEqual(
             result.err,
-            "artifactd: say what to do: check-config, backup, read-only, mirror-config, robot,"
-            " user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc,"
+            "artifactd: say what to do: check-config, reload, backup, read-only, mirror-config,"
+            " robot, user, access, ls, tags, show, history, du, top, rm, restore, warm, purge, gc,"
             " retention, fsck, undelete, webhooks, rotate-keys, release; --help tells more\n",
         )
 

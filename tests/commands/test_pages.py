@@ -139,6 +139,7 @@ NOT_RUN = {
         "python bench/soak.py",
     },
     "docs/operating.md": {
+        "artifactd reload",  # tests.crash.test_workers
         # As tests.daemon.test_daemon starts it.
         "twistd -n artifactd --config FILE",
         # It gives a file to a group that the unit has made.

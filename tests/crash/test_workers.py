@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from random import Random
+from threading import Event
 
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IPushProducer
@@ -21,7 +22,8 @@ from twisted.trial.unittest import TestCase
 from artifactd.oci.digest import Digest
 from tests.crash.upload import CONTENT, Upload, send, status
 from tests.process import Daemon
-from tests.programs import PATIENCE, wait_for
+from tests.programs import PATIENCE, Result, run_module, wait_for
+from tests.upstreams.settings import beside_no_upstream
 
 DIGEST = Digest.of(CONTENT)
 HALF = len(CONTENT) // 2
@@ -51,6 +53,17 @@ class Workers(Daemon):
         """Wait until so many workers have become ready."""
         await wait_for(lambda: len(self.pids()) >= number)
         return self.pids()
+
+    def configure(self, toml: str) -> None:
+        """Write another settings file, which no process has read yet."""
+        self._config.write_text(beside_no_upstream(toml))
+
+    async def reload(self) -> Result:
+        """Run ``artifactd reload``."""
+        environment = {"ARTIFACTD_DATA": str(self.data)}
+        return await run_module(
+            self._test, "artifactd.commands.main", "reload", env=environment, check=False
+        )
 
     def connect(self) -> HTTPConnection:
         """Make a connection that is kept open."""
@@ -196,6 +209,79 @@ class KillTests(WorkersCase):
         await daemon.restart()
         answer = await daemon.request("GET", f"/v2/crash/blobs/{DIGEST}")
         self.assertTrue(answer.body == CONTENT, "other bytes than were pushed")
+
+
+class ReloadTests(WorkersCase):
+    async def test_under_load_no_request_fails_and_what_is_under_way_goes_on(self) -> None:
+        daemon = await self.start(idle_timeout="1s")
+        content = CONTENT * 4  # more than the sockets hold
+        digest = await daemon.push_blob("crash", content)
+        pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
+        self.assertEqual(await status(pull), 200)
+        IPushProducer(pull.transport).pauseProducing()
+        stop = Event()
+        self.addCleanup(stop.set)
+
+        def ask(seed: int) -> int:
+            """Push and pull until told to stop.  Returns how many requests were answered."""
+            random, answered = Random(seed), 0
+            with closing(daemon.connect()) as connection:
+                while not stop.is_set():
+                    blob = random.randbytes(1000)
+                    blob_digest = Digest.of(blob)
+                    path = f"/v2/crash/blobs/uploads/?digest={blob_digest}"
+                    for method, where, body, right in (
+                        ("POST", path, blob, 201),
+                        ("GET", f"/v2/crash/blobs/{blob_digest}", None, 200),
+                    ):
+                        connection.request(method, where, body)
+                        answer = connection.getresponse()
+                        answer.read()
+                        assert answer.status == right, answer.status
+                        answered += 1
+            return answered
+
+        asking = [deferToThread(ask, seed) for seed in range(3)]
+        old = daemon.pids()
+        os.kill(daemon.process.pid, signal.SIGHUP)
+        await daemon.process.matched("reloaded: 2 workers")
+        await wait_for(lambda: sum(map(running, old)) == 1)  # the one that sends the blob
+        stop.set()
+        for answered in asking:
+            self.assertTrue(await answered)
+        IPushProducer(pull.transport).resumeProducing()
+        _, body = await pull.response()
+        self.assertTrue(body == content, "other bytes than were pushed")
+        await wait_for(lambda: not any(map(running, old)))
+        self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_what_is_wrong_is_refused_and_what_is_right_is_taken(self) -> None:
+        daemon = await self.start()
+        old = daemon.pids()
+        daemon.configure("threads = 65\n")
+        result = await daemon.reload()
+        self.assertEqual((result.status, result.out), (1, ""))
+        wrong = "threads: expected a whole number from 1 to 64, got 65"
+        self.assertRegex(result.err, rf"^artifactd: reload refused: .*: {wrong}\n$")
+        await daemon.process.matched(f"reload refused, all stays as it was: .*: {wrong}")
+        # One that is started again does not read them either.
+        os.kill(old[0], signal.SIGKILL)
+        await daemon.all_ready(3)
+        self.assertEqual((await daemon.request("GET", "/healthz")).status, 200)
+
+        daemon.configure("read_only = true\n")
+        result = await daemon.reload()
+        self.assertEqual((result.status, result.out, result.err), (0, "reloaded\n", ""))
+        answer = await daemon.request("POST", "/v2/crash/blobs/uploads/")
+        self.assertEqual(answer.status, 405)
+        await wait_for(lambda: not any(map(running, old)))
+
+    async def test_one_process_tells_that_it_is_not_reloaded(self) -> None:
+        daemon = await Workers.start(self)
+        result = await daemon.reload()
+        self.assertEqual((result.status, result.out), (1, ""))
+        self.assertIn("no daemon with several workers runs on", result.err)
 
 
 class StopTests(WorkersCase):

@@ -53,7 +53,7 @@ class Run:
     def closeStdin(self) -> None:  # noqa: N802 - Twisted's name
         self.steps.append("stdin closed")
 
-    def signalProcess(self, signal: str) -> None:  # noqa: N802 - Twisted's name
+    def signalProcess(self, signal: str) -> None:
         self.steps.append(signal)
         if "ended" in self.steps:
             raise ProcessExitedAlready
@@ -79,7 +79,7 @@ class Processes(Clock):
         super().__init__()
         self.runs: list[Run] = []
 
-    def spawnProcess(  # noqa: N802 - Twisted's name
+    def spawnProcess(
         self,
         protocol: IProcessProtocol,
         program: str,

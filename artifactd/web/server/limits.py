@@ -42,12 +42,13 @@ class Connections:
     A limit that is reached is logged once, until a tenth of it is free again: at the limit itself
     connections come and go all the time.
 
-    :param exempt: tells which peers are not counted by address: proxies, and this machine.
+    :ivar limits: the limits in force.
+    :ivar exempt: tells which peers are not counted by address: proxies, and this machine.
     """
 
     def __init__(self, limits: LimitsSettings, exempt: Callable[[object], bool]) -> None:
-        self._limits = limits
-        self._exempt = exempt
+        self.limits = limits
+        self.exempt = exempt
         self._listeners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
         self._logged: set[str] = set()
@@ -66,12 +67,12 @@ class Connections:
         else:
             listener = f"port {getattr(host, 'port', '?')}"
         address = None
-        if self._limits.address_connections and not self._exempt(peer):
+        if self.limits.address_connections and not self.exempt(peer):
             address = network(str(getattr(peer, "host", "")))
-        if self._full(self._listeners, listener, self._limits.connections):
+        if self._full(self._listeners, listener, self.limits.connections):
             return None
         if address is not None:
-            if self._full(self._addresses, address, self._limits.address_connections):
+            if self._full(self._addresses, address, self.limits.address_connections):
                 return None
             self._addresses[address] += 1
         self._listeners[listener] += 1
@@ -79,9 +80,9 @@ class Connections:
 
     def remove(self, counted: Counted) -> None:
         """Stop counting a connection that :meth:`add` has counted."""
-        self._less(self._listeners, counted.listener, self._limits.connections)
+        self._less(self._listeners, counted.listener, self.limits.connections)
         if counted.address is not None:
-            self._less(self._addresses, counted.address, self._limits.address_connections)
+            self._less(self._addresses, counted.address, self.limits.address_connections)
 
     def _full(self, counts: Counter[str], key: str, limit: int) -> bool:
         if not limit or counts[key] < limit:
