@@ -533,6 +533,7 @@ class PatienceTests(UpstreamTestCase):
         self.failureResultOf(first, Unreachable)
         self.failureResultOf(second, Unreachable)
         self.assertEqual(5, len(self.http.asked))
+        self.assertEqual(["connection refused"], self.watch.downs)
         for operation in OPERATIONS.values():
             failure = self.failureResultOf(operation(upstream), Unreachable)
             self.assertIn("is not asked again for", failure.value.reason)

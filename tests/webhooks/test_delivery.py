@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from artifactd.catalog.cache import WEBHOOKS
-from artifactd.catalog.webhooks import Message
+from artifactd.catalog.webhooks import Head, Message
 from artifactd.kit.deferreds import run_here
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import ImageName
@@ -217,6 +217,37 @@ class DeliveryTests(DeliveryTestCase):
         await self.deliveries.idle()
         await self.look_for(5.0)
         self.assertEqual(0, await self.waiting())
+
+    async def test_a_queue_that_was_read_before_a_delivery_ended_sends_nothing_twice(self) -> None:
+        self.receiver.held = []
+        for tag in ("v1", "v2"):
+            await self.put(b"one", tag)
+        await self.deliveries.look()
+        while not self.receiver.held:
+            await self.webhooks.seen()
+        read = self.deliveries.catalog.heads
+        late: Deferred[None] = Deferred()
+
+        async def read_late(name: str, limit: int) -> Sequence[Head]:
+            heads = await read(name, limit)  # v1 is the head
+            await late
+            return heads
+
+        # Another worker looks while v1 is under way, and gets its answer when v2 has been sent.
+        reading = self.patch(self.deliveries.catalog, "heads", read_late)
+        await self.put(b"one", "v3", image=OTHER)
+        self.receiver.answer = lambda told: None
+        await self.deliveries.look()
+        await self.webhooks.seen()
+        reading.restore()
+        (held,), self.receiver.held = self.receiver.held, None
+        held.callback(None)
+        while self.receiver.got["local/app"] != ["v1", "v2"]:
+            await self.webhooks.seen()
+        late.callback(None)
+        await self.deliveries.idle()
+        await self.look(LOOK_EVERY)
+        self.assertEqual({"local/app": ["v1", "v2"], "local/other": ["v3"]}, self.receiver.got)
 
     async def test_a_receiver_that_asks_to_wait_is_left_alone(self) -> None:
         busy = Problem("receiver.example answers 429", is_receivers=True, wait=120.0)
