@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
-from artifactd.catalog.events import LONGEST, Event, Outbox
+from artifactd.catalog.events import Event, Outbox
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.migrations import configure_repositories, migrate
 from artifactd.catalog.overview import Overview
@@ -184,7 +184,7 @@ class RemoteWiring:
         catalog, remote, reactor = self.catalog, self.remote, self.reactor
         counters = self.counters.of(name, reactor.seconds)
         counters.down = lambda reason: self.reports.tell(
-            Event(kind=EventKind.UPSTREAM_DOWN, repository=name, reason=reason[:LONGEST])
+            Event(kind=EventKind.UPSTREAM_DOWN, repository=name, reason=reason)
         )
         reach = _reach(settings)
         upstream = RegistryUpstream(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from random import Random
 
@@ -159,7 +159,7 @@ class Deliveries:
     clock: IReactorTime
     now: Callable[[], float]
     counters: WebhookCounters
-    receivers: Iterable[Receiver]
+    receivers: Sequence[Receiver]
     random: Random = field(factory=Random)
     _lines: Sequence[_Line] = field(init=False)
     _claimed: bool = field(default=False, init=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from attrs import define, field
 from cachetools import TTLCache
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from artifactd.catalog.events import Event
+from artifactd.catalog.events import LONGEST, Event
 from artifactd.catalog.webhooks import WebhookCatalog
+from artifactd.kit.printable import printable
 from artifactd.oci.errors import Unavailable
 
 _EVERY = 60.0  # seconds
@@ -42,6 +44,8 @@ class Reports:
         if event.kind not in self.catalog.database.outbox.kinds or told in self._told:
             return
         self._told[told] = None
+        # A reason may quote what an upstream has sent.
+        event = replace(event, reason=printable(event.reason)[:LONGEST])
 
         async def write() -> None:
             try:

@@ -86,9 +86,10 @@ class WebhookTests(TestCase):
         reports = self.registry.parts.reports
         reports.tell(Event(kind="upstream_down", repository="docker.io", reason="it hangs"))
         reports.tell(Event(kind="upstream_down", repository="docker.io", reason="it hangs"))
-        reports.tell(Event(kind="upstream_down", repository="ghcr.io", reason="it hangs"))
+        reports.tell(Event(kind="upstream_down", repository="ghcr.io", reason="\udcff" * 1000))
         told = await self.cloud.wait_for(2)
         self.assertEqual(
-            [("docker.io", "it hangs"), ("ghcr.io", "it hangs")],
-            [(each.body["data"]["subject"], each.body["data"]["reason"]) for each in told],
+            [("docker.io", "it hangs"), ("ghcr.io", "\\udcff\\u")],
+            [(each.body["data"]["subject"], each.body["data"]["reason"][:8]) for each in told],
         )
+        self.assertEqual(255, len(told[1].body["data"]["reason"]))
