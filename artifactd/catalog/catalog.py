@@ -164,16 +164,6 @@ class Catalog(OnDatabase):
         return size
 
     @read
-    def repository_sizes(self, db: Connection) -> dict[str, int]:
-        """By repositories: bytes of all blobs and manifests of their images, each once."""
-        return dict(db.execute("SELECT repository, size FROM repository_usage"))
-
-    @read
-    def image_counts(self, db: Connection) -> dict[str, int]:
-        """By repositories: how many images they have."""
-        return dict(db.execute("SELECT repository, images FROM repository_count"))
-
-    @read
     def repository_size(self, db: Connection, repository: str) -> int:
         """Bytes of all blobs and manifests that the images of ``repository`` hold, each once."""
         return images.usage_size(db, repository)

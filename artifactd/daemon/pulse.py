@@ -12,10 +12,12 @@ from typing import Any
 from attrs import define, field, frozen
 
 from artifactd import __version__
+from artifactd.catalog.overview import RepositoryUsage
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.tallies import Merge, Metrics
 from artifactd.oci.errors import Unavailable
-from artifactd.settings.settings import Settings
+from artifactd.settings.remote import RemoteSettings
+from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.web.server.traffic import Traffic
 
 BEAT = 1.0
@@ -82,8 +84,7 @@ class Storage:
     parts: Assembly
     settings: Settings
     _read_at: float = field(default=-math.inf, init=False)
-    _sizes: Mapping[str, float] = field(factory=dict, init=False)
-    _images: Mapping[str, float] = field(factory=dict, init=False)
+    _usage: Mapping[str, RepositoryUsage] = field(factory=dict, init=False)
     _free: Mapping[str, float] = field(factory=dict, init=False)
     _size: Mapping[str, float] = field(factory=dict, init=False)
 
@@ -93,24 +94,23 @@ class Storage:
             "repository_bytes",
             "Bytes of all that the images of a repository hold, each once",
             "repository",
-            lambda: self._configured(self._sizes),
+            lambda: {name: each.size for name, each in self._usage.items()},
         )
         measure(
             "repository_images",
             "Images of a repository",
             "repository",
-            lambda: self._configured(self._images),
+            lambda: {name: each.images for name, each in self._usage.items()},
         )
-        quotas = {
-            name: float(each.most_bytes)
-            for name, each in self.settings.repository.items()
-            if each.most_bytes
-        }
         measure(
-            "repository_quota_bytes",
-            "The quota or size_cap of a repository that has one",
+            "repository_tags",
+            "Tags of the images of a repository",
             "repository",
-            lambda: quotas,
+            lambda: {name: each.tags for name, each in self._usage.items()},
+        )
+        self._measure_limit("quota", "The quota of a local repository that has one", LocalSettings)
+        self._measure_limit(
+            "size_cap", "The size_cap of an upstream's repository that has one", RemoteSettings
         )
         measure(
             "disk_free_bytes", "Bytes free on the disk of a folder", "folder", lambda: self._free
@@ -127,14 +127,26 @@ class Storage:
             disk = await self.parts.run(os.statvfs, self.parts.folder.path)
             self._free = {"data": disk.f_bavail * disk.f_frsize}
             self._size = {"data": disk.f_blocks * disk.f_frsize}
-            self._sizes = await self.parts.catalog.repository_sizes()
-            self._images = await self.parts.catalog.image_counts()
+            usage = await self.parts.seeing.overview.usage()
+            found = {each.repository: each for each in usage}
+            self._usage = {
+                name: found.get(name, RepositoryUsage(name, 0, 0, 0))
+                for name in self.settings.repository
+            }
         except (OSError, Unavailable):
             # /readyz tells that, and the metrics are wanted all the more.
             return
 
-    def _configured(self, found: Mapping[str, float]) -> Mapping[str, float]:
-        return {name: found.get(name, 0) for name in self.settings.repository}
+    def _measure_limit(
+        self, name: str, text: str, kind: type[LocalSettings] | type[RemoteSettings]
+    ) -> None:
+        limits = {
+            repository: float(each.most_bytes)
+            for repository, each in self.settings.repository.items()
+            if isinstance(each, kind) and each.most_bytes
+        }
+        measure = self.parts.counters.metrics.measure
+        measure(f"repository_{name}_bytes", text, "repository", lambda: limits)
 
 
 class Pulse:

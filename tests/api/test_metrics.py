@@ -119,11 +119,12 @@ class LookedAtTests(MetricsCase):
         size = len(image_manifest(b"{}")) + 2
         self.assertEqual(await self.value("repository_bytes", repository="local"), size)
         self.assertEqual(await self.value("repository_images", repository="local"), 1)
+        self.assertEqual(await self.value("repository_tags", repository="local"), 1)
         self.assertEqual(await self.value("repository_quota_bytes", repository="local"), 1 << 30)
         self.assertGreater(await self.value("disk_size_bytes", folder="data"), 0)
 
     async def test_a_catalog_that_fails_costs_its_figures_alone(self) -> None:
-        self.patch(self.registry.parts.catalog, "repository_sizes", _unavailable)
+        self.patch(self.registry.parts.seeing.overview, "usage", _unavailable)
         self.assertGreater(await self.value("connections"), 0)
 
     async def test_the_process_and_the_reactor(self) -> None:
