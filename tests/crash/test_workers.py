@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+from base64 import b64encode
 from collections import Counter
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
@@ -19,6 +20,7 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.oci.digest import Digest
 from tests.crash.upload import CONTENT, Upload, send, status
 from tests.process import Daemon
@@ -313,3 +315,99 @@ class StopTests(WorkersCase):
         self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
         await chunk.lost
         self.assertNotIn("Traceback", daemon.process.output)
+
+
+class OneDaemonTests(WorkersCase):
+    """What the workers share, told by any of them."""
+
+    async def asked_of_each(
+        self, daemon: Workers, path: str, headers: dict[str, str] | None = None
+    ) -> list[tuple[int, bytes]]:
+        """The answers of all workers to a GET, over connections made one after the other."""
+
+        def ask() -> list[tuple[int, bytes]]:
+            connections = [daemon.connect() for _ in range(2)]
+            try:
+                answers = []
+                for connection in connections:
+                    connection.request("GET", path, headers=headers or {})
+                    answer = connection.getresponse()
+                    answers.append((answer.status, answer.read()))
+                return answers
+            finally:
+                for connection in connections:
+                    connection.close()
+
+        return await deferToThread(ask)
+
+    async def test_figures_are_of_all_and_stay_when_one_is_killed(self) -> None:
+        daemon = await self.start()
+        counted = re.compile(
+            rb'^artifactd_http_requests_total{code="200",method="GET",route="/v2/"} (\d+)', re.M
+        )
+
+        async def figures() -> list[int]:
+            found = [
+                counted.search(body) for _, body in await self.asked_of_each(daemon, "/metrics")
+            ]
+            return [int(each[1]) for each in found if each is not None]
+
+        for _ in range(3):
+            await self.asked_of_each(daemon, "/v2/")
+        self.assertEqual(await figures(), [6, 6])
+        doomed = daemon.pids()[0]
+        os.kill(doomed, signal.SIGKILL)
+        await daemon.all_ready(3)
+        self.assertEqual(await figures(), [6, 6])
+        await self.asked_of_each(daemon, "/v2/")
+        self.assertEqual(await figures(), [8, 8])
+        for code, body in await self.asked_of_each(daemon, "/status"):
+            self.assertEqual((code, json.loads(body)["processes"]), (200, 2))
+
+    async def test_the_daemon_is_ready_while_all_workers_answer(self) -> None:
+        daemon = await self.start()
+        one, other = daemon.pids()
+        self.assertEqual(
+            [code for code, _ in await self.asked_of_each(daemon, "/readyz")], [200] * 2
+        )
+        with closing(daemon.connect()) as connection:
+            asked = await deferToThread(worker_of, connection)
+            stopped = one if asked == other else other
+            os.kill(stopped, signal.SIGSTOP)
+            try:
+
+                def ready() -> tuple[int, bytes]:
+                    connection.request("GET", "/readyz")
+                    answer = connection.getresponse()
+                    return answer.status, answer.read()
+
+                code, body = await deferToThread(ready)
+            finally:
+                os.kill(stopped, signal.SIGCONT)
+            self.assertEqual(code, 503)
+            self.assertIn(f"worker process {stopped} does not answer".encode(), body)
+
+            async def is_ready() -> bool:
+                return (await deferToThread(ready))[0] == 200
+
+            await wait_for(is_ready)
+
+    async def test_failed_logins_count_over_all(self) -> None:
+        robot = hash_secret(make_secret())
+        daemon = await self.start(
+            toml=f"""
+            [robot.ci]
+            secret_hash = "{robot}"
+            may = ["pull"]
+            images = ["*"]
+            [[access]]
+            who = ["anonymous"]
+            may = ["pull"]
+            images = ["*"]
+            """
+        )
+        headers = {"Authorization": "Basic " + b64encode(b"robot+ci:wrong").decode()}
+        codes = []
+        for _ in range(4):
+            codes += [code for code, _ in await self.asked_of_each(daemon, "/v2/", headers)]
+        self.assertEqual(codes, [401] * 5 + [429] * 3)
