@@ -69,8 +69,8 @@ class Entry:
     """
     A blob or manifest that a manifest holds.
 
-    :ivar size: in bytes; ``None``: it is not here.
-    :ivar shared: how many other images have it.
+    :ivar size: in bytes; ``None``: the image does not have it.
+    :ivar shared: how many other images have it, if this one has.
     """
 
     digest: str
@@ -248,7 +248,13 @@ _MANIFEST = (
     " FROM manifest JOIN blob USING (digest)"
     " WHERE image_id = ? AND digest = ? AND lost_at IS NULL"
 )
-_SIZE = """
+# Whether an image has a blob or manifest: that another one has it is nothing to tell.
+_HELD = (
+    "(EXISTS (SELECT 1 FROM blob_link WHERE image_id = {image} AND blob_id = blob.id)"
+    " OR EXISTS (SELECT 1 FROM manifest AS its WHERE its.image_id = {image}"
+    " AND its.digest = blob.digest))"
+)
+_SIZE = f"""
     WITH RECURSIVE below (digest) AS (
         SELECT ?2
         UNION
@@ -256,13 +262,15 @@ _SIZE = """
             CROSS JOIN manifest ON manifest.image_id = ?1 AND manifest.digest = below.digest
             CROSS JOIN manifest_entry AS entry ON entry.manifest_id = manifest.id
     ) SELECT coalesce(sum(size), 0) FROM below CROSS JOIN blob USING (digest)
+    WHERE {_HELD.format(image="?1")}
 """
 _ENTRIES = (
     "SELECT entry.digest, kind, blob.size,"
     " (SELECT count(*) FROM blob_link WHERE blob_id = blob.id AND image_id <> ?2)"
-    " + (SELECT count(*) FROM manifest WHERE digest = entry.digest AND image_id <> ?2)"
+    " + (SELECT count(*) FROM manifest WHERE digest = blob.digest AND image_id <> ?2)"
     " FROM manifest_entry AS entry LEFT JOIN blob ON blob.digest = entry.digest"
-    " AND lost_at IS NULL WHERE manifest_id = ?1 ORDER BY kind DESC, entry.digest LIMIT ?3"
+    f" AND lost_at IS NULL AND {_HELD.format(image='?2')} WHERE manifest_id = ?1"
+    " ORDER BY kind DESC, entry.digest LIMIT ?3"
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -189,7 +189,7 @@ class Seeing:
     run: RunInThread
     settings: Settings
     _canonical: Names = field(init=False)
-    _platforms: LRUCache[str, Sequence[str]] = field(
+    _platforms: LRUCache[tuple[ImageName, str], Sequence[str]] = field(
         factory=lambda: LRUCache(_REMEMBERED), init=False, eq=False
     )
 
@@ -254,7 +254,7 @@ class Seeing:
         """
         behind = None if after is None else _opened(after, TagAfter)
         found = await self.overview.tags(image, behind, limit + 1, pattern, order)
-        shown = await self._with_platforms(found[:limit])
+        shown = await self._with_platforms(image, found[:limit])
         is_last = len(found) <= limit or not shown
         last = None if is_last else _sealed(TagAfter(shown[-1].moved, shown[-1].tag))
         return Page(shown, last)
@@ -265,22 +265,21 @@ class Seeing:
 
         :raises NameUnknown, ManifestUnknown: if there is no such image, or no such tag.
         """
-        (shown,) = await self._with_platforms([await self.overview.tag(image, tag)])
+        (shown,) = await self._with_platforms(image, [await self.overview.tag(image, tag)])
         return shown
 
-    async def _with_platforms(self, tags: Sequence[TagSeen]) -> list[TagShown]:
+    async def _with_platforms(self, image: ImageName, tags: Sequence[TagSeen]) -> list[TagShown]:
         known = self._platforms
-        there = {each.digest: known.get(each.digest, ()) for each in tags}
+        there = {each.digest: known.get((image, each.digest), ()) for each in tags}
         lacking = [digest for digest, platforms in there.items() if not platforms]
         if lacking:
-            there |= await self.run(self._read_platforms, lacking)
-            known.update({digest: there[digest] for digest in lacking if there[digest]})
+            for digest, document in (await self._documents(image, lacking)).items():
+                there[digest] = document.platforms
+                if document.platforms:
+                    known[image, digest] = document.platforms
         return [
             TagShown(**asdict(each, recurse=False), platforms=there[each.digest]) for each in tags
         ]
-
-    def _read_platforms(self, digests: Iterable[str]) -> dict[str, Sequence[str]]:
-        return {digest: self._document(digest).platforms for digest in digests}
 
     async def manifest(
         self, image: ImageName, reference: Reference, most: int = _NESTED
@@ -296,7 +295,7 @@ class Seeing:
         return await self._shown(image, seen, _Left(most, _TOLD))
 
     async def _shown(self, image: ImageName, seen: ManifestSeen, left: _Left) -> ManifestShown:
-        document = await self.run(self._document, seen.digest)
+        document = (await self._documents(image, [seen.digest]))[seen.digest]
         left.bytes -= max(document.size, seen.size)
         entries: list[EntryShown] = []
         for entry in _entries(seen, document):
@@ -312,12 +311,36 @@ class Seeing:
             config=document.config,
         )
 
-    def _document(self, digest: str) -> _Document:
-        """What a manifest and its config say; blocks."""
-        document = _Document.of(self._read(digest))
-        for config in document.parts.get("config", ()):
-            document = _with_config(document, self._read(config.digest))
-        return document
+    async def _documents(self, image: ImageName, digests: Collection[str]) -> dict[str, _Document]:
+        """
+        What manifests of an image and their configs say.  A config that the image does not have is
+        not looked into, whatever the manifest says: it may be that of another image.
+        """
+
+        def read() -> dict[str, _Document]:
+            return {digest: _Document.of(self._read(digest)) for digest in digests}
+
+        documents = await self.run(read)
+        configs: dict[str, str] = {}
+        for digest, document in documents.items():
+            for config in document.parts.get("config", ()):
+                if await self._holds(image, config.digest):
+                    configs[digest] = config.digest
+
+        def look_into_configs() -> dict[str, _Document]:
+            return {
+                digest: _with_config(documents[digest], self._read(config))
+                for digest, config in configs.items()
+            }
+
+        return documents | (await self.run(look_into_configs) if configs else {})
+
+    async def _holds(self, image: ImageName, digest: str) -> bool:
+        try:
+            parsed = Digest.parse(digest)
+        except DigestInvalid:
+            return False
+        return await self.registry.catalog.blob_size(image, parsed) is not None
 
     def _read(self, digest: str) -> bytes:
         """A document; empty if it is not here, is damaged or is too large."""

@@ -249,6 +249,19 @@ class ManifestTests(SeeingTestCase):
             self.assertEqual(12, len(seen.entries))
             self.assertEqual(told, sum(each.manifest is not None for each in seen.entries))
 
+    async def test_a_config_of_another_image_is_not_looked_into(self) -> None:
+        self.registry = Served.start(
+            self, '[repository.local]\nkind = "local"\nsparse = "images"\n'
+        )
+        await self.push("private", "v1", CONFIG, b"secret")
+        content = image_manifest(json.dumps(CONFIG).encode(), b"secret")
+        await self.registry.push_manifest("app", "v1", content)
+        seen = await self.seeing.manifest(APP, Tag.parse("v1"))
+        self.assertEqual((None, []), (seen.config, list(seen.platforms)))
+        self.assertEqual([(None, 0)] * 2, [(each.size, each.shared) for each in seen.entries])
+        tag = await self.seeing.tag(APP, Tag.parse("v1"))
+        self.assertEqual(([], len(content)), (list(tag.platforms), tag.size))
+
     async def test_of_many_entries_some_are_told(self) -> None:
         self.registry = Served.start(
             self, '[repository.local]\nkind = "local"\nsparse = "images"\n'
