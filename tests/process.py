@@ -21,6 +21,9 @@ from artifactd.oci.manifest import OCI_MANIFEST
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
 
+# How many processes serve in a daemon of tests that don't say so.
+_WORKERS = os.environ.get("TEST_WORKERS", "1")
+
 
 @frozen
 class Answer:
@@ -207,6 +210,7 @@ class Daemon(Pushed):
             kind, files = "artifactd-tls", self._behind.files
         environment["ARTIFACTD_LISTEN"] = f"{kind}:{self.port}:interface=127.0.0.1{files}"
         environment["ARTIFACTD_DATA"] = str(self.data)
+        environment["ARTIFACTD_WORKERS"] = _WORKERS
         environment |= {f"ARTIFACTD_{name.upper()}": v for name, v in self._settings.items()}
         self.process = self.run(environment)
         await self.process.matched(rf"listening on .*127\.0\.0\.1:{self.port}\b")

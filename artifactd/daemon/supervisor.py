@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import sys
@@ -25,7 +26,7 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDe
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.failure import Failure
 
 from artifactd.daemon.greeting import greet
@@ -65,6 +66,11 @@ _LONGEST_PAUSE = 30.0
 
 # Seconds beyond shutdown_timeout that the workers get to end, before they are killed.
 _GRACE = 15.0
+
+# A line of a worker's log, with its time.
+_LOGGED = re.compile(
+    r"\S+ \[(?P<namespace>[^\]#]+)#(?P<level>debug|info|warn|error|critical)\] (?P<line>.*)"
+)
 
 _log = Logger()
 
@@ -170,11 +176,21 @@ class _Process(ProcessProtocol):
         """Log what it prints, where this process alone can write to the log."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            _log.info("{line}", line=line.decode(errors="backslashreplace"))
+            _log_again(line.decode(errors="backslashreplace"))
 
     def processExited(self, reason: Failure) -> None:
         end: Any = reason.value
         self._ended(f"signal {end.signal}" if end.signal else f"exit status {end.exitCode}")
+
+
+def _log_again(line: str) -> None:
+    """Log a line of a worker's log."""
+    found = _LOGGED.fullmatch(line)
+    if found is None:  # a line of a traceback, or of another program
+        _log.info("{line}", line=line)
+    else:
+        level = LogLevel.levelWithName(found["level"])
+        Logger(namespace=found["namespace"]).emit(level, "{line}", line=found["line"])
 
 
 class _Reloads(Factory):

@@ -22,10 +22,15 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.oci.digest import Digest
+from tests.crash.pulling import NAME, Pull
 from tests.crash.upload import CONTENT, Upload, send, status
-from tests.process import Daemon
+from tests.process import Behind, Daemon
 from tests.programs import PATIENCE, Result, run_module, wait_for
-from tests.upstreams.settings import beside_no_upstream
+from tests.tls.authority import ROOT
+from tests.tls.case import Files
+from tests.upstreams.faulty import CDN
+from tests.upstreams.hub import Hub
+from tests.upstreams.settings import beside_no_upstream, settings_for
 
 DIGEST = Digest.of(CONTENT)
 HALF = len(CONTENT) // 2
@@ -139,6 +144,38 @@ class SpreadTests(WorkersCase):
             return False
 
         await wait_for(accepted)
+
+
+class EndpointTests(WorkersCase):
+    async def test_tls_is_spoken_by_the_workers(self) -> None:
+        files = Files(self)
+        files.write(ROOT.sign("server"))
+        folder = files.folder.absolute()
+        behind = Behind(f":key={folder}/key.pem:cert={folder}/cert.pem", ROOT.trusting())
+        daemon = await Workers.start(self, behind=behind, workers="2")
+        await daemon.all_ready(2)
+        digest = await daemon.push_blob("crash", CONTENT)
+        for _ in range(2):
+            answer = await daemon.request("GET", f"/v2/crash/blobs/{digest}")
+            self.assertTrue(answer.body == CONTENT, "other bytes than were pushed")
+        self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        self.assertNotIn("Traceback", daemon.process.output)
+
+
+class FetchTests(WorkersCase):
+    async def test_a_blob_that_all_workers_are_asked_for_is_fetched_once(self) -> None:
+        hub = Hub.start(self)
+        digest = hub.images.add_blob(CONTENT, NAME)
+        held = hub.withhold(CDN, HALF)
+        daemon = await self.start(toml=settings_for(hub))
+        pulls = [await Pull.start(self, daemon, digest) for _ in range(4)]
+        for pull in pulls:
+            await pull.reached(1)  # before the second half has left the hub
+        held.release()
+        for pull in pulls:
+            await pull.ended()
+            self.assertEqual((pull.whole, pull.digest), (True, digest))
+        self.assertEqual(sum(asked.sent for asked in hub.asked("GET", CDN)), len(CONTENT))
 
 
 class KillTests(WorkersCase):

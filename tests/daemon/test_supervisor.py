@@ -11,6 +11,7 @@ import msgspec
 from attrs import define, field
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -217,6 +218,25 @@ class RestartTests(SupervisorCase):
         self.assertNoResult(stopped)
         self.workers[1].die()
         self.successResultOf(stopped)
+
+
+class LogTests(SupervisorCase):
+    def test_what_workers_print_is_logged_as_they_would(self) -> None:
+        printed = (
+            b"2026-01-01T00:00:00+0000 [artifactd.access#info] GET /v2/ {} 200\n"
+            b"2026-01-01T00:00:00+0000 [artifactd.web#error] something\n\ta line of a tra"
+        )
+        with capturedLogs() as events:
+            self.workers[0].protocol.childDataReceived(1, printed)
+            self.workers[0].protocol.childDataReceived(2, b"ceback\n")
+        self.assertEqual(
+            [(each["log_namespace"], each["log_level"].name, formatEvent(each)) for each in events],
+            [
+                ("artifactd.access", "info", "GET /v2/ {} 200"),
+                ("artifactd.web", "error", "something"),
+                ("artifactd.daemon.supervisor", "info", "\ta line of a traceback"),
+            ],
+        )
 
 
 class HandTests(SupervisorCase):
