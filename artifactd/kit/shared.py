@@ -23,8 +23,6 @@ from zlib import crc32
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.kit.start import StartError
-
 # The memory: a header, the latest moment of each table, the tables of moments, the tables of notes,
 # and the pages.  Pages of it that were never written take no memory.
 _HEADER = struct.Struct("@32s16s16s")
@@ -61,12 +59,6 @@ _TRIES = 200
 _LOCK = struct.Struct("@hhqqi")  # struct flock; fcntl(2)
 
 
-_OTHER = (
-    "what the processes of the daemon share is of another version of the program: stop the daemon"
-    " and start it again"
-)
-
-
 class Table(IntEnum):
     """The tables of moments.  Keys of one table take no room of another."""
 
@@ -97,7 +89,7 @@ class SharedMemory:
     themselves.
 
     :param descriptor: of memory that :meth:`create` has made; it stays the caller's.
-    :raises StartError: if it is other memory, as of another version of the program.
+    :raises ValueError: if it is other memory, as of another version of the program.
     :ivar descriptor: the same, to be passed on to processes.
     :ivar id: a name of the memory that tells nothing of its secret, in hexadecimal digits.
     :ivar words: all of it, as unsigned integers of 64 bits.
@@ -109,12 +101,12 @@ class SharedMemory:
         own = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
         weakref.finalize(self, os.close, own)
         if os.fstat(own).st_size != _SIZE:
-            raise StartError(_OTHER)
+            raise ValueError("memory of another version")
         self.descriptor, self._own = descriptor, own
         self.bytes = mmap.mmap(own, _SIZE)
         layout, name, self._secret = _HEADER.unpack_from(self.bytes)
         if layout.rstrip(b"\0") != _LAYOUT:
-            raise StartError(_OTHER)
+            raise ValueError("memory of another version")
         self.id = name.hex()
         view = memoryview(self.bytes)
         self.words, self.doubles = view.cast("Q"), view.cast("d")

@@ -10,7 +10,6 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.kit.shared import Moments, Notebook, Notes, SharedMemory, Table
-from artifactd.kit.start import StartError
 from tests.kit.sharing import Helper
 
 
@@ -22,10 +21,10 @@ class MemoryTests(SynchronousTestCase):
     def test_other_memory_is_refused(self) -> None:
         descriptor = os.memfd_create("other")
         self.addCleanup(os.close, descriptor)
-        with self.assertRaises(StartError):
+        with self.assertRaises(ValueError):
             SharedMemory(descriptor)
         os.ftruncate(descriptor, len(self.memory.bytes))
-        with self.assertRaises(StartError):
+        with self.assertRaises(ValueError):
             SharedMemory(descriptor)
 
     def test_each_memory_hashes_in_its_own_way(self) -> None:
