@@ -11,6 +11,9 @@ _TEST = [
     # JSON Schema, by Julian Berman: what Python projects validate JSON with; oras needs it, too.
     "jsonschema>=4.20,<5",
     "oras>=0.2.30",
+    # Drives a browser, by the Selenium project; and axe-core for it, which Deque Systems keeps.
+    "selenium>=4.20,<5",
+    "selenium-axe-python>=2.2,<3",
 ]
 
 setup(
