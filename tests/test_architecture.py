@@ -69,6 +69,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "kit",
         "settings",
         "store",
+        "catalog",
         "upstream",
         "upstream.http",
         "registry.mirror",

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from artifactd.auth.bearer import Account, Directory
 from artifactd.auth.identity import Identity, Kind
+from artifactd.catalog.sessions import SessionCatalog
 from artifactd.oci.errors import Unauthorized
 
 LIFETIME = 12 * 3600.0
@@ -57,15 +58,17 @@ class Sessions:
     Makes sessions and seals them, so that every process with the key can open them, and no browser
     can make or change one.
 
-    A session ends with its account, or when the account's password changes.
+    A session ends with its account, when the account's password changes, or by logging out.
 
     :param key: 32 bytes, of the data folder.
     :param accounts: the accounts as they are now; ``None``: there are none, nobody logs in.
+    :param ended: the sessions that were ended by logging out.
     :param now: seconds since the epoch.
     """
 
     _key: bytes = field(repr=False)
     accounts: Directory | None
+    ended: SessionCatalog
     _now: Callable[[], float]
 
     def visitor(self) -> Session:
@@ -89,14 +92,19 @@ class Sessions:
         """
         Return the identity that has logged in, with the groups that it has now.
 
-        ``None``: nobody has, or the account is gone, or its password has changed since.
+        ``None``: nobody has, or has logged out, or the account is gone, or its password has
+        changed since.
         """
         if session.account is None or self.accounts is None:
             return None
         account = await self.accounts.current(session.account.identity)
         if account is None or account.fingerprint != session.account.fingerprint:
             return None
-        return account.identity
+        return None if await self.ended.is_ended(session.id) else account.identity
+
+    async def end(self, session: Session) -> None:
+        """End a session in every process, for all that have its cookie."""
+        await self.ended.end(session.id, session.until)
 
     def seal(self, session: Session) -> str:
         """Return what the browser keeps of ``session``: characters that a cookie may have."""

@@ -22,6 +22,7 @@ from artifactd.auth.rules import AccessRules
 from artifactd.auth.sessions import Sessions
 from artifactd.auth.token_service import TokenService
 from artifactd.auth.tokens import ISSUER, Tokens
+from artifactd.catalog.sessions import SessionCatalog
 from artifactd.daemon.assemble import Assembly, secret_key
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.start import StartError
@@ -201,8 +202,9 @@ def wire_gate(
     """
     read_only = parts.read_only.on
     key = secret_key(parts.folder.path, "sessions")
+    ended = SessionCatalog(parts.catalog.database)
     if not settings.authentication:
-        browser = Browser(Sessions(key, None, time.time), origin)
+        browser = Browser(Sessions(key, None, ended, time.time), origin)
         return GateWiring(LoopbackGate(read_only), browser, LoopbackGate(read_only, is_used_here))
     groups = Groups(settings.auth.groups)
     rules = AccessRules(settings.access, settings.robot, time.time)
@@ -220,7 +222,7 @@ def wire_gate(
     challenge = Challenge(origin, name)
     credentials = Credentials(logins, tokens.bearer)
     gate = AccessGate(credentials, rules, challenge, read_only)
-    browser = Browser(Sessions(key, tokens.directory, time.time), origin)
+    browser = Browser(Sessions(key, tokens.directory, ended, time.time), origin)
     page_gate = AccessGate(CookieCredentials(browser), rules, challenge, read_only)
     return GateWiring(
         *(gate, browser, page_gate, service, logins),

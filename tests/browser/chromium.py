@@ -36,6 +36,8 @@ axe.run(document, {resultTypes: ["violations"]}).then(
   (error) => done(["axe failed: " + error]));
 """
 
+_OF_THE_BROWSER = ("chrome", "chrome-untrusted", "data")  # its empty page, pictures in a page
+
 _SWITCHES = (
     "--headless=new",
     "--no-sandbox",  # root has none
@@ -178,8 +180,9 @@ class Chromium:
         return [e["message"] for e in entries if e["level"] in ("SEVERE", "WARNING")]
 
     def hosts(self) -> set[str]:
-        """Whom the pages have asked since the last call."""
-        return {urlsplit(url).netloc for url in self._requested() if urlsplit(url).netloc}
+        """Whom the pages have asked since the last call; not what the browser begins with."""
+        urls = map(urlsplit, self._requested())
+        return {url.netloc for url in urls if url.scheme not in _OF_THE_BROWSER}
 
     def _requested(self) -> Iterator[str]:
         entries: list[dict[str, Any]] = self.driver.get_log("performance")

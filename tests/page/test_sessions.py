@@ -8,13 +8,16 @@ from urllib.parse import quote
 
 import bcrypt
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import TestCase
 
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.sessions import LIFETIME, Sessions
+from artifactd.catalog.database import Database
+from artifactd.catalog.sessions import SessionCatalog
 from artifactd.oci.errors import Unauthorized
 from tests.api.guarded import basic
 from tests.api.served import Served
+from tests.catalog.fixture import REACTOR, new_catalog
 from tests.page.case import GuardedPageCase, Visitor, text, words
 from tests.programs import wait_for
 
@@ -35,7 +38,10 @@ class LoginTests(GuardedPageCase):
         self.assertEqual((answer.status, answer.header("Location")), (303, "/"))
         self.assertEqual(browser.cookies, {})
         self.assertNotIn("alice", words(await browser.get("/")))
-        self.assertNotEqual(before, {})
+        # The cookie of before is worth nothing, here and in another process.
+        thief = Visitor(self.registry, cookies=before)
+        self.assertNotIn("alice", words(await thief.get("/")))
+        self.assertIn("alice", words(await (await self.as_user("alice")).get("/")))
 
     async def test_the_cookie_is_for_this_page_alone(self) -> None:
         answer = await self.browser.log_in("alice")
@@ -220,19 +226,31 @@ class FormTests(GuardedPageCase):
         self.assertEqual(answer.status, 413)
 
 
-class SealTests(SynchronousTestCase):
+class SealTests(TestCase):
+    def setUp(self) -> None:
+        self.now = 1_000_000.0
+        database = Database(new_catalog(self), REACTOR, now=lambda: self.now)
+        self.addCleanup(database.close)
+        self.sessions = Sessions(KEY, None, SessionCatalog(database), lambda: self.now)
+
     def test_a_session_ends_by_itself(self) -> None:
-        now = [1_000_000.0]
-        sessions = Sessions(KEY, None, lambda: now[0])
-        sealed = sessions.seal(sessions.visitor())
-        now[0] += LIFETIME - 1
-        self.assertIsNotNone(sessions.open(sealed))
-        now[0] += 1
-        self.assertIsNone(sessions.open(sealed))
-        now[0] -= LIFETIME + 1  # a clock that was set back makes none longer
-        self.assertIsNone(sessions.open(sealed))
+        sealed = self.sessions.seal(self.sessions.visitor())
+        self.now += LIFETIME - 1
+        self.assertIsNotNone(self.sessions.open(sealed))
+        self.now += 1
+        self.assertIsNone(self.sessions.open(sealed))
+        self.now -= LIFETIME + 1  # a clock that was set back makes none longer
+        self.assertIsNone(self.sessions.open(sealed))
 
     def test_nobody_begins_one_without_an_account(self) -> None:
-        sessions = Sessions(KEY, None, lambda: 0.0)
-        beginning = Deferred.fromCoroutine(sessions.begin(Identity(Kind.USER, "alice")))
+        beginning = Deferred.fromCoroutine(self.sessions.begin(Identity(Kind.USER, "alice")))
         self.failureResultOf(beginning, Unauthorized)
+
+    async def test_those_that_were_ended_are_forgotten_when_they_would_have_ended(self) -> None:
+        first, second = self.sessions.visitor(), self.sessions.visitor()
+        await self.sessions.end(first)
+        self.assertTrue(await self.sessions.ended.is_ended(first.id))
+        self.now += LIFETIME
+        await self.sessions.end(second)
+        self.assertFalse(await self.sessions.ended.is_ended(first.id))
+        self.assertTrue(await self.sessions.ended.is_ended(second.id))

@@ -234,7 +234,10 @@ class Page(Operated):
 
     @_post(app, "/ui/logout", needs=Need.SESSION)
     async def log_out(self, request: RegistryRequest, form: Form) -> Answer:
-        """End the session."""
+        """End the session, also for a thief of its cookie."""
+        session = self.browser.session(request)
+        if session is not None and session.account is not None:
+            await self.browser.sessions.end(session)
         return self._keeping(request, _see("/"), None)
 
     def _keeping(self, request: RegistryRequest, answer: Answer, session: Session | None) -> Answer:
