@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import socket
 from abc import ABC, abstractmethod
@@ -230,8 +232,16 @@ class Daemon(Pushed):
         )
 
     async def kill(self, number: int = signal.SIGKILL) -> int:
-        """Send it a signal and wait for its end; its exit status, or minus the signal."""
-        return await self.process.kill(number)
+        """
+        Send it a signal and wait for its end; its exit status, or minus the signal.  SIGKILL is
+        sent to its workers too, which would else end what is under way.
+        """
+        ended = self.process.kill(number)
+        if number == signal.SIGKILL:
+            for pid in re.findall(r"worker (\d+) is ready", self.process.output):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), number)
+        return await ended
 
     async def request(
         self,

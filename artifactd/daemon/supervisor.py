@@ -157,6 +157,10 @@ class Worker:
         self.link.tell(Told.RETIRE)
         self.link.tell(Told.LAST)
 
+    def unlinked(self) -> None:
+        """Give it no connections: it has ended, which will be told by itself."""
+        self.admitted = False
+
     def __str__(self) -> str:
         return f"worker {self.pid}"
 
@@ -419,7 +423,7 @@ class Supervisor(Service):
         """Start a worker."""
         ours, its = Link.pair()
         worker = Worker(generation, self._reactor.seconds())
-        worker.link = Link(ours, self._reactor, partial(self._told, worker), _nothing)
+        worker.link = Link(ours, self._reactor, partial(self._told, worker), worker.unlinked)
         # Where twistd has the log, this process writes it for all.
         out: Any = 1 if self._log is not None else "r"
         argv = [sys.executable, "-P", "-m", "artifactd.daemon.worker"]
@@ -504,6 +508,13 @@ class Supervisor(Service):
             self._settle()
             return
         if worker.leaving or worker.generation is not self._generation:
+            if worker.connections:
+                _log.error(
+                    "{worker} has ended ({how}) with {count} connections",
+                    worker=worker,
+                    how=how,
+                    count=len(worker.connections),
+                )
             return
         steady = worker.ready is not None and self._reactor.seconds() - worker.started >= _STEADY
         self._failures = 0 if steady else self._failures + 1
@@ -565,7 +576,3 @@ def _refuse(bound: Bound, connection: socket.socket, answer: bytes) -> None:
 def _exempt(trusted_proxies: Sequence[str]) -> Callable[[object], bool]:
     proxies = TrustedProxies.parse(trusted_proxies)
     return lambda peer: from_here(peer) or proxies.trusts(peer)
-
-
-def _nothing() -> None:
-    """Do nothing when a link is closed: the end of the process is told by itself."""

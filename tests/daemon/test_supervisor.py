@@ -272,6 +272,17 @@ class HandTests(SupervisorCase):
         self.connect(5)
         self.assertEqual(len(one.received()), 1)
 
+    def test_one_whose_link_is_closed_gets_none_although_its_end_is_not_told_yet(self) -> None:
+        one, other = self.workers
+        self.become_ready(other)
+        one.end.close()
+        for reader in list(self.reactor.readers):
+            reason = reader.doRead()
+            if reason is not None:  # as the reactor does
+                reader.connectionLost(reason)
+        self.connect(2)
+        self.assertEqual(len(other.received()), 2)
+
     def test_without_a_worker_a_connection_is_answered_503(self) -> None:
         for worker in self.workers:
             worker.die()
