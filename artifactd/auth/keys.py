@@ -188,7 +188,7 @@ class Keys:
         Whether :meth:`verifying` would return the key of that id; ``False`` too if it would look at
         the file first.  Takes microseconds.
         """
-        return not self._followed.is_due() and self._key(kid) is not None
+        return self._followed.is_fresh() and self._key(kid) is not None
 
     def _key(self, kid: str) -> EllipticCurvePublicKey | None:
         ring = self._followed.content

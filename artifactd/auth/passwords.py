@@ -366,7 +366,7 @@ class Htpasswd:
         """
         users = self._users.content
         hashed = users.hashes.get(name)
-        if hashed is None or self._users.is_due():
+        if hashed is None or not self._users.is_fresh():
             return None
         return users.identities[name] if self._passwords.recall(name, password, hashed) else None
 
@@ -377,7 +377,7 @@ class Htpasswd:
         return self._mark(identity)
 
     def recall_mark(self, identity: Identity) -> str | None:
-        return None if self._users.is_due() else self._mark(identity)
+        return self._mark(identity) if self._users.is_fresh() else None
 
     def _mark(self, identity: Identity) -> str | None:
         if identity.kind is not Kind.USER:
@@ -519,7 +519,7 @@ class Robots:
         Return the robot, unless its hash is a bcrypt hash whose match is not remembered, or a look
         at the file is due.
         """
-        if not name.startswith(LOGIN_PREFIX) or self._is_due():
+        if not name.startswith(LOGIN_PREFIX) or not self._is_fresh():
             return None
         return self._recall(name, password)
 
@@ -541,7 +541,7 @@ class Robots:
         return self._mark(identity)
 
     def recall_mark(self, identity: Identity) -> str | None:
-        return None if self._is_due() else self._mark(identity)
+        return self._mark(identity) if self._is_fresh() else None
 
     def _mark(self, identity: Identity) -> str | None:
         if identity.kind is not Kind.ROBOT:
@@ -549,8 +549,8 @@ class Robots:
         robot = self._valid(identity.name)
         return None if robot is None else hashlib.sha256(robot.secret_hash.encode()).hexdigest()
 
-    def _is_due(self) -> bool:
-        return self._file is not None and self._file.is_due()
+    def _is_fresh(self) -> bool:
+        return self._file is None or self._file.is_fresh()
 
     async def _look(self) -> None:
         if self._file is not None:

@@ -14,6 +14,8 @@ from artifactd.kit.start import StartError
 
 _T = TypeVar("_T")
 
+_EARLY = 0.75  # of the interval
+
 
 def stamp_of(*paths: Path) -> object:
     """
@@ -98,6 +100,16 @@ class Followed(Generic[_T]):
         """Whether the last look is longer ago than the interval."""
         # A clock that was set back must not keep the files from being looked at.
         return not 0 <= self.now() - self._looked < self.interval
+
+    def is_fresh(self) -> bool:
+        """
+        Whether no look is due.  When most of the interval has passed, one begins in the background,
+        so that content that is asked for all the time stays fresh.
+        """
+        since = self.now() - self._looked
+        if not 0 <= since < self.interval * _EARLY and not self._looking.under_way(None):
+            self._looking.join(None, self._look)
+        return not self.is_due()
 
     async def look(self, *, fresh: bool = False) -> None:
         """

@@ -334,8 +334,11 @@ class HtpasswdTests(HtpasswdCase):
         self.assertIsNone(self.htpasswd.recall("bob", "alice's"))
         self.assertIsNone(self.htpasswd.recall("nobody", "alice's"))
         self.clock.advance(1)
+        self.threads.held = True  # the look at the file takes its time
         self.assertIsNone(self.htpasswd.recall("alice", "alice's"))
         self.assertIsNone(self.htpasswd.recall_mark(Identity(Kind.USER, "alice")))
+        self.threads.held = False
+        self.threads.finish()
         self.check("bob", "bob's")
         self.assertEqual(self.htpasswd.recall("alice", "alice's"), alice)
 

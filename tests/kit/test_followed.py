@@ -58,6 +58,23 @@ class FollowedTests(SynchronousTestCase):
         self.look(followed)
         self.assertEqual((followed.content, self.changes), ("three", ["three"]))
 
+    def test_what_is_asked_for_all_the_time_is_looked_at_before_a_look_is_due(self) -> None:
+        followed = self.followed()
+        self.path.write_text("three")
+        self.clock.advance(0.5)
+        self.assertTrue(followed.is_fresh())
+        self.assertEqual(followed.content, "one")
+        self.clock.advance(0.3)
+        self.threads.held = True
+        for _ in range(2):
+            self.assertTrue(followed.is_fresh())
+        self.clock.advance(0.2)
+        self.assertFalse(followed.is_fresh())  # the look takes its time
+        self.threads.held = False
+        self.threads.finish()
+        self.assertEqual((followed.content, self.changes), ("three", ["three"]))
+        self.assertTrue(followed.is_fresh())
+
     def test_a_fresh_look_does_not_rest_on_one_that_began_before(self) -> None:
         for cheap in (False, True):
             followed = self.followed(cheap=cheap)
