@@ -24,7 +24,10 @@ from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import ImageName
+from artifactd.registry.upkeep.retention import Retention
 from artifactd.registry.upkeep.sweep import Remains
+from artifactd.settings.settings import LocalSettings, RetentionRule
+from artifactd.settings.values import Duration
 from artifactd.store.fills import blob_name
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from artifactd.store.publication import staged_name
@@ -279,6 +282,11 @@ class ForesightTests(TestCase):
         keeping = Client(self.parts, f"{KEEPING}/app")
         await self.index_that_was_deleted(keeping.name, b"a child's")
         await self.image_in(f"{SHORT}/app", b"untagged", tagged=False)
+        await self.image_in(f"{SHORT}/dropped", b"of a tag that no rule keeps")
+        retained = LocalSettings(retention=(RetentionRule(pushed=Duration(1), drop_last=True),))
+        self.parts.collector.retention = Retention(
+            self.parts.collector.retention.catalog, {SHORT: retained}, self.clock
+        )
         await keeping.upload(b"never held")
         gone = await self.image_in(keeping.name, b"deleted")
         await keeping.delete(Digest.of(gone))
