@@ -303,7 +303,7 @@ class AccessibilityTests(BrowserCase):
                     it.photograph(f"{page}-{name}")
                     if name in ("large-light", "small-dark"):
                         barriers.extend(f"{page}, {name}: {each}" for each in it.barriers())
-                    width = it.driver.execute_script("return document.body.scrollWidth")
+                    width = it.driver.execute_script("return document.documentElement.scrollWidth")
                     self.assertLessEqual(width, size[0], f"{page} is wider than {name}")
 
         await chromium.do(steps)
