@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import unescape
 from html.parser import HTMLParser
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from attrs import define, field
 
@@ -72,10 +72,11 @@ class Visitor:
                 return found[1]
         raise AssertionError(f"no form on {paths}")
 
-    async def log_in(self, name: str, password: str | None = None, **more: str) -> Answer:
-        """Log in by the form."""
+    async def log_in(self, name: str, password: str | None = None, following: str = "") -> Answer:
+        """Log in by the form, to get to ``following``."""
         given = f"{name}!" if password is None else password
-        return await self.post("/ui/login", {"user": name, "password": given, **more})
+        query = f"?next={quote(following, safe='')}" if following else ""
+        return await self.post(f"/ui/login{query}", {"user": name, "password": given})
 
     async def _ask(
         self, method: str, path: str, body: bytes | None, headers: dict[str, str]

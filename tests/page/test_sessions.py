@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import bcrypt
 from twisted.internet.defer import Deferred
@@ -19,6 +21,7 @@ from tests.api.guarded import basic
 from tests.api.served import Served
 from tests.catalog.fixture import REACTOR, new_catalog
 from tests.page.case import GuardedPageCase, Visitor, text, words
+from tests.process import Answer
 from tests.programs import wait_for
 
 KEY = bytes(32)
@@ -27,6 +30,12 @@ KEY = bytes(32)
 def users_of(registry: Served) -> Path:
     """The htpasswd file of ``registry``."""
     return Path(registry.service._settings.auth.htpasswd)
+
+
+def links_of_form(answer: Answer) -> str:
+    """Where the login form of a page leads afterwards."""
+    (action,) = re.findall(r'action="(/ui/login[^"]*)"', text(answer))
+    return parse_qs(urlsplit(unescape(action)).query)["next"][0]
 
 
 class LoginTests(GuardedPageCase):
@@ -99,10 +108,13 @@ class LoginTests(GuardedPageCase):
             ("/v2/", "/"),
         ):
             browser = Visitor(self.registry)
-            answer = await browser.log_in("alice", next=wanted)
+            answer = await browser.log_in("alice", following=wanted)
             self.assertEqual((answer.status, answer.header("Location")), (303, location))
             answer = await browser.get(f"/ui/login?next={quote(wanted)}")
             self.assertNotIn("evil", text(answer))
+            # A mistyped password does not make forget it.
+            answer = await browser.log_in("alice", "wrong", following=wanted)
+            self.assertEqual(links_of_form(answer), location)
 
     async def test_a_robot_logs_in_by_its_name_and_secret(self) -> None:
         self.assertEqual((await self.browser.log_in("robot+ci", "x")).status, 403)

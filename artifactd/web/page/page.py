@@ -87,8 +87,9 @@ def _error_page(self: Page, request: RegistryRequest, error: RegistryError) -> A
     headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
     if is_login and isinstance(error, Unauthorized | TooManyRequests):
         status = 403 if isinstance(error, Unauthorized) else error.status
-        values = {"next": "/", "user": request.claimed, "problem": message, "section": _LOGIN}
-        answer = self.rendered(request, "login.html", status, **values)
+        following = _own_path(parameter(request, "next") or "/")
+        values = {"user": request.claimed, "problem": message, "section": _LOGIN}
+        answer = self.rendered(request, "login.html", status, next=following, **values)
     else:
         if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
             message = "there is no such page"
@@ -217,7 +218,7 @@ class Page(Operated):
             raise NameUnknown("there are no accounts here: everybody may read without a login")
         following = _own_path(parameter(request, "next") or "/")
         empty = {"user": "", "problem": "", "section": _LOGIN}
-        return self.rendered(request, "login.html", 200, next=following, **empty)
+        return await self._rendered(request, "login.html", next=following, **empty)
 
     @_post(app, _LOGIN, needs=Need.SESSION)
     async def log_in(self, request: RegistryRequest, form: Form) -> Answer:
@@ -229,7 +230,7 @@ class Page(Operated):
         caller = await self.logins.log_in(name, password, request.address)
         session = await self.browser.sessions.begin(caller.identity)
         request.claimed, request.actor = "", caller.identity.label
-        answer = _see(_own_path(value(form, "next") or "/"))
+        answer = _see(_own_path(parameter(request, "next") or "/"))
         return self._keeping(request, answer, session)
 
     @_post(app, "/ui/logout", needs=Need.SESSION)

@@ -58,7 +58,9 @@ class Asset:
 
 class Rendering:
     """
-    Makes HTML of the templates.  Making one blocks: it reads and compiles them.
+    Makes HTML of the templates.  Making one blocks: it reads the scripts and styles.  A template is
+    compiled when it is first rendered, which takes a few hundredths of a second: a daemon that
+    nobody looks at with a browser does not start later for it.
 
     Every value is escaped but for those that a template marks as safe, and none does.
 
@@ -89,13 +91,9 @@ class Rendering:
             "digest": short_digest,
             "kind": short_kind,
         }
-        macros = self._environment.get_template("macros.html")
-        self._environment.globals["m"] = macros.module
-        for name in self._environment.list_templates():
-            self._environment.get_template(name)
 
     def render(self, template: str, values: Mapping[str, Any]) -> bytes:
-        """Render a template; can be called in any thread."""
+        """Render a template; can be called in any thread.  Blocks."""
         return self._environment.get_template(template).render(values).encode("utf-8")
 
 
