@@ -29,7 +29,7 @@ class ImageSeen:
 
     :ivar tags: how many it has.
     :ivar size: of all its blobs and manifests.
-    :ivar own: of those that no other image has.
+    :ivar own: of those that no other image has; ``None``: that is not for this caller.
     :ivar pushed: when a manifest last came, or ``None``: it has none.
     :ivar pulled: when a manifest was last pulled; ``None``: never.
     """
@@ -37,7 +37,7 @@ class ImageSeen:
     image: str
     tags: int
     size: int
-    own: int
+    own: int | None
     pushed: float | None
     pulled: float | None
 
@@ -70,13 +70,14 @@ class Entry:
     A blob or manifest that a manifest holds.
 
     :ivar size: in bytes; ``None``: the image does not have it.
-    :ivar shared: how many other images have it, if this one has.
+    :ivar shared: how many other images have it, if this one has; ``None``: that is not for this
+        caller.
     """
 
     digest: str
     kind: str
     size: int | None
-    shared: int
+    shared: int | None
 
 
 @frozen

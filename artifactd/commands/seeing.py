@@ -87,7 +87,7 @@ class List(DataCommand):
 
 
 def _image_cells(seen: ImageSeen) -> list[str]:
-    sizes = [shown_bytes(seen.size), shown_bytes(seen.own)]
+    sizes = [shown_bytes(seen.size), shown_bytes(seen.own or 0)]
     return [seen.image, str(seen.tags), *sizes, shown_time(seen.pushed), shown_time(seen.pulled)]
 
 
@@ -163,7 +163,7 @@ class Usage(DataCommand):
         largest: list[ImageSeen] = []
         async for page in _pages(partial(parts.seeing.images, pattern=self.pattern)):
             seen = [*largest, *page.entries]
-            largest = nlargest(int(self["most"]), seen, lambda each: each.own)
+            largest = nlargest(int(self["most"]), seen, lambda each: each.own or 0)
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", as_json=self["json"])
         table.add([(each, _image_cells(each)[:4]) for each in largest])
         return 0 if largest else 1

@@ -206,6 +206,7 @@ class Seeing:
         prefix: str = "",
         shown: Shown | None = None,
         asker: Asker = NOBODY,
+        sees_all: bool = True,
     ) -> Page[ImageSeen]:
         """
         Images by their canonical names, in ASCII order.
@@ -215,6 +216,7 @@ class Seeing:
         :param prefix: what the canonical names begin with.
         :param shown: tells which images to list; ``None``: all.
         :param asker: images that want a proof of access are listed only if the client has it.
+        :param sees_all: see :meth:`image`.
         """
         (behind,) = ("",) if after is None else _opened(after, tuple[str])
         registry = self.registry
@@ -235,7 +237,21 @@ class Seeing:
         # Lists that are not for everybody take one of the catalog's readers at most, here too.
         async with nullcontext() if shown is None else registry.turn:
             seen = await self.overview.images(found)
+        if not sees_all:
+            seen = [evolve(each, own=None) for each in seen]
         return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
+
+    async def image(self, image: ImageName, *, sees_all: bool = True) -> ImageSeen | None:
+        """
+        One image; ``None``: it is unknown.
+
+        :param sees_all: whether the caller may know of every image.  Others are not told what
+            images have in common: it would tell whether one that they can't see holds a blob.
+        """
+        seen = await self.overview.images([image])
+        if not seen:
+            return None
+        return seen[0] if sees_all else evolve(seen[0], own=None)
 
     async def tags(
         self,
@@ -282,19 +298,27 @@ class Seeing:
         ]
 
     async def manifest(
-        self, image: ImageName, reference: Reference, most: int = _NESTED
+        self,
+        image: ImageName,
+        reference: Reference,
+        most: int = _NESTED,
+        *,
+        sees_all: bool = True,
     ) -> ManifestShown:
         """
         A manifest with what it holds, and the manifests that it lists with what they hold.
 
         :param most: how many of these.  There are fewer if their documents have more than 1 MiB.
+        :param sees_all: see :meth:`image`.
         :raises NameUnknown: if the image is unknown.
         :raises ManifestUnknown: if the image does not have the manifest.
         """
         seen = await self.overview.manifest(image, reference)
-        return await self._shown(image, seen, _Left(most, _TOLD))
+        return await self._shown(image, seen, _Left(most, _TOLD), sees_all)
 
-    async def _shown(self, image: ImageName, seen: ManifestSeen, left: _Left) -> ManifestShown:
+    async def _shown(
+        self, image: ImageName, seen: ManifestSeen, left: _Left, sees_all: bool
+    ) -> ManifestShown:
         document = (await self._documents(image, [seen.digest]))[seen.digest]
         left.bytes -= max(document.size, seen.size)
         entries: list[EntryShown] = []
@@ -302,8 +326,9 @@ class Seeing:
             child = None
             if entry.kind == "manifest" and entry.size is not None and left.takes_one():
                 below = await self.overview.manifest(image, Digest.parse(entry.digest))
-                child = await self._shown(image, below, left)
-            entries.append(evolve(entry, manifest=child))
+                child = await self._shown(image, below, left, sees_all)
+            shared = entry.shared if sees_all else None
+            entries.append(evolve(entry, manifest=child, shared=shared))
         return ManifestShown(
             **{**asdict(seen, recurse=False), "entries": entries},
             platforms=document.platforms,

@@ -120,6 +120,9 @@ class Gate(Protocol):
         The scopes of a token don't count: the client has not named the images of a list.
         """
 
+    def sees_all(self, request: RegistryRequest) -> bool:
+        """Whether the caller may pull every image there could be."""
+
     def asker(self, request: RegistryRequest) -> Asker:
         """Return the caller as repositories see it that want a proof of access."""
 
@@ -209,6 +212,9 @@ class LoopbackGate:
 
     def listed(self, request: RegistryRequest) -> None:
         """All images."""
+
+    def sees_all(self, request: RegistryRequest) -> bool:
+        return True
 
     def asker(self, request: RegistryRequest) -> Asker:
         return NOBODY
@@ -505,6 +511,13 @@ class AccessGate:
 
     def listed(self, request: RegistryRequest) -> Allowed:
         return self.rules.allowed(request.caller.identity, Action.PULL)
+
+    def sees_all(self, request: RegistryRequest) -> bool:
+        # A token with scopes is for the images that these name.
+        caller = request.caller
+        return caller.scopes is None and (
+            Action.PULL in self.rules.granted_everywhere(caller.identity)
+        )
 
     def asker(self, request: RegistryRequest) -> Asker:
         return Asker(not _nobody(request.caller), request.caller.presented)

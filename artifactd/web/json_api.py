@@ -61,6 +61,7 @@ class JsonApi(Operated):
             prefix=parameter(request, "prefix") or "",
             shown=self.gate.listed(request),
             asker=self.gate.asker(request),
+            sees_all=self.sees_all(request),
         )
         if not page.entries:
             self.gate.nothing_listed(request)
@@ -131,7 +132,8 @@ class JsonApi(Operated):
     async def manifest(self, request: RegistryRequest, target: Target, reference: str) -> Answer:
         """Describe a manifest as a tree, and what keeps it."""
         parsed = parse_reference(reference)
-        shown = await self.seeing.manifest(await self.readable(target), parsed)
+        image = await self.readable(target)
+        shown = await self.seeing.manifest(image, parsed, sees_all=self.sees_all(request))
         return await self._answer(request, shown)
 
     @route(app, "/api/v1/images/<name:name>/manifests/<reference>", "DELETE", needs=Action.DELETE)

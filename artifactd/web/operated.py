@@ -44,6 +44,11 @@ class Operated(Routed):
         """Whether ``image`` comes from an upstream."""
         return isinstance(self.registry.repositories[image.repository], RemoteRepository)
 
+    def sees_all(self, request: RegistryRequest) -> bool:
+        """Whether the caller may know of every image, see :meth:`Seeing.image`."""
+        wants_proof = any(each.wants_proof for each in self.registry.repositories.values())
+        return not wants_proof and self.gate.sees_all(request)
+
     async def readable(self, target: Target) -> ImageName:
         """The image, for a caller who may pull it.  :raises NameUnknown: if a proof is lacking."""
         image = target.image

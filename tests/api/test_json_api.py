@@ -378,6 +378,14 @@ class AccessTests(GuardedCase):
         self.assertEqual([], found["images"])
         await self.told(401, None, "GET", "/images?search=team")
 
+    async def test_what_images_have_in_common_is_for_callers_that_may_pull_them_all(self) -> None:
+        await self.have("team/app", "other/app")
+        for who, own, shared in (("alice", 0, [1, 1]), ("bob", None, [None, None])):
+            (seen,) = (await self.told(200, who, "GET", "/images?search=team/app"))["images"]
+            self.assertEqual(own, seen["own"], who)
+            tree = await self.told(200, who, "GET", "/images/team/app/manifests/v1")
+            self.assertEqual(shared, [each["shared"] for each in tree["entries"]], who)
+
     async def test_an_image_that_the_caller_may_not_pull_is_as_good_as_absent(self) -> None:
         await self.have("other/app", "team/app")
         for path in (
@@ -455,6 +463,27 @@ class AccessTests(GuardedCase):
         answer = await self.ask("GET", f"{IMAGES}/team/app/tags", "bob")
         self.assertEqual("private, no-cache", answer.header("Cache-Control"))
         self.assertEqual("Authorization", answer.header("Vary"))
+
+
+class ProofAccessTests(GuardedCase):
+    """alice may pull everything, but has no proof of access at an upstream that wants it."""
+
+    toml = """
+        [repository.local]
+        kind = "local"
+
+        [repository."docker.io"]
+        kind = "remote"
+        upstream = "http://127.0.0.1:1"
+        username = "us"
+        password = "secret"
+        proof_of_access = true
+        """
+
+    async def test_what_images_have_in_common_is_told_to_nobody(self) -> None:
+        await self.have("team/app")
+        (seen,) = json.loads((await self.ask("GET", IMAGES, "alice")).body)["images"]
+        self.assertIsNone(seen["own"])
 
 
 class CreatingTests(GuardedCase):

@@ -205,6 +205,17 @@ class RightsTests(GuardedPageCase):
                     else:
                         self.assertEqual(answer.status, 403, (who, kind, name))
 
+    async def test_what_images_have_in_common_is_for_callers_that_may_pull_them_all(self) -> None:
+        await self.have("team/app", "other/app")
+        for who, told in (("bob", False), ("alice", True)):
+            browser = await self.as_user(who)
+            for path, fact in (
+                ("/", "Its own"),
+                ("/ui/image/local/team/app", "that no other image has"),
+                ("/ui/manifest/local/team/app?reference=v1", "1 image"),
+            ):
+                self.assertEqual(told, fact in text(await browser.get(path)), (who, path))
+
     async def test_a_refusal_does_not_tell_whether_an_image_exists(self) -> None:
         await self.have("local/secret")
         browser = await self.as_user("bob")

@@ -257,6 +257,7 @@ class Page(Operated):
             pattern=found_in(query["q"]),
             shown=self.gate.listed(request),
             asker=self.gate.asker(request),
+            sees_all=self.sees_all(request),
         )
         host = self.browser.origin(request).partition("://")[2]
         return await self._rendered(
@@ -264,6 +265,7 @@ class Page(Operated):
             "images.html",
             section="/",
             groups=grouped(page.entries),
+            sees_all=self.sees_all(request),
             after=page.after,
             query=query,
             host=host,
@@ -311,7 +313,8 @@ class Page(Operated):
         """A manifest: what it holds, what keeps it, and how to pull it."""
         image = await self.readable(target)
         reference = parse_reference(parameter(request, "reference") or "latest")
-        manifest = await self.seeing.manifest(image, reference)
+        sees_all = self.sees_all(request)
+        manifest = await self.seeing.manifest(image, reference, sees_all=sees_all)
         named = f"{'@' if isinstance(reference, Digest) else ':'}{reference}"
         commands = pull_commands(
             self.browser.origin(request), self.registry.names.listed(image), named
@@ -326,6 +329,7 @@ class Page(Operated):
             commands=commands,
             pictures=list(pictures(manifest)),
             absent=absent,
+            sees_all=sees_all,
         )
 
     @route(app, "/ui/history/<name:name>", "GET", needs=Action.PULL)
@@ -364,13 +368,13 @@ class Page(Operated):
     async def _about(
         self, request: RegistryRequest, template: str, image: ImageName, **values: object
     ) -> Answer:
-        seen = await self.seeing.overview.images([image])
+        seen = await self.seeing.image(image, sees_all=self.sees_all(request))
         told, undo = _told(request, image)
         return await self._rendered(
             request,
             template,
             **self._rights(request, image),
-            seen=seen[0] if seen else None,
+            seen=seen,
             told=told,
             undo=undo,
             **values,
