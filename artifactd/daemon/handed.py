@@ -11,12 +11,15 @@ from twisted.internet import address, tcp, unix
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.daemon.listen import listen
 from artifactd.registry.metrics import Counters
+
+_log = Logger()
 
 
 class Handed:
@@ -60,8 +63,13 @@ class Handed:
 
         :param listener: the index of its listener in ``descriptions``.
         :param number: what the connection is told to be closed by.
-        :param descriptor: its socket, which is this process's from now on.
+        :param descriptor: its socket, which is this process's from now on; -1: it was closed, since
+            this process may have no more descriptors.
         """
+        if descriptor < 0:
+            _log.error("a connection is dropped: this worker has too many open files (ulimit -n)")
+            self._closed(number)
+            return
         connection = socket.socket(fileno=descriptor)
         try:
             kind = _Unix if connection.family == socket.AF_UNIX else _Tcp
@@ -157,8 +165,10 @@ class _TellsItsEnd:
     closed: Callable[[int], None]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)  # type: ignore[misc]  # of a transport
-        self.closed(self.sessionno)
+        try:
+            super().connectionLost(reason)  # type: ignore[misc]  # of a transport
+        finally:
+            self.closed(self.sessionno)
 
 
 class _Tcp(_TellsItsEnd, tcp.Server):

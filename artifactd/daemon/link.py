@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections import deque
@@ -21,6 +22,12 @@ PROTOCOL: Final = 1
 
 _MOST = 64 << 10  # bytes of a message
 _EACH_TURN = 64  # messages that are read in one turn of the reactor
+
+# What the system says of a message that may be sent later: there is no memory for it, or there are
+# more descriptors on their way than a process may have (unix(7)).  It does not tell when.
+_LATER = {errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS}
+_PAUSE = 0.01  # seconds
+
 _NUMBERS = Struct("!HQ")
 _NUMBER = Struct("!Q")
 
@@ -87,8 +94,8 @@ class Link(FileDescriptor):
     """
     One end of the socket between the supervisor and a worker (``SOCK_SEQPACKET``).
 
-    :param received: called with the kind of a message, the rest of it, and its descriptor or -1,
-        which the callee has to close.
+    :param received: called with the kind of a message, the rest of it, and its descriptor, which
+        the callee has to close; -1: it has none, or this process may have no more.
     :param lost: called once, when the other end is closed or the other process has ended.
     """
 
@@ -136,8 +143,12 @@ class Link(FileDescriptor):
             except BlockingIOError:
                 self.startWriting()
                 return
-            except OSError:
-                pass  # the other end is closed, which reading tells
+            except OSError as error:
+                if error.errno in _LATER:
+                    self.stopWriting()
+                    self.reactor.callLater(_PAUSE, self.doWrite)
+                    return
+                # Otherwise the other end is closed, which reading tells.
             self._waiting.popleft()
             if handed is not None:
                 handed.close()
