@@ -22,7 +22,7 @@ import msgspec
 from attrs import define, field
 from msgspec.structs import replace
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, DeferredList, DeferredLock, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
@@ -181,6 +181,11 @@ class _Process(ProcessProtocol):
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             _log_again(line.decode(errors="backslashreplace"))
+
+    def processEnded(self, reason: Failure) -> None:
+        """Log what it has begun to print."""
+        if self._rest:
+            self.childDataReceived(1, b"\n")
 
     def processExited(self, reason: Failure) -> None:
         end: Any = reason.value
@@ -342,7 +347,7 @@ class Supervisor(Service):
             except BaseException:
                 generation.close()
                 raise
-        except StartError as error:
+        except (StartError, OSError) as error:
             for worker in started:
                 worker.dismiss()
             told = printable(str(error))
@@ -359,9 +364,13 @@ class Supervisor(Service):
 
         :raises StartError: if one does not start.
         """
-        coming = []
+        coming: list[Deferred[Ready]] = []
         for _ in range(number):
-            worker = self._spawn(generation)
+            try:
+                worker = self._spawn(generation)
+            except StartError:
+                coming.append(fail())
+                break
             worker.came = Deferred()
             started.append(worker)
             coming.append(worker.came)
@@ -420,8 +429,15 @@ class Supervisor(Service):
     # -- Workers
 
     def _spawn(self, generation: Generation) -> Worker:
-        """Start a worker."""
-        ours, its = Link.pair()
+        """
+        Start a worker.
+
+        :raises StartError: if the system gives no process, or no descriptors for it.
+        """
+        try:
+            ours, its = Link.pair()
+        except OSError as error:
+            raise StartError(f"a worker can't be started: {error}") from error
         worker = Worker(generation, self._reactor.seconds())
         worker.link = Link(ours, self._reactor, partial(self._told, worker), worker.unlinked)
         # Where twistd has the log, this process writes it for all.
@@ -431,7 +447,7 @@ class Supervisor(Service):
         if self._source is not None:
             argv.append(str(self._source))
             given[SETTINGS] = generation.text
-        with its:
+        try:
             worker.process = self._reactor.spawnProcess(
                 _Process(partial(self._ended, worker)),
                 sys.executable,
@@ -446,6 +462,11 @@ class Supervisor(Service):
                     **given,
                 },
             )
+        except OSError as error:
+            worker.link.connectionLost()
+            raise StartError(f"a worker can't be started: {error}") from error
+        finally:
+            its.close()
         worker.pid = worker.process.pid  # the transport forgets it
         self._workers.append(worker)
         return worker
@@ -464,11 +485,16 @@ class Supervisor(Service):
                 raise StartError(worker.refusal or "a worker has ended before it was ready")
 
     def _fill_up(self) -> None:
-        """Start as many workers as are missing."""
-        if self._stopped is None:
-            ours = [each for each in self._workers if each.generation is self._generation]
+        """Start as many workers as are missing; what can't be started now is tried again later."""
+        if self._stopped is not None:
+            return
+        ours = [each for each in self._workers if each.generation is self._generation]
+        try:
             for _ in range(self._generation.number - len(ours)):
                 self._spawn(self._generation)
+        except StartError as error:
+            _log.error("{error}; tried again in {pause:.0f} s", error=error, pause=_LONGEST_PAUSE)
+            self._reactor.callLater(_LONGEST_PAUSE, self._fill_up)
 
     def _told(self, worker: Worker, kind: Told, body: bytes, descriptor: int) -> None:
         close_descriptor(descriptor)  # workers hand nothing back
@@ -496,6 +522,7 @@ class Supervisor(Service):
         """The process of a worker has ended."""
         if worker not in self._workers:
             return  # it never was ready
+        worker.link.doRead()  # its last words may be why it does not start
         self._workers.remove(worker)
         worker.link.stopReading()
         worker.link.connectionLost()

@@ -20,7 +20,12 @@ from artifactd.daemon.link import Link, Told, handing, read_handing
 class FakeReactor(Clock):
     """A reactor that reads and writes when it is told to."""
 
-    def addReader(self, reader: object) -> None: ...
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[Any] = []
+
+    def addReader(self, reader: object) -> None:
+        self.readers.append(reader)
 
     def removeReader(self, reader: object) -> None: ...
 
@@ -116,9 +121,7 @@ class HandedTests(LinkCase):
         self.handed._listens(Factory.forProtocol(_Fails))
         client, its = socket.socketpair()
         self.addCleanup(client.close)
-        made: list[Any] = []
-        self.reactor.addReader = made.append  # type: ignore[method-assign]
         self.handed.take(0, 7, its.detach())
         with self.assertRaises(ZeroDivisionError):
-            made[0].connectionLost()
+            self.reactor.readers[-1].connectionLost()
         self.assertEqual(self.closed, [7])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from errno import EAGAIN
 from typing import Any
 
 import msgspec
@@ -86,10 +87,13 @@ class FakeReactor(Clock):
         self.workers: list[FakeWorker] = []
         self.readers: list[Any] = []
         self.ports: list[Any] = []
+        self.has_processes = True
 
     def spawnProcess(
         self, protocol: Any, *_: object, childFDs: dict[int, Any], **__: object
     ) -> FakeWorker:
+        if not self.has_processes:
+            raise BlockingIOError(EAGAIN, "Resource temporarily unavailable")
         end = socket.socket(fileno=os.dup(childFDs[CONTROL]))
         worker = FakeWorker(end, protocol, 1000 + len(self.workers))
         end.setblocking(False)
@@ -209,6 +213,16 @@ class RestartTests(SupervisorCase):
         self.reactor.advance(0)
         self.assertEqual(len(self.workers), 4)
 
+    def test_while_the_system_gives_no_process_it_is_tried_again(self) -> None:
+        self.workers[1].die()
+        self.reactor.has_processes = False
+        readers = len(self.reactor.readers)
+        self.reactor.advance(0)
+        self.assertEqual((len(self.workers), len(self.reactor.readers)), (2, readers))
+        self.reactor.has_processes = True
+        self.reactor.advance(30)
+        self.assertEqual(len(self.workers), 3)
+
     def test_none_is_started_while_the_daemon_stops(self) -> None:
         self.become_ready(self.workers[1])
         stopped = self.supervisor.stopService()
@@ -237,6 +251,12 @@ class LogTests(SupervisorCase):
                 ("artifactd.daemon.supervisor", "info", "\ta line of a traceback"),
             ],
         )
+
+    def test_so_is_the_line_that_one_had_begun_when_it_was_killed(self) -> None:
+        with capturedLogs() as events:
+            self.workers[0].protocol.childDataReceived(2, b"Fatal Python error")
+            self.workers[0].protocol.processEnded(Failure(ProcessTerminated(signal=9)))
+        self.assertEqual([formatEvent(each) for each in events], ["Fatal Python error"])
 
 
 class HandTests(SupervisorCase):
@@ -331,6 +351,25 @@ class ReloadTests(SupervisorCase):
         self.reactor.turn()
         self.first.die()
         self.assert_unchanged("listen: nonsense")
+
+    def test_a_refusal_is_told_although_the_end_of_its_worker_is_seen_first(self) -> None:
+        self.first.tell(Told.REFUSED, b"listen: nonsense")
+        self.first.die()
+        self.assert_unchanged("listen: nonsense")
+
+    def test_without_processes_for_all_of_them_nothing_changes(self) -> None:
+        self.reactor.has_processes = False
+        self.first.ready(self.settings)
+        self.reactor.turn()
+        self.assert_unchanged("a worker can't be started")
+        self.assertEqual(self.first.kinds(), [Told.STOP])
+
+    def test_without_a_process_for_the_first_nothing_changes(self) -> None:
+        self.first.die()
+        self.successResultOf(self.outcome)
+        self.reactor.has_processes = False
+        self.outcome = self.supervisor.reload()
+        self.assert_unchanged("a worker can't be started")
 
     def test_a_worker_that_dies_before_it_is_ready_changes_nothing(self) -> None:
         self.first.die()
