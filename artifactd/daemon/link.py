@@ -108,7 +108,7 @@ class Link(FileDescriptor):
     ) -> None:
         super().__init__(reactor)
         end.setblocking(False)
-        self._end = end
+        self._end, self._later = end, reactor.callLater
         self._received, self._lost = received, lost
         self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
         self.connected = 1
@@ -146,7 +146,7 @@ class Link(FileDescriptor):
             except OSError as error:
                 if error.errno in _LATER:
                     self.stopWriting()
-                    self.reactor.callLater(_PAUSE, self.doWrite)
+                    self._later(_PAUSE, self.doWrite)
                     return
                 # Otherwise the other end is closed, which reading tells.
             self._waiting.popleft()
