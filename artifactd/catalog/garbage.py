@@ -456,7 +456,8 @@ class _Undeletion:
             raise Unsupported(
                 "the tag points at another manifest now: delete it first, or bring back the"
                 " digest that it had",
-                {"tag": tag.text, "current": str(current), "deleted": row[0]},
+                {"tag": tag.text},
+                stored={"current": str(current), "deleted": row[0]},
             )
         # The other tags that the manifest had stay deleted.
         self._manifest(row[0], with_tags=False)

@@ -423,6 +423,17 @@ class AccessTests(GuardedCase):
             told = await self.told(status, who, "POST", back)
         self.assertEqual({"image": "local/team/app"}, told)
 
+    async def test_a_tag_that_is_taken_is_not_told_to_a_caller_that_may_not_pull(self) -> None:
+        await self.have("team/app")
+        await self.told(204, "alice", "DELETE", "/images/team/app/tags/v1")
+        other = image_manifest(CONFIG)
+        pushed = {"Content-Type": OCI_MANIFEST}
+        await self.ask("PUT", "/v2/team/app/manifests/v1", "alice", other, pushed)
+        back = "/images/team/app/deleted?reference=v1"
+        self.assertNotIn("sha256", str(await self.told(405, "writer", "POST", back)))
+        told = await self.told(405, "alice", "POST", back)
+        self.assertEqual(str(Digest.of(other)), told["errors"][0]["detail"]["current"])
+
     async def test_the_registry_itself_is_for_administrators(self) -> None:
         for path in ("/usage", "/status", "/upstreams", "/access?who=bob&action=pull&image=a"):
             afar = {"X-Forwarded-For": "192.0.2.1"}
