@@ -42,6 +42,8 @@ PAGE = 100
 
 _LARGEST = 1 << 20  # bytes of a document that is looked into
 _TEXTS = 256 << 10  # characters of annotations, below which no list of referrers breaks off
+_AT_ONCE = 8  # documents that are in memory for a list
+_PLATFORMS = 100  # of a manifest that are told, and the characters of each of them
 _NESTED = 100  # manifests that are told of an index
 _TOLD = 1 << 20  # bytes of the documents that are told of an index
 _REMEMBERED = 10_000  # manifests whose platforms are known
@@ -288,8 +290,9 @@ class Seeing:
         known = self._platforms
         there = {each.digest: known.get((image, each.digest), ()) for each in tags}
         lacking = [digest for digest, platforms in there.items() if not platforms]
-        if lacking:
-            for digest, document in (await self._documents(image, lacking)).items():
+        while lacking:
+            some, lacking = lacking[:_AT_ONCE], lacking[_AT_ONCE:]
+            for digest, document in (await self._documents(image, some)).items():
                 there[digest] = document.platforms
                 if document.platforms:
                     known[image, digest] = document.platforms
@@ -587,8 +590,8 @@ def _parts(descriptors: object, platforms: Sequence[Platform | None]) -> list[_P
 
 
 def _named(platforms: Iterable[Platform | None]) -> list[str]:
-    named = dict.fromkeys(str(each) for each in platforms if each is not None)
-    return [each for each in named if each not in _NO_PLATFORM]
+    named = dict.fromkeys(str(each)[:_PLATFORMS] for each in platforms if each is not None)
+    return [each for each in named if each not in _NO_PLATFORM][:_PLATFORMS]
 
 
 def _texts(value: object) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
@@ -166,6 +167,36 @@ class TagTests(SeeingTestCase):
             await self.push("app", f"v{number}", config, b"layer")
             seen = await self.seeing.tag(APP, Tag.parse(f"v{number}"))
             self.assertEqual([], list(seen.platforms))
+
+
+class LargeTests(SeeingTestCase):
+    async def test_few_documents_of_a_list_are_in_memory_at_a_time(self) -> None:
+        long = 200_000
+        await self.registry.push_blob("app", b"{}")
+        for number in range(40):
+            content = image_manifest(b"{}", annotations={"long": f"{number}" + long * "a"})
+            await self.registry.push_manifest("app", f"v{number}", content)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        page = await self.seeing.tags(APP)
+        _, most = tracemalloc.get_traced_memory()
+        self.assertEqual(40, len(page.entries))
+        self.assertLess(most, 20 * long)
+
+    async def test_so_many_platforms_of_a_manifest_are_told_and_so_much_of_each(self) -> None:
+        await self.push("app", "v1", CONFIG, b"base")
+        answer = await self.registry.request("GET", "/v2/app/manifests/v1")
+        index = json.loads(image_index(answer.body))
+        (entry,) = index["manifests"]
+        index["manifests"] = [
+            {**entry, "platform": {"os": f"{number}" + 500 * "a", "architecture": "arm"}}
+            for number in range(200)
+        ]
+        await self.registry.request(
+            "PUT", "/v2/app/manifests/all", json.dumps(index).encode(), {"Content-Type": OCI_INDEX}
+        )
+        seen = await self.seeing.tag(APP, Tag.parse("all"))
+        self.assertEqual([100] * 100, [len(each) for each in seen.platforms])
 
 
 class ManifestTests(SeeingTestCase):
