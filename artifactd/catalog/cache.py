@@ -8,6 +8,8 @@ from functools import lru_cache
 from mmap import mmap
 from pathlib import Path
 from sqlite3 import Connection
+from threading import Lock
+from time import monotonic
 from typing import Generic, TypeVar
 from zlib import crc32
 
@@ -21,13 +23,14 @@ RESULT = 1 << 10
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 
-Version = tuple[int, int]
+Version = tuple[int, int, int]
 
 _SLOTS = 1 << 16
 _EVERYTHING = 0  # the slot that all versions rest on
 _NUMBER = 8  # bytes
 _MENDED = 256  # transactions from one look for what dead writers have left to the next
 _CHUNK = 1024  # slots
+_LOOK_EVERY = 1.0  # seconds between looks whether the file is still the same
 
 WEBHOOKS = "webhooks"
 """The name whose version changes with the events that wait for webhooks."""
@@ -78,6 +81,11 @@ def _triggers() -> str:
     return "\n".join(script)
 
 
+# Those that were raised and those that followed, of an mmap, which they keep open; and the number
+# of the file: versions of one are none of another.
+_Numbers = tuple[memoryview, memoryview, int]
+
+
 class Versions:
     """
     A version of each image that changes with every commit that touches it, in this process or
@@ -95,20 +103,27 @@ class Versions:
     then, never wrong, until a commit touches the slot, or a writer looks for such slots: with the
     first of every 256 transactions of a process.
 
+    A file that somebody removes or replaces meanwhile is left by each process: with its next commit
+    that touches anything, and within a second of its next look at a version.
+
     :param path: of the file, beside the catalog.
     :param catalog: root makes the file for this one's owner.
+    :param seconds: the time, in seconds; never set back.
     """
 
-    def __init__(self, path: Path, catalog: Path) -> None:
-        self._path, self._catalog = path, catalog
+    def __init__(self, path: Path, catalog: Path, seconds: Callable[[], float] = monotonic) -> None:
+        self._path, self._catalog, self._seconds = path, catalog, seconds
         self._closed = False
-        # Those that were raised, and those that followed.  Of an mmap, which they keep open.
-        self._numbers: tuple[memoryview, memoryview] | None = None
+        self._numbers: _Numbers | None = None
+        self._file = (0, 0)  # device and inode
+        self._look_at = 0.0
+        self._looking = Lock()  # both the reactor's thread and the writer's do
         # Of the transaction that this process has in flight; in the writer's thread only.
         self._images: set[int] = set()
         self._names: set[str] = set()
         self._everything = False
         self._raised: dict[int, int] = {}
+        self._raised_in: _Numbers | None = None
         self._transactions = 0
 
     def __call__(self, name: str) -> Version | None:
@@ -116,19 +131,20 @@ class Versions:
         The version of what ``name`` names, an image or an unprefixed name; ``None`` while a commit
         is under way or nothing can be told.  It takes less than a microsecond.
         """
-        if self._numbers is None:
+        numbers = self._numbers
+        if numbers is None or self._seconds() >= self._look_at:
             if self._closed:
                 return None
             try:
-                self._numbers = self._open()
+                numbers = self._look()
             except OSError:
                 return None
-        begun, done = self._numbers
+        begun, done, file = numbers
         slot = _slot_of(name)
         own, everything = begun[slot], begun[_EVERYTHING]
         if own != done[slot] or everything != done[_EVERYTHING]:
             return None
-        return own, everything
+        return own, everything, file
 
     def follow(self, writer: Connection) -> None:
         """Have ``writer`` tell here what its transactions touch."""
@@ -166,14 +182,16 @@ class Versions:
             self._transactions += 1
             return
         try:
-            if self._numbers is None:
-                self._numbers = self._open()
+            numbers = self._look()
         except OSError as error:
             if not slots:
                 return
             raise Unavailable(f"the file {self._path} can't be used: {error}") from error
         self._transactions += 1
-        begun, done = self._numbers
+        if numbers is not self._raised_in:
+            self._raised.clear()  # what a failed commit has raised in a file that is gone
+            self._raised_in = numbers
+        begun, done, _ = numbers
         if looks:
             # No other writer is in a transaction now.  One that has just ended its own, and lives,
             # lets a smaller number follow, which changes nothing.
@@ -188,13 +206,32 @@ class Versions:
         """
         if not self._raised:
             return
-        assert self._numbers is not None  # it was opened to raise them
-        _, done = self._numbers
+        assert self._raised_in is not None  # it was opened to raise them
+        _, done, _ = self._raised_in
         for slot, number in self._raised.items():
             # Another process may have raised and settled the slot since.
             if done[slot] < number:
                 done[slot] = number
         self._raised.clear()
+
+    def _look(self) -> _Numbers:
+        """
+        Return the numbers of the file that is there now; make one if there is none.
+
+        :raises OSError: if that can't be done.
+        """
+        with self._looking:
+            try:
+                found = os.stat(self._path)
+            except FileNotFoundError:
+                found = None
+            numbers = self._numbers
+            is_same = found is not None and self._file == (found.st_dev, found.st_ino)
+            if numbers is None or not is_same:
+                file = 0 if numbers is None else numbers[2] + 1
+                numbers = self._numbers = (*self._open(), file)
+            self._look_at = self._seconds() + _LOOK_EVERY
+            return numbers
 
     def _open(self) -> tuple[memoryview, memoryview]:
         size = 2 * _SLOTS * _NUMBER
@@ -204,11 +241,13 @@ class Versions:
                 owner = os.stat(self._catalog)
                 os.fchown(file, owner.st_uid, owner.st_gid)
             # A page of a mapped file that finds no room on the disk would kill the process.
-            if os.fstat(file).st_size < size:
+            opened = os.fstat(file)
+            if opened.st_size < size:
                 os.posix_fallocate(file, 0, size)
             numbers = memoryview(mmap(file, size)).cast("Q")
         finally:
             os.close(file)
+        self._file = opened.st_dev, opened.st_ino
         return numbers[:_SLOTS], numbers[_SLOTS:]
 
     def close(self) -> None:
