@@ -109,3 +109,8 @@ class HeaderTests(GuardedPageCase):
     async def test_one_on_another_name_is_asked_by_its_own(self) -> None:
         elsewhere = Visitor(self.registry, host="registry.example")
         self.assertEqual((await elsewhere.get("/")).status, 200)
+
+    async def test_one_on_a_port_that_there_can_not_be_is_refused(self) -> None:
+        for path in ("/", "/ui/login"):
+            answer = await self.registry.request("GET", path, None, {**HTML, "Host": "a:65536"})
+            self.assertEqual(answer.status, 400)

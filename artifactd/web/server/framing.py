@@ -21,9 +21,11 @@ _LENGTH = re.compile(rb"content-length:[ \t]*([0-9]*)", re.IGNORECASE)
 MOST_BYTES = 10**18 - 1
 _DIGITS = len(str(MOST_BYTES))
 
-# RFC 9110, 7.2: uri-host [ ":" port ], or nothing; with the zone of RFC 6874.
+# RFC 9110, 7.2: uri-host [ ":" port ], or nothing; with the zone of RFC 6874.  A port is 65535 at
+# most.
 _HOST = re.compile(
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-fv:.]+(?:%[A-Za-z0-9._~%-]+)?\])(?::[0-9]{0,5})?"
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-fv:.]+(?:%[A-Za-z0-9._~%-]+)?\])"
+    rb"(?::(?:[0-9]{0,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 )
 
 # RFC 9112, 3.2: origin-form, absolute-form, asterisk-form.  CONNECT's is for proxies.
