@@ -271,7 +271,10 @@ class Seeing:
         :raises NameUnknown: if the image is unknown.
         """
         behind = None if after is None else _opened(after, TagAfter)
-        found = await self.overview.tags(image, behind, limit + 1, pattern, order)
+        # Sizes of tags at long indexes take seconds: such lists take one of the catalog's readers
+        # at most.
+        async with self.registry.turn:
+            found = await self.overview.tags(image, behind, limit + 1, pattern, order)
         shown = await self._with_platforms(image, found[:limit])
         is_last = len(found) <= limit or not shown
         last = None if is_last else _sealed(TagAfter(shown[-1].moved, shown[-1].tag))

@@ -6,13 +6,14 @@ import json
 import tracemalloc
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.rules import Allowed
-from artifactd.catalog.overview import ENTRIES, LISTED, TagOrder
+from artifactd.catalog.overview import ENTRIES, LISTED, Overview, TagOrder, TagSeen
 from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
@@ -182,6 +183,23 @@ class LargeTests(SeeingTestCase):
         _, most = tracemalloc.get_traced_memory()
         self.assertEqual(40, len(page.entries))
         self.assertLess(most, 20 * long)
+
+    async def test_lists_of_tags_take_one_reader_of_the_catalog_at_most(self) -> None:
+        asked: list[Deferred[None]] = []
+
+        class Slow:
+            async def tags(self, *args: object) -> list[TagSeen]:
+                asked.append(Deferred())
+                await asked[-1]
+                return []
+
+        seeing = evolve(self.seeing, overview=cast(Overview, Slow()))
+        listing = [_started(seeing.tags(APP)) for _ in range(3)]
+        for number in range(1, 4):
+            self.assertEqual(number, len(asked))
+            asked[-1].callback(None)
+        for each in listing:
+            self.assertEqual([], (await each).entries)
 
     async def test_so_many_platforms_of_a_manifest_are_told_and_so_much_of_each(self) -> None:
         await self.push("app", "v1", CONFIG, b"base")
