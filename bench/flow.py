@@ -45,7 +45,7 @@ from twisted.internet.threads import blockingCallFromThread
 
 import artifactd
 from artifactd.daemon.tap import RegistryService
-from artifactd.kit.threads import Threads
+from artifactd.kit.deferreds import Threads
 from artifactd.settings.settings import Settings
 
 reactor: Any = _reactor

@@ -18,8 +18,8 @@ from attrs import frozen
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
 

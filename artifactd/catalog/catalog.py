@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 from sys import getsizeof
 
-from artifactd.catalog import blobs, images, leases, manifests
+from artifactd.catalog import images, manifests
 from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.database import Database, OnDatabase, read, write, write_freeing
 from artifactd.catalog.overview import glob, matching
@@ -22,9 +22,8 @@ from artifactd.catalog.records import (
     UploadRecord,
     nothing,
 )
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TagExists, TooManyRequests
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag
 
 CACHED = 8 << 20  # bytes of the results of each kind that are kept in memory
 LEASE = 24 * 3600.0  # seconds
@@ -54,7 +53,7 @@ class Catalog(OnDatabase):
     def __init__(self, database: Database, *, lease: float = LEASE) -> None:
         super().__init__(database)
         self._renewed_after = lease / 4
-        self._links: ReadCache[tuple[ImageName, Digest], blobs.Link | None]
+        self._links: ReadCache[tuple[ImageName, Digest], images.Link | None]
         self._links = ReadCache(database.versions, _image_of, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
         self._manifests = ReadCache(database.versions, _image_of, CACHED, record_bytes)
@@ -78,17 +77,17 @@ class Catalog(OnDatabase):
             return link.size
         return await self._renew_blob(image, digest)
 
-    async def _link(self, image: ImageName, digest: Digest) -> blobs.Link | None:
+    async def _link(self, image: ImageName, digest: Digest) -> images.Link | None:
         return await self._links.get(
             (image, digest),
-            lambda: self.database.read(lambda db: blobs.link_of(db, image, digest)),
+            lambda: self.database.read(lambda db: images.link_of(db, image, digest)),
         )
 
     @write
     def _renew_blob(self, db: Connection, image: ImageName, digest: Digest) -> int | None:
         at = self.database.now()
-        leases.renew_blob(db, image, digest, at, at - self._renewed_after)
-        link = blobs.link_of(db, image, digest)
+        images.renew_blob(db, image, digest, at, at - self._renewed_after)
+        link = images.link_of(db, image, digest)
         return None if link is None else link.size
 
     def _is_due(self, since: float | None) -> bool:
@@ -122,8 +121,8 @@ class Catalog(OnDatabase):
             at = self.database.now()
             with images.within_quota(db, image.repository, quota):
                 confirm()
-                blobs.record(db, digest, size, at)
-                blobs.link(db, image, digest, used_at=None, at=at, due=at)
+                images.record_blob(db, digest, size, at)
+                images.link_blob(db, image, digest, used_at=None, at=at, due=at)
             if upload is not None:
                 db.execute("DELETE FROM upload WHERE id = ?", (upload,))
 
@@ -149,7 +148,7 @@ class Catalog(OnDatabase):
         at = self.database.now()
         with images.within_quota(db, image.repository, quota):
             if source is not None:
-                link = blobs.link_of(db, source, digest)
+                link = images.link_of(db, source, digest)
                 size = None if link is None else link.size
             else:
                 row = db.execute(
@@ -160,7 +159,8 @@ class Catalog(OnDatabase):
                 ).fetchone()
                 size = None if row is None else int(row[0])
             if size is not None:
-                blobs.link(db, image, digest, used_at=None, at=at, due=at - self._renewed_after)
+                due = at - self._renewed_after
+                images.link_blob(db, image, digest, used_at=None, at=at, due=due)
         return size
 
     @read
@@ -198,7 +198,7 @@ class Catalog(OnDatabase):
         if not allow_held:
             manifests.refuse_if_held(db, image_id, digest, "blob")
         manifests.refuse_if_immutable(db, image, image_id, digest, immutable)
-        leases.bury_blob(db, image_id, digest, actor=actor, at=self.database.now())
+        images.bury_blob(db, image_id, digest, actor=actor, at=self.database.now())
         db.execute(f"DELETE FROM blob_link WHERE {where}", link)
 
     @write_freeing
@@ -256,7 +256,7 @@ class Catalog(OnDatabase):
         self, db: Connection, image: ImageName, digest: Digest
     ) -> ManifestRecord | None:
         at = self.database.now()
-        leases.renew_manifest(db, image, digest, at, at - self._renewed_after)
+        images.renew_manifest(db, image, digest, at, at - self._renewed_after)
         return manifests.find(db, image, digest)
 
     @read
@@ -336,16 +336,16 @@ class Catalog(OnDatabase):
             if manifest_id is None:
                 raise ManifestUnknown("this image has no such manifest", {"digest": str(digest)})
             precondition.require(digest, digest)
-            if unless_kept and leases.is_kept(db, manifest_id):
+            if unless_kept and images.is_kept(db, manifest_id):
                 return False
             if not allow_held:
                 manifests.refuse_if_held(db, image_id, digest, "manifest")
             manifests.refuse_if_immutable(db, image, image_id, digest, immutable)
             children = manifests.children_of(db, manifest_id)
-            leases.bury_manifest(db, manifest_id, actor=actor, at=at)
+            images.bury_manifest(db, manifest_id, actor=actor, at=at)
             with self.database.outbox.telling(db, image, actor, at, deleted=digest):
                 manifests.remove(db, image_id, manifest_id, digest, actor=actor, at=at)
-            leases.orphan(db, image_id, children)
+            images.orphan(db, image_id, children)
             return True
 
         long = await self.database.read(lambda db: manifests.holds_many(db, image, digest))
@@ -595,7 +595,7 @@ class Catalog(OnDatabase):
             raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
         precondition.require(tag, before)
         immutable.refuse(image, tag.text, before)
-        leases.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
+        images.bury_tag(db, image_id, tag.text, before, actor=actor, at=at)
         with self.database.outbox.telling(db, image, actor, at):
             images.take_tag_off(db, image_id, tag, before, actor=actor, at=at)
         return before

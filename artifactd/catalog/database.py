@@ -21,8 +21,7 @@ from twisted.python.failure import Failure
 
 from artifactd.catalog.cache import Versions
 from artifactd.catalog.events import Outbox
-from artifactd.kit.deferreds import uncancelled
-from artifactd.kit.threads import Threads
+from artifactd.kit.deferreds import Threads, uncancelled
 from artifactd.oci.errors import Unavailable
 
 _T = TypeVar("_T")

@@ -14,8 +14,7 @@ from attrs import frozen
 from msgspec.structs import replace
 
 from artifactd.catalog.records import ManifestPut
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Patterns
+from artifactd.oci.names import Digest, ImageName, Patterns
 from artifactd.settings.webhooks import EventKind, WebhookSettings
 
 LONGEST = 255

@@ -9,13 +9,12 @@ from sqlite3 import Connection
 import msgspec
 from attrs import define, field, frozen
 
-from artifactd.catalog import blobs, images, leases, manifests
+from artifactd.catalog import images, manifests
 from artifactd.catalog.database import OnDatabase, read, write
 from artifactd.catalog.events import event_of
-from artifactd.catalog.leases import HELD, KEPT, loosen, settle
-from artifactd.oci.digest import Digest
+from artifactd.catalog.images import HELD, KEPT, loosen, settle
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, Unsupported
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.settings.webhooks import EventKind
 
 
@@ -206,9 +205,9 @@ class GarbageCatalog(OnDatabase):
                     buried, kept = since, manifests.children_of(db, manifest_id)
                     kept += manifests.referrers_of(db, image_id, text)
                 digest = Digest.parse(text)
-                leases.bury_manifest(db, manifest_id, actor=_ACTOR, at=buried, collected=True)
+                images.bury_manifest(db, manifest_id, actor=_ACTOR, at=buried, collected=True)
                 manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
-                leases.orphan(db, image_id, kept)
+                images.orphan(db, image_id, kept)
                 image = ImageName(repository, name)
                 collected.append(Collected(why, image, text, size, since))
             told = [
@@ -268,9 +267,9 @@ class GarbageCatalog(OnDatabase):
             collected: list[Collected] = []
             entries = 0
             for query, forget in (
-                (tags, leases.forget_tag),
-                (deleted_manifests, leases.forget_manifest),
-                (deleted_blobs, leases.forget_blob),
+                (tags, images.forget_tag),
+                (deleted_manifests, images.forget_manifest),
+                (deleted_blobs, images.forget_blob),
             ):
                 left = {**values, "limit": max(0, limit - len(collected))}
                 rows = db.execute(query, left).fetchall()
@@ -309,7 +308,7 @@ class GarbageCatalog(OnDatabase):
 
         def collect(db: Connection) -> list[Collected]:
             rows = db.execute(*wanted).fetchall()
-            gone = set(blobs.unlist(db, [Digest.parse(digest) for _, digest, *_ in rows]))
+            gone = set(images.unlist(db, [Digest.parse(digest) for _, digest, *_ in rows]))
             # A blob that is needed after all is queued again when that need ends.
             db.executemany("DELETE FROM loose_blob WHERE blob_id = ?", [(row[0],) for row in rows])
             return [
@@ -531,7 +530,7 @@ class _Undeletion:
             *self._children(deleted_id),
             *manifests.referrers_of(db, image_id, digest),
         ]
-        leases.forget_manifest(db, image_id, digest)
+        images.forget_manifest(db, image_id, digest)
         settle(db, image_id, touched, self._at)
         self._manifests.append(digest)
 
@@ -557,7 +556,7 @@ class _Undeletion:
         images.move_tag(
             db, self._image_id, tag, manifest_id, Digest.parse(digest), self._actor, self._at
         )
-        leases.forget_tag(db, self._image_id, name)
+        images.forget_tag(db, self._image_id, name)
         self._tags.append(name)
 
     def _blob(self, digest: str) -> None:
@@ -572,6 +571,6 @@ class _Undeletion:
             " ON CONFLICT DO NOTHING",
             (image_id, digest),
         )
-        leases.forget_blob(db, image_id, digest)
+        images.forget_blob(db, image_id, digest)
         settle(db, image_id, [digest], self._at)
         self._blobs.append(digest)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from artifactd.catalog import blobs, images, leases
-from artifactd.catalog.leases import settle
+from artifactd.catalog import images
+from artifactd.catalog.images import settle
 from artifactd.catalog.records import (
     Adoption,
     ImmutableTags,
@@ -17,7 +17,6 @@ from artifactd.catalog.records import (
     ManifestRecord,
     nothing,
 )
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -25,7 +24,7 @@ from artifactd.oci.errors import (
     Unsupported,
 )
 from artifactd.oci.manifest import INDEX_TYPES, Descriptor, Manifest, Sparse, may_lack
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 
 MANY = 500
 """Entries of a manifest beyond which putting or deleting it is a long write."""
@@ -345,12 +344,12 @@ def store(
     """
     Put a manifest into an image and move its tags, without any check.
 
-    :param used_at: see :func:`artifactd.catalog.blobs.link`.
+    :param used_at: see :func:`artifactd.catalog.images.link_blob`.
     :return: where each of the tags pointed before; ``None``: there was no such tag.
     """
     confirm()
     manifest = put.manifest
-    blobs.record(db, manifest.digest, len(manifest.content), at)
+    images.record_blob(db, manifest.digest, len(manifest.content), at)
     image_id = images.make_known(db, put.image, at)
     is_new = row_of(db, image_id, manifest.digest) is None
     manifest_id = _upsert(db, image_id, manifest, at, used_at)
@@ -361,7 +360,7 @@ def store(
         touched.clear()  # it holds what it held
     if is_new:
         touched += referrers_of(db, image_id, str(manifest.digest))
-        leases.forget_manifest(db, image_id, str(manifest.digest))
+        images.forget_manifest(db, image_id, str(manifest.digest))
     before = {
         tag: images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
         for tag in put.tags
@@ -390,8 +389,8 @@ def adopt(db: Connection, put: ManifestPut, adoption: Adoption, at: float) -> No
     for digest in adoption.blobs:
         if is_known and digest not in adoption.promised:
             continue
-        if blobs.link_of(db, adoption.source, digest) is not None:
-            blobs.link(db, put.image, digest, used_at=None, at=at, due=at)
+        if images.link_of(db, adoption.source, digest) is not None:
+            images.link_blob(db, put.image, digest, used_at=None, at=at, due=at)
     for manifest in adoption.manifests:
         if is_known and manifest.digest not in adoption.promised:
             continue

@@ -21,7 +21,7 @@ from artifactd.catalog import repair
 from artifactd.catalog.database import advice
 from artifactd.catalog.repair import ListedBlob
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.files import PRIVATE, FileOperations
 
 SCHEMA: Traversable = resources.files("artifactd.catalog") / "schema"

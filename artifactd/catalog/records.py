@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import PreconditionFailed, TagImmutable
 from artifactd.oci.manifest import Manifest, Sparse
-from artifactd.oci.names import ImageName, Tag, matches
+from artifactd.oci.names import Algorithm, Digest, ImageName, Tag, matches
 
 
 @frozen

@@ -10,16 +10,15 @@ from typing import Any
 import msgspec
 from attrs import field, frozen
 
-from artifactd.catalog import blobs, images, manifests
+from artifactd.catalog import images, manifests
 from artifactd.catalog.cache import ReadCache
 from artifactd.catalog.catalog import CACHED, record_bytes
 from artifactd.catalog.database import Database, OnDatabase, read, write, write_last
-from artifactd.catalog.leases import loosen
+from artifactd.catalog.images import loosen
 from artifactd.catalog.records import ManifestPut, ManifestRecord, nothing
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unsupported
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 
 # Actors in the journal of tags.
 _UPSTREAM = "upstream"
@@ -298,12 +297,12 @@ class RemoteCatalog(OnDatabase):
         size = _size_within(db, image.repository, digest)
         if size is not None:
             at = self.database.now()
-            blobs.link(db, image, digest, used_at=at, at=at, due=at)
+            images.link_blob(db, image, digest, used_at=at, at=at, due=at)
         return size
 
     async def add_blobs(
         self,
-        images: Sequence[ImageName],
+        holders: Sequence[ImageName],
         digest: Digest,
         size: int,
         confirm: Callable[[], None],
@@ -317,9 +316,9 @@ class RemoteCatalog(OnDatabase):
         def add(db: Connection) -> None:
             at = self.database.now()
             confirm()
-            blobs.record(db, digest, size, at)
-            for image in images:
-                blobs.link(db, image, digest, used_at=at, at=at, due=at)
+            images.record_blob(db, digest, size, at)
+            for image in holders:
+                images.link_blob(db, image, digest, used_at=at, at=at, due=at)
 
         await self.database.write(add, release)
 
@@ -447,7 +446,7 @@ class RemoteCatalog(OnDatabase):
                 _remove_manifest(db, image_id, each.digest, each.used_at, actor=_EVICTION, at=at)
             else:
                 _unlink_blob(db, image_id, each.digest, each.used_at)
-        return blobs.unlist(db, dict.fromkeys(each.digest for each in held if each.digest))
+        return images.unlist(db, dict.fromkeys(each.digest for each in held if each.digest))
 
     @read
     def holding(self, db: Connection, image: ImageName, digest: Digest, limit: int) -> list[Digest]:
@@ -484,7 +483,7 @@ class RemoteCatalog(OnDatabase):
             manifest_id = None if image_id is None else manifests.row_of(db, image_id, each)
             if manifest_id is not None:
                 pending += map(Digest.parse, manifests.entries_of(db, manifest_id))
-            elif blobs.link_of(db, image, each) is None:
+            elif images.link_of(db, image, each) is None:
                 lacking.append(each)
         return lacking
 
@@ -510,7 +509,7 @@ class RemoteCatalog(OnDatabase):
             gone = _purge_digest(db, image_id, reference, at)
         if gone is not None:
             _delete_pages(db, image_id)  # they may list tags and referrers that have gone
-            gone = blobs.unlist(db, dict.fromkeys(gone))
+            gone = images.unlist(db, dict.fromkeys(gone))
         return gone
 
 

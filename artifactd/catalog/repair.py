@@ -8,14 +8,13 @@ from sqlite3 import Connection
 from attrs import frozen
 from msgspec.structs import replace
 
-from artifactd.catalog import blobs, images, manifests
+from artifactd.catalog import images, manifests
 from artifactd.catalog.database import OnDatabase, read, write, write_last
 from artifactd.catalog.events import event_of
-from artifactd.catalog.leases import HELD, KEPT, loosen, settle
+from artifactd.catalog.images import HELD, KEPT, loosen, settle
 from artifactd.catalog.records import ManifestRecord, nothing
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.settings.webhooks import EventKind
 
 _TOLD = 10  # images that are told of a lost blob
@@ -158,7 +157,7 @@ def drop_lost(db: Connection, digest: Digest, at: float) -> int:
     for image_id, manifest_id in rows:
         manifests.remove(db, image_id, manifest_id, digest, actor=_ACTOR, at=at)
     if dropped or rows:
-        blobs.unlist(db, [digest])
+        images.unlist(db, [digest])
         loosen(db, [str(digest)], at)
     return dropped + len(rows)
 
@@ -183,7 +182,8 @@ _ENTRIES = (
     " FROM manifest_entry AS entry WHERE manifest_id = ?"
 )
 _UNNEEDED = (
-    f"{blobs.UNNEEDED} AND NOT EXISTS (SELECT 1 FROM loose_blob WHERE loose_blob.blob_id = blob.id)"
+    f"{images.UNNEEDED}"
+    " AND NOT EXISTS (SELECT 1 FROM loose_blob WHERE loose_blob.blob_id = blob.id)"
 )
 _IMAGE = "repository || '/' || image.name"
 

@@ -9,11 +9,10 @@ import msgspec
 from attrs import frozen
 from msgspec.structs import replace
 
-from artifactd.catalog import images, leases, manifests
+from artifactd.catalog import images, manifests
 from artifactd.catalog.database import OnDatabase, read, write
 from artifactd.catalog.events import event_of
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.settings.webhooks import EventKind
 
 HOUR = 3600.0
@@ -182,7 +181,7 @@ class RetentionCatalog(OnDatabase):
                 if not each.may_be_last and _is_last(db, image_id, each.use.name):
                     continue
                 tag, digest = Tag.parse(each.use.name), Digest.parse(each.use.digest)
-                leases.bury_tag(db, image_id, tag.text, digest, actor=each.actor, at=at)
+                images.bury_tag(db, image_id, tag.text, digest, actor=each.actor, at=at)
                 images.take_tag_off(db, image_id, tag, digest, actor=each.actor, at=at)
                 gone.append(each.use)
                 event = event_of(EventKind.RETENTION, image, each.actor, digest=each.use.digest)

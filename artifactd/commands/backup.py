@@ -23,8 +23,8 @@ from artifactd.catalog.migrations import (
 from artifactd.commands.options import SettingsOptions
 from artifactd.commands.table import progress
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import PUBLISHED, Directory, FileOperations, write_all
 from artifactd.store.folder import MARKER, DataFolder, collection_held
 

@@ -27,9 +27,8 @@ from artifactd.commands.table import JSON, print_json, progress, utc
 from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, RegistryError
-from artifactd.oci.names import ImageName, RepositoryName, Tag
+from artifactd.oci.names import Digest, ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.upkeep.collector import Collector, NotNow

@@ -29,9 +29,8 @@ from artifactd.commands.offline import (
 from artifactd.commands.table import JSON, Table, print_json, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, TagImmutable
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.oci.sizes import shown_bytes
 from artifactd.registry.seeing import (
     EntryShown,

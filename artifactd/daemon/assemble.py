@@ -30,14 +30,12 @@ from artifactd.catalog.webhooks import WebhookCatalog
 from artifactd.daemon.ca_files import check_ca_files
 from artifactd.daemon.webhooks import wire_deliveries
 from artifactd.kit.budget import BufferBudget, Shares
-from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.deferreds import RunInThread, Threads
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.kit.tallies import Sums
-from artifactd.kit.threads import Threads
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.names import Digest, ImageName, Reference
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.content import Contents, Stored
 from artifactd.registry.local import LocalRepository

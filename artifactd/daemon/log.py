@@ -26,8 +26,7 @@ from twisted.python.usage import Options
 from zope.interface import implementer
 
 from artifactd.kit.printable import printable
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.settings.settings import Settings
 from artifactd.web.server.accesslog import OwnLog, moment
 

@@ -18,7 +18,7 @@ from artifactd.kit.tallies import Merge, Metrics
 from artifactd.oci.errors import Unavailable
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LocalSettings, Settings
-from artifactd.web.server.traffic import Traffic
+from artifactd.web.server.accesslog import Traffic
 
 BEAT = 1.0
 """Seconds between looks at what is in flight and at the queues."""

@@ -52,18 +52,17 @@ from artifactd.web.answer import stopping
 from artifactd.web.api import Api, actor_of
 from artifactd.web.audit import AUDIT, AuditLog
 from artifactd.web.json_api import JsonApi
-from artifactd.web.manifests import ManifestBodies
 from artifactd.web.page.page import Page
 from artifactd.web.page.rendering import Rendering
 from artifactd.web.routing import ApiResource
-from artifactd.web.server.accesslog import ACCESS, AccessLog, OwnLog, own_log
+from artifactd.web.server.accesslog import ACCESS, AccessLog, OwnLog, Traffic, own_log
+from artifactd.web.server.body import ManifestBodies
 from artifactd.web.server.cors import Cors
 from artifactd.web.server.hot import HotAnswers
 from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from artifactd.web.server.sendfile import FileSender, Patience
-from artifactd.web.server.traffic import Traffic
 from artifactd.web.status import WholeDaemon
 from artifactd.webhooks.delivery import LOOK_EVERY
 

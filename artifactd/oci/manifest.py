@@ -13,7 +13,6 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from attrs import field, frozen
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 from artifactd.oci.foreign import (
     NESTING,
@@ -24,6 +23,7 @@ from artifactd.oci.foreign import (
     read_loosely,
     spelt,
 )
+from artifactd.oci.names import Digest
 
 # The fields that make an object with a digest a descriptor.
 _DESCRIBING = frozenset({"mediaType", "size"})

@@ -13,10 +13,9 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.deferreds import RunInThread
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
 from artifactd.oci.manifest import Manifest, ManifestBounds
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.model import LOCAL, BlobFound, BlobWanted, Provenance
 from artifactd.store.blobs import BlobStore, OpenBlob
 from artifactd.store.publication import StagedBlob

@@ -17,10 +17,9 @@ from artifactd.catalog.records import (
     Precondition,
 )
 from artifactd.kit.deferreds import RunInThread
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from artifactd.oci.manifest import OCI_INDEX, Manifest, ManifestBounds, parse_manifest
-from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Lost, Stored, parsed, publish
 from artifactd.registry.model import (
     BlobFound,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from attrs import frozen
 
 from artifactd.catalog.records import ManifestPut, ManifestRecord
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unsupported
-from artifactd.oci.names import ImageName, Reference, RepositoryName
+from artifactd.oci.names import Digest, ImageName, Reference, RepositoryName
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.blobs import OpenBlob
 from artifactd.upstream.credentials import UpstreamLogin

@@ -13,10 +13,9 @@ from twisted.internet.defer import DeferredLock
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ImageSpan, Precondition
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameInvalid, NameUnknown, RegistryError
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.names import ImageName, Reference, RepositoryName, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, RepositoryName, Tag
 from artifactd.registry.content import Stored
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.model import NOBODY, Asker, Repository

@@ -27,10 +27,9 @@ from artifactd.catalog.overview import (
     TagSeen,
 )
 from artifactd.kit.deferreds import RunInThread
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
 from artifactd.oci.foreign import field_of
-from artifactd.oci.names import ImageName, Patterns, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Patterns, Reference, Tag
 from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Names, Registry, Shown, listed_images
 from artifactd.registry.warming import Platform, entries_of, fields_of

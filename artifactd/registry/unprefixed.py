@@ -22,7 +22,6 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import Adoption, ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import uncancelled
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     BadGateway,
     BlobUnknown,
@@ -32,7 +31,7 @@ from artifactd.oci.errors import (
     TooManyRequests,
 )
 from artifactd.oci.manifest import Descriptor, Manifest
-from artifactd.oci.names import ImageName, Reference, RepositoryName
+from artifactd.oci.names import Digest, ImageName, Reference, RepositoryName
 from artifactd.registry.local import LocalRepository, index_of
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import (

@@ -20,7 +20,6 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
 from artifactd.kit.budget import RECEIVE_SIZE, BufferBudget
 from artifactd.kit.timers import Deadline, Timers
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import (
     BlobUploadUnknown,
     ChunkOutOfOrder,
@@ -31,7 +30,7 @@ from artifactd.oci.errors import (
     SizeInvalid,
     Unavailable,
 )
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
 from artifactd.settings.settings import LimitsSettings

@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, suppress
 import msgspec
 from attrs import define, frozen
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.foreign import field_of, read_loosely
 from artifactd.oci.manifest import INDEX_TYPES, Manifest, read_manifest
-from artifactd.oci.names import ImageName, Reference, parse_reference
+from artifactd.oci.names import Digest, ImageName, Reference, parse_reference
 from artifactd.registry.content import KEPT
 from artifactd.registry.mirror.fill import Fills
 from artifactd.registry.mirror.repository import RemoteRepository

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.examine import Examination
 from artifactd.store.files import PUBLISHED, FileOperations
 from artifactd.store.folder import CopyLock, DataFolder, Reserve

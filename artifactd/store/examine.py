@@ -14,7 +14,7 @@ import msgspec
 from attrs import asdict, define, field, frozen
 
 from artifactd.kit.deferreds import Serial
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.files import PUBLISHED, Directory, DutyLock, FileOperations, write_all
 from artifactd.store.publication import BlobTree
 

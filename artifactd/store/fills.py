@@ -26,8 +26,7 @@ from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
-from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
 from artifactd.store.blobs import BlobStore

@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import Serial, uncancelled
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations, split
 from artifactd.store.publication import StagedBlob, Staging
 

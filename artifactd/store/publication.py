@@ -24,8 +24,8 @@ from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, succeed
 
 from artifactd.kit.deferreds import RunInThread, Serial
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import (
     PUBLISHED,
     QUARANTINED,

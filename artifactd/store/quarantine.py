@@ -17,8 +17,8 @@ from uuid import uuid4
 import msgspec
 from attrs import frozen
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
+from artifactd.oci.names import Digest
 from artifactd.store.files import QUARANTINED, Directory, FileOperations, write_all
 
 _FILE = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+(?P<json>\.json)?")

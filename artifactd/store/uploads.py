@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock, unlock
 from artifactd.store.folder import DataFolder

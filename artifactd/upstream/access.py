@@ -13,11 +13,10 @@ from twisted.internet.interfaces import IReactorTime
 
 from artifactd.kit.deferreds import RunInThread, run_here
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid
 from artifactd.oci.foreign import decode_foreign
 from artifactd.oci.manifest import is_manifest_type, read_manifest
-from artifactd.oci.names import Reference, Tag
+from artifactd.oci.names import Digest, Reference, Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.client import ACCEPT, ApiRequest, Kind, RegistryApi, Root, named_digest
 from artifactd.upstream.credentials import Credentials, Disclosure

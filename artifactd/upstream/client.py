@@ -16,7 +16,6 @@ from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.python.failure import Failure
 
 from artifactd.kit.shared import Notebook, SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import (
     DOCKER_LIST,
@@ -25,7 +24,7 @@ from artifactd.oci.manifest import (
     OCI_MANIFEST,
     is_manifest_type,
 )
-from artifactd.oci.names import Reference
+from artifactd.oci.names import Digest, Reference
 from artifactd.settings.remote import RemoteSettings
 from artifactd.upstream.coded import Counted, Meaning, Meanings, UndoneBody
 from artifactd.upstream.credentials import Disclosure

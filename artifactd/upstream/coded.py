@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IRe
 from zope.interface import implementer
 
 from artifactd.kit.streams import Bounded, PassThrough
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.upstream.http.coding import Decoding, can_be_undone, format_of, not_undone
 from artifactd.upstream.http.errors import Unreachable
 from artifactd.upstream.http.response import HttpResponse

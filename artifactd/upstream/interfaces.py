@@ -9,8 +9,7 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer
 
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import Reference
+from artifactd.oci.names import Digest, Reference
 
 
 @frozen

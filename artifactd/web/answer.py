@@ -12,8 +12,8 @@ from twisted.internet.defer import Deferred
 from twisted.web import resource, server
 
 from artifactd import __version__
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import InMemory
 from artifactd.registry.model import LOCAL, BlobFound, Provenance

@@ -13,10 +13,9 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.rules import Uncounted
 from artifactd.auth.token_service import TokenService
 from artifactd.catalog.events import LONGEST, Requester, RequestTold
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import ChunkOutOfOrder, ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
-from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
+from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.metrics import CONTENT_TYPE
 from artifactd.registry.model import LOCAL
@@ -49,10 +48,10 @@ from artifactd.web.fields import (
     required_digest,
 )
 from artifactd.web.gate import Need
-from artifactd.web.manifests import ManifestBodies
 from artifactd.web.routing import Routed, new_app, route
-from artifactd.web.server.limits import owner_of
+from artifactd.web.server.body import ManifestBodies
 from artifactd.web.server.protocol import RegistryRequest
+from artifactd.web.server.proxies import owner_of
 from artifactd.web.status import WholeDaemon
 from artifactd.web.token import answer_get, answer_post
 

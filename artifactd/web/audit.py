@@ -13,9 +13,8 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 
 from artifactd.kit.printable import printable
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 from twisted.web.server import Request
 
 from artifactd.catalog.records import Precondition
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, QueryInvalid
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange, is_bounded, parse_content_range, parse_range
 from artifactd.registry.model import CONTINUATION, BlobWanted, ListWanted
 from artifactd.web.server.protocol import RegistryRequest

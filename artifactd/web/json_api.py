@@ -16,9 +16,8 @@ from klein import Klein
 from artifactd.auth.decisions import EVERY, decide
 from artifactd.catalog.overview import TagOrder
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Denied, ManifestUnknown, QueryInvalid
-from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
+from artifactd.oci.names import Digest, ImageName, Reference, Tag, parse_reference
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import PAGE, Page, found_in, instant
 from artifactd.settings.access import Action

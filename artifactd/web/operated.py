@@ -9,9 +9,8 @@ from attrs import define, field
 from artifactd.catalog.garbage import GarbageCatalog, Restored
 from artifactd.catalog.records import ANYHOW, Precondition
 from artifactd.kit.deferreds import RunInThread
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import Seeing

@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 import bcrypt
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import Served, image_manifest
 from tests.process import Answer

@@ -15,8 +15,8 @@ from twisted.trial.unittest import TestCase
 from artifactd.daemon.assemble import Assembly
 from artifactd.daemon.tap import RegistryService, _Running
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 from tests.process import Answer, Pushed, request

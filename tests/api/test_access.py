@@ -8,8 +8,8 @@ from contextlib import closing
 from hashlib import sha256
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import Connection
 from tests.api.guarded import ABSENT, BLOB, CONFIG, RULES, GuardedCase, basic, shape
 from tests.api.served import image_index, image_manifest

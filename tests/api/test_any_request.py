@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.threads import deferToThread
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import image_manifest
 from tests.programs import PATIENCE

@@ -12,8 +12,8 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.store.folder import ReadOnlyMode
 from artifactd.web.server.accesslog import LineFile
 from tests.api.case import ApiTestCase, Connection

@@ -6,7 +6,7 @@ import json
 from base64 import b64encode
 from urllib.parse import urlencode
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.guarded import BLOB, GuardedCase, basic, shape
 from tests.process import Answer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase, Connection
 from tests.programs import wait_for
 

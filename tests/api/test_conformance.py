@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
 from attrs import Factory, define
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import CONFIG_TYPE, LAYER_TYPE
 from tests.process import Answer

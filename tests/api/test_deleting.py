@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import image_index, image_manifest
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.logger import formatEvent
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.web.server.sendfile import BlobReader
 from tests.api.case import ApiTestCase, Connection
 from tests.process import Answer

@@ -9,7 +9,7 @@ from socket import SHUT_WR, create_connection, socket
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.served import Served
 from tests.process import request
 from tests.programs import PATIENCE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, shape
 from tests.api.served import image_manifest
 from tests.process import Answer

@@ -13,14 +13,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.auth.identity import Caller, Identity, Kind
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.accesslog import Access
+from artifactd.web.server.accesslog import Access, Traffic
 from artifactd.web.server.hot import SECONDS, Asked, HotAnswers, Kept, Peer, Repeated
 from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistryRequest
-from artifactd.web.server.traffic import Traffic
 from tests.api.case import ApiTestCase
 from tests.api.guarded import BLOB, GuardedCase, basic
 from tests.api.served import Served, image_manifest

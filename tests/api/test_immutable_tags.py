@@ -7,9 +7,8 @@ import json
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.records import ImmutableTags
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from tests.api.case import ApiTestCase
 from tests.api.guarded import BLOB, CONFIG, GuardedCase
 from tests.api.served import image_index, image_manifest

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import artifactd
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.web.json_api import JsonApi
 from tests.api.case import ApiTestCase
 from tests.api.described import operations, problems

@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 
 from artifactd.catalog import manifests
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.registry.uploads import SMALL
 from artifactd.web.server.limits import Rates
 from tests.api.case import ApiTestCase, Connection

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import Served
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 
 PASSED_ON = (

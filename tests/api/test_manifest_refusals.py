@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase, Connection
 from tests.api.served import CONFIG_TYPE, descriptor, image_index, image_manifest
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import descriptor, image_index, image_manifest
 

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from twisted.internet import defer
 
 from artifactd.daemon.listen import measure_certificates
-from artifactd.oci.digest import Digest
-from artifactd.web.server.traffic import SECONDS
+from artifactd.oci.names import Digest
+from artifactd.web.server.accesslog import SECONDS
 from tests.api.case import ApiTestCase, Connection
 from tests.api.guarded import BLOB, GuardedCase, basic
 from tests.api.served import Served, image_manifest

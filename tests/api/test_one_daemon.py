@@ -13,8 +13,8 @@ from twisted.internet.task import Clock
 from artifactd.auth.passwords import hash_secret
 from artifactd.kit import peers
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
+from artifactd.oci.names import Digest
 from artifactd.web.server.limits import Rates
 from tests.api.served import Served
 from tests.process import Answer

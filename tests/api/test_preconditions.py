@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import image_manifest
 

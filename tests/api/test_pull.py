@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import image_manifest
 

@@ -11,9 +11,8 @@ from twisted.internet.threads import deferToThread
 
 from artifactd.catalog.overview import Overview
 from artifactd.catalog.retention import HOUR
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from tests.api.case import ApiTestCase
 from tests.api.guarded import BLOB, CONFIG, GuardedCase
 from tests.api.served import Served, image_index, image_manifest

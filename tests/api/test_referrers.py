@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import CONFIG_TYPE, descriptor, image_index, image_manifest
 from tests.api.test_listings import next_page

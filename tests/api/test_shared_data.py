@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.served import Served
 

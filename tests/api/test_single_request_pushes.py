@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from tests.api.case import ApiTestCase, Connection
 from tests.programs import wait_for
 

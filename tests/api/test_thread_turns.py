@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.kit.threads import Threads
-from artifactd.oci.digest import Digest
+from artifactd.kit.deferreds import Threads
+from artifactd.oci.names import Digest
 from artifactd.registry.uploads import SMALL, EarlyBody
 from artifactd.store.uploads import UploadStore
 from tests.api.case import ApiTestCase, Connection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.registry import uploads
 from tests.api.case import ApiTestCase, Connection
 from tests.api.served import Served

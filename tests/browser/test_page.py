@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.guarded import basic
 from tests.api.served import descriptor, image_manifest
 from tests.browser.chromium import LARGE, SMALL, Chromium, Scheme

@@ -17,9 +17,8 @@ from artifactd.catalog.garbage import Garbage, GarbageCatalog
 from artifactd.catalog.migrations import migrate
 from artifactd.catalog.records import ImageSpan, ManifestPut, nothing
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 
 REACTOR = cast(IReactorFromThreads, reactor)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from artifactd.catalog.records import UploadRecord
 from artifactd.catalog.repair import RepairCatalog
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import BlobUnknown, Unsupported
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from tests.catalog.fixture import (
     APP,
     OTHER,

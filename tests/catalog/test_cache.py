@@ -20,9 +20,8 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.catalog.repair import RepairCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError, Unavailable
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.names import Digest, ImageName, Reference
 from tests.catalog.fixture import (
     ALPINE,
     APP,

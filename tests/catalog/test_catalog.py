@@ -17,9 +17,8 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.migrations import configure_repositories, copy_catalog
 from artifactd.catalog.records import ManifestPut, Precondition, UploadRecord
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
 from tests.catalog.fixture import (
     APP,
     LEASE,

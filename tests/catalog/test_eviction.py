@@ -6,8 +6,7 @@ from attrs import evolve
 
 from artifactd.catalog.records import TagMovement
 from artifactd.catalog.remote import CachedPage, Held
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from tests.catalog.fixture import (
     ALPINE,
     APP,

@@ -14,10 +14,9 @@ from artifactd.catalog import garbage
 from artifactd.catalog.garbage import Garbage
 from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.repair import RepairCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestBlobUnknown
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from tests.catalog.fixture import (
     ALPINE,
     APP,

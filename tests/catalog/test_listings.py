@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from artifactd.catalog.records import ManifestRecord
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from tests.catalog.fixture import (
     APP,
     OTHER,

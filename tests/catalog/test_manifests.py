@@ -8,7 +8,6 @@ from attrs import evolve
 
 from artifactd.catalog.manifests import MANY
 from artifactd.catalog.records import Adoption, ManifestPut, ManifestRecord, TagMovement
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -18,6 +17,7 @@ from artifactd.oci.errors import (
     Unsupported,
 )
 from artifactd.oci.manifest import OCI_MANIFEST, Descriptor, Manifest
+from artifactd.oci.names import Digest
 from tests.catalog.fixture import (
     APP,
     OTHER,

@@ -20,8 +20,7 @@ from artifactd.catalog.overview import DeletedAfter, Overview, TagAfter, TagOrde
 from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.catalog.webhooks import WebhookCatalog
-from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
 from artifactd.settings.values import ReceiverUrl
 from artifactd.settings.webhooks import WebhookSettings
 from tests.catalog.fixture import (

@@ -13,10 +13,9 @@ from artifactd.catalog import remote
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ManifestRecord, TagMovement
 from artifactd.catalog.remote import CachedPage, CachedTag, RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown, Unsupported
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from tests.catalog.fixture import (
     ALPINE,
     APP,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from artifactd.catalog.overview import Overview
 from artifactd.catalog.retention import HOUR, RetentionCatalog
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from tests.catalog.fixture import ALPINE, APP, V1, V2, RemoteCatalogTestCase
 
 

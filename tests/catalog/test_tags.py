@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from artifactd.catalog.records import ManifestPut, Precondition, TagMovement
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestBlobUnknown,
     ManifestUnknown,
@@ -11,6 +10,7 @@ from artifactd.oci.errors import (
     PreconditionFailed,
     TagExists,
 )
+from artifactd.oci.names import Digest
 from tests.catalog.fixture import (
     APP,
     OTHER,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from artifactd.catalog.garbage import Restored
 from artifactd.catalog.records import TagMovement
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, Unsupported
 from artifactd.oci.manifest import Descriptor
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from tests.catalog.fixture import (
     APP,
     EVER,

@@ -12,9 +12,8 @@ from typing import Any
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import ManifestPut, UploadRecord
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
 from tests.catalog.fixture import (
     APP,
     OTHER,

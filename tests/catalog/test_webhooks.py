@@ -9,8 +9,8 @@ from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.repair import RepairCatalog
 from artifactd.catalog.retention import Drop, RetentionCatalog
 from artifactd.catalog.webhooks import WebhookCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown
+from artifactd.oci.names import Digest
 from artifactd.settings.values import Pattern, ReceiverUrl
 from artifactd.settings.webhooks import EventKind, WebhookSettings
 from tests.catalog.fixture import (

@@ -17,8 +17,8 @@ from artifactd.catalog.database import Connections, Database, Writer, prepare_wr
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.records import nothing
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
+from artifactd.oci.names import Digest
 from tests.catalog.fixture import ALPINE, APP, EVER, REACTOR, V1, CatalogTestCase, manifest
 
 

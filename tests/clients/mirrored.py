@@ -11,8 +11,8 @@ from typing import Self
 from attrs import frozen
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import CONFIG_TYPE, LAYER_TYPE, descriptor
 from tests.clients.images import native_architecture, program
 from tests.upstreams.faulty import CDN

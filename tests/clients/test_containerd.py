@@ -9,8 +9,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import descriptor
 from tests.clients.containerd import Containerd
 from tests.clients.images import native_architecture

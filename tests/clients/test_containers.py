@@ -8,8 +8,8 @@ from typing import Any
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.described import told
 from tests.clients.containers import Containers
 from tests.clients.images import build_context, native_architecture

@@ -9,7 +9,7 @@ import ssl
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.process import Daemon
 
 

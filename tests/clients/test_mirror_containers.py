@@ -7,8 +7,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
+from artifactd.oci.names import Digest
 from tests.clients.containerd import Containerd
 from tests.clients.containers import Containers
 from tests.clients.mirrored import NAME, SAYS, Upstream

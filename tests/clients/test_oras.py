@@ -11,8 +11,8 @@ from oras.provider import Registry  # type: ignore[import-untyped]
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.described import told
 from tests.process import Daemon
 

@@ -23,7 +23,6 @@ from twisted.internet.task import react
 
 from artifactd.catalog.garbage import Garbage, Restored
 from artifactd.daemon.assemble import Assembly
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     BlobUnknown,
     ManifestBlobUnknown,
@@ -31,7 +30,7 @@ from artifactd.oci.errors import (
     NameUnknown,
     Unsupported,
 )
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from artifactd.registry.upkeep.collector import NotNow
 from tests.collection.clock import SharedClock
 from tests.collection.model import Image

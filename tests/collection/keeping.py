@@ -26,9 +26,8 @@ from twisted.internet.task import react
 from artifactd.catalog.garbage import Garbage
 from artifactd.catalog.records import Precondition
 from artifactd.daemon.assemble import Assembly, assemble
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, TagExists, TagImmutable
-from artifactd.oci.names import Reference, Tag
+from artifactd.oci.names import Digest, Reference, Tag
 from artifactd.registry.upkeep.collector import NotNow
 from artifactd.settings.settings import (
     DefaultSettings,

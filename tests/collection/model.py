@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from artifactd.catalog.garbage import Restored
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.collection.registry import SHORT, children_of, subject_of
 
 

@@ -17,9 +17,8 @@ from zope.interface import implementer
 
 from artifactd.catalog.records import Precondition
 from artifactd.daemon.assemble import Assembly, assemble
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import Reference, Tag
+from artifactd.oci.names import Algorithm, Digest, Reference, Tag
 from artifactd.registry.model import BlobWanted
 from artifactd.registry.registry import Target
 from artifactd.settings.settings import DefaultSettings, LocalSettings, Settings

@@ -18,9 +18,8 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.catalog.garbage import Collected
 from artifactd.daemon.assemble import Assembly
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from tests.collection.clock import SharedClock
 from tests.collection.history import PROCESSES, SHARED, TAGS
 from tests.collection.registry import Client, blobs_of, opened, tag

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, ManifestUnknown, Unsupported
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.model import BlobWanted
 from tests.collection.clock import SharedClock

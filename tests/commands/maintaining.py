@@ -7,7 +7,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.served import image_manifest
 from tests.commands.test_main import artifactd
 from tests.crash.test_sweep import listed, stored

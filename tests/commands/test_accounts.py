@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.auth import passwords
 from artifactd.auth.passwords import hash_secret, parse
 from artifactd.commands import accounts
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.accounts import parse_robots
 from tests.api.guarded import basic
 from tests.commands.test_main import artifactd

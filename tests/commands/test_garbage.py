@@ -20,10 +20,9 @@ from artifactd.catalog.garbage import Garbage
 from artifactd.catalog.records import UploadRecord
 from artifactd.commands.backup import Backup
 from artifactd.commands.offline import CollectGarbage
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.registry.upkeep.retention import Retention
 from artifactd.registry.upkeep.sweep import Remains
 from artifactd.settings.settings import LocalSettings, RetentionRule

@@ -26,7 +26,7 @@ from artifactd.commands.main import parse
 from artifactd.commands.offline import DataCommand, Warm
 from artifactd.commands.options import ERRORS
 from artifactd.daemon import options, tap
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import DataFolder
 from tests.process import Daemon

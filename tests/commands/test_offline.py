@@ -6,8 +6,7 @@ import os
 from http.client import HTTPException
 from pathlib import Path
 
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.store.fills import blob_name, fill_owner
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.commands.test_main import process

@@ -26,7 +26,7 @@ import artifactd as package
 from artifactd.auth import passwords
 from artifactd.commands import accounts
 from artifactd.daemon.listen import listen
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.registry.metrics import Counters
 from artifactd.settings.settings import Settings
 from tests.api.served import image_manifest

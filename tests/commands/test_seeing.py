@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.names import Digest
 from tests.api.described import told
 from tests.api.served import image_index, image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.commands import top
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from artifactd.settings.values import Endpoint
 from tests.commands.maintaining import NAME, MaintenanceTestCase

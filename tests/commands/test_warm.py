@@ -8,8 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import descriptor
 from tests.commands import test_main
 from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase

@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred, execute
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.folder import DataFolder
 

@@ -13,8 +13,8 @@ from threading import Lock
 
 from attrs import define, field, frozen
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import image_manifest
 from tests.programs import PATIENCE
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.extents import map_name
 from tests.crash.pulling import MIB, NAME, Pull, blob_path, content, fill_file
 from tests.crash.test_sweep import listed, stored

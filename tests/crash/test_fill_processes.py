@@ -6,7 +6,7 @@ import signal
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.crash.pulling import MIB, NAME, Pull, blob_path, content, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.process import Daemon

@@ -21,8 +21,8 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import Served, image_manifest
 from tests.crash.killing import Progress, Worker
 from tests.durability.replay import check_nothing_left, finished

@@ -8,8 +8,8 @@ import signal
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import image_manifest
 from tests.crash.upload import CONTENT, Upload, send, status
 from tests.process import Answer, Daemon

@@ -11,7 +11,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.process import Daemon
 from tests.programs import Process, run_module, wait_for
 

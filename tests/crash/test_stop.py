@@ -8,7 +8,7 @@ import signal
 from twisted.internet.interfaces import IPushProducer
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.crash.upload import CONTENT, Upload, connect, send, status
 from tests.process import Daemon
 from tests.programs import wait_for

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.crash.upload import CONTENT, Upload, send
 from tests.process import Daemon
 from tests.programs import Process, wait_for

@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.passwords import hash_secret, make_secret
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.crash.pulling import NAME, Pull
 from tests.crash.upload import CONTENT, Upload, send, status
 from tests.process import Behind, Daemon

@@ -25,7 +25,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 import artifactd
 from artifactd.daemon import tap
 from artifactd.daemon.tap import makeService
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.process import Daemon
 from tests.programs import Process, run

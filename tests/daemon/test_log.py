@@ -17,8 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.daemon.log import StreamLog
 from artifactd.kit.printable import make_printable
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.settings.settings import Settings
 from artifactd.web.server.accesslog import Access, AccessLog
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from artifactd.settings.values import Duration, Size
 from tests.damage.rot import rot

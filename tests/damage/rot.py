@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 
 
 def _flip(content: bytes) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.served import descriptor, image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
+from artifactd.oci.names import Digest
 from artifactd.registry.content import Lost
 from tests.api.case import Connection
 from tests.api.served import image_index, image_manifest

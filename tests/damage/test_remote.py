@@ -8,8 +8,8 @@ from io import StringIO
 
 from artifactd.catalog.repair import Holder
 from artifactd.commands.offline import CheckData
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.damage.case import LARGE, NAME, DamageCase
 from tests.damage.rot import WAYS, file_of

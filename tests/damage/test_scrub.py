@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from artifactd.kit.janitor import Pace
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.values import Duration, Size
 from artifactd.store.blobs import SHELVES
 from artifactd.store.examine import ScrubLock, ScrubPosition

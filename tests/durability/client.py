@@ -11,8 +11,8 @@ from attrs import define, field
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import Served, image_manifest
 from tests.durability.recording import CATALOG, Recording
 from tests.durability.replay import DATA, LATER

@@ -9,8 +9,8 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.migrations import SCHEMA, migrate
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
 from tests.catalog.fixture import schema_folder

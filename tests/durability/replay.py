@@ -19,8 +19,8 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.catalog import migrations
 from artifactd.daemon.tap import RegistryService
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.settings.settings import Settings
 from artifactd.store import procfs

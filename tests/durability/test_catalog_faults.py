@@ -19,8 +19,8 @@ from random import Random
 from twisted.internet.defer import ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
+from artifactd.oci.names import Digest
 from tests.api.served import Served, image_manifest
 from tests.durability.client import LOCAL
 from tests.durability.recording import CATALOG

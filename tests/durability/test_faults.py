@@ -19,8 +19,8 @@ from pathlib import Path
 from attrs import define, field
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import Served, image_manifest
 from tests.durability.client import LOCAL
 from tests.durability.faults import READING, FailingFiles

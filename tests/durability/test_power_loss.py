@@ -23,7 +23,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.catalog import migrations
 from artifactd.commands.backup import Backup
 from artifactd.daemon.assemble import Assembly
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.folder import DataFolder
 from tests.api.served import image_manifest
 from tests.catalog.fixture import schema_folder

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.kit.threads import Threads
+from artifactd.kit.deferreds import Threads
 from tests.programs import PATIENCE, reactor
 
 

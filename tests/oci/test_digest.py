@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid
+from artifactd.oci.names import Algorithm, Digest
 
 
 class DigestTests(TestCase):

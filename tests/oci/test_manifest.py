@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, RegistryError
 from artifactd.oci.manifest import (
     DOCKER_LIST,
@@ -24,6 +23,7 @@ from artifactd.oci.manifest import (
     parse_manifest,
     read_manifest,
 )
+from artifactd.oci.names import Algorithm, Digest
 
 CONFIG = Digest.of(b"config")
 LAYER = Digest.of(b"layer")

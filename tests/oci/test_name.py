@@ -8,9 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid, NameInvalid
-from artifactd.oci.names import RepositoryName, Tag, parse_reference
+from artifactd.oci.names import Digest, RepositoryName, Tag, parse_reference
 
 # As the spec prints them.
 SPEC_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"

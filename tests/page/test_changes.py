@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.web.page.page import Page
 from tests.api.served import image_manifest
 from tests.page.case import GuardedPageCase, PageCase, Visitor, text, words

@@ -6,8 +6,8 @@ import json
 import re
 from urllib.parse import quote
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
 from artifactd.web.page import page as module
 from tests.api.served import descriptor, image_manifest
 from tests.page.case import GuardedPageCase, PageCase, links, text, words

@@ -14,7 +14,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.registry.mirror.fill import Fills
 from artifactd.store.extents import map_name
 from artifactd.store.fills import blob_name

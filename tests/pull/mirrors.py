@@ -13,9 +13,8 @@ from typing import Any
 from attrs import Factory, frozen
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from tests.api.served import Served
 from tests.process import Answer
 from tests.rows import writing

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from twisted.logger import formatEvent, globalLogPublisher
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.case import LogLines
 from tests.api.guarded import basic, htpasswd
 from tests.api.served import Served

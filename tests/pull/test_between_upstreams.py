@@ -8,9 +8,8 @@ from typing import Any
 
 from attrs import frozen
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.store.fills import blob_name
 from tests.api.served import Served

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.pull.case import ALPINE, HELD, PullCase, noise, remote
 from tests.pull.download import Download
 from tests.upstreams.faulty import CDN

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.served import Served
 from tests.programs import wait_for
 from tests.pull.mirrors import HIT, STORED, MirrorCase

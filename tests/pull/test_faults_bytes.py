@@ -7,7 +7,7 @@ import gzip
 from attrs import field, frozen
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.upstream import coded
 from artifactd.upstream.http import coding
 from tests.pull.case import ALPINE, HELD, Later, PullCase, noise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.pull.case import Later, PullCase, noise, remote
 from tests.upstreams.faulty import BLOBS, CDN, TOKEN, Expired, Garbage, Status, Truncate
 

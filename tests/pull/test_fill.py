@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from tests.pull.case import ALPINE, HELD, PullCase, noise, remote
 from tests.upstreams.faulty import BLOBS, CDN
 

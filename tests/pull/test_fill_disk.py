@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from types import SimpleNamespace
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.files import FileOperations
 from tests.pull.case import ALPINE, HELD, PullCase, noise
 from tests.upstreams.faulty import CDN

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from tests.api.served import descriptor
 from tests.process import Answer
 from tests.pull.case import PullCase, noise, remote

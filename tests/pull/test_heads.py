@@ -6,8 +6,8 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import Served
 from tests.process import Answer
 from tests.pull.mirrors import CONFIRMED, HIT, STORED, Instead, MirrorCase, Without, digest_of

@@ -9,9 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.mirror import lists
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.upstream.http.errors import UpstreamError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import DOCKER_MANIFEST, MANIFEST_TYPES, OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from tests.pull.mirrors import FULL, HIT, STORED, Instead, MirrorCase, digest_of, timings
 from tests.upstreams.faulty import MANIFESTS, Coded, Corrupt, Garbage, NoLength, Truncate
 

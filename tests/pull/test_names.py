@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from time import time
 from typing import Any
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.store.publication import StagedBlob
 from tests.api.served import Served, descriptor, image_index, image_manifest
 from tests.process import Answer

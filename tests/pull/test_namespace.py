@@ -8,8 +8,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from artifactd.kit.deferreds import SingleFlight
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
 from tests.api.served import Served, image_manifest
 from tests.pull.mirrors import HIT, STORED, MirrorCase, digest_of, side_by_side
 from tests.upstreams.faulty import MANIFESTS, Silence

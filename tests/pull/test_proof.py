@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.described import problems
 from tests.api.guarded import basic, shape
 from tests.api.served import Served

@@ -10,8 +10,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.settings.settings import Settings
 from tests.api.served import Served
 from tests.process import Answer

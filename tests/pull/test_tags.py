@@ -9,9 +9,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from tests.api.case import Connection
 from tests.api.served import Served
 from tests.process import Answer

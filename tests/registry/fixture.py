@@ -19,8 +19,7 @@ from zope.interface import implementer
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Reference
+from artifactd.oci.names import Digest, ImageName, Reference
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.fill import Fill, Fills, FillSource
 from artifactd.registry.model import BlobFound, BlobWanted, Provenance

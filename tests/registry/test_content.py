@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.registry.content import Contents
 from tests.store.fixture import StoreTestCase
 

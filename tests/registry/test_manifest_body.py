@@ -8,10 +8,9 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 
 from artifactd.catalog.records import ManifestPut
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, ManifestUnknown
 from artifactd.oci.manifest import BOUNDS, OCI_INDEX, parse_manifest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.registry.content import Contents, Lost, Stored
 from artifactd.registry.local import LocalRepository
 from artifactd.registry.mirror.eviction import LastUsed, forget

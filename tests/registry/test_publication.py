@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.content import publish
 from tests.catalog.fixture import REACTOR, new_catalog
 from tests.store.fixture import StoreTestCase

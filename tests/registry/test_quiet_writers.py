@@ -17,9 +17,8 @@ from zope.interface import implementer
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.kit.timers import BUCKET
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUploadUnknown, ChunkOutOfOrder
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.uploads import QUIET, Uploads
 from artifactd.settings.settings import LimitsSettings

@@ -14,10 +14,9 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.rules import Allowed
 from artifactd.catalog.overview import ENTRIES, LISTED, Overview, TagOrder, TagSeen
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import ImageName, Patterns, Tag
+from artifactd.oci.names import Digest, ImageName, Patterns, Tag
 from artifactd.registry.seeing import Page, Seeing, found_in
 from tests.api.served import Served, descriptor, image_index, image_manifest
 

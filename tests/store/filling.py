@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.extents import Extents
 from artifactd.store.files import Directory, FileOperations, OpenFile

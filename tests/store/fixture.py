@@ -17,9 +17,8 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread
-from artifactd.kit.threads import Threads
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.kit.deferreds import RunInThread, Threads
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
 from artifactd.store.fills import FillStore, FillStores

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import SHELVES, OpenBlob
 from tests.store.fixture import ThreadedTestCase
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from uuid import uuid4
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import UploadMissing
 from tests.store.fixture import RecordedFiles, StoreTestCase

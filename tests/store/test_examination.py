@@ -11,7 +11,7 @@ from pathlib import Path
 from attrs import define, field
 from twisted.internet.defer import Deferred
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.examine import Examination
 from artifactd.store.files import FileOperations
 from artifactd.store.folder import DataFolder, collection_held

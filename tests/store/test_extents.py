@@ -8,7 +8,7 @@ import os
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.store.extents import ExtentMap
 from artifactd.store.fills import FillInfo, blob_name
 from tests.store.filling import CONTENT, DIGEST, INFO, ExtentTestCase, read

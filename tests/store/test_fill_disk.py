@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import FillInfo, FillState, blob_name
 from tests.store.filling import CONTENT, DIGEST, INFO, NAME, FillFilesTestCase

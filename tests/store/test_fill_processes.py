@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import FillState
 from tests.store.filling import CONTENT, DIGEST, INFO, FillTestCase, read
@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from twisted.internet.defer import ensureDeferred
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.kit.budget import BufferBudget
 from artifactd.store.blobs import BlobStore
 from artifactd.store.fills import FillStores

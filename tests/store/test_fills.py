@@ -8,7 +8,7 @@ from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
 from twisted.internet.interfaces import IConsumer
 from zope.interface.verify import verifyObject
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.store.fills import (
     Contradicted,

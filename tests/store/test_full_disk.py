@@ -9,7 +9,7 @@ from functools import partial
 from types import SimpleNamespace
 from uuid import uuid4
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import FileOperations
 from artifactd.store.folder import RESERVE
 from artifactd.store.uploads import UploadMissing, UploadSession

@@ -8,7 +8,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from uuid import uuid4
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.uploads import UploadBusy
 from tests.store.fixture import StoreTestCase
 
@@ -17,7 +17,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from twisted.internet.defer import ensureDeferred
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.kit.budget import BufferBudget
 from artifactd.store.blobs import BlobStore
 from artifactd.store.uploads import UploadStore

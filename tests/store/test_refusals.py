@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from tests.programs import require
 from tests.store.fixture import StoreTestCase
 

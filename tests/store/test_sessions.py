@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IConsumer
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.intake import BATCH, HIGH_WATER, RunningDigest, RunningDigests
 from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession
 from tests.store.fixture import (

@@ -12,7 +12,7 @@ from uuid import uuid4
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.digest import Algorithm, Digest
+from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations
 from artifactd.store.uploads import UploadBusy, UploadDirectory, UploadMissing
 from tests.store.fixture import (

@@ -6,7 +6,7 @@ import ssl
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.api.served import Served
 from tests.process import Answer, request
 from tests.tls.authority import CLIENT, OTHER, ROOT, Signed

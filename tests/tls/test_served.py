@@ -9,7 +9,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.tap import RegistryService
 from artifactd.kit.start import StartError
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.api.served import Served
 from tests.process import Answer, request

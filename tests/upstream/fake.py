@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Host, Url, Within
 from artifactd.upstream.client import RegistryUpstream

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from artifactd.upstream.client import RegistryUpstream, ResponseBody, next_page
 from artifactd.upstream.errors import LoginRefused, Missing, RangeRefused, Throttled
 from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError

@@ -13,9 +13,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from artifactd.kit.shared import SharedMemory
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.values import Url
 from artifactd.upstream.client import RegistryUpstream

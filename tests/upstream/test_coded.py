@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.upstream import coded
 from artifactd.upstream.coded import KeptBody, Meaning, Meanings
 from tests.upstream.fake import Answer, Watch

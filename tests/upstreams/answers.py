@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlencode
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import parse_reference
+from artifactd.oci.names import Digest, parse_reference
 from tests.upstreams.backing import Backing, Bytes, Content
 from tests.upstreams.cdn import serve_blob
 from tests.upstreams.reply import Reply

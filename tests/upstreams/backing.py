@@ -7,8 +7,7 @@ from typing import Any, Protocol
 
 from attrs import field, frozen
 
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import Reference
+from artifactd.oci.names import Digest, Reference
 
 
 class Content(Protocol):

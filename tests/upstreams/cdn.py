@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.upstreams.backing import Content
 from tests.upstreams.reply import Reply
 from tests.upstreams.requests import Asked

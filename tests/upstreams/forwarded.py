@@ -13,9 +13,8 @@ from twisted.web.client import Agent, HTTPConnectionPool, readBody
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import MANIFEST_TYPES
-from artifactd.oci.names import Reference
+from artifactd.oci.names import Digest, Reference
 from tests.programs import reactor
 from tests.upstreams.backing import Content, StoredManifest
 

@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.trial.unittest import TestCase
 from twisted.web.server import Request
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from tests.programs import reactor
 from tests.upstreams.answers import RegistryAnswers
 from tests.upstreams.backing import Backing, Bytes, Content

@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from artifactd.oci.digest import Algorithm, Digest
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import Reference, Tag
+from artifactd.oci.names import Algorithm, Digest, Reference, Tag
 from tests.upstreams.backing import Bytes, Content, StoredManifest
 
 _CONFIG = "application/vnd.oci.image.config.v1+json"

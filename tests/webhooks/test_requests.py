@@ -18,9 +18,8 @@ from twisted.web.server import Request
 from artifactd import __version__
 from artifactd.catalog.events import Event, RequestTold
 from artifactd.catalog.webhooks import Message
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.settings.values import ReceiverUrl, Secret
 from artifactd.settings.webhooks import EventKind, WebhookSettings
 from artifactd.webhooks.delivery import Problem, Receiver

@@ -12,8 +12,7 @@ from twisted.logger import globalLogPublisher
 from artifactd.kit.budget import Shares
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import ContentTooLarge, RegistryError, TooManyRequests
-from artifactd.web.manifests import BODY_SECONDS, SMALL, ManifestBodies
-from artifactd.web.server.body import RequestBody
+from artifactd.web.server.body import BODY_SECONDS, SMALL, ManifestBodies, RequestBody
 from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import LogLines
 from tests.wire.connection import Wire, WireCase, chunked, request, statuses

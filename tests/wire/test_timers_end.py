@@ -11,8 +11,8 @@ from twisted.internet.error import ConnectionClosed
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.settings.settings import LimitsSettings
 from artifactd.web.answer import Answer
-from artifactd.web.manifests import ManifestBodies
 from artifactd.web.server.accesslog import AccessLog
+from artifactd.web.server.body import ManifestBodies
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.sendfile import FileSender, Patience
 from tests.wire.connection import Sink, Wire, WireCase, request, statuses

@@ -12,9 +12,8 @@ from twisted.logger import Logger
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight, Stopped
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, BlobUnknown, Unavailable
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed

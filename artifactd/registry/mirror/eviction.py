@@ -12,8 +12,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import Held, RemoteCatalog
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, matches
+from artifactd.oci.names import Digest, ImageName, matches
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore

@@ -16,9 +16,8 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import Interrupt, Stopped
 from artifactd.kit.streams import Bounded
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, RegistryError
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import RepositoryCounters

@@ -9,9 +9,8 @@ from attrs import frozen
 
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.kit.deferreds import RunInThread
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import foreign_layer
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.content import KEPT, Contents
 from artifactd.registry.mirror.fill import FillSource
 from artifactd.store.fills import FillStore

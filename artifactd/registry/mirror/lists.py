@@ -24,7 +24,6 @@ from twisted.logger import Logger
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestUnknown,
     NameUnknown,
@@ -33,7 +32,7 @@ from artifactd.oci.errors import (
 )
 from artifactd.oci.foreign import VALUES, decode_foreign, strings_of
 from artifactd.oci.manifest import INDEX_TYPES, MEDIA_TYPE_LENGTH
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.registry.content import Contents
 from artifactd.registry.local import index_of, referrers_page
 from artifactd.registry.metrics import RepositoryCounters

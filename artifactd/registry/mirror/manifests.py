@@ -14,10 +14,9 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import ManifestRecord
 from artifactd.catalog.remote import CachedTag, RemoteCatalog
 from artifactd.kit.deferreds import RunInThread, SingleFlight
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import DigestInvalid, ManifestInvalid, ManifestUnknown
 from artifactd.oci.manifest import Manifest, ManifestBounds, read_manifest
-from artifactd.oci.names import ImageName, Reference, Tag, matches
+from artifactd.oci.names import Digest, ImageName, Reference, Tag, matches
 from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed

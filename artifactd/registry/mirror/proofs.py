@@ -21,9 +21,8 @@ from twisted.internet.interfaces import IReactorTime
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.proofs import ProofCatalog
 from artifactd.kit.deferreds import SingleFlight
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway, Denied, RegistryError, Unauthorized
-from artifactd.oci.names import ImageName, Reference, Tag
+from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.model import (
     NOBODY,

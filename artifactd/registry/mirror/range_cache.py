@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from artifactd.kit.deferreds import Interrupt, SingleFlight, Stopped
 from artifactd.kit.streams import Bounded
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.fill import FillSource, pause
 from artifactd.registry.mirror.follower import Follower, Progress, SharedFile

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from attrs import frozen
 from twisted.logger import Logger
 
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BlobUnknown, Denied, RegistryError
-from artifactd.oci.names import ImageName, Reference, matches
+from artifactd.oci.names import Digest, ImageName, Reference, matches
 from artifactd.registry.content import Lost, Stored
 from artifactd.registry.mirror.blobs import RemoteBlobs
 from artifactd.registry.mirror.lists import RemoteLists

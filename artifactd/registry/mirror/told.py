@@ -8,8 +8,7 @@ from attrs import define, field, frozen
 from cachetools import LRUCache
 
 from artifactd.catalog.records import ManifestRecord
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 
 _REMEMBERED = 1024  # looked through for each manifest that is fetched
 

@@ -15,8 +15,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.kit.deferreds import RunInThread, Stopped
 from artifactd.kit.janitor import PAGE, Pace, batches
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.metrics import CollectionCounters
 from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.upkeep.retention import Retention, Verdict

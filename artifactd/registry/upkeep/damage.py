@@ -11,8 +11,8 @@ from twisted.logger import Logger
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.repair import Holder, RepairCatalog
 from artifactd.kit.deferreds import SingleFlight, Stopped
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
+from artifactd.oci.names import Digest
 from artifactd.registry.content import Contents, publish
 from artifactd.registry.metrics import DamageCounters
 from artifactd.store.blobs import BlobStore

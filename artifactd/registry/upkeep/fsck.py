@@ -16,9 +16,9 @@ from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches, pages
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import ManifestInvalid
 from artifactd.oci.manifest import Manifest, may_lack, read_manifest
+from artifactd.oci.names import Digest
 from artifactd.registry.content import KEPT, parsed
 from artifactd.registry.upkeep.damage import GONE, HOLDERS, Damage
 from artifactd.registry.upkeep.sweep import NEWBORN

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from artifactd.catalog.repair import ListedBlob, RepairCatalog
 from artifactd.kit.deferreds import RunInThread, Stopped
 from artifactd.kit.janitor import Pace, pages
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import RegistryError
+from artifactd.oci.names import Digest
 from artifactd.registry.metrics import DamageCounters
 from artifactd.registry.upkeep.damage import Damage
 from artifactd.settings.settings import Settings

@@ -391,8 +391,9 @@ class _StepAgent(Agent):
         """Leave nothing in the headers that treq would act upon."""
         response.headers.removeHeader(b"Set-Cookie")
         fields = response.headers.getRawHeaders(b"Content-Encoding", [])
-        self.coding = coding_of(value.decode("iso-8859-1") for value in fields)
-        response.headers.removeHeader(b"Content-Encoding")
+        if fields:
+            self.coding = coding_of(value.decode("iso-8859-1") for value in fields)
+            response.headers.removeHeader(b"Content-Encoding")
         return response
 
 

@@ -16,7 +16,6 @@ from artifactd.auth.logins import Logins
 from artifactd.auth.passwords import fits_basic
 from artifactd.auth.sessions import Session
 from artifactd.catalog.overview import TagOrder
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import (
     ManifestUnknown,
     NameUnknown,
@@ -25,7 +24,7 @@ from artifactd.oci.errors import (
     TooManyRequests,
     Unauthorized,
 )
-from artifactd.oci.names import ImageName, Reference, Tag, parse_reference
+from artifactd.oci.names import Digest, ImageName, Reference, Tag, parse_reference
 from artifactd.registry.registry import Target
 from artifactd.registry.seeing import Page as Entries
 from artifactd.registry.seeing import TagShown, found_in

@@ -1,20 +1,27 @@
-"""The access log, one line per request; and files of lines, which the audit log uses too."""
+"""What is told of each request: a line of the access log, and the numbers of the metrics."""
 
 from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from io import FileIO
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 from attrs import define, field
 from twisted.logger import Logger, LogLevel
 
 from artifactd.kit.printable import PRINTABLE, printable
+from artifactd.kit.shared import SharedMemory
+from artifactd.kit.tallies import Metrics, Tallies
+
+if TYPE_CHECKING:
+    from artifactd.web.server.protocol import RegistryRequest
 
 _file_log = Logger()
 
@@ -224,3 +231,137 @@ class AccessLog:
             path == each if each.startswith("/") else access.agent.startswith(each)
             for each in self.omitted
         )
+
+
+OTHER = "other"
+"""The route of requests that no route is for."""
+
+SECONDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
+    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)
+"""The upper bounds of the classes of the histogram, in seconds."""
+
+# Any other method is counted as "other": clients must not make time series.
+_METHODS = {each.encode(): each for each in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")}
+_METHODS[b"OPTIONS"] = "OPTIONS"
+
+
+class Tally:
+    """Counts the requests of one route, method and status."""
+
+    __slots__ = ("_numbers", "_received", "_requests", "_seconds", "_sent")
+
+    def __init__(self, traffic: Traffic, route: str, method: str, code: str) -> None:
+        key = (route, method)
+        # The numbers themselves: a call for each of them would take longer than all the rest.
+        self._requests = traffic.requests.labels(route, method, code).place
+        self._seconds = traffic.seconds.labels(*key).place
+        self._received = traffic.received.labels(*key).place
+        self._sent = traffic.sent.labels(*key).place
+
+    def count(self, seconds: float, received: int, sent: int) -> None:
+        """Count a request that has ended; the bytes of bodies, as far as they are not counted."""
+        numbers, at = self._requests
+        numbers[at] += 1
+        numbers, at = self._seconds
+        numbers[at] += seconds
+        numbers[at + 1 + bisect_left(SECONDS, seconds)] += 1
+        if received:
+            numbers, at = self._received
+            numbers[at] += received
+        if sent:
+            numbers, at = self._sent
+            numbers[at] += sent
+
+
+class Traffic:
+    """
+    Counts requests, by routes: the paths have no bound, and the routes have.
+
+    :ivar tallies: by route, method and status; made by :meth:`tally`.
+    :ivar running: the requests that are being handled.
+    :ivar connections: the open connections of clients.
+    :ivar hits, misses: hot answers that were given, and requests for which there was none yet,
+        since the last look.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        each = ("route", "method")
+        self.requests = metrics.counter(
+            "http_requests",
+            "Requests that have ended; code 0: the client left before it was answered",
+            *each,
+            "code",
+        )
+        self.seconds = metrics.histogram(
+            "http_request_seconds",
+            "Seconds from the end of a request's headers to the end of its answer",
+            *each,
+            bounds=SECONDS,
+        )
+        self.received = metrics.counter(
+            "http_received_bytes", "Bytes of the bodies of requests, counted every second", *each
+        )
+        self.sent = metrics.counter(
+            "http_sent_bytes", "Bytes of the bodies of answers, counted every second", *each
+        )
+        self._in_flight = metrics.gauge(
+            "http_requests_in_flight", "Requests that are being handled", *each
+        )
+        transfers = metrics.gauge(
+            "transfers_in_flight", "Requests whose body is coming, and answers on their way", "way"
+        )
+        self._coming, self._going = transfers.labels("in"), transfers.labels("out")
+        self.hits = self.misses = 0
+        self._hits = metrics.counter(
+            "hot_answers_hits", "Requests answered by the bytes of an answer before"
+        ).labels()
+        self._misses = metrics.counter(
+            "hot_answers_misses", "Requests that had come before, and had no answer to repeat"
+        ).labels()
+        self.connections = metrics.gauge("connections", "Open connections of clients").labels()
+        self.running: set[RegistryRequest] = set()
+        self.tallies: dict[tuple[str, bytes, int], Tally] = {}
+        self._shown: set[tuple[str, str]] = set()
+
+    @classmethod
+    def apart(cls) -> Traffic:
+        """Make one whose numbers nobody reads."""
+        return cls(Metrics(Tallies(SharedMemory.create())))
+
+    def tally(self, route: str, method: bytes, status: int) -> Tally:
+        """Return what counts the requests of a route, method and status; keep it."""
+        key = (route, method if method in _METHODS else b"", status)
+        tally = self.tallies.get(key)
+        if tally is None:
+            tally = Tally(self, route, _METHODS.get(method, OTHER), str(status))
+            self.tallies[key] = tally
+        return tally
+
+    def look(self) -> None:
+        """Count the bytes that have passed since the last time, and the requests in flight."""
+        self._hits.inc(self.hits)
+        self._misses.inc(self.misses)
+        self.hits = self.misses = 0
+        counted: Counter[tuple[str, str]] = Counter()
+        coming = going = 0
+        for request in self.running:
+            key = (request.route, _METHODS.get(request.method, OTHER))
+            counted[key] += 1
+            received, sent = request.counted
+            request.counted = request.received, request.sentLength
+            if request.received > received:
+                self.received.labels(*key).inc(request.received - received)
+            if request.sentLength > sent:
+                self.sent.labels(*key).inc(request.sentLength - sent)
+            body = request.body
+            coming += body is not None and not body.complete
+            going += bool(request.startedWriting)
+        for key in self._shown - counted.keys():
+            self._in_flight.labels(*key).set(0)
+        for key, count in counted.items():
+            self._in_flight.labels(*key).set(count)
+        self._shown |= counted.keys()
+        self._coming.set(coming)
+        self._going.set(going)

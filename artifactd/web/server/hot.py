@@ -17,8 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.web.http import datetimeToString
 
 from artifactd.auth.identity import Caller
-from artifactd.web.server.accesslog import Access
-from artifactd.web.server.traffic import Tally
+from artifactd.web.server.accesslog import Access, Tally
 
 SECONDS = 1.0
 """The longest that an answer is repeated.  Then it goes the usual way, which renews leases."""
@@ -115,6 +114,10 @@ class Kept:
     size: int
 
 
+READS = (b"GET ", b"HEAD")
+"""What a request begins with whose answer may be hot: its first four bytes."""
+
+
 class HotAnswers:
     """
     Keeps the answers that may be repeated while nothing is committed that touches their images, and
@@ -152,11 +155,12 @@ class HotAnswers:
         Return the answer to a request, or that it has come before and has no answer here, or
         ``None`` for anything else.
 
-        :param head: the bytes that have come on a connection on which no request is under way.
+        :param head: the bytes that have come on a connection on which no request is under way,
+            beginning with one of :data:`READS`.
         :param address: the client's; ``None`` if a proxy names it in the request.
         :param certified: the caller without a login.
         """
-        if len(head) > _LARGEST or head[-4:] != _END or head[:4] not in (b"GET ", b"HEAD"):
+        if len(head) > _LARGEST or head[-4:] != _END:
             return None
         login = None
         at = head.find(_LOGIN)

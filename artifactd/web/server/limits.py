@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
 
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
@@ -18,7 +17,7 @@ from artifactd.kit.shared import Moments, SharedMemory, Table
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.proxies import UNIX, is_loopback
+from artifactd.web.server.proxies import counted_address
 
 _log = Logger()
 
@@ -289,25 +288,3 @@ def _charge(buckets: TokenBuckets, key: str) -> None:
             None,
             {"Retry-After": str(seconds)},
         )
-
-
-def owner_of(identity: Identity, address: str) -> str | None:
-    """
-    Return the owner of what a request takes: requests of one user count together, and those of one
-    address that has not logged in; ``None`` for this machine.  No user's name has a colon.
-    """
-    if identity.kind is not Kind.ANONYMOUS:
-        return str(identity)
-    counted = counted_address(address)
-    return None if counted is None else f"address:{counted}"
-
-
-_network = lru_cache(4096)(network)
-
-
-def counted_address(address: str) -> str | None:
-    """
-    Return the key by which limits count a client's address: an IPv4 address, or an IPv6 network of
-    64 bits.  ``None`` for this machine, which such limits do not apply to.
-    """
-    return None if address == UNIX or is_loopback(address) else _network(address)

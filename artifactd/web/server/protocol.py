@@ -35,7 +35,7 @@ from artifactd.kit.budget import RECEIVE_SIZE
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import RegistryError, TooManyRequests, Unavailable, Unsupported
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.accesslog import Access, AccessLog
+from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic
 from artifactd.web.server.body import RequestBody
 from artifactd.web.server.certificate import certified
 from artifactd.web.server.cors import Cors
@@ -47,10 +47,9 @@ from artifactd.web.server.framing import (
     origin_form,
     request_problem,
 )
-from artifactd.web.server.hot import HotAnswers, Kept, Peer, Repeated
-from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates, owner_of
-from artifactd.web.server.proxies import TrustedProxies, from_here, peer_address
-from artifactd.web.server.traffic import OTHER, Traffic
+from artifactd.web.server.hot import READS, HotAnswers, Kept, Peer, Repeated
+from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates
+from artifactd.web.server.proxies import TrustedProxies, from_here, owner_of, peer_address
 
 PRIVATE = {
     http.HTTPChannel: (
@@ -218,6 +217,7 @@ class RegistryChannel(http.HTTPChannel):
         hot = self.site.hot
         if (
             hot is not None
+            and data[:4] in READS
             and self.line_mode
             and not (self.requests or self._buffer or self.paused or self._waitingForTransport)
             and not self.site.draining

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
 from twisted.web.server import Request
+
+from artifactd.auth.guessing import network
+from artifactd.auth.identity import Identity, Kind
 
 UNIX = "unix"
 
@@ -175,3 +179,25 @@ def _own_authority(address: object) -> str:
     if host is None:
         return "localhost"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def owner_of(identity: Identity, address: str) -> str | None:
+    """
+    Return the owner of what a request takes: requests of one user count together, and those of one
+    address that has not logged in; ``None`` for this machine.  No user's name has a colon.
+    """
+    if identity.kind is not Kind.ANONYMOUS:
+        return str(identity)
+    counted = counted_address(address)
+    return None if counted is None else f"address:{counted}"
+
+
+_network = lru_cache(4096)(network)
+
+
+def counted_address(address: str) -> str | None:
+    """
+    Return the key by which limits count a client's address: an IPv4 address, or an IPv6 network of
+    64 bits.  ``None`` for this machine, which such limits do not apply to.
+    """
+    return None if address == UNIX or is_loopback(address) else _network(address)

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from artifactd.catalog.records import nothing
 from artifactd.catalog.remote import CachedPage, Held
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.mirror import eviction
 from artifactd.registry.mirror.eviction import Eviction, LastUsed, forget

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.defer import Deferred
 
-from artifactd.oci.digest import Digest
+from artifactd.oci.names import Digest
 from artifactd.registry.mirror.fill import Corrupt, Fill
 from artifactd.store.fills import FillInfo
 from artifactd.upstream.errors import Missing, RangeRefused, Throttled

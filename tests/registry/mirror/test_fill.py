@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from artifactd.kit.deferreds import Stopped
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.mirror.fill import (
     UNATTENDED_FILLS,
     UNATTENDED_SECONDS,

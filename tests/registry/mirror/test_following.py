@@ -9,8 +9,8 @@ from typing import Any
 from attrs import frozen
 
 from artifactd.kit.deferreds import Stopped
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import BadGateway
+from artifactd.oci.names import Digest
 from artifactd.registry.content import publish
 from artifactd.registry.mirror.fill import Fill
 from artifactd.registry.model import BlobFound

@@ -8,9 +8,8 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import Unavailable
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Digest, ImageName
 from artifactd.registry.mirror.eviction import LastUsed
 
 ALPINE = ImageName("docker.io", "library/alpine")

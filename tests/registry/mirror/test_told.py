@@ -5,9 +5,8 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.records import ManifestRecord
-from artifactd.oci.digest import Digest
 from artifactd.oci.manifest import OCI_INDEX
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from artifactd.registry.mirror.told import ToldTags
 from tests.registry.fixture import ALPINE, BUSYBOX
 

@@ -13,10 +13,9 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.retention import RetentionCatalog
-from artifactd.oci.digest import Digest
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import Manifest
-from artifactd.oci.names import ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.registry.content import publish
 from artifactd.registry.metrics import Counters
 from artifactd.registry.upkeep import collector

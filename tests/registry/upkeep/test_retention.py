@@ -7,8 +7,7 @@ from typing import Any
 
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.retention import HOUR
-from artifactd.oci.digest import Digest
-from artifactd.oci.names import Tag
+from artifactd.oci.names import Digest, Tag
 from artifactd.registry.upkeep.retention import Retention, Verdict
 from artifactd.settings.settings import LocalSettings, RetentionRule
 from artifactd.settings.values import Duration, Pattern

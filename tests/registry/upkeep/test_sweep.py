@@ -10,8 +10,7 @@ from uuid import uuid4
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.records import UploadRecord
-from artifactd.oci.digest import Algorithm, Digest
-from artifactd.oci.names import ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.registry.upkeep import sweep
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.store.publication import StagedBlob
