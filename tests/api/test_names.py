@@ -154,12 +154,12 @@ class PathTests(ApiTestCase):
         self.assertEqual(200, (await self.registry.request("GET", target)).status)
 
     async def test_any_host_is_answered(self) -> None:
-        for host in ("a..b", "x" * 80, "", "example.org:99999"):
+        for host in ("a..b", "x" * 80, "", "example.org:65535"):
             answer = await self.registry.request("GET", "/v2/", headers={"Host": host})
             self.assertEqual(200, answer.status)
 
     async def test_what_is_no_host_is_refused(self) -> None:
-        for host in ("\xff", "a/b", "a b", "a@b", "a, b"):
+        for host in ("\xff", "a/b", "a b", "a@b", "a, b", "example.org:65536"):
             await self.refused(400, "UNSUPPORTED", "GET", "/v2/", None, {"Host": host})
 
     async def test_the_server_as_a_whole_is_no_endpoint(self) -> None:
