@@ -78,9 +78,9 @@ class AccountsTests(SettingsCase):
     def test_who_logs_in_may_do_what_the_rules_say(self) -> None:
         alice, ci = self.log_in("alice", "alice's"), self.log_in("robot+ci", SECRET)
         granted = AccessRules(self.settings.access, self.settings.robot, lambda: 0.0).granted
-        self.assertEqual(granted(alice, APP), {"pull", "push", "delete"})
+        self.assertEqual(granted(alice, APP), {"pull", "create", "push", "delete"})
         self.assertEqual(granted(alice, HUB), {"pull"})
-        self.assertEqual(granted(ci, APP), {"pull", "push"})
+        self.assertEqual(granted(ci, APP), {"pull", "create", "push"})
         self.assertEqual(granted(ci, ImageName("local", "other")), set())
         self.assertEqual(granted(self.log_in("bob", "alice's"), APP), set())
         self.assertEqual(granted(ANONYMOUS, HUB), {"pull"})
