@@ -47,7 +47,7 @@ from artifactd.settings.settings import Settings
 from artifactd.settings.webhooks import EventKind
 from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
-from artifactd.store.folder import DutyLock
+from artifactd.store.folder import Duties
 from artifactd.web.answer import stopping
 from artifactd.web.api import Api, actor_of
 from artifactd.web.audit import AUDIT, AuditLog
@@ -295,7 +295,7 @@ class _Running:
     daemon: WholeDaemon
     parts: Assembly
     pulse: Pulse
-    duties: DutyLock
+    duties: Duties
     shelves: Iterator[int]
     started: float
 
@@ -444,7 +444,7 @@ def _start(
     parts.threads.start()
     # A daemon that is restarted often begins with other shelves each time.
     shelves = count(randrange(SHELVES), _SHELVES_EACH)
-    duties = DutyLock(parts.folder.path, files)
+    duties = Duties(parts.folder.path, files)
     started = reactor.seconds()
     return _Running(
         ports, site, access_log, audit, gate, daemon, parts, pulse, duties, shelves, started

@@ -17,7 +17,14 @@ from twisted.logger import Logger
 
 from artifactd.kit.start import StartError
 from artifactd.store import procfs
-from artifactd.store.files import DIRECTORY, Directory, FileOperations, try_lock, write_all
+from artifactd.store.files import (
+    DIRECTORY,
+    Directory,
+    DutyLock,
+    FileOperations,
+    try_lock,
+    write_all,
+)
 
 MARKER = "artifactd.lock"
 FORMAT = "artifactd data folder, format 1\n"
@@ -654,34 +661,26 @@ class CopyLock:
             os.close(fd)
 
 
-class DutyLock:
+class Duties:
     """
     Lets one of the processes on the data folder at ``path`` do what one has to do for all, until it
     ends: sweep, collect garbage, scrub, evict.
     """
 
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
-        self._path = path
-        self._files = files or FileOperations()
-        self._fd = -1
-        self._released = False
+        self._lock = DutyLock(path, _DUTIES, files)
+        self._held = self._released = False
 
     def held(self) -> bool:
         """Whether it is this process, from now on if it was none.  Takes microseconds."""
-        if self._fd >= 0 or self._released:
-            return not self._released
-        fd = _open_lock(self._path, _DUTIES, self._files)
-        if not try_lock(fd):
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
+        if not (self._held or self._released):
+            self._held = self._lock.claim()
+        return self._held
 
     def release(self) -> None:
         """Leave it to another process for good."""
-        fd, self._fd, self._released = self._fd, -1, True
-        if fd >= 0:
-            os.close(fd)
+        self._held, self._released = False, True
+        self._lock.release()
 
 
 class ReloadSocket:

@@ -12,6 +12,7 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.names import Digest
+from tests.commands.test_main import artifactd
 from tests.crash.upload import CONTENT, Upload, send
 from tests.process import Daemon
 from tests.programs import Process, wait_for
@@ -123,8 +124,9 @@ class SweepTests(TestCase):
         await self.publish_and_die()
         upload_file = upload.file(self.daemon.data)
         os.utime(upload_file, (time.time() - DAYS,) * 2)
+        swept = await artifactd(self, "gc", ARTIFACTD_DATA=str(self.daemon.data))
+        self.assertIn(": the process that wrote it has died\n", swept.out)
         other = await Daemon.start(self, data=self.daemon.data)
-        await other.process.matched("swept 1 ")
         self.assertEqual(unfinished(self.daemon.data), [upload_file])
         chunk.send(CONTENT[HALF:])
         await chunk.take_more()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.store.folder import DutyLock, ReloadSocket
+from artifactd.store.folder import Duties, ReloadSocket
 
 
 class DutyTests(SynchronousTestCase):
     def setUp(self) -> None:
         folder = Path(self.mktemp())
         folder.mkdir(mode=0o700)
-        self.one, self.other = DutyLock(folder), DutyLock(folder)
+        self.one, self.other = Duties(folder), Duties(folder)
         self.addCleanup(self.one.release)
         self.addCleanup(self.other.release)
 
