@@ -33,6 +33,7 @@ class EvictionTests(MirrorCase):
 
     async def assert_only_the_pinned_stays(self, **settings: Any) -> None:
         before = await self.pulled()
+        await before.stop()  # while it runs, it is the one that evicts
         registry = self.mirror(before.data, pinned=["library/pinned"], **settings)
         gone = Digest.of(LAYERS["other"]).encoded
         await wait_for(lambda: not any(gone in file for file in registry.files()))
