@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.failure import Failure
@@ -33,7 +34,7 @@ def listen(
     ports = []
     certificates = []
     for description in descriptions:
-        endpoint, port = _listen(description, site, reactor)
+        endpoint, port = listen_on(description, site, reactor)
         opened.callback(port.stopListening)
         ports.append(port)
         if isinstance(endpoint, TlsEndpoint):
@@ -43,9 +44,14 @@ def listen(
     return ports
 
 
-def _listen(
+def listen_on(
     description: str, site: IProtocolFactory, reactor: Any
 ) -> tuple[IStreamServerEndpoint, IListeningPort]:
+    """
+    Listen on ``description``, one of Twisted's endpoint strings.
+
+    :raises StartError: naming it, if it can't be listened on.
+    """
     outcome: list[IListeningPort | Failure] = []
     try:
         endpoint = serverFromString(reactor, str(description))  # it takes no subclass of str
@@ -57,6 +63,12 @@ def _listen(
         raise StartError(f"listen: {description}: {error}") from error
     assert not isinstance(outcome[0], Failure)
     return endpoint, outcome[0]
+
+
+def stop_listening(ports: Iterable[IListeningPort]) -> Deferred[Any]:
+    """Close the ports, also the others when one fails.  Fires when that is done."""
+    closing = [maybeDeferred(port.stopListening) for port in ports]
+    return DeferredList(closing, consumeErrors=True)
 
 
 def measure_certificates(counters: Counters, certificates: Sequence[Certificates]) -> None:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from attrs import define, field
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol
-from twisted.python.failure import Failure
 
+from artifactd.daemon.listen import listen_on, stop_listening
 from artifactd.kit.start import StartError
 
 
@@ -78,25 +77,20 @@ class Sockets:
                 else:
                     bound[description] = before, before.plain
         except StartError:
-            _close(endpoints.made)
+            stop_listening(each.port for each in endpoints.made)
             raise
-        kept = {id(each) for each, _ in bound.values()}
-        gone = [each for each in self._bound.values() if id(each) not in kept]
+        kept = {each for each, _ in bound.values()}
+        gone = [each.port for each in self._bound.values() if each not in kept]
         self._bound = {}
         for index, (description, (each, plain)) in enumerate(bound.items()):
             each.listener, each.plain = index, plain
             self._bound[description] = each
-        _close(gone)
+        stop_listening(gone)
 
     def close(self) -> Deferred[Any]:
         """Close all sockets."""
-        bound, self._bound = self._bound, {}
-        return _close(list(bound.values()))
-
-
-def _close(bound: Sequence[Bound]) -> Deferred[Any]:
-    closing = [maybeDeferred(each.port.stopListening) for each in bound]
-    return DeferredList(closing, consumeErrors=True)  # go on if one of them fails
+        ports, self._bound = self.ports, {}
+        return stop_listening(ports)
 
 
 class _Endpoints:
@@ -124,14 +118,7 @@ class _Endpoints:
 
         :raises StartError: if that can't be done.
         """
-        outcome: list[Any] = []
-        try:
-            serverFromString(self, description).listen(self._marker).addBoth(outcome.append)
-            if isinstance(outcome[0], Failure):
-                outcome[0].raiseException()
-        except Exception as error:
-            # An endpoint plugin may raise anything about its own string.
-            raise StartError(f"listen: {description}: {error}") from error
+        listen_on(description, self._marker, self)
         assert self._last is not None
         return self._last
 

@@ -17,7 +17,7 @@ from attrs import frozen
 from msgspec.structs import replace
 from twisted.application.internet import TimerService
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IListeningPort, IReactorCore
 from twisted.logger import ILogObserver, Logger, globalLogPublisher
 
@@ -27,7 +27,7 @@ from artifactd.daemon.assemble import Assembly, assemble
 from artifactd.daemon.gate import GateWiring, wire_gate
 from artifactd.daemon.greeting import greet
 from artifactd.daemon.handed import Handed
-from artifactd.daemon.listen import listen
+from artifactd.daemon.listen import listen, stop_listening
 from artifactd.daemon.log import StreamLog
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.pulse import BEAT, Pulse
@@ -306,11 +306,7 @@ class _Running:
         self.parts.scrubber.stop()
 
     async def drain(self, seconds: float) -> None:
-        def close_listeners() -> Deferred[Any]:
-            closing = [maybeDeferred(port.stopListening) for port in self.ports]
-            return DeferredList(closing, consumeErrors=True)  # go on if one of them fails
-
-        await self.site.drain(seconds, close_listeners)
+        await self.site.drain(seconds, lambda: stop_listening(self.ports))
         self.access_log.close()
 
     async def collect(self) -> None:
