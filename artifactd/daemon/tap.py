@@ -415,8 +415,8 @@ def _start(
         own=_own_log(ACCESS, log),
         omitted=settings.access_log_omit,
     )
-    _open(access_log)
-    opened.callback(access_log.close)
+    # Before the listeners: opened by one, its error would name that one's address.
+    _open(access_log, "access_log_file", settings.access_log_file, opened)
     site = RegistrySite(
         _home(settings, api, json_api, gate, parts),
         reactor,
@@ -505,20 +505,21 @@ def _audit_log(
         own=_own_log(AUDIT, log),
         login_refused=login_refused,
     )
-    try:
-        audit.open()
-    except OSError as error:
-        raise StartError(f"audit_log: {settings.audit_log}: {error.strerror}") from error
-    opened.callback(audit.close)
+    _open(audit, "audit_log", settings.audit_log, opened)
     return audit
 
 
-def _open(access_log: AccessLog) -> None:
-    """Open the log first: opened by a listener, its error would name the listener's address."""
+def _open(log: AccessLog | AuditLog, setting: str, path: str, opened: ExitStack) -> None:
+    """
+    Open a log; ``opened`` closes it again if a later step fails.
+
+    :raises StartError: naming the setting, if it can't be opened.
+    """
     try:
-        access_log.open()
+        log.open()
     except OSError as error:
-        raise StartError(f"access_log_file: {access_log.path}: {error.strerror}") from error
+        raise StartError(f"{setting}: {path}: {error.strerror}") from error
+    opened.callback(log.close)
 
 
 def _persist(work: Callable[[], Coroutine[Deferred[Any], Any, object]]) -> Deferred[None]:
