@@ -76,9 +76,7 @@ class Handed:
             peer = _peer(connection)
             protocol = self._factories[listener].buildProtocol(_shown(peer))
         except OSError:  # the client has left already
-            connection.close()
-            self._closed(number)
-            return
+            protocol = None
         if protocol is None:
             connection.close()
             self._closed(number)
