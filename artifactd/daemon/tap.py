@@ -227,8 +227,8 @@ class RegistryService(MultiService):
         self._repeat(self._settings.sweep_interval, running.swept)
         self._repeat(_EVICT_EVERY, running.evict)
         self._repeat(self._settings.gc_interval, running.collect)
-        if self._settings.webhook:
-            self._repeat(LOOK_EVERY, running.parts.deliveries.look)
+        look_every = LOOK_EVERY if self._settings.webhook else self._settings.sweep_interval
+        self._repeat(look_every, running.parts.deliveries.look)
         if self._settings.scrub_rate:
             self._repeat(_SCRUB_EVERY, running.scrub)
         if self._handed is None:

@@ -175,9 +175,13 @@ class Deliveries:
     async def look(self) -> None:
         """
         Begin to deliver what is due, and drop what is too old.  To be called every
-        :data:`LOOK_EVERY` seconds; it does not wait for deliveries.
+        :data:`LOOK_EVERY` seconds, or now and then where there are no receivers; it does not wait
+        for deliveries.
         """
-        if not self._lines or self._stopping:
+        if self._stopping:
+            return
+        if not self._lines:
+            await self._drop_lost()
             return
         if not self._claimed and self.clock.seconds() >= self._claims_at:
             self._claims_at = self.clock.seconds() + _CLAIM_EVERY
@@ -298,6 +302,19 @@ class Deliveries:
         line.failures += 1
         rest = max(pause(line.failures, self.random), least)
         line.rests_until = self.clock.seconds() + rest
+
+    async def _drop_lost(self) -> None:
+        """
+        Drop what is too old where the settings have lost all webhooks.  The lock is held no longer
+        than that: another process may have webhooks to deliver to.
+        """
+        if not await self.catalog.seen():
+            return
+        if await self.run_in_thread(self.lock.claim):
+            try:
+                await self._drop()
+            finally:
+                self.lock.release()
 
     async def _drop(self) -> None:
         """Keep the events within their bounds, also those of webhooks that the settings lost."""

@@ -346,3 +346,18 @@ class BoundTests(DeliveryTestCase):
         self.assertEqual(1, await self.waiting())
         await self.look(8 * 24 * HOUR)
         self.assertEqual(0, await self.waiting())
+
+    async def test_without_any_webhook_left_events_go_after_a_week_and_the_lock_is_free(
+        self,
+    ) -> None:
+        await self.put(b"one", "v1")
+        without = self.deliver()
+        await without.look()
+        self.assertEqual(1, await self.waiting())
+        self.time += 8 * 24 * HOUR
+        await without.look()
+        self.assertEqual(0, await self.waiting())
+        self.assertEqual(1, self.counted("dropped"))
+        await self.put(b"one", "v2")
+        await self.look()
+        self.assertEqual({"local/app": ["v2"]}, self.receiver.got)
