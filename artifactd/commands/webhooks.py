@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from math import inf
 from typing import ClassVar
 from uuid import uuid4
@@ -18,6 +17,7 @@ from artifactd.commands.offline import DataCommand
 from artifactd.commands.table import JSON, Table, print_json, shown_time, utc
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
+from artifactd.registry.seeing import instant
 from artifactd.settings.settings import Settings
 from artifactd.webhooks.delivery import Receiver
 from artifactd.webhooks.requests import FORMATS, PING
@@ -185,7 +185,10 @@ class Webhooks(DataCommand):
                 return 1
             names, only = [message.webhook], message.id
         elif self["since"] is not None:
-            since = _time(self["since"])
+            try:
+                since = instant(self["since"])
+            except ValueError as error:
+                raise usage.UsageError(f"--since: {error}") from None
         count = 0
         for name in names:
             count += await catalog.replay(name, since, only)
@@ -219,13 +222,3 @@ def _cells(row: _Listed | _Told) -> list[str]:
 
 def _receiver(parts: Assembly, name: str) -> Receiver | None:
     return next((each for each in parts.deliveries.receivers if each.name == name), None)
-
-
-def _time(text: str) -> float:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise usage.UsageError(
-            f"--since: expected a time such as 2026-11-05T14:00:00Z, got {text!r}"
-        ) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
