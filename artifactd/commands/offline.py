@@ -6,11 +6,12 @@ import re
 import sys
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from attrs import asdict, define, evolve, field
 from twisted.internet.defer import CancelledError, Deferred
@@ -31,12 +32,17 @@ from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.names import Digest, ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.seeing import Page
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
 from artifactd.registry.upkeep.sweep import Remains, Sweep
 from artifactd.registry.warming import ImageReference, Warming
 from artifactd.settings.settings import Settings
 from artifactd.store.folder import MARKER
+
+_PAGE = 500  # entries of a list that are read at a time
+
+_T = TypeVar("_T")
 
 
 class DataCommand(SettingsOptions):
@@ -170,6 +176,22 @@ class Purge(ImageCommand):
 def resolved(parts: Assembly, name: str) -> ImageName:
     """The image that a client means by ``name``.  :raises NameInvalid: if it is no name."""
     return parts.registry.names.resolve(RepositoryName.parse(name))
+
+
+async def pages(read: Callable[[str | None, int], Awaitable[Page[_T]]]) -> AsyncIterator[Page[_T]]:
+    """
+    The pages of a list.
+
+    :param read: reads a page; is given the place that it begins behind (``None``: the beginning),
+        and how many entries it has at most.
+    """
+    after = None
+    while True:
+        page = await read(after, _PAGE)
+        yield page
+        after = page.after
+        if after is None:
+            return
 
 
 def is_remote(parts: Assembly, image: ImageName) -> bool:
@@ -516,19 +538,17 @@ class Undelete(ImageCommand):
 
 
 async def _list_deleted(parts: Assembly, image: ImageName, *, as_json: bool) -> int:
-    page = await parts.seeing.deleted(image)
-    status = 0 if page.entries else 1
-    while True:
+    status = 1
+    async for page in pages(partial(parts.seeing.deleted, image)):
         for each in page.entries:
+            status = 0
             if as_json:
                 print_json(each)
                 continue
             behind = f" of {each.digest}" if each.kind == "tag" else ""
             by = printable(each.actor)
             print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")
-        if page.after is None:
-            return status
-        page = await parts.seeing.deleted(image, page.after)
+    return status
 
 
 @define

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from heapq import nlargest
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from attrs import frozen
 from twisted.python import usage
@@ -24,6 +24,7 @@ from artifactd.commands.offline import (
     is_read_only,
     is_remote,
     list_garbage,
+    pages,
     resolved,
 )
 from artifactd.commands.table import JSON, Table, print_json, shown_time
@@ -36,7 +37,6 @@ from artifactd.registry.seeing import (
     EntryShown,
     ManifestShown,
     MovementShown,
-    Page,
     Seeing,
     TagShown,
     instant,
@@ -45,21 +45,7 @@ from artifactd.settings.settings import LocalSettings, Settings
 
 _RM = "rm"  # who did it, in the journal
 _IMMUTABLE = "immutable"  # the flag of commands that also change what clients may not
-_PAGE = 500  # images, tags or movements that are read at a time
 _NESTED = 10_000  # manifests of an index that are shown
-
-_T = TypeVar("_T")
-
-
-async def _pages(read: Callable[[str | None, int], Awaitable[Page[_T]]]) -> AsyncIterator[Page[_T]]:
-    """The pages of a list, of which ``read`` returns the one behind a place, at most so long."""
-    after = None
-    while True:
-        page = await read(after, _PAGE)
-        yield page
-        after = page.after
-        if after is None:
-            return
 
 
 class List(DataCommand):
@@ -79,7 +65,7 @@ class List(DataCommand):
     async def work(self, parts: Assembly, settings: Settings) -> int:
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
         found = False
-        async for page in _pages(partial(parts.seeing.images, pattern=self.pattern)):
+        async for page in pages(partial(parts.seeing.images, pattern=self.pattern)):
             found = found or bool(page.entries)
             table.add([(each, _image_cells(each)) for each in page.entries])
         return 0 if found else 1
@@ -102,7 +88,7 @@ class Tags(ImageCommand):
             *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
             as_json=self["json"],
         )
-        async for page in _pages(partial(parts.seeing.tags, image)):
+        async for page in pages(partial(parts.seeing.tags, image)):
             table.add([(each, _tag_cells(each)) for each in page.entries])
         return 0
 
@@ -127,7 +113,7 @@ class History(ImageCommand):
         table = Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
         found = False
         reading = partial(parts.seeing.history, image, reference, newest_first=False)
-        async for page in _pages(reading):
+        async for page in pages(reading):
             found = found or bool(page.entries)
             table.add([(each, _movement_cells(each)) for each in page.entries])
         return 0 if found else 1
@@ -160,7 +146,7 @@ class Usage(DataCommand):
         if self.pattern is None:
             return await self._repositories(parts.seeing)
         largest: list[ImageSeen] = []
-        async for page in _pages(partial(parts.seeing.images, pattern=self.pattern)):
+        async for page in pages(partial(parts.seeing.images, pattern=self.pattern)):
             seen = [*largest, *page.entries]
             largest = nlargest(int(self["most"]), seen, lambda each: each.own or 0)
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", as_json=self["json"])
