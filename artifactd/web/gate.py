@@ -471,23 +471,10 @@ class AccessGate:
         return target.pulled_by(self.asker(request), pulled)
 
     def may_pull(self, request: RegistryRequest, name: str) -> Callable[[ImageName], bool]:
-        caller = request.caller
-
-        def may(image: ImageName) -> bool:
-            granted = Action.PULL in self.rules.granted(caller.identity, image)
-            return granted and _in_scope(caller, Action.PULL, image, name)
-
-        return may
+        return lambda image: self._may(request, Action.PULL, image, name)
 
     def may_push(self, request: RegistryRequest, target: Target) -> bool:
-        caller = request.caller
-        granted = Action.CREATE in self.rules.granted(caller.identity, target.image)
-        scope = str(target.name)
-        return (
-            granted
-            and not self.read_only()
-            and _in_scope(caller, Action.CREATE, target.image, scope)
-        )
+        return self._may(request, Action.CREATE, target.image, str(target.name))
 
     def create_only(self, request: RegistryRequest, target: Target) -> str:
         caller, image = request.caller, target.image
@@ -501,12 +488,20 @@ class AccessGate:
         return f"{rules} of the settings"
 
     def may(self, request: RegistryRequest, action: Action, image: ImageName) -> bool:
+        return self._may(request, action, image, str(image))
+
+    def _may(self, request: RegistryRequest, action: Action, image: ImageName, name: str) -> bool:
+        """
+        Whether the caller may do ``action`` to ``image`` now.
+
+        :param name: the name that the scopes of a token are compared with, as the canonical one is.
+        """
         caller = request.caller
         granted = action in self.rules.granted(caller.identity, image)
         return (
             granted
             and (action is Action.PULL or not self.read_only())
-            and _in_scope(caller, action, image, str(image))
+            and _in_scope(caller, action, image, name)
         )
 
     def listed(self, request: RegistryRequest) -> Allowed:
