@@ -575,33 +575,33 @@ class FolderCollectionLock:
     def __init__(self, path: Path, files: FileOperations | None = None) -> None:
         self._path = path
         self._files = files or FileOperations()
-        self._claimed: tuple[int, int] | None = None
+        self._collector = DutyLock(path, _COLLECTOR, self._files)
+        self._hold = -1
 
     def claim(self) -> bool:
         """Take the lock.  Returns whether it was free.  Blocks."""
         # Two threads may come here at once: the lock, which is a descriptor's, decides.
-        collector = _open_lock(self._path, _COLLECTOR, self._files)
+        if not self._collector.claim():
+            return False
         try:
-            if not try_lock(collector):
-                os.close(collector)
-                return False
-            self._claimed = collector, _open_lock(self._path, _HOLD, self._files)
+            self._hold = _open_lock(self._path, _HOLD, self._files)
         except BaseException:
-            os.close(collector)
+            self._collector.release()
             raise
         return True
 
     def release(self) -> None:
         """Let another process collect."""
-        claimed, self._claimed = self._claimed, None
-        for fd in claimed or ():
-            os.close(fd)
+        hold, self._hold = self._hold, -1
+        if hold >= 0:
+            os.close(hold)
+        self._collector.release()
 
     @contextmanager
     def step(self) -> Iterator[bool]:
         """Whether collection may go on by one step."""
-        assert self._claimed is not None, "not claimed"
-        _, hold = self._claimed
+        assert self._hold >= 0, "not claimed"
+        hold = self._hold
         try:
             yield try_lock(hold)
         finally:
@@ -672,13 +672,15 @@ class Duties:
         self._held = self._released = False
 
     def held(self) -> bool:
-        """Whether it is this process, from now on if it was none.  Takes microseconds."""
+        """
+        Whether this process has them; it takes them if no process has.  Takes microseconds.
+        """
         if not (self._held or self._released):
             self._held = self._lock.claim()
         return self._held
 
     def release(self) -> None:
-        """Leave it to another process for good."""
+        """Leave them to another process for good."""
         self._held, self._released = False, True
         self._lock.release()
 
@@ -690,9 +692,10 @@ class ReloadSocket:
     Its folder is named by a descriptor: a path may be too long for a socket's name.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: FileOperations | None = None) -> None:
         self._path = path
-        self._lock = -1
+        self._files = files or FileOperations()
+        self._lock = DutyLock(path, _SUPERVISOR, self._files)
         self._folder: Directory | None = None
 
     @contextmanager
@@ -701,27 +704,24 @@ class ReloadSocket:
         with Directory.open(self._path) as folder:
             yield f"/proc/self/fd/{folder.fd}/{_RELOAD}"
 
-    def claim(self, files: FileOperations | None = None) -> str | None:
+    def claim(self) -> str | None:
         """
         Return a name to listen at until :meth:`release`; ``None`` if another supervisor has it.
 
         :raises OSError: if that can't be told.
         """
-        files = files or FileOperations()
-        lock = _open_lock(self._path, _SUPERVISOR, files)
-        if not try_lock(lock):
-            os.close(lock)
+        if not self._lock.claim():
             return None
-        self._lock, self._folder = lock, Directory.open(self._path)
-        files.unlink(self._folder.fd, _RELOAD)
+        self._folder = Directory.open(self._path)
+        self._files.unlink(self._folder.fd, _RELOAD)
         return f"/proc/self/fd/{self._folder.fd}/{_RELOAD}"
 
     def release(self) -> None:
         """Leave the name to others."""
-        if self._folder is not None:
-            self._folder.close()
-            os.close(self._lock)
-            self._folder = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            folder.close()
+        self._lock.release()
 
 
 def _open_lock(path: Path, name: str, files: FileOperations) -> int:
