@@ -189,9 +189,10 @@ class Pulse:
     async def beat(self) -> None:
         """Look at everything; to be called every :data:`BEAT` seconds."""
         now: float = self._parts.reactor.seconds()
-        self._lag.observe(max(0.0, now - self._due) if self._beats else 0.0)
+        late = max(0.0, now - self._due)  # 0 at the first beat, which is due at no time
+        self._lag.observe(late)
         # A timer that repeats comes back at the next of its times, however late it was.
-        missed = math.floor(max(0.0, now - self._due) / BEAT) if self._beats else 0
+        missed = math.floor(late / BEAT)
         self._due = (self._due if self._beats else now) + (missed + 1) * BEAT
         self._look()
         if self._beats % _PROCESS_EVERY == 0:
