@@ -8,6 +8,7 @@ there: no counter falls while the daemon runs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import IntEnum
@@ -215,7 +216,7 @@ class Distribution:
 
 
 @define(eq=False)
-class _Family:
+class _Family(ABC):
     """A metric: its numbers, by the values of its labels."""
 
     tallies: Tallies
@@ -226,9 +227,14 @@ class _Family:
     def key(self, labels: Sequence[str]) -> str:
         return _SEPARATOR.join((self.name, *labels))
 
+    @property
+    def count(self) -> int:
+        """How many numbers there are for the same values of the labels."""
+        return 1
+
+    @abstractmethod
     def metric(self, found: Sequence[tuple[Sequence[str], Sequence[float]]]) -> Metric:
         """Return what Prometheus is told of the numbers, by the values of their labels."""
-        raise NotImplementedError
 
 
 @define(eq=False)
@@ -328,8 +334,7 @@ class Moment(Collector):
             metric, *labels = name.split(_SEPARATOR)
             found.setdefault((metric, count), []).append((labels, numbers))
         for family in self._families:
-            count = family.count if isinstance(family, Histogram) else 1
-            yield family.metric(found.get((family.name, count), ()))
+            yield family.metric(found.get((family.name, family.count), ()))
         yield from self._measured
 
 
