@@ -48,7 +48,7 @@ from artifactd.settings.settings import Settings, read
 from artifactd.store.folder import ReadOnlyMode, ReloadSocket
 from artifactd.web.server.limits import Connections, Counted
 from artifactd.web.server.protocol import not_now, too_many_connections
-from artifactd.web.server.proxies import TrustedProxies, from_here
+from artifactd.web.server.proxies import TrustedProxies
 
 CONTROL = 3
 """The descriptor of the link in a worker."""
@@ -243,7 +243,9 @@ class Supervisor(Service):
         self._path = source and source.absolute()  # twistd may go to another folder
         self._memory, self._log = memory, log
         self._sockets = Sockets(reactor, self._accepted)
-        self._connections = Connections(settings.limits, _exempt(settings.trusted_proxies))
+        self._connections = Connections(
+            settings.limits, TrustedProxies.parse(settings.trusted_proxies)
+        )
         self._numbers = count(1)
         self._workers: list[Worker] = []
         self._generation = Generation(-1, settings.processes)
@@ -395,7 +397,7 @@ class Supervisor(Service):
         self._generation = generation
         self._failures = 0
         self._patience = ready.shutdown_timeout
-        self._connections.exempt = _exempt(ready.trusted_proxies)
+        self._connections.proxies = TrustedProxies.parse(ready.trusted_proxies)
         self._connections.limits = replace(
             self._settings.limits,
             connections=ready.connections,
@@ -598,8 +600,3 @@ def _refuse(bound: Bound, connection: socket.socket, answer: bytes) -> None:
         with contextlib.suppress(OSError):
             connection.send(answer)
     connection.close()
-
-
-def _exempt(trusted_proxies: Sequence[str]) -> Callable[[object], bool]:
-    proxies = TrustedProxies.parse(trusted_proxies)
-    return lambda peer: from_here(peer) or proxies.trusts(peer)

@@ -17,7 +17,7 @@ from artifactd.kit.shared import Moments, SharedMemory, Table
 from artifactd.kit.timers import Timers
 from artifactd.oci.errors import TooManyRequests
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.proxies import counted_address
+from artifactd.web.server.proxies import TrustedProxies, counted_address, from_here
 
 _log = Logger()
 
@@ -42,12 +42,12 @@ class Connections:
     connections come and go all the time.
 
     :ivar limits: the limits in force.
-    :ivar exempt: tells which peers are not counted by address: proxies, and this machine.
+    :ivar proxies: the trusted ones: neither they nor this machine are counted by address.
     """
 
-    def __init__(self, limits: LimitsSettings, exempt: Callable[[object], bool]) -> None:
+    def __init__(self, limits: LimitsSettings, proxies: TrustedProxies) -> None:
         self.limits = limits
-        self.exempt = exempt
+        self.proxies = proxies
         self._listeners: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
         self._logged: set[str] = set()
@@ -66,7 +66,7 @@ class Connections:
         else:
             listener = f"port {getattr(host, 'port', '?')}"
         address = None
-        if self.limits.address_connections and not self.exempt(peer):
+        if self.limits.address_connections and not self._exempts(peer):
             address = network(str(getattr(peer, "host", "")))
         if self._full(self._listeners, listener, self.limits.connections):
             return None
@@ -82,6 +82,9 @@ class Connections:
         self._less(self._listeners, counted.listener, self.limits.connections)
         if counted.address is not None:
             self._less(self._addresses, counted.address, self.limits.address_connections)
+
+    def _exempts(self, peer: object) -> bool:
+        return from_here(peer) or self.proxies.trusts(peer)
 
     def _full(self, counts: Counter[str], key: str, limit: int) -> bool:
         if not limit or counts[key] < limit:

@@ -49,7 +49,7 @@ from artifactd.web.server.framing import (
 )
 from artifactd.web.server.hot import READS, HotAnswers, Kept, Peer, Repeated
 from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates
-from artifactd.web.server.proxies import TrustedProxies, from_here, owner_of, peer_address
+from artifactd.web.server.proxies import TrustedProxies, owner_of, peer_address
 
 PRIVATE = {
     http.HTTPChannel: (
@@ -833,9 +833,7 @@ class RegistrySite(server.Site):
         self.limits = limits or LimitsSettings()
         self.rates, self.hot = rates, hot
         self._stopping = stopping or resource
-        self._connections = Connections(
-            self.limits, lambda peer: from_here(peer) or self.proxies.trusts(peer)
-        )
+        self._connections = Connections(self.limits, self.proxies)
         self.access_log = access_log
         self._settled: Deferred[None] | None = None
         self._emptied: list[Deferred[None]] = []
