@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from artifactd.oci.manifest import OCI_MANIFEST
-from artifactd.oci.names import Digest
+from artifactd.oci.names import Digest, Tag
+from artifactd.web.audit import Change
 from artifactd.web.page.page import Page
 from tests.api.served import image_manifest
 from tests.page.case import GuardedPageCase, PageCase, Visitor, text, words
@@ -125,6 +127,26 @@ class ChangeTests(GuardedPageCase):
         self.assertEqual(
             [line["tag"] for line in self.lines() if line["outcome"] == "done"], ["v1"]
         )
+
+    async def test_deletions_before_one_that_fails_unexpectedly_are_told_and_audited(self) -> None:
+        await self.tag("v2")
+        browser = await self.as_user("alice")
+        delete = Page.delete
+
+        async def failing(page: Page, *args: Any) -> Sequence[Change]:
+            if args[-1] == Tag("v2"):
+                raise ZeroDivisionError
+            return await delete(page, *args)
+
+        self.patch(Page, "delete", failing)
+        answer = await browser.post(f"/ui/delete/{APP}", [("tag", "v1"), ("tag", "v2")])
+        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+        self.assertEqual(answer.status, 500)
+        self.assertIn("1 of 2 are deleted", words(answer))
+        (line,) = self.lines()
+        self.assertEqual((line["tag"], line["outcome"]), ("v1", "done"))
+        self.assertIn(line["request"], words(answer))
+        self.assertEqual(await self.tags(browser), ["v2"])
 
     async def test_who_may_not_changes_nothing(self) -> None:
         await self.tag()

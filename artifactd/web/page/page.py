@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from attrs import define, evolve, field
 from klein import Klein
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from artifactd.auth.identity import Kind
 from artifactd.auth.logins import Logins
@@ -32,6 +33,7 @@ from artifactd.registry.upkeep.state import Upkeep
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
 from artifactd.web.audit import Change
+from artifactd.web.errors import registry_error
 from artifactd.web.fields import form_fields, parameter
 from artifactd.web.gate import Need
 from artifactd.web.operated import Operated
@@ -411,6 +413,11 @@ class Page(Operated):
                 changes += await self.delete(request, target, reference)
             except RegistryError as error:
                 failed.append((reference, error))
+            except Exception:
+                if not changes:
+                    raise
+                # The reader and the audit log are told of those before.
+                failed.append((reference, registry_error(request, Failure())))
         if len(failed) == len(references):
             raise failed[0][1]
         image = str(target.image)
@@ -422,6 +429,7 @@ class Page(Operated):
                 image=image,
                 done=len(references) - len(failed),
                 failed=failed,
+                request_id=request.request_id,
             )
         elif self.is_remote(target.image):
             answer = _see(f"/ui/image/{image}", told="evicted")
