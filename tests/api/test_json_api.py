@@ -17,7 +17,7 @@ from artifactd.oci.names import Digest
 from artifactd.web.json_api import JsonApi
 from tests.api.case import ApiTestCase
 from tests.api.described import operations, problems
-from tests.api.guarded import CONFIG, RULES, GuardedCase
+from tests.api.guarded import CONFIG, RULES, GuardedCase, basic
 from tests.api.served import descriptor, image_index, image_manifest
 from tests.process import Answer
 
@@ -496,6 +496,12 @@ class ProofAccessTests(GuardedCase):
         (seen,) = json.loads((await self.ask("GET", IMAGES, "alice")).body)["images"]
         self.assertIsNone(seen["own"])
 
+    async def test_a_login_that_an_upstream_can_not_check_fails(self) -> None:
+        login = basic("docker.io/us", "secret")
+        answer = await self.registry.request("GET", IMAGES, None, login)
+        self.assertEqual([], problems("GET", IMAGES, answer))
+        self.assertEqual(502, answer.status, answer.body)
+
 
 class CreatingTests(GuardedCase):
     """writer may only create."""
@@ -517,6 +523,27 @@ class CreatingTests(GuardedCase):
         self.assertEqual([], problems("PUT", uri, answer))
         self.assertEqual("v2", self.assert_error(answer, 403, "DENIED")["reference"])
         self.assertEqual(200, await self.status("PUT", uri, "alice"))
+
+
+class NoDefaultTests(JsonApiCase):
+    toml = '[repository.local]\nkind = "local"\n[default]\npush = ""'
+
+    async def test_a_name_that_belongs_to_no_repository_is_unknown(self) -> None:
+        for method, path in (
+            ("GET", "/access?who=anyone&action=push&image=app"),
+            ("GET", "/images/app/tags"),
+            ("GET", "/images/app/tags/v1"),
+            ("PUT", f"/images/app/tags/v1?digest={ABSENT}"),
+            ("DELETE", "/images/app/tags/v1"),
+            ("GET", "/images/app/manifests/v1"),
+            ("DELETE", f"/images/app/manifests/{ABSENT}"),
+            ("GET", f"/images/app/referrers/{ABSENT}"),
+            ("GET", "/images/app/history"),
+            ("GET", "/images/app/deleted"),
+            ("POST", "/images/app/deleted"),
+        ):
+            answer = await self.answer(404, method, path)
+            self.assert_error(answer, 404, "NAME_UNKNOWN")
 
 
 class QuotaTests(JsonApiCase):
