@@ -115,7 +115,7 @@ class JsonApi(Operated):
             until = instant(at)
         except ValueError as error:
             raise QueryInvalid(f"at: {error}") from None
-        digest = await self.seeing.registry.catalog.tag_at(image, tag, until)
+        digest = await self.registry.catalog.tag_at(image, tag, until)
         if digest is None:
             raise ManifestUnknown("the tag was not there at that time", {"tag": str(tag)})
         return digest

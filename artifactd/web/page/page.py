@@ -251,14 +251,14 @@ class Page(Operated):
     @route(app, "/", "GET", needs=Need.PAGE)
     async def home(self, request: RegistryRequest) -> Answer:
         """The images that the caller may pull, under the paths of their names; a search in them."""
-        query = _query(request, "q", "after")
+        query, sees_all = _query(request, "q", "after"), self.sees_all(request)
         page = await self.seeing.images(
             query["after"] or None,
             _ROWS,
             pattern=found_in(query["q"]),
             shown=self.gate.listed(request),
             asker=self.gate.asker(request),
-            sees_all=self.sees_all(request),
+            sees_all=sees_all,
         )
         host = self.browser.origin(request).partition("://")[2]
         return await self._rendered(
@@ -266,7 +266,7 @@ class Page(Operated):
             "images.html",
             section="/",
             groups=grouped(page.entries),
-            sees_all=self.sees_all(request),
+            sees_all=sees_all,
             after=page.after,
             query=query,
             host=host,
