@@ -26,8 +26,6 @@ _NOTE_MANIFEST = (
     "UPDATE manifest SET pulled_at = :at WHERE image_id = :image AND digest = :name"
     " AND used_at IS NULL AND (pulled_at IS NULL OR pulled_at <= :at - :hour)"
 )
-
-
 _USES = (
     "SELECT tag.name, manifest.digest, max(moved_at, coalesce(tag.pushed_at, 0)),"
     " max(coalesce(tag.pulled_at, 0), coalesce(manifest.pulled_at, 0))"

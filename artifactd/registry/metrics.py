@@ -86,7 +86,6 @@ class Counters:
             metrics.counter("gc_runs", _COLLECTIONS).labels(),
             metrics.counter("gc_seconds", _COLLECTION_SECONDS).labels(),
         )
-
         self.webhooks = WebhookCounters(
             metrics.counter("webhook_delivered", _TOLD, "webhook"),
             metrics.counter("webhook_failed", _NOT_TOLD, "webhook"),
