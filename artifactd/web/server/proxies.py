@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Self
 
@@ -192,12 +191,9 @@ def owner_of(identity: Identity, address: str) -> str | None:
     return None if counted is None else f"address:{counted}"
 
 
-_network = lru_cache(4096)(network)
-
-
 def counted_address(address: str) -> str | None:
     """
     Return the key by which limits count a client's address: an IPv4 address, or an IPv6 network of
     64 bits.  ``None`` for this machine, which such limits do not apply to.
     """
-    return None if address == UNIX or is_loopback(address) else _network(address)
+    return None if address == UNIX or is_loopback(address) else network(address)
