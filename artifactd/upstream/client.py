@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.python.failure import Failure
 
-from artifactd.kit.shared import Notebook, SharedMemory
+from artifactd.kit.shared import SharedMemory
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import (
     DOCKER_LIST,
@@ -52,7 +52,6 @@ from artifactd.upstream.patience import (
     Exchanges,
     Interrupted,
     NoRegistry,
-    QuotaState,
     RateLimit,
     Retries,
     Throttle,
@@ -156,9 +155,7 @@ class RegistryApi:
     _in_vain: TTLCache[str, Token] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        notebook = Notebook.URLS if self.whose else Notebook.HOSTS
-        quota = self.exchanges.note(f"quota {self.whose}", QuotaState, notebook)
-        self.rate_limit = RateLimit(self.clock, quota)
+        self.rate_limit = self.exchanges.rate_limit(self.whose)
         self._throttles = {kind: self.exchanges.throttle(self.whose, kind.name) for kind in Kind}
         self._in_vain = TTLCache(_TOKENS_IN_VAIN, _SECONDS_IN_VAIN, self.clock.seconds)
 

@@ -515,6 +515,11 @@ def _message(content: bytes, secrets: tuple[str, ...]) -> str:
 _S = TypeVar("_S", bound=msgspec.Struct)
 
 
+def _notebook_of(whose: str) -> Notebook:
+    """Return another notebook for clients' requests, so that they take no room of the daemon's."""
+    return Notebook.URLS if whose else Notebook.HOSTS
+
+
 @frozen
 class Exchanges:
     """
@@ -557,8 +562,17 @@ class Exchanges:
         :param whose: whose requests are answered so: the daemon's, ``""``, or one client's.
         :param what: which requests are.
         """
-        notebook = Notebook.URLS if whose else Notebook.HOSTS
-        return Throttle(self.clock, self.note(f"429 {whose} {what}", ThrottleState, notebook))
+        note = self.note(f"429 {whose} {what}", ThrottleState, _notebook_of(whose))
+        return Throttle(self.clock, note)
+
+    def rate_limit(self, whose: str) -> RateLimit:
+        """
+        Return what all processes of the daemon remember of the rate limit.
+
+        :param whose: whose requests it is for: the daemon's, ``""``, or one client's.
+        """
+        note = self.note(f"quota {whose}", QuotaState, _notebook_of(whose))
+        return RateLimit(self.clock, note)
 
     async def ask(
         self,
