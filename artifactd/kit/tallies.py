@@ -394,10 +394,6 @@ class Metrics:
         measured = [each.metric() for each in self._measures]
         return Moment(self.tallies.sums(), list(self.families.values()), measured)
 
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return self.moment().exposition()
-
     def _added(self, family: _F) -> _F:
         self.families[family.name] = family
         return family

@@ -104,10 +104,6 @@ class Counters:
         each = {name: counter.labels(repository) for name, counter in self._counters.items()}
         return RepositoryCounters(repository, each, self._requests, seconds)
 
-    def exposition(self) -> bytes:
-        """All counters in Prometheus' text format."""
-        return self.metrics.exposition()
-
 
 @frozen
 class CatalogTimes:

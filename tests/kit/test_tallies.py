@@ -25,7 +25,7 @@ class Worker:
 
     def exposed(self) -> Sequence[str]:
         """What Prometheus is told, without the comments."""
-        lines = self.metrics.exposition().decode().splitlines()
+        lines = self.metrics.moment().exposition().decode().splitlines()
         return [line for line in lines if not line.startswith("#")]
 
     def end(self) -> None:

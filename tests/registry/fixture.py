@@ -252,7 +252,7 @@ class RemoteTestCase(StoreTestCase):
     def counted(self, name: str) -> float:
         """What the counter ``name`` says."""
         prefix = f'artifactd_{name}_total{{repository="docker.io"}} '.encode()
-        lines = self.all_counters.exposition().splitlines()
+        lines = self.all_counters.metrics.moment().exposition().splitlines()
         return next(float(line.removeprefix(prefix)) for line in lines if line.startswith(prefix))
 
     # -- fills

@@ -113,7 +113,7 @@ class DeliveryTestCase(WebhookCatalogTestCase):
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted))
 
     def exposition(self) -> str:
-        return self.counters.exposition().decode()
+        return self.counters.metrics.moment().exposition().decode()
 
     async def waiting(self) -> int:
         return sum(each.waiting for each in await self.webhooks.seen())

@@ -124,7 +124,7 @@ class CollectorTests(StoreTestCase):
         return await self.put(manifest(b"{}", blobs=[descriptor(b"blob")]), *tags)
 
     def counted(self, name: str) -> float:
-        lines = self.counters.exposition().decode().splitlines()
+        lines = self.counters.metrics.moment().exposition().decode().splitlines()
         return sum(
             float(line.split()[-1]) for line in lines if line.startswith(f"artifactd_{name}")
         )
