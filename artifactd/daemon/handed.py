@@ -26,7 +26,7 @@ class Handed:
     """
     Listens by being handed connections.
 
-    :param closed: called with the number of a connection that is closed.
+    :param closed: called with the number of a connection when it is closed.
     :param drained: called when no request is under way any more, while the daemon stops;
         :meth:`last` answers it.
     """
@@ -49,7 +49,8 @@ class Handed:
         opened: ExitStack,
     ) -> list[IListeningPort]:
         """
-        Make ready for connections of all of ``descriptions``: :func:`.listen.listen`.
+        Prepare to serve the connections that come to ``descriptions``, with the parameters of
+        :func:`.listen.listen`.
 
         :raises StartError: naming the first endpoint that is wrong, or lacks a certificate.
         """
@@ -62,9 +63,9 @@ class Handed:
         Serve a connection.
 
         :param listener: the index of its listener in ``descriptions``.
-        :param number: what the connection is told to be closed by.
-        :param descriptor: its socket, which is this process's from now on; -1: it was closed, since
-            this process may have no more descriptors.
+        :param number: the number of the connection, which tells later that it is closed.
+        :param descriptor: its socket, which is this process's from now on; -1: the system has
+            closed it, since this process may have no more descriptors.
         """
         if descriptor < 0:
             _log.error("a connection is dropped: this worker has too many open files (ulimit -n)")

@@ -22,7 +22,7 @@ class Bound(Factory):
 
     :ivar place: what it is bound to.
     :ivar listener: the index of the endpoint that it is bound for.
-    :ivar plain: whether that has nothing under HTTP, such as TLS.
+    :ivar plain: whether that endpoint has nothing under HTTP, such as TLS.
     """
 
     place: object
@@ -47,7 +47,8 @@ class Sockets:
     """
     The sockets that are bound.
 
-    :param accepted: called with what a connection came to, its socket, and the peer's address.
+    :param accepted: called with the bound socket that a connection has come to, the socket of the
+        connection, and the peer's address.
     """
 
     def __init__(self, reactor: Any, accepted: Callable[[Bound, socket.socket, Any], None]) -> None:
@@ -63,7 +64,7 @@ class Sockets:
         """
         Listen on all of ``descriptions``, Twisted's endpoint strings, and on nothing else.
 
-        A socket that stays where it is takes connections all the time.
+        A socket that stays where it is takes connections without a break.
 
         :raises StartError: naming the first that can't be listened on; then nothing has changed.
         """

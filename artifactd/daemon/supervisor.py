@@ -125,7 +125,7 @@ class Worker:
     :ivar latest: the number of the last connection that it was given.
     :ivar admitted: whether it may be given connections.
     :ivar leaving: whether it may be given none any more.
-    :ivar started: the clock's seconds then.
+    :ivar started: when it was started, in seconds of the clock.
     """
 
     generation: Generation

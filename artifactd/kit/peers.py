@@ -24,7 +24,7 @@ SECONDS = 2.0
 """How long an answer is awaited."""
 
 _LARGEST = 16 << 20  # bytes of an answer
-_BACKLOG = 1000  # questions that a process may have before it, which does not move any more
+_BACKLOG = 1000  # questions that may wait for a process that hangs
 _CREDENTIALS = struct.Struct("@iII")  # struct ucred: process, user, group
 
 _log = Logger()

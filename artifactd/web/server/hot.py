@@ -184,8 +184,11 @@ class HotAnswers:
                 return Repeated(asked, login)
             self._see(asked, address or "")
             return None
-        is_true = self._versions(kept.image) == kept.version  # which is never None
-        is_true = is_true and kept.rules is self._rules() and self._clock.seconds() < kept.until
+        is_true = (
+            self._versions(kept.image) == kept.version  # which is never None
+            and kept.rules is self._rules()
+            and self._clock.seconds() < kept.until
+        )
         return kept if is_true else Repeated(asked, login)
 
     def _see(self, asked: Asked, address: str) -> None:
