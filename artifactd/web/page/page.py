@@ -86,15 +86,15 @@ def _error_page(self: Page, request: RegistryRequest, error: RegistryError) -> A
         return _see(_LOGIN, next=request.uri.decode("latin-1"))
     message = error.full_message if request.sees_stored else error.message
     headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
+    # A 401 has a challenge (RFC 9110, 15.5.2), at which a browser opens a login window of its own.
+    status = 403 if isinstance(error, Unauthorized) else error.status
     if is_login and isinstance(error, Unauthorized | TooManyRequests):
-        status = 403 if isinstance(error, Unauthorized) else error.status
         following = _own_path(parameter(request, "next") or "/")
         values = {"user": request.claimed, "problem": message, "section": _LOGIN}
         answer = self.rendered(request, "login.html", status, next=following, **values)
     else:
         if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
             message = "there is no such page"
-        status = 403 if isinstance(error, Unauthorized) else error.status
         request_id = request.request_id if status == 500 else ""
         answer = self.rendered(
             request, "error.html", status, message=message, request_id=request_id
