@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -50,6 +51,9 @@ def listen_on(
     """
     Listen on ``description``, one of Twisted's endpoint strings.
 
+    As many connections as the kernel allows (``net.core.somaxconn``) may wait to be accepted, unless
+    the string says how many.
+
     :raises StartError: naming it, if it can't be listened on.
     """
     outcome: list[IListeningPort | Failure] = []
@@ -61,8 +65,11 @@ def listen_on(
     except Exception as error:
         # An endpoint plugin may raise anything about its own string.
         raise StartError(f"listen: {description}: {error}") from error
-    assert not isinstance(outcome[0], Failure)
-    return endpoint, outcome[0]
+    port: Any = outcome[0]
+    if "backlog=" not in description:
+        # Twisted's default is 50: of a burst of clients the 52nd would ask again after a second.
+        port.socket.listen(socket.SOMAXCONN)
+    return endpoint, port
 
 
 def stop_listening(ports: Iterable[IListeningPort]) -> Deferred[Any]:
