@@ -51,8 +51,8 @@ def listen_on(
     """
     Listen on ``description``, one of Twisted's endpoint strings.
 
-    As many connections as the kernel allows (``net.core.somaxconn``) may wait to be accepted, unless
-    the string says how many.
+    As many connections as the kernel allows (``net.core.somaxconn``) may wait to be accepted,
+    unless the string says how many.
 
     :raises StartError: naming it, if it can't be listened on.
     """
