@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.protocol import Factory
@@ -24,7 +25,7 @@ class BurstTests(TestCase):
         """
         _, port = listen_on(endpoint, Factory(), reactor)
         self.addCleanup(port.stopListening)
-        address = port.getHost()
+        address: Any = port.getHost()
         count = 0
         with contextlib.ExitStack() as opened:
             for _ in range(CLIENTS):
