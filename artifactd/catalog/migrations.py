@@ -274,11 +274,22 @@ def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = Non
         raise StartError(f"can't copy the catalog {catalog}: {error}") from error
 
 
-def listed_blobs(catalog: Path) -> Sequence[ListedBlob]:
-    """All blobs that ``catalog`` lists, lost or not.  Blocks."""
+def listed_bytes(catalog: Path) -> int:
+    """The bytes of all blobs together that ``catalog`` lists, lost or not.  Blocks."""
     with closing(sqlite3.connect(catalog)) as db:
-        rows = db.execute("SELECT digest, size, lost_at FROM blob").fetchall()
-    return [ListedBlob(Digest.parse(digest), size, lost_at) for digest, size, lost_at in rows]
+        (size,) = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()
+        return int(size)
+
+
+def listed_blobs(catalog: Path) -> Iterator[ListedBlob]:
+    """
+    All blobs that ``catalog`` lists, lost or not, read one by one: there may be millions.  Blocks.
+
+    No other process may write to ``catalog`` meanwhile.
+    """
+    with closing(sqlite3.connect(catalog)) as db:
+        for digest, size, lost_at in db.execute("SELECT digest, size, lost_at FROM blob"):
+            yield ListedBlob(Digest.parse(digest), size, lost_at)
 
 
 def settle(

@@ -17,6 +17,7 @@ from artifactd.catalog.migrations import (
     check_current,
     copy_catalog,
     listed_blobs,
+    listed_bytes,
     replace_catalog,
     settle,
 )
@@ -210,7 +211,7 @@ class BackUp(SettingsOptions):
         with closing(DataFolder.open(data)) as source:
             source.settle()
             with closing(DataFolder.open(self.destination)) as target, target.exclusive():
-                size = sum(row.size for row in listed_blobs(source.catalog))
+                size = listed_bytes(source.catalog)
                 with progress("blobs", size) as passed:
                     backup = Backup(source, target, passed)
                     backup.run()

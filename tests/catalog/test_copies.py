@@ -1,15 +1,22 @@
-"""Copies: consistent, durable, and there whole or not at all."""
+"""Copies: consistent, durable, and there whole or not at all; and what is read of them."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+import tracemalloc
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.catalog.migrations import copy, replace_catalog
+from artifactd.catalog.migrations import (
+    copy,
+    listed_blobs,
+    listed_bytes,
+    migrate,
+    replace_catalog,
+)
 from artifactd.store.files import FileOperations
 
 
@@ -95,3 +102,31 @@ class CopyTests(SynchronousTestCase):
             sqlite3.ProgrammingError, copy, self.source, self.target, FileOperations()
         )
         self.assertEqual(["source"], os.listdir(self.folder))
+
+
+class ListedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.catalog = Path(self.mktemp())
+        migrate(self.catalog, nullcontext)
+
+    def fill(self, count: int) -> None:
+        """List so many blobs of 3 bytes."""
+        with closing(sqlite3.connect(self.catalog)) as db:
+            db.executemany(
+                "INSERT INTO blob (digest, size, created_at) VALUES (?, 3, 0)",
+                [(f"sha256:{number:064x}",) for number in range(count)],
+            )
+            db.commit()
+
+    def test_the_bytes_of_all_blobs_are_added_up(self) -> None:
+        self.assertEqual(listed_bytes(self.catalog), 0)
+        self.fill(5)
+        self.assertEqual(listed_bytes(self.catalog), 15)
+
+    def test_many_blobs_take_no_more_memory_than_few(self) -> None:
+        self.fill(20_000)
+        tracemalloc.start()
+        self.addCleanup(tracemalloc.stop)
+        self.assertEqual(sum(1 for _ in listed_blobs(self.catalog)), 20_000)
+        _, peak = tracemalloc.get_traced_memory()
+        self.assertLess(peak, 20_000 * 50)
