@@ -31,10 +31,7 @@ import multiprocessing
 import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -49,11 +46,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from attrs import define, field, frozen
+from servers import MEGABYTE, Server, artifactd
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
-MEGABYTE = 1e6
 SLOWEST, LARGEST = 0.5, 300 * MEGABYTE  # seconds; bytes
 PROBE_PAUSE = 0.05
 NICENESS = 10
@@ -68,8 +65,6 @@ TAGS = json.dumps(
 ).encode()
 
 SETTINGS = """\
-access_log = "off"
-
 [repository.local]
 kind = "local"
 
@@ -206,69 +201,6 @@ class Evil(Upstream):
             self.answer_part(b"E" * len(GOOD))
         else:
             self.answer(404, b"{}")
-
-
-# -- the daemon
-
-
-@frozen
-class Daemon:
-    """artifactd, running."""
-
-    process: subprocess.Popen[str]
-    port: int
-
-    @classmethod
-    @contextmanager
-    def running(cls, folder: Path, good: int, evil: int) -> Iterator[Daemon]:
-        """Run one that keeps its data below ``folder``."""
-        hashes = {name: digest_of(name.encode()) for name in ("alice", "mallory")}
-        config = folder / "artifactd.toml"
-        config.write_text(SETTINGS.format(good=good, evil=evil, **hashes))
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ARTIFACTD_")}
-        environment |= {
-            "ARTIFACTD_LISTEN": "tcp:0:interface=127.0.0.1",
-            "ARTIFACTD_DATA": str(folder / "data"),
-        }
-        with (folder / "log").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "artifactd", "--config", str(config)],
-                env=environment,
-                stdout=log,
-                stderr=log,
-                text=True,
-                cwd=Path(__file__).parents[1],
-            )
-        try:
-            yield cls(process, cls._port(process, folder / "log"))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    @staticmethod
-    def _port(process: subprocess.Popen[str], log: Path) -> int:
-        while process.poll() is None:
-            found = re.search(r"listening on .*127\.0\.0\.1:(\d+)", log.read_text())
-            if found:
-                return int(found[1])
-            time.sleep(0.05)
-        raise SystemExit("the daemon did not start:\n" + log.read_text())
-
-    def forget_peak(self) -> None:
-        """Measure the peak memory from now on."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    @property
-    def peak_memory(self) -> float:
-        """The most bytes that were resident since :meth:`forget_peak`."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found is not None, status
-        return int(found[1]) * 1024
 
 
 # -- clients
@@ -591,7 +523,7 @@ def attempt(wrong: list[str], name: str, work: Callable[[], None], over: threadi
 
 
 def run(
-    daemon: Daemon,
+    daemon: Server,
     answered: multiprocessing.Queue[float],
     name: str,
     attacks: list[str],
@@ -600,7 +532,7 @@ def run(
     """Run attacks at once, and print their line; return whether all was right, and what was not."""
     wrong: list[str] = []
     attack = Attack(daemon.port)
-    daemon.forget_peak()
+    daemon.forget_peaks()
     drained(answered)
     with ThreadPoolExecutor(20) as pool, attack.held:
         pool.submit(attempt, wrong, "bystander", attack.bystander, attack.over)
@@ -611,7 +543,7 @@ def run(
         attack.over.set()
     times = sorted(drained(answered))
     slowest, hundredth = times[-1], times[-1 - len(times) // 100]
-    peak = daemon.peak_memory
+    peak = max(daemon.peaks)
     right = not wrong and slowest < SLOWEST and peak < LARGEST
     print(
         f"{name:27}| {slowest * 1000:17.0f} | {hundredth * 1000:6.0f} | {peak / MEGABYTE:11.0f} |"
@@ -619,6 +551,11 @@ def run(
         flush=True,
     )
     return right, wrong
+
+
+def _settings(good: int, evil: int) -> str:
+    hashes = {name: digest_of(name.encode()) for name in ("alice", "mallory")}
+    return SETTINGS.format(good=good, evil=evil, **hashes)
 
 
 def main() -> None:
@@ -634,7 +571,7 @@ def main() -> None:
         with (
             Upstream.running() as good,
             Evil.running() as evil,
-            Daemon.running(folder, good, evil) as daemon,
+            artifactd(folder, _settings(good, evil)) as daemon,
             probing(daemon.port) as answered,
         ):
             os.nice(NICENESS)  # the attackers have computers of their own

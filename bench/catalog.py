@@ -19,7 +19,7 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -37,6 +37,7 @@ MANIFESTS = 2  # of an image
 LAYERS = 2  # of a manifest, that no other has
 TIMES = 5  # that each list is read
 PAGE = 500
+CACHE = 6 << 30  # bytes of a catalog that is filled
 
 
 def digest_of(*names: object) -> str:
@@ -58,16 +59,55 @@ def blobs(images: int) -> Iterator[tuple[int, str, int]]:
                 yield number, digest_of("layer", image, manifest, layer), 12_345
 
 
-def fill(path: Path, images: int, tags: int) -> None:
-    """Make the catalog."""
-    migrate(path, nullcontext)
+@contextmanager
+def filling(path: Path) -> Iterator[sqlite3.Connection]:
+    """
+    A connection to the catalog at ``path``, to insert many rows by; no daemon may have it open.
+
+    What triggers would count row by row is counted at the end.
+    """
     db = sqlite3.connect(path, isolation_level=None)
+    (mode,) = db.execute("PRAGMA journal_mode").fetchone()
     triggers = db.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
-    db.execute("PRAGMA synchronous = OFF")
+    for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
+        db.execute(f"PRAGMA {pragma}").fetchall()
+    db.execute(f"PRAGMA cache_size = {-CACHE // 1024}")
     db.execute("BEGIN")
-    for name, _ in triggers:  # they would count row by row what is counted at once below
+    for name, _ in triggers:
         db.execute(f"DROP TRIGGER {name}")
-    db.execute("INSERT INTO repository VALUES ('local'), ('docker.io')")
+    yield db
+    for counted in ("repository_blob", "repository_usage", "repository_count"):
+        db.execute(f"DELETE FROM {counted}")
+    db.execute(
+        "INSERT INTO repository_blob SELECT repository, id, count(*) FROM ("
+        " SELECT repository, blob_id AS id FROM blob_link JOIN image ON image.id = image_id"
+        " UNION ALL SELECT repository, blob.id FROM manifest JOIN image ON image.id = image_id"
+        " JOIN blob USING (digest)) GROUP BY repository, id"
+    )
+    db.execute(
+        "INSERT INTO repository_usage SELECT repository, sum(size) FROM repository_blob"
+        " JOIN blob ON blob.id = blob_id GROUP BY repository"
+    )
+    db.execute(
+        "INSERT INTO repository_count SELECT repository, count(*),"
+        " sum((SELECT count(*) FROM tag WHERE image_id = image.id)) FROM image GROUP BY repository"
+    )
+    for _, sql in triggers:
+        db.execute(sql)
+    db.execute("COMMIT")
+    db.execute(f"PRAGMA journal_mode = {mode}")
+    db.close()
+
+
+def fill(path: Path, images: int, tags: int) -> None:
+    """Make the catalog, or fill one that has no images."""
+    migrate(path, nullcontext)
+    with filling(path) as db:
+        _insert(db, images, tags)
+
+
+def _insert(db: sqlite3.Connection, images: int, tags: int) -> None:
+    db.execute("INSERT OR IGNORE INTO repository VALUES ('local'), ('docker.io')")
     db.executemany("INSERT INTO blob VALUES (?, ?, ?, 0, NULL)", blobs(images))
     each = 1 + LAYERS
     for image in range(1, images + 1):
@@ -107,25 +147,6 @@ def fill(path: Path, images: int, tags: int) -> None:
             "INSERT INTO tag (image_id, name, manifest_id, moved_at) VALUES (?, ?, ?, 1.0)",
             [(image, f"v{t}", (image - 1) * MANIFESTS + t % MANIFESTS + 1) for t in range(tags)],
         )
-    db.execute(
-        "INSERT INTO repository_blob SELECT repository, id, count(*) FROM ("
-        " SELECT repository, blob_id AS id FROM blob_link JOIN image ON image.id = image_id"
-        " UNION ALL SELECT repository, blob.id FROM manifest JOIN image ON image.id = image_id"
-        " JOIN blob USING (digest)) GROUP BY repository, id"
-    )
-    db.execute(
-        "INSERT INTO repository_usage SELECT repository, sum(size) FROM repository_blob"
-        " JOIN blob ON blob.id = blob_id GROUP BY repository"
-    )
-    db.execute("DELETE FROM repository_count")
-    db.execute(
-        "INSERT INTO repository_count SELECT repository, count(*),"
-        " sum((SELECT count(*) FROM tag WHERE image_id = image.id)) FROM image GROUP BY repository"
-    )
-    for _, sql in triggers:
-        db.execute(sql)
-    db.execute("COMMIT")
-    db.close()
 
 
 def measure(name: str, read: Callable[[], object], times: int = TIMES) -> None:

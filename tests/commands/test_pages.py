@@ -129,15 +129,6 @@ NOT_RUN = {
         "kubectl create secret docker-registry artifactd --docker-server=registry.example.com"
         ' --docker-username=robot+cluster --docker-password="$SECRET"',
     },
-    "docs/measurements.md": {
-        # They measure, for minutes.
-        "python bench/load.py",
-        "python bench/load.py --data /dev/shm",
-        "python bench/pull_through.py --mebibytes 512 --rounds 1 --data /dev/shm",
-        "python bench/attacks.py",
-        "python bench/catalog.py",
-        "python bench/soak.py",
-    },
     "docs/operating.md": {
         "artifactd reload",  # tests.crash.test_workers
         "systemctl reload artifactd",
@@ -149,6 +140,22 @@ NOT_RUN = {
         'sqlite3 catalog.sqlite3 ".backup …"',
         # Of the shell.
         "ulimit -n",
+    },
+    "docs/performance.md": {
+        # They measure, for minutes.
+        "python bench/rows.py --data /dev/shm",
+        "python bench/rows.py --data /dev/shm --workers 2",
+        "python bench/rows.py --data /var/tmp",
+        "python bench/load.py --data /dev/shm",
+        "python bench/load.py --data /dev/shm --workers 2",
+        "python bench/connections.py",
+        "python bench/growth.py",
+        "python bench/growth.py --manifests 10000000 --without-bytes",
+        "python bench/pull_through.py --data /dev/shm",
+        "python bench/pull_through.py --rate 0 --data /dev/shm",
+        "python bench/catalog.py",
+        "python bench/attacks.py",
+        "python bench/soak.py",
     },
     "docs/troubleshooting.md": {
         "artifactd webhooks ls",  # as those of docs/webhooks.md
