@@ -164,20 +164,20 @@ class GateWiring:
     :ivar browser: keeps the sessions of the page at ``/``.
     :ivar page_gate: decides about the requests of the page: by the same rules, but it knows callers
         by their sessions.
-    :ivar service: gives tokens; ``None``: the token service is off.
-    :ivar logins: checks names and passwords; ``None``: there are no accounts.
     :ivar recall: returns the caller for a value of ``Authorization`` and the client's address, or
         ``None`` where that takes longer than microseconds.
     :ivar rules_state: returns another object whenever the rules of access have changed.
+    :ivar service: gives tokens; ``None``: the token service is off.
+    :ivar logins: checks names and passwords; ``None``: there are no accounts.
     """
 
     gate: Gate
     browser: Browser
     page_gate: Gate
+    recall: Callable[[bytes, str], Caller | None]
+    rules_state: Callable[[], object]
     service: TokenService | None = None
     logins: Logins | None = None
-    recall: Callable[[bytes, str], Caller | None] = lambda authorization, address: Caller()
-    rules_state: Callable[[], object] = lambda: None
     _tokens: TokensWiring | None = None
 
     async def close(self) -> None:
@@ -205,7 +205,8 @@ def wire_gate(
     ended = SessionCatalog(parts.catalog.database)
     if not settings.authentication:
         browser = Browser(Sessions(key, None, ended, time.time), origin)
-        return GateWiring(LoopbackGate(read_only), browser, LoopbackGate(read_only, is_used_here))
+        gate, page_gate = LoopbackGate(read_only), LoopbackGate(read_only, is_used_here)
+        return GateWiring(gate, browser, page_gate, gate.recall, gate.rules_state)
     groups = Groups(settings.auth.groups)
     rules = AccessRules(settings.access, settings.robot, time.time)
     accounts = listed_accounts(
@@ -221,14 +222,16 @@ def wire_gate(
     name = "" if service is None else settings.token_service.service
     challenge = Challenge(origin, name)
     credentials = Credentials(logins, tokens.bearer)
-    gate = AccessGate(credentials, rules, challenge, read_only)
     browser = Browser(Sessions(key, tokens.directory, ended, time.time), origin)
-    page_gate = AccessGate(CookieCredentials(browser), rules, challenge, read_only)
     return GateWiring(
-        *(gate, browser, page_gate, service, logins),
-        recall=credentials.recall,
-        rules_state=rules.state,
-        tokens=tokens,
+        AccessGate(credentials, rules, challenge, read_only),
+        browser,
+        AccessGate(CookieCredentials(browser), rules, challenge, read_only),
+        credentials.recall,
+        rules.state,
+        service,
+        logins,
+        tokens,
     )
 
 

@@ -28,6 +28,21 @@ class PassThrough:
 
 
 @define(eq=False)
+class Tallied(PassThrough):
+    """
+    Passes everything on, and counts it.
+
+    :param count: called with the number of bytes of each write.
+    """
+
+    _count: Callable[[int], None]
+
+    def write(self, data: bytes) -> None:
+        self._count(len(data))
+        super().write(data)
+
+
+@define(eq=False)
 class Bounded(PassThrough):
     """
     Passes everything on, and stops the producer once there is too much.

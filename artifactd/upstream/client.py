@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IConsumer, IReactorTime
 from twisted.python.failure import Failure
 
 from artifactd.kit.shared import SharedMemory
+from artifactd.kit.streams import Tallied
 from artifactd.oci.errors import DigestInvalid
 from artifactd.oci.manifest import (
     DOCKER_LIST,
@@ -26,7 +27,7 @@ from artifactd.oci.manifest import (
 )
 from artifactd.oci.names import Digest, Reference
 from artifactd.settings.remote import RemoteSettings
-from artifactd.upstream.coded import Counted, Meaning, Meanings, UndoneBody
+from artifactd.upstream.coded import Meaning, Meanings, UndoneBody
 from artifactd.upstream.credentials import Disclosure
 from artifactd.upstream.errors import (
     ChallengeRefused,
@@ -426,7 +427,7 @@ class ResponseBody:
                 failure.raiseException()
             return failure.value.received
 
-        counted = Counted(consumer, self._watch)
+        counted = Tallied(consumer, self._watch.received)
         return self._response.deliver_to(IConsumer(counted)).addCallbacks(ended, closed)
 
     def abort(self) -> None:

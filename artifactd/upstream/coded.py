@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from artifactd.kit.streams import Bounded, PassThrough
+from artifactd.kit.streams import Bounded, PassThrough, Tallied
 from artifactd.oci.names import Digest
 from artifactd.upstream.http.coding import Decoding, can_be_undone, format_of, not_undone
 from artifactd.upstream.http.errors import Unreachable
@@ -95,17 +95,6 @@ class _LookedAt(PassThrough):
         super().write(data)
 
 
-@define(eq=False)
-class Counted(PassThrough):
-    """Counts the bytes that it passes on."""
-
-    _watch: UpstreamWatch
-
-    def write(self, data: bytes) -> None:
-        self._watch.received(len(data))
-        super().write(data)
-
-
 @frozen
 class Looked:
     """
@@ -137,7 +126,7 @@ async def look(
     passing = Bounded(IConsumer(looked_at), lambda: sent.size, KEPT if large else MOST_READ)
 
     def deliver(_: IConsumer) -> Deferred[int]:
-        return response.deliver_to(IConsumer(Counted(IConsumer(passing), watch)))
+        return response.deliver_to(IConsumer(Tallied(IConsumer(passing), watch.received)))
 
     ended = True
     try:
@@ -219,7 +208,7 @@ class UndoneBody:
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         def deliver(decoding: IConsumer) -> Deferred[int]:
-            return self._response.deliver_to(IConsumer(Counted(decoding, self._watch)))
+            return self._response.deliver_to(IConsumer(Tallied(decoding, self._watch.received)))
 
         decoding = Decoding(consumer, self._response.coding, self._clock, self.host)
         return decoding.start(deliver)

@@ -170,6 +170,13 @@ class LoopbackGate:
     ) -> None:
         """Every caller is anonymous."""
 
+    def recall(self, authorization: bytes, address: str) -> Caller:
+        """Return the caller of every request: an anonymous one."""
+        return Caller()
+
+    def rules_state(self) -> None:
+        """Return the same always: its rules don't change."""
+
     def admit(self, request: RegistryRequest, need: Need) -> None:
         """
         Everybody is admitted, but to the status: it names clients and what they ask for.
