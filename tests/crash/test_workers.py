@@ -6,12 +6,11 @@ import contextlib
 import json
 import os
 import re
-import select
 import signal
 from base64 import b64encode
 from collections import Counter
 from contextlib import closing
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPException
 from random import Random
 from threading import Event
 
@@ -24,65 +23,17 @@ from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.oci.names import Digest
 from tests.crash.pulling import NAME, Pull
 from tests.crash.upload import CONTENT, Upload, send, status
-from tests.process import Behind, Daemon
-from tests.programs import PATIENCE, Result, run_module, wait_for
+from tests.process import Behind
+from tests.programs import wait_for
 from tests.tls.authority import ROOT
 from tests.tls.case import Files
 from tests.upstreams.faulty import CDN
 from tests.upstreams.hub import Hub
-from tests.upstreams.settings import beside_no_upstream, settings_for
+from tests.upstreams.settings import settings_for
+from tests.workers import Workers, running, worker_of
 
 DIGEST = Digest.of(CONTENT)
 HALF = len(CONTENT) // 2
-READY = re.compile(r"worker (\d+) is ready")
-
-
-def running(pid: int) -> bool:
-    """Whether a process that is not a child of this one runs; nobody may wait for its end."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    try:
-        return not select.select([process], [], [], 0)[0]
-    finally:
-        os.close(process)
-
-
-class Workers(Daemon):
-    """A daemon of several workers."""
-
-    def pids(self) -> list[int]:
-        """The workers that have become ready since the daemon was started last."""
-        return [int(pid) for pid in READY.findall(self.process.output)]
-
-    async def all_ready(self, number: int) -> list[int]:
-        """Wait until so many workers have become ready."""
-        await wait_for(lambda: len(self.pids()) >= number)
-        return self.pids()
-
-    def configure(self, toml: str) -> None:
-        """Write another settings file, which no process has read yet."""
-        self._config.write_text(beside_no_upstream(toml))
-
-    async def reload(self) -> Result:
-        """Run ``artifactd reload``."""
-        environment = {"ARTIFACTD_DATA": str(self.data)}
-        return await run_module(
-            self._test, "artifactd.commands.main", "reload", env=environment, check=False
-        )
-
-    def connect(self) -> HTTPConnection:
-        """Make a connection that is kept open."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
-        connection.connect()
-        return connection
-
-
-def worker_of(connection: HTTPConnection) -> int:
-    """The process that serves a connection."""
-    connection.request("GET", "/status")
-    return int(json.loads(connection.getresponse().read())["pid"])
 
 
 class WorkersCase(TestCase):
