@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from artifactd.web.server.accesslog import Access, AccessLog, moment
-from artifactd.web.server.protocol import TELL_SECONDS, RegistryRequest, RegistrySite
+from artifactd.web.server.protocol import NEW_SECONDS, TELL_SECONDS, RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
 
@@ -55,6 +55,36 @@ class DrainTests(WireCase):
 
     def test_idle_connections_are_closed_at_once(self) -> None:
         wire = self.connect()
+        self.clock.advance(NEW_SECONDS)
+        self.assert_closed_at_once(wire)
+
+    def test_so_is_one_that_had_its_request(self) -> None:
+        wire = self.connect()
+        wire.send(request("GET", "/absent"))
+        self.assertEqual(statuses(wire.received()), [404])
+        self.assert_closed_at_once(wire)
+
+    def test_a_new_one_gets_an_answer_if_it_asks_soon(self) -> None:
+        asks, silent = self.connect(), self.connect()
+        self.clock.advance(NEW_SECONDS / 2)
+        later, lines = self.connect(), self.told()
+        draining = self.drain()
+        self.clock.advance(0)
+        asks.send(request("GET", "/absent"))
+        received = asks.received()
+        self.assertEqual(statuses(received), [503])
+        self.assertIn(b"Connection: close", received)
+        self.assertFalse(asks.open)
+        self.assertTrue(silent.open)
+        self.clock.advance(NEW_SECONDS)
+        self.assertEqual((silent.open, later.open), (False, False))
+        for wire in (asks, silent, later):
+            wire.close()
+        self.successResultOf(draining)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual(lines, [])
+
+    def assert_closed_at_once(self, wire: Wire) -> None:
         draining = self.drain()
         self.assertFalse(wire.open)
         self.assertNoResult(draining)
@@ -178,6 +208,8 @@ class DrainTests(WireCase):
         self.assertEqual(statuses(busy.received()), [200])
         self.assertEqual(closed, [True])
         self.assertTrue(silent.open)
+        self.clock.advance(NEW_SECONDS)
+        self.assertTrue(silent.open)
         closing.callback(None)
         self.assertFalse(silent.open)
         for wire in (busy, late, silent):
@@ -257,6 +289,7 @@ class DrainTests(WireCase):
 
     def test_idle_connections_are_closed_when_nothing_is_in_flight_any_more(self) -> None:
         idle, first, second = self.connect(), self.busy(), self.busy()
+        self.clock.advance(NEW_SECONDS)
         self.drain()
         self.open_gate()
         self.assertTrue(idle.open)

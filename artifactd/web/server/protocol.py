@@ -104,6 +104,9 @@ _AGAIN = Unavailable("nothing serves at the moment: try again", None, {"Retry-Af
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_SECONDS = 10.0
 
+# Seconds that a new connection has for its first request when the service ends.
+NEW_SECONDS = 2.0
+
 # While requests are waited for at the end, the log names the longest of them, this many at a time.
 TELL_SECONDS = 5.0
 TELL_MOST = 5
@@ -133,6 +136,7 @@ class RegistryChannel(http.HTTPChannel):
     counted: Counted | None = None
     repeated: Repeated | None = None
     _client_ended = False
+    _asks_until = 0.0
     _host: Any
     _peer: Peer
     _secure: bool
@@ -149,8 +153,14 @@ class RegistryChannel(http.HTTPChannel):
         """Whether a request is being handled that was begun before the site was drained."""
         return any(request.started is not None and not request.is_late for request in self.requests)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether its first request is still to come, and may come soon."""
+        return self.site.reactor.seconds() < self._asks_until
+
     def connectionMade(self) -> None:
         site, limits = self.site, self.site.limits
+        self._asks_until = site.reactor.seconds() + NEW_SECONDS
         self._idle = site.timers.deadline(self.timeoutConnection)
         self._headers_due = site.timers.deadline(self._headers_overdue)
         self._host, self._secure = self.transport.getHost(), super().isSecure()
@@ -263,6 +273,7 @@ class RegistryChannel(http.HTTPChannel):
         return True
 
     def _repeat(self, kept: Kept, date: bytes) -> None:
+        self._asks_until = 0.0
         started = self.site.reactor.seconds()
         self.transport.write(
             b"%bDate: %b\r\nServer-Timing: total;dur=0.0\r\n\r\n%b" % (kept.fields, date, kept.body)
@@ -300,6 +311,7 @@ class RegistryChannel(http.HTTPChannel):
         super().lineReceived(line)
 
     def allHeadersReceived(self) -> None:
+        self._asks_until = 0.0
         problem = request_problem(self._path, self._version, self.requests[-1].requestHeaders)
         if problem is not None:
             self._refuse(problem)
@@ -860,7 +872,8 @@ class RegistrySite(server.Site):
 
         A connection is closed after the answer that is due, when the client has taken it; a new
         request, on an open connection or on a new one, is answered 503.  When no request is in
-        flight any more, the listeners and all connections are closed.  The log says every
+        flight any more, the listeners and all connections are closed, but that new ones get
+        :data:`NEW_SECONDS` to send the request that they were made for.  The log says every
         :data:`TELL_SECONDS` what is waited for.
 
         :param close_listeners: closes them.
@@ -872,20 +885,22 @@ class RegistrySite(server.Site):
         telling.clock = self.reactor
         telling.start(TELL_SECONDS, now=False)
         # In the next turn: a client that has just left is not waited for.
-        first = self.reactor.callLater(0, self._tell, end)
+        calls = [self.reactor.callLater(0, self._tell, end)]
         try:
             await self._settle(seconds)
             if close_listeners is not None:
                 await close_listeners()
             self._closes_idle = True
             self.settle()
+            calls.append(self.reactor.callLater(NEW_SECONDS, self.settle))
             await self._empty().addTimeout(max(0.0, end - self.reactor.seconds()), self.reactor)
         except TimeoutError:
             self.cut()
         finally:
             telling.stop()
-            if first.active():
-                first.cancel()
+            for call in calls:
+                if call.active():
+                    call.cancel()
 
     async def _settle(self, seconds: float) -> None:
         """Wait for the requests in flight, for at most ``seconds``; drop all connections then."""
@@ -913,15 +928,16 @@ class RegistrySite(server.Site):
 
     def _tell(self, end: float) -> None:
         """Log what is waited for, at most until ``end``, in seconds of the clock."""
-        if not self.channels:
-            return
+        taking = sum(not channel.is_new for channel in self.channels)
         seconds = end - self.reactor.seconds()
         busy = list(self.traffic.running)
+        if not busy and not taking:
+            return
         if not busy:
             _log.info(
                 "stopping: waiting up to {seconds:.0f} s for {count} clients to take their answers",
                 seconds=seconds,
-                count=len(self.channels),
+                count=taking,
             )
             return
         busy.sort(key=lambda request: -request.elapsed)
@@ -943,7 +959,7 @@ class RegistrySite(server.Site):
             settled.callback(None)
         if self._closes_idle:
             for channel in list(self.channels):
-                if not channel.transport.disconnecting:
+                if not (channel.transport.disconnecting or channel.is_new):
                     channel.loseConnection()
 
     def channel_opened(self, channel: RegistryChannel) -> bool:
