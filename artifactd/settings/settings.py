@@ -7,7 +7,6 @@ runs without any file.
 
 from __future__ import annotations
 
-import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 from msgspec.structs import replace
 
+from artifactd.kit import machine
 from artifactd.kit.start import StartError
 from artifactd.kit.trusted import Untrusted, read_trusted
 from artifactd.oci.errors import NameInvalid
@@ -185,6 +185,12 @@ class DefaultSettings(Section, frozen=True):
     local_only: Patterns = ()
 
 
+# The most workers that "auto" is: the catalog has one writer at a time, and each takes memory.
+_MOST_WORKERS = 8
+# Bytes that a worker may take beside its buffers and its hot answers.
+_WORKER = 128 << 20
+
+
 class Settings(Section, frozen=True, kw_only=True):
     """
     All settings; ``etc/artifactd.toml`` explains each.
@@ -240,8 +246,14 @@ class Settings(Section, frozen=True, kw_only=True):
 
     @property
     def processes(self) -> int:
-        """How many processes serve: ``workers``, or as many as there are cores for this one."""
-        return len(os.sched_getaffinity(0)) if self.workers == "auto" else self.workers
+        """
+        How many processes serve: ``workers``, or as many as there are cores for, up to 8, and
+        memory.
+        """
+        if self.workers != "auto":
+            return self.workers
+        each = _WORKER + self.transfer_buffers + self.hot_answers
+        return max(1, min(machine.cores(), machine.memory() // each, _MOST_WORKERS))
 
     @property
     def authentication(self) -> bool:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec.structs import fields
 from twisted.trial.unittest import TestCase
 
+from artifactd.kit import machine
 from artifactd.kit.start import StartError
 from artifactd.settings.accounts import (
     AccessSettings,
@@ -222,6 +223,27 @@ class DefaultRepositoryTests(SettingsCase):
     def test_names_can_be_kept_from_the_upstreams(self) -> None:
         settings = self.load('[default]\nlocal_only = ["mycompany/*"]')
         self.assertEqual(settings.default.local_only, ("mycompany/*",))
+
+
+class WorkersTests(SettingsCase):
+    def processes(self, cores: int, gibibytes: float, toml: str) -> int:
+        """How many processes serve on such a machine."""
+        self.patch(machine, "cores", lambda: cores)
+        self.patch(machine, "memory", lambda: int(gibibytes * (1 << 30)))
+        return self.load(toml).processes
+
+    def test_a_number_is_that_number(self) -> None:
+        self.assertEqual(self.processes(1, 0.5, "workers = 20"), 20)
+
+    def test_auto_is_one_a_core_up_to_eight(self) -> None:
+        for cores, expected in ((1, 1), (2, 2), (8, 8), (64, 8)):
+            self.assertEqual(self.processes(cores, 64, 'workers = "auto"'), expected)
+
+    def test_auto_leaves_each_its_memory(self) -> None:
+        for gibibytes, expected in ((0.125, 1), (0.5, 2), (1, 5)):
+            self.assertEqual(self.processes(8, gibibytes, 'workers = "auto"'), expected)
+        buffers = 'workers = "auto"\ntransfer_buffers = "888MiB"\n'
+        self.assertEqual(self.processes(8, 2, buffers), 2)
 
 
 class UntaggedTests(SettingsCase):
