@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
 from artifactd.kit.start import StartError
@@ -65,8 +66,9 @@ def listen_on(
     except Exception as error:
         # An endpoint plugin may raise anything about its own string.
         raise StartError(f"listen: {description}: {error}") from error
-    port: Any = outcome[0]
-    if "backlog=" not in description:
+    assert not isinstance(outcome[0], Failure)
+    port = outcome[0]
+    if isinstance(port, Port) and "backlog=" not in description:  # a worker's has no socket
         # Twisted's default is 50: of a burst of clients the 52nd would ask again after a second.
         port.socket.listen(socket.SOMAXCONN)
     return endpoint, port
