@@ -166,7 +166,7 @@ class _Child(FileDescriptor):
         super().connectionLost(reason)
         self._socket.close()
         status = int(self._told or -signal.SIGKILL)  # without one the nursery has ended
-        error = ProcessDone(None)
+        error: Exception = ProcessDone(None)
         if status:
             error = ProcessTerminated(max(status, 0), -status if status < 0 else None)
         self._protocol.processExited(Failure(error))
