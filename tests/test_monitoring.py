@@ -231,6 +231,10 @@ FIRING: Mapping[str, Series] = {
         f"artifactd_gc_runs_total{{{OF}}}": "1x600",
         f"process_start_time_seconds{{{OF}}}": "0x600",
     },
+    "ArtifactdRetentionDropsMuch": {
+        f'artifactd_retention_dropped_total{{repository="local",{OF}}}': "0x400 50x200",
+        f'artifactd_repository_tags{{repository="local",{OF}}}': "40x600",
+    },
     "ArtifactdUpstreamDown": {f'artifactd_upstream_available{{repository="hub",{OF}}}': "0x600"},
     "ArtifactdUpstreamBudgetLow": {
         f'artifactd_upstream_budget_ratio{{repository="hub",{OF}}}': "0.05x600"
@@ -278,6 +282,8 @@ WELL: Series = {
     f'artifactd_repository_size_cap_bytes{{repository="hub",{OF}}}': "100x600",
     f"artifactd_damaged_total{{{OF}}}": "1x600",
     f"artifactd_gc_runs_total{{{OF}}}": "0+1x600",
+    f'artifactd_retention_dropped_total{{repository="local",{OF}}}': "0x400 50x200",
+    f'artifactd_repository_tags{{repository="local",{OF}}}': "60x600",
     f'artifactd_upstream_available{{repository="hub",{OF}}}': "1x600",
     f'artifactd_upstream_budget_ratio{{repository="hub",{OF}}}': "0.5x600",
     f'artifactd_stale_total{{repository="hub",{OF}}}': "3x600",

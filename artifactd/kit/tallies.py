@@ -46,6 +46,14 @@ class Merge(IntEnum):
     MOST_NOW = 2
     """The largest of the processes that run."""
 
+    MOST = 3
+    """The largest, those of processes that have ended too."""
+
+    @property
+    def of_all(self) -> bool:
+        """Whether those of processes that have ended count."""
+        return self in (Merge.SUM, Merge.MOST)
+
 
 @frozen
 class _Record:
@@ -80,7 +88,7 @@ class Tallies:
             _log.warn("metrics of more than {pages} processes are not added up", pages=PAGES)
         else:
             for record in self._of(self.page).values():
-                if record.merge is not Merge.SUM:
+                if not record.merge.of_all:
                     self._clear(record)  # of a process that has ended
 
     def close(self) -> None:
@@ -132,11 +140,12 @@ class Tallies:
             records = self._of(page)
             runs = bool(records) and self._runs(page)
             for key, record in records.items():
-                if runs or record.merge is Merge.SUM:
+                if runs or record.merge.of_all:
                     last = record.first + record.count
                     numbers = list(self._memory.doubles[record.first : last])
                     known = sums.get(key)
-                    together = max if record.merge is Merge.MOST_NOW else float.__add__
+                    is_sum = record.merge in (Merge.SUM, Merge.SUM_NOW)
+                    together = float.__add__ if is_sum else max
                     sums[key] = numbers if known is None else list(map(together, known, numbers))
         return sums
 

@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.kit.shared import SharedMemory
-from artifactd.kit.tallies import Counter, Distribution, Gauge, Metrics, Number, Tallies
+from artifactd.kit.tallies import Counter, Distribution, Gauge, Merge, Metrics, Number, Tallies
 from artifactd.oci.errors import Unavailable
 from artifactd.store.blobs import BlobStore
 
@@ -34,6 +34,10 @@ _COLLECTED = "Things that garbage collection took away, by why they went"
 _COLLECTED_BYTES = "Bytes that garbage collection took out of the store"
 _COLLECTIONS = "Runs of garbage collection that came to their end"
 _COLLECTION_SECONDS = "Seconds that garbage collection ran, its pauses included"
+_JUDGED = "Tags that the rules of retention have judged, in each run anew"
+_KEPT = "Tags that a rule of retention has kept, or that no rule was for, in each run anew"
+_DROPPED = "Tags that retention has dropped"
+_RETAINED = "When retention last came to its end, in seconds since 1970"
 _SCRUBBED = "Bytes of the store that scrubbing read again"
 _SCRUBS = "Rounds of scrubbing that came to their end"
 _DAMAGED = "Blobs and manifests that were found gone or with other bytes than theirs"
@@ -85,6 +89,17 @@ class Counters:
             metrics.counter("gc_bytes", _COLLECTED_BYTES).labels(),
             metrics.counter("gc_runs", _COLLECTIONS).labels(),
             metrics.counter("gc_seconds", _COLLECTION_SECONDS).labels(),
+            RetentionCounters(
+                metrics.counter("retention_judged", _JUDGED, "repository"),
+                metrics.counter("retention_kept", _KEPT, "repository"),
+                metrics.counter("retention_dropped", _DROPPED, "repository"),
+                metrics.gauge(
+                    "retention_last_run_timestamp_seconds",
+                    _RETAINED,
+                    "repository",
+                    merge=Merge.MOST,
+                ),
+            ),
         )
         self.webhooks = WebhookCounters(
             metrics.counter("webhook_delivered", _TOLD, "webhook"),
@@ -114,6 +129,16 @@ class CatalogTimes:
 
 
 @frozen
+class RetentionCounters:
+    """Counters of retention, by repository; ``last_run`` is in seconds since the epoch."""
+
+    judged: Counter
+    kept: Counter
+    dropped: Counter
+    last_run: Gauge
+
+
+@frozen
 class CollectionCounters:
     """Counters of garbage collection."""
 
@@ -121,6 +146,7 @@ class CollectionCounters:
     bytes: Number
     runs: Number
     seconds: Number
+    retention: RetentionCounters
 
 
 @frozen

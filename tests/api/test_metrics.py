@@ -65,6 +65,20 @@ class RequestTests(MetricsCase):
         self.assertGreater(await count("http_request_seconds_sum", **times), 0)
         self.assertEqual(await count("http_sent_bytes_total", **times), 3 * len(BLOB))
 
+    async def test_those_to_the_page_and_the_api_are_counted_by_their_routes(self) -> None:
+        await self.push_small()
+        html = {"Accept": "text/html"}
+        for path, route in (
+            ("/", "/"),
+            ("/ui/image/app", "/ui/image/{name}"),
+            ("/ui/storage", "/ui/storage"),
+            ("/api/v1/images", "/api/v1/images"),
+            ("/api/v1/images/app/tags/v1", "/api/v1/images/{name}/tags/{reference}"),
+        ):
+            await self.registry.request("GET", path, headers=html)
+            counted = self.value("http_requests_total", route=route, method="GET", code="200")
+            self.assertEqual(await counted, 1, path)
+
     async def test_no_client_makes_time_series(self) -> None:
         for method, path in (
             ("GET", "/nothing/here"),

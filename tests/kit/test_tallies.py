@@ -21,6 +21,7 @@ class Worker:
         self.pulls = self.metrics.counter("pulls", "Pulls", "repository")
         self.open = self.metrics.gauge("open", "Open now").labels()
         self.lag = self.metrics.gauge("lag", "Longest lag", merge=Merge.MOST_NOW).labels()
+        self.ran = self.metrics.gauge("ran", "Last run", "job", merge=Merge.MOST)
         self.times = self.metrics.histogram("seconds", "Times", "route", bounds=(0.1, 1))
 
     def exposed(self) -> Sequence[str]:
@@ -85,6 +86,19 @@ class MetricsTests(SynchronousTestCase):
         self.first.end()
         for expected in ("artifactd_open 1.0", "artifactd_lag 0.25"):
             self.assertIn(expected, self.second.exposed())
+
+    def test_one_may_be_the_most_of_the_processes_that_have_ended_too(self) -> None:
+        self.assertEqual([], [each for each in self.first.exposed() if "ran" in each])
+        self.first.ran.labels("gc").set(7)
+        self.second.ran.labels("gc").set(5)
+        self.first.end()
+        self.assertIn('artifactd_ran{job="gc"} 7.0', self.second.exposed())
+        third = Worker(self.memory)
+        self.assertEqual(third.tallies.page, 0)
+        self.assertIn('artifactd_ran{job="gc"} 7.0', third.exposed())
+        third.ran.labels("gc").set(9)
+        third.end()
+        self.assertIn('artifactd_ran{job="gc"} 9.0', self.second.exposed())
 
     def test_the_next_process_counts_on_from_there(self) -> None:
         self.first.pulls.labels("hub").inc(5)

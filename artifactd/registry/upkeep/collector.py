@@ -69,6 +69,12 @@ class Collector:
     def _(self) -> Pace:
         return Pace(self.clock)
 
+    def __attrs_post_init__(self) -> None:
+        counters = self.counters.retention
+        for repository in self.retention.judges:
+            for counter in (counters.judged, counters.kept, counters.dropped):
+                counter.labels(repository)  # is told as 0 then, so that its first rise is seen
+
     async def run(self, shelves: Iterable[int] = range(SHELVES)) -> None:
         """
         Collect once everything that may go now.
@@ -121,14 +127,24 @@ class Collector:
         await self._rows()
 
     async def _retain(self, images: Callable[[str], bool] | None) -> None:
+        counters = self.counters.retention
         async for page in self.retention.judged(images):
-            for verdicts in batches([each for each in page if not each.kept]):
+            to_drop = [each for each in page if not each.kept]
+            if page:
+                repository = page[0].image.repository
+                counters.judged.labels(repository).inc(len(page))
+                counters.kept.labels(repository).inc(len(page) - len(to_drop))
+            for verdicts in batches(to_drop):
                 await self._step(partial(self._drop, verdicts))
             await self._pace.spend(len(page), self.settings.gc_rate)
+        if images is None:
+            for repository in self.retention.judges:
+                counters.last_run.labels(repository).set(self.now())
 
     async def _drop(self, verdicts: Sequence[Verdict]) -> Sequence[Collected]:
         image = verdicts[0].image
         dropped = await self.retention.drop(image, verdicts)
+        self.counters.retention.dropped.labels(image.repository).inc(len(dropped))
         return [
             Collected(Garbage.RETENTION, image, use.name, 0, max(use.pushed, use.pulled))
             for use in dropped

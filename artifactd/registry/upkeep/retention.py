@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from heapq import nlargest
 
@@ -109,6 +109,11 @@ class Retention:
             for name, each in self.repositories.items()
             if isinstance(each, LocalSettings) and each.retention
         }
+
+    @property
+    def judges(self) -> Collection[str]:
+        """The names of the repositories that have rules."""
+        return self._rules.keys()
 
     async def judged(
         self, images: Callable[[str], bool] | None = None

@@ -44,6 +44,7 @@ def settings(untagged: str = UNTAGGED, rate: int = 0) -> Settings:
 
 
 SETTINGS = settings()
+KINDS = ("judged", "kept", "dropped")  # of figures of retention
 
 
 class CollectorTests(StoreTestCase):
@@ -67,12 +68,15 @@ class CollectorTests(StoreTestCase):
         self.locks.mkdir()
         self.collector = self.new_collector()
 
-    def new_collector(self, *, removes: bool = True) -> Collector:
+    def new_collector(
+        self, retention: Retention | None = None, *, removes: bool = True
+    ) -> Collector:
         """That of another process."""
         return Collector(
             self.catalog,
             self.garbage,
-            Retention(
+            retention
+            or Retention(
                 RetentionCatalog(self.catalog.database), SETTINGS.repository, lambda: self.time
             ),
             self.stores.blobs,
@@ -154,6 +158,32 @@ class CollectorTests(StoreTestCase):
         self.assertEqual(str(old), self.collected[0].name)
         restored = await self.garbage.undelete(APP, Tag.parse("v1"), "test")
         self.assertEqual(((old,), ("v1",)), (restored.manifests, restored.tags))
+
+    async def test_retention_is_counted_by_repository(self) -> None:
+        for tag in ("v1", "v2", "v3"):
+            await self.put(manifest(tag.encode()), tag)
+            self.time += 1
+        with_rules = LocalSettings(retention=(RetentionRule(newest=1),))
+        repositories = {"local": with_rules, "other": LocalSettings()}
+        catalog = self.collector.retention.catalog
+        of_local = 'total{repository="local"}'
+        self.collector = self.new_collector(Retention(catalog, repositories, lambda: self.time))
+        lines = self.counters.metrics.moment().exposition().decode()
+        self.assertIn(f"artifactd_retention_dropped_{of_local} 0.0", lines)
+        self.assertNotIn("artifactd_retention_last_run_timestamp_seconds{", lines)
+
+        await self.collector.retain(lambda image: image == "local/none")
+        self.assertEqual(self.counted("retention_last_run_timestamp_seconds{"), 0)
+        await self.collect()
+        counted = [self.counted(f"retention_{each}_{of_local}") for each in KINDS]
+        self.assertEqual(counted, [3, 1, 2])
+        last_run = 'retention_last_run_timestamp_seconds{repository="local"}'
+        self.assertEqual(self.counted(last_run), self.time)
+        await self.collect(1)
+        counted = [self.counted(f"retention_{each}_{of_local}") for each in KINDS]
+        self.assertEqual(counted, [4, 2, 2])
+        self.assertEqual(self.counted(last_run), self.time)
+        self.assertEqual(self.counted('retention_judged_total{repository="other"}'), 0)
 
     async def test_a_tagged_image_stays_whole(self) -> None:
         await self.image("v1")
