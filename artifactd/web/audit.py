@@ -13,7 +13,13 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 
 from artifactd.kit.printable import printable
-from artifactd.oci.errors import Denied, TooManyRequests, Unauthorized, Unsupported
+from artifactd.oci.errors import (
+    Denied,
+    RegistryError,
+    TooManyRequests,
+    Unauthorized,
+    Unsupported,
+)
 from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
@@ -38,17 +44,20 @@ Outcome = Literal["done", "refused", "failed"]
 @frozen
 class Change:
     """
-    A tag or a manifest that a request has pushed or deleted, or a blob that it has deleted.
+    A tag or a manifest that a request has pushed or deleted, or a blob that it has deleted; or one
+    that it was to change.
 
     :ivar digest: of the manifest or blob; ``None``: only the tag is deleted.
     :ivar size: bytes of the manifest that was pushed, and of the blobs and manifests that it lists.
     :ivar before: the digest that the tag pointed at until then; ``None``: there was no such tag.
+    :ivar error: why it has not changed; ``None``: it has.
     """
 
     digest: Digest | None = None
     size: int = 0
     tag: Tag | None = None
     before: Digest | None = None
+    error: RegistryError | None = None
 
 
 @define
@@ -143,10 +152,17 @@ class AuditLog:
     def done(
         self, request: RegistryRequest, asked: Asked, status: int, changes: Sequence[Change]
     ) -> None:
-        """Log the changes that a request has made; with none of a tag or manifest, if wanted."""
+        """
+        Log the changes that a request has made, and those of which it could not be; with none of a
+        tag or manifest, if wanted.
+        """
         image = str(asked.image or "")
         for change in changes:
-            self._write(request, asked, image, "done", status, change=change)
+            if change.error is None:
+                self._write(request, asked, image, "done", status, change=change)
+            else:
+                error = change.error
+                self._write(request, asked, image, "failed", error.status, error.code, change)
         if not changes and (self.blobs or not asked.part_of_push):
             self._write(request, asked, image, "done", status)
 
@@ -237,7 +253,7 @@ def _changed(change: Change) -> dict[str, str]:
 
 def _named(request: RegistryRequest, asked: Asked) -> dict[str, str]:
     """Return what a request names, as the client wrote it."""
-    reference = asked.parts.get("reference") or parameter(request, "reference")
+    reference = asked.parts.get("reference") or request.named or parameter(request, "reference")
     if reference is not None:
         return {"digest" if ":" in reference else "tag": reference}
     digest = (

@@ -117,6 +117,23 @@ class ChangeTests(GuardedPageCase):
             self.assertIn("That did not work", words(answer))
         self.assertEqual(self.state(), before)
 
+    async def test_the_audit_log_names_what_could_not_be_done(self) -> None:
+        await self.tag("v2")
+        browser = await self.as_user("alice")
+        absent = str(Digest.of(b"absent"))
+        for form, fields, named in (
+            ("delete", [("tag", "v8"), ("tag", "v9")], ["v8", "v9"]),
+            ("delete", [("digest", absent)], [absent]),
+            ("copy", [("tag", "v9"), ("to", "new")], ["new"]),
+            ("restore", [("tag", "v1"), ("digest", absent)], ["v1"]),
+            ("undelete", [("reference", "v9")], ["v9"]),
+        ):
+            self.audit.write_text("")
+            await browser.post(f"/ui/{form}/{APP}", fields)
+            lines = self.lines()
+            self.assertEqual([each.get("tag") or each["digest"] for each in lines], named, form)
+            self.assertEqual({each["outcome"] for each in lines}, {"failed"})
+
     async def test_what_can_be_deleted_is_when_others_can_not(self) -> None:
         await self.tag("v2")
         browser = await self.as_user("alice")
@@ -124,12 +141,13 @@ class ChangeTests(GuardedPageCase):
         self.assertEqual(answer.status, 404)
         self.assertIn("1 of 2 are deleted", words(answer))
         self.assertEqual(await self.tags(browser), ["v2"])
-        self.assertEqual(
-            [line["tag"] for line in self.lines() if line["outcome"] == "done"], ["v1"]
-        )
+        told = [(line["tag"], line["outcome"], line["status"]) for line in self.lines()]
+        self.assertEqual(told, [("v1", "done", 404), ("v9", "failed", 404)])
 
-    async def test_deletions_before_one_that_fails_unexpectedly_are_told_and_audited(self) -> None:
-        await self.tag("v2")
+    async def test_each_tag_is_told_and_audited_when_the_deletion_of_one_fails_unexpectedly(
+        self,
+    ) -> None:
+        await self.tag("v2", "v3")
         browser = await self.as_user("alice")
         delete = Page.delete
 
@@ -139,14 +157,20 @@ class ChangeTests(GuardedPageCase):
             return await delete(page, *args)
 
         self.patch(Page, "delete", failing)
-        answer = await browser.post(f"/ui/delete/{APP}", [("tag", "v1"), ("tag", "v2")])
-        self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
-        self.assertEqual(answer.status, 500)
-        self.assertIn("1 of 2 are deleted", words(answer))
-        (line,) = self.lines()
-        self.assertEqual((line["tag"], line["outcome"]), ("v1", "done"))
-        self.assertIn(line["request"], words(answer))
-        self.assertEqual(await self.tags(browser), ["v2"])
+        for chosen, done in (["v1", "v2", "v3"], ["v1"]), (["v2", "v3"], []):
+            self.audit.write_text("")
+            answer = await browser.post(
+                f"/ui/delete/{APP}", [("tag", tag) for tag in chosen]
+            )
+            self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
+            self.assertEqual(answer.status, 500)
+            lines = self.lines()
+            self.assertEqual([line["tag"] for line in lines], chosen)
+            outcomes = {line["tag"]: line["outcome"] for line in lines}
+            self.assertEqual([tag for tag in chosen if outcomes[tag] == "done"], done)
+            self.assertIn(lines[0]["request"], words(answer))
+            self.assertEqual(await self.tags(browser), ["v2", "v3"])
+        self.assertIn("That did not work", words(answer))
 
     async def test_who_may_not_changes_nothing(self) -> None:
         await self.tag()

@@ -52,6 +52,7 @@ from artifactd.web.routing import new_app, route
 from artifactd.web.server.protocol import RegistryRequest
 
 _FIELDS = 500  # of a form
+_NAMES = ("to", "tag", "digest", "reference")  # the fields of a tag or digest that is to change
 _ROWS = 100  # of a list on one page
 
 _FOR_EVER = "public, max-age=31536000, immutable"
@@ -115,6 +116,8 @@ def _post(app: Klein, path: str, needs: Action | Need) -> Callable[[_P], _P]:
             for name, each in await form_fields(request, _FIELDS):
                 fields.setdefault(name, []).append(each)
             self.browser.check_form(request, value(fields, "token"))
+            given = (value(fields, name) for name in _NAMES)
+            request.named = next((each for each in given if each), "")
             return await handler(self, request, *args, form=fields, **parts)
 
         route(app, path, "POST", needs=needs)(checked)
@@ -408,20 +411,19 @@ class Page(Operated):
             raise QueryInvalid("choose the tags to delete first")
         changes: list[Change] = []
         failed: list[tuple[Reference, RegistryError]] = []
-        for reference in references:
+        for number, reference in enumerate(references):
             try:
                 changes += await self.delete(request, target, reference)
-            except RegistryError as error:
-                failed.append((reference, error))
             except Exception:
-                if not changes:
-                    raise
-                # The reader and the audit log are told of those before.
-                failed.append((reference, registry_error(request, Failure())))
-        if len(failed) == len(references):
-            raise failed[0][1]
+                error = registry_error(request, Failure())
+                if error.status >= 500:  # a fault of ours, which the others would meet, too
+                    failed += [(each, error) for each in references[number:]]
+                    break
+                failed.append((reference, error))
         image = str(target.image)
-        if failed:
+        if len(failed) == len(references):
+            answer = _error_page(self, request, failed[0][1])
+        elif failed:
             answer = self.rendered(
                 request,
                 "some.html",
@@ -435,7 +437,7 @@ class Page(Operated):
             answer = _see(f"/ui/image/{image}", told="evicted")
         else:
             answer = _see(f"/ui/image/{image}", told="deleted", n=str(len(references)))
-        return evolve(answer, changes=changes)
+        return evolve(answer, changes=[*changes, *(_unchanged(*each) for each in failed)])
 
     @_post(app, "/ui/copy/<name:name>", needs=Action.CREATE)
     async def copy(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
@@ -501,6 +503,13 @@ class Page(Operated):
         """What runs by itself: collection and scrubbing; and what is damaged."""
         state = await self.upkeep.state()
         return await self._rendered(request, "upkeep.html", section="/ui/upkeep", state=state)
+
+
+def _unchanged(reference: Reference, error: RegistryError) -> Change:
+    """What the audit log is told of a tag or manifest that could not be deleted."""
+    if isinstance(reference, Tag):
+        return Change(tag=reference, error=error)
+    return Change(digest=reference, error=error)
 
 
 def _told(request: RegistryRequest, image: ImageName) -> tuple[str, str]:

@@ -599,6 +599,7 @@ class RegistryRequest(server.Request):
     :ivar caller: the authenticated caller, once the gate has identified it.
     :ivar actor: the caller's name for the logs; ``-`` where nobody is authenticated.
     :ivar claimed: the name of the login that is being checked, or has failed.
+    :ivar named: the tag or digest in the form that it brings, for the audit log.
     :ivar answered: whether the answer was given before the end of the body.
     :ivar is_late: whether it came while the site was drained, and is answered 503.
     :ivar counted: the bytes received and sent that the metrics have counted so far.
@@ -621,6 +622,7 @@ class RegistryRequest(server.Request):
     caller: Caller = NOBODY
     actor: str = "-"
     claimed: str = ""
+    named: str = ""
     sees_cache = False
     sees_stored = False
     is_personal = False
