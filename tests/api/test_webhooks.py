@@ -5,8 +5,64 @@ from __future__ import annotations
 from twisted.trial.unittest import TestCase
 
 from artifactd.catalog.events import Event
+from artifactd.oci.names import Digest
+from artifactd.settings.webhooks import EventKind
 from tests.api.served import Served, image_manifest
+from tests.damage.rot import rot
+from tests.upstreams.settings import UNREACHABLE
 from tests.webhooks.hook import Hook
+
+
+class EachKindTests(TestCase):
+    async def test_each_event_of_the_settings_is_told_when_it_happens(self) -> None:
+        hook = Hook(self)
+        kinds = ", ".join(f'"{kind}"' for kind in EventKind)
+        registry = Served.start(
+            self,
+            f"""
+            [webhook.all]
+            url = "{hook.url}"
+            events = [{kinds}]
+            [repository.local]
+            kind = "local"
+            [[repository.local.retention]]
+            images = ["kept"]
+            newest = 1
+            [repository.small]
+            kind = "local"
+            quota = "1KiB"
+            [repository.hub]
+            kind = "remote"
+            upstream = "{UNREACHABLE}"
+            retries = 0
+            """,
+        )
+        await registry.push_image("app", "v1", b"one")
+        moved = await registry.push_image("app", "v1", b"two")
+        await registry.request("DELETE", "/v2/app/manifests/v1")
+        for tag in ("old", "new"):
+            await registry.push_image("kept", tag, tag.encode())
+        await registry.parts.collector.retain()
+        upload = f"/v2/small/app/blobs/uploads/?digest={moved}"
+        await registry.request("POST", upload, b"x" * 2000)
+        rot(registry.data, Digest.of(b"two"), "it is gone")
+        await registry.request("GET", f"/v2/app/blobs/{Digest.of(b'two')}")
+        while {each.event["action"] for each in hook.told} != set(EventKind):
+            answer = await registry.request("GET", f"/v2/hub/app{len(hook.told)}/manifests/v1")
+            self.assertEqual(answer.status, 502)
+        about = {each.event["action"]: each.event["artifactd"]["subject"] for each in hook.told}
+        self.assertEqual(
+            about,
+            {
+                "push": "local/kept",
+                "tag_moved": "local/app",
+                "delete": "local/app",
+                "retention": "local/kept",
+                "quota": "small/app",
+                "damage": "local/app",
+                "upstream_down": "hub",
+            },
+        )
 
 
 class WebhookTests(TestCase):
