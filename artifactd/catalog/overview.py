@@ -213,6 +213,13 @@ _IMAGES = """
             coalesce((SELECT max(pulled_at) FROM tag WHERE image_id = page.id), 0)), 0)
     FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY place
 """
+_CHECKED = """
+    SELECT checked_at FROM json_each(?) AS wanted
+    LEFT JOIN image ON repository = json_extract(wanted.value, '$[0]')
+        AND image.name = json_extract(wanted.value, '$[1]')
+    LEFT JOIN tag ON image_id = image.id AND tag.name = json_extract(wanted.value, '$[2]')
+    ORDER BY wanted.key
+"""
 _USAGE = """
     SELECT name, coalesce(images, 0), coalesce(tags, 0), coalesce(size, 0) FROM repository
     LEFT JOIN repository_count ON repository_count.repository = name
@@ -425,6 +432,18 @@ class Overview(OnDatabase):
             if shown is None or shown(ImageName(*entry.image.split("/", 1))):
                 found.append(entry)
         return found, None
+
+    @read
+    def checked(
+        self, db: Connection, wanted: Sequence[tuple[ImageName, str]]
+    ) -> list[float | None]:
+        """
+        When the upstream last answered for each of these tags, in seconds since the epoch;
+        ``None``: there is no such tag, or it was pushed here.
+        """
+        names = [(image.repository, image.image, tag) for image, tag in wanted]
+        rows = db.execute(_CHECKED, (msgspec.json.encode(names).decode(),))
+        return [checked for (checked,) in rows]
 
     @read
     def usage(self, db: Connection) -> list[RepositoryUsage]:

@@ -225,10 +225,15 @@ def _upstreams(status: Mapping[str, Any]) -> _Section:
             [
                 each["repository"],
                 f"{100 * each['hits'] / asked:.0f} %" if asked else "-",
+                str(each["stale"]),
                 shown_bytes(each["upstream_bytes"]),
                 shown_bytes(each["client_bytes"]),
                 "-" if left is None else f"{100 * left:.0f} %",
                 state,
             ]
         )
-    return "upstream", ["UPSTREAM", "HITS", "FETCHED", "ANSWERED", "LIMIT LEFT", "STATE"], rows
+    return (
+        "upstream",
+        ["UPSTREAM", "HITS", "STALE", "FETCHED", "ANSWERED", "LIMIT LEFT", "STATE"],
+        rows,
+    )

@@ -55,6 +55,7 @@ from artifactd.registry.mirror.proofs import (
 from artifactd.registry.mirror.range_cache import Parts
 from artifactd.registry.mirror.refusals import Refusals
 from artifactd.registry.mirror.repository import RemoteRepository
+from artifactd.registry.mirror.stale import StaleTags
 from artifactd.registry.pulls import Pulls
 from artifactd.registry.registry import Names, Registry
 from artifactd.registry.seeing import Seeing
@@ -148,6 +149,7 @@ class RemoteWiring:
     Makes the remote repositories, and keeps what of each has to be run and closed.
 
     :ivar evictions: one for each repository; to be run now and then.
+    :ivar stale: the tags that this process has answered past their freshness.
     :ivar fills, upstreams: by the names of the repositories.
     """
 
@@ -163,6 +165,7 @@ class RemoteWiring:
     memory: SharedMemory
     folder: Path
     reports: Reports
+    stale: StaleTags = field(factory=StaleTags, init=False)
     fills: dict[str, Fills] = field(factory=dict, init=False)
     upstreams: dict[str, RegistryUpstream] = field(factory=dict, init=False)
     evictions: list[Eviction] = field(factory=list, init=False)
@@ -211,6 +214,7 @@ class RemoteWiring:
             refusals,
             self.run,
             self.settings.limits.manifest_bounds,
+            stale=self.stale,
         )
         seal = Seal(secret_key(self.folder, "pages"), f"{name} {settings.origin}")
         lists = RemoteLists(

@@ -376,6 +376,7 @@ def _start(
         Peers(reactor, parts.memory.id, parts.counters.metrics.tallies),
         Health(parts.catalog, parts.blobs),
         parts.remotes.activity,
+        parts.remotes.stale,
     )
     over_quota = partial(_tell_over_quota, parts)
     api = Api(

@@ -27,9 +27,11 @@ from artifactd.catalog.overview import (
     TagSeen,
 )
 from artifactd.kit.deferreds import RunInThread
+from artifactd.kit.janitor import batches
 from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
 from artifactd.oci.foreign import field_of
 from artifactd.oci.names import Digest, ImageName, Patterns, Reference, Tag
+from artifactd.registry.mirror.stale import StaleTag
 from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Names, Registry, Shown, listed_images
 from artifactd.registry.warming import Platform, entries_of, fields_of
@@ -474,6 +476,44 @@ class Seeing:
         ]
         return Page(entries, None if behind is None else _sealed(behind))
 
+    async def stale(
+        self,
+        noted: Iterable[StaleTag],
+        after: str | None = None,
+        limit: int = PAGE,
+        *,
+        pattern: str = "*",
+        shown: Shown | None = None,
+        asker: Asker = NOBODY,
+    ) -> Page[StaleTag]:
+        """
+        The tags that are stale still, in the order of their images and names.
+
+        :param noted: those that were answered stale.
+        :param pattern: see :meth:`images`, as for the rest.
+        """
+        behind = ("", "") if after is None else _opened(after, tuple[str, str])
+        matching = Patterns((pattern,))
+        rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
+        found: list[StaleTag] = []
+        for batch in batches([each for each in rest if _place_of(each) > behind]):
+            images = {ImageName(*each.image.split("/", 1)) for each in batch}
+            chosen: Collection[ImageName] = images
+            if shown is not None:
+                allowed = [image for image in images if shown(image)]
+                chosen = await self.registry.listable(allowed, asker)
+            wanted = [(ImageName(*each.image.split("/", 1)), each.tag) for each in batch]
+            checked = await self.overview.checked(wanted)
+            found += [
+                each
+                for each, (image, _), at in zip(batch, wanted, checked, strict=True)
+                if image in chosen and at == each.checked
+            ]
+            if len(found) > limit:
+                break
+        told = found[:limit]
+        return Page(told, _sealed(_place_of(told[-1])) if len(found) > limit else None)
+
     async def usage(self) -> list[UsageShown]:
         """What each repository holds."""
         shown = []
@@ -505,6 +545,10 @@ def found_in(text: str) -> str:
 
 
 # -- continuations
+
+
+def _place_of(stale: StaleTag) -> tuple[str, str]:
+    return stale.image, stale.tag
 
 
 def _sealed(place: tuple[Any, ...]) -> str:

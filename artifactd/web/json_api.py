@@ -207,6 +207,23 @@ class JsonApi(Operated):
             self.gate.nothing_listed(request)
         return await self._page(request, "deleted", page)
 
+    # -- what is stale
+
+    @route(app, "/api/v1/stale", "GET", needs=Need.CATALOG)
+    async def stale(self, request: RegistryRequest) -> Answer:
+        """List the tags that are answered stale, of images that the caller may pull, in pages."""
+        page = await self.seeing.stale(
+            await self.daemon.stale_tags(),
+            parameter(request, "after"),
+            _limit(request),
+            pattern=_pattern(request),
+            shown=self.gate.listed(request),
+            asker=self.gate.asker(request),
+        )
+        if not page.entries:
+            self.gate.nothing_listed(request)
+        return await self._page(request, "stale", page)
+
     # -- the registry itself
 
     @route(app, "/api/v1/usage", "GET", needs=Need.METRICS)

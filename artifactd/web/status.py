@@ -16,6 +16,7 @@ from artifactd.oci.errors import Unavailable
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.metrics import Health
 from artifactd.registry.mirror.fill import FillProgress
+from artifactd.registry.mirror.stale import StaleTag, StaleTags
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 
 _TOLD = 200  # requests of which the status tells more than their number
@@ -141,6 +142,7 @@ def _joined(repository: str, statuses: Iterable[Status]) -> Sequence[FillProgres
 # What the processes of one daemon ask each other.
 _READY = "ready"
 _STATUS = "status"
+_STALE = "stale"
 
 
 @define(eq=False)
@@ -150,11 +152,13 @@ class WholeDaemon:
 
     :param health: the checks of this one.
     :param remotes: returns what each remote repository does in this one.
+    :param stale: the tags that this one has answered past their freshness.
     """
 
     peers: Peers
     health: Health
     remotes: Callable[[], Sequence[RemoteActivity]]
+    stale: StaleTags
 
     async def check(self) -> None:
         """:raises Unavailable: if a process can't serve, saying which and why."""
@@ -179,6 +183,16 @@ class WholeDaemon:
                 others.append(msgspec.json.decode(reply.body or b"", type=Status))
         return own.beside(others)
 
+    async def stale_tags(self) -> list[StaleTag]:
+        """The tags that any process has answered past their freshness, in any order."""
+        noted = self.stale.noted()
+        for reply in await self.peers.ask(_STALE):
+            # Another version of the program may tell something else.
+            with suppress(msgspec.MsgspecError):
+                noted += msgspec.json.decode(reply.body or b"", type=list[StaleTag])
+        noted.sort(key=lambda each: each.answered)
+        return list({(each.image, each.tag): each for each in noted}.values())
+
     def answer_peers(self, site: RegistrySite) -> None:
         """Answer what the other processes ask."""
 
@@ -192,5 +206,9 @@ class WholeDaemon:
         async def status() -> bytes:
             return msgspec.json.encode(Status.of(site, self.remotes()))
 
+        async def stale() -> bytes:
+            return msgspec.json.encode(self.stale.noted())
+
         self.peers.answer(_READY, ready)
         self.peers.answer(_STATUS, status)
+        self.peers.answer(_STALE, stale)

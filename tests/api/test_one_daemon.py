@@ -185,6 +185,31 @@ class StatusTests(DaemonCase):
         self.assertEqual(1, (await self.status(first))["processes"])
 
 
+class StaleTests(DaemonCase):
+    async def stale(self) -> list[list[str]]:
+        """The images that each of them lists as stale."""
+        answers = await self.in_turns(2, "/api/v1/stale")
+        return [[e["image"] for e in json.loads(each.body)["stale"]] for each in answers]
+
+    async def test_what_one_has_answered_all_list_until_any_learns_better(self) -> None:
+        self.hub.images.add_image("library/alpine", "latest", b"layer")
+        path = "/v2/docker.io/alpine/manifests/latest"
+        await self.in_turns(1, path)
+        self.hub.faults.add(Status(503), on="/v2/*", method="*", times=None)
+        await self.in_turns(2, path)
+        self.assertEqual([["docker.io/library/alpine"]] * 2, await self.stale())
+        self.hub.faults.clear()
+        await self.in_turns(1, path)
+        self.assertEqual([[], []], await self.stale())
+
+    async def test_what_another_version_tells_is_left_out(self) -> None:
+        async def other() -> bytes:
+            return b'[{"name": 7}]'
+
+        self.workers[1].running.daemon.peers.answer("stale", other)
+        self.assertEqual([[], []], await self.stale())
+
+
 class ReadyTests(DaemonCase):
     async def test_all_of_them_have_to_be_ready(self) -> None:
         async def fail() -> None:

@@ -280,6 +280,8 @@ class AccessibilityTests(BrowserCase):
             "manifest": f"/ui/manifest/{api}?reference=v1.0.0",
             "history": f"/ui/history/{api}",
             "deleted": f"/ui/deleted/{api}?told=deleted&n=1",
+            "all-deleted": "/ui/deleted",
+            "stale": "/ui/stale",
             "upstreams": "/ui/upstreams",
             "storage": "/ui/storage",
             "upkeep": "/ui/upkeep",

@@ -203,7 +203,7 @@ class ShownTests(SynchronousTestCase):
         self.assertIn("alice\\u001b[2J", transfer)
         self.assertEqual(["50 B", "200 B", "25 %", "-", "3", "a/b", "x"], re.split("  +", rest[2]))
         self.assertEqual(
-            ["docker.io", "75 %", "10 B", "2.0 KiB", "25 %", "ok"], re.split("  +", rest[5])
+            ["docker.io", "75 %", "0", "10 B", "2.0 KiB", "25 %", "ok"], re.split("  +", rest[5])
         )
 
     def test_rates_are_since_the_look_before(self) -> None:

@@ -12,7 +12,7 @@ from artifactd.oci.names import Digest, Tag
 from artifactd.web.audit import Change
 from artifactd.web.page.page import Page
 from tests.api.served import image_manifest
-from tests.page.case import GuardedPageCase, PageCase, Visitor, text, words
+from tests.page.case import GuardedPageCase, PageCase, Visitor, links, text, words
 from tests.page.test_images import tags_of
 
 APP = "local/team/app"
@@ -159,9 +159,7 @@ class ChangeTests(GuardedPageCase):
         self.patch(Page, "delete", failing)
         for chosen, done in (["v1", "v2", "v3"], ["v1"]), (["v2", "v3"], []):
             self.audit.write_text("")
-            answer = await browser.post(
-                f"/ui/delete/{APP}", [("tag", tag) for tag in chosen]
-            )
+            answer = await browser.post(f"/ui/delete/{APP}", [("tag", tag) for tag in chosen])
             self.assertEqual(1, len(self.flushLoggedErrors(ZeroDivisionError)))
             self.assertEqual(answer.status, 500)
             lines = self.lines()
@@ -206,6 +204,64 @@ class ChangeTests(GuardedPageCase):
             answer = await browser.get(path)
             self.assertIn(answer.status, (405, 200), path)
         self.assertEqual(self.state(), before)
+
+
+class AllDeletedTests(GuardedPageCase):
+    async def delete(self, *names: str) -> None:
+        """Let alice push images, and delete their tags."""
+        await self.have(*names)
+        for name in names:
+            await self.ask("DELETE", f"/v2/{name}/manifests/v1", "alice")
+
+    async def test_what_was_deleted_anywhere_is_listed_and_brought_back_from_there(self) -> None:
+        await self.delete("local/a", "local/team/b")
+        browser = await self.as_user("alice")
+        page = await browser.get("/ui/deleted")
+        self.assertRegex(words(page), "local/team/b tag v1 .* local/a tag v1 ")
+        self.assertIn("/ui/deleted", links(await browser.get("/")))
+        fields = {"reference": "v1", "list": "all"}
+        answer = await browser.post("/ui/undelete/local/a", fields)
+        where = "/ui/deleted?told=undeleted"
+        self.assertEqual((answer.status, answer.header("Location")), (303, where))
+        page = await browser.get(where)
+        self.assertIn("What was deleted is back.", words(page))
+        self.assertIn("/ui/deleted/local/team/b", links(page))
+        self.assertNotIn("/ui/deleted/local/a", links(page))
+        self.assertEqual(tags_of(text(await browser.get("/ui/image/local/a"))), ["v1"])
+
+    async def test_a_page_has_a_hundred(self) -> None:
+        await self.have("local/a")
+        manifest = image_manifest(b"{}", b"layer")
+        for number in range(101):
+            await self.ask("PUT", f"/v2/local/a/manifests/t{number}", "alice", manifest, KIND)
+            await self.ask("DELETE", f"/v2/local/a/manifests/t{number}", "alice")
+        browser = await self.as_user("alice")
+        first = await browser.get("/ui/deleted")
+        (following,) = [each for each in links(first) if "after=" in each]
+        second = await browser.get(following)
+        self.assertEqual(
+            (text(first).count("Bring tag"), text(second).count("Bring tag")), (100, 1)
+        )
+
+    async def test_callers_see_what_they_may_pull_and_buttons_for_what_they_may_change(
+        self,
+    ) -> None:
+        await self.delete("local/secret", "local/team/b", "local/public/c")
+        for who, listed, offered in (
+            ("alice", {"local/secret", "local/team/b", "local/public/c"}, 3),
+            ("bob", {"local/team/b", "local/public/c"}, 0),
+            (None, {"local/public/c"}, 0),
+        ):
+            browser = self.browser if who is None else await self.as_user(who)
+            page = await browser.get("/ui/deleted")
+            images = {each.removeprefix("/ui/deleted/") for each in links(page)}
+            self.assertEqual({each for each in images if each.startswith("local")}, listed)
+            self.assertEqual(text(page).count("Bring tag"), offered)
+
+    async def test_an_empty_list_says_so(self) -> None:
+        self.assertIn("Log in to see more", words(await self.browser.get("/ui/deleted")))
+        browser = await self.as_user("alice")
+        self.assertIn("can be brought back", words(await browser.get("/ui/deleted")))
 
 
 class ImmutableTests(GuardedPageCase):

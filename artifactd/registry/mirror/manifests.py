@@ -21,6 +21,7 @@ from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed
 from artifactd.registry.mirror.refusals import Refusals, stale, translated
+from artifactd.registry.mirror.stale import StaleTag, StaleTags
 from artifactd.registry.mirror.told import ToldTags
 from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.settings.remote import RemoteSettings
@@ -44,6 +45,7 @@ class RemoteManifests:
 
     :param refusals: the upstream's recent "not found" answers.
     :param now: seconds since the epoch.
+    :param stale: is told of the tags that are answered past their freshness.
     """
 
     upstream: Upstream
@@ -57,6 +59,7 @@ class RemoteManifests:
     run: RunInThread
     bounds: ManifestBounds
     now: Callable[[], float] = time.time
+    stale: StaleTags = field(factory=StaleTags)
     # Requests, and whether HEAD will do: GET's outcome answers both.
     _single_flight: SingleFlight[tuple[ImageName, Reference, bool], ManifestFound] = field(
         factory=SingleFlight, init=False
@@ -112,7 +115,7 @@ class RemoteManifests:
             self.counters.coalesced.inc()
             how = evolve(how, cache=f"{how.cache}; collapsed")
         if how.stale is not None:
-            self.counters.stale.inc()
+            self._note_stale(image, reference, here, how.stale)
         return evolve(found, provenance=how)
 
     async def _here(
@@ -143,8 +146,17 @@ class RemoteManifests:
                 "this manifest is not cached, and the upstream is not asked (offline)",
                 {"name": str(image), "reference": str(reference)},
             )
-        self.counters.stale.inc()
+        self._note_stale(image, reference, cached, _OFFLINE)
         return ManifestFound(cached.record, image, stale(_OFFLINE))
+
+    def _note_stale(
+        self, image: ImageName, reference: Reference, cached: CachedTag | None, why: str
+    ) -> None:
+        self.counters.stale.inc()
+        if cached is not None:
+            checked, name, tag = cached.checked_at, str(image), str(reference)
+            since = checked + self._freshness
+            self.stale.note(StaleTag(name, tag, checked, since, self.now(), why))
 
     async def restore(self, image: ImageName, digest: Digest) -> None:
         """

@@ -129,6 +129,7 @@ def _post(app: Klein, path: str, needs: Action | Need) -> Callable[[_P], _P]:
 _LOGIN = "/ui/login"
 _PARTS = [
     ("/", "Images"),
+    ("/ui/deleted", "Deleted"),
     ("/ui/upstreams", "Upstreams"),
     ("/ui/storage", "Storage"),
     ("/ui/upkeep", "Upkeep"),
@@ -194,7 +195,7 @@ class Page(Operated):
         try:
             self.gate.admit(request, Need.STATUS)
         except RegistryError:
-            return _PARTS[:1]
+            return _PARTS[:2]
         return _PARTS
 
     def _answer(self, request: RegistryRequest, body: bytes, status: int, token: _Token) -> Answer:
@@ -369,6 +370,46 @@ class Page(Operated):
             query=query,
         )
 
+    @route(app, "/ui/deleted", "GET", needs=Need.PAGE)
+    async def all_deleted(self, request: RegistryRequest) -> Answer:
+        """What was deleted from all images that the caller may pull, and can be brought back."""
+        query, shown = _query(request, "after"), self.gate.listed(request)
+        page = await self.seeing.deleted(None, query["after"] or None, _ROWS, shown)
+        images = {each.image: ImageName(*each.image.split("/", 1)) for each in page.entries}
+        told, undo = _told(request, "")
+        return await self._rendered(
+            request,
+            "all_deleted.html",
+            section="/ui/deleted",
+            deleted=page.entries,
+            may_create={n for n, i in images.items() if self.gate.may(request, Action.CREATE, i)},
+            after=page.after,
+            query=query,
+            told=told,
+            undo=undo,
+        )
+
+    @route(app, "/ui/stale", "GET", needs=Need.PAGE)
+    async def stale(self, request: RegistryRequest) -> Answer:
+        """The tags of upstreams that are answered past their freshness."""
+        query = _query(request, "q", "after")
+        page = await self.seeing.stale(
+            await self.daemon.stale_tags(),
+            query["after"] or None,
+            _ROWS,
+            pattern=found_in(query["q"]),
+            shown=self.gate.listed(request),
+            asker=self.gate.asker(request),
+        )
+        return await self._rendered(
+            request,
+            "stale.html",
+            section="/ui/upstreams",
+            tags=page.entries,
+            after=page.after,
+            query=query,
+        )
+
     async def _about(
         self, request: RegistryRequest, template: str, image: ImageName, **values: object
     ) -> Answer:
@@ -471,7 +512,8 @@ class Page(Operated):
         reference = parse_reference(text) if text else None
         restored, changes = await self.bring_back(request, target, reference)
         told = "occupied" if restored.occupied else "undeleted"
-        return evolve(_see(f"/ui/image/{target.image}", told=told), changes=changes)
+        following = "/ui/deleted" if value(form, "list") == "all" else f"/ui/image/{target.image}"
+        return evolve(_see(following, told=told), changes=changes)
 
     # -- the registry itself
 
@@ -512,7 +554,7 @@ def _unchanged(reference: Reference, error: RegistryError) -> Change:
     return Change(digest=reference, error=error)
 
 
-def _told(request: RegistryRequest, image: ImageName) -> tuple[str, str]:
+def _told(request: RegistryRequest, image: ImageName | str) -> tuple[str, str]:
     """What the form before has done, and where that can be undone; by the query, not its words."""
     number = parameter(request, "n") or ""
     match parameter(request, "told"):
