@@ -235,6 +235,10 @@ class RelayCase(WireCase):
         self.budget = CountingBudget()
         self.patience = Patience(STALL)
 
+    def cannot_tell(self) -> None:
+        """Make the kernel one that does not say whether a read would wait."""
+        self.patch(sendfile, "_NOWAIT", 0)
+
     def serve(self, in_thread: Callable[..., Deferred[Any]] = maybeDeferred) -> None:
         sender = FileSender(Timers(self.clock), in_thread, self.budget, self.patience)
         self.site.resource = self.served.resource(sender)

@@ -14,7 +14,7 @@ from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender, Patience
 from tests.wire.connection import Wire, request, statuses
 from tests.wire.loopback import FileBlob
-from tests.wire.sender import STALL, RelayCase, SenderCase
+from tests.wire.sender import STALL, OverTLS, RelayCase, SenderCase
 
 
 class ColdTests(SenderCase):
@@ -67,6 +67,10 @@ class ColdTests(SenderCase):
         self.check_body((await client.response())[1])
         self.check_body((await client.response())[1], 0, 4096)
         self.assertEqual(self.thread_calls, 0)
+
+
+class ColdTLSTests(OverTLS, ColdTests):
+    """The same over TLS."""
 
 
 class RelayTests(RelayCase):
@@ -137,9 +141,10 @@ class RelayTests(RelayCase):
         self.assertEqual((self.budget.used, self.served.blobs[0].closings), (0, 1))
 
     def test_a_blob_is_closed_only_when_its_thread_is_done(self) -> None:
-        reads: list[Deferred[bytes]] = []
+        self.cannot_tell()
+        reads: list[Deferred[None]] = []
 
-        def in_thread(*_: object) -> Deferred[bytes]:
+        def in_thread(*_: object) -> Deferred[None]:
             reads.append(Deferred())
             return reads[-1]
 
@@ -148,13 +153,15 @@ class RelayTests(RelayCase):
         wire.send(request("GET", "/0/1000000"))
         wire.close(cleanly=False)
         self.assertEqual(self.served.blobs[0].closings, 0)
-        reads[0].callback(self.content)
+        reads[0].callback(None)
         self.assertEqual(self.served.blobs[0].closings, 1)
         self.assertEqual(self.budget.used, 0)
         self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_a_read_that_fails_cuts_the_connection(self) -> None:
-        def in_thread(*_: object) -> Deferred[bytes]:
+        self.cannot_tell()
+
+        def in_thread(*_: object) -> Deferred[None]:
             raise OSError(5, "input/output error")
 
         self.serve(lambda *args: maybeDeferred(in_thread, *args))
@@ -168,6 +175,7 @@ class RelayTests(RelayCase):
 
     def hold(self) -> tuple[Wire, RegistryRequest]:
         """A connection with a request whose handler waits for :meth:`open_gate`."""
+        self.cannot_tell()
         held: list[RegistryRequest] = []
 
         @self.app.route("/held", methods=["GET"])

@@ -153,6 +153,22 @@ class ChunkTests(SynchronousTestCase):
         self.assertLessEqual(len(delivered), len(reads))
         self.assertEqual(rest, [behind])
 
+    def test_the_content_of_a_read_is_copied_once_or_not_at_all(self) -> None:
+        content = bytes(range(256)) * 4
+        one = self.decode(b"%x\r\n" % (2 * len(content)), content)[0][-1]
+        self.assertIs(one, content)
+        whole = chunked(content, content)
+        (joined,) = self.decode(whole)[0]
+        self.assertEqual(joined, 2 * content)
+
+    def test_a_size_that_follows_a_chunk_may_be_written_in_any_way(self) -> None:
+        for size in (b"3", b"03", b"0000000000000000003", b"3;x=y"):
+            for step in (1, 2, 3, 50):
+                whole = b"2\r\nab\r\n%b\r\ncde\r\n0\r\n\r\n" % size
+                reads = [whole[at : at + step] for at in range(0, len(whole), step)]
+                delivered, behind = self.decode(*reads)
+                self.assertEqual((b"".join(delivered), behind), (b"abcde", [b""]), (size, step))
+
     def test_wrong_ones_are_told_why_and_what_comes_before_is_delivered(self) -> None:
         for wrong, problem in (
             (b"f" * 16 + b"\r\nab", "too large"),

@@ -82,20 +82,25 @@ class BlobReader:
 
     def is_cached(self, first: int, length: int) -> bool:
         """Whether samples of these bytes are in the page cache, so that reading won't wait."""
-        if self._in_memory:
+        if self._in_memory or self._blob.content is not None:
             return True
         samples = range(first, first + length, _STRIDE)
         return all(self.cached(sample, 1) is not None for sample in samples)
 
     def read(self, first: int, length: int) -> Deferred[bytes]:
+        """Read bytes in a thread: fewer than ``length`` if the file ends before."""
+        return self._run(os.pread, length, first)
+
+    def read_now(self, first: int, length: int) -> bytes:
         """
-        Read bytes that are in memory at once, and others in a thread: fewer than ``length`` if the
-        file ends before.
+        Read bytes that are in memory: fewer than ``length`` if the file ends before.
+
+        :raises OSError: if they can't be read, after all.
         """
         content = self._blob.content
         if content is not None:
-            return succeed(content[first : first + length])
-        return self._run(os.pread, length, first)
+            return content[first : first + length]
+        return os.pread(self._blob.fileno(), length, first)
 
     def read_ahead(self, first: int, length: int) -> Deferred[None]:
         """Read bytes into the page cache, in a thread."""
@@ -157,6 +162,9 @@ class Transfer(ABC):
     The body of one response: bytes of a blob that may still grow, sent under a stall timeout and at
     a least rate.
 
+    A file that is not in the page cache is read ahead in a thread, so that nothing waits for the
+    disk in the reactor's.
+
     :ivar offset: the offset in the blob of the next byte to send.
     :ivar end: the offset behind the last byte to send; ``None`` as long as it is not known.
     :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
@@ -181,7 +189,9 @@ class Transfer(ABC):
         self._stall = 0.0
         self._deadline: Deadline
         self._pace: ReaderPace
-        self._first = first
+        self._first = self._ahead = first
+        self._margin = 0
+        self._pending = False
         self._growth: Deferred[None] | None = None
         self._done: Deferred[bool] = Deferred(self._cancelled)
         self._look()
@@ -262,9 +272,62 @@ class Transfer(ABC):
         """Drop the connection for the reason in ``failure``."""
         self.cut(failure.getErrorMessage())
 
+    def ready(self) -> int:
+        """
+        Return how many bytes can be sent without waiting for the disk or for the blob to grow.
+
+        If there are none, :meth:`go_on` is called when there are; if they are few, more are read
+        ahead.
+        """
+        if self._ahead <= self.offset + self._margin and not self._pending:
+            self._look_ahead()
+        return self._ahead - self.offset
+
+    @abstractmethod
+    def go_on(self) -> None:
+        """Send what has become ready."""
+
     @abstractmethod
     def stopped(self) -> None:
         """Give up what is still under way at the end of the transfer."""
+
+    # ``_ahead`` is the offset up to which the blob can be read without waiting for the disk;
+    # ``_margin`` how far ahead of the client it is read: far in a cold file; ``_pending`` whether
+    # the transfer waits for a read ahead, or for the blob to grow.
+
+    def _look_ahead(self) -> None:
+        first = self._ahead
+        count = min(_AT_A_TIME, self.here - first)
+        if count <= 0:
+            if first == self.offset:
+                self._wait()
+        elif self.reader.is_cached(first, count):
+            self._ahead = first + count
+            if first == self.offset:
+                self._margin = 0
+        else:
+            self._margin = _WINDOW - 1
+            self._read_ahead(first)
+
+    def _read_ahead(self, first: int) -> None:
+        self._pending = True
+        until = min(first + _WINDOW, self.here)
+        reading = self.reader.read_ahead(first, until - first)
+        reading.addCallbacks(self._was_read, self.failed, callbackArgs=(until,))
+
+    def _was_read(self, _: None, until: int) -> None:
+        self._ahead = until
+        self.progress()
+        self._go_on()
+
+    def _wait(self) -> None:
+        self._pending = True
+        self.more().addCallbacks(self._go_on, self.failed)
+
+    def _go_on(self, _: None = None) -> None:
+        self._pending = False
+        if not self.ended:
+            self.go_on()
 
     def _look(self) -> None:
         if self.end is None:
@@ -309,8 +372,8 @@ _PIECE = 64 * 1024  # bytes
 @implementer(IPushProducer)
 class Relay(Transfer):
     """
-    Sends pieces that a thread reads, each when the transport has sent the one before: for TLS, and
-    for the chunks of a blob whose length is not known yet.
+    Sends pieces that it reads, each when the transport has sent the one before: for TLS, and for
+    the chunks of a blob whose length is not known yet.
 
     It takes a buffer of the budget only while it has a piece to send.
     """
@@ -327,6 +390,7 @@ class Relay(Transfer):
         self._budget = budget
         self._granted: Deferred[None] = succeed(None)
         self._resumed: Deferred[None] | None = None
+        self._waiting: Deferred[None] | None = None
 
     def register(self) -> None:
         self.request.registerProducer(self, True)
@@ -347,23 +411,35 @@ class Relay(Transfer):
     def stopProducing(self) -> None:
         """The connection is lost: the request ends next, and with it the transfer."""
 
+    def go_on(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+
     def stopped(self) -> None:
         self._granted.cancel()
-        self.resumeProducing()  # so that the pump ends
+        # So that the pump ends.
+        self.resumeProducing()
+        self.go_on()
 
     async def _pump(self) -> None:
         if self.end is None:
             await self._begin_unmeasured()
         while self.offset != self.end:
-            if self.offset >= self.here:
-                await self.more()
+            size = min(_PIECE, self.ready())
+            if not size:
+                # They may have come by now, or the transfer may have failed.
+                if self._pending and not self.ended:
+                    self._waiting = Deferred()
+                    await self._waiting
+                if self.ended:
+                    return
                 continue
-            size = min(_PIECE, self.here - self.offset)
             self._granted = self._budget.acquire(size)
             await self._granted
             self.progress()
             try:
-                await self._relay(size)
+                self._relay(size)
             finally:
                 self._budget.release(size)
             if self._resumed is not None:
@@ -385,11 +461,13 @@ class Relay(Transfer):
         self.request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
         self.request.write(b"")
 
-    async def _relay(self, size: int) -> None:
+    def _relay(self, size: int) -> None:
         """Hand a piece to the transport."""
-        piece = await self.reader.read(self.offset, size)
-        if self.ended:
-            return
+        try:
+            piece = self.reader.read_now(self.offset, size)
+        except OSError as error:
+            self.reader.failed(error)
+            raise
         if len(piece) < size:
             raise EOFError("the file is shorter than it was")
         self.request.write(piece)
@@ -485,7 +563,10 @@ class FileSender:
                 unmeasured = Relay(request, reader, first, None, self.budget)
                 return await unmeasured.start(self.timers, self.patience)
             if length <= SMALL and first + length <= blob.available:
-                content = reader.cached(first, length) or await reader.read(first, length)
+                if blob.content is not None:
+                    content = reader.read_now(first, length)
+                else:
+                    content = reader.cached(first, length) or await reader.read(first, length)
                 if len(content) == length:
                     request.write(content)
                     return not request.gone
@@ -518,19 +599,13 @@ class _Sendfile(Transfer):
     Sends by ``os.sendfile``, as a pull producer on the TCP transport, which asks for more when its
     own buffer is empty.
 
-    A file that is not in the page cache is read ahead in a thread, so that ``sendfile`` does not
-    wait for the disk.  When all that is available has been sent, the transport is left alone until
-    there is more.
+    When all that is available has been sent, the transport is left alone until there is more.
     """
 
     _begun = False
     _taken_over = False
-    _ahead = 0  # the offset up to which the file can be sent without waiting for the disk
-    _margin = 0  # how far ahead of the client to read: far in a cold file
-    _pending = False  # whether it waits for a read ahead, or for the blob to grow
 
     def register(self) -> None:
-        self._ahead = self.offset
         with suppress(OSError, AttributeError):  # a UNIX socket; not Linux
             self.transport.getHandle().setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT
@@ -549,7 +624,7 @@ class _Sendfile(Transfer):
         if not self._begun:
             # Called by registerProducer: the headers may be in the buffer, or sent already.
             self._begun = True
-            self._write_on()
+            self.go_on()
             return
         if not self.client_took():
             return
@@ -557,7 +632,7 @@ class _Sendfile(Transfer):
             # The transport may have paused the channel before; it resumes only this producer.
             self._taken_over = True
             self.channel.resumeProducing()
-        ready = self._ready()
+        ready = self.ready()
         if ready > 0:
             self._send(min(ready, _AT_A_TIME))
 
@@ -568,7 +643,7 @@ class _Sendfile(Transfer):
         try:
             sent = os.sendfile(self.transport.fileno(), self.reader.fileno(), self.offset, count)
         except BlockingIOError:
-            self._write_on()
+            self.go_on()
             return
         except OSError as error:
             self.reader.failed(error)
@@ -580,53 +655,13 @@ class _Sendfile(Transfer):
         self.request.sentLength += sent
         self.advance(sent)
         if self.offset < self.here:
-            self._write_on()
+            self.go_on()
         elif self.offset == self.end:
             self.complete()
         else:
             self._wait()
 
-    def _ready(self) -> int:
-        """Return how many bytes can be sent without waiting; reads ahead if they are few."""
-        if self._ahead <= self.offset + self._margin and not self._pending:
-            self._look_ahead()
-        return self._ahead - self.offset
-
-    def _look_ahead(self) -> None:
-        first = self._ahead
-        count = min(_AT_A_TIME, self.here - first)
-        if count <= 0:
-            if first == self.offset:
-                self._wait()
-        elif self.reader.is_cached(first, count):
-            self._ahead = first + count
-            if first == self.offset:
-                self._margin = 0
-        else:
-            self._margin = _WINDOW - 1
-            self._read_ahead(first)
-
-    def _read_ahead(self, first: int) -> None:
-        self._pending = True
-        until = min(first + _WINDOW, self.here)
-        reading = self.reader.read_ahead(first, until - first)
-        reading.addCallbacks(self._was_read, self.failed, callbackArgs=(until,))
-
-    def _was_read(self, _: None, until: int) -> None:
-        self._ahead = until
-        self.progress()
-        self._go_on()
-
-    def _wait(self) -> None:
-        self._pending = True
-        self.more().addCallbacks(self._go_on, self.failed)
-
-    def _go_on(self, _: None = None) -> None:
-        self._pending = False
-        if not self.ended:
-            self._write_on()
-
-    def _write_on(self) -> None:
+    def go_on(self) -> None:
         """Let the transport call :meth:`resumeProducing` when the client has taken enough."""
         self.wait_for_client()
         self.transport.startWriting()
