@@ -30,9 +30,7 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -46,7 +44,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from attrs import define, field, frozen
-from servers import MEGABYTE, Server, artifactd
+from servers import MEGABYTE, Server, artifactd, private_folder
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -565,24 +563,20 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="where a private folder is made")
     parser.add_argument("--only", nargs="+", choices=ATTACKS, help="these attacks alone")
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="attacks-", dir=arguments.data))
-    outcomes = []
-    try:
-        with (
-            Upstream.running() as good,
-            Evil.running() as evil,
-            artifactd(folder, _settings(good, evil)) as daemon,
-            probing(daemon.port) as answered,
-        ):
-            os.nice(NICENESS)  # the attackers have computers of their own
-            Client(daemon.port, "alice").push("alice/secret", "v1", SECRET)
-            print(HEAD)
-            names = arguments.only or list(ATTACKS)
-            outcomes = [run(daemon, answered, "none, to compare with", [], arguments.seconds)]
-            outcomes += [run(daemon, answered, name, [name], arguments.seconds) for name in names]
-            outcomes.append(run(daemon, answered, "all together", names, arguments.seconds))
-    finally:
-        shutil.rmtree(folder)
+    with (
+        private_folder(arguments.data) as folder,
+        Upstream.running() as good,
+        Evil.running() as evil,
+        artifactd(folder, _settings(good, evil)) as daemon,
+        probing(daemon.port) as answered,
+    ):
+        os.nice(NICENESS)  # the attackers have computers of their own
+        Client(daemon.port, "alice").push("alice/secret", "v1", SECRET)
+        print(HEAD)
+        names = arguments.only or list(ATTACKS)
+        outcomes = [run(daemon, answered, "none, to compare with", [], arguments.seconds)]
+        outcomes += [run(daemon, answered, name, [name], arguments.seconds) for name in names]
+        outcomes.append(run(daemon, answered, "all together", names, arguments.seconds))
     for _, wrong in outcomes:
         for line in wrong:
             print(line)

@@ -34,9 +34,7 @@ import json
 import multiprocessing
 import resource
 import select
-import shutil
 import socket
-import tempfile
 import time
 from contextlib import closing
 from http.client import HTTPConnection
@@ -44,7 +42,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from attrs import define, field, frozen
-from servers import CHECKOUT, Server, artifactd
+from servers import CHECKOUT, Server, artifactd, private_folder
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 SETTINGS = """\
@@ -292,12 +290,11 @@ def main() -> None:
     for count in counts:
         for tree in [CHECKOUT, *(each.resolve() for each in options.tree or ())]:
             workers = options.workers if _has_workers(tree) else 1
-            folder = Path(tempfile.mkdtemp(prefix="artifactd-connections-", dir=options.data))
-            try:
-                with artifactd(folder, SETTINGS, workers=workers, tree=tree) as server:
-                    columns = measure(server, count, options.seconds)
-            finally:
-                shutil.rmtree(folder)
+            with (
+                private_folder(options.data) as folder,
+                artifactd(folder, SETTINGS, workers=workers, tree=tree) as server,
+            ):
+                columns = measure(server, count, options.seconds)
             print(f"{tree.name[:12] + f', {workers} w.':20}{count:10}{columns}", flush=True)
 
 

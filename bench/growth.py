@@ -37,7 +37,6 @@ import shutil
 import sqlite3
 import statistics
 import sys
-import tempfile
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -49,7 +48,7 @@ from typing import Any
 
 import catalog
 from attrs import define, field
-from servers import MEGABYTE, Server, artifactd
+from servers import MEGABYTE, Server, artifactd, private_folder
 
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.repair import RepairCatalog
@@ -369,11 +368,11 @@ def main() -> None:
     print(f"  {'':34}{'time':>10}   {'processor':>10}   {'peak':>8}")
     counts = [int(number) for number in options.manifests.split(",") if number]
     for count in counts:
-        with tempfile.TemporaryDirectory(prefix="artifactd-growth-", dir=options.data) as folder:
-            one_image(Path(folder), count, with_bytes=not options.without_bytes)
+        with private_folder(options.data) as folder:
+            one_image(folder, count, with_bytes=not options.without_bytes)
     if options.images:
-        with tempfile.TemporaryDirectory(prefix="artifactd-growth-", dir=options.data) as folder:
-            many_images(Path(folder), options.images)
+        with private_folder(options.data) as folder:
+            many_images(folder, options.images)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ import argparse
 import hashlib
 import multiprocessing
 import os
-import shutil
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import cache
@@ -38,7 +36,7 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 from attrs import define, field, frozen
-from servers import MEGABYTE, Server, artifactd
+from servers import MEGABYTE, Server, artifactd, private_folder
 
 MEBIBYTE = 1 << 20
 MOST_MEMORY, MOST_DELAY = 200 * MEGABYTE, 0.05  # of a process; seconds of 99 in 100 answers
@@ -229,12 +227,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="of the daemon (%(default)s)")
     parser.add_argument("--data", type=Path, help="where to keep the data (a temporary folder)")
     options = parser.parse_args()
-    data = Path(tempfile.mkdtemp(prefix="artifactd-load-", dir=options.data))
-    try:
-        with artifactd(data, workers=options.workers) as server:
-            is_good = measure(server, options.transfers, options.mebibytes)
-    finally:
-        shutil.rmtree(data)
+    with (
+        private_folder(options.data) as folder,
+        artifactd(folder, workers=options.workers) as server,
+    ):
+        is_good = measure(server, options.transfers, options.mebibytes)
     if not is_good:
         raise SystemExit("a goal was missed: 200 MB a process, 50 ms for 99 in 100 of /healthz")
 

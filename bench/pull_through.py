@@ -42,7 +42,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from attrs import frozen
-from servers import MEGABYTE, Server, artifactd, docker_registry
+from servers import MEGABYTE, Server, artifactd, docker_registry, private_folder
 
 MEBIBYTE = 1 << 20
 PIECE = 1 << 20
@@ -282,11 +282,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None, help="a folder to make another one in")
     parser.add_argument("--without-peer", action="store_true")
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="pull-through-", dir=options.data))
-    try:
+    with private_folder(options.data) as folder:
         _measure(folder, options)
-    finally:
-        shutil.rmtree(folder)
 
 
 def _measure(folder: Path, options: argparse.Namespace) -> None:

@@ -37,7 +37,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +48,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
-from servers import MEGABYTE, Server, artifactd, docker_registry
+from servers import MEGABYTE, Server, artifactd, docker_registry, private_folder
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ACCEPT = f"Accept: {MANIFEST}"
@@ -486,23 +485,19 @@ def main() -> None:
     if missing := [name for name in ("docker-registry", "wrk", "hey") if not shutil.which(name)]:
         raise SystemExit(f"not installed: {', '.join(missing)}")
     rows = [row for row in UNITS if not options.rows or row.__name__ in options.rows.split(",")]
-    folder = Path(tempfile.mkdtemp(prefix="artifactd-rows-", dir=options.data))
     starts: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
         "artifactd": partial(artifactd, workers=options.workers, access_log="text"),
         "docker-registry": partial(docker_registry, access_log=True),
     }
     for tree in options.tree or ():
         starts[tree.name] = partial(artifactd, access_log="text", tree=tree.resolve())
-    try:
-        with ExitStack() as stack:
-            servers = {}
-            for name, start in starts.items():
-                own = folder / name
-                own.mkdir()
-                servers[name] = stack.enter_context(start(own))
-            figures = measured(servers, rows, options.rounds)
-    finally:
-        shutil.rmtree(folder)
+    with private_folder(options.data) as folder, ExitStack() as stack:
+        servers = {}
+        for name, start in starts.items():
+            own = folder / name
+            own.mkdir()
+            servers[name] = stack.enter_context(start(own))
+        figures = measured(servers, rows, options.rounds)
     show(figures, list(starts))
 
 

@@ -2,7 +2,7 @@
 The servers that the scripts beside this one measure, each in processes of its own.
 
 Not a script: :func:`artifactd` and :func:`docker_registry` start one on a free port of 127.0.0.1,
-and :class:`Server` tells what its processes take.
+:class:`Server` tells what its processes take, and :func:`private_folder` has room for their data.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,6 +82,21 @@ def _proportional(pid: int) -> int:
     found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
     assert found is not None
     return int(found[1]) * 1024
+
+
+@contextmanager
+def private_folder(parent: Path | None) -> Iterator[Path]:
+    """
+    A new folder until the end of the context, also if that is SIGTERM.
+
+    :param parent: where it is made; ``None``: where temporary files go.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    folder = Path(tempfile.mkdtemp(prefix="artifactd-bench-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @contextmanager
