@@ -37,7 +37,7 @@ MANIFESTS = 2  # of an image
 LAYERS = 2  # of a manifest, that no other has
 TIMES = 5  # that each list is read
 PAGE = 500
-CACHE = 6 << 30  # bytes of a catalog that is filled
+CACHE = 4 << 30  # bytes of a catalog that is filled
 
 
 def digest_of(*names: object) -> str:

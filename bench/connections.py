@@ -20,10 +20,11 @@ Printed of each:
   is asked, and while each asks once a second, in hundredths of one core;
 * how long an answer took, from the sending of its request to its last byte: the median, and how
   long one in a hundred took; how late one request in a hundred was sent, which says whether the
-  client, a process of its own that needs a core at 20,000 requests a second, has kept up; and the
-  requests that could not be sent because the one before was not answered yet.
+  clients have kept up, which are processes of their own and need about a core at 20,000 requests a
+  second; and the requests that could not be sent because the one before was not answered yet.
 
-Needs as many open files as connections, in two processes: as root the limit is raised.
+Each connection is an open file of the worker that has it: where fewer may be open (``ulimit -Hn``)
+there are fewer connections, as the second column tells.
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ import resource
 import select
 import socket
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, field
 from servers import CHECKOUT, Server, artifactd, private_folder
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -52,36 +55,49 @@ idle_timeout = "1h"
 connections = 0
 """
 PATH = "/v2/bench/app/manifests/v1"
-PER_ADDRESS = 10_000  # connections of one client address
+PER_CLIENT = 10_000  # connections, all from one address
 AT_ONCE = 50  # connections that are opened before their answers are awaited
 SPARE = 200  # open files beside the connections
+TIMEOUT = 600.0  # seconds for an answer
 SETTLE = 3.0  # seconds before something is measured that ends by itself
 
 
-@frozen
+@define
 class Answers:
     """
-    What one client has measured, in seconds.
+    What clients have measured, in seconds.
 
     :ivar skipped: requests that were not sent, because the answer before was awaited still.
     """
 
-    count: int
-    median: float
-    hundredth: float
-    late: float
-    skipped: int
+    took: list[float] = field(factory=list)
+    late: list[float] = field(factory=list)
+    skipped: int = 0
+
+    def add(self, other: Answers) -> None:
+        self.took += other.took
+        self.late += other.late
+        self.skipped += other.skipped
+
+    def __str__(self) -> str:
+        median, hundredth, late = (
+            1000 * sorted(values)[-1 - len(values) // part]
+            for values, part in ((self.took, 2), (self.took, 100), (self.late, 100))
+        )
+        return f"{median:9.2f} {hundredth:9.1f} {late:9.1f} {self.skipped:9}"
 
 
 @define
 class Crowd:
     """
-    The client: all connections, in one thread.
+    A client: its connections, in one thread.
 
+    :ivar address: the one that it connects from.
     :ivar tail: the last bytes of each answer.
     """
 
     port: int
+    address: str
     tail: bytes
     poll: select.epoll = field(factory=select.epoll)
     sockets: list[socket.socket] = field(factory=list)
@@ -92,7 +108,7 @@ class Crowd:
     def open(self, count: int) -> None:
         """Open so many connections, and ask once on each."""
         for first in range(0, count, AT_ONCE):
-            some = [self._connect(index) for index in range(first, min(first + AT_ONCE, count))]
+            some = [self._connect() for _ in range(min(AT_ONCE, count - first))]
             for connection in some:
                 connection.sendall(self.request)
             for connection in some:
@@ -101,12 +117,12 @@ class Crowd:
                 self.poll.register(connection, select.EPOLLIN)
             self.sockets += some
 
-    def _connect(self, index: int) -> socket.socket:
+    def _connect(self) -> socket.socket:
         connection = socket.socket()
         connection.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.bind((f"127.0.0.{2 + index // PER_ADDRESS}", 0))
-        connection.settimeout(60)
+        connection.bind((self.address, 0))
+        connection.settimeout(TIMEOUT)
         connection.connect(("127.0.0.1", self.port))
         return connection
 
@@ -123,10 +139,9 @@ class Crowd:
         count, request, tail = len(self.sockets), self.request, self.tail
         by_descriptor = {each.fileno(): index for index, each in enumerate(self.sockets)}
         sent = [0.0] * count  # when; 0: nothing is awaited
-        took: list[float] = []
-        late: list[float] = []
+        answers = Answers()
         parts: dict[int, bytes] = {}
-        skipped = number = awaited = 0
+        number = awaited = 0
         begun = time.perf_counter()
         total = int(count * seconds)
         while number < total or awaited:
@@ -135,10 +150,10 @@ class Crowd:
                 index = number % count
                 number += 1
                 if sent[index]:
-                    skipped += 1
+                    answers.skipped += 1
                     continue
                 sent[index] = moment = time.perf_counter()
-                late.append(moment - due)
+                answers.late.append(moment - due)
                 self.sockets[index].send(request)
                 awaited += 1
                 if not number % 64:
@@ -151,27 +166,19 @@ class Crowd:
                 if not piece or not whole.startswith(b"HTTP/1.1 200"):
                     raise SystemExit(f"not the answer that was expected: {whole[:200]!r}")
                 if whole.endswith(tail):
-                    took.append(time.perf_counter() - sent[index])
+                    answers.took.append(time.perf_counter() - sent[index])
                     sent[index] = 0.0
                     awaited -= 1
                 else:
                     parts[index] = whole
-            if time.perf_counter() - begun > seconds + 60:
-                raise SystemExit(f"{awaited} answers did not come within a minute")
-        took.sort()
-        late.sort()
-        return Answers(
-            len(took),
-            took[len(took) // 2],
-            took[-1 - len(took) // 100],
-            late[-1 - len(late) // 100],
-            skipped,
-        )
+            if time.perf_counter() - begun > seconds + TIMEOUT:
+                raise SystemExit(f"{awaited} answers did not come")
+        return answers
 
 
-def crowd(port: int, tail: bytes, orders: Connection) -> None:
+def crowd(port: int, address: str, tail: bytes, orders: Connection) -> None:
     """In a process of its own: do what is ordered, and answer when it is done."""
-    client = Crowd(port, tail)
+    client = Crowd(port, address, tail)
     while True:
         match orders.recv():
             case "open", count:
@@ -215,46 +222,82 @@ def load_of(server: Server, seconds: float) -> float:
     return (server.processor_time - before) / (time.perf_counter() - begun)
 
 
+@define
+class Clients:
+    """
+    Several clients, each in a process of its own.
+
+    :ivar shares: how many connections each has.
+    """
+
+    shares: list[int]
+    orders: list[Connection] = field(factory=list)
+    processes: list[SpawnProcess] = field(factory=list)
+
+    @classmethod
+    @contextmanager
+    def running(cls, port: int, tail: bytes, count: int) -> Iterator[Clients]:
+        """Clients for ``count`` connections, until the end of the context."""
+        number = -(-count // PER_CLIENT)
+        clients = cls([count // number + (each < count % number) for each in range(number)])
+        context = multiprocessing.get_context("spawn")
+        try:
+            for index in range(number):
+                ours, its = context.Pipe()
+                arguments = (port, f"127.0.0.{2 + index}", tail, its)
+                process = context.Process(target=crowd, args=arguments, daemon=True)
+                process.start()
+                its.close()
+                clients.orders.append(ours)
+                clients.processes.append(process)
+            yield clients
+        finally:
+            for process in clients.processes:
+                process.terminate()
+                process.join()
+
+    def open(self) -> None:
+        """Open all connections."""
+        for share, orders in zip(self.shares, self.orders, strict=True):
+            orders.send(("open", share))
+            orders.recv()
+
+    def ask(self, seconds: float) -> Answers:
+        """Ask on each connection once a second."""
+        answers = Answers()
+        for orders in self.orders:
+            orders.send(("ask", seconds))
+        for orders in self.orders:
+            answers.add(orders.recv())
+        return answers
+
+
 def measure(server: Server, count: int, seconds: float) -> str:
     """Measure with so many connections; return the columns."""
     tail = push(server.port)[-32:]
-    orders, ordered = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    client = context.Process(target=crowd, args=(server.port, tail, ordered), daemon=True)
-    client.start()
-    ordered.close()
-    try:
+    with Clients.running(server.port, tail, count) as clients:
         time.sleep(SETTLE)
         alone = load_of(server, seconds)
         before = server.memory
-        orders.send(("open", count))
-        orders.recv()
+        clients.open()
         time.sleep(SETTLE)
         opened = (server.memory - before) / count
         idle = load_of(server, seconds)
         begun, spent = time.perf_counter(), server.processor_time
-        orders.send(("ask", seconds))
-        answers: Answers = orders.recv()
+        answers = clients.ask(seconds)
         busy = (server.processor_time - spent) / (time.perf_counter() - begun)
         asked = (server.memory - before) / count
-    finally:
-        client.terminate()
-        client.join()
     return (
         f"{opened / 1024:9.1f} {asked / 1024:9.1f} {alone * 100:9.2f} {idle * 100:9.2f}"
-        f" {busy * 100:9.1f} {answers.median * 1000:9.2f} {answers.hundredth * 1000:9.1f}"
-        f" {answers.late * 1000:9.1f} {answers.skipped:9}"
+        f" {busy * 100:9.1f} {answers}"
     )
 
 
-def allow_open_files(count: int) -> None:
-    """Raise the limit of this process, and so of those that it starts, if need be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(hard, count)))
-        except (OSError, ValueError):
-            raise SystemExit(f"{count} open files are needed, {hard} allowed: ulimit -n") from None
+def open_files() -> int:
+    """How many files a process may open, after raising that as far as it may be."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
 
 
 def main() -> None:
@@ -267,7 +310,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="where to keep the data (a temporary folder)")
     options = parser.parse_args()
     counts = [int(count) for count in options.connections.split(",")]
-    allow_open_files(max(counts) + SPARE)
+    most = open_files() - SPARE
     print(
         f"{'':30} {'KiB each':>19} {'% of a core':>29} {'ms of an answer':>19}\n"
         f"{'checkout':20}{'number':>10}"
@@ -287,9 +330,10 @@ def main() -> None:
         ),
         flush=True,
     )
-    for count in counts:
+    for wanted in counts:
         for tree in [CHECKOUT, *(each.resolve() for each in options.tree or ())]:
             workers = options.workers if _has_workers(tree) else 1
+            count = min(wanted, most * workers)
             with (
                 private_folder(options.data) as folder,
                 artifactd(folder, SETTINGS, workers=workers, tree=tree) as server,
