@@ -118,10 +118,10 @@ LOOSE_AMONG = (
     " CROSS JOIN blob ON blob.digest = wanted.value"
     " CROSS JOIN loose_blob ON loose_blob.blob_id = blob.id"
 )
+_UNSIZED = "SELECT id FROM manifest WHERE held_size IS NULL AND used_at IS NULL ORDER BY id LIMIT ?"
 
-
-# Entries of all manifests that one transaction deletes, unless it is one manifest: more of them
-# would keep other writers waiting for longer.
+# Entries of all manifests that one transaction deletes or sums up, unless it is one manifest: more
+# of them would keep other writers waiting for longer.
 _ENTRIES = 2000
 
 _DELETED_ENTRIES = (
@@ -290,6 +290,25 @@ class GarbageCatalog(OnDatabase):
         if not await self._finds(*((query, values) for query in queries)):
             return ()
         return await self.database.write(collect, long=_ACTOR, frees=True)
+
+    async def note_sizes(self, limit: int) -> int:
+        """
+        Sum up what pushed manifests hold where that is not known: of at most ``limit`` of them,
+        fewer if they hold much.  Returns how many these were; 0: all are known.
+        """
+
+        def note(db: Connection) -> int:
+            count = entries = 0
+            for (manifest_id,) in db.execute(_UNSIZED, (limit,)).fetchall():
+                entries += manifests.note_size(db, manifest_id)
+                count += 1
+                if entries > _ENTRIES:
+                    break
+            return count
+
+        if not await self._finds((_UNSIZED, (1,))):
+            return 0
+        return await self.database.write(note, long=_ACTOR)
 
     async def collect_bytes(
         self, before: float, limit: int, among: Sequence[str] | None = None

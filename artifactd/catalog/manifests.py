@@ -35,11 +35,12 @@ _HOLDERS_NAMED = 10  # of the manifests that keep a blob or manifest from being 
 
 # All digests are one parameter, a JSON list.  CROSS JOIN keeps SQLite from beginning with the
 # image's rows.
-_BLOB_SIZES = (
+BLOB_SIZES = (
     "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
     " CROSS JOIN blob ON blob.digest = wanted.value AND lost_at IS NULL"
     " CROSS JOIN blob_link ON blob_link.image_id = ? AND blob_link.blob_id = blob.id"
 )
+"""SQL: digests and sizes of those blobs of a JSON list that an image has."""
 _MANIFEST_SIZES = (
     "SELECT blob.digest, blob.size FROM json_each(?) AS wanted"
     " CROSS JOIN manifest ON manifest.digest = wanted.value AND manifest.image_id = ?"
@@ -65,7 +66,7 @@ def _check_entries(db: Connection, image_id: int | None, put: ManifestPut) -> No
     is_index = manifest.media_type in INDEX_TYPES
     # An index may list blobs or manifests under a media type that artifactd does not know.
     either = manifest.blobs if is_index else ()
-    blob_sizes = _sizes(db, _BLOB_SIZES, image_id, manifest.blobs)
+    blob_sizes = _sizes(db, BLOB_SIZES, image_id, manifest.blobs)
     manifest_sizes = _sizes(db, _MANIFEST_SIZES, image_id, (*manifest.children, *either))
     sizes = blob_sizes | manifest_sizes
     absent = _absent(manifest.blobs, sizes if is_index else blob_sizes)
@@ -330,7 +331,51 @@ def referrers_of(db: Connection, image_id: int, subject: str) -> list[str]:
     return [digest for (digest,) in rows]
 
 
+HELD_BY = (
+    "(EXISTS (SELECT 1 FROM blob_link WHERE image_id = {image} AND blob_id = blob.id)"
+    " OR EXISTS (SELECT 1 FROM manifest AS its WHERE its.image_id = {image}"
+    " AND its.digest = blob.digest))"
+)
+"""
+SQL: ``image`` has a row of ``blob``, as a blob or a manifest.  That another image has it is nothing
+to tell.
+"""
+
+_SUM = f"""
+    WITH RECURSIVE below (digest) AS (
+        SELECT ?2
+        UNION
+        SELECT entry.digest FROM below
+            CROSS JOIN manifest ON manifest.image_id = ?1 AND manifest.digest = below.digest
+            CROSS JOIN manifest_entry AS entry ON entry.manifest_id = manifest.id
+    ) SELECT coalesce(sum(size), 0), count(*) FROM below CROSS JOIN blob USING (digest)
+    WHERE {HELD_BY.format(image="?1")}
+"""
+
+
+def sum_held(db: Connection, image_id: int, digest: str) -> tuple[int, int]:
+    """
+    The bytes of a manifest with all that its image has of what it holds, also by way of its
+    children, each once; and how many blobs and manifests these are.
+    """
+    size, count = db.execute(_SUM, (image_id, digest)).fetchone()
+    return size, count
+
+
 # -- writing
+
+
+def note_size(db: Connection, manifest_id: int) -> int:
+    """
+    Store what :func:`sum_held` tells of a manifest.  Triggers forget it as soon as it is not true
+    any more.  Returns how many blobs and manifests were looked at.
+    """
+    image_id, digest = db.execute(
+        "SELECT image_id, digest FROM manifest WHERE id = ?", (manifest_id,)
+    ).fetchone()
+    size, count = sum_held(db, image_id, digest)
+    db.execute("UPDATE manifest SET held_size = ? WHERE id = ?", (size, manifest_id))
+    return count
 
 
 def store(
@@ -369,6 +414,9 @@ def store(
         again = [tag.text for tag, digest in before.items() if digest == manifest.digest]
         images.note_push(db, image_id, again, at)
     settle(db, image_id, [str(manifest.digest), *touched], at)
+    # What comes from an upstream is followed by its layers, each of which would undo this.
+    if used_at is None and (is_new or touched):
+        note_size(db, manifest_id)
     # A client that pushes it by itself means it to stay, whatever kept it before.
     db.execute(
         "UPDATE manifest SET orphaned = 0, free_since = ?"
@@ -447,6 +495,8 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     )
     if held == set(rows):
         return False
+    db.execute("UPDATE manifest SET held_size = NULL WHERE id = ?", (manifest_id,))
+    db.execute("INSERT INTO held_part VALUES (?, ?)", (image_id, str(manifest.digest)))
     db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
     db.executemany(
         "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)",

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from heapq import merge
 from sqlite3 import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from attrs import frozen
 
-from artifactd.catalog import images
+from artifactd.catalog import images, manifests
 from artifactd.catalog.database import OnDatabase, read
 from artifactd.oci.errors import ManifestUnknown
 from artifactd.oci.names import ImageName, Reference, Tag
@@ -30,8 +30,8 @@ class ImageSeen:
     :ivar tags: how many it has.
     :ivar size: of all its blobs and manifests.
     :ivar own: of those that no other image has; ``None``: that is not for this caller.
-    :ivar pushed: when a manifest last came, or ``None``: it has none.
-    :ivar pulled: when a manifest was last pulled; ``None``: never.
+    :ivar pushed: when a manifest last came, also one that is gone; ``None``: none ever has.
+    :ivar pulled: when a manifest was last pulled, also one that is gone; ``None``: never.
     """
 
     image: str
@@ -182,36 +182,13 @@ class RepositoryUsage:
     size: int
 
 
-# Sizes are summed up for the images of the page alone.  A blob is the image's own if all
-# repositories together count no more links to it than this image has, as a blob and as a manifest.
 _IMAGES = """
-    WITH page AS MATERIALIZED (
-        SELECT wanted.key AS place, image.id AS id, repository, name
-        FROM json_each(?) AS wanted
-        CROSS JOIN image ON repository = json_extract(wanted.value, '$[0]')
-            AND name = json_extract(wanted.value, '$[1]')
-        WHERE known_at IS NOT NULL
-    ), held (image_id, id, pushed, used) AS (
-        SELECT page.id, blob_id, NULL, NULL FROM page
-            CROSS JOIN blob_link ON blob_link.image_id = page.id
-        UNION ALL SELECT page.id, blob.id, pushed_at, coalesce(used_at, pulled_at) FROM page
-            CROSS JOIN manifest ON manifest.image_id = page.id
-            CROSS JOIN blob ON blob.digest = manifest.digest
-    ), each AS (
-        SELECT image_id, id, count(*) AS mine, max(pushed) AS pushed, max(used) AS used
-        FROM held GROUP BY image_id, id
-    ), sums AS MATERIALIZED (
-        SELECT image_id, sum(size) AS size, max(pushed) AS pushed, max(used) AS used,
-            sum(size) FILTER (WHERE mine = (
-                SELECT sum(links) FROM repository_usage
-                CROSS JOIN repository_blob USING (repository) WHERE blob_id = each.id
-            )) AS own
-        FROM each CROSS JOIN blob ON blob.id = each.id GROUP BY image_id
-    )
-    SELECT repository || '/' || name, (SELECT count(*) FROM tag WHERE image_id = page.id),
-        coalesce(sums.size, 0), coalesce(own, 0), pushed, nullif(max(coalesce(used, 0),
-            coalesce((SELECT max(pulled_at) FROM tag WHERE image_id = page.id), 0)), 0)
-    FROM page LEFT JOIN sums ON sums.image_id = page.id ORDER BY place
+    SELECT repository || '/' || name, tags, size, own, pushed_at, pulled_at
+    FROM json_each(?) AS wanted
+    CROSS JOIN image ON repository = json_extract(wanted.value, '$[0]')
+        AND name = json_extract(wanted.value, '$[1]')
+    CROSS JOIN image_count ON image_id = image.id
+    WHERE known_at IS NOT NULL ORDER BY wanted.key
 """
 _CHECKED = """
     SELECT checked_at FROM json_each(?) AS wanted
@@ -231,7 +208,8 @@ _TAGS = """
         (SELECT actor FROM tag_movement
             WHERE tag_movement.image_id = tag.image_id AND tag = tag.name ORDER BY id DESC LIMIT 1),
         ''), coalesce(used_at,
-            nullif(max(coalesce(tag.pulled_at, 0), coalesce(manifest.pulled_at, 0)), 0))
+            nullif(max(coalesce(tag.pulled_at, 0), coalesce(manifest.pulled_at, 0)), 0)),
+        held_size
     FROM tag JOIN manifest ON manifest.id = tag.manifest_id WHERE tag.image_id = :image
 """
 # The beginning of a list, what is behind an entry of it, and its order.
@@ -256,28 +234,12 @@ _MANIFEST = (
     " FROM manifest JOIN blob USING (digest)"
     " WHERE image_id = ? AND digest = ? AND lost_at IS NULL"
 )
-# Whether an image has a blob or manifest: that another one has it is nothing to tell.
-_HELD = (
-    "(EXISTS (SELECT 1 FROM blob_link WHERE image_id = {image} AND blob_id = blob.id)"
-    " OR EXISTS (SELECT 1 FROM manifest AS its WHERE its.image_id = {image}"
-    " AND its.digest = blob.digest))"
-)
-_SIZE = f"""
-    WITH RECURSIVE below (digest) AS (
-        SELECT ?2
-        UNION
-        SELECT entry.digest FROM below
-            CROSS JOIN manifest ON manifest.image_id = ?1 AND manifest.digest = below.digest
-            CROSS JOIN manifest_entry AS entry ON entry.manifest_id = manifest.id
-    ) SELECT coalesce(sum(size), 0) FROM below CROSS JOIN blob USING (digest)
-    WHERE {_HELD.format(image="?1")}
-"""
 _ENTRIES = (
     "SELECT entry.digest, kind, blob.size,"
     " (SELECT count(*) FROM blob_link WHERE blob_id = blob.id AND image_id <> ?2)"
     " + (SELECT count(*) FROM manifest WHERE digest = blob.digest AND image_id <> ?2)"
     " FROM manifest_entry AS entry LEFT JOIN blob ON blob.digest = entry.digest"
-    f" AND lost_at IS NULL AND {_HELD.format(image='?2')} WHERE manifest_id = ?1"
+    f" AND lost_at IS NULL AND {manifests.HELD_BY.format(image='?2')} WHERE manifest_id = ?1"
     " ORDER BY kind DESC, entry.digest LIMIT ?3"
 )
 
@@ -290,10 +252,19 @@ class Overview(OnDatabase):
     """
 
     @read
-    def images(self, db: Connection, wanted: Sequence[ImageName]) -> list[ImageSeen]:
-        """Those of ``wanted`` that are known, in the same order."""
+    def images(
+        self, db: Connection, wanted: Sequence[ImageName], *, with_own: bool = True
+    ) -> list[ImageSeen]:
+        """
+        Those of ``wanted`` that are known, in the same order.
+
+        :param with_own: whether to tell what no other image has.
+        """
         names = msgspec.json.encode([(each.repository, each.image) for each in wanted]).decode()
-        return [ImageSeen(*row) for row in db.execute(_IMAGES, (names,))]
+        return [
+            ImageSeen(image, tags, size, own if with_own else None, pushed, pulled)
+            for image, tags, size, own, pushed, pulled in db.execute(_IMAGES, (names,))
+        ]
 
     @read
     def tags(
@@ -316,12 +287,7 @@ class Overview(OnDatabase):
         moved, name = after or beginning
         query = f"{_TAGS} AND tag.name GLOB :pattern AND {behind} ORDER BY {sorting} LIMIT :limit"
         values = {"image": image_id, "pattern": glob(pattern), "moved": moved, "name": name}
-        return [
-            TagSeen(name, digest, kind, _size_of(db, image_id, digest), moved, actor, pulled)
-            for name, digest, kind, moved, actor, pulled in db.execute(
-                query, {**values, "limit": limit}
-            )
-        ]
+        return [_tag_of(db, image_id, row) for row in db.execute(query, {**values, "limit": limit})]
 
     @read
     def tag(self, db: Connection, image: ImageName, tag: Tag) -> TagSeen:
@@ -337,8 +303,14 @@ class Overview(OnDatabase):
         ).fetchone()
         if row is None:
             raise ManifestUnknown("this image has no such tag", {"tag": tag.text})
-        name, digest, kind, moved, actor, pulled = row
-        return TagSeen(name, digest, kind, _size_of(db, image_id, digest), moved, actor, pulled)
+        return _tag_of(db, image_id, row)
+
+    @read
+    def held(self, db: Connection, image: ImageName, digests: Iterable[str]) -> set[str]:
+        """Those blobs of ``digests`` that ``image`` has; others may be no digests at all."""
+        wanted = msgspec.json.encode(list(digests)).decode()
+        rows = db.execute(manifests.BLOB_SIZES, (wanted, images.find(db, image)))
+        return {digest for digest, _ in rows}
 
     @read
     def manifest(self, db: Connection, image: ImageName, reference: Reference) -> ManifestSeen:
@@ -451,8 +423,11 @@ class Overview(OnDatabase):
         return [RepositoryUsage(*row) for row in db.execute(_USAGE)]
 
 
-def _size_of(db: Connection, image_id: int, digest: str) -> int:
-    return int(db.execute(_SIZE, (image_id, digest)).fetchone()[0])
+def _tag_of(db: Connection, image_id: int, row: Sequence[Any]) -> TagSeen:
+    name, digest, kind, moved, actor, pulled, size = row
+    if size is None:
+        size, _ = manifests.sum_held(db, image_id, digest)
+    return TagSeen(name, digest, kind, size, moved, actor, pulled)
 
 
 _DELETED = {"tag": "name", "manifest": "digest", "blob": "digest"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from artifactd.catalog.overview import (
     TagOrder,
     TagSeen,
 )
+from artifactd.catalog.records import TagMovement
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches
 from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
@@ -43,7 +44,6 @@ PAGE = 100
 
 _LARGEST = 1 << 20  # bytes of a document that is looked into
 _TEXTS = 256 << 10  # characters of annotations, below which no list of referrers breaks off
-_AT_ONCE = 8  # documents that are in memory for a list
 _PLATFORMS = 100  # of a manifest that are told, and the characters of each of them
 _NESTED = 100  # manifests that are told of an index
 _TOLD = 1 << 20  # bytes of the documents that are told of an index
@@ -183,7 +183,8 @@ class _Left:
 class Seeing:
     """
     Describes images, tags and manifests.  Lists come in pages; ``after`` is what the page before
-    told, and :class:`QueryInvalid` is raised if it is nothing of the kind.
+    told, and :class:`QueryInvalid` is raised if it is nothing of the kind.  What takes long with
+    many entries is done in threads.
     """
 
     registry: Registry
@@ -239,9 +240,7 @@ class Seeing:
         found = [ImageName(*name.split("/", 1)) for name in wanted]
         # Lists that are not for everybody take one of the catalog's readers at most, here too.
         async with nullcontext() if shown is None else registry.turn:
-            seen = await self.overview.images(found)
-        if not sees_all:
-            seen = [evolve(each, own=None) for each in seen]
+            seen = await self.overview.images(found, with_own=sees_all)
         return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
 
     async def image(self, image: ImageName, *, sees_all: bool = True) -> ImageSeen | None:
@@ -251,10 +250,8 @@ class Seeing:
         :param sees_all: whether the caller may know of every image.  Others are not told what
             images have in common: it would tell whether one that they can't see holds a blob.
         """
-        seen = await self.overview.images([image])
-        if not seen:
-            return None
-        return seen[0] if sees_all else evolve(seen[0], own=None)
+        seen = await self.overview.images([image], with_own=sees_all)
+        return seen[0] if seen else None
 
     async def tags(
         self,
@@ -292,17 +289,48 @@ class Seeing:
 
     async def _with_platforms(self, image: ImageName, tags: Sequence[TagSeen]) -> list[TagShown]:
         known = self._platforms
-        there = {each.digest: known.get((image, each.digest), ()) for each in tags}
-        lacking = [digest for digest, platforms in there.items() if not platforms]
-        while lacking:
-            some, lacking = lacking[:_AT_ONCE], lacking[_AT_ONCE:]
-            for digest, document in (await self._documents(image, some)).items():
-                there[digest] = document.platforms
-                if document.platforms:
-                    known[image, digest] = document.platforms
-        return [
-            TagShown(**asdict(each, recurse=False), platforms=there[each.digest]) for each in tags
-        ]
+        there = {each.digest: known.get((image, each.digest)) for each in tags}
+        for some in batches([digest for digest, told in there.items() if told is None]):
+            for digest, platforms in (await self._platforms_of(image, some)).items():
+                there[digest] = platforms
+                if platforms is not None:
+                    known[image, digest] = platforms
+        return await self.run(
+            lambda: [
+                TagShown(**asdict(each, recurse=False), platforms=there[each.digest] or ())
+                for each in tags
+            ]
+        )
+
+    async def _platforms_of(
+        self, image: ImageName, digests: Sequence[str]
+    ) -> dict[str, Sequence[str] | None]:
+        """
+        The platforms of manifests, without keeping their documents in memory; ``None`` where one,
+        or its config, is not here now or can't be read.
+        """
+
+        def look() -> tuple[dict[str, Sequence[str] | None], dict[str, str]]:
+            platforms: dict[str, Sequence[str] | None] = {}
+            configs: dict[str, str] = {}
+            for digest in digests:
+                platforms[digest], config = _looked_through(self._read(digest))
+                if config is not None:
+                    configs[digest] = config
+            return platforms, configs
+
+        platforms, configs = await self.run(look)
+        held = await self.overview.held(image, configs.values())
+
+        def look_into_configs() -> None:
+            said = {config: _platforms_in(self._read(config)) for config in held}
+            for digest, config in configs.items():
+                named, told = platforms[digest], said.get(config)
+                platforms[digest] = None if named is None or told is None else [*named, *told]
+
+        if configs:
+            await self.run(look_into_configs)
+        return platforms
 
     async def manifest(
         self,
@@ -326,16 +354,14 @@ class Seeing:
     async def _shown(
         self, image: ImageName, seen: ManifestSeen, left: _Left, sees_all: bool
     ) -> ManifestShown:
-        document = (await self._documents(image, [seen.digest]))[seen.digest]
+        document = await self._document(image, seen.digest)
         left.bytes -= max(document.size, seen.size)
-        entries: list[EntryShown] = []
-        for entry in _entries(seen, document):
-            child = None
+        entries = await self.run(_entries, seen, document, sees_all)
+        for place, entry in enumerate(entries):
             if entry.kind == "manifest" and entry.size is not None and left.takes_one():
                 below = await self.overview.manifest(image, Digest.parse(entry.digest))
                 child = await self._shown(image, below, left, sees_all)
-            shared = entry.shared if sees_all else None
-            entries.append(evolve(entry, manifest=child, shared=shared))
+                entries[place] = evolve(entry, manifest=child)
         return ManifestShown(
             **{**asdict(seen, recurse=False), "entries": entries},
             platforms=document.platforms,
@@ -343,36 +369,16 @@ class Seeing:
             config=document.config,
         )
 
-    async def _documents(self, image: ImageName, digests: Collection[str]) -> dict[str, _Document]:
+    async def _document(self, image: ImageName, digest: str) -> _Document:
         """
-        What manifests of an image and their configs say.  A config that the image does not have is
+        What a manifest of an image and its config say.  A config that the image does not have is
         not looked into, whatever the manifest says: it may be that of another image.
         """
-
-        def read() -> dict[str, _Document]:
-            return {digest: _Document.of(self._read(digest)) for digest in digests}
-
-        documents = await self.run(read)
-        configs: dict[str, str] = {}
-        for digest, document in documents.items():
-            for config in document.parts.get("config", ()):
-                if await self._holds(image, config.digest):
-                    configs[digest] = config.digest
-
-        def look_into_configs() -> dict[str, _Document]:
-            return {
-                digest: _with_config(documents[digest], self._read(config))
-                for digest, config in configs.items()
-            }
-
-        return documents | (await self.run(look_into_configs) if configs else {})
-
-    async def _holds(self, image: ImageName, digest: str) -> bool:
-        try:
-            parsed = Digest.parse(digest)
-        except DigestInvalid:
-            return False
-        return await self.registry.catalog.blob_size(image, parsed) is not None
+        document = await self.run(lambda: _Document.of(self._read(digest)))
+        configs = [each.digest for each in document.parts.get("config", ())]
+        if not await self.overview.held(image, configs):
+            return document
+        return await self.run(lambda: _with_config(document, self._read(configs[0])))
 
     def _read(self, digest: str) -> bytes:
         """A document; empty if it is not here, is damaged or is too large."""
@@ -407,16 +413,7 @@ class Seeing:
         ):
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         moved = found[:limit]
-        shown = [
-            MovementShown(
-                each.tag,
-                each.actor,
-                each.at,
-                None if each.before is None else str(each.before),
-                None if each.after is None else str(each.after),
-            )
-            for each in moved
-        ]
+        shown = await self.run(lambda: [_movement(each) for each in moved])
         return Page(shown, _sealed((moved[-1].number,)) if len(found) > limit and moved else None)
 
     async def referrers(
@@ -471,9 +468,11 @@ class Seeing:
             if behind is None or len(found) >= limit:
                 break
         grace = float(self.settings.grace)
-        entries = [
-            DeletedShown(**asdict(each, recurse=False), until=each.at + grace) for each in found
-        ]
+        entries = await self.run(
+            lambda: [
+                DeletedShown(**asdict(each, recurse=False), until=each.at + grace) for each in found
+            ]
+        )
         return Page(entries, None if behind is None else _sealed(behind))
 
     async def stale(
@@ -522,6 +521,11 @@ class Seeing:
             quota = 0 if configured is None else int(configured.most_bytes)
             shown.append(UsageShown(**asdict(each, recurse=False), quota=quota))
         return shown
+
+
+def _movement(moved: TagMovement) -> MovementShown:
+    before, after = (None if d is None else str(d) for d in (moved.before, moved.after))
+    return MovementShown(moved.tag, moved.actor, moved.at, before, after)
 
 
 def instant(text: str) -> float:
@@ -678,11 +682,30 @@ _platform = msgspec.json.Decoder(Platform)
 _image_config = msgspec.json.Decoder(_ImageConfig)
 
 
-def _with_config(document: _Document, content: bytes) -> _Document:
-    """``document`` with what its config says; an artifact's may be anything."""
+def _looked_through(content: bytes) -> tuple[Sequence[str] | None, str | None]:
+    """The platforms that an index names, and the digest of the config that a manifest has."""
     try:
-        platforms = [*document.platforms, *_named([_platform.decode(content)])]
+        fields = fields_of(content)
+    except ValueError:
+        return None, None
+    config = field_of(fields, "config")
+    digest = field_of(config, "digest") if isinstance(config, dict) else None
+    named = _named(platform for _, platform in entries_of(fields))
+    return named, digest if isinstance(digest, str) else None
+
+
+def _platforms_in(config: bytes) -> Sequence[str] | None:
+    """The platform that a config tells; ``None`` if it can't be read: an artifact's is anything."""
+    try:
+        return _named([_platform.decode(config)])
     except (msgspec.MsgspecError, ValueError):
+        return None
+
+
+def _with_config(document: _Document, content: bytes) -> _Document:
+    """``document`` with what its config says."""
+    platforms = _platforms_in(content)
+    if platforms is None:
         return document
     try:
         told = _image_config.decode(content)
@@ -703,12 +726,13 @@ def _with_config(document: _Document, content: bytes) -> _Document:
     )
     commands = [step.created_by for step in told.history or () if not step.empty_layer]
     size = document.size + len(content)
+    platforms = [*document.platforms, *platforms]
     return evolve(document, size=size, platforms=platforms, config=config, commands=commands)
 
 
-def _entries(seen: ManifestSeen, document: _Document) -> list[EntryShown]:
+def _entries(seen: ManifestSeen, document: _Document, sees_all: bool) -> list[EntryShown]:
     """What a manifest holds, in the order of its document, and then what that does not describe."""
-    left = {each.digest: each for each in seen.entries}
+    left = {each.digest: each if sees_all else evolve(each, shared=None) for each in seen.entries}
     entries: list[EntryShown] = []
     roles: Sequence[Literal["config", "layer", "manifest"]] = ("config", "layer", "manifest")
     for role in roles:

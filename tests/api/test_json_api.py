@@ -12,11 +12,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import artifactd
+from artifactd.oci.errors import RegistryError
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
 from artifactd.web.json_api import JsonApi
 from tests.api.case import ApiTestCase
-from tests.api.described import operations, problems
+from tests.api.described import document, operations, problems
 from tests.api.guarded import CONFIG, RULES, GuardedCase, basic
 from tests.api.served import descriptor, image_index, image_manifest
 from tests.process import Answer
@@ -66,6 +67,29 @@ class PageTests(ApiTestCase):
             answer = await self.registry.request(method, uri, None, headers)
             self.assertIn(answer.status, (200, 204), (example, answer.body))
             self.assertEqual([], problems(method, uri, answer), example)
+
+    def test_its_table_of_errors_is_that_of_the_document(self) -> None:
+        page = Path(artifactd.__file__).parents[1] / "docs" / "api.md"
+        rows = re.findall(r"^\| (\d+) \| (`\w+`(?:, `\w+`)*) \|", page.read_text("utf-8"), re.M)
+        described = {int(each) for each in document()["components"]["responses"]}
+        self.assertEqual({each for each in described if each >= 400}, {int(n) for n, _ in rows})
+        kinds = {(each.status, each.code) for each in errors(RegistryError)}
+        for status, codes in rows:
+            for code in re.findall(r"\w+", codes):
+                self.assertIn((int(status), code), kinds)
+
+    def test_every_operation_names_the_errors_that_any_request_may_get(self) -> None:
+        for method, path in operations() - {("GET", f"{API}/openapi.json")}:
+            responses = document()["paths"][path][method.lower()]["responses"]
+            for status in ("400", "401", "403", "429", "500", "502", "503"):
+                self.assertEqual(
+                    {"$ref": f"#/components/responses/{status}"}, responses.get(status), path
+                )
+
+
+def errors(kind: type[RegistryError]) -> list[type[RegistryError]]:
+    """A class of errors, and all its subclasses."""
+    return [kind, *(each for below in kind.__subclasses__() for each in errors(below))]
 
 
 class JsonApiCase(ApiTestCase):

@@ -223,10 +223,8 @@ class PlanTests(SynchronousTestCase):
 
     def test_a_page_of_images_reads_what_these_images_have_and_no_more(self) -> None:
         self.do(Overview(self.database).images([APP, OTHER]))
-        scanned = {step.split()[1] for step in self.steps() if step.startswith("SCAN")}
-        scanned.discard("wanted")  # the list we gave it ourselves
-        # The former three are of the page; repository_usage has a row for each repository.
-        self.assertEqual({"page", "held", "each", "repository_usage"}, scanned)
+        (scan,) = [step for step in self.steps() if step.startswith("SCAN")]
+        self.assertIn("wanted", scan)  # the list we gave it ourselves
 
     def test_images_and_tags_of_all_repositories_have_been_counted(self) -> None:
         self.put("v1", "v2")

@@ -125,6 +125,8 @@ class Collector:
             await self._strays(shelf)
         await self._retain(None)
         await self._rows()
+        if self.removes:
+            await self._sizes()
 
     async def _retain(self, images: Callable[[str], bool] | None) -> None:
         counters = self.counters.retention
@@ -186,6 +188,11 @@ class Collector:
         for step in steps:
             while await self._step(step):
                 pass
+
+    async def _sizes(self) -> None:
+        """Sum up what manifests hold that were brought back, repaired, or lost something."""
+        while count := await self.garbage.note_sizes(PAGE):
+            await self._pace.spend(count, self.settings.gc_rate)
 
     async def _bytes(
         self, before: float, among: Sequence[str] | None = None

@@ -304,7 +304,7 @@ class Page(Operated):
         if order is None:
             page = await self.seeing.tags(image, None, SORTED_AT_ONCE, pattern=pattern)
             if page.after is None:
-                return Entries(sorting.sort(page.entries), None), ""
+                return Entries(await self.run(sorting.sort, page.entries), None), ""
             order = TagOrder.NAME
             note = (
                 f"More than {SORTED_AT_ONCE} tags are sorted by name or time alone: filter them to"
@@ -332,7 +332,7 @@ class Page(Operated):
             manifest=manifest,
             named=named if isinstance(reference, Tag) else f"@{short_digest(reference)}",
             commands=commands,
-            pictures=list(pictures(manifest)),
+            pictures=await self.run(lambda: list(pictures(manifest))),
             absent=absent,
             sees_all=sees_all,
         )
