@@ -237,8 +237,11 @@ class _Nursery:
             os.dup2(fd, standard)
             os.close(fd)
         os.close(told)
-        # Tests wait for what a program prints.
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text file
+        # The files of before may know that they can seek.  Tests wait for what a program prints.
+        sys.stdout, sys.stderr = (
+            open(fd, "w", buffering=1, errors=errors, closefd=False)  # noqa: SIM115 - to the end
+            for fd, errors in ((1, "strict"), (2, "backslashreplace"))
+        )
         for pidfd, (_, other) in self._told.items():
             os.close(pidfd)
             os.close(other)

@@ -75,6 +75,19 @@ class ForkTests(TestCase):
         self.assertEqual(await died.ended(), -signal.SIGKILL)
         self.assertRegex(died.output, r"\d+")
 
+    async def test_it_may_change_its_output_when_that_of_the_tests_is_a_file(self) -> None:
+        program = (
+            "import os, socket, sys; from tests.nursery import _Nursery;"
+            "_Nursery(socket.socket())._become(*(os.dup(2) for _ in range(3)));"
+            "sys.stdout.reconfigure(errors='replace'); print('said')"
+        )
+        ran = await run(
+            self,
+            *("sh", "-c", 'exec "$0" -c "$1" >"$2"', sys.executable, program, self.mktemp()),
+            env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        self.assertEqual(ran.err, "said\n")
+
 
 class RequireTests(TestCase):
     def test_a_missing_program_skips_the_test(self) -> None:
