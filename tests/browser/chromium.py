@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -27,13 +28,20 @@ LARGE, SMALL = (1280, 900), (390, 844)
 
 _AXE = files("selenium_axe_python").joinpath("axe-core/axe.min.js")
 
-# The rules of WCAG up to 2.2 AA, and what is good practice besides.
+# The rules of WCAG up to 2.2 AA, and what is good practice besides; or those that are named.
 _RUN = """
-const done = arguments[arguments.length - 1];
-axe.run(document, {resultTypes: ["violations"]}).then(
+const [rules, done] = arguments;
+axe.run(document, {resultTypes: ["violations"], ...(rules.length && {runOnly: rules})}).then(
   (found) => done(found.violations.map((v) =>
     v.id + ": " + v.help + ": " + v.nodes.map((n) => n.html + " " + n.failureSummary).join("; "))),
   (error) => done(["axe failed: " + error]));
+"""
+
+# Each element in turn is a question to the browser; these are one for all of them.
+_TEXTS = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent);"
+_NAMED = """
+return [...document.querySelectorAll(arguments[0])].find((e) =>
+  e.innerText.trim() === arguments[1] && !e.disabled && e.checkVisibility());
 """
 
 _OF_THE_BROWSER = ("chrome", "chrome-untrusted", "data")  # its empty page, pictures in a page
@@ -83,6 +91,10 @@ class Chromium:
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         driver = await deferToThread(webdriver.Chrome, options, service)
         test.addCleanup(deferToThread, driver.quit)
+        # How long Selenium waits for an answer; by default it gives up on a busy machine.
+        driver.command_executor.client_config.timeout = PATIENCE
+        driver.set_page_load_timeout(PATIENCE)
+        driver.set_script_timeout(PATIENCE)
         return cls(driver, f"http://127.0.0.1:{port}")
 
     async def do(self, steps: Callable[[Chromium], None]) -> None:
@@ -104,6 +116,12 @@ class Chromium:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self._tell("Emulation.setEmulatedMedia", features=features)
 
+    def forget(self) -> None:
+        """Have logged in nowhere, and seen nothing on the console."""
+        self.driver.delete_all_cookies()
+        self.complaints()
+        self.hosts()
+
     def without_scripts(self) -> None:
         """Run no script from now on."""
         self._tell("Emulation.setScriptExecutionDisabled", value=True)
@@ -123,19 +141,12 @@ class Chromium:
 
     def texts(self, selector: str) -> list[str]:
         """The texts of the elements that a CSS selector finds now, also those for ears alone."""
-        try:
-            found = [each.get_attribute("textContent") or "" for each in self.all(selector)]
-            return [" ".join(text.split()) for text in found]
-        except StaleElementReferenceException:
-            return []  # another page came meanwhile
+        found: list[str] = self.driver.execute_script(_TEXTS, selector)
+        return [" ".join(text.split()) for text in found]
 
     def press(self, text: str, selector: str = "button, a") -> None:
         """Press the first button or link with that text, once it is there."""
-
-        def named() -> WebElement | None:
-            return next((e for e in self.all(selector) if e.text == text and e.is_enabled()), None)
-
-        self.wait(named).click()
+        self.wait(lambda: self.driver.execute_script(_NAMED, selector, text)).click()
 
     def sees(self, text: str) -> None:
         """Wait until ``text`` can be read."""
@@ -166,12 +177,14 @@ class Chromium:
         """Leave a picture of the window in ``screenshots`` below trial's folder."""
         folder = Path("screenshots")
         folder.mkdir(exist_ok=True)
-        assert self.driver.save_screenshot(str(folder / f"{name}.png"))
+        taken = self._tell("Page.captureScreenshot", optimizeForSpeed=True)
+        (folder / f"{name}.png").write_bytes(b64decode(taken["data"]))
 
-    def barriers(self) -> list[str]:
-        """What axe-core finds that shuts people out of the page."""
-        self.driver.execute_script(_AXE.read_text())
-        found: list[str] = self.driver.execute_async_script(_RUN)
+    def barriers(self, *rules: str) -> list[str]:
+        """What axe-core finds that shuts people out of the page, by all its rules or by these."""
+        if not self.driver.execute_script("return 'axe' in window;"):
+            self.driver.execute_script(_AXE.read_text())
+        found: list[str] = self.driver.execute_async_script(_RUN, rules)
         return found
 
     def complaints(self) -> list[str]:
@@ -191,5 +204,6 @@ class Chromium:
             if message["method"] == "Network.requestWillBeSent":
                 yield message["params"]["request"]["url"]
 
-    def _tell(self, command: str, **parameters: object) -> None:
-        self.driver.execute_cdp_cmd(command, parameters)
+    def _tell(self, command: str, **parameters: object) -> dict[str, Any]:
+        answer: dict[str, Any] = self.driver.execute_cdp_cmd(command, parameters)
+        return answer
