@@ -28,7 +28,7 @@ from artifactd.daemon.tap import makeService
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.process import Daemon
-from tests.programs import Process, run
+from tests.programs import Process, run, run_module
 
 CHECKOUT = Path(artifactd.__file__).parents[1]
 
@@ -49,8 +49,7 @@ class Fresh(Daemon):
 class StartTests(TestCase):
     async def start_in_vain(self, **environ: str) -> str:
         """What the daemon writes to its standard error and log when it does not start."""
-        env = {"PYTHONPATH": str(CHECKOUT), **environ}
-        result = await run(self, sys.executable, "-m", "artifactd", env=env, check=False)
+        result = await run_module(self, "artifactd", env=environ, check=False)
         self.assertEqual(result.status, 1)
         return result.out + result.err
 
@@ -178,7 +177,7 @@ class StopTests(TestCase):
         self.assertNotIn("Traceback", daemon.process.output)
 
     async def test_it_comes_back_at_its_address_after_a_crash(self) -> None:
-        daemon = await Fresh.start(self)
+        daemon = await Daemon.start(self)
         port = daemon.port
         self.assertEqual(await daemon.kill(), -signal.SIGKILL)
         await daemon.restart()
