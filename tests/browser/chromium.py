@@ -15,6 +15,7 @@ from attrs import frozen
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.remote_connection import RemoteConnection
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 from twisted.internet.threads import deferToThread
@@ -91,8 +92,9 @@ class Chromium:
         service = webdriver.ChromeService(shutil.which("chromedriver"))
         driver = await deferToThread(webdriver.Chrome, options, service)
         test.addCleanup(deferToThread, driver.quit)
-        # How long Selenium waits for an answer; by default it gives up on a busy machine.
-        driver.command_executor.client_config.timeout = PATIENCE
+        # By default Selenium gives up sooner on a busy machine.
+        assert isinstance(driver.command_executor, RemoteConnection)
+        driver.command_executor.client_config.timeout = int(PATIENCE)
         driver.set_page_load_timeout(PATIENCE)
         driver.set_script_timeout(PATIENCE)
         return cls(driver, f"http://127.0.0.1:{port}")
