@@ -26,6 +26,9 @@ class SharedClock:
         now: float = _TIME.unpack_from(self._shared)[0]
         return now
 
+    seconds = __call__
+    """As reactors have it."""
+
     def advance(self, seconds: float) -> None:
         """To be called by one process alone."""
         _TIME.pack_into(self._shared, 0, self() + seconds)

@@ -1,82 +1,93 @@
 """
-One of several processes that push, pull, delete, bring back and collect at random, where rules of a
-retention drop tags and some tags are immutable.
-
-usage: python -m tests.collection.keeping DATA CLOCK SEED NUMBER OPERATIONS
-
-It says as JSON which tags must be there in the end, and what it has done.
+Clients that push, pull, delete and bring back at random, where rules of a retention drop tags and
+some tags are immutable.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import sys
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from random import Random
-from typing import Any, Self
+from threading import Event
 
-from attrs import astuple, define, field
-from twisted.internet.defer import Deferred, FirstError, gatherResults
-from twisted.internet.task import react
+from attrs import define, field, frozen
+from twisted.internet.interfaces import IReactorCore
 
-from artifactd.catalog.garbage import Garbage
-from artifactd.catalog.records import Precondition
+from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.daemon.assemble import Assembly, assemble
-from artifactd.oci.errors import ManifestUnknown, TagExists, TagImmutable
-from artifactd.oci.names import Digest, Reference, Tag
-from artifactd.registry.upkeep.collector import NotNow
-from artifactd.settings.settings import (
-    DefaultSettings,
-    LocalSettings,
-    RetentionRule,
-    Settings,
-)
-from artifactd.settings.values import Duration, Pattern, Untagged
+from artifactd.oci.names import Digest
+from artifactd.settings.settings import Settings
 from tests.collection.clock import SharedClock
-from tests.collection.registry import Client, image, media_type, read
+from tests.collection.registry import image, media_type
+from tests.programs import PATIENCE
 
-PROCESSES, CONNECTIONS = 2, 3
+CONNECTIONS = 6
 HOUR = 3600.0
 NEWEST, PULLED, PUSHED = 2, 1.5 * HOUR, 1.5 * HOUR
 TAGS = [f"{kind}{number}" for kind in "tbxv" for number in range(3)]
 SHARED = "local/shared"
 
+ALL, CREATING = make_secret(), make_secret()
+"""Secrets of robots: one may do everything, the other one creates what is not there."""
 
-def settings(data: Path) -> Settings:
-    """
-    Of the tags t…, the newest stay and those that are used; of b…, those that were just pushed, and
-    b0; no rule is for x…; and v… are immutable.
-    """
-    rules = (
-        RetentionRule(tags=(Pattern("[tv]*"),), newest=NEWEST),
-        RetentionRule(tags=(Pattern("t*"),), pulled=Duration(PULLED)),
-        RetentionRule(tags=(Pattern("b*"),), pushed=Duration(PUSHED), keep=(Pattern("b0"),)),
-    )
-    local = LocalSettings(
-        retention=rules,
-        immutable_tags=(Pattern("v*"),),
-        untagged=Untagged("30h"),
-    )
-    return Settings(
-        data=data,
-        threads=4,
-        lease=Duration(24 * HOUR),
-        grace=Duration(10_000 * HOUR),
-        gc_rate=0,
-        repository={"local": local},
-        default=DefaultSettings(push="local", pull=("local",)),
-    )
+# Of the tags t..., the newest stay and those that are used; of b..., those that were just pushed,
+# and b0; no rule is for x...; and v... are immutable.
+TOML = f"""
+lease = "24h"
+grace = "10000h"
+gc_interval = "20ms"
+gc_rate = 0
+
+[repository.local]
+kind = "local"
+immutable_tags = ["v*"]
+untagged = "30h"
+retention = [
+  {{ tags = ["[tv]*"], newest = {NEWEST} }},
+  {{ tags = ["t*"], pulled = "{PULLED:.0f}s" }},
+  {{ tags = ["b*"], pushed = "{PUSHED:.0f}s", keep = ["b0"] }},
+]
+
+[default]
+push = "local"
+pull = ["local"]
+
+[[access]]
+who = ["robot:all"]
+may = ["pull", "push", "delete"]
+images = ["*"]
+
+[[access]]
+who = ["robot:creating"]
+may = ["pull", "create"]
+images = ["*"]
+
+[robot.all]
+secret_hash = "{hash_secret(ALL)}"
+may = ["pull", "push", "delete"]
+images = ["*"]
+
+[robot.creating]
+secret_hash = "{hash_secret(CREATING)}"
+may = ["pull", "create"]
+images = ["*"]
+"""
 
 
 @contextmanager
-def opened(data: Path, clock: SharedClock, reactor: Any) -> Iterator[Assembly]:
-    """To be closed by whoever asks."""
+def opened(data: Path, clock: SharedClock, reactor: IReactorCore) -> Iterator[Assembly]:
+    """The registry without a daemon; to be closed by whoever asks."""
+    file = data.with_name("opened.toml")
+    file.write_text(TOML)
+    settings = Settings.load(file, {"ARTIFACTD_DATA": str(data)})
     with ExitStack() as stack:
-        parts = assemble(settings(data), reactor, stack, clock)
+        parts = assemble(settings, reactor, stack, clock)
         parts.threads.start()
         stack.pop_all()
     yield parts
@@ -129,25 +140,82 @@ class Model:
         del self.tags[tag]
         self.doubtful.discard(tag)
 
-    @property
-    def told(self) -> dict[str, Any]:
-        """As JSON has it, for :meth:`of`."""
-        return {"tags": {t: astuple(k) for t, k in self.tags.items()}, "doubtful": [*self.doubtful]}
 
-    @classmethod
-    def of(cls, name: str, told: Mapping[str, Any]) -> Self:
-        tags = {
-            tag: Known(digest, (before, after), used)
-            for tag, (digest, (before, after), used) in told["tags"].items()
-        }
-        return cls(name, tags, set(told["doubtful"]))
+class Refused(Exception):
+    """An answer that is an error.  :ivar status: of it."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status, body)
+        self.status = status
+
+
+@frozen
+class Client:
+    """Requests to a daemon, each on a connection of its own, so that they come to all workers."""
+
+    port: int
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        kind: str = "application/octet-stream",
+        robot: str = "all",
+    ) -> bytes:
+        """
+        Send a request, and return the body of its answer.
+
+        :raises Refused: if that is 403 or 404.
+        """
+        secret = ALL if robot == "all" else CREATING
+        login = b64encode(f"robot+{robot}:{secret}".encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Content-Type": kind}
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+        if answer.status in (403, 404):
+            raise Refused(answer.status, content)
+        assert answer.status < 300, (method, path, answer.status, content)
+        return content
+
+    def put(self, name: str, tag: str, content: bytes, robot: str = "all") -> str:
+        """Push a manifest whose config is ``{}``; its digest."""
+        config = b"{}"
+        uploads = f"/v2/{name}/blobs/uploads/?digest={Digest.of(config)}"
+        self.ask("POST", uploads, config, robot=robot)
+        manifest = f"/v2/{name}/manifests/{tag}"
+        self.ask("PUT", manifest, content, kind=media_type(content), robot=robot)
+        return str(Digest.of(content))
+
+    def get(self, name: str, reference: str) -> str:
+        """Pull a manifest; its digest."""
+        return str(Digest.of(self.ask("GET", f"/v2/{name}/manifests/{reference}")))
+
+    def delete(self, name: str, reference: str) -> None:
+        self.ask("DELETE", f"/v2/{name}/manifests/{reference}")
+
+    def undelete(self, name: str, tag: str) -> list[str]:
+        """Bring a tag back; the tags that have come back."""
+        path = f"/api/v1/images/{name}/deleted?reference={tag}"
+        tags: list[str] = json.loads(self.ask("POST", path))["tags"]
+        return tags
+
+    def last_mover(self, name: str, tag: str) -> str:
+        """What has moved a tag last."""
+        path = f"/api/v1/images/{name}/history?tag={tag}"
+        history = json.loads(self.ask("GET", path))["history"]
+        return str(history[0]["actor"])
 
 
 @define
 class Connection:
     """One client, in an image that nobody else changes but the collection, and in a shared one."""
 
-    parts: Assembly
+    client: Client
+    catalog: Path
     clock: SharedClock
     random: Random
     number: int
@@ -155,7 +223,8 @@ class Connection:
     done: Counter[str] = field(factory=Counter)
     seen: dict[str, str] = field(factory=dict)  # immutable and created tags of the shared image
 
-    async def work(self, operations: int) -> None:
+    def work(self, operations: int, stop: Event) -> None:
+        """Do so many steps, in a thread, unless it shall stop before."""
         steps = [
             (self.push, 30),
             (self.pull, 30),
@@ -163,64 +232,39 @@ class Connection:
             (self.delete, 6),
             (self.move_immutable, 8),
             (self.shared, 10),
-            (self.collect, 8),
         ]
         names, weights = zip(*steps, strict=True)
         for _ in range(operations):
+            if stop.is_set():
+                return
             [step] = self.random.choices(names, weights)
             self.model.look(self.clock())
-            await step()
+            step()
             self.model.look(self.clock())
-            if self.number == 0 and self.random.random() < 0.04:
+            if self.number < 3 and self.random.random() < 0.04:
                 self.advance(self.random.uniform(0, 0.5 * HOUR))
 
     def advance(self, seconds: float) -> None:
         """Advance the clock while no process writes, as each transaction takes one time."""
-        path = self.parts.folder.catalog
-        with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as db:
+        with closing(sqlite3.connect(self.catalog, timeout=60, isolation_level=None)) as db:
             db.execute("BEGIN IMMEDIATE")
             self.clock.advance(seconds)
-
-    # -- requests
-
-    async def put(self, name: str, tag: str, content: bytes, create_only: str = "") -> str:
-        client = Client(self.parts, name)
-        await client.upload(b"{}")
-        await self.parts.registry.put_manifest(
-            client.target,
-            Tag.parse(tag),
-            [],
-            content,
-            media_type(content),
-            Precondition(),
-            "test",
-            create_only,
-        )
-        return str(Digest.of(content))
-
-    async def get(self, name: str, reference: Reference) -> str:
-        """GET a manifest, as the API does; its digest."""
-        target = Client(self.parts, name).target
-        found = await target.readable.manifest(target.image, reference)
-        pulls, pulled = self.parts.pulls, (found.image, reference)
-        if pulled not in pulls.noted and not await pulls.note(*pulled):
-            raise ManifestUnknown("it has gone since")
-        return str(Digest.of(read(await target.readable.body(found))))
 
     def content(self) -> bytes:
         return image(b"{}", [], self.random.randrange(6))
 
     # -- steps
 
-    async def push(self) -> None:
+    def push(self) -> None:
         tag, content, before = self.random.choice(TAGS), self.content(), self.clock()
         known = self.model.tags.get(tag)
         digest = str(Digest.of(content))
         try:
-            await self.put(self.model.name, tag, content)
-        except TagImmutable:
-            assert tag[0] == "v", tag
-            assert known is not None, tag
+            self.client.put(self.model.name, tag, content)
+        except Refused as refused:
+            assert refused.status == 403, refused
+            assert tag[0] == "v", (tag, refused)
+            assert known is not None, (tag, refused)
             assert known.digest != digest, f"{tag} may be pushed again as it is"
             self.done["push, immutable"] += 1
             return
@@ -229,18 +273,18 @@ class Connection:
         self.model.doubtful.discard(tag)
         self.done["push"] += 1
 
-    async def pull(self) -> None:
+    def pull(self) -> None:
         if not self.model.tags:
             return
         tag, before = self.random.choice(list(self.model.tags)), self.clock()
         known = self.model.tags[tag]
         try:
-            digest = await self.get(self.model.name, Tag.parse(tag))
-        except ManifestUnknown:
+            digest = self.client.get(self.model.name, tag)
+        except Refused:
             self.model.look(self.clock())
             assert tag in self.model.doubtful, f"{self.model.name}:{tag} was kept by a rule"
             self.done["pull, dropped"] += 1
-            await self.bring_back(tag)
+            self.bring_back(tag)
             return
         assert digest == known.digest, f"{self.model.name}:{tag} is something else"
         self.used(tag, before)
@@ -253,7 +297,7 @@ class Connection:
         self.model.tags[tag].used = before
         self.model.doubtful.discard(tag)
 
-    async def pull_digest(self) -> None:
+    def pull_digest(self) -> None:
         """A pull by digest counts for every tag of the manifest."""
         certain = [tag for tag in self.model.tags if tag not in self.model.doubtful]
         if not certain:
@@ -261,40 +305,39 @@ class Connection:
         digest, before = self.model.tags[self.random.choice(certain)].digest, self.clock()
         self.model.look(before)
         try:
-            await self.get(self.model.name, Digest.parse(digest))
-        except ManifestUnknown:
+            self.client.get(self.model.name, digest)
+        except Refused:
             raise AssertionError(f"{self.model.name}@{digest} was kept by a tag") from None
         for tag, known in self.model.tags.items():
             if known.digest == digest and tag not in self.model.doubtful:
                 known.used = before
         self.done["pull by digest"] += 1
 
-    async def bring_back(self, tag: str) -> None:
+    def bring_back(self, tag: str) -> None:
         known, before = self.model.tags[tag], self.clock()
-        name = Client(self.parts, self.model.name).target.image
         self.model.forget(tag)
-        moved = await self.parts.catalog.tag_movements(name, Tag.parse(tag))
-        assert moved[-1].actor.startswith("retention["), moved[-1]
+        mover = self.client.last_mover(self.model.name, tag)
+        assert mover.startswith("retention["), mover
         if self.random.random() < 0.5:
-            restored = await self.parts.garbage.undelete(name, Tag.parse(tag), "test")
-            assert restored.tags == (tag,), restored
+            restored = self.client.undelete(self.model.name, tag)
+            assert restored == [tag], restored
             self.model.tags[tag] = Known(known.digest, (before, self.clock()), before)
             self.done["undelete"] += 1
 
-    async def delete(self) -> None:
+    def delete(self) -> None:
         if not self.model.tags:
             return
         tag = self.random.choice(list(self.model.tags))
         known = self.model.tags[tag]
         by_digest = self.random.random() < 0.3
-        reference = Digest.parse(known.digest) if by_digest else Tag.parse(tag)
         try:
-            await Client(self.parts, self.model.name).delete(reference)
-        except TagImmutable:
-            its = [t for t, each in self.model.tags.items() if each.digest == known.digest]
-            assert any(t[0] == "v" for t in its), f"{tag} is not immutable"
-            self.done["delete, immutable"] += 1
-        except ManifestUnknown:
+            self.client.delete(self.model.name, known.digest if by_digest else tag)
+        except Refused as refused:
+            if refused.status == 403:
+                its = [t for t, each in self.model.tags.items() if each.digest == known.digest]
+                assert any(t[0] == "v" for t in its), f"{tag} is not immutable"
+                self.done["delete, immutable"] += 1
+                return
             self.model.look(self.clock())
             assert tag in self.model.doubtful, f"{self.model.name}:{tag} was kept by a rule"
             self.model.forget(tag)
@@ -305,69 +348,22 @@ class Connection:
                     self.model.forget(other)
             self.done["delete"] += 1
 
-    async def move_immutable(self) -> None:
+    def move_immutable(self) -> None:
         tag = self.random.choice([tag for tag in TAGS if tag[0] == "v"])
         known = self.model.tags.get(tag)
         if known is not None:
-            digest = await self.get(self.model.name, Tag.parse(tag))
+            digest = self.client.get(self.model.name, tag)
             assert digest == known.digest, f"{self.model.name}:{tag} has moved"
             self.model.tags[tag].used = self.clock()
 
-    async def shared(self) -> None:
+    def shared(self) -> None:
         """Several create a tag at the same time: an immutable one, or with the right to create."""
         tag = self.random.choice(("v0", "v1", "x0", "x1", "x2"))
         content = self.content()
         try:
-            digest = await self.put(SHARED, tag, content, "access[0]" if tag[0] == "x" else "")
-        except (TagExists, TagImmutable):
-            digest = await self.get(SHARED, Tag.parse(tag))
+            digest = self.client.put(SHARED, tag, content, "all" if tag[0] == "v" else "creating")
+        except Refused as refused:
+            assert refused.status == 403, refused
+            digest = self.client.get(SHARED, tag)
             self.done["create, refused"] += 1
         assert self.seen.setdefault(tag, digest) == digest, f"{SHARED}:{tag} has moved"
-
-    async def collect(self) -> None:
-        try:
-            await self.parts.collector.run([])
-            self.done["collect"] += 1
-        except NotNow:
-            self.done["collect, another does"] += 1
-
-
-async def main(reactor: Any, argv: list[str]) -> None:
-    data, clock = Path(argv[0]), SharedClock(Path(argv[1]))
-    seed, number, operations = map(int, argv[2:])
-    with opened(data, clock, reactor) as parts:
-        dropped: list[str] = []
-
-        def report(each: Any) -> None:
-            if each.why is Garbage.RETENTION:
-                dropped.append(each.name)
-
-        parts.collector.report = report
-        connections = [
-            Connection(
-                parts,
-                clock,
-                Random(f"{seed} {number} {n}"),
-                number,
-                Model(f"local/p{number}c{n}"),
-            )
-            for n in range(CONNECTIONS)
-        ]
-        working = [Deferred.fromCoroutine(c.work(operations // CONNECTIONS)) for c in connections]
-        try:
-            await gatherResults(working, consumeErrors=True)
-        except FirstError as error:
-            error.subFailure.raiseException()
-        finally:
-            for each in working:
-                each.cancel()
-            await parts.close()
-    done = sum((each.done for each in connections), Counter[str]())
-    done["dropped"] = len(dropped)
-    images = {each.model.name: each.model.told for each in connections}
-    seen = [each.seen for each in connections]
-    print(json.dumps({"images": images, "done": done, "seen": seen}))
-
-
-if __name__ == "__main__":
-    react(lambda reactor: Deferred.fromCoroutine(main(reactor, sys.argv[1:])))

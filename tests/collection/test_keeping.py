@@ -1,81 +1,137 @@
-"""No tag that a rule keeps is lost, and nothing immutable moves, in two processes."""
+"""No tag that a rule keeps is lost, and nothing immutable moves, over two workers and a reload."""
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from random import randrange
-from typing import Any
+from random import Random, randrange
+from threading import Event
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import FirstError, gatherResults
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.names import Tag
 from tests.collection.clock import SharedClock
-from tests.collection.keeping import HOUR, NEWEST, PROCESSES, SHARED, Model, opened
-from tests.collection.registry import Client
+from tests.collection.keeping import (
+    CONNECTIONS,
+    HOUR,
+    NEWEST,
+    SHARED,
+    TOML,
+    Client,
+    Connection,
+    Model,
+    opened,
+)
+from tests.collection.registry import Client as Opened
 from tests.programs import Process, reactor
+from tests.workers import Workers
 
-OPERATIONS = 4_000
+OPERATIONS = 1_800
 SEED = "COLLECTION_SEED"
 """In the environment: the seed of the history, which is printed when it fails."""
+
+
+class Clocked(Workers):
+    """On the clock of the file beside its data."""
+
+    worker = "tests.collection.worker"
+
+    def run(self, environment: Mapping[str, str]) -> Process:
+        return super().run({**environment, "TEST_CLOCK": str(clock_of(self.data))})
+
+
+def clock_of(data: Path) -> Path:
+    return data.with_name("clock")
 
 
 class KeepingTests(TestCase):
     async def test_what_rules_keep_stays_and_what_is_immutable_does_not_move(self) -> None:
         seed = int(os.environ.get(SEED) or randrange(1 << 32))
-        self.data, path = Path(self.mktemp()).absolute(), Path(self.mktemp()).absolute()
-        self.clock = SharedClock.set(path, time.time())
         try:
-            await self.history(seed, path)
+            await self.history(seed)
         except BaseException:
             print(f"\nthe history that failed: {SEED}={seed}", file=sys.stderr)
             raise
 
-    async def history(self, seed: int, clock: Path) -> None:
-        processes = [
-            Process.fork(
-                self,
-                "tests.collection.keeping",
-                *(str(each) for each in (self.data, clock, seed, n, OPERATIONS // PROCESSES)),
+    async def history(self, seed: int) -> None:
+        self.data = Path(self.mktemp()).absolute() / "data"
+        self.data.parent.mkdir(parents=True)
+        self.clock = SharedClock.set(clock_of(self.data), time.time())
+        daemon = await Clocked.start(self, data=self.data, toml=TOML, workers="2", access_log="off")
+        connections = [
+            Connection(
+                Client(daemon.port),
+                self.data / "catalog.sqlite3",
+                self.clock,
+                Random(f"{seed} {number}"),
+                number,
+                Model(f"local/c{number}"),
             )
-            for n in range(PROCESSES)
+            for number in range(CONNECTIONS)
         ]
-        statuses = await gatherResults([process.ended(500) for process in processes])
-        for status, process in zip(statuses, processes, strict=True):
-            self.assertEqual(status, 0, process.output[-10_000:])
-        told = [json.loads(process.out.splitlines()[-1]) for process in processes]
-        done = sum((Counter(each["done"]) for each in told), Counter[str]())
+        for _ in range(2):
+            await self.work(connections)
+            os.kill(daemon.process.pid, signal.SIGHUP)  # others collect from now on
+        await self.work(connections)
+        self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
+        self.assertNotIn("Traceback", daemon.process.output)
+        self.assertEqual(len(daemon.pids()), 6, "two workers and two reloads")
+        done = sum((each.done for each in connections), Counter[str]())
+        with opened(self.data, self.clock, reactor) as parts:
+            try:
+                done["dropped"] = await self.dropped(parts, connections)
+                await self.check(parts, [each.model for each in connections])
+                await self.check_shared(parts, [each.seen for each in connections])
+            finally:
+                await parts.close()
         # It would show nothing if this never happened.
         for rare in (
-            *("dropped", "pull, dropped", "pull, kept after all", "undelete", "collect"),
+            *("dropped", "pull, dropped", "pull, kept after all", "undelete"),
             *("push, immutable", "delete, immutable", "create, refused"),
         ):
             self.assertGreater(done[rare], 0, done)
-        with opened(self.data, self.clock, reactor) as parts:
-            try:
-                await self.check(parts, {n: i for each in told for n, i in each["images"].items()})
-                await self.check_shared(parts, [seen for each in told for seen in each["seen"]])
-            finally:
-                await parts.close()
+
+    async def work(self, connections: Sequence[Connection]) -> None:
+        """Let all do a third of their steps."""
+        stop = Event()
+        steps = OPERATIONS // CONNECTIONS // 3
+        working = [deferToThread(each.work, steps, stop) for each in connections]
+        try:
+            await gatherResults(working, consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
+        finally:
+            stop.set()
 
     async def tags(self, parts: Assembly, name: str) -> dict[str, str]:
         """The tags of an image, and their digests."""
-        image = Client(parts, name).target.image
+        image = Opened(parts, name).target.image
         found = {}
         for tag in await parts.catalog.tags(image, None, None) or ():
             record = await parts.catalog.manifest(image, Tag.parse(tag))
             found[tag] = str(record and record.digest)
         return found
 
-    async def check(self, parts: Assembly, images: Mapping[str, Any]) -> None:
-        models = [Model.of(name, told) for name, told in images.items()]
+    async def dropped(self, parts: Assembly, connections: Iterable[Connection]) -> int:
+        """How many tags retention has dropped."""
+        moved = [
+            movement
+            for each in connections
+            for movement in await parts.catalog.tag_movements(
+                Opened(parts, each.model.name).target.image, None
+            )
+        ]
+        return sum(each.actor.startswith("retention[") for each in moved)
+
+    async def check(self, parts: Assembly, models: Sequence[Model]) -> None:
         await parts.collector.run([])
         for model in models:
             model.look(self.clock())
@@ -87,22 +143,22 @@ class KeepingTests(TestCase):
         # And when nothing is in use any more, the rules keep no more than they say.
         self.clock.advance(1000 * HOUR)
         stay = {}
-        for name in images:
-            image = Client(parts, name).target.image
+        for model in models:
+            image = Opened(parts, model.name).target.image
             uses = await parts.collector.retention.catalog.tags(image, "", 100)
             counted = [(use.pushed, use.name) for use in uses if use.name[0] in "tv"]
-            stay[name] = {tag for _, tag in sorted(counted)[-NEWEST:]}
-            stay[name] |= {use.name for use in uses if use.name[0] in "xv" or use.name == "b0"}
+            kept = {tag for _, tag in sorted(counted)[-NEWEST:]}
+            kept |= {use.name for use in uses if use.name[0] in "xv" or use.name == "b0"}
             # The last tag of an image stays, too.
-            stay[name] = stay[name] or {max(uses, key=lambda use: use.age).name}
+            stay[model.name] = kept or {max(uses, key=lambda use: use.age).name}
         await parts.collector.run([])
-        self.assertEqual(stay, {name: set(await self.tags(parts, name)) for name in images})
+        self.assertEqual(stay, {name: set(await self.tags(parts, name)) for name in stay})
 
-    async def check_shared(self, parts: Assembly, seen: list[dict[str, str]]) -> None:
+    async def check_shared(self, parts: Assembly, seen: Sequence[dict[str, str]]) -> None:
         """All have seen the same, and no tag has ever moved."""
         there = await self.tags(parts, SHARED)
         for each in seen:
             self.assertEqual(each, {tag: there[tag] for tag in each})
-        image = Client(parts, SHARED).target.image
+        image = Opened(parts, SHARED).target.image
         moved = Counter(each.tag for each in await parts.catalog.tag_movements(image, None))
         self.assertEqual(moved, dict.fromkeys(there, 1))

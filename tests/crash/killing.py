@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from random import Random
 from threading import Lock
@@ -23,19 +21,26 @@ TAGS = ("one", "two", "three")
 
 @define
 class Progress:
-    """Kills the daemon when so many requests have been answered; of all clients."""
+    """
+    Does something to the daemon when so many requests have been answered; of all clients.
 
-    pid: int
-    left: int
+    :ivar events: what is done, each after so many more answers.
+    :ivar fails: whether a request may fail, or be answered 503.
+    """
+
+    events: list[tuple[int, Callable[[], None]]]
+    fails: bool = True
+    _answers: int = 0
     _lock: Lock = field(factory=Lock)
 
     def answered(self) -> None:
         """One more was."""
         with self._lock:
-            self.left -= 1
-            if not self.left:
-                with suppress(ProcessLookupError):  # it has killed itself
-                    os.kill(self.pid, signal.SIGKILL)
+            self._answers += 1
+            if self.events and self._answers >= self.events[0][0]:
+                self._answers = 0
+                _, event = self.events.pop(0)
+                event()
 
 
 @frozen
@@ -63,20 +68,35 @@ class Worker:
     counts: dict[str, int] = field(factory=dict)
 
     def work(self, port: int, progress: Progress) -> None:
-        """Go on until the daemon is no more."""
-        with closing(HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+        """Go on until the daemon is no more: until a connection is refused."""
+        while True:
+            connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
-            def ask(method: str, path: str, body: bytes | None = None) -> Answer:
+            def ask(
+                method: str,
+                path: str,
+                body: bytes | None = None,
+                connection: HTTPConnection = connection,
+            ) -> Answer:
                 answer = _ask(connection, method, path, body)
                 self.counts[method] = self.counts.get(method, 0) + 1
                 progress.answered()
+                if answer.status == 503:
+                    raise HTTPException("not now")
                 assert answer.status < 500, (method, path, answer)
                 return answer
 
-            with suppress(OSError, HTTPException):
-                while True:
-                    pushes = self.push, self.push, self.push_in_chunks
-                    self.random.choice((*pushes, self.delete, self.pull, self.fill))(ask)
+            with closing(connection):
+                try:
+                    connection.connect()
+                    while True:
+                        pushes = self.push, self.push, self.push_in_chunks
+                        self.random.choice((*pushes, self.delete, self.pull, self.fill))(ask)
+                except ConnectionRefusedError:
+                    assert progress.fails, "a connection was refused"
+                    return
+                except (OSError, HTTPException) as error:
+                    assert progress.fails, f"a request has failed: {error!r}"
 
     def push(self, ask: Callable[..., Answer]) -> None:
         self._push(ask, self._post)
