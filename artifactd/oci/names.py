@@ -167,6 +167,11 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def literal_prefix(pattern: str) -> str:
+    """Return what the names begin with that ``pattern`` matches; may be empty."""
+    return re.split(r"[*?\[]", pattern, maxsplit=1)[0]
+
+
 class Patterns:
     """Patterns compiled once, for many names; :func:`matches` may compile them each time."""
 
@@ -174,7 +179,7 @@ class Patterns:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         patterns = tuple(patterns)
-        self.prefixes = tuple(re.split(r"[*?\[]", pattern, maxsplit=1)[0] for pattern in patterns)
+        self.prefixes = tuple(map(literal_prefix, patterns))
         """What the names that a pattern matches begin with, by pattern; may be empty."""
         self.wide = tuple(
             pattern if "[" not in pattern else pattern.partition("[")[0] + "*"

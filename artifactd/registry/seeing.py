@@ -30,8 +30,8 @@ from artifactd.catalog.records import TagMovement
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches
 from artifactd.oci.errors import DigestInvalid, NameUnknown, QueryInvalid
-from artifactd.oci.foreign import field_of
-from artifactd.oci.names import Digest, ImageName, Patterns, Reference, Tag
+from artifactd.oci.foreign import decode_foreign, field_of
+from artifactd.oci.names import Digest, ImageName, Patterns, Reference, Tag, literal_prefix
 from artifactd.registry.mirror.stale import StaleTag
 from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Names, Registry, Shown, listed_images
@@ -47,6 +47,8 @@ _TEXTS = 256 << 10  # characters of annotations, below which no list of referrer
 _PLATFORMS = 100  # of a manifest that are told, and the characters of each of them
 _NESTED = 100  # manifests that are told of an index
 _TOLD = 1 << 20  # bytes of the documents that are told of an index
+_SEARCHED = 512  # characters of what is searched for
+_VALUES = 20_000  # of a config: decoding them holds up everything else for some 10 ms
 _REMEMBERED = 10_000  # manifests whose platforms are known
 _NO_PLATFORM = ("", "unknown/unknown")  # attestations have the latter
 
@@ -224,7 +226,8 @@ class Seeing:
         """
         (behind,) = ("",) if after is None else _opened(after, tuple[str])
         registry = self.registry
-        literal = Patterns((pattern,)).prefixes[0]
+        # Not by Patterns: it would compile what a client has sent, and take milliseconds for that.
+        literal = literal_prefix(pattern)
         names = await listed_images(
             registry.catalog,
             self._canonical,
@@ -492,7 +495,7 @@ class Seeing:
         :param pattern: see :meth:`images`, as for the rest.
         """
         behind = ("", "") if after is None else _opened(after, tuple[str, str])
-        matching = Patterns((pattern,))
+        matching = await self.run(Patterns, (pattern,))  # some 10 ms at the most
         rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
         found: list[StaleTag] = []
         for batch in batches([each for each in rest if _place_of(each) > behind]):
@@ -544,7 +547,13 @@ def instant(text: str) -> float:
 
 
 def found_in(text: str) -> str:
-    """A pattern for names that hold ``text``, or that it matches as a pattern itself."""
+    """
+    A pattern for names that hold ``text``, or that it matches as a pattern itself.
+
+    :raises QueryInvalid: if it is much longer than names are: each name is compared with it.
+    """
+    if len(text) > _SEARCHED:
+        raise QueryInvalid(f"what is searched for may have at most {_SEARCHED} characters")
     return text if any(each in text for each in "*?[") else f"*{text}*"
 
 
@@ -697,8 +706,8 @@ def _looked_through(content: bytes) -> tuple[Sequence[str] | None, str | None]:
 def _platforms_in(config: bytes) -> Sequence[str] | None:
     """The platform that a config tells; ``None`` if it can't be read: an artifact's is anything."""
     try:
-        return _named([_platform.decode(config)])
-    except (msgspec.MsgspecError, ValueError):
+        return _named([decode_foreign(_platform, config, values=_VALUES)])
+    except ValueError:
         return None
 
 
@@ -707,9 +716,10 @@ def _with_config(document: _Document, content: bytes) -> _Document:
     platforms = _platforms_in(content)
     if platforms is None:
         return document
+    platforms = [*document.platforms, *platforms]
     try:
-        told = _image_config.decode(content)
-    except (msgspec.MsgspecError, ValueError):
+        told = decode_foreign(_image_config, content, values=_VALUES)
+    except ValueError:
         told = _ImageConfig()
     run = told.config or _Executed()
     config = Config(

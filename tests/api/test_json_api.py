@@ -230,6 +230,7 @@ class ReadingTests(JsonApiCase):
             *("/images?after=x", "/deleted?after=x", "/images/app/tags?after=x"),
             *("/images/app/tags?sort=size", "/images/app/history?after=x"),
             *("/access", "/access?who=a&action=fly&image=app", "/images/app/deleted?after=WzFd"),
+            *(f"/images?search={513 * '%5B'}", f"/images/app/tags?search={513 * 'a'}"),
         ):
             await self.refused(400, "UNSUPPORTED", "GET", f"{API}{path}")
         for path, place in (

@@ -52,6 +52,8 @@ class ListTests(PageCase):
             page = text(await self.browser.get(f"/?q={quote(query)}"))
             self.assertEqual(shown(page), found)
             self.assertIn(f'name="q" type="search" value="{query}"', page)
+        for path in ("/", "/ui/image/hello"):
+            self.assertEqual((await self.browser.get(f"{path}?q={513 * 'a'}")).status, 400)
 
     async def test_an_empty_registry_says_how_to_begin(self) -> None:
         page = words(await self.browser.get("/"))

@@ -14,6 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.rules import Allowed
 from artifactd.catalog.overview import ENTRIES, LISTED, Overview, TagOrder, TagSeen
+from artifactd.oci import names
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest, ImageName, Patterns, Tag
@@ -45,6 +46,11 @@ CONFIG = {
         {"created_by": "RUN make"},
     ],
 }
+# Configs that are JSON, and that a decoder without bounds takes long for, or fails at.
+HUGE = (
+    b'{"os":"linux","a":' + 5000 * b"[" + 5000 * b"]" + b"}",
+    b'{"os":"linux","config":{"ExposedPorts":{"a":[' + 20_000 * b"[]," + b"[]]}}}",
+)
 
 
 class SeeingTestCase(TestCase):
@@ -103,6 +109,14 @@ class ImageTests(SeeingTestCase):
             ["local/team/app"], await self.names(prefix="local/team/", pattern=found_in("app"))
         )
         self.assertEqual([], await self.names(prefix="local/team/", pattern="local/app*"))
+
+    async def test_what_is_searched_for_has_a_bound_and_is_not_compiled_meanwhile(self) -> None:
+        # Of 16,000 brackets that took 17 seconds, in which the daemon did nothing else.
+        compiled: list[str] = []
+        self.patch(names, "translate", compiled.append)
+        self.assertEqual([], await self.names(pattern=found_in("[" * 512)))
+        self.assertEqual([], compiled)
+        self.assertRaises(QueryInvalid, found_in, "[" * 513)
 
     async def test_only_what_may_be_seen_is_shown(self) -> None:
         for name in self.NAMES:
@@ -163,7 +177,7 @@ class TagTests(SeeingTestCase):
         await self.assertFailure(_started(self.seeing.tag(APP, Tag.parse("v2"))), ManifestUnknown)
 
     async def test_a_config_that_is_none_has_no_platforms(self) -> None:
-        for number, config in enumerate((b"", b"\xff", b"[]", b'{"os": 1}', b"[" * 1000)):
+        for number, config in enumerate((b"", b"\xff", b"[]", b'{"os": 1}', b"[" * 1000, *HUGE)):
             await self.push("app", f"v{number}", config, b"layer")
             seen = await self.seeing.tag(APP, Tag.parse(f"v{number}"))
             self.assertEqual([], list(seen.platforms))
