@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from twisted.web.server import Request
 
@@ -166,6 +166,31 @@ def mirrored_registry(request: Request) -> str | None:
     host = (header(request, "Host") or "").lower()
     ours = {host, host.rpartition(":")[0]}
     return None if namespace.lower() in ours else namespace
+
+
+# Which page has a browser ask: the Fetch standard, 3.1, and Fetch Metadata Request Headers, 2.4.
+
+
+def sent_by_another_page(request: Request) -> bool:
+    """
+    Whether a browser sends ``request`` for a page that is none of this registry's.
+
+    ``Sec-Fetch-Site`` says so where the browser trusts the address (HTTPS, loopback); ``Origin``
+    says so everywhere.  Programs that are no browsers send neither.
+    """
+    site, origin = header(request, "Sec-Fetch-Site"), header(request, "Origin")
+    if site is not None:
+        return site != "same-origin"
+    return origin is not None and not is_own_origin(request, origin)
+
+
+def is_own_origin(request: Request, origin: str) -> bool:
+    """Whether ``origin`` is the address under which the client of ``request`` reaches us."""
+    hosts = header_values(request, "Host")
+    try:
+        return len(hosts) == 1 and urlsplit(origin).netloc.lower() == hosts[0].lower() != ""
+    except ValueError:
+        return False
 
 
 # What kind of answer is wanted: RFC 9110, 12.5.1.

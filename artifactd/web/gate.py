@@ -27,6 +27,7 @@ from artifactd.registry.mirror.proofs import NoProof, ProofWanted
 from artifactd.registry.model import NOBODY, Asker
 from artifactd.registry.registry import Registry, Target
 from artifactd.settings.access import Action
+from artifactd.web.fields import sent_by_another_page
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.proxies import is_local, names_loopback
 
@@ -147,6 +148,26 @@ def refuse_changes(request: RegistryRequest) -> NoReturn:
         None,
         {"Allow": "GET, HEAD"},
     )
+
+
+def refuse_other_pages(request: RegistryRequest) -> None:
+    """
+    Refuse a change that a browser sends for another page, unless the settings let that page use the
+    login that the browser has: it adds passwords and certificates that it knows by itself (CSRF).
+
+    Such a page can only send a POST: a browser asks before any other change (CORS).  It never adds
+    a token by itself.
+
+    :raises Denied: if so.
+    """
+    if request.method != b"POST" or _has_token(request) or not sent_by_another_page(request):
+        return
+    cors = request.site.cors
+    if cors is None or not cors.allows_login(request):
+        raise Denied(
+            "a browser has sent this for another web page, which cors_origins in the registry's"
+            " settings does not name: nothing was changed"
+        )
 
 
 @frozen
@@ -409,9 +430,7 @@ class AccessGate:
         try:
             request.caller = await self.credentials.caller(request)
         except Unauthorized as error:
-            values = request.requestHeaders.getRawHeaders(b"Authorization", [b""])
-            bearer = values[0].strip().lower().startswith(b"bearer")
-            problem = "invalid_token" if bearer else ""
+            problem = "invalid_token" if _has_token(request) else ""
             # Some clients get their next token for the scope of this challenge alone.
             scopes = _needed_scopes(needed, registry, name, namespace)
             error.headers["WWW-Authenticate"] = (
@@ -470,6 +489,7 @@ class AccessGate:
                 return target
             return target.pulled_by(self.asker(request), None if all_of_them else permitted)
         self._permitted(request, action, [target.image], name, scope)
+        refuse_other_pages(request)
         if self.read_only():
             refuse_changes(request)
         pulled = list(filter(self.may_pull(request, scope), candidates))
@@ -609,6 +629,11 @@ def _needed_scopes(
 def _asks_here(request: RegistryRequest) -> bool:
     """Whether a program on this machine reads, and not a page that a browser here shows."""
     return is_local(request) and names_loopback(request)
+
+
+def _has_token(request: Request) -> bool:
+    values = request.requestHeaders.getRawHeaders(b"Authorization", [b""])
+    return values[0].strip().lower().startswith(b"bearer")
 
 
 def _nobody(caller: Caller) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from artifactd.oci.names import Digest
 from tests.api.case import ApiTestCase
 from tests.api.guarded import GuardedCase
@@ -135,3 +137,41 @@ class GuardedPageTests(GuardedCase):
             self.assertEqual(answer.status, status)
             varies = answer.headers.get_all("Vary", [])
             self.assertEqual(sorted(varies), ["Authorization", "Origin"])
+
+    async def test_another_page_changes_nothing_by_the_login_that_the_browser_has(self) -> None:
+        await self.have("team/app")
+        await self.ask("DELETE", "/api/v1/images/team/app/tags/v1", "alice")
+        path = f"/v2/team/app/blobs/uploads/?digest={Digest.of(b'forged')}"
+        changes = [("/api/v1/images/team/app/deleted", None), (path, b"forged")]
+        before = self.state()
+        for headers in (
+            {"Origin": OTHER},
+            {"Origin": "null"},
+            {"Sec-Fetch-Site": "cross-site"},
+            {"Sec-Fetch-Site": "same-site", "Origin": OTHER},
+        ):
+            for path, body in changes:
+                answer = await self.ask("POST", path, "alice", body, headers)
+                self.assert_error(answer, 403, "DENIED")
+        self.assertEqual(self.state(), before)
+        own = f"http://127.0.0.1:{self.registry.port}"
+        for headers in (
+            {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"},
+            {"Origin": own},
+            {"Origin": own, "Sec-Fetch-Site": "same-origin"},
+        ):
+            answer = await self.ask("POST", "/v2/team/app/blobs/uploads/", "alice", b"", headers)
+            self.assertEqual(answer.status, 202, answer.body)
+
+
+class GuardedAnyPageTests(GuardedCase):
+    top = 'cors_origins = ["*"]'
+    tokens = True
+
+    async def test_a_page_that_is_not_named_has_to_bring_a_token(self) -> None:
+        path, page = "/v2/team/app/blobs/uploads/", {"Origin": OTHER}
+        self.assert_error(await self.ask("POST", path, "alice", b"", page), 403, "DENIED")
+        asked = "/token?service=artifactd&scope=repository:team/app:pull,push"
+        given = json.loads((await self.ask("GET", asked, "alice")).body)["token"]
+        headers = {**page, "Authorization": f"Bearer {given}"}
+        self.assertEqual((await self.ask("POST", path, None, b"", headers)).status, 202)

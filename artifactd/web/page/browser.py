@@ -13,7 +13,7 @@ from twisted.web.server import Request
 from artifactd.auth.identity import Caller
 from artifactd.auth.sessions import LIFETIME, Session, Sessions
 from artifactd.oci.errors import Denied
-from artifactd.web.fields import header, header_values
+from artifactd.web.fields import header, is_own_origin, sent_by_another_page
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.proxies import from_here, names_loopback, was_passed_on
 
@@ -33,34 +33,6 @@ SECURITY: Mapping[str, str] = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
 """The header fields of all that the page sends."""
-
-
-def refuse_other_pages(request: Request) -> None:
-    """
-    Refuse a form that was not sent by a page of this registry.
-
-    ``Sec-Fetch-Site`` says so where the browser trusts the address (HTTPS, loopback); ``Origin``
-    says so everywhere.  A client that sends neither still needs the form's token.
-
-    :raises Denied: if another page has sent it.
-    """
-    site = header(request, "Sec-Fetch-Site")
-    origin = header(request, "Origin")
-    if site is not None:
-        is_own = site == "same-origin"
-    else:
-        is_own = origin is None or is_own_origin(request, origin)
-    if not is_own:
-        raise Denied("the form was sent by another web page: nothing was changed")
-
-
-def is_own_origin(request: Request, origin: str) -> bool:
-    """Whether ``origin`` is the address under which the client of ``request`` reaches us."""
-    hosts = header_values(request, "Host")
-    try:
-        return len(hosts) == 1 and urlsplit(origin).netloc.lower() == hosts[0].lower() != ""
-    except ValueError:
-        return False
 
 
 def is_used_here(request: Request) -> bool:
@@ -111,7 +83,8 @@ class Browser:
         :param token: the one in the form.
         :raises Denied: if it does not.
         """
-        refuse_other_pages(request)
+        if sent_by_another_page(request):
+            raise Denied("the form was sent by another web page: nothing was changed")
         session = self.session(request)
         if session is None or not hmac.compare_digest(
             self.sessions.form_token(session).encode(), token.encode()

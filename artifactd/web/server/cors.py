@@ -56,6 +56,11 @@ class Cors:
         origins = request.requestHeaders.getRawHeaders(b"Origin", ())
         return len(origins) == 1 and (self._any or origins[0] in self._named)
 
+    def allows_login(self, request: Request) -> bool:
+        """Whether ``request`` comes from a page that may use the login that the browser has."""
+        origins = request.requestHeaders.getRawHeaders(b"Origin", ())
+        return len(origins) == 1 and origins[0] in self._named
+
     def allow(self, request: Request) -> None:
         """Set the header fields of the answer to ``request``."""
         headers = request.responseHeaders
