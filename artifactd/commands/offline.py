@@ -24,15 +24,14 @@ from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.retention import RetentionCatalog
 from artifactd.commands.options import ERRORS, SettingsOptions
-from artifactd.commands.table import JSON, print_json, progress, utc
+from artifactd.commands.table import JSON, Table, print_json, progress, utc
 from artifactd.daemon.assemble import Assembly, assemble
-from artifactd.kit.printable import printable
 from artifactd.kit.start import StartError
 from artifactd.oci.errors import NameUnknown, RegistryError
 from artifactd.oci.names import Digest, ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.repository import RemoteRepository
-from artifactd.registry.seeing import Page
+from artifactd.registry.seeing import DeletedShown, Page
 from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
 from artifactd.registry.upkeep.sweep import Remains, Sweep
@@ -503,16 +502,24 @@ class Undelete(ImageCommand):
         "Bring back IMAGE:TAG, IMAGE@DIGEST (a manifest or a blob), or all that was deleted from"
         " IMAGE, as it was, within the grace period after it was deleted."
     )
+    synopsis = "[options] IMAGE, or --list [IMAGE]"
     optFlags: ClassVar = [
-        ["list", "l", "Only list what was deleted from IMAGE, and by whom."],
+        ["list", "l", "Only list what was deleted, from IMAGE or from all, and by whom."],
         JSON,
     ]
 
+    # Options calls this with the arguments left over.
+    def parseArgs(self, image: str = "") -> None:
+        if not image and not self["list"]:
+            raise usage.UsageError(f"undelete: say which image; {self._usage}")
+        self.image = image
+
     async def work(self, parts: Assembly, settings: Settings) -> int:
         name, reference = self.reference()
-        image = resolved(parts, name)
         if self["list"]:
-            return await _list_deleted(parts, image, as_json=bool(self["json"]))
+            wanted = resolved(parts, name) if name else None
+            return await _list_deleted(parts, wanted, as_json=bool(self["json"]))
+        image = resolved(parts, name)
         if is_read_only(parts):
             return 1
         restored = await parts.garbage.undelete(image, reference, "undelete")
@@ -537,18 +544,19 @@ class Undelete(ImageCommand):
         return 0
 
 
-async def _list_deleted(parts: Assembly, image: ImageName, *, as_json: bool) -> int:
+async def _list_deleted(parts: Assembly, image: ImageName | None, *, as_json: bool) -> int:
+    table = Table("DELETED", "IMAGE", "KIND", "TAG", "DIGEST", "BY", "UNTIL", as_json=as_json)
     status = 1
     async for page in pages(partial(parts.seeing.deleted, image)):
-        for each in page.entries:
-            status = 0
-            if as_json:
-                print_json(each)
-                continue
-            behind = f" of {each.digest}" if each.kind == "tag" else ""
-            by = printable(each.actor)
-            print(f"{each.kind} {each.name}{behind}: deleted {utc(each.at)} by {by}")
+        status = 0 if page.entries else status
+        table.add([(each, _deleted_cells(each)) for each in page.entries])
     return status
+
+
+def _deleted_cells(deleted: DeletedShown) -> list[str]:
+    tag = deleted.name if deleted.kind == "tag" else "-"
+    what = [deleted.image, deleted.kind, tag, deleted.digest]
+    return [utc(deleted.at), *what, deleted.actor, utc(deleted.until)]
 
 
 @define

@@ -27,7 +27,7 @@ from artifactd.commands.offline import (
     pages,
     resolved,
 )
-from artifactd.commands.table import JSON, Table, print_json, shown_time
+from artifactd.commands.table import JSON, Color, Table, print_json, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.kit.printable import printable
 from artifactd.oci.errors import ManifestUnknown, TagImmutable
@@ -182,7 +182,9 @@ class Show(ImageCommand):
         if self["json"]:
             print_json(shown)
             return 0
-        for line in [*_why(shown), *_tree(shown, "  ")]:
+        head, *lines = [*_why(shown), *_tree(shown, "  ")]
+        print(Color.BOLD.paint(printable(head)))
+        for line in lines:
             print(printable(line))
         return 0
 
@@ -219,7 +221,8 @@ def _why(seen: ManifestShown) -> list[str]:
 
 def _entry_line(entry: EntryShown) -> str:
     platform = f"  {entry.platform}" if entry.platform else ""
-    shared = f", shared with {entry.shared} images" if entry.shared else ""
+    others = f"{entry.shared} image{'' if entry.shared == 1 else 's'}"
+    shared = f", shared with {others}" if entry.shared else ""
     size = "absent" if entry.size is None else shown_bytes(entry.size)
     return f"{entry.role} {entry.digest}{platform}  {size}{shared}"
 

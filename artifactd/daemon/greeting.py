@@ -72,7 +72,7 @@ def url_of(description: str, address: Any) -> str:
 
 def _access(settings: Settings, read_only: bool) -> str:
     if settings.authentication:
-        told = f"only the {len(settings.access)} rules of [[access]] let anybody pull or push"
+        told = f"[[access]] says who may pull or push; its rules: {len(settings.access)}"
     else:
         told = (
             "everybody who reaches it may pull, and clients on this machine may push and delete:"

@@ -124,7 +124,13 @@ class SeeingTests(MaintenanceTestCase):
         said = await self.do("rm", "app:v*")
         self.assertEqual("deleted local/app:v1\ndeleted local/app:v2\n", said)
         self.assertEqual(404, (await self.get("app/manifests/v1")).status)
-        self.assertIn("deleted", await self.do("undelete", "--list", "app"))
+        rows = await self.rows("undelete", "--list", "app")
+        self.assertEqual(["v2", "v1"], [row[3] for row in rows])
+        await self.do("rm", "team/other:*")
+        rows = await self.rows("undelete", "--list")
+        expected = ["local/team/other", "tag", "latest"], ["local/app", "tag", "v2"]
+        self.assertEqual([*expected], [row[1:4] for row in rows[:2]])
+        self.assertIn("say which image", await self.assert_refused("undelete"))
         await self.do("undelete", "app:v1")
         self.assertEqual(200, (await self.get("app/manifests/v1")).status)
 

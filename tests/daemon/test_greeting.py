@@ -40,7 +40,7 @@ class GreetingTests(SynchronousTestCase):
         what, where, who, then = greeting(settings, file, [LOOPBACK], read_only=True)
         self.assertIn("settings of /srv/artifactd.toml", what)
         self.assertIn("https://registry.example.com, http://127.0.0.1:5000", where)
-        self.assertIn("only the 1 rules of [[access]] let anybody pull or push", who)
+        self.assertIn("[[access]] says who may pull or push; its rules: 1", who)
         self.assertIn("the read-only mode is on: nobody may push", who)
         self.assertEqual(then, "next: docker login registry.example.com")
 
