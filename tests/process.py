@@ -20,6 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import Algorithm, Digest
+from tests.catalog.fixture import empty_data
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
 
@@ -195,7 +196,10 @@ class Daemon(Pushed):
         :param settings: given as ``ARTIFACTD_<NAME>``, e.g. ``idle_timeout="1s"``.
         :raises AssertionError: with its output, if it does not start.
         """
-        self = cls(test, data or Path(test.mktemp()).absolute(), toml, settings, behind)
+        if data is None:
+            data = Path(test.mktemp()).absolute()
+            empty_data(data)
+        self = cls(test, data, toml, settings, behind)
         await self.restart()
         return self
 

@@ -19,6 +19,7 @@ from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
+from tests.catalog.fixture import empty_data
 from tests.process import Answer, Pushed, request
 from tests.programs import reactor
 from tests.upstreams.settings import beside_no_upstream
@@ -90,6 +91,8 @@ class Served(Pushed):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(beside_no_upstream(toml))
         folder = data or Path(test.mktemp())
+        if data is None and files is None:
+            empty_data(folder)
         environment = {"LISTEN": "tcp:0:interface=127.0.0.1", "DATA": str(folder)}
         environment |= {name.upper(): value for name, value in settings.items()}
         loaded = Settings.load(file, {f"ARTIFACTD_{k}": v for k, v in environment.items()})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
 from twisted.internet import reactor
@@ -19,6 +21,8 @@ from artifactd.catalog.records import ImageSpan, ManifestPut, nothing
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from artifactd.oci.names import Digest, ImageName, Tag
+from artifactd.store.files import PRIVATE
+from artifactd.store.folder import MARKER
 
 REACTOR = cast(IReactorFromThreads, reactor)
 
@@ -87,11 +91,32 @@ def index(content: bytes, children: Sequence[Descriptor]) -> Manifest:
     return Manifest(content, Digest.of(content), OCI_INDEX, children=tuple(children))
 
 
+@cache
+def _empty() -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "catalog.sqlite"
+        migrate(path, nullcontext)
+        return path.read_bytes()
+
+
+def empty_catalog(path: Path) -> None:
+    """Make the file of an empty catalog: by a copy, since migrations take longer than a test."""
+    path.touch(PRIVATE)
+    path.write_bytes(_empty())
+
+
+def empty_data(folder: Path) -> None:
+    """Make a data folder as an interrupted first start leaves it."""
+    folder.mkdir(0o700, parents=True)
+    (folder / MARKER).touch(PRIVATE)
+    empty_catalog(folder / "catalog.sqlite3")
+
+
 def new_catalog(case: SynchronousTestCase) -> Path:
     """The path of an empty catalog, closed by all."""
     path = Path(case.mktemp()) / "catalog.sqlite"
     path.parent.mkdir()
-    migrate(path, nullcontext)
+    empty_catalog(path)
     return path
 
 
