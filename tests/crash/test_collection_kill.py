@@ -1,4 +1,7 @@
-"""``kill -9`` at moments nobody has chosen, while clients push and delete, and garbage goes."""
+"""
+``kill -9`` at moments nobody has chosen, while clients push and delete, and garbage goes; of two
+workers and their supervisor.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ class CollectionKillTests(TestCase):
             raise
 
     async def kill_many(self, moments: Random) -> None:
-        daemon = await Daemon.start(self, toml=TOML)
+        daemon = await Daemon.start(self, toml=TOML, workers="2")
         numbers = count()
         begun = reactor.seconds()
         warm = Client(daemon, "warm", numbers, moments)

@@ -1,4 +1,4 @@
-"""``kill -9`` and SIGTERM in the middle of a fill."""
+"""``kill -9`` and SIGTERM in the middle of a fill; of two workers and their supervisor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UPSTREAM = f"/v2/{NAME}/blobs/{DIGEST}"
 class FillTestCase(TestCase):
     """A daemon before a hub that sends the blob only to its middle at first."""
 
-    options: Mapping[str, str] = MappingProxyType({})
+    options: Mapping[str, str] = MappingProxyType({"workers": "2"})
 
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         self.hub = Hub.start(self)
@@ -210,7 +210,7 @@ class KillTests(FillTestCase):
 
 class StopTests(FillTestCase):
     options = MappingProxyType(
-        {"shutdown_timeout": "1s", "idle_timeout": "1h", "stall_timeout": "1h"}
+        {"workers": "2", "shutdown_timeout": "1s", "idle_timeout": "1h", "stall_timeout": "1h"}
     )
 
     async def test_a_fill_that_does_not_end_in_time_is_left_for_the_next_start(self) -> None:
@@ -231,7 +231,7 @@ class StopTests(FillTestCase):
 
 
 class LongStopTests(FillTestCase):
-    options = MappingProxyType({"shutdown_timeout": "1h"})
+    options = MappingProxyType({"workers": "2", "shutdown_timeout": "1h"})
 
     async def test_a_fill_that_nobody_follows_does_not_keep_it(self) -> None:
         pull = await self.begin()

@@ -1,4 +1,4 @@
-"""``kill -9`` at a chosen moment of a push."""
+"""``kill -9`` at a chosen moment of a push; of two workers and their supervisor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HALF = len(CONTENT) // 2
 
 class KillTests(TestCase):
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
-        self.daemon = await Daemon.start(self)
+        self.daemon = await Daemon.start(self, workers="2")
 
     async def crash(self) -> None:
         self.assertEqual(await self.daemon.kill(), -signal.SIGKILL)

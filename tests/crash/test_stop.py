@@ -1,4 +1,4 @@
-"""SIGTERM, with requests under way."""
+"""SIGTERM, with requests under way; of one process, and of two workers and their supervisor."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ HALF = len(CONTENT) // 2
 
 
 class StopTests(TestCase):
+    workers = "1"
+
+    async def start(self, **settings: str) -> Daemon:
+        return await Daemon.start(
+            self, data=None, toml="", behind=None, workers=self.workers, **settings
+        )
+
     async def terminate(self, daemon: Daemon) -> None:
         """Tell it to stop, and wait until it answers a new connection that it does."""
         os.kill(daemon.process.pid, signal.SIGTERM)
@@ -38,7 +45,7 @@ class StopTests(TestCase):
         self.assertNotIn("Traceback", daemon.process.output)
 
     async def test_a_push_under_way_ends_with_its_answer(self) -> None:
-        daemon = await Daemon.start(self)
+        daemon = await self.start()
         path = f"/v2/crash/blobs/uploads/?digest={DIGEST}"
         push = await send(self, daemon, "POST", path, CONTENT[:HALF], length=len(CONTENT))
         await wait_for(lambda: any(f.stat().st_size for f in daemon.data.glob("uploads/*")))
@@ -54,7 +61,7 @@ class StopTests(TestCase):
         self.assertTrue(answer.body == CONTENT, "other bytes than were pushed")
 
     async def test_a_pull_under_way_ends_with_its_last_byte(self) -> None:
-        daemon = await Daemon.start(self)
+        daemon = await self.start()
         content = CONTENT * 4  # more than the sockets hold
         digest = await daemon.push_blob("crash", content)
         pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
@@ -68,7 +75,7 @@ class StopTests(TestCase):
         await self.assert_ended_cleanly(daemon)
 
     async def test_an_idle_connection_does_not_keep_it(self) -> None:
-        daemon = await Daemon.start(self, shutdown_timeout="1h")
+        daemon = await self.start(shutdown_timeout="1h")
         idle = await send(self, daemon, "GET", "/healthz")
         self.assertEqual(await status(idle), 200)
         silent = await connect(self, daemon)
@@ -79,7 +86,7 @@ class StopTests(TestCase):
         await silent.lost
 
     async def test_a_transfer_that_does_not_end_is_cut_and_can_be_resumed(self) -> None:
-        daemon = await Daemon.start(self, shutdown_timeout="1s", idle_timeout="1h")
+        daemon = await self.start(shutdown_timeout="1s", idle_timeout="1h")
         upload = await Upload.start(daemon)
         chunk = await send(self, daemon, "PATCH", upload.path, CONTENT[:HALF], length=len(CONTENT))
         await upload.receiving(daemon)
@@ -94,7 +101,7 @@ class StopTests(TestCase):
         self.assertEqual(answer.status, 201)
 
     async def test_a_reader_that_does_not_read_is_cut(self) -> None:
-        daemon = await Daemon.start(self, shutdown_timeout="1s", stall_timeout="1h")
+        daemon = await self.start(shutdown_timeout="1s", stall_timeout="1h")
         content = CONTENT * 4
         digest = await daemon.push_blob("crash", content)
         pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
@@ -102,3 +109,9 @@ class StopTests(TestCase):
         IPushProducer(pull.transport).pauseProducing()
         os.kill(daemon.process.pid, signal.SIGTERM)
         await self.assert_ended_cleanly(daemon)
+
+
+class WorkersStopTests(StopTests):
+    """The same of two workers, of which one has nothing under way."""
+
+    workers = "2"

@@ -17,7 +17,7 @@ class WebhookKillTests(TestCase):
     async def test_each_event_comes_at_least_once_in_the_order_of_its_image(self) -> None:
         hook = Hook(self)
         toml = f'[repository.local]\nkind = "local"\n[webhook.ci]\nurl = "{hook.url}"\n'
-        daemon = await Daemon.start(self, toml=toml)
+        daemon = await Daemon.start(self, toml=toml, workers="2")
         content = image_manifest(b"{}")
         for image in IMAGES:
             await daemon.push_blob(image, b"{}")
