@@ -46,6 +46,7 @@ from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import Settings, read
 from artifactd.store.folder import ReadOnlyMode, ReloadSocket
+from artifactd.store.procfs import WORKER
 from artifactd.web.server.limits import Connections, Counted
 from artifactd.web.server.protocol import not_now, too_many_connections
 from artifactd.web.server.proxies import TrustedProxies
@@ -67,9 +68,10 @@ _LONGEST_PAUSE = 30.0
 # Seconds beyond shutdown_timeout that the workers get to end, before they are killed.
 _GRACE = 15.0
 
-# A line of a worker's log, with its time.
+# A line of a worker's log, with its time.  Some of Twisted's lines have no namespace, but "-".
 _LOGGED = re.compile(
-    r"\S+ \[(?P<namespace>[^\]#]+)#(?P<level>debug|info|warn|error|critical)\] (?P<line>.*)"
+    r"\d{4}-\S+ \[(?:-|(?P<namespace>[^\]#]+)#(?P<level>debug|info|warn|error|critical))\]"
+    r" (?P<line>.*)"
 )
 
 _log = Logger()
@@ -197,6 +199,8 @@ def _log_again(line: str) -> None:
     found = _LOGGED.fullmatch(line)
     if found is None:  # a line of a traceback, or of another program
         _log.info("{line}", line=line)
+    elif found["level"] is None:
+        _log.info("{line}", line=found["line"], log_system="-")
     else:
         level = LogLevel.levelWithName(found["level"])
         Logger(namespace=found["namespace"]).emit(level, "{line}", line=found["line"])
@@ -444,7 +448,7 @@ class Supervisor(Service):
         worker.link = Link(ours, self._reactor, partial(self._told, worker), worker.unlinked)
         # Where twistd has the log, this process writes it for all.
         out: Any = 1 if self._log is not None else "r"
-        argv = [sys.executable, "-P", "-m", "artifactd.daemon.worker"]
+        argv = [sys.executable, "-P", "-m", WORKER]
         given = {}
         if self._source is not None:
             argv.append(str(self._source))

@@ -272,7 +272,8 @@ def _check_format(marker: int, folder: Directory, files: FileOperations) -> None
 
 def _holders(marker: int, locks: Path) -> str:
     try:
-        pids = procfs.lock_holders(os.fstat(marker), locks.read_text()) - {os.getpid()}
+        holders = procfs.lock_holders(os.fstat(marker), locks.read_text()) - {os.getpid()}
+        pids = set(map(procfs.daemon_of, holders))
     except OSError:
         pids = set()
     if not pids:

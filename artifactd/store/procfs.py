@@ -11,7 +11,11 @@ from attrs import frozen
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 LOCKS = Path("/proc/locks")
-STAT = Path("/proc/stat")
+PROC = Path("/proc")
+STAT = PROC / "stat"
+
+WORKER = "artifactd.daemon.worker"
+"""The module that a worker runs, as its command line has it."""
 
 MEMORY_FILESYSTEMS = frozenset({"ramfs", "tmpfs"})
 NETWORK_FILESYSTEMS = frozenset(
@@ -73,6 +77,21 @@ def boot_time(stat: Path = STAT) -> float:
     except (OSError, IndexError):
         return 0.0
     return float(times[0]) if times else 0.0
+
+
+def daemon_of(pid: int, proc: Path = PROC) -> int:
+    """
+    Return the process to stop so that a process ends for good: for a worker its supervisor, which
+    would start another one.
+    """
+    try:
+        arguments = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
+        # pid (name) state parent ...: the name may have any characters
+        parent = int((proc / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return pid
+    # A worker whose supervisor has been killed ends by itself.
+    return parent if WORKER.encode() in arguments and parent > 1 else pid
 
 
 def lock_holders(file: os.stat_result, locks: str) -> set[int]:

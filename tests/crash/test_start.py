@@ -48,8 +48,8 @@ class StartTests(TestCase):
         return lines[-1].partition("artifactd: ")[2]
 
     async def test_a_migration_stops_and_names_who_is_in_the_way(self) -> None:
-        one = await Daemon.start(self)
-        other = await Daemon.start(self, data=one.data)
+        one = await Daemon.start(self, workers="1")
+        other = await Daemon.start(self, data=one.data, workers="1")
         set_version(one.data, 0)
         said = await self.refusal(one.data)
         for daemon in (one, other):
@@ -57,8 +57,8 @@ class StartTests(TestCase):
             self.assertEqual((await daemon.request("POST", UPLOAD, body=HELLO)).status, 201)
 
     async def test_who_was_killed_is_in_nobodys_way(self) -> None:
-        one = await Daemon.start(self)
-        other = await Daemon.start(self, data=one.data)
+        one = await Daemon.start(self, workers="1")
+        other = await Daemon.start(self, data=one.data, workers="1")
         set_version(one.data, 0)
         await one.kill()
         said = await self.refusal(one.data)

@@ -27,8 +27,10 @@ from artifactd.daemon import tap
 from artifactd.daemon.tap import makeService
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
+from tests.crash.test_start import set_version
 from tests.process import Daemon
 from tests.programs import Process, run, run_module
+from tests.workers import Workers
 
 CHECKOUT = Path(artifactd.__file__).parents[1]
 
@@ -131,6 +133,27 @@ class LogTests(SynchronousTestCase):
         stopped = self.assertRaises(SystemExit, makeService, options, Clock())
         self.assertTrue(str(stopped).isprintable(), ascii(str(stopped)))
         self.assertIn("/absent/a\\u000ab\\u001b", str(stopped))
+
+
+class FreshWorkers(Fresh, Workers):
+    """The same of several workers, which are new interpreters too."""
+
+
+class WorkersTests(TestCase):
+    async def test_a_start_in_the_way_is_told_the_supervisor_and_ctrl_c_ends_all(self) -> None:
+        daemon = await FreshWorkers.start(self, workers="2")
+        workers = await daemon.all_ready(2)
+        set_version(daemon.data, 0)
+        environment = {"ARTIFACTD_DATA": str(daemon.data)}
+        second = await run_module(self, "artifactd", env=environment, check=False)
+        self.assertEqual(second.status, 1)
+        self.assertIn(f"is in use by process {daemon.process.pid}: stop it first", second.out)
+        # As the terminal does it.
+        for pid in (daemon.process.pid, *workers):
+            os.kill(pid, signal.SIGINT)
+        self.assertEqual(await daemon.process.ended(), -signal.SIGINT)
+        self.assertIn("Server Shut Down.", daemon.process.output)
+        self.assertNotIn("Traceback", daemon.process.output)
 
 
 class StopTests(TestCase):

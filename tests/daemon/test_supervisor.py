@@ -12,7 +12,7 @@ import msgspec
 from attrs import define, field
 from twisted.internet.error import ProcessTerminated
 from twisted.internet.task import Clock
-from twisted.logger import capturedLogs, formatEvent
+from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -245,6 +245,7 @@ class LogTests(SupervisorCase):
     def test_what_workers_print_is_logged_as_they_would(self) -> None:
         printed = (
             b"2026-01-01T00:00:00+0000 [artifactd.access#info] GET /v2/ {} 200\n"
+            b"2026-01-01T00:00:00+0000 [-] Main loop\n"
             b"2026-01-01T00:00:00+0000 [artifactd.web#error] something\n\ta line of a tra"
         )
         with capturedLogs() as events:
@@ -254,10 +255,12 @@ class LogTests(SupervisorCase):
             [(each["log_namespace"], each["log_level"].name, formatEvent(each)) for each in events],
             [
                 ("artifactd.access", "info", "GET /v2/ {} 200"),
+                ("artifactd.daemon.supervisor", "info", "Main loop"),
                 ("artifactd.web", "error", "something"),
                 ("artifactd.daemon.supervisor", "info", "\ta line of a traceback"),
             ],
         )
+        self.assertTrue(formatEventAsClassicLogText(events[1]).endswith(" [-] Main loop\n"))
 
     def test_so_is_the_line_that_one_had_begun_when_it_was_killed(self) -> None:
         with capturedLogs() as events:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.store.procfs import LOCKS, MOUNTINFO, boot_time, filesystem_type, lock_holders
+from artifactd.store.procfs import (
+    LOCKS,
+    MOUNTINFO,
+    WORKER,
+    boot_time,
+    daemon_of,
+    filesystem_type,
+    lock_holders,
+)
 
 
 def mount(point: str, kind: str, device: str = "0:999") -> str:
@@ -86,3 +94,23 @@ class LockHolderTests(SynchronousTestCase):
         self.assertNotIn(os.getpid(), lock_holders(self.status, LOCKS.read_text()))
         fcntl.flock(self.fd, fcntl.LOCK_SH)
         self.assertIn(os.getpid(), lock_holders(self.status, LOCKS.read_text()))
+
+
+class DaemonTests(SynchronousTestCase):
+    def told(self, arguments: list[str], parent: int) -> int:
+        """Which process is to be stopped so that the one with the id 7 ends."""
+        proc = Path(self.mktemp())
+        (proc / "7").mkdir(parents=True)
+        (proc / "7" / "cmdline").write_text("\0".join([*arguments, ""]))
+        (proc / "7" / "stat").write_text(f"7 (py) th (on) S {parent} 7 7 0 -1\n")
+        return daemon_of(7, proc)
+
+    def test_of_a_worker_it_is_the_supervisor(self) -> None:
+        self.assertEqual(self.told(["python", "-P", "-m", WORKER, "/etc/a.toml"], 5), 5)
+
+    def test_a_worker_without_a_supervisor_is_one_itself(self) -> None:
+        self.assertEqual(self.told(["python", "-P", "-m", WORKER], 1), 7)
+
+    def test_so_is_every_other_process(self) -> None:
+        self.assertEqual(self.told(["twistd", "-n", "artifactd"], 5), 7)
+        self.assertEqual(daemon_of(7, Path(self.mktemp())), 7)
