@@ -260,7 +260,7 @@ class LogTests(SupervisorCase):
                 ("artifactd.daemon.supervisor", "info", "\ta line of a traceback"),
             ],
         )
-        self.assertTrue(formatEventAsClassicLogText(events[1]).endswith(" [-] Main loop\n"))
+        self.assertRegex(formatEventAsClassicLogText(events[1]) or "", r" \[-\] Main loop\n$")
 
     def test_so_is_the_line_that_one_had_begun_when_it_was_killed(self) -> None:
         with capturedLogs() as events:
