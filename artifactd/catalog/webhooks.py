@@ -91,7 +91,17 @@ _SEEN = (
 _WAITING = "webhook = :webhook AND delivered_at IS NULL"
 _DELIVERED = "webhook = :webhook AND delivered_at IS NOT NULL"
 # One row too few where there are no more than :most.
-_OLDEST = "SELECT id FROM webhook_event WHERE {of} ORDER BY id DESC LIMIT 1 OFFSET max(:most, 0)"
+_OLDEST = (
+    f"SELECT id FROM webhook_event WHERE {_DELIVERED} ORDER BY id DESC LIMIT 1 OFFSET max(:most, 0)"
+)
+# A client that makes events without end loses its own: those that have the most newer ones of their
+# subject behind them.
+_DROP_WAITING = f"""
+    DELETE FROM webhook_event WHERE id IN (SELECT id FROM (
+        SELECT id, row_number() OVER (PARTITION BY subject ORDER BY id DESC) AS newer
+        FROM webhook_event WHERE {_WAITING}
+    ) ORDER BY newer DESC, id LIMIT :excess)
+"""
 
 
 class WebhookCatalog(OnDatabase):
@@ -140,8 +150,9 @@ class WebhookCatalog(OnDatabase):
     @write
     def drop(self, db: Connection, webhook: str, before: float, most: int) -> int:
         """
-        Remove the events of a webhook that happened before ``before``, and the oldest until at most
-        ``most`` are left: those that are delivered before those that wait.
+        Remove the events of a webhook that happened before ``before``, and as many as are more than
+        ``most``: those that are delivered before those that wait, and of these the oldest of the
+        subjects that have the most of them.
 
         :return: how many were not delivered.
         """
@@ -149,12 +160,16 @@ class WebhookCatalog(OnDatabase):
         (waiting,) = db.execute(
             f"SELECT count(*) FROM webhook_event WHERE {_WAITING}", values
         ).fetchone()
-        for of, left in ((_DELIVERED, most - waiting), (_WAITING, most)):
-            gone = db.execute(
-                f"DELETE FROM webhook_event WHERE {of} AND"
-                f" (at < :before OR id <= ({_OLDEST.format(of=of)}))",
-                {**values, "most": left},
-            ).rowcount
+        db.execute(
+            f"DELETE FROM webhook_event WHERE {_DELIVERED} AND (at < :before OR id <= ({_OLDEST}))",
+            {**values, "most": most - waiting},
+        )
+        gone = db.execute(
+            f"DELETE FROM webhook_event WHERE {_WAITING} AND at < :before", values
+        ).rowcount
+        excess = waiting - gone - most
+        if excess > 0:
+            gone += db.execute(_DROP_WAITING, {**values, "excess": excess}).rowcount
         if gone:
             at = self.database.now()
             _settle(db, webhook, at)

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
-from twisted.internet.error import ConnectError, ConnectionRefusedError
+from twisted.internet.error import CannotListenError, ConnectError, ConnectionRefusedError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -73,12 +73,22 @@ class Peers:
         self._handlers[question] = handler
 
     def listen(self) -> None:
-        """Let the others ask."""
-        if self.tallies.page is not None:
-            factory = Factory.forProtocol(lambda: _Answering(self._handlers))
-            factory.noisy = False
+        """
+        Let the others ask.  Where that can't be, they leave this one out: another user of the
+        machine may have taken the name, which must not keep this process from serving.
+        """
+        if self.tallies.page is None:
+            return
+        factory = Factory.forProtocol(lambda: _Answering(self._handlers))
+        factory.noisy = False
+        try:
             self._port = self.reactor.listenUNIX(
                 self._address(self.tallies.page), factory, backlog=_BACKLOG
+            )
+        except CannotListenError as error:
+            _log.error(
+                "the other processes can't ask this one what it does: {error}",
+                error=error.socketError,
             )
 
     async def close(self) -> None:

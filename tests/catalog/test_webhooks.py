@@ -300,6 +300,18 @@ class QueueTests(WebhookCatalogTestCase):
         (seen,) = await self.webhooks.seen()
         self.assertEqual((1, 1, 2), (seen.dropped, seen.waiting, seen.delivered))
 
+    async def test_an_image_that_has_very_many_loses_its_own(self) -> None:
+        await self.put(b"one", "v1", image=OTHER)
+        await self.put(b"one", "v2", image=OTHER)
+        for number in range(5):
+            await self.put(b"one", f"v{number}")
+        self.assertEqual(3, await self.webhooks.drop("ci", 0.0, 4))
+        left = [(each.subject, each.event.tag) for each in await self.webhooks.messages("ci", 0, 9)]
+        expected = [("local/other", "v1"), ("local/other", "v2"), ("local/app", "v3")]
+        self.assertEqual([*expected, ("local/app", "v4")], left)
+        self.assertEqual(2, await self.webhooks.drop("ci", 0.0, 2))
+        self.assertEqual([("local/app", "v4"), ("local/other", "v2")], sorted(await self.heads()))
+
     async def test_old_ones_are_dropped_and_leave_no_queue(self) -> None:
         await self.put(b"one", "v1")
         self.time += 100

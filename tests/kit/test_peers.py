@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 from unittest.mock import patch
 
@@ -70,6 +71,15 @@ class PeersTests(TestCase):
 
     async def test_a_question_that_another_version_asks_gets_no_answer(self) -> None:
         self.assertEqual(await self.asked("what"), [None, None])
+
+    async def test_one_whose_name_another_process_has_taken_goes_on_and_is_left_out(self) -> None:
+        taken = socket.socket(socket.AF_UNIX)
+        self.addCleanup(taken.close)
+        taken.bind(f"\0artifactd-{self.memory.id}-3")
+        started = self.start(3)
+        self.assertEqual(3, started.tallies.page)
+        self.assertEqual(await self.asked(), [b"1\n", b"2\n"])
+        self.assertEqual([b"0\n", b"1\n", b"2\n"], [r.body for r in await started.ask("number")])
 
     async def test_no_other_daemon_answers(self) -> None:
         memory = SharedMemory.create()
