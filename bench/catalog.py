@@ -486,11 +486,12 @@ def run_all(settings: Path, images: int) -> None:
         ["history", "local/big"],
         ["undelete", "--list", "local/big"],
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "artifactd", "--config", str(settings), *command],
-            stdout=subprocess.DEVNULL,
-        )
-        _, _, used = os.wait4(process.pid, 0)
+        program = Path(sys.executable).with_name("artifactd")
+        words = [str(program), "--config", str(settings), *command]
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status) not in (0, 1):  # 1: nothing was found
+            raise SystemExit(f"{' '.join(words)}: {status}")
         spent, peak = used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
         print(f"{'artifactd ' + ' '.join(command):52} {spent:9.2f} {peak:6.0f}", flush=True)
 

@@ -442,17 +442,22 @@ def _deleted(
     among: Sequence[str] | None,
 ) -> Iterator[tuple[DeletedAfter, Deleted]]:
     """Deleted tags, manifests or blobs, the newest first: at most ``limit`` behind ``after``."""
-    name, of_image = _DELETED[kind], "" if image_id is None else "AND image_id = ?"
+    name, behind = f"deleted.{_DELETED[kind]}", after or DeletedAfter(1e100, 0, "", "")
     fits, patterns = matching("repository || '/' || image.name", among)
+    if image_id is None:
+        within = f"(deleted_at, image_id, {name}) <= (?, ?, ?)"
+        order = f"deleted_at DESC, image_id DESC, {name} DESC"
+        values: list[object] = [behind.at, behind.image_id, behind.name]
+    else:
+        within = f"image_id = ? AND (deleted_at, {name}) <= (?, ?)"
+        order = f"deleted_at DESC, {name} DESC"
+        values = [image_id, behind.at, behind.name]
     # The entry itself is read again where another kind has the same time, image and name.
     query = f"""
-        SELECT image_id, repository || '/' || image.name, deleted.{name}, digest, actor, deleted_at
+        SELECT image_id, repository || '/' || image.name, {name}, digest, actor, deleted_at
         FROM deleted_{kind} AS deleted CROSS JOIN image ON image.id = image_id
-        WHERE (deleted_at, image_id, deleted.{name}) <= (?, ?, ?) {of_image} AND {fits}
-        ORDER BY deleted_at DESC, image_id DESC, deleted.{name} DESC LIMIT ?
+        WHERE {within} AND {fits} ORDER BY {order} LIMIT ?
     """
-    behind = after or DeletedAfter(1e100, 0, "", "")
-    values = [behind.at, behind.image_id, behind.name, *([] if image_id is None else [image_id])]
     for row in db.execute(query, (*values, *patterns, limit + 1)):
         number, image, name, digest, actor, at = row
         place = DeletedAfter(at, number, name, kind)

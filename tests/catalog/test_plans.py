@@ -377,6 +377,19 @@ class PlanTests(SynchronousTestCase):
         indexes = ["deleted_blob_at", "deleted_manifest_at", "deleted_tag_at"]
         self.assertEqual(indexes, sorted(step.split("INDEX ")[1].split()[0] for step in steps))
 
+    def test_what_was_deleted_from_an_image_comes_out_of_an_index_in_its_order(self) -> None:
+        self.put("v1")
+        self.statements.clear()
+        after = DeletedAfter(5.0, 1, "v1", "tag")
+        for place in (None, after):
+            self.do(Overview(self.database).deleted(APP, place, 10))
+        steps = self.steps()
+        self.assertEqual([], [step for step in steps if "B-TREE" in step or "SCAN" in step])
+        for kind in ("tag", "manifest", "blob"):
+            found = [step for step in steps if f"INDEX deleted_{kind}_of" in step]
+            self.assertEqual(2, len(found), steps)
+            self.assertTrue(all("(image_id=? AND (deleted_at," in step for step in found), found)
+
     def test_referrers_are_found_by_their_subject(self) -> None:
         self.do(self.catalog.referrers(APP, DIGEST, "text/x", None, 10))
         self.db.set_trace_callback(None)
