@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 
 import msgspec
 from attrs import field, frozen
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from artifactd.auth.bearer import Account, Directory
 from artifactd.auth.identity import Identity, Kind
 from artifactd.catalog.sessions import SessionCatalog
+from artifactd.kit.sealed import seal, unseal
 from artifactd.oci.errors import Unauthorized
 
 LIFETIME = 12 * 3600.0
@@ -114,17 +112,18 @@ class Sessions:
             content = _Content(
                 session.id, session.until, str(identity.kind), identity.name, fingerprint
             )
-        sealed = AESSIV(self._key).encrypt(msgspec.json.encode(content), None)
-        return urlsafe_b64encode(sealed).rstrip(b"=").decode()
+        return seal(self._key, msgspec.json.encode(content))
 
     def open(self, sealed: str) -> Session | None:
         """Return the session that :meth:`seal` has sealed; ``None`` if it has not, or it ended."""
         if not 0 < len(sealed) <= _LONGEST:
             return None
+        text = unseal(self._key, sealed)
+        if text is None:
+            return None
         try:
-            text = urlsafe_b64decode(sealed.encode("ascii") + b"==")
-            content = _decode(AESSIV(self._key).decrypt(text, None))
-        except (InvalidTag, ValueError):  # UnicodeError, binascii.Error and msgspec's are such
+            content = _decode(text)
+        except msgspec.MsgspecError:  # another release has sealed it
             return None
         if not 0 < content.until - self._now() <= LIFETIME:
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,8 +14,6 @@ from urllib.parse import urlencode
 
 import msgspec
 from attrs import define, evolve, field, frozen
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from msgspec import Meta
 from twisted.internet.defer import DeferredSemaphore
 from twisted.logger import Logger
@@ -24,6 +21,7 @@ from twisted.logger import Logger
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.remote import CachedPage, RemoteCatalog
 from artifactd.kit.deferreds import SingleFlight
+from artifactd.kit.sealed import seal, unseal
 from artifactd.oci.errors import (
     ManifestUnknown,
     NameUnknown,
@@ -113,18 +111,16 @@ class Seal:
 
     def close(self, query: Mapping[str, str], image: ImageName, of: str) -> str:
         """Seal a query for the list ``of`` (``tags``, or ``referrers/<digest>``) of ``image``."""
-        sealed = AESSIV(self.key).encrypt(msgspec.json.encode(query), self._bound(image, of))
-        return urlsafe_b64encode(sealed).rstrip(b"=").decode()
+        return seal(self.key, msgspec.json.encode(query), *self._bound(image, of))
 
     def open(self, sealed: str, image: ImageName, of: str) -> dict[str, str]:
         """:raises QueryInvalid: if :meth:`close` has not made it for this list."""
-        try:
-            content = urlsafe_b64decode(sealed.encode("ascii") + b"==")
-            return _query.decode(AESSIV(self.key).decrypt(content, self._bound(image, of)))
-        except (InvalidTag, ValueError):  # UnicodeError, binascii.Error and msgspec's are such
+        content = unseal(self.key, sealed, *self._bound(image, of))
+        if content is None:
             raise QueryInvalid(
                 f"{CONTINUATION} is none that this list has given: list it from the beginning"
-            ) from None
+            )
+        return _query.decode(content)
 
     def _bound(self, image: ImageName, of: str) -> list[bytes]:
         return [self.repository.encode(), image.image.encode(), of.encode()]
