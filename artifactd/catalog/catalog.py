@@ -19,17 +19,18 @@ from artifactd.catalog.records import (
     ManifestRecord,
     Precondition,
     TagMovement,
+    UploadEnded,
     UploadRecord,
     nothing,
+    session_key,
 )
-from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TagExists, TooManyRequests
+from artifactd.oci.errors import BlobUnknown, ManifestUnknown, TagExists
 from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag
 
 CACHED = 8 << 20  # bytes of the results of each kind that are kept in memory
 LEASE = 24 * 3600.0  # seconds
 _REFERRERS_TEXT = 3 << 20  # characters in one list; one manifest may have 4 MiB
-_UPLOAD_COLUMNS = "id, repository, image, algorithm, started, owner"
-_RETRY_AFTER = "60"  # seconds: one of the sessions may have ended
+_UPLOAD_COLUMNS = "id, repository, image, algorithm, started"
 
 
 def _image_of(key: tuple[ImageName, object]) -> str:
@@ -113,6 +114,7 @@ class Catalog(OnDatabase):
         :param release: called after the commit, in the same thread; an error that it raises is
             logged.
         :param quota: bytes that the image's repository may hold; 0: any number.
+        :raises UploadEnded: if that session has ended before.
         :raises QuotaExceeded: if the repository would hold more than ``quota``, and more than
             before; ``full_detail`` is ``{"repository", "quota", "used", "requested"}``.
         """
@@ -123,8 +125,8 @@ class Catalog(OnDatabase):
                 confirm()
                 images.record_blob(db, digest, size, at)
                 images.link_blob(db, image, digest, used_at=None, at=at, due=at)
-            if upload is not None:
-                db.execute("DELETE FROM upload WHERE id = ?", (upload,))
+            if upload is not None and not _end_upload(db, upload):
+                raise UploadEnded(upload)
 
         await self.database.write(add, release)
 
@@ -602,49 +604,9 @@ class Catalog(OnDatabase):
 
     # -- upload sessions
 
-    @write
-    def add_upload(
-        self,
-        db: Connection,
-        upload: UploadRecord,
-        create: Callable[[], None] = nothing,
-        most: int = 0,
-    ) -> None:
-        """
-        Record an upload session.
-
-        :param create: called inside the transaction before the row is written; makes the session's
-            file (``UploadStore.create``).
-        :param most: how many sessions the session's owner may have; 0: any number.
-        :raises TooManyRequests: if the owner has so many already; then ``create`` is not called.
-        """
-        if most and upload.owner is not None:
-            last = db.execute(
-                "SELECT 1 FROM upload WHERE owner = ? LIMIT 1 OFFSET ?", (upload.owner, most - 1)
-            ).fetchone()
-            if last is not None:
-                raise TooManyRequests(
-                    f"{upload.owner} has too many upload sessions open: finish some, or cancel"
-                    " them",
-                    {"limit": most},
-                    {"Retry-After": _RETRY_AFTER},
-                )
-        create()
-        db.execute(
-            f"INSERT INTO upload ({_UPLOAD_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                upload.id,
-                upload.image.repository,
-                upload.image.image,
-                str(upload.algorithm),
-                upload.started,
-                upload.owner,
-            ),
-        )
-
     @read
     def upload(self, db: Connection, upload_id: str) -> UploadRecord | None:
-        """The session of that id, or ``None``."""
+        """The session of that id, if an older release has opened it, and it has not ended."""
         row = db.execute(
             f"SELECT {_UPLOAD_COLUMNS} FROM upload WHERE id = ?", (upload_id,)
         ).fetchone()
@@ -652,25 +614,57 @@ class Catalog(OnDatabase):
 
     @read
     def uploads(self, db: Connection, after: str, limit: int) -> list[UploadRecord]:
-        """Upload sessions in the order of their ids, at most ``limit`` behind ``after``."""
+        """Such sessions in the order of their ids, at most ``limit`` behind ``after``."""
         rows = db.execute(
             f"SELECT {_UPLOAD_COLUMNS} FROM upload WHERE id > ? ORDER BY id LIMIT ?",
             (after, limit),
         )
         return [_upload_record(*row) for row in rows]
 
-    @write_freeing
-    def delete_upload(self, db: Connection, upload_id: str) -> bool:
-        """Delete a session's row.  Returns whether there was one."""
-        return db.execute("DELETE FROM upload WHERE id = ?", (upload_id,)).rowcount > 0
+    @read
+    def is_upload_ended(self, db: Connection, upload_id: str) -> bool:
+        """Whether a session was closed or cancelled; for one that has a record, it is gone then."""
+        key = session_key(upload_id)
+        row = db.execute("SELECT 1 FROM ended_upload WHERE id = ?", (key,)).fetchone()
+        return row is not None
+
+    async def end_upload(self, upload_id: str, release: Callable[[], None] = nothing) -> bool:
+        """
+        Note that a session has ended.  Returns whether it had not before.
+
+        :param release: called after the commit, in the same thread; an error that it raises is
+            logged.
+        """
+        # It leads to the removal of bytes.
+        return await self.database.write(lambda db: _end_upload(db, upload_id), release, frees=True)
+
+    @write
+    def forget_ended_uploads(self, db: Connection, before: float, limit: int) -> int:
+        """
+        Forget ended sessions that were opened earlier than ``before``, in seconds since the epoch.
+
+        Returns how many were forgotten, ``limit`` at most.
+        """
+        first = int(before * 1000).to_bytes(6)
+        return db.execute(
+            "DELETE FROM ended_upload WHERE id IN"
+            " (SELECT id FROM ended_upload WHERE id < ? ORDER BY id LIMIT ?)",
+            (first, limit),
+        ).rowcount
 
 
 def _upload_record(
-    upload_id: str, repository: str, image: str, algorithm: str, started: float, owner: str | None
+    upload_id: str, repository: str, image: str, algorithm: str, started: float
 ) -> UploadRecord:
-    return UploadRecord(
-        upload_id, ImageName(repository, image), Algorithm(algorithm), started, owner
-    )
+    return UploadRecord(upload_id, ImageName(repository, image), Algorithm(algorithm), started)
+
+
+def _end_upload(db: Connection, upload_id: str) -> bool:
+    key = session_key(upload_id)
+    if key is None:
+        return db.execute("DELETE FROM upload WHERE id = ?", (upload_id,)).rowcount > 0
+    ended = db.execute("INSERT INTO ended_upload (id) VALUES (?) ON CONFLICT DO NOTHING", (key,))
+    return ended.rowcount > 0
 
 
 def record_bytes(record: ManifestRecord | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from uuid import UUID
 
 from attrs import field, frozen
 
@@ -116,17 +117,33 @@ class ManifestRecord:
 @frozen
 class UploadRecord:
     """
-    An upload session.
+    An upload session that an older release has opened.  Since then, the id of a session says what
+    its record would.
 
+    :ivar id: a UUID.
     :ivar started: in seconds since the epoch.
-    :ivar owner: the user or address that opened it; ``None`` where sessions are not limited.
     """
 
     id: str
     image: ImageName
     algorithm: Algorithm
     started: float
-    owner: str | None = None
+
+
+class UploadEnded(Exception):
+    """An upload session was closed or cancelled before."""
+
+
+def session_key(upload_id: str) -> bytes | None:
+    """
+    Return the UUID at the beginning of a session's id (``registry.upload_id``), by which it is
+    noted that the session has ended: 16 bytes, the first six of which are the milliseconds since
+    the epoch at which it was opened.
+
+    ``None``: it is a UUID and nothing else, and so that of no session, or of one with a record.
+    """
+    uuid, dot, _ = upload_id.partition(".")
+    return UUID(uuid).bytes if dot else None
 
 
 @frozen

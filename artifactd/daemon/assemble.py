@@ -66,6 +66,7 @@ from artifactd.registry.upkeep.retention import Retention, asks_for_pulls
 from artifactd.registry.upkeep.scrubber import Scrubber
 from artifactd.registry.upkeep.state import Upkeep
 from artifactd.registry.upkeep.sweep import Sweep
+from artifactd.registry.upload_id import UploadIds
 from artifactd.registry.uploads import Uploads
 from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import LocalSettings, Settings
@@ -498,7 +499,9 @@ def assemble(
     remote = RemoteCatalog(catalog.database)
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)
-    uploads = UploadStore(folder, run, blobs, budgets.transfers, files)
+    uploads = UploadStore(
+        folder, run, blobs, budgets.transfers, files, most=settings.limits.user_uploads
+    )
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
     stored = Stored(blobs, contents, damage.inspect, damage.suspect)
@@ -556,7 +559,15 @@ def assemble(
         names=names,
         repositories=repositories,
         unprefixed=_unprefixed(settings, repositories, catalog, remote, reactor),
-        uploads=Uploads(catalog, uploads, now, reactor, settings.limits, quotas(settings)),
+        uploads=Uploads(
+            catalog,
+            uploads,
+            UploadIds(secret_key(folder.path, "uploads"), settings.upload_timeout),
+            now,
+            reactor,
+            settings.limits,
+            quotas(settings),
+        ),
         stored=stored,
         catalog=catalog,
     )

@@ -9,7 +9,6 @@ from typing import Protocol
 from uuid import uuid4
 
 from attrs import define, field, frozen
-from cachetools import LRUCache
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IProducer, IPushProducer, IReactorTime
 from twisted.logger import Logger
@@ -17,7 +16,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.records import UploadRecord
+from artifactd.catalog.records import UploadEnded
 from artifactd.kit.budget import RECEIVE_SIZE, BufferBudget
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import (
@@ -28,11 +27,13 @@ from artifactd.oci.errors import (
     QuotaExceeded,
     RegistryError,
     SizeInvalid,
+    TooManyRequests,
     Unavailable,
 )
 from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.content import publish
+from artifactd.registry.upload_id import UploadId, UploadIds
 from artifactd.settings.settings import LimitsSettings
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import (
@@ -40,6 +41,7 @@ from artifactd.store.uploads import (
     UploadMisplaced,
     UploadMissing,
     UploadSession,
+    UploadsFull,
     UploadStore,
 )
 
@@ -281,7 +283,7 @@ class Writer:
     :param writing: the requests of this process that keep others from their sessions.
     """
 
-    record: UploadRecord
+    upload: UploadId
     _writing: dict[str, Writer]
     _timers: Timers
     _consumer: IConsumer = field(init=False)
@@ -320,12 +322,12 @@ class Writer:
 
     def keep(self) -> None:
         """Keep other requests of this process from the session."""
-        self._writing[self.record.id] = self
+        self._writing[self.upload.text] = self
 
     def leave(self) -> None:
         """Let other requests of this process write to the session."""
-        if self._writing.get(self.record.id) is self:
-            del self._writing[self.record.id]
+        if self._writing.get(self.upload.text) is self:
+            del self._writing[self.upload.text]
 
     def _fell_quiet(self) -> None:
         self._back = None
@@ -348,7 +350,7 @@ class Writer:
         """Claim the session again, and write to it what came meanwhile."""
         assert self._away is not None
         await self._away
-        if self.record.id in self._writing:
+        if self.upload.text in self._writing:
             raise UploadBusy(self._session.offset)
         self.keep()
         await self._session.reclaim()
@@ -405,7 +407,7 @@ class Writer:
             self._producer.stopProducing()
 
 
-_REMEMBERED = 1024  # sessions
+_RETRY_AFTER = "60"  # seconds: one of the sessions may have ended
 
 
 @define
@@ -413,9 +415,12 @@ class Uploads:
     """
     Pushes blobs into images, by sessions or in one request.
 
-    No state of a session is in this object alone: its record is in ``catalog``, its bytes in
-    ``store``, so any process can serve any step.
+    No state of a session is in this object alone, so any process can serve any step.  A session
+    without bytes is nothing but its id.  Those that have bytes have a file in ``store``, whose
+    length is their offset.  That a session has ended is noted in ``catalog``, where it is found if
+    its id is used again.
 
+    :param ids: makes the ids of sessions.
     :param now: the time in seconds since the epoch.
     :param clock: limits how long a small body is waited for.
     :param quotas: bytes, by the names of repositories.
@@ -423,13 +428,11 @@ class Uploads:
 
     catalog: Catalog
     store: UploadStore
+    ids: UploadIds
     now: Callable[[], float]
     clock: IReactorTime
     limits: LimitsSettings
     quotas: Mapping[str, int]
-    # Sessions begun here lately.  A record never changes, and a session that has ended anywhere
-    # has no bytes in the store, which every step asks.
-    _begun: LRUCache[str, UploadRecord] = field(factory=partial(LRUCache, _REMEMBERED), init=False)
     # The requests of this process that write to sessions: some have not claimed them yet.
     _writing: dict[str, Writer] = field(factory=dict, init=False)
     _timers: Timers = field(init=False)
@@ -445,19 +448,18 @@ class Uploads:
         owner: str | None = None,
     ) -> str:
         """
-        Open a session.  Returns its id, a UUID.
+        Open a session.  Returns its id, and stores nothing.
 
         :param owner: the client whose sessions are counted; ``None``: they are not.
-        :raises TooManyRequests: if that client has too many open.
+        :raises TooManyRequests: if that client has too many that have bytes.
         """  # end-4a, end-4c
         await self.store.require_room()
-        upload_id = str(uuid4())
-        record = UploadRecord(upload_id, image, algorithm, self.now(), owner)
-        await self.catalog.add_upload(
-            record, lambda: self.store.create(upload_id), self.limits.user_uploads
-        )
-        self._begun[upload_id] = record
-        return upload_id
+        upload = self.ids.make(image, algorithm, owner, self.now())
+        try:
+            await self.store.require_owners_room(upload.text)
+        except UploadsFull:
+            raise self._too_many() from None
+        return upload.text
 
     async def push(self, image: ImageName, digest: Digest, body: Body | None) -> None:
         """
@@ -481,7 +483,7 @@ class Uploads:
                 )
                 early.release()  # the catalog may be locked for long
             else:
-                session = await self.store.begin(upload_id, digest.algorithm)
+                session = await self.store.claim(upload_id, digest.algorithm, create=True)
             try:
                 if not whole:
                     await _receive(None, session, None, early or body, room)
@@ -512,14 +514,16 @@ class Uploads:
         :raises ChunkOutOfOrder: if the chunk does not begin at the offset, or another request is
             writing to the session.
         :raises SizeInvalid: if the body is not as long as ``chunk`` says.
+        :raises TooManyRequests: if the session has no bytes yet, and its owner has too many that
+            have some.
         """  # end-5
         async with (
             self._only_writer(image, upload_id) as writer,
             self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
             if early is not None and early.is_whole(chunk):
-                return await self._append(writer.record, early, _first(chunk, at, early.size))
-            session = await self.store.claim(upload_id, writer.record.algorithm)
+                return await self._append(writer.upload, early, _first(chunk, at, early.size))
+            session = await self._claim(writer.upload, _first(chunk, at, _declared(body)))
             try:
                 room = await self._room(image, session.offset, _declared(body))
                 await _receive(writer, session, chunk, early or body, room, at)
@@ -547,7 +551,8 @@ class Uploads:
         :param chunk, at: as for :meth:`append`.
         :raises DigestInvalid, QuotaExceeded: if the bytes do not have ``digest``, or exceed the
             quota once they are here; ends the session.
-        :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid: as for :meth:`append`.
+        :raises BlobUploadUnknown, ChunkOutOfOrder, SizeInvalid, TooManyRequests: as for
+            :meth:`append`.
         """  # end-6
         async with (
             self._unless_closed(image, digest),
@@ -559,13 +564,15 @@ class Uploads:
             if early is not None and whole:
                 first = _first(chunk, at, early.size)
                 if early.failure is not None:
-                    await self._append(writer.record, early, first)
-                session, staged = await self.store.close(
-                    upload_id, writer.record.algorithm, early.pieces, first, digest
-                )
+                    await self._append(writer.upload, early, first)
+                async with self._begun(writer.upload, first) as begins:
+                    session, staged = await self.store.close(
+                        *(upload_id, writer.upload.algorithm, early.pieces, first, digest),
+                        create=begins,
+                    )
                 early.release()  # the catalog may be locked for long
             else:
-                session = await self.store.claim(upload_id, writer.record.algorithm)
+                session = await self._claim(writer.upload, _first(chunk, at, _declared(body)))
             try:
                 if not whole:
                     room = await self._room(image, session.offset, _declared(body), digest)
@@ -575,7 +582,8 @@ class Uploads:
                 except (DigestInvalid, QuotaExceeded):
                     # The bytes first, which needs no room on the disk.
                     await session.discard()
-                    await self.catalog.delete_upload(upload_id)
+                    if not await self._end(upload_id):
+                        raise _unknown(upload_id) from None
                     raise
             finally:
                 await session.close()
@@ -584,30 +592,113 @@ class Uploads:
         """
         The number of bytes staged so far.  :raises BlobUploadUnknown: if there is no such session.
         """
-        await self._record(image, upload_id)  # end-13
-        try:
-            return await self.store.offset(upload_id)
-        except UploadMissing:
-            raise _unknown(upload_id) from None
+        return await self._offset(await self._upload(image, upload_id))  # end-13
 
     async def cancel(self, image: ImageName, upload_id: str) -> None:
         """End a session.  :raises BlobUploadUnknown: if there is no such session."""
-        await self._record(image, upload_id)  # end-14
-        # The bytes first, which needs no room on the disk, and ends the session.
+        upload = await self._upload(image, upload_id)  # end-14
+        if not self._may_begin(upload):
+            await self._offset(upload)  # it has bytes, or has expired
+        # The bytes first, which needs no room on the disk.
         await self.store.discard(upload_id)
         try:
-            ended = await self.catalog.delete_upload(upload_id)
+            ended = await self._end(upload_id)
         except Unavailable as error:
-            _log.warn("the sweep will remove the row of an upload: {error}", error=error.message)
+            _log.warn("a cancelled upload may be begun anew: {error}", error=error.message)
             ended = True
         if not ended:
             raise _unknown(upload_id)
 
-    async def _record(self, image: ImageName, upload_id: str) -> UploadRecord:
-        record = self._begun.get(upload_id) or await self.catalog.upload(upload_id)
+    async def _end(self, upload_id: str) -> bool:
+        """Note that a session has ended, so that it is not begun anew; ``False``: it was noted."""
+        # A request that has found it open before that may have begun it again.
+        return await self.catalog.end_upload(upload_id, partial(self.store.discard_now, upload_id))
+
+    def _release(self, staged: StagedBlob, upload_id: str) -> None:
+        """Drop what the end of a session leaves; its end is noted."""
+        try:
+            staged.release()
+        finally:
+            self.store.discard_now(upload_id)  # the same as in _end()
+
+    def _too_many(self) -> TooManyRequests:
+        return TooManyRequests(
+            "this account or address has too many upload sessions open: finish some, or cancel"
+            " them",
+            {"limit": self.limits.user_uploads},
+            {"Retry-After": _RETRY_AFTER},
+        )
+
+    async def _upload(self, image: ImageName, upload_id: str) -> UploadId:
+        """:raises BlobUploadUnknown: if no session of ``image`` has had that id."""
+        upload = self.ids.open(upload_id, image)
+        if upload is not None:
+            return upload
+        record = None if "." in upload_id else await self.catalog.upload(upload_id)
         if record is None or record.image != image:
             raise _unknown(upload_id)
-        return record
+        return UploadId(upload_id, record.algorithm, 0.0)
+
+    def _may_begin(self, upload: UploadId) -> bool:
+        """Whether the session may get its first byte, unless it has ended."""
+        return self.now() < upload.until
+
+    async def _offset(self, upload: UploadId) -> int:
+        try:
+            return await self.store.offset(upload.text)
+        except UploadMissing:
+            await self._require_unused(upload)
+            return 0
+
+    async def _require_unused(self, upload: UploadId) -> None:
+        """
+        Check that a session that has no file is one that was never written to.
+
+        :raises BlobUploadUnknown: if it has ended.
+        """
+        if not self._may_begin(upload) or await self.catalog.is_upload_ended(upload.text):
+            raise _unknown(upload.text)
+
+    @asynccontextmanager
+    async def _begun(self, upload: UploadId, first: int | None) -> AsyncIterator[bool]:
+        """
+        The context in which the store is asked for a session that may have no file yet.
+
+        :param first: the offset of the bytes to come; ``None``: the end of the session.
+        :returns: whether the store is to make the file if there is none.
+        """
+        begins = not first and self._may_begin(upload)
+        try:
+            yield begins
+        except UploadMissing:
+            if begins:
+                raise
+            await self._require_unused(upload)
+            raise _out_of_order(0) from None
+
+    async def _require_open(self, upload: UploadId) -> None:
+        """
+        Check that a session for which a file was just made has not ended; otherwise, remove it.
+
+        A session that ends after this check takes the file with it: see :meth:`_end`.
+        """
+        try:
+            if await self.catalog.is_upload_ended(upload.text):
+                raise _unknown(upload.text)
+        except BaseException:
+            await self.store.discard(upload.text)
+            raise
+
+    async def _claim(self, upload: UploadId, first: int | None) -> UploadSession:
+        async with self._begun(upload, first) as begins:
+            session = await self.store.claim(upload.text, upload.algorithm, create=begins)
+        if session.made:
+            try:
+                await self._require_open(upload)
+            except BaseException:
+                await session.close()
+                raise
+        return session
 
     def _is_limited(self, image: ImageName) -> bool:
         return bool(self.limits.blob_size or self.quotas.get(image.repository, 0))
@@ -669,16 +760,18 @@ class Uploads:
 
         The claim keeps out those of other processes.
         """
-        record = await self._record(image, upload_id)
+        upload = await self._upload(image, upload_id)
         await self.store.require_room()
         if upload_id in self._writing:
-            raise _busy(await self.offset(image, upload_id))
-        writer = Writer(record, self._writing, self._timers)
+            raise _busy(await self._offset(upload))
+        writer = Writer(upload, self._writing, self._timers)
         writer.keep()
         try:
             yield writer
-        except UploadMissing:
+        except (UploadMissing, UploadEnded):
             raise _unknown(upload_id) from None
+        except UploadsFull:
+            raise self._too_many() from None
         except UploadBusy as busy:
             raise _busy(busy.offset) from None
         except UploadMisplaced as misplaced:
@@ -712,8 +805,16 @@ class Uploads:
         finally:
             early.release()
 
-    async def _append(self, record: UploadRecord, early: EarlyBody, first: int | None) -> int:
-        offset = await self.store.append(record.id, record.algorithm, early.pieces, first)
+    async def _append(self, upload: UploadId, early: EarlyBody, first: int | None) -> int:
+        if early.size:
+            async with self._begun(upload, first) as begins:
+                offset, made = await self.store.append(
+                    upload.text, upload.algorithm, early.pieces, first, create=begins
+                )
+            if made:
+                await self._require_open(upload)
+        else:
+            offset = await self._offset(upload)
         early.check()
         return offset
 
@@ -737,6 +838,8 @@ class Uploads:
             except UploadMissing:
                 raise _unknown(session.id) from None
         size, confirm, release = staged.size, staged.confirm, staged.release
+        if upload_id is not None:
+            release = partial(self._release, staged, upload_id)
         quota = self.quotas.get(image.repository, 0)
         await publish(
             staged,

@@ -6,8 +6,10 @@ import fcntl
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from threading import Lock
 from typing import TypeVar
 
 from attrs import define, field, frozen
@@ -60,7 +62,15 @@ class UploadMisplaced(Exception):
         self.offset = offset
 
 
-_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+class UploadsFull(Exception):
+    """The owner of an upload has as many as it may have."""
+
+
+# A UUID; for a session it is followed by the owner, if it has one, and by a seal.
+_ID = re.compile(
+    r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"(?:(?:\.(?P<owner>[0-9a-f]{16}))?\.[0-9A-Za-z_-]{20,64})?"
+)
 # A process that checks whether an upload is locked holds a shared lock for some microseconds.  A
 # claim tries again at most this many times.
 _LOOKS = 100
@@ -99,10 +109,10 @@ class UploadDirectory:
         Make an empty upload.  It is not synced.
 
         :raises FileExistsError: if there is one of that id.
-        :raises ValueError: if ``upload_id`` is no UUID in lower case.
+        :raises ValueError: if ``upload_id`` is not the id of an upload.
         """
         if not _ID.fullmatch(upload_id):
-            raise ValueError(f"not a UUID: {upload_id!r}")
+            raise ValueError(f"not the id of an upload: {upload_id!r}")
         os.close(self._files.create(self.directory.fd, upload_id))
 
     def claim(self, upload_id: str) -> tuple[int, int]:
@@ -158,10 +168,88 @@ class UploadDirectory:
             return False  # gone, or not made by artifactd
 
 
+def _owner_of(upload_id: str) -> str | None:
+    found = _ID.fullmatch(upload_id)
+    return None if found is None else found["owner"]
+
+
+# Seconds for which the uploads that other processes begin are not noticed.
+_COUNTED_EVERY = 1.0
+
+
+class Owners:
+    """
+    Counts the uploads of each owner, and bounds them.  The files are the truth: their names say
+    which owner has them.  They are listed once a second at most, unless an owner seems to have
+    reached the limit; so processes that begin uploads in the same second may exceed it by those.
+
+    :param most: uploads of one owner; 0: any number.
+    :param seconds: the time, in seconds; never set back.
+    """
+
+    def __init__(
+        self, uploads: UploadDirectory, most: int, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._uploads = uploads
+        self._most = most
+        self._seconds = seconds
+        self._counts: Counter[str] = Counter()
+        self._listed = -_COUNTED_EVERY
+        self._lock = Lock()  # several threads begin uploads
+
+    def seems_full(self, upload_id: str) -> bool:
+        """Whether the owner of ``upload_id`` may have reached the limit.  Takes microseconds."""
+        owner = _owner_of(upload_id)
+        return bool(self._most and owner) and self._counts[owner or ""] >= self._most
+
+    def require_room(self, upload_id: str) -> None:
+        """:raises UploadsFull: if the owner of ``upload_id`` has reached the limit."""
+        owner = _owner_of(upload_id)
+        if self._most and owner:
+            with self._lock:
+                self._require_room(owner)
+
+    def create(self, upload_id: str) -> bool:
+        """
+        Make an upload.  Returns whether there was none.
+
+        :raises UploadsFull: if its owner has reached the limit.
+        """
+        owner = _owner_of(upload_id)
+        if not self._most or owner is None:
+            return self._create(upload_id)
+        with self._lock:
+            self._require_room(owner)
+            made = self._create(upload_id)
+            self._counts[owner] += made
+            return made
+
+    def _create(self, upload_id: str) -> bool:
+        try:
+            self._uploads.create(upload_id)
+        except FileExistsError:
+            return False
+        return True
+
+    def _require_room(self, owner: str) -> None:
+        now = self._seconds()
+        if now - self._listed >= _COUNTED_EVERY or self._counts[owner] >= self._most:
+            names = self._uploads.directory.names()
+            self._counts = Counter(filter(None, map(_owner_of, names)))
+            self._listed = now
+        if self._counts[owner] >= self._most:
+            raise UploadsFull(owner)
+
+
 @define(eq=False)
 class UploadFile(HashedFile):
-    """The file of a claimed upload.  All methods block; one call at a time."""
+    """
+    The file of a claimed upload.  All methods block; one call at a time.
 
+    :ivar made: whether this claim has made it.  If it is empty when it is closed, it goes.
+    """
+
+    made: bool = field(default=False, kw_only=True)
     _claimed: int = field(init=False)
     _hashed_at_claim: RunningDigest = field(init=False)
 
@@ -215,7 +303,7 @@ class UploadFile(HashedFile):
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """Move the file to the staged ones.  :raises UploadMissing: if it is no longer there."""
         try:
-            return self.move(staging, digest, self.name)
+            return self.move(staging, digest, self.name.partition(".")[0])
         except FileNotFoundError:
             raise UploadMissing(self.name) from None
 
@@ -246,6 +334,15 @@ class UploadFile(HashedFile):
             self._files.unlink(self._directory.fd, self.name)
         self.ended = True
 
+    def close(self) -> None:
+        """Close the file."""
+        try:
+            # The lock says that no other request has claimed it meanwhile, after release().
+            if self.made and not os.fstat(self.fd).st_size and try_lock(self.fd):
+                self.discard()
+        finally:
+            super().close()
+
 
 @define(eq=False)
 class UploadSession(FileConsumer[UploadFile]):
@@ -266,6 +363,11 @@ class UploadSession(FileConsumer[UploadFile]):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.id = self._file.name
+
+    @property
+    def made(self) -> bool:
+        """Whether there was no such upload before this claim."""
+        return self._file.made
 
     async def release(self) -> None:
         """
@@ -336,6 +438,7 @@ class UploadStore:
 
     :param blobs: the store of the same folder, in which uploads become blobs.
     :param now: the time in seconds since the epoch.
+    :param most: uploads of one owner (:class:`Owners`); 0: any number.
     :ivar budget: the buffers of all transfers.
     :ivar require_room: of ``blobs``.
     """
@@ -348,6 +451,7 @@ class UploadStore:
         budget: BufferBudget,
         files: FileOperations | None = None,
         now: Callable[[], float] = time.time,
+        most: int = 0,
     ) -> None:
         self._files = files or FileOperations()
         self._run = run
@@ -356,64 +460,66 @@ class UploadStore:
         self.budget = budget
         self._now = now
         self._uploads = UploadDirectory(folder.uploads, self._files)
+        self._owners = Owners(self._uploads, most)
         self._digests = RunningDigests()
 
-    def create(self, upload_id: str) -> None:
+    async def require_owners_room(self, upload_id: str) -> None:
         """
-        Begin an empty upload.  Blocks; called in the catalog's thread, inside the transaction that
-        inserts its row.
+        Call it before a client is told the id of an upload that is to come.
 
-        :raises FileExistsError: if there is one of that id.
-        :raises ValueError: if ``upload_id`` is no UUID in lower case.
+        :raises UploadsFull: if the owner of ``upload_id`` has as many as it may have.
         """
-        self._uploads.create(upload_id)
+        if self._owners.seems_full(upload_id):
+            await self._run(self._owners.require_room, upload_id)
 
-    async def begin(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
-        """Create and claim an upload that needs no row in the catalog."""
-
-        def begin(running: RunningDigest) -> UploadFile:
-            self._uploads.create(upload_id)
-            return self._open(upload_id, running)
-
-        return self._session(await self._claimed(upload_id, algorithm, begin, UploadFile.close))
-
-    async def claim(self, upload_id: str, algorithm: Algorithm) -> UploadSession:
+    async def claim(
+        self, upload_id: str, algorithm: Algorithm, *, create: bool = False
+    ) -> UploadSession:
         """
         Take the upload for writing, to be hashed with ``algorithm``.
 
+        :param create: make it, if there is none.  One that is made and gets no byte is removed when
+            the claim ends.
         :raises UploadMissing: if there is no such upload.
         :raises UploadBusy: if another request, of any process, holds it.
+        :raises UploadsFull: if there is none, and its owner has as many as it may have.
         """
-        claim = partial(self._open, upload_id)
+        claim = partial(self._open, upload_id, create=create)
         return self._session(await self._claimed(upload_id, algorithm, claim, UploadFile.close))
 
     async def append(
-        self, upload_id: str, algorithm: Algorithm, pieces: Sequence[bytes], first: int | None
-    ) -> int:
+        self,
+        upload_id: str,
+        algorithm: Algorithm,
+        pieces: Sequence[bytes],
+        first: int | None,
+        *,
+        create: bool = False,
+    ) -> tuple[int, bool]:
         """
         Claim the upload, append ``pieces``, check that it was not discarded meanwhile, and release
         the claim: all in one turn of a thread.
 
         :param first: the offset at which they belong; ``None``: at the end.
-        :returns: the offset after them, in bytes.
-        :raises UploadMissing, UploadBusy: see :meth:`claim`.
+        :returns: the offset after them, in bytes; and whether there was no such upload before.
+        :raises UploadMissing, UploadBusy, UploadsFull: see :meth:`claim`, also for ``create``.
         :raises UploadMisplaced: if the upload does not end at ``first``; nothing is written.
         :raises OSError: if not all could be written; nothing is appended then.
         """
 
-        def append(running: RunningDigest) -> tuple[int, RunningDigest]:
-            file = self._open(upload_id, running)
+        def append(running: RunningDigest) -> tuple[int, bool, RunningDigest]:
+            file = self._open(upload_id, running, create=create)
             try:
                 file.append_at(first, pieces)
                 if not file.is_there():
                     raise UploadMissing(upload_id)
-                return file.size, file.running
+                return file.size, file.made, file.running
             finally:
                 file.close()
 
-        offset, running = await self._claimed(upload_id, algorithm, append)
+        offset, made, running = await self._claimed(upload_id, algorithm, append)
         self._digests.keep(upload_id, running)
-        return offset
+        return offset, made
 
     async def close(
         self,
@@ -429,24 +535,23 @@ class UploadStore:
         Claim the upload, append ``pieces``, and stage and publish the bytes if they have
         ``digest``: all in one turn of a thread.
 
-        :param create: make the upload first; it is removed again if an exception is raised.
+        :param create: make it, if there is none; it is removed again if an exception is raised.
         :returns: the claimed upload and the staged blob; await its ``publish`` to learn whether the
             publication succeeded.  ``None`` instead of the blob if the bytes do not have
             ``digest``, or if too many are still to be hashed for one turn: the caller asks the
             session then.
-        :raises UploadMissing, UploadBusy, UploadMisplaced, OSError: see :meth:`append`.
+        :raises UploadMissing, UploadBusy, UploadsFull, UploadMisplaced, OSError: see
+            :meth:`append`.
         """
 
         def close(running: RunningDigest) -> tuple[UploadFile, StagedBlob | None]:
-            if create:
-                self._uploads.create(upload_id)
-            file = self._open(upload_id, running)
+            file = self._open(upload_id, running, create=create)
             try:
                 file.append_at(first, pieces)
                 return file, file.published(self._staging, digest)
             except BaseException:
                 try:
-                    if create:
+                    if file.made:
                         file.discard()
                 finally:
                     if not file.handed_over:
@@ -478,11 +583,19 @@ class UploadStore:
             self._digests.keep(upload_id, running)
             raise
 
-    def _open(self, upload_id: str, running: RunningDigest) -> UploadFile:
-        fd, size = self._uploads.claim(upload_id)
+    def _open(self, upload_id: str, running: RunningDigest, *, create: bool) -> UploadFile:
+        made = False
+        try:
+            fd, size = self._uploads.claim(upload_id)
+        except UploadMissing:
+            if not create:
+                raise
+            made = self._owners.create(upload_id)
+            fd, size = self._uploads.claim(upload_id)
         if running.length > size:
             running = RunningDigest(running.algorithm)
-        return UploadFile(upload_id, fd, size, self._files, running, self._uploads.directory)
+        directory = self._uploads.directory
+        return UploadFile(upload_id, fd, size, self._files, running, directory, made=made)
 
     def _session(self, file: UploadFile) -> UploadSession:
         return UploadSession(
@@ -496,7 +609,11 @@ class UploadStore:
     async def discard(self, upload_id: str) -> None:
         """Remove the upload, claimed or not.  Does nothing if there is none."""
         self._digests.forget(upload_id)
-        await self._run(self._uploads.discard, upload_id)
+        await self._run(self.discard_now, upload_id)
+
+    def discard_now(self, upload_id: str) -> None:
+        """Do what :meth:`discard` does, in this thread.  Blocks."""
+        self._uploads.discard(upload_id)
 
     async def idle(self, seconds: float) -> Iterable[str]:
         """The ids of unclaimed uploads that were not written to for ``seconds``."""

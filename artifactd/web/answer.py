@@ -234,7 +234,7 @@ def upload_headers(target: Target, upload_id: str, offset: int) -> dict[str, str
     return {
         "Location": f"{target.path}/blobs/uploads/{upload_id}?{OFFSET}={offset}",
         "Range": f"0-{max(offset - 1, 0)}",
-        "Docker-Upload-UUID": upload_id,
+        "Docker-Upload-UUID": upload_id.partition(".")[0],
     }
 
 

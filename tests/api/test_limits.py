@@ -329,26 +329,10 @@ class UserLimitTests(ApiTestCase):
 
     toml = (
         'trusted_proxies = ["127.0.0.1"]\n'
-        "[limits]\nuser_uploads = 2\nuser_requests = 1\nuser_burst = 6\n"
+        "[limits]\nuser_requests = 1\nuser_burst = 6\n"
         "address_requests = 1\naddress_burst = 5\n"
         '[[access]]\nwho = ["anonymous"]\nmay = ["pull", "push"]\nimages = ["*"]\n' + _ROBOTS
     )
-
-    async def test_sessions_of_one_user_and_of_one_address(self) -> None:
-        for headers in (
-            _robot("ann"),
-            _robot("ben"),
-            {"X-Forwarded-For": "2001:db8::1"},
-            {"X-Forwarded-For": "2001:db8:0:1::1"},
-        ):
-            locations = [
-                (await self.accepted(202, "POST", _UPLOADS, None, headers)).header("Location")
-                for _ in range(2)
-            ]
-            answer = await self.refused(429, "TOOMANYREQUESTS", "POST", _UPLOADS, None, headers)
-            self.assertEqual(answer.header("Retry-After"), "60")
-            await self.accepted(204, "DELETE", locations[0] or "", None, headers)
-            await self.accepted(202, "POST", _UPLOADS, None, headers)
 
     async def test_requests_of_one_user_on_the_way_to_whatever(self) -> None:
         answers = [
@@ -386,8 +370,41 @@ class UserLimitTests(ApiTestCase):
             self.assertEqual(statuses, [401] * 5 + [429] * 2, path)
 
 
+class UserSessionsTests(ApiTestCase):
+    """Upload sessions that have bytes."""
+
+    toml = (
+        'trusted_proxies = ["127.0.0.1"]\n[limits]\nuser_uploads = 2\n'
+        '[[access]]\nwho = ["anonymous"]\nmay = ["pull", "push"]\nimages = ["*"]\n' + _ROBOTS
+    )
+
+    async def test_sessions_of_one_user_and_of_one_address(self) -> None:
+        for headers in (
+            _robot("ann"),
+            _robot("ben"),
+            {"X-Forwarded-For": "2001:db8::1"},
+            {"X-Forwarded-For": "2001:db8:0:1::1"},
+        ):
+            locations = [
+                (await self.accepted(202, "POST", _UPLOADS, None, headers)).header("Location") or ""
+                for _ in range(3)
+            ]
+            for location in locations[:2]:
+                await self.accepted(202, "PATCH", location, b"blob", headers)
+            for method, path, body in (
+                ("POST", _UPLOADS, None),
+                ("PATCH", locations[2], b"blob"),
+                ("PATCH", locations[2], b"b" * (SMALL + 1)),
+                ("PUT", f"{locations[2]}&digest={Digest.of(b'blob')}", b"blob"),
+            ):
+                answer = await self.refused(429, "TOOMANYREQUESTS", method, path, body, headers)
+                self.assertEqual(answer.header("Retry-After"), "60")
+            await self.accepted(204, "DELETE", locations[0], None, headers)
+            await self.accepted(202, "PATCH", locations[2], b"blob", headers)
+
+
 class EndedSessionTests(ApiTestCase):
-    """A session counts until it ends, however it ends."""
+    """A session counts from its first byte until it ends, however it ends."""
 
     toml = (
         "[limits]\nuser_uploads = 1\n"
@@ -399,8 +416,11 @@ class EndedSessionTests(ApiTestCase):
         wrong = Digest.of(b"something else")
         for content in (b"small", b"a" * (SMALL + 1)):
             started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+            await self.accepted(202, "POST", _UPLOADS, None, ann)
+            location = (started.header("Location") or "").partition("?")[0]
+            await self.accepted(202, "PATCH", location, b"begun", ann)
             await self.refused(429, "TOOMANYREQUESTS", "POST", _UPLOADS, None, ann)
-            path = f"{started.header('Location')}?digest={wrong}"
+            path = f"{location}?digest={wrong}"
             answer = await self.registry.request("PUT", path, content, ann)
             self.assert_error(answer, 400, "DIGEST_INVALID")
         await self.accepted(202, "POST", _UPLOADS, None, ann)
@@ -411,8 +431,20 @@ class EndedSessionTests(ApiTestCase):
             started = await self.accepted(202, "POST", _UPLOADS, None, ann)
             path = f"{started.header('Location')}?digest={Digest.of(content)}"
             await self.accepted(201, "PUT", path, content, ann)
-        started = await self.accepted(202, "POST", _UPLOADS, None, ann)
-        await self.accepted(204, "DELETE", started.header("Location") or "", None, ann)
+        for _ in range(2):
+            started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+            await self.accepted(202, "PATCH", started.header("Location") or "", b"begun", ann)
+            await self.accepted(204, "DELETE", started.header("Location") or "", None, ann)
+
+    async def test_one_whose_chunk_is_refused_has_not_begun_to_count(self) -> None:
+        ann = _robot("ann")
+        for content in (b"short", b"a" * (SMALL + 1)):
+            started = await self.accepted(202, "POST", _UPLOADS, None, ann)
+            wrong = {**ann, "Content-Range": "0-9"}
+            path = started.header("Location") or ""
+            await self.refused(400, "SIZE_INVALID", "PATCH", path, content, wrong)
+            await self.accepted(202, "PATCH", path, b"", ann)
+        self.assertEqual(self.registry.files(), [])
         await self.accepted(202, "POST", _UPLOADS, None, ann)
 
 

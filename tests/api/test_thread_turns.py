@@ -46,6 +46,12 @@ class TurnTests(ApiTestCase):
             taken.append(self.turns - before)
         return min(taken)
 
+    async def test_a_session_takes_none_before_its_first_byte(self) -> None:
+        async def start(content: bytes, digest: Digest) -> None:
+            await self.start_upload()
+
+        self.assertEqual(await self.fewest(start), 0)
+
     async def test_a_small_blob_in_a_chunk_takes_four(self) -> None:
         for chunked in (False, True):
 
@@ -56,12 +62,12 @@ class TurnTests(ApiTestCase):
 
             self.assertEqual(await self.fewest(push), 4)
 
-    async def test_a_small_blob_that_comes_with_the_closing_request_takes_three(self) -> None:
+    async def test_a_small_blob_that_comes_with_the_closing_request_takes_two(self) -> None:
         async def push(content: bytes, digest: Digest) -> None:
             location = await self.start_upload()
             await self.accepted(201, "PUT", f"{location}?digest={digest}", content)
 
-        self.assertEqual(await self.fewest(push), 3)
+        self.assertEqual(await self.fewest(push), 2)
 
     async def test_a_small_blob_in_one_request_takes_two(self) -> None:
         for method in ("POST", "PUT"):

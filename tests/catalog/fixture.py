@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from sqlite3 import Connection
 from tempfile import TemporaryDirectory
 from typing import TypeVar, cast
 
@@ -17,7 +18,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Garbage, GarbageCatalog
 from artifactd.catalog.migrations import migrate
-from artifactd.catalog.records import ImageSpan, ManifestPut, nothing
+from artifactd.catalog.records import ImageSpan, ManifestPut, UploadRecord, nothing
 from artifactd.catalog.remote import RemoteCatalog
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest
 from artifactd.oci.names import Digest, ImageName, Tag
@@ -110,6 +111,15 @@ def empty_data(folder: Path) -> None:
     folder.mkdir(0o700, parents=True)
     (folder / MARKER).touch(PRIVATE)
     empty_catalog(folder / "catalog.sqlite3")
+
+
+def add_upload(db: Connection, record: UploadRecord) -> None:
+    """Add a session as releases did whose sessions had rows."""
+    image = record.image
+    db.execute(
+        "INSERT INTO upload (id, repository, image, algorithm, started) VALUES (?, ?, ?, ?, ?)",
+        (record.id, image.repository, image.image, str(record.algorithm), record.started),
+    )
 
 
 def new_catalog(case: SynchronousTestCase) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from artifactd.catalog.records import UploadRecord
+from functools import partial
+from uuid import uuid4
+
+from artifactd.catalog.records import UploadEnded, UploadRecord
 from artifactd.catalog.repair import RepairCatalog
 from artifactd.oci.errors import BlobUnknown, Unsupported
 from artifactd.oci.names import Algorithm, Digest, ImageName
@@ -11,6 +14,7 @@ from tests.catalog.fixture import (
     OTHER,
     CatalogTestCase,
     ConfirmFailed,
+    add_upload,
     confirmed,
     manifest,
     not_confirmed,
@@ -47,18 +51,31 @@ class BlobTests(CatalogTestCase):
         self.assertEqual(4, await self.catalog.blob_size(APP, blob.digest))
 
     async def test_adding_a_blob_ends_its_upload_session(self) -> None:
-        await self.catalog.add_upload(UploadRecord("u1", APP, Algorithm.SHA256, 1.0))
-        await self.catalog.add_blob(APP, Digest.of(b"blob"), 4, confirmed, upload="u1")
-        self.assertIsNone(await self.catalog.upload("u1"))
+        upload = f"{uuid4()}.seal"
+        await self.catalog.add_blob(APP, Digest.of(b"blob"), 4, confirmed, upload=upload)
+        self.assertTrue(await self.catalog.is_upload_ended(upload))
+        self.assertFalse(await self.catalog.end_upload(upload))
+
+    async def test_a_blob_of_a_session_that_has_ended_is_not_added(self) -> None:
+        record = UploadRecord(str(uuid4()), APP, Algorithm.SHA256, 1.0)
+        await self.catalog.database.write(partial(add_upload, record=record))
+        released: list[str] = []
+        for upload in (f"{uuid4()}.seal", record.id):
+            await self.catalog.end_upload(upload)
+            adding = self.catalog.add_blob(
+                APP, Digest.of(b"blob"), 4, confirmed, lambda: released.append("it"), upload
+            )
+            await self.assert_raises(UploadEnded, adding)
+        self.assertIsNone(await self.catalog.blob_size(APP, Digest.of(b"blob")))
+        self.assertEqual([], released)
 
     async def test_a_blob_whose_bytes_are_not_confirmed_is_not_added(self) -> None:
-        await self.catalog.add_upload(UploadRecord("u1", APP, Algorithm.SHA256, 1.0))
-        digest = Digest.of(b"blob")
+        digest, upload = Digest.of(b"blob"), f"{uuid4()}.seal"
         await self.assert_raises(
-            ConfirmFailed, self.catalog.add_blob(APP, digest, 4, not_confirmed, upload="u1")
+            ConfirmFailed, self.catalog.add_blob(APP, digest, 4, not_confirmed, upload=upload)
         )
         self.assertIsNone(await self.catalog.blob_size(APP, digest))
-        self.assertIsNotNone(await self.catalog.upload("u1"))
+        self.assertFalse(await self.catalog.is_upload_ended(upload))
 
     async def test_the_staged_copy_is_released_when_the_row_is_written_and_only_then(self) -> None:
         calls: list[str] = []

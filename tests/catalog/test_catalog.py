@@ -6,7 +6,9 @@ import os
 import sqlite3
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from uuid import UUID, uuid4
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
@@ -25,43 +27,81 @@ from tests.catalog.fixture import (
     REACTOR,
     V1,
     CatalogTestCase,
-    ConfirmFailed,
+    add_upload,
     confirmed,
     manifest,
-    not_confirmed,
 )
 
 
+def opened(at: float) -> str:
+    """The id of a session that was opened ``at`` seconds since the epoch."""
+    return f"{UUID(int=int(at * 1000) << 80 | uuid4().int >> 48)}.owner.seal"
+
+
 class UploadTests(CatalogTestCase):
+    async def test_a_session_ends_once(self) -> None:
+        upload_id, other = opened(1.0), opened(1.0)
+        self.assertFalse(await self.catalog.is_upload_ended(upload_id))
+        self.assertTrue(await self.catalog.end_upload(upload_id))
+        self.assertFalse(await self.catalog.end_upload(upload_id))
+        self.assertTrue(await self.catalog.is_upload_ended(upload_id))
+        self.assertFalse(await self.catalog.is_upload_ended(other))
+
+    async def test_it_is_known_by_its_uuid_whatever_stands_behind_that(self) -> None:
+        upload_id = opened(1.0)
+        await self.catalog.end_upload(upload_id)
+        self.assertTrue(await self.catalog.is_upload_ended(upload_id.partition(".")[0] + ".x"))
+
+    async def test_what_is_removed_when_it_ends_is_removed_behind_the_commit(self) -> None:
+        ended: list[bool] = []
+        upload_id = opened(1.0)
+
+        def release() -> None:
+            with closing(sqlite3.connect(self.path)) as db:
+                ended.append(bool(db.execute("SELECT 1 FROM ended_upload").fetchone()))
+
+        await self.catalog.end_upload(upload_id, release)
+        self.assertEqual([True], ended)
+
+    async def test_the_ends_of_old_sessions_are_forgotten_page_by_page(self) -> None:
+        for at in (10.0, 10.001, 10.002, 10.003, 10.004):
+            await self.catalog.end_upload(opened(at))
+        self.assertEqual(2, await self.catalog.forget_ended_uploads(10.003, 2))
+        self.assertEqual(1, await self.catalog.forget_ended_uploads(10.003, 2))
+        self.assertEqual(0, await self.catalog.forget_ended_uploads(10.003, 2))
+        self.assertEqual(2, await self.catalog.forget_ended_uploads(11.0, 9))
+
+
+class OldUploadTests(CatalogTestCase):
+    """Sessions that an older release has opened, which have rows."""
+
+    async def opened(self, *ids: str) -> None:
+        for upload_id in ids:
+            record = self.session(upload_id)
+            await self.catalog.database.write(partial(add_upload, record=record))
+
     def session(self, upload_id: str) -> UploadRecord:
         return UploadRecord(upload_id, APP, Algorithm.SHA512, 12.5)
 
-    async def test_a_session_is_remembered_as_it_was(self) -> None:
-        await self.catalog.add_upload(self.session("u1"))
+    async def test_one_is_remembered_as_it_was(self) -> None:
+        await self.opened("u1")
         self.assertEqual(self.session("u1"), await self.catalog.upload("u1"))
         self.assertIsNone(await self.catalog.upload("u2"))
 
-    async def test_a_session_is_forgotten_once(self) -> None:
-        await self.catalog.add_upload(self.session("u1"))
-        self.assertTrue(await self.catalog.delete_upload("u1"))
-        self.assertFalse(await self.catalog.delete_upload("u1"))
+    async def test_one_ends_once(self) -> None:
+        await self.opened("u1")
+        self.assertTrue(await self.catalog.end_upload("u1"))
+        self.assertFalse(await self.catalog.end_upload("u1"))
         self.assertIsNone(await self.catalog.upload("u1"))
 
-    async def test_sessions_are_listed_by_id_page_by_page(self) -> None:
-        for upload_id in ("c", "a", "d", "b"):
-            await self.catalog.add_upload(self.session(upload_id))
+    async def test_they_are_listed_by_id_page_by_page(self) -> None:
+        await self.opened("c", "a", "d", "b")
         first = await self.catalog.uploads("", 3)
         self.assertEqual(["a", "b", "c"], [upload.id for upload in first])
         self.assertEqual([self.session("d")], await self.catalog.uploads("c", 3))
 
-    async def test_a_session_whose_bytes_cannot_begin_is_not_remembered(self) -> None:
-        await self.assert_raises(
-            ConfirmFailed, self.catalog.add_upload(self.session("u1"), not_confirmed)
-        )
-        self.assertIsNone(await self.catalog.upload("u1"))
-
-    async def test_a_session_makes_no_image_known(self) -> None:
-        await self.catalog.add_upload(self.session("u1"))
+    async def test_one_makes_no_image_known(self) -> None:
+        await self.opened("u1")
         self.assertIsNone(await self.catalog.tags(APP, None, None))
         self.assertEqual([], await self.images("local", "", 10))
 
@@ -293,4 +333,4 @@ class SharedFileTests(CatalogTestCase):
         await self.catalog.database.close()
         await self.catalog.database.close()
         await self.assert_raises(Unavailable, self.catalog.manifest(APP, V1))
-        await self.assert_raises(Unavailable, self.catalog.delete_upload("u1"))
+        await self.assert_raises(Unavailable, self.catalog.end_upload("u1"))

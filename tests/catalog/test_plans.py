@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
@@ -17,10 +18,10 @@ from artifactd.catalog.database import Database
 from artifactd.catalog.events import Outbox
 from artifactd.catalog.garbage import GarbageCatalog
 from artifactd.catalog.overview import DeletedAfter, Overview, TagAfter, TagOrder
-from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, UploadRecord, nothing
+from artifactd.catalog.records import ImageSpan, ManifestPut, Precondition, nothing
 from artifactd.catalog.remote import CachedPage, Held, RemoteCatalog
 from artifactd.catalog.webhooks import WebhookCatalog
-from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
+from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.settings.values import ReceiverUrl
 from artifactd.settings.webhooks import WebhookSettings
 from tests.catalog.fixture import (
@@ -105,7 +106,7 @@ class PlanTests(SynchronousTestCase):
 
     def put(self, *names: str) -> None:
         child = manifest(b"child", blobs=[descriptor(b"blob")], subject=DIGEST)
-        self.do(self.catalog.add_blob(APP, DIGEST, 4, confirmed, upload="u1"))
+        self.do(self.catalog.add_blob(APP, DIGEST, 4, confirmed, upload=f"{uuid4()}.seal"))
         self.do(self.catalog.put_manifest(ManifestPut(APP, child), confirmed))
         wanted = tuple(Tag.parse(name) for name in names)
         condition = Precondition(if_none_match=("*",))
@@ -167,13 +168,12 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual([], self.scans())
 
     def test_upload_sessions_are_found_by_id(self) -> None:
-        record = UploadRecord("u1", ImageName("local", "app"), Algorithm.SHA256, 1.0)
-        self.do(self.catalog.add_upload(record, nothing, 0))
-        owned = UploadRecord("u2", ImageName("local", "app"), Algorithm.SHA256, 1.0, "anne")
-        self.do(self.catalog.add_upload(owned, nothing, 5))
         self.do(self.catalog.upload("u1"))
         self.do(self.catalog.uploads("", 10))
-        self.do(self.catalog.delete_upload("u1"))
+        for upload_id in ("u1", f"{uuid4()}.seal"):
+            self.do(self.catalog.end_upload(upload_id))
+            self.do(self.catalog.is_upload_ended(f"{uuid4()}.seal"))
+        self.do(self.catalog.forget_ended_uploads(1.0, 10))
         self.assertEqual([], self.scans())
 
     def fill(self) -> None:

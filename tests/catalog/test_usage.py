@@ -10,10 +10,10 @@ from sqlite3 import Connection
 from typing import Any
 
 from artifactd.catalog.garbage import GarbageCatalog
-from artifactd.catalog.records import ManifestPut, UploadRecord
+from artifactd.catalog.records import ManifestPut
 from artifactd.catalog.remote import RemoteCatalog
-from artifactd.oci.errors import QuotaExceeded, RegistryError, TooManyRequests
-from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
+from artifactd.oci.errors import QuotaExceeded, RegistryError
+from artifactd.oci.names import Digest, ImageName, Tag
 from tests.catalog.fixture import (
     APP,
     OTHER,
@@ -167,25 +167,3 @@ class UsageTests(CatalogTestCase):
                 await chance.choice(attempts)()
             counted = await self.catalog.database.read(_counted)
             self.assertEqual(*counted)
-
-    async def test_sessions_are_counted_by_owner(self) -> None:
-        def session(number: int, owner: str | None) -> UploadRecord:
-            return UploadRecord(f"u{number}", APP, Algorithm.SHA256, 1.0, owner)
-
-        created: list[str] = []
-        for number in range(2):
-            await self.catalog.add_upload(session(number, "anne"), most=2)
-        await self.assert_raises(
-            TooManyRequests,
-            self.catalog.add_upload(session(2, "anne"), lambda: created.append("u2"), 2),
-        )
-        self.assertEqual(created, [])
-        self.assertIsNone(await self.catalog.upload("u2"))
-        await self.catalog.add_upload(session(3, "bob"), most=2)
-        for number in range(4, 8):
-            await self.catalog.add_upload(session(number, None), most=2)
-        await self.catalog.delete_upload("u0")
-        await self.catalog.add_upload(session(2, "anne"), most=2)
-        found = await self.catalog.upload("u2")
-        assert found is not None
-        self.assertEqual(found.owner, "anne")

@@ -102,7 +102,7 @@ class FullDiskTests(CatalogTestCase):
         await garbage.collect_links(EVER, 9)
         await garbage.collect_bytes(EVER, 9)
         await catalog.forget_blob(digest, nothing)
-        await catalog.delete_upload("none")
+        await catalog.end_upload("none")
         await remote.drop([])
         await remote.purge(ALPINE, None)
         self.assertEqual({True}, set(tried))

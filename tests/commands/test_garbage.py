@@ -9,6 +9,7 @@ import os
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,6 +32,7 @@ from artifactd.store.fills import blob_name
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from artifactd.store.publication import staged_name
 from tests.api.served import image_index, image_manifest
+from tests.catalog.fixture import add_upload
 from tests.collection.clock import SharedClock
 from tests.collection.registry import (
     GRACE,
@@ -296,7 +298,7 @@ class ForesightTests(TestCase):
         )
         upload_id = self.left(f"uploads/{uuid4()}")
         row = UploadRecord(str(uuid4()), ImageName(KEEPING, "app"), Algorithm.SHA256, 0.0)
-        await self.parts.catalog.add_upload(row)
+        await self.parts.catalog.database.write(partial(add_upload, record=row))
         dead = Digest.of(b"dead push")
         self.left(f"staging/{staged_name(dead, str(uuid4()))}")
         fill = self.left(f"fills/{blob_name('docker.io', dead)}")

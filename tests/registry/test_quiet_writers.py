@@ -20,6 +20,7 @@ from artifactd.kit.timers import BUCKET
 from artifactd.oci.errors import BlobUploadUnknown, ChunkOutOfOrder
 from artifactd.oci.names import Digest, ImageName
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.upload_id import UploadIds
 from artifactd.registry.uploads import QUIET, Uploads
 from artifactd.settings.settings import LimitsSettings
 from tests.catalog.fixture import REACTOR, new_catalog
@@ -96,7 +97,8 @@ class QuietWriterTests(StoreTestCase):
     def process(self) -> Uploads:
         stores = self.open_stores()
         limits = LimitsSettings()
-        return Uploads(self.catalog, stores.uploads, time.time, self.clock, limits, {})
+        ids = UploadIds(bytes(32), 3600.0)
+        return Uploads(self.catalog, stores.uploads, ids, time.time, self.clock, limits, {})
 
     def asked(self, request: Coroutine[Any, Any, _T]) -> Deferred[_T]:
         answer = Deferred.fromCoroutine(request)

@@ -123,6 +123,12 @@ class StoreTestCase(TestCase):
         self.stores = self.open_stores()
         self.rows = Rows()
 
+    def new_upload(self, upload_id: str = "") -> str:
+        """Leave an empty file of an upload, as sessions of older releases have; its id."""
+        upload_id = upload_id or str(uuid4())
+        (self.path / "uploads" / upload_id).touch(0o600, exist_ok=False)
+        return upload_id
+
     def threads(self) -> RunInThread:
         """What runs things in threads."""
         return at_once
@@ -201,9 +207,7 @@ class UploadTestCase(StoreTestCase):
     """Uploads in the stores of a test."""
 
     async def created(self) -> str:
-        upload_id = str(uuid4())
-        self.stores.uploads.create(upload_id)
-        return upload_id
+        return self.new_upload()
 
     async def claimed(
         self,

@@ -45,8 +45,7 @@ class OrderTests(StoreTestCase):
 
     async def test_an_upload_is_whole_and_read_only_before_it_has_a_name(self) -> None:
         upload_id = str(uuid4())
-        self.stores.uploads.create(upload_id)
-        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256)
+        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
         session.write(b"blob")
         staged = await session.stage(await session.digest(Algorithm.SHA256))
         await staged.publish()
@@ -153,7 +152,7 @@ class FileTests(StoreTestCase):
 
     async def test_nobody_else_may_look_into_the_store(self) -> None:
         await self.published(b"blob")
-        self.stores.uploads.create(upload_id := str(uuid4()))
+        upload_id = self.new_upload()
         directories = [self.path, *(d for d in self.path.rglob("*") if d.is_dir())]
         self.assertEqual({0o40700}, {d.stat().st_mode for d in directories})
         self.assertEqual(0o100600, (self.path / "uploads" / upload_id).stat().st_mode)
@@ -223,8 +222,7 @@ class FileTests(StoreTestCase):
 
     async def test_an_upload_that_was_sealed_is_gone_on_with_by_nobody(self) -> None:
         # What a power cut can leave: the rename undone, the mode there, and no other name.
-        upload_id = str(uuid4())
-        self.stores.uploads.create(upload_id)
+        upload_id = self.new_upload()
         (self.path / "uploads" / upload_id).chmod(0o444)
         claim = self.stores.uploads.claim(upload_id, Algorithm.SHA256)
         await self.assert_raises(UploadMissing, claim)

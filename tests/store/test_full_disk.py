@@ -30,7 +30,7 @@ class FullDiskTests(StoreTestCase):
 
     async def full(self, room: int, *pieces: bytes) -> UploadSession:
         """A session that has written ``pieces`` where there is only ``room`` for some."""
-        self.stores.uploads.create(self.upload_id)
+        self.new_upload(self.upload_id)
         self.disk.room = room
         session = await self.claimed()
         for piece in pieces:
@@ -50,7 +50,7 @@ class FullDiskTests(StoreTestCase):
         await again.close()
 
     async def test_a_chunk_that_does_not_fit_leaves_the_upload_as_it_was(self) -> None:
-        self.stores.uploads.create(self.upload_id)
+        self.new_upload(self.upload_id)
         append = partial(self.stores.uploads.append, self.upload_id, Algorithm.SHA256)
         await append([b"hello "], None)
         self.disk.room = 3
@@ -118,7 +118,7 @@ class FullDiskTests(StoreTestCase):
         self.patch(FileOperations, "allocate", allocate)
 
     async def test_the_sender_is_stopped_and_its_rest_dropped(self) -> None:
-        self.stores.uploads.create(self.upload_id)
+        self.new_upload(self.upload_id)
         self.disk.room = 10
         session, producer = await self.claimed(), RecordedProducer()
         session.registerProducer(producer, True)
@@ -161,7 +161,7 @@ class FullDiskTests(StoreTestCase):
 
     async def test_an_upload_that_can_not_be_synced_is_not_tried_again(self) -> None:
         # The second fsync would succeed, and the bytes be lost all the same.
-        self.stores.uploads.create(self.upload_id)
+        self.new_upload(self.upload_id)
         session = await self.claimed()
         session.write(b"blob")
         await session.flush()

@@ -44,8 +44,7 @@ ensureDeferred(work())
 class KilledProcessTests(StoreTestCase):
     async def begin(self) -> None:
         """A process that has an upload and a staged blob in its hands."""
-        self.upload_id = str(uuid4())
-        self.stores.uploads.create(self.upload_id)
+        self.upload_id = self.new_upload()
         root = str(Path(__file__).parents[2])
         self.process = Popen(
             [sys.executable, "-c", PROGRAM, str(self.path), self.upload_id],

@@ -80,7 +80,8 @@ class RefusalTests(StoreTestCase):
     async def test_a_new_upload_does_not_follow_a_link(self) -> None:
         target = Path(self.mktemp()).absolute()
         self.upload.symlink_to(target)
-        self.assertRaises(FileExistsError, self.stores.uploads.create, self.upload_id)
+        begin = self.stores.uploads.claim(self.upload_id, Algorithm.SHA256, create=True)
+        await self.assert_raises(OSError, begin)
         self.assertFalse(target.exists())
 
     async def test_a_sweep_leaves_alone_what_is_not_a_staged_file(self) -> None:

@@ -40,7 +40,7 @@ class SessionTestCase(StoreTestCase):
         self.files = RecordedFiles()
         self.slow = self.open_stores(self.files, self.slow_threads)
         self.upload_id = str(uuid4())
-        self.slow.uploads.create(self.upload_id)
+        self.new_upload(self.upload_id)
         self.session = self.claimed()
 
     def ended(self, coroutine: Coroutine[Deferred[Any], Any, _T]) -> _T:

@@ -10,15 +10,17 @@ from pathlib import Path
 from uuid import uuid4
 
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations
-from artifactd.store.uploads import UploadBusy, UploadDirectory, UploadMissing
+from artifactd.store.uploads import Owners, UploadBusy, UploadDirectory, UploadMissing, UploadsFull
 from tests.store.fixture import (
     MEBIBYTE,
     RecordedProducer,
     Stores,
+    StoreTestCase,
     ThreadedTestCase,
     UploadTestCase,
 )
@@ -27,7 +29,7 @@ from tests.store.fixture import (
 class UploadTests(ThreadedTestCase, UploadTestCase):
     async def test_one_may_begin_and_be_claimed_at_once(self) -> None:
         upload_id = str(uuid4())
-        session = await self.stores.uploads.begin(upload_id, Algorithm.SHA256)
+        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
         self.addCleanup(lambda: ensureDeferred(session.close()))
         session.write(b"blob")
         self.assertEqual(4, await session.flush())
@@ -39,11 +41,36 @@ class UploadTests(ThreadedTestCase, UploadTestCase):
         session = await self.claimed(upload_id)
         self.assertEqual((upload_id, 0), (session.id, session.offset))
 
-    async def test_an_id_serves_once(self) -> None:
-        upload_id = await self.created()
-        await self.appended(upload_id, b"kept")
-        self.assertRaises(FileExistsError, self.stores.uploads.create, upload_id)
-        self.assertEqual(4, await self.stores.uploads.offset(upload_id))
+    async def test_one_that_is_there_is_not_begun_again(self) -> None:
+        upload_id, append = str(uuid4()), self.stores.uploads.append
+        for offset, made in ((4, True), (8, False)):
+            appended = await append(upload_id, Algorithm.SHA256, [b"blob"], None, create=True)
+            self.assertEqual((offset, made), appended)
+        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
+        self.assertEqual((8, False), (session.offset, session.made))
+        await session.close()
+        self.assertEqual(b"blobblob", await self.content(upload_id))
+
+    async def test_one_that_gets_no_byte_is_as_if_it_had_not_been_begun(self) -> None:
+        for size in (0, 4):
+            upload_id = str(uuid4())
+            session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
+            session.write(bytes(size))
+            await session.flush()
+            await session.rollback(0)
+            await session.close()
+            await self.assert_raises(UploadMissing, self.stores.uploads.offset(upload_id))
+        self.assertEqual([], self.below("uploads"))
+
+    async def test_another_that_goes_on_with_it_keeps_it(self) -> None:
+        upload_id, other = str(uuid4()), self.open_stores()
+        session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
+        await session.release()
+        taken = await self.claimed(upload_id, stores=other)
+        await session.close()
+        taken.write(b"its")
+        await taken.close()
+        self.assertEqual(b"its", await self.content(upload_id))
 
     async def test_an_upload_that_was_never_created_is_missing(self) -> None:
         uploads, upload_id = self.stores.uploads, str(uuid4())
@@ -55,7 +82,8 @@ class UploadTests(ThreadedTestCase, UploadTestCase):
         uploads = self.stores.uploads
         for name in ("", ".", "..", "../staging", "/etc/passwd", "a/b", "UPPER", "a\0b", "%2e"):
             with self.subTest(name=name):
-                self.assertRaises(ValueError, uploads.create, name)
+                begin = uploads.claim(name, Algorithm.SHA256, create=True)
+                await self.assert_raises(ValueError, begin)
                 await self.assert_raises(UploadMissing, uploads.offset(name))
                 await self.assert_raises(UploadMissing, uploads.claim(name, Algorithm.SHA256))
                 await uploads.discard(name)
@@ -116,6 +144,74 @@ class UploadTests(ThreadedTestCase, UploadTestCase):
         session.unregisterProducer()
         await session.close()
         self.assertEqual(7, await self.stores.uploads.offset(upload_id))
+
+
+class OwnerTests(StoreTestCase):
+    """What one owner may have at the same time, whichever process begins it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.seconds = Clock()
+
+    def process(self) -> Owners:
+        directory = Directory.open(self.path / "uploads")
+        self.addCleanup(directory.close)
+        uploads = UploadDirectory(directory, FileOperations())
+        return Owners(uploads, 2, self.seconds.seconds)
+
+    def id_of(self, owner: str) -> str:
+        return f"{uuid4()}.{owner * 16}.{'x' * 30}"
+
+    def test_more_are_refused_until_one_has_gone(self) -> None:
+        owners, ids = self.process(), [self.id_of("a") for _ in range(3)]
+        for upload_id in ids[:2]:
+            self.assertFalse(owners.seems_full(upload_id))
+            owners.require_room(upload_id)
+            self.assertTrue(owners.create(upload_id))
+        for upload_id in (*ids[2:], self.id_of("a")):
+            self.assertTrue(owners.seems_full(upload_id))
+            self.assertRaises(UploadsFull, owners.require_room, upload_id)
+            self.assertRaises(UploadsFull, owners.create, upload_id)
+        self.assertEqual(sorted(ids[:2]), self.below("uploads"))
+        (self.path / "uploads" / ids[0]).unlink()
+        self.assertTrue(owners.create(ids[2]))
+
+    def test_others_have_room_and_so_has_nobody_in_particular(self) -> None:
+        owners = self.process()
+        for _ in range(2):
+            owners.create(self.id_of("a"))
+        for upload_id in (self.id_of("b"), str(uuid4()), f"{uuid4()}.{'x' * 30}"):
+            self.assertFalse(owners.seems_full(upload_id))
+            owners.require_room(upload_id)
+            self.assertTrue(owners.create(upload_id))
+
+    def test_one_that_is_there_is_not_counted_again(self) -> None:
+        owners, upload_id = self.process(), self.id_of("a")
+        self.assertEqual([True, False], [owners.create(upload_id) for _ in range(2)])
+        self.assertTrue(owners.create(self.id_of("a")))
+
+    def test_those_of_another_process_are_noticed_within_a_second(self) -> None:
+        owners, other = self.process(), self.process()
+        self.assertTrue(owners.create(self.id_of("b")))
+        for _ in range(2):
+            other.create(self.id_of("a"))
+        self.seconds.advance(1)
+        self.assertRaises(UploadsFull, owners.create, self.id_of("a"))
+
+    def test_few_listings_are_needed(self) -> None:
+        owners, listed = self.process(), []
+        names = Directory.names
+
+        def listing(directory: Directory) -> list[str]:
+            listed.append(directory)
+            return names(directory)
+
+        self.patch(Directory, "names", listing)
+        for number in range(16):
+            upload_id = self.id_of(f"{number:x}")
+            owners.create(upload_id)
+            owners.seems_full(upload_id)
+        self.assertEqual(1, len(listed))
 
 
 class ClaimTests(ThreadedTestCase, UploadTestCase):

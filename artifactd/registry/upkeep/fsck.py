@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import GarbageCatalog
+from artifactd.catalog.records import session_key
 from artifactd.catalog.repair import ListedBlob, ListedManifest, RepairCatalog
 from artifactd.kit.deferreds import RunInThread
 from artifactd.kit.janitor import batches, pages
@@ -288,7 +289,9 @@ class Check:
                 if record.started < self.now() - NEWBORN:
                     await self._upload(record.id)
         for upload_id in await self.uploads.idle(NEWBORN):
-            if upload_id not in known and await self.catalog.upload(upload_id) is None:
+            if session_key(upload_id) is not None or upload_id in known:
+                continue
+            if await self.catalog.upload(upload_id) is None:
                 if self.repair:
                     await self.uploads.discard(upload_id)
                 self._swept("upload", upload_id, "bytes of a session that there is not")
@@ -298,7 +301,7 @@ class Check:
             await self.uploads.offset(upload_id)
         except UploadMissing:
             if self.repair:
-                await self.catalog.delete_upload(upload_id)
+                await self.catalog.end_upload(upload_id)
             self._swept("upload", upload_id, "a session without bytes")
 
     def _swept(self, kind: str, name: str, text: str) -> None:

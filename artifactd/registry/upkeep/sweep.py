@@ -12,7 +12,7 @@ from attrs import define, field
 from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
-from artifactd.catalog.records import nothing
+from artifactd.catalog.records import nothing, session_key
 from artifactd.kit.janitor import pages
 from artifactd.store.blobs import BlobStore
 from artifactd.store.fills import FillStores
@@ -21,7 +21,7 @@ from artifactd.store.uploads import UploadMissing, UploadStore
 _log = Logger()
 
 NEWBORN = 60.0
-"""Seconds for which an upload may have bytes but no row: a session's bytes are made first."""
+"""Seconds for which what has no row yet is left alone."""
 _PAGE = 1000
 
 
@@ -41,8 +41,9 @@ class Remains(StrEnum):
 @define
 class Sweep:
     """
-    Removes idle upload sessions, staged bytes without a session, sessions without bytes, abandoned
-    fills, and blobs whose eviction or purge was cut short by the death of its process.
+    Removes idle upload sessions, what pushes in one request have left, sessions of an older release
+    that have no bytes, notes of the ends of expired sessions, abandoned fills, and blobs whose
+    eviction or purge was cut short by the death of its process.
 
     :param upload_timeout: seconds without a write after which an upload or a fill is abandoned.
     :param now: seconds since the epoch.
@@ -69,6 +70,7 @@ class Sweep:
         self._count = 0
         await self._idle_uploads()
         await self._uploads_without_bytes()
+        await self._expired_uploads()
         await self._dropped_blobs()
         await self._staged()
         await self._fills()
@@ -89,12 +91,16 @@ class Sweep:
     async def _idle_uploads(self) -> None:
         abandoned = frozenset(await self.uploads.idle(self.upload_timeout))
         for upload_id in await self.uploads.idle(min(NEWBORN, self.upload_timeout)):
-            if upload_id in abandoned or await self.catalog.upload(upload_id) is None:
+            if upload_id in abandoned or await self._lacks_session(upload_id):
                 if self.removes:
-                    # The bytes first, which needs no room on the disk and ends the session.
+                    # The bytes first, which needs no room on the disk.
                     await self.uploads.discard(upload_id)
-                await self.catalog.delete_upload(upload_id)
+                await self.catalog.end_upload(upload_id)
                 self._swept(Remains.UPLOAD, upload_id)
+
+    async def _lacks_session(self, upload_id: str) -> bool:
+        """Whether a push in one request has left it, or a session that has lost its row."""
+        return session_key(upload_id) is None and await self.catalog.upload(upload_id) is None
 
     async def _uploads_without_bytes(self) -> None:
         async for records in pages(self.catalog.uploads, "", lambda record: record.id, _PAGE):
@@ -104,10 +110,16 @@ class Sweep:
                 try:
                     await self.uploads.offset(record.id)
                 except UploadMissing:
-                    if await self.catalog.delete_upload(record.id):
+                    if await self.catalog.end_upload(record.id):
                         self._swept(Remains.UPLOAD, record.id)
                 except OSError as error:
                     _log.warn("upload {id} left alone: {error}", id=record.id, error=error)
+
+    async def _expired_uploads(self) -> None:
+        """Forget the ends of sessions that could not be begun any more anyway."""
+        before = max(self.now() - self.upload_timeout, 0)
+        while await self.catalog.forget_ended_uploads(before, _PAGE) == _PAGE:
+            pass
 
     async def _dropped_blobs(self) -> None:
         async for digests in pages(self.catalog.dropped_blobs, "", str, _PAGE):

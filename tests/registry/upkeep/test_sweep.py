@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from sqlite3 import Connection
 from uuid import uuid4
 
@@ -13,8 +14,9 @@ from artifactd.catalog.records import UploadRecord
 from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.registry.upkeep import sweep
 from artifactd.registry.upkeep.sweep import Sweep
+from artifactd.registry.upload_id import UploadIds
 from artifactd.store.publication import StagedBlob
-from tests.catalog.fixture import new_catalog
+from tests.catalog.fixture import add_upload, new_catalog
 from tests.programs import reactor
 from tests.store.fixture import StoreTestCase
 
@@ -37,16 +39,15 @@ class SweepTests(StoreTestCase):
 
     async def bytes_of_upload(self, age: float) -> str:
         """The id of staged bytes that were last written to ``age`` seconds ago, without a row."""
-        upload_id = str(uuid4())
-        self.stores.uploads.create(upload_id)
+        upload_id = self.new_upload()
         at = time.time() - age
         os.utime(self.path / "uploads" / upload_id, (at, at))
         return upload_id
 
     async def row_of_upload(self, upload_id: str, age: float) -> None:
-        """The row of a session that was started ``age`` seconds ago."""
-        started = time.time() - age
-        await self.catalog.add_upload(UploadRecord(upload_id, APP, Algorithm.SHA256, started))
+        """The row of a session that an older release has started ``age`` seconds ago."""
+        record = UploadRecord(upload_id, APP, Algorithm.SHA256, time.time() - age)
+        await self.catalog.database.write(partial(add_upload, record=record))
 
     async def upload(self, age: float) -> str:
         """The id of a session that nobody has written to for ``age`` seconds."""
@@ -67,6 +68,32 @@ class SweepTests(StoreTestCase):
         self.assertIsNone(await self.catalog.upload(idle))
         self.assertIsNotNone(await self.catalog.upload(active))
         self.assertEqual(self.below("uploads"), [active])
+
+    async def test_a_session_stays_as_long_as_it_is_not_idle_and_ends_for_good_then(self) -> None:
+        ids = [
+            UploadIds(bytes(32), TIMEOUT).make(APP, Algorithm.SHA256, owner, time.time()).text
+            for owner in (None, "ann", None, "ann")
+        ]
+        for upload_id in ids:
+            self.new_upload(upload_id)
+        for upload_id, age in zip(ids, (TIMEOUT - 60,) * 2 + (TIMEOUT + 1,) * 2, strict=True):
+            at = time.time() - age
+            os.utime(self.path / "uploads" / upload_id, (at, at))
+        self.assertEqual(await self.sweep(), 2)
+        self.assertEqual(self.below("uploads"), sorted(ids[:2]))
+        ended = [await self.catalog.is_upload_ended(upload_id) for upload_id in ids]
+        self.assertEqual(ended, [False, False, True, True])
+
+    async def test_ends_of_sessions_are_forgotten_when_their_ids_have_expired(self) -> None:
+        self.patch(sweep, "_PAGE", 2)
+        ids = UploadIds(bytes(32), TIMEOUT)
+        ages = (TIMEOUT + 2,) * 5 + (TIMEOUT - 60,) * 2
+        ended = [ids.make(APP, Algorithm.SHA256, None, time.time() - age).text for age in ages]
+        for upload_id in ended:
+            await self.catalog.end_upload(upload_id)
+        self.assertEqual(await self.sweep(), 0)
+        noted = [await self.catalog.is_upload_ended(upload_id) for upload_id in ended]
+        self.assertEqual(noted, [False] * 5 + [True] * 2)
 
     async def test_a_session_that_is_written_to_stays(self) -> None:
         upload_id = await self.upload(2 * TIMEOUT)

@@ -1,0 +1,87 @@
+"""The id of an upload session, which says all that there is to know before its first byte."""
+
+from __future__ import annotations
+
+import re
+from hmac import digest
+from secrets import token_bytes
+from uuid import UUID
+
+from attrs import field, frozen
+
+from artifactd.kit.sealed import seal, unseal
+from artifactd.oci.names import Algorithm, ImageName
+
+_ID = re.compile(
+    r"(?P<known>(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9a-f]{16})?)"
+    r"\.(?P<seal>[0-9A-Za-z_-]{20,64})"
+)
+
+
+@frozen
+class UploadId:
+    """
+    The id of a session.
+
+    :ivar text: as clients have it, and the store.
+    :ivar algorithm: hashes the bytes of the session.
+    :ivar until: when it expires, in seconds since the epoch: a session without bytes ends then.
+    """
+
+    text: str
+    algorithm: Algorithm
+    until: float
+
+
+@frozen
+class UploadIds:
+    """
+    Makes the ids of sessions, so that every process on the data folder knows them again, also after
+    a restart, although nothing is stored.
+
+    An id is ``<UUID>.<owner>.<seal>``, of 102 characters at most.  The UUID (RFC 9562, 5.7) has the
+    time, and a random number.  The owner is a keyed hash; where sessions are not counted it is
+    left out, with its dot.  The seal has the algorithm, and is bound to the rest and to the image.
+
+    :param key: 32 bytes, of the data folder.
+    :param lifetime: seconds after which a session without bytes ends.
+    """
+
+    _key: bytes = field(repr=False)
+    lifetime: float
+
+    def make(
+        self, image: ImageName, algorithm: Algorithm, owner: str | None, now: float
+    ) -> UploadId:
+        """
+        Return the id of a new session.
+
+        :param owner: the client whose sessions are counted; ``None``: they are not.
+        :param now: seconds since the epoch.
+        """
+        known = str(_uuid(now))
+        if owner is not None:
+            known += "." + digest(self._key, owner.encode(), "sha256")[:8].hex()
+        text = f"{known}.{seal(self._key, algorithm.encode(), *_bound(image, known))}"
+        return UploadId(text, algorithm, now + self.lifetime)
+
+    def open(self, text: str, image: ImageName) -> UploadId | None:
+        """Return the id that :meth:`make` has made for ``image``; ``None``: it has made none."""
+        match = _ID.fullmatch(text)
+        if match is None:
+            return None
+        content = unseal(self._key, match["seal"], *_bound(image, match["known"]))
+        if content is None:
+            return None
+        started = (UUID(match["uuid"]).int >> 80) / 1000
+        return UploadId(text, Algorithm(content.decode()), started + self.lifetime)
+
+
+def _bound(image: ImageName, known: str) -> tuple[bytes, bytes, bytes]:
+    return image.repository.encode(), image.image.encode(), known.encode()
+
+
+def _uuid(now: float) -> UUID:
+    number = int(now * 1000) << 80 | int.from_bytes(token_bytes(10))
+    version, variant = 0xF << 76, 0x3 << 62
+    return UUID(int=number & ~(version | variant) | 7 << 76 | 2 << 62)
