@@ -127,11 +127,11 @@ class StaleListTests(StaleListCase):
             return words(answer)
 
         shown = await page("/ui/stale")
-        self.assertRegex(shown, r"library/alpine latest 20.*503.*library/busybox latest 20")
+        self.assertRegex(shown, r"library/alpine latest .*503.* 20.*library/busybox latest .*503")
         self.assertNotIn("busybox", await page("/ui/stale?q=alp*ne"))
         self.assertIn("No tag of an image that matches", await page("/ui/stale?q=nothing"))
         upstreams = await registry.request("GET", "/ui/upstreams", headers=HTML)
-        self.assertIn(b'href="/ui/stale?q=docker.io%2F%2A">2</a>', upstreams.body)
+        self.assertIn(b'href="/ui/stale?q=docker.io%2F%2A">which?</a>', upstreams.body)
 
     async def test_what_makes_no_sense_is_refused(self) -> None:
         registry = self.mirror()
