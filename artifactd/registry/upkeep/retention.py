@@ -81,8 +81,9 @@ class _Rule:
             return f"it is one of the {settings.newest} newest"
         if settings.pushed and use.pushed > now - settings.pushed:
             return f"it was pushed within {settings.pushed}"
-        # A pull that comes within an hour of another one is not noted.
-        used = max(use.pushed, known_since, use.pulled + HOUR if use.pulled else 0)
+        # A pull that comes within an hour of another one is not noted, also where the tag has been
+        # deleted and pushed again in between.
+        used = max(max(use.pushed, use.pulled) + HOUR, known_since)
         if settings.pulled and used > now - settings.pulled:
             return f"it was pulled or pushed within {settings.pulled}"
         return ""

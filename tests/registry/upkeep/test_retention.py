@@ -130,6 +130,20 @@ class RuleTests(RetentionTestCase):
         self.time = pulled + 2 * DAY + HOUR
         self.assertEqual({"v1"}, await self.retain())
 
+    async def test_of_a_tag_that_comes_again_within_the_hour_a_pull_may_not_be_noted(self) -> None:
+        await self.push("other")
+        await self.push("v1")
+        await self.pull(V1)  # whatever noted it knows for an hour that it need not do so
+        await self.catalog.delete_tag(APP, V1, actor="test")
+        self.time += HOUR / 2
+        pushed = self.time
+        await self.push("v1")
+        self.rules(rule(pulled=2), rule(keep=["other"]))
+        self.time = pushed + 2 * DAY + HOUR - 1
+        self.assertEqual(set(), await self.retain())
+        self.time = pushed + 2 * DAY + HOUR
+        self.assertEqual({"v1"}, await self.retain())
+
     async def test_what_was_here_before_pulls_were_known_may_have_been_pulled(self) -> None:
         await self.push("old", days=10)
         await self.push("v1", days=1)
