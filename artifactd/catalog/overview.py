@@ -390,10 +390,11 @@ class Overview(OnDatabase):
         image_id = None if image is None else images.find(db, image)
         if image is not None and image_id is None:
             return [], None
+        of: Sequence[int | None] = _few(db, among) if image_id is None else [image_id]
         found: list[Deleted] = []
         looked: DeletedAfter | None = None
         rows = merge(
-            *(_deleted(db, kind, image_id, after, most + 1, among) for kind in _DELETED),
+            *(_deleted(db, kind, each, after, most + 1, among) for kind in _DELETED for each in of),
             key=lambda row: row[0],
             reverse=True,
         )
@@ -433,6 +434,16 @@ def _tag_of(db: Connection, image_id: int, row: Sequence[Any]) -> TagSeen:
 _DELETED = {"tag": "name", "manifest": "digest", "blob": "digest"}
 
 
+def _few(db: Connection, among: Sequence[str] | None) -> Sequence[int | None]:
+    """The images that match, if they are few; ``[None]``: look at all."""
+    fits, patterns = matching("repository || '/' || name", among)
+    if among is None or len(among) > _FEW:
+        return [None]
+    rows = db.execute(f"SELECT id FROM image WHERE {fits} LIMIT ?", (*patterns, _FEW + 1))
+    ids = [image_id for (image_id,) in rows]
+    return [None] if len(ids) > _FEW else ids
+
+
 def _deleted(
     db: Connection,
     kind: str,
@@ -452,6 +463,8 @@ def _deleted(
         within = f"image_id = ? AND (deleted_at, {name}) <= (?, ?)"
         order = f"deleted_at DESC, {name} DESC"
         values = [image_id, behind.at, behind.name]
+        if image_id != behind.image_id:  # of the same time, all of it is behind, or none
+            values[2] = "" if image_id > behind.image_id else "\x7f"
     # The entry itself is read again where another kind has the same time, image and name.
     query = f"""
         SELECT image_id, repository || '/' || image.name, {name}, digest, actor, deleted_at
@@ -465,7 +478,7 @@ def _deleted(
             yield place, Deleted(image, kind, name, digest, actor, at)
 
 
-_FEW = 50  # patterns that are worth a look at each row
+_FEW = 50  # patterns that are worth a look at each row, and images whose rows are read one by one
 
 
 def matching(value: str, patterns: Sequence[str] | None) -> tuple[str, Sequence[str]]:

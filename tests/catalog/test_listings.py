@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from artifactd.catalog.overview import Overview
 from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
-from artifactd.oci.names import Algorithm, Digest, ImageName
+from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
 from tests.catalog.fixture import (
     APP,
     OTHER,
@@ -51,6 +52,40 @@ class ImageListTests(CatalogTestCase):
         self.assertEqual(["a", "a-b", "a/b", "b"], await self.images("local", "", 10))
         self.assertEqual(["a/b"], await self.images("local", "a-b", 1))
         self.assertEqual([], await self.images("nowhere", "", 10))
+
+
+class DeletedListTests(CatalogTestCase):
+    async def deleted(self, most: int, among: list[str] | None) -> list[tuple[str, str]]:
+        """Images and tags of what was deleted from images of ``local``, in pages of one entry."""
+        overview = Overview(self.catalog.database)
+        found: list[tuple[str, str]] = []
+        after = None
+        while True:
+            page, after = await overview.deleted(
+                None, after, 1, lambda image: image.repository == "local", among, most
+            )
+            found += [(each.image, each.name) for each in page]
+            if after is None:
+                return found
+
+    async def test_pages_of_few_images_or_of_all_add_up_to_the_same_list(self) -> None:
+        for name in ("b", "a", "c"):  # in another order than their rows
+            for tag in ("1", "2", "3"):
+                await self.put(tag.encode(), tag, image=ImageName("local", name))
+                await self.put(tag.encode(), tag, image=ImageName("elsewhere", name))
+        # All of the first two at one time.
+        for time, tag in ((1.0, "2"), (1.0, "3"), (2.0, "1")):
+            self.time = time
+            for name in ("a", "b", "c"):
+                for repository in ("local", "elsewhere"):
+                    image = ImageName(repository, name)
+                    await self.catalog.delete_tag(image, Tag.parse(tag), actor="anne")
+        expected = [(f"local/{name}", "1") for name in ("c", "a", "b")]
+        expected += [(f"local/{name}", tag) for name in ("c", "a", "b") for tag in ("3", "2")]
+        many = [f"nothing{number}" for number in range(60)]
+        for most in (1, 2, 100):
+            for among in (["local/*"], ["local/a", "*/b", "*c"], [*many, "local/*"], None):
+                self.assertEqual(expected, await self.deleted(most, among), (most, among))
 
 
 class ReferrerTests(CatalogTestCase):
