@@ -399,11 +399,15 @@ class Api(OperationsApi):
         return Answer(200, headers, found.index)
 
 
-def deletion(reference: Reference, digest: Digest) -> list[Change]:
-    """What the audit log tells of a tag or manifest that is deleted; ``digest`` was its."""
+def deletion(reference: Reference, digest: Digest | None) -> list[Change]:
+    """
+    What the audit log tells of a tag or manifest that is deleted.
+
+    :param digest: of its manifest; ``None``: it was damaged.
+    """
     if isinstance(reference, Tag):
         return [Change(tag=reference, before=digest)]
-    return [Change(digest=digest)]
+    return [Change(digest=reference)]
 
 
 def actor_of(request: RegistryRequest) -> Requester:

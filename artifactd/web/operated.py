@@ -71,10 +71,11 @@ class Operated(Routed):
         if self.is_remote(target.image):
             image = await self.readable(target)
             record = await self.registry.catalog.manifest(image, reference)
-            condition.require(reference, None if record is None else record.digest)
+            cached = None if record is None else record.digest
+            condition.require(reference, cached)
             if await self.purge(image, reference) is None:
                 raise ManifestUnknown("not in the cache", {"reference": str(reference)})
-            return []
+            return deletion(reference, cached)
         digest = await target.local.delete_manifest(
             target.image, reference, actor_of(request), condition
         )

@@ -14,6 +14,7 @@ from artifactd.web.page.page import Page
 from tests.api.served import image_manifest
 from tests.page.case import GuardedPageCase, PageCase, Visitor, links, text, words
 from tests.page.test_images import tags_of
+from tests.pull.mirrors import MirrorCase
 
 APP = "local/team/app"
 KIND = {"Content-Type": OCI_MANIFEST}
@@ -262,6 +263,28 @@ class AllDeletedTests(GuardedPageCase):
         self.assertIn("Log in to see more", words(await self.browser.get("/ui/deleted")))
         browser = await self.as_user("alice")
         self.assertIn("can be brought back", words(await browser.get("/ui/deleted")))
+
+
+class EvictedTests(MirrorCase):
+    async def test_each_tag_that_is_evicted_is_in_the_audit_log(self) -> None:
+        audit = Path(self.mktemp())
+        audit.parent.mkdir(parents=True, exist_ok=True)
+        digests = []
+        for tag in ("v1", "v2"):
+            digests.append(self.hub.images.add_image("library/alpine", tag, tag.encode()))
+        registry = self.mirror_with(f'audit_log = "{audit}"\n')
+        for tag in ("v1", "v2"):
+            await registry.request("GET", f"/v2/docker.io/alpine/manifests/{tag}")
+        image = "docker.io/library/alpine"
+        chosen = [("tag", "v1"), ("tag", "v2"), ("tag", "v3")]
+        visitor = Visitor(registry)
+        token = await visitor.token(f"/ui/image/{image}")
+        answer = await visitor.post(f"/ui/delete/{image}", chosen, token=token)
+        self.assertIn("2 of 3 are deleted", words(answer))
+        lines = [json.loads(line) for line in audit.read_text().splitlines()]
+        told = [(each["tag"], each["outcome"], each.get("before")) for each in lines]
+        done = [("v1", "done", str(digests[0])), ("v2", "done", str(digests[1]))]
+        self.assertEqual(told, [*done, ("v3", "failed", None)])
 
 
 class ImmutableTests(GuardedPageCase):
