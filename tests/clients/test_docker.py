@@ -18,7 +18,7 @@ from tests.process import Daemon
 from tests.programs import DockerEngine, Result, wait_for
 
 MIB = 1024 * 1024
-LARGE = 100 * 1000 * 1000
+LARGE = 32 * MIB
 README = Path(__file__).parents[2] / "README.md"
 
 

@@ -29,7 +29,9 @@ from tests.programs import Process, reactor
 Told = Mapping[str, Mapping[str, Any]]
 """What a process says of an image: ``tests.collection.model.Image.told``."""
 
-OPERATIONS = 20_000
+OPERATIONS = int(os.environ.get("COLLECTION_OPERATIONS") or 10_000)
+"""How many the history has; CI asks for more."""
+
 SEED = "COLLECTION_SEED"
 """In the environment: the seed of the history, which is printed when it fails."""
 
