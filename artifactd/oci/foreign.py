@@ -212,8 +212,9 @@ def read_loosely(
     """
     Read JSON that nobody here may refuse for its style: the document of an upstream.
 
-    A byte order mark is ignored (RFC 8259, 8.1), bytes that are no UTF-8 count as U+FFFD, and
-    ``1e3`` is the integer 1000.
+    A byte order mark is ignored (RFC 8259, 8.1), bytes that are no UTF-8 and halves of surrogate
+    pairs (8.2) count as U+FFFD, so that every string can be encoded, and ``1e3`` is the integer
+    1000.
 
     :param look: called with the fields of each object, from the inside outwards.
     :param nesting: see :func:`decode_foreign`, as for ``values``.
@@ -237,13 +238,30 @@ def read_loosely(
         look(fields)
         return fields
 
+    text = content.decode("utf-8-sig", "replace")
+    if "\\ud" in text or "\\uD" in text:
+        text = _paired(text)
     return json.loads(
-        content.decode("utf-8-sig", "replace"),
+        text,
         object_pairs_hook=hook,
         parse_int=_integer,
         parse_float=_integer,
         parse_constant=_integer,
     )
+
+
+_HALF = re.compile(
+    r"\\u[Dd][89ABab][0-9A-Fa-f]{2}(?!\\u[Dd][C-Fc-f][0-9A-Fa-f]{2})"
+    r"|(?<!\\u[Dd][89ABab][0-9A-Fa-f]{2})\\u[Dd][C-Fc-f][0-9A-Fa-f]{2}"
+)
+
+
+def _paired(text: str) -> str:
+    """JSON without the escapes of halves of surrogate pairs."""
+    if "\0" in text:
+        return text  # it is no JSON
+    halves = text.replace("\\\\", "\0")  # of an escaped backslash, what follows is no escape
+    return _HALF.sub(r"\\ufffd", halves).replace("\0", "\\\\")
 
 
 def field_of(fields: Mapping[str, object], name: str) -> object:

@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci import foreign
 from artifactd.oci.errors import ManifestInvalid
-from artifactd.oci.foreign import decode_foreign, each_object, excess, strings_of
+from artifactd.oci.foreign import decode_foreign, each_object, excess, read_loosely, strings_of
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST, ManifestBounds, parse_manifest
 from tests.api.served import image_index, image_manifest
 
@@ -268,6 +268,24 @@ class ManifestTests(SynchronousTestCase):
         content = image_manifest(b"config", b"layer")
         with contextlib.suppress(ManifestInvalid):
             parse_manifest(content[:at] + junk + content[at:], OCI_MANIFEST, other_types=True)
+
+
+class LooseTests(SynchronousTestCase):
+    def test_halves_of_surrogate_pairs_do_not_keep_a_text_from_being_encoded(self) -> None:
+        for escapes, text in (
+            (r"\ud800", "\ufffd"),
+            (r"\uDFFFa\ud800", "\ufffda\ufffd"),
+            (r"\ud83d\ude00", "\U0001f600"),
+            (r"\ud800\uD83D\uDE00\udc00", "\ufffd\U0001f600\ufffd"),
+            (r"\\ud800\\\ud800", "\\ud800\\\ufffd"),
+            (r"\ud7ff\ue000", "\ud7ff\ue000"),
+        ):
+            document = json.dumps({"a": "TEXT", "TEXT": 1}).replace("TEXT", escapes).encode()
+            read = read_loosely(document, lambda _: None)
+            self.assertEqual({"a": text, text: 1}, read, escapes)
+            msgspec.json.encode(read)
+        with self.assertRaises(ValueError):
+            read_loosely(b'["\\ud800\0"]', lambda _: None)
 
 
 class StringsTests(SynchronousTestCase):
