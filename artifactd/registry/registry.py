@@ -278,7 +278,7 @@ class Registry:
     All repositories, and the uploads under way to them.
 
     :ivar unprefixed: reads the names that begin with no configured repository.
-    :ivar turn: is held while a batch of names is read for a list that is not for everybody: such
+    :ivar turn: is held while a batch of names is read for a list that leaves some of them out: such
         lists together take one of the catalog's readers at most.
     """
 

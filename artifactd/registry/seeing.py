@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
@@ -235,14 +234,14 @@ class Seeing:
             limit + 1,
             shown,
             None if shown is None else partial(registry.listable, asker=asker),
-            None if shown is None else registry.turn,
+            None if shown is None and pattern == "*" else registry.turn,
             pattern,
             literal if literal.startswith(prefix) else prefix,
         )
         wanted = names[:limit]
         found = [ImageName(*name.split("/", 1)) for name in wanted]
-        # Lists that are not for everybody take one of the catalog's readers at most, here too.
-        async with nullcontext() if shown is None else registry.turn:
+        # Such lists take one of the catalog's readers at most.
+        async with registry.turn:
             seen = await self.overview.images(found, with_own=sees_all)
         return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
 

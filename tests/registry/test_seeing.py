@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.rules import Allowed
+from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.overview import ENTRIES, LISTED, Overview, TagOrder, TagSeen
 from artifactd.oci import names
 from artifactd.oci.errors import ManifestUnknown, NameUnknown, QueryInvalid
@@ -209,6 +210,23 @@ class LargeTests(SeeingTestCase):
         seeing = evolve(self.seeing, overview=cast(Overview, Slow()))
         listing = [_started(seeing.tags(APP)) for _ in range(3)]
         for number in range(1, 4):
+            self.assertEqual(number, len(asked))
+            asked[-1].callback(None)
+        for each in listing:
+            self.assertEqual([], (await each).entries)
+
+    async def test_searches_and_sums_take_one_reader_of_the_catalog_at_most(self) -> None:
+        asked: list[Deferred[None]] = []
+
+        async def slow(*args: object, **named: object) -> Any:
+            asked.append(Deferred())
+            await asked[-1]
+            return ([], None) if len(args) > 1 else []
+
+        self.patch(Catalog, "images_between", lambda _, *args: slow(*args))
+        self.patch(Overview, "images", lambda _, *args, **named: slow(*args, **named))
+        listing = [_started(self.seeing.images(pattern="*a*")) for _ in range(2)]
+        for number in range(1, 5):
             self.assertEqual(number, len(asked))
             asked[-1].callback(None)
         for each in listing:
