@@ -31,6 +31,7 @@ from artifactd.daemon.ca_files import check_ca_files
 from artifactd.daemon.webhooks import wire_deliveries
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread, Threads
+from artifactd.kit.machine import cores
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.kit.tallies import Sums
@@ -471,7 +472,7 @@ def assemble(
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)
 
-    threads = Threads(reactor, settings.threads, "artifactd")
+    threads = Threads(reactor, settings.threads, "artifactd", cores())
     run = threads.run
     budgets = Budgets.of(settings)
     try:
@@ -500,7 +501,13 @@ def assemble(
     garbage = GarbageCatalog(catalog.database)
     repairs = RepairCatalog(catalog.database)
     uploads = UploadStore(
-        folder, run, blobs, budgets.transfers, files, most=settings.limits.user_uploads
+        folder,
+        run,
+        blobs,
+        budgets.transfers,
+        files,
+        most=settings.limits.user_uploads,
+        offer=threads.offer,
     )
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
@@ -532,7 +539,9 @@ def assemble(
     last_used = LastUsed(remote, now)
     counted = [name for name, each in settings.repository.items() if asks_for_pulls(each)]
     pulls = Pulls(kept, counted, now)
-    fills = FillStores(folder, run, blobs, budgets.transfers, files, clock=reactor)
+    fills = FillStores(
+        folder, run, blobs, budgets.transfers, files, clock=reactor, offer=threads.offer
+    )
     reports = Reports(WebhookCatalog(database), reactor)
     remotes = RemoteWiring(
         settings,

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Protocol
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
 
 RECEIVE_SIZE = 256 * 1024
-"""The most bytes that one ``recv`` of a transport brings."""
+"""The most bytes that one ``recv`` of a transport brings, except where there are few of them."""
+
+_LARGEST = 1024 * 1024
+_TOGETHER = 4 * 1024 * 1024
+
+
+def receive_size(transports: int) -> int:
+    """
+    The most bytes that one ``recv`` of a large body should bring while there are so many
+    transports, at least 1.
+
+    All of them may have their turn before anything else has: together they bring 4 MiB, if there
+    are no more than 64; each brings 64 KiB to 1 MiB.
+    """
+    return max(64 * 1024, min(_LARGEST, _TOGETHER // transports))
+
+
+def delivered_late(transports: int) -> int:
+    """The most bytes that so many transports may deliver after they were paused."""
+    few = range(1, min(transports, _TOGETHER // RECEIVE_SIZE) + 1)
+    return sum(map(receive_size, few)) + (transports - len(few)) * RECEIVE_SIZE
 
 
 class Buffering(Protocol):
@@ -45,11 +66,11 @@ class BufferBudget:
     Only the reactor's thread may use it.
 
     :param limit: bytes, more than 0.
-    :param receive_size: the most bytes that arrive from one transport after it was paused.
+    :param late: the most bytes that arrive from so many transports after they were paused.
     """
 
     limit: int
-    receive_size: int = RECEIVE_SIZE
+    late: Callable[[int], int] = delivered_late
     used: int = field(default=0, init=False)
     _running: dict[Buffering, None] = field(factory=dict, init=False)
     _waiting: dict[Buffering | _Request, None] = field(factory=dict, init=False)
@@ -58,7 +79,7 @@ class BufferBudget:
     @property
     def threshold(self) -> int:
         """The bytes in use at which all consumers are paused."""
-        reserve = (len(self._joined) + 1) * self.receive_size if self._joined else 0
+        reserve = self.late(len(self._joined) + 1) if self._joined else 0
         return max(self.limit // 4, self.limit - reserve)
 
     @property

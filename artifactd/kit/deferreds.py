@@ -222,6 +222,43 @@ _Task = Callable[[], object]
 _log = Logger()
 
 
+class Aside(Generic[_T]):
+    """
+    A function whose result one thread needs later, and which another thread may call meanwhile.
+
+    It is called once: in the thread that comes first to :meth:`begin` or :meth:`result`.
+    """
+
+    def __init__(self, function: Callable[[], _T]) -> None:
+        self._function = function
+        self._begun, self._ended = Lock(), Lock()
+        self._ended.acquire()
+        self._outcome: tuple[_T] | BaseException
+
+    def begin(self) -> None:
+        """Call the function, unless another thread has begun to.  Raises nothing."""
+        if not self._begun.acquire(blocking=False):
+            return
+        try:
+            self._outcome = (self._function(),)
+        except BaseException as error:
+            self._outcome = error
+        finally:
+            self._ended.release()
+
+    def result(self) -> _T:
+        """Return what the function returned, or raise what it raised; call it if none has."""
+        self.begin()
+        with self._ended:
+            if isinstance(self._outcome, BaseException):
+                raise self._outcome
+            return self._outcome[0]
+
+
+def offer_nobody(function: Callable[[], object]) -> None:
+    """Leave ``function`` to the thread that needs it: in place of :meth:`Threads.offer`."""
+
+
 class Threads:
     """
     A pool of threads that takes the place of Twisted's ``ThreadPool``.
@@ -236,10 +273,12 @@ class Threads:
     :param reactor: runs the callbacks.
     :param most: the number of threads, at least 1.
     :param name: begins the names of the threads.
+    :param cores: how many threads can work at the same time.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, most: int, name: str) -> None:
+    def __init__(self, reactor: IReactorFromThreads, most: int, name: str, cores: int = 1) -> None:
         self._reactor, self._most, self._name = reactor, most, name
+        self._useful = min(most, cores)
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._lock = Lock()  # of the rest
@@ -255,7 +294,8 @@ class Threads:
 
     def stop(self) -> None:
         """Wait until all functions that were passed before have returned.  Later ones never run."""
-        self._stopped = True
+        with self._lock:
+            self._stopped = True
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -317,6 +357,25 @@ class Threads:
         self._tasks.put(task)
         if more:
             self._add_thread()
+
+    def offer(self, function: _Task) -> None:
+        """
+        Let another thread call ``function``, which must not raise, if there is a core for it: if
+        fewer functions wait or run than there are cores.  Any thread may call this.
+        """
+
+        def task() -> None:
+            function()
+            with self._lock:
+                self._unfinished -= 1
+
+        with self._lock:
+            if self._stopped or not self._running or self._unfinished >= self._useful:
+                return
+            self._unfinished += 1
+            self._tasks.put(task)
+            if len(self._threads) < self._unfinished:
+                self._add_thread()
 
     def callFromThread(
         self, function: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs

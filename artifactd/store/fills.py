@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IProducer, IReactorTime
 from twisted.logger import Logger
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
+from artifactd.kit.deferreds import RunInThread, Serial, offer_nobody, uncancelled
 from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.oci.ranges import ByteRange
 from artifactd.store import procfs
@@ -33,7 +33,14 @@ from artifactd.store.blobs import BlobStore
 from artifactd.store.extents import ExtentFile, Extents, map_name
 from artifactd.store.files import Directory, FileOperations, OpenFile, is_sealed, split, write_all
 from artifactd.store.folder import DataFolder
-from artifactd.store.intake import AppendedFile, FileConsumer, HashedFile, RunningDigest, hashed
+from artifactd.store.intake import (
+    AppendedFile,
+    FileConsumer,
+    HashedFile,
+    Offer,
+    RunningDigest,
+    hashed,
+)
 from artifactd.store.publication import StagedBlob, Staging
 
 
@@ -309,6 +316,7 @@ class FillDirectory:
 
     :param pause: waits the given number of seconds, in the thread.
     :param booted: when the machine started, in seconds since the epoch.
+    :param offer: see :class:`artifactd.store.intake.HashedFile`.
     """
 
     directory: Directory
@@ -316,6 +324,7 @@ class FillDirectory:
     _operations: FileOperations
     _pause: Callable[[float], None] = time.sleep
     _booted: float = 0.0
+    _offer: Offer = offer_nobody
 
     def claim(
         self, blob: str, algorithm: Algorithm, create: bool
@@ -334,7 +343,10 @@ class FillDirectory:
         except BaseException:
             os.close(fd)
             raise
-        file = FillFile(blob, fd, size, self._operations, running, self.directory, self.files)
+        directory, operations = self.directory, self._operations
+        file = FillFile(
+            blob, fd, size, operations, running, directory, self.files, offer=self._offer
+        )
         return file, info
 
     def _trusted_size(self, fd: int) -> int:
@@ -714,6 +726,7 @@ class FillStores:
         is written at once.
     :param now: the time in seconds since the epoch.
     :param pause: waits the given number of seconds, in a thread.
+    :param offer: see :class:`artifactd.store.intake.HashedFile`.
     """
 
     _log = Logger()
@@ -728,6 +741,7 @@ class FillStores:
         clock: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
+        offer: Offer = offer_nobody,
     ) -> None:
         files = files or FileOperations()
         self._run = run
@@ -737,7 +751,8 @@ class FillStores:
         self._clock = clock
         extents = Extents(folder.fills, files)
         filling = FillFiles(folder.fills, extents, files)
-        self._fills = FillDirectory(folder.fills, filling, files, pause, procfs.boot_time())
+        booted = procfs.boot_time()
+        self._fills = FillDirectory(folder.fills, filling, files, pause, booted, offer)
 
     def of(self, repository: str) -> FillStore:
         """The fills of one remote repository."""

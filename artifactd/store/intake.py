@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import Serial, uncancelled
+from artifactd.kit.deferreds import Aside, Serial, offer_nobody, uncancelled
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations, split
 from artifactd.store.publication import StagedBlob, Staging
@@ -41,6 +41,13 @@ class RunningDigest:
         """Hash the next bytes.  Blocks; lets other threads run."""
         self._hasher.update(piece)
         self.length += len(piece)
+
+    def after(self, pieces: Iterable[bytes | memoryview]) -> RunningDigest:
+        """The state after ``pieces`` too; this one stays as it is.  Blocks, as :meth:`update`."""
+        state = self.copy()
+        for piece in pieces:
+            state.update(piece)
+        return state
 
     def copy(self) -> RunningDigest:
         """A copy of the present state."""
@@ -93,6 +100,11 @@ READ = 1024 * 1024
 TURN = 16 * READ
 """The most bytes read back in one turn of a thread."""
 
+Offer = Callable[[Callable[[], object]], object]
+
+# Fewer bytes than this are hashed sooner than another thread wakes up.
+_ASIDE = 256 * 1024
+
 # More pieces than this are joined: writing them one by one would cost more than the copy.
 _PIECES = 64
 
@@ -120,15 +132,13 @@ class AppendedFile:
 
         :raises OSError: if not all could be written.  What was written stays.
         """
-        if len(pieces) > _PIECES:
-            pieces = [b"".join(pieces)]
+        self._write([b"".join(pieces)] if len(pieces) > _PIECES else pieces)
+
+    def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
         while pieces:
             written = self._files.write(self.fd, pieces, self.size)
-            gone, pieces = split(pieces, written)
-            self._appended(gone, written)
-
-    def _appended(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
-        self.size += size
+            self.size += written
+            pieces = split(pieces, written)[1]
 
     def close(self) -> None:
         """Close the file."""
@@ -140,20 +150,33 @@ class HashedFile(AppendedFile):
     """
     A locked file that grows, in a directory of the store, until it is staged or discarded.
 
+    What is appended is written by one thread, and at the same time hashed by another one, if there
+    is a core for that.
+
+    :param offer: gives another thread the chance to call a function: :meth:`Threads.offer`.
     :ivar running: the hash state, over at most ``size`` bytes.
     :ivar ended: whether the file has left its directory.
     """
 
     running: RunningDigest
     _directory: Directory
+    _offer: Offer = field(default=offer_nobody, kw_only=True)
     ended: bool = field(default=False, init=False)
 
-    def _appended(self, pieces: Sequence[bytes | memoryview], size: int) -> None:
-        hashed_so_far = self.running.length == self.size
-        self.size += size
-        if hashed_so_far:
-            for piece in pieces:
-                self.running.update(piece)
+    def _write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        first = self.size
+        if self.running.length != first:  # what is not hashed is read back later
+            super()._write(pieces)
+            return
+        hashing = Aside(partial(self.running.after, pieces))
+        if sum(map(len, pieces)) >= _ASIDE:
+            self._offer(hashing.begin)
+        try:
+            super()._write(pieces)
+        except OSError:
+            self.running = self.running.after(split(pieces, self.size - first)[0])
+            raise
+        self.running = hashing.result()
 
     def catch_up(self, running: RunningDigest) -> None:
         """Read back at most 16 MiB of the bytes that ``running`` has not hashed, and hash them."""
@@ -198,12 +221,15 @@ async def hashed(file: HashedFile, running: RunningDigest, threads: Serial) -> D
     return running.digest()
 
 
-BATCH = 1024 * 1024
-"""Bytes that are gathered before a thread writes them, unless they are flushed."""
+BATCH = 960 * 1024
+"""
+Bytes that are gathered before a thread writes them, unless they are flushed: somewhat less than one
+read of the transport brings, the framing of chunks included, so that each read may be a batch.
+"""
 
 HIGH_WATER = 2 * BATCH
-# Not below a batch: less than one would neither be written nor resume the producer.
-LOW_WATER = BATCH
+# Not below a batch, nor what one read brings: else a batch would be waited for with nothing to do.
+LOW_WATER = 1024 * 1024
 """Unwritten bytes, including those in the thread, at which the producer is paused and resumed."""
 
 LINGER = 0.003

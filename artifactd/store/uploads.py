@@ -15,7 +15,7 @@ from typing import TypeVar
 from attrs import define, field, frozen
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread, Serial, uncancelled
+from artifactd.kit.deferreds import RunInThread, Serial, offer_nobody, uncancelled
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock, unlock
@@ -25,6 +25,7 @@ from artifactd.store.intake import (
     TURN,
     FileConsumer,
     HashedFile,
+    Offer,
     RunningDigest,
     RunningDigests,
     hashed,
@@ -439,6 +440,7 @@ class UploadStore:
     :param blobs: the store of the same folder, in which uploads become blobs.
     :param now: the time in seconds since the epoch.
     :param most: uploads of one owner (:class:`Owners`); 0: any number.
+    :param offer: see :class:`artifactd.store.intake.HashedFile`.
     :ivar budget: the buffers of all transfers.
     :ivar require_room: of ``blobs``.
     """
@@ -452,9 +454,11 @@ class UploadStore:
         files: FileOperations | None = None,
         now: Callable[[], float] = time.time,
         most: int = 0,
+        offer: Offer = offer_nobody,
     ) -> None:
         self._files = files or FileOperations()
         self._run = run
+        self._offer = offer
         self._staging = blobs.staging
         self.require_room = blobs.require_room
         self.budget = budget
@@ -595,7 +599,9 @@ class UploadStore:
         if running.length > size:
             running = RunningDigest(running.algorithm)
         directory = self._uploads.directory
-        return UploadFile(upload_id, fd, size, self._files, running, directory, made=made)
+        return UploadFile(
+            upload_id, fd, size, self._files, running, directory, made=made, offer=self._offer
+        )
 
     def _session(self, file: UploadFile) -> UploadSession:
         return UploadSession(

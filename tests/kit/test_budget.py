@@ -8,10 +8,22 @@ from attrs import define, field
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from artifactd.kit.budget import BufferBudget, ShareExhausted, Shares
+from artifactd.kit.budget import (
+    RECEIVE_SIZE,
+    BufferBudget,
+    ShareExhausted,
+    Shares,
+    delivered_late,
+    receive_size,
+)
 
 R = 10
 """What one ``recv`` brings in these tests."""
+
+
+def late(transports: int) -> int:
+    """What so many of them bring after they were paused."""
+    return transports * R
 
 
 @define(eq=False)
@@ -61,7 +73,7 @@ class EagerSink(Sink):
 
 class ConsumerTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.budget = BufferBudget(100, R)
+        self.budget = BufferBudget(100, late)
 
     def sinks(self, count: int) -> list[Sink]:
         log: list[Sink] = []
@@ -78,10 +90,20 @@ class ConsumerTests(SynchronousTestCase):
 
     def test_room_is_kept_for_one_recv_of_each(self) -> None:
         for count, threshold in ((1, 80), (5, 40), (6, 30), (7, 25), (1000, 25)):
-            budget = BufferBudget(100, R)
+            budget = BufferBudget(100, late)
             for _ in range(count):
                 budget.join(Sink(budget))
             self.assertEqual(threshold, budget.threshold)
+
+    def test_few_transports_bring_more_at_a_time_than_many(self) -> None:
+        sizes = [receive_size(count) for count in (1, 4, 5, 16, 64, 1000)]
+        few = [1 << 20, 1 << 20, (4 << 20) // 5, 256 << 10]
+        self.assertEqual(sizes, [*few, 64 << 10, 64 << 10])
+
+    def test_what_is_late_is_what_each_may_bring_that_came_as_the_next_one(self) -> None:
+        for count in (0, 1, 5, 16, 17, 100):
+            each = [max(RECEIVE_SIZE, receive_size(n)) for n in range(1, count + 1)]
+            self.assertEqual(delivered_late(count), sum(each))
 
     def test_all_are_held_when_one_uses_it_up(self) -> None:
         first, second = self.sinks(2)
@@ -127,7 +149,7 @@ class ConsumerTests(SynchronousTestCase):
     def test_the_limit_holds_however_they_come_and_go(self) -> None:
         for seed in range(50):
             random = Random(seed)
-            self.budget = BufferBudget(100, R)
+            self.budget = BufferBudget(100, late)
             sinks = self.sinks(random.randint(1, 6))
             for _ in range(500):
                 sink = random.choice(sinks)
@@ -144,7 +166,7 @@ class ConsumerTests(SynchronousTestCase):
 
 class BufferTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.budget = BufferBudget(100, R)
+        self.budget = BufferBudget(100, late)
 
     def test_a_buffer_is_there_at_once_while_there_is_room(self) -> None:
         self.successResultOf(self.budget.acquire(60))

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.kit.deferreds import Threads
+from artifactd.kit.deferreds import Aside, Threads
 from tests.programs import PATIENCE, reactor
 
 
@@ -105,6 +105,82 @@ class ThreadsTests(TestCase):
         event.set()
         self.assertEqual(await threads.run(lambda: 1), 1)
         self.assertIsInstance(self.failureResultOf(given_up), Failure)
+
+
+class AsideTests(SynchronousTestCase):
+    """Work that another thread may take over."""
+
+    def test_it_runs_where_its_result_is_needed_if_no_other_thread_has_come(self) -> None:
+        ran: list[int] = []
+        work = Aside(lambda: ran.append(get_ident()))
+        work.result()
+        work.begin()
+        self.assertEqual(ran, [get_ident()])
+
+    def test_a_thread_that_has_begun_is_waited_for(self) -> None:
+        begun, go_on = Event(), Event()
+
+        def work() -> int:
+            begun.set()
+            go_on.wait(PATIENCE)
+            return get_ident()
+
+        aside = Aside(work)
+        other = Thread(target=aside.begin)
+        other.start()
+        self.assertTrue(begun.wait(PATIENCE))
+        go_on.set()
+        self.assertEqual(aside.result(), other.ident)
+        other.join()
+
+    def test_what_it_raises_is_raised_where_its_result_is_needed(self) -> None:
+        def fail() -> None:
+            raise ValueError("no")
+
+        work = Aside(fail)
+        work.begin()
+        self.assertRaises(ValueError, work.result)
+
+
+class OfferTests(TestCase):
+    """What a thread of the pool offers the others."""
+
+    async def offered(self, cores: int, busy: int = 0) -> list[bool]:
+        """Whether another thread took it over, and whether that thread has come back since."""
+        threads, go_on = Threads(reactor, 4, "test", cores), Event()
+        self.addCleanup(threads.stop)
+        threads.start()
+        held = [threads.run(go_on.wait, PATIENCE) for _ in range(busy)]
+        taken: list[int] = []
+        both = Event()
+
+        def work() -> None:
+            taken.append(get_ident())
+            both.set()
+
+        def offer() -> bool:
+            threads.offer(work)
+            return threads.busy + threads.queued > busy + 1 and both.wait(PATIENCE)
+
+        took = await threads.run(offer)
+        go_on.set()
+        await gatherResults(held)
+        return [took, await threads.run(lambda: len(taken) == took)]
+
+    async def test_another_thread_takes_it_over_where_a_core_is_free(self) -> None:
+        self.assertEqual(await self.offered(2), [True, True])
+        self.assertEqual(await self.offered(4, busy=2), [True, True])
+
+    async def test_none_does_where_the_cores_have_enough_to_do(self) -> None:
+        self.assertEqual(await self.offered(1), [False, True])
+        self.assertEqual(await self.offered(2, busy=1), [False, True])
+
+    async def test_none_does_after_the_end(self) -> None:
+        threads, ran = Threads(reactor, 2, "test", 2), list[int]()
+        threads.start()
+        threads.stop()
+        threads.offer(lambda: ran.append(1))
+        self.assertEqual((ran, threads.queued), ([], 0))
 
 
 class FakeReactor:

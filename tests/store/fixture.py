@@ -17,12 +17,13 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
-from artifactd.kit.deferreds import RunInThread, Threads
+from artifactd.kit.deferreds import RunInThread, Threads, offer_nobody
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
 from artifactd.store.fills import FillStore, FillStores
 from artifactd.store.folder import DataFolder
+from artifactd.store.intake import Offer
 from artifactd.store.publication import StagedBlob
 from artifactd.store.uploads import UploadSession, UploadStore
 from tests.programs import reactor
@@ -134,7 +135,10 @@ class StoreTestCase(TestCase):
         return at_once
 
     def open_stores(
-        self, files: FileOperations | None = None, run: RunInThread | None = None
+        self,
+        files: FileOperations | None = None,
+        run: RunInThread | None = None,
+        offer: Offer = offer_nobody,
     ) -> Stores:
         """Open the test's stores once more, as another process would; closed after the test."""
         run = run or self.run_in_thread
@@ -143,8 +147,9 @@ class StoreTestCase(TestCase):
         folder.settle()
         blobs = BlobStore(folder, run, files)
         self.addCleanup(blobs.close)
-        uploads = UploadStore(folder, run, blobs, self.budget, files)
-        return Stores(blobs, uploads, FillStores(folder, run, blobs, self.budget, files))
+        uploads = UploadStore(folder, run, blobs, self.budget, files, offer=offer)
+        fills = FillStores(folder, run, blobs, self.budget, files, offer=offer)
+        return Stores(blobs, uploads, fills)
 
     def below(self, name: str) -> list[str]:
         """The paths of all files below the directory ``name`` of the data folder."""

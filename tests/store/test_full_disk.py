@@ -49,6 +49,18 @@ class FullDiskTests(StoreTestCase):
         self.assertEqual(Digest.of(b"hello world"), await again.digest(Algorithm.SHA256))
         await again.close()
 
+    async def test_what_another_thread_has_hashed_counts_only_as_far_as_it_went_in(self) -> None:
+        self.stores = self.open_stores(self.disk, offer=lambda begin: begin())
+        half = MEBIBYTE // 2
+        session = await self.full(half, b"x" * MEBIBYTE)
+        await session.close()
+        elsewhere = self.open_stores().uploads
+        await elsewhere.append(self.upload_id, Algorithm.SHA256, [b"y" * half], half)
+        again = await self.claimed()
+        digest = Digest.of(b"x" * half + b"y" * half)
+        self.assertEqual(digest, await again.digest(Algorithm.SHA256))
+        await again.close()
+
     async def test_a_chunk_that_does_not_fit_leaves_the_upload_as_it_was(self) -> None:
         self.new_upload(self.upload_id)
         append = partial(self.stores.uploads.append, self.upload_id, Algorithm.SHA256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,7 +26,7 @@ from tests.store.fixture import (
 _T = TypeVar("_T")
 
 
-CHUNK = b"x" * (256 * 1024)
+CHUNK = b"x" * (64 * 1024)
 
 
 class SessionTestCase(StoreTestCase):
@@ -171,6 +171,32 @@ class HashingTests(SessionTestCase):
         digest = self.ended(self.session.digest(Algorithm.SHA256))
         self.assertEqual(Digest.of(b"x" * 3 * BATCH), digest)
         self.assertEqual(0, self.files.read_back)
+
+    def test_a_batch_is_offered_to_another_thread_which_may_hash_it_or_not(self) -> None:
+        for takes in (False, True):
+            offered: list[Callable[[], object]] = []
+
+            def offer(
+                begin: Callable[[], object],
+                takes: bool = takes,
+                offered: list[Callable[[], object]] = offered,
+            ) -> None:
+                offered.append(begin)
+                if takes:
+                    begin()
+
+            self.slow = self.open_stores(self.files, self.slow_threads, offer)
+            self.upload_id = str(uuid4())
+            self.new_upload(self.upload_id)
+            self.session = self.claimed()
+            self.write(BATCH)
+            self.session.write(b"little")
+            digest = self.ended(self.session.digest(Algorithm.SHA256))
+            self.assertEqual(Digest.of(b"x" * BATCH + b"little"), digest)
+            self.assertEqual((len(offered), self.files.read_back), (1, 0))
+            offered[0]()  # a thread that comes too late
+            self.assertEqual(digest, self.ended(self.session.digest(Algorithm.SHA256)))
+            self.ended(self.session.close())
 
     def test_only_what_another_process_has_brought_is_read(self) -> None:
         self.session.write(b"here ")

@@ -8,9 +8,10 @@ from klein import Klein
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, connectProtocol
+from twisted.internet.tcp import Connection
 from twisted.trial.unittest import TestCase
 
-from artifactd.kit.budget import RECEIVE_SIZE
+from artifactd.kit.budget import RECEIVE_SIZE, receive_size
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from tests.wire.connection import Sink, request
@@ -19,7 +20,7 @@ from tests.wire.loopback import Client
 
 class UploadTests(TestCase):
     async def connect(self, app: Klein) -> Client:
-        site = RegistrySite(app.resource(), reactor, AccessLog("off"))
+        self.site = site = RegistrySite(app.resource(), reactor, AccessLog("off"))
         port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
         self.addCleanup(port.stopListening)
         self.addCleanup(lambda: Deferred.fromCoroutine(site.drain(5)))
@@ -72,6 +73,41 @@ class UploadTests(TestCase):
         self.assertEqual(sizes[1], RECEIVE_SIZE)
         self.assertLess(sizes[0], RECEIVE_SIZE)
         self.assertEqual(sizes[0], sizes[2])
+
+    async def test_a_large_body_is_read_in_pieces_as_large_as_the_connections_allow(self) -> None:
+        app = Klein()
+        sizes: list[int] = []
+
+        class Watching(Sink):
+            def write(self, data: bytes) -> None:
+                sizes.append(transport().bufferSize)
+                super().write(data)
+
+        def transport() -> Connection:
+            (channel,) = (each for each in self.site.channels if each.busy)
+            return channel.transport
+
+        @app.route("/", methods=["PUT"])
+        async def take(request: RegistryRequest) -> bytes:
+            assert request.body is not None
+            await request.body.deliver_to(Watching())
+            sizes.append(transport().bufferSize)
+            request.setHeader(b"Content-Length", b"2")
+            return b"ok"
+
+        client = await self.connect(app)
+        for connections in (1, 6):
+            while len(self.site.channels) < connections:
+                another = await self.connect_again()
+                another.send(request("PUT", "/", body=b"small"))
+                await another.response()
+            sizes.clear()
+            client.send(request("PUT", "/", body=bytes(4_000_000)))
+            await client.response()
+            *during, after = sizes
+            self.assertEqual(during[0], RECEIVE_SIZE)
+            self.assertEqual(during[-1], receive_size(connections))
+            self.assertLess(after, RECEIVE_SIZE)
 
     async def test_reads_stay_small_where_many_share_the_reactor(self) -> None:
         app = Klein()

@@ -31,7 +31,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from artifactd.auth.identity import NOBODY, Caller
-from artifactd.kit.budget import RECEIVE_SIZE
+from artifactd.kit.budget import RECEIVE_SIZE, receive_size
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import RegistryError, TooManyRequests, Unavailable, Unsupported
 from artifactd.settings.settings import LimitsSettings
@@ -114,6 +114,9 @@ TELL_MOST = 5
 # Above this number of connections each receives fewer bytes at a time.  Every connection may
 # receive in one turn of the reactor, which has to stay short.
 _FEW = 16
+
+# A body of which so many bytes have come is a large one: it is received in larger pieces.
+_LARGE = 1 << 20
 
 
 @implementer(IHalfCloseableProtocol)
@@ -504,9 +507,12 @@ class _Peer:
     The client as the sender of one body: invites, pauses and resumes it for a ``RequestBody``.
 
     The idle timeout runs while the server waits for the client and at no other time.
+
+    :ivar is_large: whether its body has turned out to be a large one.
     """
 
     _log = Logger()
+    is_large = False
 
     def __init__(self, request: RegistryRequest, *, awaits_continue: bool) -> None:
         self.awaits_continue = awaits_continue
@@ -544,6 +550,13 @@ class _Peer:
         if self.awaits_continue:
             self.awaits_continue = False
             self._channel._send100Continue()
+
+    def enlarge(self) -> None:
+        """Receive in the largest pieces that the number of connections allows."""
+        self.is_large = True
+        if self._buffer_size is not None:
+            size = receive_size(len(self._channel.site.channels))
+            self._channel.transport.bufferSize = max(size, self._buffer_size)
 
     def pause(self) -> None:
         self.pace.pause()
@@ -701,8 +714,11 @@ class RegistryRequest(server.Request):
     def handleContentChunk(self, data: bytes) -> None:
         assert self.body is not None
         self.body.data_received(data)
-        if self.answered and self.body.received > self._most:
-            self.abort()
+        if self.answered:
+            if self.body.received > self._most:
+                self.abort()
+        elif self._peer is not None and self.body.received > _LARGE and not self._peer.is_large:
+            self._peer.enlarge()
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._peer is None:
