@@ -55,6 +55,14 @@ class ListTests(PageCase):
         for path in ("/", "/ui/image/hello"):
             self.assertEqual((await self.browser.get(f"{path}?q={513 * 'a'}")).status, 400)
 
+    async def test_the_examples_of_a_search_find_something(self) -> None:
+        await self.registry.push_image("team/api", "v1", b"layer")
+        page = text(await self.browser.get("/"))
+        (examples,) = re.findall(r'placeholder="Search, such as (\S+) or (\S+)"', page)
+        for example in examples:
+            found = await self.browser.get(f"/?q={quote(example)}")
+            self.assertEqual(["local/team/api"], shown(text(found)))
+
     async def test_an_empty_registry_says_how_to_begin(self) -> None:
         page = words(await self.browser.get("/"))
         self.assertIn(f"docker push 127.0.0.1:{self.registry.port}/hello:1", page)
@@ -135,6 +143,8 @@ class ManifestTests(PageCase):
             "2.9 KiB",
             "1000 B",
             "layer 2",
+            "Kind image application/vnd.oci.image.manifest.v1+json",
+            "Pulled –",
         ):
             self.assertIn(expected, told)
         widths = [
