@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
@@ -19,7 +20,7 @@ def seal(key: bytes, content: bytes, *bound: bytes) -> str:
     :param key: 32 bytes.
     :param bound: what the seal is for; :func:`unseal` needs the same.
     """
-    return _text(AESSIV(key).encrypt(content, list(bound)))
+    return _text(_cipher(key).encrypt(content, list(bound)))
 
 
 def unseal(key: bytes, sealed: str, *bound: bytes) -> bytes | None:
@@ -27,9 +28,13 @@ def unseal(key: bytes, sealed: str, *bound: bytes) -> bytes | None:
     try:
         content = urlsafe_b64decode(sealed.encode("ascii") + b"==")
         # The decoder skips what it does not know: other texts would mean the same.
-        return AESSIV(key).decrypt(content, list(bound)) if _text(content) == sealed else None
+        return _cipher(key).decrypt(content, list(bound)) if _text(content) == sealed else None
     except (InvalidTag, ValueError):  # UnicodeError and binascii.Error are such
         return None
+
+
+# To make one takes longer than to use it.  A process has few keys.
+_cipher = lru_cache(16)(AESSIV)
 
 
 def _text(content: bytes) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from hmac import digest
 from secrets import token_bytes
 from uuid import UUID
 
 from attrs import field, frozen
+from cachetools import LRUCache
 
 from artifactd.kit.sealed import seal, unseal
 from artifactd.oci.names import Algorithm, ImageName
@@ -49,6 +51,10 @@ class UploadIds:
 
     _key: bytes = field(repr=False)
     lifetime: float
+    # Those that were made or opened here lately, by their texts and images.
+    _known: LRUCache[tuple[str, ImageName], UploadId] = field(
+        factory=partial(LRUCache, 1024), init=False, repr=False
+    )
 
     def make(
         self, image: ImageName, algorithm: Algorithm, owner: str | None, now: float
@@ -63,10 +69,14 @@ class UploadIds:
         if owner is not None:
             known += "." + digest(self._key, owner.encode(), "sha256")[:8].hex()
         text = f"{known}.{seal(self._key, algorithm.encode(), *_bound(image, known))}"
-        return UploadId(text, algorithm, now + self.lifetime)
+        upload = self._known[text, image] = UploadId(text, algorithm, now + self.lifetime)
+        return upload
 
     def open(self, text: str, image: ImageName) -> UploadId | None:
         """Return the id that :meth:`make` has made for ``image``; ``None``: it has made none."""
+        known = self._known.get((text, image))
+        if known is not None:
+            return known
         match = _ID.fullmatch(text)
         if match is None:
             return None
@@ -74,7 +84,9 @@ class UploadIds:
         if content is None:
             return None
         started = (UUID(match["uuid"]).int >> 80) / 1000
-        return UploadId(text, Algorithm(content.decode()), started + self.lifetime)
+        upload = UploadId(text, Algorithm(content.decode()), started + self.lifetime)
+        self._known[text, image] = upload
+        return upload
 
 
 def _bound(image: ImageName, known: str) -> tuple[bytes, bytes, bytes]:

@@ -27,8 +27,11 @@ class UploadIdTests(SynchronousTestCase):
         for algorithm in Algorithm:
             for owner in (None, "ann", "address:2001:db8::/64", "x" * 1000):
                 made = self.ids.make(APP, algorithm, owner, NOW)
-                opened = self.ids.open(made.text, APP)
+                other = UploadIds(bytes(range(32)), LIFETIME)
+                opened = other.open(made.text, APP)
                 assert opened is not None
+                self.assertIs(other.open(made.text, APP), opened)
+                self.assertIs(self.ids.open(made.text, APP), made)
                 self.assertEqual((opened.text, opened.algorithm), (made.text, algorithm))
                 self.assertEqual(made.until, NOW + LIFETIME)
                 self.assertAlmostEqual(opened.until, made.until, places=3)
