@@ -318,7 +318,10 @@ class Daemon:
     @contextmanager
     def running(cls, settings: Path) -> Iterator[Daemon]:
         command = [sys.executable, "-m", "artifactd", "--config", str(settings)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        environment = {**os.environ, "ARTIFACTD_WORKERS": "1"}
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             said = []
             try:

@@ -124,7 +124,7 @@ def artifactd(
         "ARTIFACTD_DATA": str(folder / "data"),
         "ARTIFACTD_ACCESS_LOG": access_log,
     }
-    if workers > 1:
+    if workers > 1 or tree == CHECKOUT:  # an older one may not know the setting
         environment["ARTIFACTD_WORKERS"] = str(workers)
 
     def port(log: str) -> int | None:

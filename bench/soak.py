@@ -283,6 +283,7 @@ class Daemon:
         environment |= {
             "ARTIFACTD_LISTEN": f"tcp:{self.port}:interface=127.0.0.1",
             "ARTIFACTD_DATA": str(self.data),
+            "ARTIFACTD_WORKERS": "1",  # it is killed, and its memory is looked at
         }
         with self.config.with_suffix(f".{self.port}.log").open("ab") as log:
             self.process = subprocess.Popen(

@@ -296,6 +296,7 @@ class Supervisor(Service):
             [port.getHost() for port in self._sockets.ports],
             read_only=ReadOnlyMode(self._settings.data, self._settings.read_only).on(),
         )
+        _log.info("{number} workers serve", number=self._generation.number)
         self._fill_up()
 
     def stopService(self) -> Deferred[None]:

@@ -187,7 +187,7 @@ class DefaultSettings(Section, frozen=True):
 
 # The most workers that "auto" is: the catalog has one writer at a time, and each takes memory.
 _MOST_WORKERS = 8
-# Bytes that a worker may take beside its buffers and its hot answers.
+# Bytes that a worker may take beside its buffers and its hot answers; the supervisor takes fewer.
 _WORKER = 128 << 20
 
 
@@ -200,7 +200,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
     listen: Listen = (Endpoint("tcp:5000:interface=127.0.0.1"),)
     data: Folder = Path("./var")
-    workers: Workers = 1
+    workers: Workers = "auto"
     log_format: LogFormat = "text"
     log_level: Level = "info"
     access_log: Logging = "text"
@@ -253,7 +253,8 @@ class Settings(Section, frozen=True, kw_only=True):
         if self.workers != "auto":
             return self.workers
         each = _WORKER + self.transfer_buffers + self.hot_answers
-        return max(1, min(machine.cores(), machine.memory() // each, _MOST_WORKERS))
+        room = (machine.memory() - _WORKER) // each
+        return max(1, min(machine.cores(), room, _MOST_WORKERS))
 
     @property
     def authentication(self) -> bool:

@@ -115,6 +115,7 @@ NOT_RUN = {
         "systemctl daemon-reload",
         "systemctl enable --now artifactd",
         "systemctl restart artifactd",
+        "systemctl reload artifactd",
         "curl -fsS http://127.0.0.1:5000/readyz",
         "sudo -u artifactd ARTIFACTD_DATA=/var/lib/artifactd/data /opt/artifactd/bin/artifactd ls",
         # Commands of Docker: tests.clients.test_docker.

@@ -240,10 +240,10 @@ class WorkersTests(SettingsCase):
             self.assertEqual(self.processes(cores, 64, 'workers = "auto"'), expected)
 
     def test_auto_leaves_each_its_memory(self) -> None:
-        for gibibytes, expected in ((0.125, 1), (0.5, 2), (1, 5)):
+        for gibibytes, expected in ((0.125, 1), (0.5, 1), (1, 4)):
             self.assertEqual(self.processes(8, gibibytes, 'workers = "auto"'), expected)
         buffers = 'workers = "auto"\ntransfer_buffers = "888MiB"\n'
-        self.assertEqual(self.processes(8, 2, buffers), 2)
+        self.assertEqual(self.processes(8, 2.125, buffers), 2)
 
 
 class UntaggedTests(SettingsCase):
