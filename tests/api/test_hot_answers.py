@@ -21,10 +21,10 @@ from artifactd.web.server.hot import SECONDS, Asked, HotAnswers, Kept, Peer, Rep
 from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import ApiTestCase
-from tests.api.guarded import BLOB, GuardedCase, basic
+from tests.api.guarded import BLOB, RULES, GuardedCase, basic
 from tests.api.served import Served, image_manifest
 from tests.programs import PATIENCE
-from tests.tls.authority import ROOT
+from tests.tls.authority import CLIENT, ROOT
 from tests.tls.case import Files
 
 LAYER = b"layer" * 100
@@ -291,6 +291,30 @@ class TlsCorpusTests(LoginCorpusTests):
         self.listen = f"tcp:0:interface=127.0.0.1 {tls}"
         self.tls = ROOT.trusting()
         super().setUp()
+
+
+class CertifiedTests(HotCase, GuardedCase):
+    rules = RULES.replace("user:bob", "certificate:ci")
+
+    def setUp(self) -> None:
+        here = Files(self)
+        here.write(ROOT.sign("server"))
+        tls = f"artifactd-tls:0:interface=127.0.0.1:key={here.key}:cert={here.cert}"
+        tls += f":client_ca={here.client_ca}:client_auth=optional"
+        self.listen = f"tcp:0:interface=127.0.0.1 {tls}"
+        super().setUp()
+
+    async def test_what_a_certificate_gets_again_is_for_its_name_alone(self) -> None:
+        await self.have("team/app")
+        self.usual.clear()
+        asked = [("GET", "/v2/team/app/manifests/v1", {"Host": "registry.example"})]
+        for name, statuses, usual in (("ci", [200] * 3, 2), ("web", [403] * 3, 5)):
+            shown = ROOT.sign(name, usage=CLIENT)
+            self.tls = ROOT.trusting(shown, folder=self.mktemp())
+            self.assertEqual(statuses, [a[0] for a in await self.tell(self.registry, asked)])
+            self.assertEqual(usual, len(self.usual))
+        self.tls = ROOT.trusting()
+        self.assertEqual({401}, {a[0] for a in await self.tell(self.registry, asked)})
 
 
 class EndTests(HotCase):
