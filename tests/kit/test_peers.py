@@ -61,6 +61,15 @@ class PeersTests(TestCase):
         self.second.answer("number", never)
         self.assertEqual(await self.asked(), [None, b"2\n"])
 
+    async def test_one_that_answers_without_end_is_given_up(self) -> None:
+        self.patch(peers, "_LARGEST", 1000)
+
+        async def long() -> bytes:
+            return b"a" * 1001
+
+        self.second.answer("number", long)
+        self.assertEqual(await self.asked(), [None, b"2\n"])
+
     async def test_one_that_fails_is_named_and_the_failure_is_logged(self) -> None:
         async def fail() -> bytes:
             raise ZeroDivisionError
