@@ -90,6 +90,8 @@ class TlsConnection(BufferingTLSTransport):
         protocol = IHalfCloseableProtocol(self.wrappedProtocol, None)
         if protocol is None or not self._handshakeDone or self._lostTLSConnection:
             return False
+        if self.disconnecting and self._producer is None and not self._appSendBuffer:
+            return False  # the protocol has closed, and a close_notify is waited for in vain
         protocol.readConnectionLost()
         return True
 

@@ -10,6 +10,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.names import Digest
+from artifactd.web.server import protocol
 from tests.api.served import Served
 from tests.process import request
 from tests.programs import PATIENCE
@@ -53,18 +54,32 @@ class TlsClient:
 
     def ask(self, *, notify: bool) -> bytes:
         """Ask, end by close_notify or by TCP alone, and read all that comes."""
+        self._begin(WANTED)
+        if notify:
+            with contextlib.suppress(ssl.SSLWantReadError):  # the registry does not end now
+                self._tls.unwrap()
+        self._socket.sendall(self._outgoing.read())
+        self._socket.shutdown(SHUT_WR)
+        return self._read()
+
+    def ask_for_the_last_time(self) -> bytes:
+        """Read all until the registry ends TLS, end by TCP alone, and wait until it does so too."""
+        self._begin(SMALL.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        found = self._read()
+        self._socket.shutdown(SHUT_WR)
+        assert not self._socket.recv(1)
+        return found
+
+    def _begin(self, wanted: bytes) -> None:
         while True:
             try:
                 self._tls.do_handshake()
                 break
             except ssl.SSLWantReadError:
                 self._turn()
-        self._tls.write(WANTED)
-        if notify:
-            with contextlib.suppress(ssl.SSLWantReadError):  # the registry does not end now
-                self._tls.unwrap()
-        self._socket.sendall(self._outgoing.read())
-        self._socket.shutdown(SHUT_WR)
+        self._tls.write(wanted)
+
+    def _read(self) -> bytes:
         found = bytearray()
         while True:
             try:
@@ -124,7 +139,8 @@ class HalfCloseTests(TestCase):
         received = await deferToThread(ask)
         self.assertLessEqual(received.count(b"HTTP/1.1 "), 1)
 
-    async def test_over_tls_with_close_notify_and_without(self) -> None:
+    async def over_tls(self) -> Served:
+        """A registry over TLS that has the blob."""
         here = Files(self)
         here.write(ROOT.sign("server"))
         registry = Served.start(
@@ -133,6 +149,20 @@ class HalfCloseTests(TestCase):
         path = f"/v2/hello/blobs/uploads/?digest={DIGEST}"
         pushed = await request(registry.port, "POST", path, body=BLOB, tls=ROOT.trusting())
         self.assertEqual(pushed.status, 201)
+        return registry
+
+    async def test_over_tls_with_close_notify_and_without(self) -> None:
+        registry = await self.over_tls()
         for notify in (True, False):
             received = await deferToThread(over_tls, registry.port, notify=notify)
             self.assert_whole(received)
+
+    async def test_a_client_that_has_its_answer_and_ends_tcp_alone_is_closed(self) -> None:
+        self.patch(protocol, "CLOSE_SECONDS", 1e6)
+        registry = await self.over_tls()
+
+        def ask() -> bytes:
+            with create_connection(("127.0.0.1", registry.port), PATIENCE) as connection:
+                return TlsClient(connection).ask_for_the_last_time()
+
+        self.assertIn(b"HTTP/1.1 200 OK\r\n", await deferToThread(ask))
