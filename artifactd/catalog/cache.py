@@ -46,6 +46,7 @@ FOLLOWED = {
     "blob": ("digest", "size", "lost_at"),
     "origin": ("name", "repository"),
     "webhook_event": ("delivered_at",),
+    "ended_upload": ("id",),
 }
 """
 The tables that cached results are read from, and deliveries, and those of their columns whose
@@ -62,6 +63,7 @@ _SAID = {
     "blob": "changed_everything()",
     "origin": "changed_name({row}.name)",
     "webhook_event": f"changed_name('{WEBHOOKS}')",
+    "ended_upload": "changed_name(hex({row}.id))",
 }
 
 
@@ -296,6 +298,12 @@ class ReadCache(Generic[_K, _V]):
         self._largest = limit // 64
         self._results: LRUCache[_K, tuple[Version, _V]]
         self._results = LRUCache(limit, lambda kept: RESULT + size(kept[1]))
+
+    def put(self, key: _K, result: _V) -> None:
+        """Keep a result that is known without a read: nothing could have made it untrue yet."""
+        version = self._versions(self._name(key))
+        if version is not None:
+            self._results[key] = (version, result)
 
     async def get(self, key: _K, read: Callable[[], Awaitable[_V]]) -> _V:
         """

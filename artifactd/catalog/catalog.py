@@ -37,6 +37,10 @@ def _image_of(key: tuple[ImageName, object]) -> str:
     return str(key[0])
 
 
+def _session_of(upload_id: str) -> str:
+    return (session_key(upload_id) or b"").hex().upper()  # as SQLite's hex()
+
+
 class Catalog(OnDatabase):
     """
     The registry's metadata, shared by all processes on the data folder.
@@ -56,6 +60,7 @@ class Catalog(OnDatabase):
         self._renewed_after = lease / 4
         self._links: ReadCache[tuple[ImageName, Digest], images.Link | None]
         self._links = ReadCache(database.versions, _image_of, CACHED)
+        self._ended: ReadCache[str, bool] = ReadCache(database.versions, _session_of, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
         self._manifests = ReadCache(database.versions, _image_of, CACHED, record_bytes)
 
@@ -621,12 +626,19 @@ class Catalog(OnDatabase):
         )
         return [_upload_record(*row) for row in rows]
 
-    @read
-    def is_upload_ended(self, db: Connection, upload_id: str) -> bool:
+    def upload_opened(self, upload_id: str) -> None:
+        """Know, without a read, that a session has not ended whose id was just made."""
+        self._ended.put(upload_id, False)
+
+    async def is_upload_ended(self, upload_id: str) -> bool:
         """Whether a session was closed or cancelled; for one that has a record, it is gone then."""
         key = session_key(upload_id)
-        row = db.execute("SELECT 1 FROM ended_upload WHERE id = ?", (key,)).fetchone()
-        return row is not None
+
+        def ended(db: Connection) -> bool:
+            query = "SELECT 1 FROM ended_upload WHERE id = ?"
+            return db.execute(query, (key,)).fetchone() is not None
+
+        return await self._ended.get(upload_id, lambda: self.database.read(ended))
 
     async def end_upload(self, upload_id: str, release: Callable[[], None] = nothing) -> bool:
         """

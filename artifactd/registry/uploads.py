@@ -459,6 +459,7 @@ class Uploads:
             await self.store.require_owners_room(upload.text)
         except UploadsFull:
             raise self._too_many() from None
+        self.catalog.upload_opened(upload.text)
         return upload.text
 
     async def push(self, image: ImageName, digest: Digest, body: Body | None) -> None:

@@ -52,7 +52,7 @@ class TurnTests(ApiTestCase):
 
         self.assertEqual(await self.fewest(start), 0)
 
-    async def test_a_small_blob_in_a_chunk_takes_four(self) -> None:
+    async def test_a_small_blob_in_a_chunk_takes_three(self) -> None:
         for chunked in (False, True):
 
             async def push(content: bytes, digest: Digest, chunked: bool = chunked) -> None:
@@ -60,7 +60,7 @@ class TurnTests(ApiTestCase):
                 await self.accepted(202, "PATCH", location, content, chunked=chunked)
                 await self.accepted(201, "PUT", f"{location}?digest={digest}")
 
-            self.assertEqual(await self.fewest(push), 4)
+            self.assertEqual(await self.fewest(push), 3)
 
     async def test_a_small_blob_that_comes_with_the_closing_request_takes_two(self) -> None:
         async def push(content: bytes, digest: Digest) -> None:

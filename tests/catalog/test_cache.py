@@ -158,6 +158,7 @@ _UNREAD = {
     "blob": {"id", "created_at"},
     "origin": set[str](),
     "webhook_event": {"id", "webhook", "subject", "message", "at", "event"},
+    "ended_upload": set[str](),
 }
 
 

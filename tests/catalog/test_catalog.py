@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
 from uuid import UUID, uuid4
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -46,6 +50,29 @@ class UploadTests(CatalogTestCase):
         self.assertFalse(await self.catalog.end_upload(upload_id))
         self.assertTrue(await self.catalog.is_upload_ended(upload_id))
         self.assertFalse(await self.catalog.is_upload_ended(other))
+
+    async def test_one_that_was_just_opened_is_not_read_and_its_end_is_seen_in_each_process(
+        self,
+    ) -> None:
+        other = Catalog(Database(self.path, REACTOR))
+        self.addCleanup(other.database.close)
+        reading, reads = Database.read, []
+
+        def read(database: Database, query: Callable[[Connection], Any]) -> Deferred[Any]:
+            reads.append(query)
+            return reading(database, query)
+
+        self.patch(Database, "read", read)
+        for ends in (self.catalog, other):
+            upload_id = opened(time.time())
+            self.catalog.upload_opened(upload_id)
+            await other.end_upload(opened(time.time()))  # of another session
+            self.assertFalse(await self.catalog.is_upload_ended(upload_id))
+            self.assertEqual(reads, [])
+            await ends.end_upload(upload_id)
+            self.assertTrue(await self.catalog.is_upload_ended(upload_id))
+            self.assertTrue(await other.is_upload_ended(upload_id))
+            reads.clear()
 
     async def test_it_is_known_by_its_uuid_whatever_stands_behind_that(self) -> None:
         upload_id = opened(1.0)
