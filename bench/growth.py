@@ -32,7 +32,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
+import resource
 import shutil
 import sqlite3
 import statistics
@@ -42,6 +44,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,7 +55,6 @@ from servers import MEGABYTE, Server, artifactd, private_folder
 
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.repair import RepairCatalog
-from artifactd.store.files import FileOperations
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = b"{}"
@@ -149,7 +151,7 @@ class Client:
 # -- filling
 
 
-def fill(data: Path, count: int, *, with_bytes: bool) -> None:
+def fill(data: Path, count: int, with_bytes: bool) -> None:
     """Let the image have ``count`` tags, of which it has the first."""
     shelves = next(data.glob(f"blobs/sha256/*/{digest_of(manifest(1))[7:]}")).parents[1]
     with catalog.filling(data / "catalog.sqlite3") as db:
@@ -261,22 +263,32 @@ def command(folder: Path, name: str, *arguments: str) -> None:
     line(name, took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGABYTE)
 
 
-def in_process(name: str, work: Callable[[], object]) -> None:
-    """Do ``work`` in a process forked from this one, and print what it took."""
-    begun = time.perf_counter()
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            work()
-            status = 0
-        finally:
-            os._exit(status)
-    _, status, usage = os.wait4(pid, 0)
-    if status:
-        raise SystemExit(f"{name} has failed")
-    took = time.perf_counter() - begun
-    line(name, took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGABYTE)
+def in_process(work: Callable[..., object], *arguments: object) -> list[float]:
+    """
+    Do ``work`` in a process of its own.
+
+    Returns the seconds of wall-clock time and of processor time, and the bytes of its peak memory.
+    What a process has counts as the peak of those that it starts, so this one has to stay small.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_report, args=(its, work, arguments))
+    process.start()
+    its.close()
+    try:
+        measured: list[float] = ours.recv()
+    except EOFError:
+        raise SystemExit(f"{work.__name__} has failed") from None
+    finally:
+        process.join()
+    return measured
+
+
+def _report(told: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    begun, before = time.perf_counter(), time.process_time()
+    work(*arguments)
+    took, spent = time.perf_counter() - begun, time.process_time() - before
+    told.send([took, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024])
 
 
 def one_image(folder: Path, count: int, *, with_bytes: bool) -> None:
@@ -284,12 +296,11 @@ def one_image(folder: Path, count: int, *, with_bytes: bool) -> None:
     data = folder / "data"
     with artifactd(folder, SETTINGS) as server:
         Client(server.port).push_first()
-    begun = time.monotonic()
-    fill(data, count, with_bytes=with_bytes)
+    took, _, _ = in_process(fill, data, count, with_bytes)
     size = (data / "catalog.sqlite3").stat().st_size
     print(
         f"{count:,} tags and manifests: a catalog of {size / MEGABYTE:,.0f} MB,"
-        f" filled in {time.monotonic() - begun:.0f} s",
+        f" filled in {took:.0f} s",
         flush=True,
     )
     begun = time.perf_counter()
@@ -305,13 +316,16 @@ def one_image(folder: Path, count: int, *, with_bytes: bool) -> None:
             command(folder, "fsck --no-hash, beside the daemon", "fsck", "--no-hash")
             command(folder, "fsck, beside the daemon", "fsck")
     if not with_bytes:
-        copy = folder / "copy.sqlite3"
-        operations = FileOperations()
-        in_process(
-            "backup: the catalog", lambda: copy_catalog(data / "catalog.sqlite3", copy, operations)
-        )
+        path, copy = data / "catalog.sqlite3", folder / "copy.sqlite3"
+        alone("backup: the catalog", copy_catalog, path, copy)
         copy.unlink()
-        in_process("fsck: the catalog", lambda: check(data / "catalog.sqlite3"))
+        alone("fsck: the catalog", check, path)
+
+
+def alone(name: str, work: Callable[..., object], *arguments: object) -> None:
+    """Do ``work`` in a process of its own, and print what it took."""
+    took, spent, memory = in_process(work, *arguments)
+    line(name, took, spent, memory / MEGABYTE)
 
 
 def check(path: Path) -> None:
@@ -336,7 +350,7 @@ def many_images(folder: Path, count: int) -> None:
     """Read ``_catalog`` of so many images by rules that show a part of them."""
     with artifactd(folder, SETTINGS):
         pass  # it makes the data folder
-    catalog.fill(folder / "data/catalog.sqlite3", count, 2)
+    in_process(catalog.fill, folder / "data/catalog.sqlite3", count, 2)
     settings = SETTINGS + RULES.format(secret=digest_of(b"secret"))
     with artifactd(folder, settings) as server:
         client, found, took = Client(server.port), 0, []
