@@ -153,7 +153,7 @@ class ReadCacheTests(TestCase):
 _UNREAD = {
     "image": {"id"},
     "tag": {"moved_at", "pushed_at", "pulled_at"},
-    "manifest": {"id", "pushed_at", "used_at", "pulled_at"},
+    "manifest": {"id", "pushed_at", "used_at", "pulled_at", "held_size"},
     "blob_link": {"used_at"},
     "blob": {"id", "created_at"},
     "origin": set[str](),
