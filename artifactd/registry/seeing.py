@@ -326,9 +326,7 @@ class Seeing:
 
         def look_into_configs() -> None:
             said = {config: _platforms_in(self._read(config)) for config in held}
-            for digest, config in configs.items():
-                named, told = platforms[digest], said.get(config)
-                platforms[digest] = None if named is None or told is None else [*named, *told]
+            platforms.update((digest, said.get(config)) for digest, config in configs.items())
 
         if configs:
             await self.run(look_into_configs)
@@ -691,14 +689,13 @@ _image_config = msgspec.json.Decoder(_ImageConfig)
 
 
 def _looked_through(content: bytes) -> tuple[Sequence[str] | None, str | None]:
-    """The platforms that an index names, and the digest of the config that a manifest has."""
+    """The platforms that an index names, or the digest of the config that tells an image's."""
     try:
         fields = fields_of(content)
     except ValueError:
         return None, None
-    config = field_of(fields, "config")
-    digest = field_of(config, "digest") if isinstance(config, dict) else None
-    named = _named(platform for _, platform in entries_of(fields))
+    named, config = _named(each for _, each in entries_of(fields)), field_of(fields, "config")
+    digest = field_of(config, "digest") if isinstance(config, dict) and not named else None
     return named, digest if isinstance(digest, str) else None
 
 
