@@ -17,9 +17,9 @@ CONTENT = noise(SIZE)
 
 class ManyTests(PullCase):
     async def test_fifty_clients_get_a_cold_blob_for_the_price_of_one(self) -> None:
-        content = noise(64 * MEBIBYTE)
+        content = noise(16 * MEBIBYTE)
         digest = self.blob(content)
-        held = self.hub.withhold(CDN, 32 * MEBIBYTE)
+        held = self.hub.withhold(CDN, 8 * MEBIBYTE)
         clients = [await self.ask(digest, keep=False) for _ in range(CLIENTS)]
         # The upstream keeps its second half until everybody has some of the first.
         await gatherResults([Deferred.fromCoroutine(client.has(1)) for client in clients])
