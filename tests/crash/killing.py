@@ -25,11 +25,13 @@ class Progress:
     Does something to the daemon when so many requests have been answered; of all clients.
 
     :ivar events: what is done, each after so many more answers.
+    :ivar settled: whether what was done last has had its effect, where the next one waits for it.
     :ivar fails: whether a request may fail, or be answered 503.
     """
 
     events: list[tuple[int, Callable[[], None]]]
     fails: bool = True
+    settled: Callable[[], bool] = lambda: True
     _answers: int = 0
     _lock: Lock = field(factory=Lock)
 
@@ -37,7 +39,8 @@ class Progress:
         """One more was."""
         with self._lock:
             self._answers += 1
-            if self.events and self._answers >= self.events[0][0]:
+            due = bool(self.events) and self._answers >= self.events[0][0]
+            if due and self.settled():
                 self._answers = 0
                 _, event = self.events.pop(0)
                 event()

@@ -216,6 +216,15 @@ class WorkersTests(ManyKillsCase):
         events = [random.choice((reload, one)) for _ in range(random.randrange(3))]
         events.append(random.choice((last, whole)))
         progress.events = [(random.randrange(1, _REQUESTS), event) for event in events]
+        reloads = self.killed["reload"]
+        waits = random.random() < 0.7
+
+        def settled() -> bool:
+            begun = self.killed["reload"] - reloads
+            done = len(re.findall(r"reloaded: |reload refused", daemon.process.output))
+            return done >= begun or not waits
+
+        progress.settled = settled
         await self.work(clients, daemon.port, progress)
         self.assertEqual(await daemon.process.ended(), -signal.SIGKILL)
         self.assertNotIn("Traceback", daemon.process.output)

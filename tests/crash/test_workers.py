@@ -10,7 +10,7 @@ import signal
 from base64 import b64encode
 from collections import Counter
 from contextlib import closing
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from random import Random
 from threading import Event
 
@@ -245,6 +245,24 @@ class ReloadTests(WorkersCase):
         await wait_for(lambda: not any(map(running, old)))
         self.assertEqual(await daemon.kill(signal.SIGTERM), -signal.SIGTERM)
         self.assertNotIn("Traceback", daemon.process.output)
+
+    async def test_a_connection_that_is_open_gets_one_more_answer(self) -> None:
+        daemon = await self.start(idle_timeout="1h")
+        old = daemon.pids()
+
+        def ask(connection: HTTPConnection) -> tuple[int, int, str | None]:
+            connection.request("GET", "/status")
+            answer = connection.getresponse()
+            pid = int(json.loads(answer.read())["pid"])
+            return pid, answer.status, answer.getheader("Connection")
+
+        with closing(daemon.connect()) as one, closing(daemon.connect()) as other:
+            first = [await deferToThread(ask, each) for each in (one, other)]
+            self.assertEqual({pid for pid, _, _ in first}, set(old))
+            self.assertEqual((await daemon.reload()).status, 0)
+            second = [await deferToThread(ask, each) for each in (one, other)]
+            self.assertEqual(second, [(pid, 200, "close") for pid, _, _ in first])
+        await wait_for(lambda: not any(map(running, old)))
 
     async def test_what_is_wrong_is_refused_and_what_is_right_is_taken(self) -> None:
         daemon = await self.start()
