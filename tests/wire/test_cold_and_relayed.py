@@ -109,8 +109,9 @@ class RelayTests(RelayCase):
         self.assertLess(self.budget.most, 300_000)
 
     def test_a_client_that_takes_it_more_slowly_than_the_least_rate_is_dropped(self) -> None:
-        for seconds in (10.0, 6.0):  # for each piece of 64 KiB
-            self.patience = Patience(STALL, rate=65536 / 8, window=60.0)
+        os.truncate(self.path, 4_000_000)
+        for seconds in (10.0, 6.0):  # for each piece of 256 KiB
+            self.patience = Patience(STALL, rate=262144 / 8, window=60.0)
             self.serve()
             wire = self.connect()
             write = wire.write
@@ -120,8 +121,8 @@ class RelayTests(RelayCase):
                 wire.channel.pauseProducing()
 
             wire.write = full  # type: ignore[method-assign]
-            wire.send(request("GET", "/0/1000000"))
-            while not wire.disconnected and len(wire.value()) < 1_000_000:
+            wire.send(request("GET", "/0/4000000"))
+            while not wire.disconnected and len(wire.value()) < 4_000_000:
                 self.clock.advance(seconds)
                 wire.channel.resumeProducing()
             self.assertEqual(wire.disconnected, seconds == 10.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
@@ -154,6 +155,43 @@ class TakeOverTests(SenderCase):
         self.assertGreater(clock.seconds(), STALL)
         await self.check_ended()
         self.assertEqual(self.served.outcomes, [False])
+
+    async def test_a_turn_sends_more_and_more_is_left_unsent_if_connections_are_few(
+        self,
+    ) -> None:
+        sizes: list[int] = []
+
+        def sendfile(out: int, file: int, offset: int, count: int) -> int:
+            sizes.append(count)
+            return really(out, file, offset, count)
+
+        def unsent() -> int:
+            (channel,) = (each for each in self.site.channels if each.transport.getPeer() == peer)
+            found = channel.transport.getHandle().getsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
+            )
+            assert isinstance(found, int)
+            return found
+
+        really = os.sendfile
+        self.patch(os, "sendfile", sendfile)
+        await self.serve()
+        client = await self.connect()
+        peer = client.transport.getHost()
+        for connections, turn, left in (
+            (1, 2 << 20, 2 << 20),
+            (8, 1 << 20, 1 << 20),
+            (20, 512 << 10, (8 << 20) // 20),
+        ):
+            while len(self.site.channels) < connections:
+                another = await self.connect()
+                another.send(self.get(0, 10))
+                await another.response()
+            sizes.clear()
+            client.send(self.get())
+            self.check_body((await client.response())[1])
+            self.assertEqual((max(sizes), unsent()), (turn, left))
+        await self.check_ended()
 
     async def test_the_channel_is_the_producer_again_afterwards(self) -> None:
         await self.serve()

@@ -33,6 +33,23 @@ from artifactd.web.server.protocol import RegistryRequest
 
 InThread = Callable[..., Deferred[Any]]
 
+# All sizes are in bytes.
+
+# All connections may have their turn before anything else has, and each may be left unread: so
+# much is for all of them together, if there are few, and at least and at most so much for each.
+_TOGETHER = 8 * 1024 * 1024
+# Sent in one turn of the reactor.
+_LEAST_TURN, _MOST_TURN = 512 * 1024, 2 * 1024 * 1024
+# Buffered by the kernel beyond the bytes on their way.
+_LEAST_UNSENT = 128 * 1024
+# Passed through this process at a time.
+_LEAST_PIECE, _MOST_PIECE = 64 * 1024, 256 * 1024
+
+
+def _share(connections: int, least: int, most: int) -> int:
+    return max(least, min(most, _TOGETHER // max(1, connections)))
+
+
 # Linux reads at least this much of a cold file at a time, in bytes.
 _STRIDE = 128 * 1024
 _SCRATCH = 256 * 1024
@@ -46,7 +63,7 @@ class BlobReader:
 
     _blob: OpenBlob
     _in_thread: InThread
-    _in_memory: bool = False
+    _on_tmpfs: bool = False
     _reading: int = 0
     _closing: bool = False
 
@@ -57,6 +74,11 @@ class BlobReader:
     @property
     def available(self) -> int:
         return self._blob.available
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether this process has the bytes in memory, apart from the page cache."""
+        return self._blob.content is not None
 
     def wait(self, beyond: int) -> Deferred[None]:
         return self._blob.wait(beyond)
@@ -82,7 +104,7 @@ class BlobReader:
 
     def is_cached(self, first: int, length: int) -> bool:
         """Whether samples of these bytes are in the page cache, so that reading won't wait."""
-        if self._in_memory or self._blob.content is not None:
+        if self._on_tmpfs or self.in_memory:
             return True
         samples = range(first, first + length, _STRIDE)
         return all(self.cached(sample, 1) is not None for sample in samples)
@@ -168,6 +190,7 @@ class Transfer(ABC):
     :ivar offset: the offset in the blob of the next byte to send.
     :ivar end: the offset behind the last byte to send; ``None`` as long as it is not known.
     :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
+    :ivar turn: the most bytes to send in one turn of the reactor.
     """
 
     _log = Logger()
@@ -189,6 +212,7 @@ class Transfer(ABC):
         self._stall = 0.0
         self._deadline: Deadline
         self._pace: ReaderPace
+        self.turn = _share(len(self.channel.site.channels), _LEAST_TURN, _MOST_TURN)
         self._first = self._ahead = first
         self._margin = 0
         self._pending = False
@@ -297,7 +321,7 @@ class Transfer(ABC):
 
     def _look_ahead(self) -> None:
         first = self._ahead
-        count = min(_AT_A_TIME, self.here - first)
+        count = min(self.turn, self.here - first)
         if count <= 0:
             if first == self.offset:
                 self._wait()
@@ -366,9 +390,6 @@ class Transfer(ABC):
         self.transport.abortConnection()
 
 
-_PIECE = 64 * 1024  # bytes
-
-
 @implementer(IPushProducer)
 class Relay(Transfer):
     """
@@ -388,6 +409,9 @@ class Relay(Transfer):
     ) -> None:
         super().__init__(request, reader, first, length)
         self._budget = budget
+        self._piece = _LEAST_PIECE
+        if not reader.in_memory:
+            self._piece = _share(len(self.channel.site.channels), _LEAST_PIECE, _MOST_PIECE)
         self._granted: Deferred[None] = succeed(None)
         self._resumed: Deferred[None] | None = None
         self._waiting: Deferred[None] | None = None
@@ -426,7 +450,7 @@ class Relay(Transfer):
         if self.end is None:
             await self._begin_unmeasured()
         while self.offset != self.end:
-            size = min(_PIECE, self.ready())
+            size = min(self._piece, self.ready())
             if not size:
                 # They may have come by now, or the transfer may have failed.
                 if self._pending and not self.ended:
@@ -474,11 +498,8 @@ class Relay(Transfer):
         self.advance(size)
 
 
-# All sizes are in bytes.
 SMALL = 64 * 1024  # a body of up to this size is read at once and written with its headers
-_AT_A_TIME = 512 * 1024  # per wake-up of one connection: fairness to the others
 _WINDOW = 4 * 1024 * 1024  # how far a cold file is read ahead
-_UNSENT = 128 * 1024  # how much the kernel buffers beyond the bytes on their way
 
 # Seconds after which a client that reads too few of its large answers may try again.
 _RETRY_SECONDS = 5
@@ -606,9 +627,10 @@ class _Sendfile(Transfer):
     _taken_over = False
 
     def register(self) -> None:
+        unsent = _share(len(self.channel.site.channels), _LEAST_UNSENT, _MOST_TURN)
         with suppress(OSError, AttributeError):  # a UNIX socket; not Linux
             self.transport.getHandle().setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT
+                socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent
             )
         self.transport.unregisterProducer()
         self.transport.registerProducer(self, False)
@@ -634,7 +656,7 @@ class _Sendfile(Transfer):
             self.channel.resumeProducing()
         ready = self.ready()
         if ready > 0:
-            self._send(min(ready, _AT_A_TIME))
+            self._send(min(ready, self.turn))
 
     def stopProducing(self) -> None:
         """The connection is lost: the request ends next, and with it the transfer."""
