@@ -47,6 +47,7 @@ class TlsConnection(BufferingTLSTransport):
     refusal = ""
     _begun = False
     _plain = False
+    _tcp_ended = False  # nothing more comes from the client, not even a close_notify
 
     def dataReceived(self, data: bytes) -> None:
         if not self._begun:
@@ -59,11 +60,17 @@ class TlsConnection(BufferingTLSTransport):
 
     def readConnectionLost(self) -> None:
         """The client has closed its direction of TCP, with a close_notify before it or without."""
+        self._tcp_ended = True
         if not self._client_ended():
             self.transport.loseConnection()
 
     def writeConnectionLost(self) -> None:
         """Do nothing: this end closes both directions at once."""
+
+    def _shutdownTLS(self) -> None:  # noqa: N802 - Twisted's name
+        super()._shutdownTLS()
+        if self._tcp_ended:  # the base waits for the client's close_notify
+            self.transport.loseConnection()
 
     def _flushReceiveBIO(self) -> None:
         # The base closes the connection at a close_notify, but the client that sends it may still

@@ -62,12 +62,19 @@ class TlsClient:
         self._socket.shutdown(SHUT_WR)
         return self._read()
 
-    def ask_for_the_last_time(self) -> bytes:
-        """Read all until the registry ends TLS, end by TCP alone, and wait until it does so too."""
-        self._begin(SMALL.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
-        found = self._read()
+    def end_tcp_alone(self, *, last: bool) -> bytes:
+        """
+        Ask, end by TCP alone, and read all until the registry does so too.
+
+        :param last: have the registry end TLS first.
+        """
+        self._begin(SMALL.replace(b"\r\n", b"\r\nConnection: close\r\n", 1) if last else SMALL)
+        found = self._read() if last else b""
+        self._socket.sendall(self._outgoing.read())
         self._socket.shutdown(SHUT_WR)
-        assert not self._socket.recv(1)
+        found += b"" if last else self._read()
+        while self._socket.recv(1):
+            pass
         return found
 
     def _begin(self, wanted: bytes) -> None:
@@ -160,9 +167,10 @@ class HalfCloseTests(TestCase):
     async def test_a_client_that_has_its_answer_and_ends_tcp_alone_is_closed(self) -> None:
         self.patch(protocol, "CLOSE_SECONDS", 1e6)
         registry = await self.over_tls()
+        for last in (True, False):
 
-        def ask() -> bytes:
-            with create_connection(("127.0.0.1", registry.port), PATIENCE) as connection:
-                return TlsClient(connection).ask_for_the_last_time()
+            def ask(*, last: bool = last) -> bytes:
+                with create_connection(("127.0.0.1", registry.port), PATIENCE) as connection:
+                    return TlsClient(connection).end_tcp_alone(last=last)
 
-        self.assertIn(b"HTTP/1.1 200 OK\r\n", await deferToThread(ask))
+            self.assertIn(b"HTTP/1.1 200 OK\r\n", await deferToThread(ask))
