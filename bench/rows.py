@@ -2,7 +2,7 @@
 """
 artifactd beside Debian's docker-registry, row by row: the table of docs/performance.md.
 
-usage: rows.py [--rounds 3] [--rows NAME,…] [--workers 1] [--data FOLDER] [--tree CHECKOUT …]
+usage: rows.py [--rounds 3] [--rows NAME,…] [--workers N] [--data FOLDER] [--tree CHECKOUT …]
 
 Starts both with their data below ``--data``, which decides whether a disk or memory is measured
 (``/dev/shm``), with their defaults, both with an access log.  Each row is measured of one after the
@@ -478,7 +478,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     parser.add_argument("--rows", help="these alone, with commas between them")
-    parser.add_argument("--workers", type=int, default=1, help="of artifactd (%(default)s)")
+    cores = len(os.sched_getaffinity(0))  # as many workers as artifactd has by default
+    parser.add_argument("--workers", type=int, default=cores, help="of artifactd (%(default)s)")
     parser.add_argument("--data", type=Path, help="where the data is kept (a temporary folder)")
     parser.add_argument("--tree", type=Path, action="append", help="another checkout to compare")
     options = parser.parse_args()
