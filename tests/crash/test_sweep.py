@@ -34,7 +34,8 @@ async def swept(daemon: Daemon) -> None:
     for file in unfinished(daemon.data):
         os.utime(file, (time.time() - DAYS,) * 2)
     await daemon.restart()
-    await wait_for(lambda: not unfinished(daemon.data))
+    await daemon.process.matched("swept ")  # told once all of it has gone
+    assert not unfinished(daemon.data)
 
 
 def stored(data: Path) -> dict[str, int]:

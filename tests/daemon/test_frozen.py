@@ -29,7 +29,7 @@ class FrozenTests(SynchronousTestCase):
     def test_all_that_the_start_has_made_is_looked_at_no_more(self) -> None:
         """A collection of it takes about 0.1 s; threads that compute are interrupted often."""
         settings = Path(self.mktemp())
-        settings.write_text("")
+        settings.write_text("workers = 1")
         program = [sys.executable, "-c", _PROGRAM, str(settings)]
         frozen, turn = map(int, subprocess.check_output(program, text=True).split())
         self.assertGreater(frozen, 50_000)

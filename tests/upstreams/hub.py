@@ -73,7 +73,7 @@ class Hub:
         :param clock: says when tokens and signatures have expired.
         """
         self = cls(backing or Images(), clock)
-        test.addCleanup(self.stop)
+        test.addCleanup(self.close)
         return self
 
     def resume(self) -> None:
@@ -85,6 +85,11 @@ class Hub:
         """Be gone: connections are cut, and new ones refused."""
         for server in (self._registry, self._blobs, self._auth):
             await server.stop()
+
+    async def close(self) -> None:
+        """Be gone for ever."""
+        for server in (self._registry, self._blobs, self._auth):
+            await server.close()
 
     @property
     def images(self) -> Images:

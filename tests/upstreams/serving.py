@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -31,6 +32,7 @@ class Server:
         self._connections = _Connections(_Quiet(_Leaf(handler)))
         self._port: IListeningPort | None = None
         self._number = 0
+        self._kept: socket.socket | None = None
 
     @property
     def host(self) -> str:
@@ -44,13 +46,30 @@ class Server:
         address = self._port.getHost()
         assert isinstance(address, IPv4Address)
         self._number = address.port
+        self._keep_number(None)
 
     async def stop(self) -> None:
-        """Listen no more, and cut all connections."""
+        """Listen no more until :meth:`start`, and cut all connections."""
         port, self._port = self._port, None
         if port is not None:
             await maybeDeferred(port.stopListening)
+            # It is bound, so that the kernel gives the number to nobody else; it does not listen,
+            # so that clients are refused.
+            kept = socket.socket()
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind((self._address, self._number))
+            self._keep_number(kept)
         await self._connections.cut()
+
+    async def close(self) -> None:
+        """Listen no more, and give up the number."""
+        await self.stop()
+        self._keep_number(None)
+
+    def _keep_number(self, kept: socket.socket | None) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = kept
 
 
 class _Connection(ProtocolWrapper):

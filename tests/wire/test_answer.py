@@ -57,7 +57,9 @@ class AnswerLengthTests(WireCase):
     def test_a_blob_whose_length_nobody_knows_has_none(self) -> None:
         headers, body = self.ask(Answer(blob=self.blob(None)))
         self.assertNotIn(b"Content-Length", headers)
-        self.assertTrue(body.startswith(b"10000\r\n" + self.content[:65536]))
+        size, _, rest = body.partition(b"\r\n")
+        self.assertGreater(int(size, 16), 0)
+        self.assertTrue(rest.startswith(self.content[: int(size, 16)]))
 
     def test_a_head_may_do_without(self) -> None:
         for answer in (Answer(), Answer(blob=self.blob(None))):
