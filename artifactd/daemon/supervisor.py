@@ -276,18 +276,20 @@ class Supervisor(Service):
 
     def start(self) -> None:
         """
-        Listen, start the first worker and wait until it is ready, then start the others.
+        Start the first worker and wait until it is ready, listen, then start the others.
 
-        One by one, since the first may have to migrate the catalog.
+        One by one, since the first may have to migrate the catalog; a client that connects is
+        answered at once.
 
         :raises StartError: if the daemon can't run; then nothing is left running.
         """
         self._generation = Generation.of(self._path, self._settings.processes)
-        self._sockets.bind(self._settings.listen)
+        first = self._spawn(self._generation)
+        self._wait_for(first)
         try:
-            self._wait_for(self._spawn(self._generation))
+            self._sockets.bind(self._settings.listen)
         except StartError:
-            self._sockets.close()
+            first.process.signalProcess("KILL")  # it has nothing to do, and nothing to say
             raise
         self._listen_for_reloads()
         greet(

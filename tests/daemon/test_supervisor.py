@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from errno import EAGAIN
+from errno import EADDRINUSE, EAGAIN
 from typing import Any
 
 import msgspec
 from attrs import define, field
-from twisted.internet.error import ProcessTerminated
+from twisted.internet.error import CannotListenError, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
 from twisted.python.failure import Failure
@@ -88,6 +88,8 @@ class FakeReactor(Clock):
         self.readers: list[Any] = []
         self.ports: list[Any] = []
         self.has_processes = True
+        self.is_taken = False
+        self.ports_then = 0
 
     def spawnProcess(
         self, protocol: Any, *_: object, childFDs: dict[int, Any], **__: object
@@ -99,6 +101,7 @@ class FakeReactor(Clock):
         end.setblocking(False)
         self.workers.append(worker)
         if len(self.workers) == 1:
+            self.ports_then = len(self.ports)
             worker.ready(self.settings)  # the start waits for it
         return worker
 
@@ -117,6 +120,8 @@ class FakeReactor(Clock):
         return FakePort()
 
     def listenTCP(self, port: int, factory: Any, *_: object) -> Any:
+        if self.is_taken:
+            raise CannotListenError("127.0.0.1", port, OSError(EADDRINUSE, "Address in use"))
         self.ports.append(FakePort())
         return self.ports[-1]
 
@@ -194,6 +199,22 @@ class SupervisorCase(SynchronousTestCase):
     @property
     def bound(self) -> list[Bound]:
         return list(self.supervisor._sockets._bound.values())
+
+
+class StartTests(SupervisorCase):
+    def test_nobody_can_connect_before_a_worker_is_ready(self) -> None:
+        self.assertEqual(self.reactor.ports_then, 0)
+        self.assertEqual(len(self.reactor.ports), 1)
+
+    def test_an_address_that_is_taken_leaves_no_worker(self) -> None:
+        reactor = FakeReactor(self.settings)
+        reactor.is_taken = True
+        supervisor = Supervisor(self.settings, reactor, SharedMemory.create())
+        error = self.assertRaises(StartError, supervisor.start)
+        self.assertIn("Address in use", str(error))
+        (worker,) = reactor.workers
+        self.addCleanup(worker.end.close)
+        self.assertEqual(worker.killed, ["KILL"])
 
 
 class RestartTests(SupervisorCase):
