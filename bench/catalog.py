@@ -32,7 +32,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -47,7 +46,8 @@ from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import bcrypt
-from attrs import define, field, frozen
+from attrs import define, field
+from servers import Server, artifactd, exit_on_sigterm, in_process
 
 from artifactd.catalog.manifests import note_size
 from artifactd.catalog.migrations import SCHEMA, migrate
@@ -60,11 +60,10 @@ LAYERS = 2  # of a manifest, that no other has
 INDEXES = 10  # of many children
 BEGAN = time.time()
 CACHE = 4 << 30  # bytes of a catalog that is filled
+MEBIBYTE = 1 << 20
 USERS = ("admin", "few")
 SETTINGS = """
 data = "{data}/data"
-listen = ["tcp:0:interface=127.0.0.1"]
-access_log = "off"
 gc_interval = "365d"
 sweep_interval = "365d"
 scrub_rate = "0"
@@ -304,63 +303,26 @@ def _long(filling: Filling, children: int) -> None:
         filling.tag(image, f"v{number}", manifest, digest, float(number))
 
 
-# -- the daemon, and who asks it
+# -- asking the daemon
 
 
-@frozen
-class Daemon:
-    """artifactd, running; ``port`` is on 127.0.0.1."""
-
-    process: subprocess.Popen[str]
-    port: int
-
-    @classmethod
-    @contextmanager
-    def running(cls, settings: Path) -> Iterator[Daemon]:
-        command = [sys.executable, "-m", "artifactd", "--config", str(settings)]
-        environment = {**os.environ, "ARTIFACTD_WORKERS": "1"}
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
-            assert process.stdout is not None
-            said = []
-            try:
-                for line in process.stdout:
-                    said.append(line)
-                    if found := re.search(r"listening on .*127\.0\.0\.1:(\d+)", line):
-                        yield cls(process, int(found[1]))
-                        return
-                raise SystemExit("the daemon did not start:\n" + "".join(said))
-            finally:
-                process.send_signal(signal.SIGTERM)
-
-    @property
-    def spent(self) -> tuple[float, float]:
-        """Milliseconds of CPU so far: of the reactor's thread, and of all others."""
-        own, others = 0.0, 0.0
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            took = int((task / "schedstat").read_text().split()[0]) / 1e6
-            if task.name == str(self.process.pid):
-                own = took
-            else:
-                others += took
-        return own, others
-
-    @property
-    def peak_memory(self) -> float:
-        """The most that was resident so far, in MiB."""
-        found = re.search(
-            r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text()
-        )
-        assert found is not None
-        return int(found[1]) / 1024
+def spent(server: Server) -> tuple[float, float]:
+    """Milliseconds of CPU so far: of the reactor's thread, and of all others."""
+    own, others = 0.0, 0.0
+    for task in Path(f"/proc/{server.pid}/task").iterdir():
+        took = int((task / "schedstat").read_text().split()[0]) / 1e6
+        if task.name == str(server.pid):
+            own = took
+        else:
+            others += took
+    return own, others
 
 
 @define
 class Asking:
     """A user, by Basic and in a browser."""
 
-    daemon: Daemon
+    server: Server
     user: str
     cookies: dict[str, str] = field(factory=dict)
 
@@ -386,7 +348,7 @@ class Asking:
             sent = {"Authorization": f"Basic {login}"}
         else:
             sent = {"Accept": "text/html", "Cookie": "; ".join(map("=".join, self.cookies.items()))}
-        connection = HTTPConnection("127.0.0.1", self.daemon.port, timeout=600)
+        connection = HTTPConnection("127.0.0.1", self.server.port, timeout=600)
         connection.request(method, path, body, {**sent, **headers, "Connection": "close"})
         answer = connection.getresponse()
         content = answer.read()
@@ -403,17 +365,17 @@ def measure(asking: Asking, name: str, path: str, rounds: int) -> None:
     """Print the quickest of several rounds."""
     took = []
     for _ in range(rounds):
-        before = asking.daemon.spent
+        before = spent(asking.server)
         content = asking.get(path)
-        after = asking.daemon.spent
+        after = spent(asking.server)
         took.append((sum(after) - sum(before), after[0] - before[0]))
     whole, own = min(took)
-    peak = asking.daemon.peak_memory
+    peak = max(asking.server.peaks) / MEBIBYTE
     print(f"{name:52} {whole:9.1f} {own:9.1f} {len(content) / 1024:7.0f} {peak:6.0f}", flush=True)
 
 
-def ask_all(daemon: Daemon, images: int, rounds: int) -> None:
-    admin, few = (Asking(daemon, user) for user in USERS)
+def ask_all(server: Server, images: int, rounds: int) -> None:
+    admin, few = (Asking(server, user) for user in USERS)
     for each in (admin, few):
         each.log_in()
     middle = images // 2 | 1
@@ -511,11 +473,12 @@ def main() -> None:
     arguments = parser.parse_args()
     sizes = (arguments.images, arguments.tags, arguments.most, arguments.children)
     made = arguments.data is not None and (Path(arguments.data) / "artifactd.toml").exists()
-    folder = Path(arguments.data if made else tempfile.mkdtemp(dir=arguments.data))
+    exit_on_sigterm()
+    folder = Path(arguments.data if made else tempfile.mkdtemp(dir=arguments.data)).absolute()
     settings = folder / "artifactd.toml"
     try:
         if not made:
-            fill_all(folder / "data", *sizes)
+            in_process(fill_all, folder / "data", *sizes)
             few = (
                 arguments.images * 7 // 90
             )  # app7777, and the ten that it begins: with the default
@@ -524,8 +487,8 @@ def main() -> None:
             lines = [f"{user}:{each}\n" for user, each in zip(USERS, hashed, strict=True)]
             (folder / "htpasswd").write_text("".join(lines))
             (folder / "htpasswd").chmod(0o600)
-        with Daemon.running(settings) as daemon:
-            ask_all(daemon, arguments.images, arguments.rounds)
+        with artifactd(folder, settings.read_text()) as server:
+            ask_all(server, arguments.images, arguments.rounds)
         run_all(settings, arguments.images)
     finally:
         if not arguments.keep:

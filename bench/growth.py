@@ -32,9 +32,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
-import resource
 import shutil
 import sqlite3
 import statistics
@@ -44,14 +42,13 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.client import HTTPConnection
-from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import catalog
 from attrs import define, field
-from servers import MEGABYTE, Server, artifactd, private_folder
+from servers import MEGABYTE, Server, artifactd, in_process, private_folder
 
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.repair import RepairCatalog
@@ -261,34 +258,6 @@ def command(folder: Path, name: str, *arguments: str) -> None:
         text = (folder / "command.log").read_text()
         raise SystemExit(f"artifactd {' '.join(arguments)}: {text[-2000:]}")
     line(name, took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / MEGABYTE)
-
-
-def in_process(work: Callable[..., object], *arguments: object) -> list[float]:
-    """
-    Do ``work`` in a process of its own.
-
-    Returns the seconds of wall-clock time and of processor time, and the bytes of its peak memory.
-    What a process has counts as the peak of those that it starts, so this one has to stay small.
-    """
-    context = multiprocessing.get_context("spawn")
-    ours, its = context.Pipe()
-    process = context.Process(target=_report, args=(its, work, arguments))
-    process.start()
-    its.close()
-    try:
-        measured: list[float] = ours.recv()
-    except EOFError:
-        raise SystemExit(f"{work.__name__} has failed") from None
-    finally:
-        process.join()
-    return measured
-
-
-def _report(told: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    begun, before = time.perf_counter(), time.process_time()
-    work(*arguments)
-    took, spent = time.perf_counter() - begun, time.process_time() - before
-    told.send([took, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024])
 
 
 def one_image(folder: Path, count: int, *, with_bytes: bool) -> None:

@@ -3,13 +3,16 @@ The servers that the scripts beside this one measure, each in processes of its o
 
 Not a script: :func:`artifactd` and :func:`docker_registry` start one on a free port of 127.0.0.1,
 :class:`Server` tells what its processes take, and :func:`private_folder` has room for their data.
+:func:`in_process` does other work in a process of its own, such as to fill a catalog.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -19,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from attrs import frozen
@@ -84,6 +88,11 @@ def _proportional(pid: int) -> int:
     return int(found[1]) * 1024
 
 
+def exit_on_sigterm() -> None:
+    """Let SIGTERM leave all contexts, which stop servers and remove files, before this ends."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+
+
 @contextmanager
 def private_folder(parent: Path | None) -> Iterator[Path]:
     """
@@ -91,8 +100,8 @@ def private_folder(parent: Path | None) -> Iterator[Path]:
 
     :param parent: where it is made; ``None``: where temporary files go.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    folder = Path(tempfile.mkdtemp(prefix="artifactd-bench-", dir=parent))
+    exit_on_sigterm()
+    folder = Path(tempfile.mkdtemp(prefix="artifactd-bench-", dir=parent)).absolute()
     try:
         yield folder
     finally:
@@ -209,3 +218,31 @@ def _running(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def in_process(work: Callable[..., object], *arguments: object) -> list[float]:
+    """
+    Do ``work`` in a process of its own.
+
+    Returns the seconds of wall-clock time and of processor time, and the bytes of its peak memory.
+    What a process has counts as the peak of those that it starts, so this one has to stay small.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_report, args=(its, work, arguments))
+    process.start()
+    its.close()
+    try:
+        measured: list[float] = ours.recv()
+    except EOFError:
+        raise SystemExit(f"{work.__name__} has failed") from None
+    finally:
+        process.join()
+    return measured
+
+
+def _report(told: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    begun, before = time.perf_counter(), time.process_time()
+    work(*arguments)
+    took, spent = time.perf_counter() - begun, time.process_time() - before
+    told.send([took, spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024])
