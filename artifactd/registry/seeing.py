@@ -240,7 +240,7 @@ class Seeing:
         )
         wanted = names[:limit]
         found = [ImageName(*name.split("/", 1)) for name in wanted]
-        # Such lists take one of the catalog's readers at most.
+        # All lists of images together take one of the catalog's readers at most.
         async with registry.turn:
             seen = await self.overview.images(found, with_own=sees_all)
         return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
@@ -496,12 +496,11 @@ class Seeing:
         rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
         found: list[StaleTag] = []
         for batch in batches([each for each in rest if _place_of(each) > behind]):
-            images = {ImageName(*each.image.split("/", 1)) for each in batch}
-            chosen: Collection[ImageName] = images
-            if shown is not None:
-                allowed = [image for image in images if shown(image)]
-                chosen = await self.registry.listable(allowed, asker)
             wanted = [(ImageName(*each.image.split("/", 1)), each.tag) for each in batch]
+            chosen: Collection[ImageName] = {image for image, _ in wanted}
+            if shown is not None:
+                allowed = [image for image in chosen if shown(image)]
+                chosen = await self.registry.listable(allowed, asker)
             checked = await self.overview.checked(wanted)
             found += [
                 each
@@ -712,7 +711,6 @@ def _with_config(document: _Document, content: bytes) -> _Document:
     platforms = _platforms_in(content)
     if platforms is None:
         return document
-    platforms = [*document.platforms, *platforms]
     try:
         told = decode_foreign(_image_config, content, values=_VALUES)
     except ValueError:
