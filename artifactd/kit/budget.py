@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Protocol
 
 from attrs import define, field
 from twisted.internet.defer import Deferred, succeed
 
 RECEIVE_SIZE = 256 * 1024
-"""The most bytes that one ``recv`` of a transport brings, except where there are few of them."""
+"""The most bytes that one ``recv`` brings, unless :func:`receive_size` lets it bring more."""
 
 _LARGEST = 1024 * 1024
 _TOGETHER = 4 * 1024 * 1024
@@ -27,6 +28,7 @@ def receive_size(transports: int) -> int:
     return max(64 * 1024, min(_LARGEST, _TOGETHER // transports))
 
 
+@lru_cache(1024)  # it is asked for at each piece that arrives
 def delivered_late(transports: int) -> int:
     """The most bytes that so many transports may deliver after they were paused."""
     few = range(1, min(transports, _TOGETHER // RECEIVE_SIZE) + 1)
