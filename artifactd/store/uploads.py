@@ -200,13 +200,13 @@ class Owners:
 
     def seems_full(self, upload_id: str) -> bool:
         """Whether the owner of ``upload_id`` may have reached the limit.  Takes microseconds."""
-        owner = _owner_of(upload_id)
-        return bool(self._most and owner) and self._counts[owner or ""] >= self._most
+        owner = self._bounded(upload_id)
+        return owner is not None and self._counts[owner] >= self._most
 
     def require_room(self, upload_id: str) -> None:
         """:raises UploadsFull: if the owner of ``upload_id`` has reached the limit."""
-        owner = _owner_of(upload_id)
-        if self._most and owner:
+        owner = self._bounded(upload_id)
+        if owner is not None:
             with self._lock:
                 self._require_room(owner)
 
@@ -216,14 +216,18 @@ class Owners:
 
         :raises UploadsFull: if its owner has reached the limit.
         """
-        owner = _owner_of(upload_id)
-        if not self._most or owner is None:
+        owner = self._bounded(upload_id)
+        if owner is None:
             return self._create(upload_id)
         with self._lock:
             self._require_room(owner)
             made = self._create(upload_id)
             self._counts[owner] += made
             return made
+
+    def _bounded(self, upload_id: str) -> str | None:
+        """The owner of ``upload_id``; ``None``: it has none, or may have any number."""
+        return _owner_of(upload_id) if self._most else None
 
     def _create(self, upload_id: str) -> bool:
         try:
@@ -469,7 +473,7 @@ class UploadStore:
 
     async def require_owners_room(self, upload_id: str) -> None:
         """
-        Call it before a client is told the id of an upload that is to come.
+        Check, before a client is told the id of a new upload, that its owner may have one more.
 
         :raises UploadsFull: if the owner of ``upload_id`` has as many as it may have.
         """
