@@ -399,6 +399,16 @@ def _check_ours(status: os.stat_result, path: str) -> None:
         raise OSError(errno.EPERM, "belongs to another user: artifactd did not make it", path)
 
 
+def open_lock(path: Path, name: str, files: FileOperations) -> int:
+    """
+    Open the file ``name`` of the folder ``path`` to lock it; make it if there is none.  Blocks.
+
+    :raises OSError: if it can't be opened.
+    """
+    with Directory.open(path) as folder:
+        return folder.ensure_file(name, files)
+
+
 class DutyLock:
     """
     Lets one of the processes on the data folder at ``path`` do something at a time.
@@ -419,8 +429,7 @@ class DutyLock:
         :returns: whether the lock was free.
         :raises OSError: if the file can't be opened.
         """
-        with Directory.open(self._path) as folder:
-            fd = folder.ensure_file(self._name, self._files)
+        fd = open_lock(self._path, self._name, self._files)
         if not try_lock(fd):
             os.close(fd)
             return False

@@ -22,6 +22,7 @@ from artifactd.store.files import (
     Directory,
     DutyLock,
     FileOperations,
+    open_lock,
     try_lock,
     write_all,
 )
@@ -585,7 +586,7 @@ class FolderCollectionLock:
         if not self._collector.claim():
             return False
         try:
-            self._hold = _open_lock(self._path, _HOLD, self._files)
+            self._hold = open_lock(self._path, _HOLD, self._files)
         except BaseException:
             self._collector.release()
             raise
@@ -622,7 +623,7 @@ def collection_held(path: Path, files: FileOperations | None = None) -> Iterator
     files = files or FileOperations()
     try:
         for name in (_HOLD, _COPY):
-            held.append(_open_lock(path, name, files))
+            held.append(open_lock(path, name, files))
             fcntl.flock(held[-1], fcntl.LOCK_SH)
         yield
     finally:
@@ -647,7 +648,7 @@ class CopyLock:
         :raises OSError: (EBUSY) if a copy is being made.
         """
         if self._fd < 0:
-            self._fd = _open_lock(self._path, _COPY, self._files)
+            self._fd = open_lock(self._path, _COPY, self._files)
         if not try_lock(self._fd):
             raise OSError(errno.EBUSY, "the store is being copied")
         try:
@@ -723,8 +724,3 @@ class ReloadSocket:
         if folder is not None:
             folder.close()
         self._lock.release()
-
-
-def _open_lock(path: Path, name: str, files: FileOperations) -> int:
-    with Directory.open(path) as folder:
-        return folder.ensure_file(name, files)
