@@ -627,16 +627,18 @@ class Catalog(OnDatabase):
         return [_upload_record(*row) for row in rows]
 
     def upload_opened(self, upload_id: str) -> None:
-        """Know, without a read, that a session has not ended whose id was just made."""
+        """Note that a session whose id was just made has not ended: so that needs no read."""
         self._ended.put(upload_id, False)
 
     async def is_upload_ended(self, upload_id: str) -> bool:
-        """Whether a session was closed or cancelled; for one that has a record, it is gone then."""
-        key = session_key(upload_id)
+        """
+        Whether a session was closed or cancelled.  Never true of one that an older release has
+        opened: its end is that its record is gone.
+        """
 
         def ended(db: Connection) -> bool:
             query = "SELECT 1 FROM ended_upload WHERE id = ?"
-            return db.execute(query, (key,)).fetchone() is not None
+            return db.execute(query, (session_key(upload_id),)).fetchone() is not None
 
         return await self._ended.get(upload_id, lambda: self.database.read(ended))
 

@@ -140,7 +140,8 @@ def session_key(upload_id: str) -> bytes | None:
     noted that the session has ended: 16 bytes, the first six of which are the milliseconds since
     the epoch at which it was opened.
 
-    ``None``: it is a UUID and nothing else, and so that of no session, or of one with a record.
+    ``None``: the id is a UUID and nothing else, that of a push in one request, or of a session that
+    an older release has opened.
     """
     uuid, dot, _ = upload_id.partition(".")
     return UUID(uuid).bytes if dot else None

@@ -247,7 +247,10 @@ class Aside(Generic[_T]):
             self._ended.release()
 
     def result(self) -> _T:
-        """Return what the function returned, or raise what it raised; call it if none has."""
+        """
+        Return what the function returned, or raise what it raised.  Calls it, or waits for the
+        thread that does.
+        """
         self.begin()
         with self._ended:
             if isinstance(self._outcome, BaseException):

@@ -47,11 +47,11 @@ class Merge(IntEnum):
     """The largest of the processes that run."""
 
     MOST = 3
-    """The largest, those of processes that have ended too."""
+    """The largest of all processes, also of those that have ended."""
 
     @property
     def of_all(self) -> bool:
-        """Whether those of processes that have ended count."""
+        """Whether the numbers of processes that have ended count."""
         return self in (Merge.SUM, Merge.MOST)
 
 

@@ -620,7 +620,8 @@ class Uploads:
         try:
             staged.release()
         finally:
-            self.store.discard_now(upload_id)  # the same as in _end()
+            # A late request may have begun the session again, see _end().
+            self.store.discard_now(upload_id)
 
     def _too_many(self) -> TooManyRequests:
         return TooManyRequests(
