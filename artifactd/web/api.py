@@ -13,7 +13,13 @@ from artifactd.auth.identity import Kind
 from artifactd.auth.rules import Uncounted
 from artifactd.auth.token_service import TokenService
 from artifactd.catalog.events import LONGEST, Requester, RequestTold
-from artifactd.oci.errors import ChunkOutOfOrder, ManifestUnknown, NameUnknown, QueryInvalid
+from artifactd.oci.errors import (
+    ChunkOutOfOrder,
+    ManifestUnknown,
+    NameUnknown,
+    QueryInvalid,
+    RegistryError,
+)
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
@@ -363,7 +369,7 @@ class Api(OperationsApi):
         digest = await target.local.delete_manifest(
             target.image, parsed, actor_of(request), precondition(request)
         )
-        return Answer(202, changes=deletion(parsed, digest))
+        return Answer(202, changes=[deletion(parsed, digest)])
 
     # -- lists
 
@@ -399,15 +405,18 @@ class Api(OperationsApi):
         return Answer(200, headers, found.index)
 
 
-def deletion(reference: Reference, digest: Digest | None) -> list[Change]:
+def deletion(
+    reference: Reference, digest: Digest | None, error: RegistryError | None = None
+) -> Change:
     """
-    What the audit log tells of a tag or manifest that is deleted.
+    What the audit log tells of a tag or manifest that is deleted, or was to be.
 
-    :param digest: of its manifest; ``None``: it was damaged.
+    :param digest: of its manifest; ``None``: it was damaged, or is not known.
+    :param error: why it is not deleted; ``None``: it is.
     """
     if isinstance(reference, Tag):
-        return [Change(tag=reference, before=digest)]
-    return [Change(digest=reference)]
+        return Change(tag=reference, before=digest, error=error)
+    return Change(digest=reference, error=error)
 
 
 def actor_of(request: RegistryRequest) -> Requester:

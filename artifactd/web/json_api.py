@@ -145,8 +145,8 @@ class JsonApi(Operated):
     async def _delete(
         self, request: RegistryRequest, target: Target, reference: Reference
     ) -> Answer:
-        changes = await self.delete(request, target, reference, precondition(request))
-        return Answer(204, changes=changes)
+        change = await self.delete(request, target, reference, precondition(request))
+        return Answer(204, changes=[change])
 
     @route(app, "/api/v1/images/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:

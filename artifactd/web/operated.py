@@ -61,11 +61,11 @@ class Operated(Routed):
         target: Target,
         reference: Reference,
         condition: Precondition = ANYHOW,
-    ) -> Sequence[Change]:
+    ) -> Change:
         """
         Delete a tag or a manifest; evict one of an upstream from the cache.
 
-        :return: the changes, for the audit log.
+        :return: the change, for the audit log.
         :raises RegistryError: see ``LocalRepository.delete_manifest``.
         """
         if self.is_remote(target.image):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ class ChangeTests(GuardedPageCase):
         browser = await self.as_user("alice")
         delete = Page.delete
 
-        async def failing(page: Page, *args: Any) -> Sequence[Change]:
+        async def failing(page: Page, *args: Any) -> Change:
             if args[-1] == Tag("v2"):
                 raise ZeroDivisionError
             return await delete(page, *args)

@@ -32,6 +32,7 @@ from artifactd.registry.seeing import TagShown, found_in
 from artifactd.registry.upkeep.state import Upkeep
 from artifactd.settings.access import Action
 from artifactd.web.answer import Answer
+from artifactd.web.api import deletion
 from artifactd.web.audit import Change
 from artifactd.web.errors import registry_error
 from artifactd.web.fields import form_fields, parameter
@@ -454,7 +455,7 @@ class Page(Operated):
         failed: list[tuple[Reference, RegistryError]] = []
         for number, reference in enumerate(references):
             try:
-                changes += await self.delete(request, target, reference)
+                changes.append(await self.delete(request, target, reference))
             except Exception:
                 error = registry_error(request, Failure())
                 if error.status >= 500:  # a fault of ours, which the others would meet, too
@@ -478,7 +479,8 @@ class Page(Operated):
             answer = _see(f"/ui/image/{image}", told="evicted")
         else:
             answer = _see(f"/ui/image/{image}", told="deleted", n=str(len(references)))
-        return evolve(answer, changes=[*changes, *(_unchanged(*each) for each in failed)])
+        changes += [deletion(reference, None, error) for reference, error in failed]
+        return evolve(answer, changes=changes)
 
     @_post(app, "/ui/copy/<name:name>", needs=Action.CREATE)
     async def copy(self, request: RegistryRequest, target: Target, form: Form) -> Answer:
@@ -545,13 +547,6 @@ class Page(Operated):
         """What runs by itself: collection and scrubbing; and what is damaged."""
         state = await self.upkeep.state()
         return await self._rendered(request, "upkeep.html", section="/ui/upkeep", state=state)
-
-
-def _unchanged(reference: Reference, error: RegistryError) -> Change:
-    """What the audit log is told of a tag or manifest that could not be deleted."""
-    if isinstance(reference, Tag):
-        return Change(tag=reference, error=error)
-    return Change(digest=reference, error=error)
 
 
 def _told(request: RegistryRequest, image: ImageName | str) -> tuple[str, str]:
