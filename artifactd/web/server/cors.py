@@ -53,13 +53,12 @@ class Cors:
 
     def allows(self, request: Request) -> bool:
         """Whether ``request`` comes from a page that may read the answer."""
-        origins = request.requestHeaders.getRawHeaders(b"Origin", ())
-        return len(origins) == 1 and (self._any or origins[0] in self._named)
+        origin = _origin(request)
+        return origin is not None and (self._any or origin in self._named)
 
     def allows_login(self, request: Request) -> bool:
         """Whether ``request`` comes from a page that may use the login that the browser has."""
-        origins = request.requestHeaders.getRawHeaders(b"Origin", ())
-        return len(origins) == 1 and origins[0] in self._named
+        return _origin(request) in self._named
 
     def allow(self, request: Request) -> None:
         """Set the header fields of the answer to ``request``."""
@@ -67,16 +66,22 @@ class Cors:
         if self._named:
             # A cache must not give one page's permission to another: Fetch, 3.3.6.
             headers.addRawHeader(b"Vary", b"Origin")
-        if not self.allows(request):
-            return
-        origin = request.requestHeaders.getRawHeaders(b"Origin", ())[0]
+        origin = _origin(request)
         if origin in self._named:
             headers.setRawHeaders(b"Access-Control-Allow-Origin", [origin])
             headers.setRawHeaders(b"Access-Control-Allow-Credentials", [b"true"])
-        else:
+        elif self.allows(request):
             headers.setRawHeaders(b"Access-Control-Allow-Origin", [b"*"])
+        else:
+            return
         headers.setRawHeaders(b"Access-Control-Expose-Headers", [_EXPOSED])
 
     def preflight(self) -> Mapping[str, str]:
         """Return the further fields of the answer to a preflight request: Fetch, 3.3.2."""
         return _PREFLIGHT
+
+
+def _origin(request: Request) -> bytes | None:
+    """The origin of the page that sends ``request``; ``None``: it says none, or several."""
+    origins = request.requestHeaders.getRawHeaders(b"Origin", ())
+    return origins[0] if len(origins) == 1 else None
