@@ -193,6 +193,24 @@ async def pages(read: Callable[[str | None, int], Awaitable[Page[_T]]]) -> Async
             return
 
 
+async def print_list(
+    table: Table,
+    read: Callable[[str | None, int], Awaitable[Page[_T]]],
+    cells: Callable[[_T], Sequence[str]],
+) -> int:
+    """
+    Print a list a page at a time.  Returns the exit status: 1 if the list is empty.
+
+    :param read: see :func:`pages`.
+    :param cells: returns an entry's row of ``table``.
+    """
+    status = 1
+    async for page in pages(read):
+        status = 0 if page.entries else status
+        table.add([(each, cells(each)) for each in page.entries])
+    return status
+
+
 def is_remote(parts: Assembly, image: ImageName) -> bool:
     """Whether ``image`` comes from an upstream."""
     return isinstance(parts.registry.repositories[image.repository], RemoteRepository)
@@ -518,7 +536,9 @@ class Undelete(ImageCommand):
         name, reference = self.reference()
         if self["list"]:
             wanted = resolved(parts, name) if name else None
-            return await _list_deleted(parts, wanted, as_json=bool(self["json"]))
+            columns = ("DELETED", "IMAGE", "KIND", "TAG", "DIGEST", "BY", "UNTIL")
+            table = Table(*columns, as_json=self["json"])
+            return await print_list(table, partial(parts.seeing.deleted, wanted), _deleted_cells)
         image = resolved(parts, name)
         if is_read_only(parts):
             return 1
@@ -542,15 +562,6 @@ class Undelete(ImageCommand):
                 file=sys.stderr,
             )
         return 0
-
-
-async def _list_deleted(parts: Assembly, image: ImageName | None, *, as_json: bool) -> int:
-    table = Table("DELETED", "IMAGE", "KIND", "TAG", "DIGEST", "BY", "UNTIL", as_json=as_json)
-    status = 1
-    async for page in pages(partial(parts.seeing.deleted, image)):
-        status = 0 if page.entries else status
-        table.add([(each, _deleted_cells(each)) for each in page.entries])
-    return status
 
 
 def _deleted_cells(deleted: DeletedShown) -> list[str]:

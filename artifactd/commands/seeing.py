@@ -25,6 +25,7 @@ from artifactd.commands.offline import (
     is_remote,
     list_garbage,
     pages,
+    print_list,
     resolved,
 )
 from artifactd.commands.table import JSON, Color, Table, print_json, shown_time
@@ -64,11 +65,8 @@ class List(DataCommand):
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
         table = Table("IMAGE", "TAGS", "SIZE", "OWN", "PUSHED", "PULLED", as_json=self["json"])
-        found = False
-        async for page in pages(partial(parts.seeing.images, pattern=self.pattern)):
-            found = found or bool(page.entries)
-            table.add([(each, _image_cells(each)) for each in page.entries])
-        return 0 if found else 1
+        reading = partial(parts.seeing.images, pattern=self.pattern)
+        return await print_list(table, reading, _image_cells)
 
 
 def _image_cells(seen: ImageSeen) -> list[str]:
@@ -88,8 +86,7 @@ class Tags(ImageCommand):
             *("TAG", "DIGEST", "KIND", "PLATFORMS", "SIZE", "PUSHED", "BY", "PULLED"),
             as_json=self["json"],
         )
-        async for page in pages(partial(parts.seeing.tags, image)):
-            table.add([(each, _tag_cells(each)) for each in page.entries])
+        await print_list(table, partial(parts.seeing.tags, image), _tag_cells)
         return 0
 
 
@@ -111,12 +108,8 @@ class History(ImageCommand):
             raise usage.UsageError("history: expected IMAGE or IMAGE:TAG, got a digest")
         image = resolved(parts, name)
         table = Table("WHEN", "TAG", "BY", "FROM", "TO", as_json=self["json"])
-        found = False
         reading = partial(parts.seeing.history, image, reference, newest_first=False)
-        async for page in pages(reading):
-            found = found or bool(page.entries)
-            table.add([(each, _movement_cells(each)) for each in page.entries])
-        return 0 if found else 1
+        return await print_list(table, reading, _movement_cells)
 
 
 def _movement_cells(moved: MovementShown) -> list[str]:
