@@ -17,15 +17,22 @@ _LARGEST = 1024 * 1024
 _TOGETHER = 4 * 1024 * 1024
 
 
+def portion(transports: int, together: int, least: int, most: int) -> int:
+    """
+    The bytes for each of so many transports, all of which may have their turn before anything else
+    has: an equal part of ``together``, but from ``least`` to ``most``.
+    """
+    return max(least, min(most, together // max(1, transports)))
+
+
 def receive_size(transports: int) -> int:
     """
     The most bytes that one ``recv`` of a large body should bring while there are so many
-    transports, at least 1.
+    transports.
 
-    All of them may have their turn before anything else has: together they bring 4 MiB, if there
-    are no more than 64; each brings 64 KiB to 1 MiB.
+    Together they bring 4 MiB, if there are no more than 64; each brings 64 KiB to 1 MiB.
     """
-    return max(64 * 1024, min(_LARGEST, _TOGETHER // transports))
+    return portion(transports, _TOGETHER, 64 * 1024, _LARGEST)
 
 
 @lru_cache(1024)  # it is asked for at each piece that arrives

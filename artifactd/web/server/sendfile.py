@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import NO_BODY_CODES
 from zope.interface import implementer
 
-from artifactd.kit.budget import BufferBudget, ShareExhausted, Shares
+from artifactd.kit.budget import BufferBudget, ShareExhausted, Shares, portion
 from artifactd.kit.timers import Deadline, Timers
 from artifactd.oci.errors import TooManyRequests
 from artifactd.store.blobs import OpenBlob
@@ -35,8 +35,8 @@ InThread = Callable[..., Deferred[Any]]
 
 # All sizes are in bytes.
 
-# All connections may have their turn before anything else has, and each may be left unread: so
-# much is for all of them together, if there are few, and at least and at most so much for each.
+# What all connections together are sent in one turn of the reactor, and what they may leave unread,
+# if they are few.  The bounds of each connection's part of it follow.
 _TOGETHER = 8 * 1024 * 1024
 # Sent in one turn of the reactor.
 _LEAST_TURN, _MOST_TURN = 512 * 1024, 2 * 1024 * 1024
@@ -44,11 +44,6 @@ _LEAST_TURN, _MOST_TURN = 512 * 1024, 2 * 1024 * 1024
 _LEAST_UNSENT = 128 * 1024
 # Passed through this process at a time.
 _LEAST_PIECE, _MOST_PIECE = 64 * 1024, 256 * 1024
-
-
-def _share(connections: int, least: int, most: int) -> int:
-    return max(least, min(most, _TOGETHER // max(1, connections)))
-
 
 # Linux reads at least this much of a cold file at a time, in bytes.
 _STRIDE = 128 * 1024
@@ -212,7 +207,7 @@ class Transfer(ABC):
         self._stall = 0.0
         self._deadline: Deadline
         self._pace: ReaderPace
-        self.turn = _share(len(self.channel.site.channels), _LEAST_TURN, _MOST_TURN)
+        self.turn = self.portion(_LEAST_TURN, _MOST_TURN)
         self._first = self._ahead = first
         self._margin = 0
         self._pending = False
@@ -253,6 +248,10 @@ class Transfer(ABC):
         beyond = max(self.offset, self.here)
         self._growth = growth = self.reader.wait(beyond)
         return growth.addCallback(self._grown, beyond)
+
+    def portion(self, least: int, most: int) -> int:
+        """Return this connection's part of :data:`_TOGETHER`, from ``least`` to ``most``."""
+        return portion(len(self.channel.site.channels), _TOGETHER, least, most)
 
     def advance(self, count: int) -> None:
         """Note that ``count`` more bytes have been handed to the connection."""
@@ -411,7 +410,7 @@ class Relay(Transfer):
         self._budget = budget
         self._piece = _LEAST_PIECE
         if not reader.in_memory:
-            self._piece = _share(len(self.channel.site.channels), _LEAST_PIECE, _MOST_PIECE)
+            self._piece = self.portion(_LEAST_PIECE, _MOST_PIECE)
         self._granted: Deferred[None] = succeed(None)
         self._resumed: Deferred[None] | None = None
         self._waiting: Deferred[None] | None = None
@@ -627,7 +626,7 @@ class _Sendfile(Transfer):
     _taken_over = False
 
     def register(self) -> None:
-        unsent = _share(len(self.channel.site.channels), _LEAST_UNSENT, _MOST_TURN)
+        unsent = self.portion(_LEAST_UNSENT, _MOST_TURN)
         with suppress(OSError, AttributeError):  # a UNIX socket; not Linux
             self.transport.getHandle().setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent
