@@ -333,7 +333,7 @@ class Page(Operated):
             manifest=manifest,
             named=named if isinstance(reference, Tag) else f"@{short_digest(reference)}",
             commands=commands,
-            pictures=await self.run(lambda: list(pictures(manifest))),
+            pictures=pictures(manifest),  # made as the template goes through them, in its thread
             absent=absent,
             sees_all=sees_all,
         )
