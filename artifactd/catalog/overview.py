@@ -402,7 +402,7 @@ class Overview(OnDatabase):
             if len(found) == limit or number == most:
                 return found, looked
             looked = place
-            if shown is None or shown(ImageName(*entry.image.split("/", 1))):
+            if shown is None or shown(ImageName.of(entry.image)):
                 found.append(entry)
         return found, None
 

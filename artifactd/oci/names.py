@@ -117,6 +117,11 @@ class ImageName:
     repository: str
     image: str
 
+    @classmethod
+    def of(cls, text: str) -> Self:
+        """The name whose text is ``text``: a repository, a slash, and the name inside it."""
+        return cls(*text.split("/", 1))
+
     def __str__(self) -> str:
         return f"{self.repository}/{self.image}"
 

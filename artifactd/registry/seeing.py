@@ -239,7 +239,7 @@ class Seeing:
             literal if literal.startswith(prefix) else prefix,
         )
         wanted = names[:limit]
-        found = [ImageName(*name.split("/", 1)) for name in wanted]
+        found = [ImageName.of(name) for name in wanted]
         # All lists of images together take one of the catalog's readers at most.
         async with registry.turn:
             seen = await self.overview.images(found, with_own=sees_all)
@@ -496,7 +496,7 @@ class Seeing:
         rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
         found: list[StaleTag] = []
         for batch in batches([each for each in rest if _place_of(each) > behind]):
-            wanted = [(ImageName(*each.image.split("/", 1)), each.tag) for each in batch]
+            wanted = [(ImageName.of(each.image), each.tag) for each in batch]
             chosen: Collection[ImageName] = {image for image, _ in wanted}
             if shown is not None:
                 allowed = [image for image in chosen if shown(image)]

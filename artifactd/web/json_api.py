@@ -253,7 +253,7 @@ class JsonApi(Operated):
         # As a pull asks: a name without a repository's before it may mean several images.
         images: Sequence[ImageName | None] = [None]
         if name != EVERY:
-            images = self.seeing.registry.meant(name, wanted)
+            images = self.registry.meant(name, wanted)
         try:
             decisions = await self.run(decide, self.settings, who, wanted, images)
         except StartError as error:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import TestCase
 
 from artifactd.oci.errors import ManifestInvalid, NameInvalid
-from artifactd.oci.names import Digest, RepositoryName, Tag, parse_reference
+from artifactd.oci.names import Digest, ImageName, RepositoryName, Tag, parse_reference
 
 # As the spec prints them.
 SPEC_NAME = r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*"
@@ -37,6 +37,14 @@ class RepositoryNameTests(TestCase):
     def test_a_long_almost_valid_name_is_refused_without_delay(self) -> None:
         # A backtracking expression would take for ever over this one.
         self.assertRaises(NameInvalid, RepositoryName.parse, "a-" * 120 + "!")
+
+
+class ImageNameTests(TestCase):
+    """Canonical names as text."""
+
+    def test_the_repository_is_what_stands_before_the_first_slash(self) -> None:
+        for name in (ImageName("local", "app"), ImageName("docker.io", "library/alpine")):
+            self.assertEqual(name, ImageName.of(str(name)))
 
 
 class ReferenceTests(TestCase):

@@ -376,7 +376,7 @@ class Page(Operated):
         """What was deleted from all images that the caller may pull, and can be brought back."""
         query, shown = _query(request, "after"), self.gate.listed(request)
         page = await self.seeing.deleted(None, query["after"] or None, _ROWS, shown)
-        images = {each.image: ImageName(*each.image.split("/", 1)) for each in page.entries}
+        images = {each.image: ImageName.of(each.image) for each in page.entries}
         told, undo = _told(request, "")
         return await self._rendered(
             request,
