@@ -278,8 +278,8 @@ class Supervisor(Service):
         """
         Start the first worker and wait until it is ready, listen, then start the others.
 
-        One by one, since the first may have to migrate the catalog; a client that connects is
-        answered at once.
+        The first starts alone, since it may have to migrate the catalog.  Before it is ready,
+        clients are refused; after that they are answered at once.
 
         :raises StartError: if the daemon can't run; then nothing is left running.
         """

@@ -45,7 +45,7 @@ Outcome = Literal["done", "refused", "failed"]
 class Change:
     """
     A tag or a manifest that a request has pushed or deleted, or a blob that it has deleted; or one
-    that it was to change.
+    that it has failed to change.
 
     :ivar digest: of the manifest or blob; ``None``: only the tag is deleted.
     :ivar size: bytes of the manifest that was pushed, and of the blobs and manifests that it lists.
@@ -153,15 +153,15 @@ class AuditLog:
         self, request: RegistryRequest, asked: Asked, status: int, changes: Sequence[Change]
     ) -> None:
         """
-        Log the changes that a request has made, and those of which it could not be; with none of a
-        tag or manifest, if wanted.
+        Log each change that a request has made, or has failed to make.  A request without any is
+        logged, too; one that pushes a blob only if :attr:`blobs` says so.
         """
         image = str(asked.image or "")
         for change in changes:
-            if change.error is None:
+            error = change.error
+            if error is None:
                 self._write(request, asked, image, "done", status, change=change)
             else:
-                error = change.error
                 self._write(request, asked, image, "failed", error.status, error.code, change)
         if not changes and (self.blobs or not asked.part_of_push):
             self._write(request, asked, image, "done", status)

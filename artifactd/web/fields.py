@@ -168,7 +168,8 @@ def mirrored_registry(request: Request) -> str | None:
     return None if namespace.lower() in ours else namespace
 
 
-# Which page has a browser ask: the Fetch standard, 3.1, and Fetch Metadata Request Headers, 2.4.
+# The page that a browser sends a request for: the Fetch standard, 3.1, and Fetch Metadata Request
+# Headers, 2.4.
 
 
 def sent_by_another_page(request: Request) -> bool:
