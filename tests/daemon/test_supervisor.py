@@ -134,13 +134,6 @@ class FakeReactor(Clock):
 class FakePort:
     closed = False
 
-    @property
-    def socket(self) -> FakePort:
-        return self
-
-    def listen(self, backlog: int) -> None:
-        """It is no socket: any number may wait."""
-
     def getHost(self) -> Any:
         return reactor_address
 
