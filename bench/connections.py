@@ -45,7 +45,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from attrs import define, field
-from servers import CHECKOUT, Server, artifactd, private_folder
+from servers import CHECKOUT, Server, artifactd, has_workers, private_folder
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 SETTINGS = """\
@@ -332,7 +332,7 @@ def main() -> None:
     )
     for wanted in counts:
         for tree in [CHECKOUT, *(each.resolve() for each in options.tree or ())]:
-            workers = options.workers if _has_workers(tree) else 1
+            workers = options.workers if has_workers(tree) else 1
             count = min(wanted, most * workers)
             with (
                 private_folder(options.data) as folder,
@@ -340,10 +340,6 @@ def main() -> None:
             ):
                 columns = measure(server, count, options.seconds)
             print(f"{tree.name[:12] + f', {workers} w.':20}{count:10}{columns}", flush=True)
-
-
-def _has_workers(tree: Path) -> bool:
-    return "\nworkers = " in (tree / "etc/artifactd.toml").read_text()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ from urllib.parse import urlsplit
 from attrs import define, field, frozen
 from servers import MEGABYTE, Server, artifactd, docker_registry, private_folder
 
+from artifactd.settings.settings import Settings
+
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ACCEPT = f"Accept: {MANIFEST}"
 CONFIG = "application/vnd.oci.image.config.v1+json"
@@ -478,20 +480,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3, help="%(default)s")
     parser.add_argument("--rows", help="these alone, with commas between them")
-    cores = len(os.sched_getaffinity(0))  # as many workers as artifactd has by default
-    parser.add_argument("--workers", type=int, default=cores, help="of artifactd (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=Settings().processes, help="of artifactd (%(default)s)"
+    )
     parser.add_argument("--data", type=Path, help="where the data is kept (a temporary folder)")
     parser.add_argument("--tree", type=Path, action="append", help="another checkout to compare")
     options = parser.parse_args()
     if missing := [name for name in ("docker-registry", "wrk", "hey") if not shutil.which(name)]:
         raise SystemExit(f"not installed: {', '.join(missing)}")
     rows = [row for row in UNITS if not options.rows or row.__name__ in options.rows.split(",")]
+    ours = partial(artifactd, workers=options.workers, access_log="text")
     starts: dict[str, Callable[[Path], AbstractContextManager[Server]]] = {
-        "artifactd": partial(artifactd, workers=options.workers, access_log="text"),
+        "artifactd": ours,
         "docker-registry": partial(docker_registry, access_log=True),
     }
     for tree in options.tree or ():
-        starts[tree.name] = partial(artifactd, access_log="text", tree=tree.resolve())
+        starts[tree.name] = partial(ours, tree=tree.resolve())
     with private_folder(options.data) as folder, ExitStack() as stack:
         servers = {}
         for name, start in starts.items():

@@ -121,6 +121,7 @@ def artifactd(
     artifactd, that keeps its data in ``folder/data``, once all its workers are ready.
 
     :param settings: the content of its settings file.
+    :param workers: an older checkout that has none is one process all the same.
     :param access_log: as in the settings; it goes to the same file as the log.
     :param tree: the checkout that it is run from; another one has a ``.venv`` of its own.
     """
@@ -133,8 +134,10 @@ def artifactd(
         "ARTIFACTD_DATA": str(folder / "data"),
         "ARTIFACTD_ACCESS_LOG": access_log,
     }
-    if workers > 1 or tree == CHECKOUT:  # an older one may not know the setting
+    if has_workers(tree):
         environment["ARTIFACTD_WORKERS"] = str(workers)
+    else:
+        workers = 1
 
     def port(log: str) -> int | None:
         listening = re.search(r"listening on .*127\.0\.0\.1:(\d+)", log)
@@ -144,6 +147,11 @@ def artifactd(
     argv = [python, "-m", "artifactd", "--config", str(file)]
     with _running(argv, folder / "artifactd.log", port, environment, tree) as server:
         yield server
+
+
+def has_workers(tree: Path) -> bool:
+    """Whether a checkout of artifactd knows the setting ``workers``."""
+    return "\nworkers = " in (tree / "etc/artifactd.toml").read_text()
 
 
 @contextmanager
