@@ -41,14 +41,12 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from attrs import define, field, frozen
+from images import MANIFEST, digest_of, manifest_of
 from servers import MEGABYTE, Server, artifactd, private_folder
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar"
 SLOWEST, LARGEST = 0.5, 300 * MEGABYTE  # seconds; bytes
 PROBE_PAUSE = 0.05
 NICENESS = 10
@@ -94,22 +92,6 @@ who = ["robot:mallory"]
 may = ["pull", "push"]
 images = ["local/mallory/*", "evil/*"]
 """
-
-
-def digest_of(content: bytes) -> str:
-    """The digest of ``content``, as the spec writes it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def manifest(config: bytes, *layers: bytes, **more: object) -> bytes:
-    """An image manifest in JSON; ``more`` are further fields."""
-
-    def described(kind: str, content: bytes) -> dict[str, Any]:
-        return {"mediaType": kind, "digest": digest_of(content), "size": len(content)}
-
-    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": described(CONFIG, config)}
-    layered = [described(LAYER, layer) for layer in layers]
-    return json.dumps({**document, "layers": layered, **more}).encode()
 
 
 # -- the upstreams
@@ -254,7 +236,7 @@ class Client:
         config = json.dumps({"tag": tag}).encode()
         for content in (config, *layers):
             self.push_blob(image, content)
-        content = manifest(config, *layers)
+        content = manifest_of(config, *layers)
         status, answer = self.put(image, tag, content)
         if status != 201:
             raise Wrong(f"{self.user} pushes a manifest: {status} {answer[:200]!r}")
@@ -360,7 +342,7 @@ class Attack:
         number = 0
         while self.pause(0.01):
             number += 1
-            head = manifest(b"{}", annotations={"number": str(number // 2)}, layers=layers)
+            head = manifest_of(b"{}", annotations={"number": str(number // 2)}, layers=layers)
             answer = self.mallory.put("mallory/x", f"t{number % 3}", head)
             expect("a push of a manifest of many entries", answer, 201, 429)
 
@@ -369,7 +351,7 @@ class Attack:
     def nested_lists(self) -> None:
         """Manifests of 4 MiB of nested lists."""
         unit = b"[" * 90 + b"]" * 90
-        head = manifest(b"{}")[:-1]
+        head = manifest_of(b"{}")[:-1]
         body = head + b',"x":[' + b",".join([unit] * ((4 << 20) // 182 - 100)) + b"]}"
         while self.pause(0.01):
             answer = self.mallory.put("mallory/x", "t", body)
@@ -381,7 +363,7 @@ class Attack:
         number = 0
         while self.pause(0.01):
             number += 1
-            body = manifest(b"{}", artifactType=f"application/{number}{'y' * 3_900_000}")
+            body = manifest_of(b"{}", artifactType=f"application/{number}{'y' * 3_900_000}")
             answer = self.mallory.put("mallory/x", "t", body)
             expect("a push of a long artifactType", answer, 400, 413, 429)
 

@@ -30,8 +30,6 @@ there are fewer connections, as the second column tells.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
 import resource
 import select
@@ -45,9 +43,9 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from attrs import define, field
+from images import MANIFEST, digest_of, manifest_of
 from servers import CHECKOUT, Server, artifactd, has_workers, private_folder
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 SETTINGS = """\
 idle_timeout = "1h"
 
@@ -193,19 +191,10 @@ def crowd(port: int, address: str, tail: bytes, orders: Connection) -> None:
 def push(port: int) -> bytes:
     """Push an image of a few bytes; return its manifest."""
     config = b"{}"
-    digest = f"sha256:{hashlib.sha256(config).hexdigest()}"
-    described = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest}
-    manifest = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {**described, "size": len(config)},
-            "layers": [],
-        }
-    ).encode()
+    manifest = manifest_of(config)
     with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         for method, path, body in (
-            ("POST", f"/v2/bench/app/blobs/uploads/?digest={digest}", config),
+            ("POST", f"/v2/bench/app/blobs/uploads/?digest={digest_of(config)}", config),
             ("PUT", PATH, manifest),
         ):
             connection.request(method, path, body, {"Content-Type": MANIFEST})

@@ -22,7 +22,6 @@ the turns from the reactor to a thread and back.  ``--list`` prints the modules 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -41,6 +40,7 @@ from typing import Any
 from unittest.mock import patch
 
 import bcrypt
+from images import MANIFEST, described, digest_of
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import DeferredList
 from twisted.internet.threads import blockingCallFromThread
@@ -52,7 +52,6 @@ from artifactd.settings.settings import Settings
 
 reactor: Any = _reactor
 SOURCES = str(Path(artifactd.__file__).parent) + os.sep
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 SMALL = os.urandom(4096)
 BIG = os.urandom(1 << 20) * 20
 LOGIN = {"Authorization": "Basic " + b64encode(b"alice:secret").decode()}
@@ -144,16 +143,11 @@ def ask(
     return dict(answer.headers), content
 
 
-def digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 def manifest_of(blob: bytes) -> bytes:
     """A manifest whose config and only layer is ``blob``."""
-    described = {"mediaType": "application/octet-stream", "digest": digest(blob), "size": len(blob)}
-    return json.dumps(
-        {"schemaVersion": 2, "mediaType": MANIFEST, "config": described, "layers": [described]}
-    ).encode()
+    entry = described("application/octet-stream", blob)
+    document = {"schemaVersion": 2, "mediaType": MANIFEST, "config": entry, "layers": [entry]}
+    return json.dumps(document).encode()
 
 
 def push(connection: Client, image: str, blob: bytes) -> None:
@@ -162,7 +156,7 @@ def push(connection: Client, image: str, blob: bytes) -> None:
     octets = {"Content-Type": "application/octet-stream"}
     headers, _ = ask(connection, "PATCH", headers["Location"], blob, octets, 202)
     joint = "&" if "?" in headers["Location"] else "?"
-    ask(connection, "PUT", f"{headers['Location']}{joint}digest={digest(blob)}", wanted=201)
+    ask(connection, "PUT", f"{headers['Location']}{joint}digest={digest_of(blob)}", wanted=201)
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -177,7 +171,7 @@ class Upstream(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Docker-Content-Digest", digest(content))
+        self.send_header("Docker-Content-Digest", digest_of(content))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(content)
@@ -253,7 +247,7 @@ def flows(port: int, login: dict[str, str], trace: Trace, *, listed: bool) -> No
     ask(connection, "GET", "/v2/up/big/manifests/1")
     clients = [Client(port, login) for _ in range(3)]
     with trace.on(), ThreadPoolExecutor(len(clients)) as pool:
-        path = f"/v2/up/big/blobs/{digest(BIG)}"
+        path = f"/v2/up/big/blobs/{digest_of(BIG)}"
         pulls = [pool.submit(ask, client, "GET", path) for client in clients]
         assert all(pull.result()[1] == BIG for pull in pulls)
     trace.report(f"cold pull of 20 MiB, two followers{suffix}", listed=listed)

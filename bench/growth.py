@@ -30,7 +30,6 @@ let see a part of so many images.  Stops by itself and removes what it wrote.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -48,12 +47,12 @@ from typing import Any
 
 import catalog
 from attrs import define, field
+from images import MANIFEST, digest_of, manifest_of
 from servers import MEGABYTE, Server, artifactd, in_process, private_folder
 
 from artifactd.catalog.migrations import copy_catalog
 from artifactd.catalog.repair import RepairCatalog
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = b"{}"
 IMAGE = "bench/app"
 ASKED, WRITTEN = 1000, 300  # times that something is read, and written
@@ -76,26 +75,9 @@ images = ["local/team1*", "local/team*/app*7", "docker.io/team2?/*"]
 """
 
 
-def digest_of(content: bytes) -> str:
-    """The digest of ``content``, as the spec writes it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 def manifest(number: int) -> bytes:
     """One of the image's manifests."""
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {
-                "mediaType": "application/vnd.oci.image.config.v1+json",
-                "digest": digest_of(CONFIG),
-                "size": len(CONFIG),
-            },
-            "layers": [],
-            "annotations": {"number": f"{number:010}"},
-        }
-    ).encode()
+    return manifest_of(CONFIG, annotations={"number": f"{number:010}"})
 
 
 def tag(number: int) -> str:

@@ -48,14 +48,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from attrs import define, field, frozen
+from images import MANIFEST, digest_of, manifest_of
 from servers import MEGABYTE, Server, artifactd, docker_registry, private_folder
 
 from artifactd.settings.settings import Settings
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ACCEPT = f"Accept: {MANIFEST}"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MEBIBYTE = 1 << 20
 LARGE = 256 * MEBIBYTE
 SMALL = 4096
@@ -65,11 +63,6 @@ CONNECTIONS = 16
 PUSHED, PUSHING = 160, 8  # images, and clients that push them
 TAGS = 5000
 REPEATED = 3  # times that the tags are listed
-
-
-def digest_of(content: bytes) -> str:
-    """The digest of ``content``, as the spec writes it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 # -- a client that costs little itself
@@ -170,39 +163,27 @@ def _unchunked(body: bytes) -> bytes:
         position = end + 4 + size
 
 
-def push_blob(client: Client, image: str, content: bytes) -> dict[str, object]:
-    """Push a small blob by POST and PUT; return its digest and size, as a descriptor has them."""
-    digest = digest_of(content)
+def push_blob(client: Client, image: str, content: bytes) -> None:
+    """Push a small blob by POST and PUT."""
     opened = client.ask("POST", f"/v2/{image}/blobs/uploads/", 202)
-    client.ask("PUT", _closing(opened.location, digest), 201, content, "application/octet-stream")
-    return {"digest": digest, "size": len(content)}
+    path = _closing(opened.location, digest_of(content))
+    client.ask("PUT", path, 201, content, "application/octet-stream")
 
 
 def _closing(location: str, digest: str) -> str:
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
 
 
-def manifest_of(config: dict[str, object], layers: Sequence[dict[str, object]]) -> bytes:
-    """An image manifest in JSON."""
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": {"mediaType": CONFIG, **config},
-            "layers": [{"mediaType": LAYER, **layer} for layer in layers],
-        }
-    ).encode()
-
-
 def push_image(client: Client, image: str, tag: str, layers: int = 2) -> tuple[str, str]:
     """Push an image that no other is like; return the digests of its manifest and a layer."""
     unique = os.urandom(16).hex()
     config = json.dumps({"architecture": "amd64", "os": "linux", "unique": unique}).encode()
-    pushed = push_blob(client, image, config)
-    held = [push_blob(client, image, os.urandom(SMALL)) for _ in range(layers)]
-    manifest = manifest_of(pushed, held)
+    held = [os.urandom(SMALL) for _ in range(layers)]
+    for blob in (config, *held):
+        push_blob(client, image, blob)
+    manifest = manifest_of(config, *held)
     client.ask("PUT", f"/v2/{image}/manifests/{tag}", 201, manifest, MANIFEST)
-    return digest_of(manifest), str(held[0]["digest"])
+    return digest_of(manifest), digest_of(held[0])
 
 
 @frozen
@@ -339,7 +320,9 @@ class Rows:
         image = f"bench{self.round}/many"
         numbers = count()
         with closing(Client(self.server.port)) as client:
-            manifest = manifest_of(push_blob(client, image, b"{}"), [])
+            config = b"{}"
+            push_blob(client, image, config)
+            manifest = manifest_of(config)
 
             def push() -> None:
                 with closing(Client(self.server.port)) as other:

@@ -49,10 +49,8 @@ from random import Random, SystemRandom
 from typing import Any
 
 from attrs import define, field, frozen
+from images import MANIFEST, digest_of, manifest_of
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-CONFIG = "application/vnd.oci.image.config.v1+json"
-LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 MEGABYTE = 1e6
 LARGEST = 1 << 20  # bytes of a layer
 LAYERS = 60  # that images are made of, here as upstream
@@ -118,32 +116,11 @@ class Amiss(Exception):
     """An answer that no client should get."""
 
 
-def digest_of(content: bytes) -> str:
-    """As the spec writes it."""
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
 @cache
 def layer(number: int) -> bytes:
     """One of a few that all images are made of; of any size up to :data:`LARGEST`."""
     random = Random(number)
     return random.randbytes(int(LARGEST ** random.uniform(0.3, 1)))
-
-
-def image(config: bytes, layers: list[bytes]) -> bytes:
-    """A manifest."""
-
-    def described(kind: str, content: bytes) -> dict[str, Any]:
-        return {"mediaType": kind, "digest": digest_of(content), "size": len(content)}
-
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": described(CONFIG, config),
-            "layers": [described(LAYER, each) for each in layers],
-        }
-    ).encode()
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -170,7 +147,7 @@ class Upstream(BaseHTTPRequestHandler):
         """That of an image."""
         random = Random(name)
         config = json.dumps({"name": name}).encode()
-        return image(config, [layer(random.randrange(LAYERS)) for _ in range(3)])
+        return manifest_of(config, *(layer(random.randrange(LAYERS)) for _ in range(3)))
 
     @staticmethod
     @cache
@@ -425,7 +402,7 @@ class Client:
     def _push(self, tag: str) -> None:
         config = json.dumps({"n": self.random.getrandbits(64)}).encode()
         layers = [layer(self.random.randrange(LAYERS)) for _ in range(self.random.randint(1, 4))]
-        manifest = image(config, layers)
+        manifest = manifest_of(config, *layers)
         for _ in range(20):
             for blob in (config, *layers):
                 self._push_blob(blob)
