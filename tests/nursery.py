@@ -202,30 +202,41 @@ class _Nursery:
                         self._ended(key.fd)
                         continue
                     message, descriptors, *_ = socket.recv_fds(key.fileobj, _REQUEST, 16)
-                    if not message and key.fileobj is self.requests:
+                    if message:
+                        nursery = self._fork(descriptors, selector)
+                        if nursery is not None:
+                            return Program(**json.loads(message)), nursery, descriptors[3:]
+                    elif key.fileobj is self.requests:
                         self._kill_all()
                         sys.exit()
-                    if not message:
+                    else:
                         selector.unregister(key.fileobj)
                         self._programs.remove(key.fileobj)
                         key.fileobj.close()
-                        continue
-                    out, err, told, *more = descriptors
-                    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                    pid = os.fork()
-                    if not pid:
-                        ours.close()
-                        self._become(out, err, told)
-                        return Program(**json.loads(message)), its, more
-                    for descriptor in (out, err, *more):
-                        os.close(descriptor)
-                    its.close()
-                    self._programs.add(ours)
-                    selector.register(ours, EVENT_READ)
-                    pidfd = os.pidfd_open(pid)
-                    self._told[pidfd] = pid, told
-                    selector.register(pidfd, EVENT_READ)
-                    _tell(told, pid)
+
+    def _fork(self, descriptors: list[int], selector: DefaultSelector) -> socket.socket | None:
+        """
+        Fork for a request that came with ``descriptors``.
+
+        :returns: in the fork the socket to ask the nursery by; ``None`` in the nursery.
+        """
+        out, err, told, *more = descriptors
+        ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if not pid:
+            ours.close()
+            self._become(out, err, told)
+            return its
+        for descriptor in (out, err, *more):
+            os.close(descriptor)
+        its.close()
+        self._programs.add(ours)
+        selector.register(ours, EVENT_READ)
+        pidfd = os.pidfd_open(pid)
+        self._told[pidfd] = pid, told
+        selector.register(pidfd, EVENT_READ)
+        _tell(told, pid)
+        return None
 
     def _become(self, out: int, err: int, told: int) -> None:
         """Take over the standard descriptors of the program, and close all of the nursery's."""
