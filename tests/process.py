@@ -27,6 +27,8 @@ from tests.upstreams.settings import beside_no_upstream
 # How many processes serve in a daemon of tests that don't say so.
 _WORKERS = os.environ.get("TEST_WORKERS", "1")
 
+_READY = re.compile(r"worker (\d+) is ready")
+
 
 @frozen
 class Answer:
@@ -235,6 +237,10 @@ class Daemon(Pushed):
             folder=self._folder,
         )
 
+    def pids(self) -> list[int]:
+        """The workers that have become ready since it was started last; none if it is alone."""
+        return [int(pid) for pid in _READY.findall(self.process.output)]
+
     async def kill(self, number: int = signal.SIGKILL) -> int:
         """
         Send it a signal and wait for its end; its exit status, or minus the signal.  SIGKILL is
@@ -242,9 +248,9 @@ class Daemon(Pushed):
         """
         ended = self.process.kill(number)
         if number == signal.SIGKILL:
-            for pid in re.findall(r"worker (\d+) is ready", self.process.output):
+            for pid in self.pids():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), number)
+                    os.kill(pid, number)
         return await ended
 
     async def request(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import select
 from collections.abc import Mapping
 from http.client import HTTPConnection
@@ -12,8 +11,6 @@ from http.client import HTTPConnection
 from tests.process import Daemon
 from tests.programs import PATIENCE, Process, Result, run_module, wait_for
 from tests.upstreams.settings import beside_no_upstream
-
-_READY = re.compile(r"worker (\d+) is ready")
 
 
 def running(pid: int) -> bool:
@@ -39,10 +36,6 @@ class Workers(Daemon):
 
     def run(self, environment: Mapping[str, str]) -> Process:
         return super().run({**environment, "TEST_WORKER": self.worker})
-
-    def pids(self) -> list[int]:
-        """The workers that have become ready since the daemon was started last."""
-        return [int(pid) for pid in _READY.findall(self.process.output)]
 
     async def all_ready(self, number: int) -> list[int]:
         """Wait until so many workers have become ready."""
