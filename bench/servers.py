@@ -163,7 +163,7 @@ def docker_registry(
 
     :param upstream: the port of the registry of 127.0.0.1 that it is a cache of, if it is.
     """
-    chosen = _free_port()
+    chosen = free_port()
     document: dict[str, object] = {
         "version": 0.1,
         "log": {"level": "info", "accesslog": {"disabled": not access_log}},
@@ -189,7 +189,7 @@ def docker_registry(
         yield server
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -205,11 +205,7 @@ def _running(
     environment: dict[str, str],
     folder: Path,
 ) -> Iterator[Server]:
-    """
-    A program, from when ``port`` finds in its log that it serves until the end of the context.
-
-    It is told to stop, and killed if it has not within a minute.
-    """
+    """A program, from when ``port`` finds in its log that it serves, until the context ends."""
     with log.open("w") as out:
         process = subprocess.Popen(argv, env=environment, stdout=out, stderr=out, cwd=folder)
     try:
@@ -220,12 +216,17 @@ def _running(
             time.sleep(0.05)
         yield Server(process.pid, found)
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Tell a process to stop, and kill it if it has not within a minute."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def in_process(work: Callable[..., object], *arguments: object) -> list[float]:

@@ -28,13 +28,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import signal
-import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -50,8 +46,8 @@ from typing import Any
 
 from attrs import define, field, frozen
 from images import MANIFEST, digest_of, manifest_of
+from servers import CHECKOUT, MEGABYTE, free_port, private_folder, stop
 
-MEGABYTE = 1e6
 LARGEST = 1 << 20  # bytes of a layer
 LAYERS = 60  # that images are made of, here as upstream
 UPSTREAM_IMAGES = 40
@@ -268,7 +264,7 @@ class Daemon:
                 env=environment,
                 stdout=log,
                 stderr=log,
-                cwd=Path(__file__).parents[1],
+                cwd=CHECKOUT,
             )
         deadline = time.monotonic() + READY
         while True:
@@ -295,12 +291,7 @@ class Daemon:
         """As an operator does it; whatever state it is in, it is gone afterwards."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        stop(self.process)
 
     def measure(self) -> None:
         """What this life has taken and collected."""
@@ -581,14 +572,6 @@ def check_data(data: Path) -> Iterator[str]:
             yield f"corrupt: the catalog: {said}"
 
 
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def soak(options: argparse.Namespace, folder: Path, stack: ExitStack) -> list[str]:
     """All of it; what was wrong."""
     upstream = stack.enter_context(Upstream.running(options.seed))
@@ -679,13 +662,8 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="where to keep the data (a temporary folder)")
     options = parser.parse_args()
     print(f"seed: {options.seed}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    folder = Path(tempfile.mkdtemp(prefix="artifactd-soak-", dir=options.data))
-    try:
-        with ExitStack() as stack:
-            return 1 if soak(options, folder, stack) else 0
-    finally:
-        shutil.rmtree(folder)
+    with private_folder(options.data) as folder, ExitStack() as stack:
+        return 1 if soak(options, folder, stack) else 0
 
 
 if __name__ == "__main__":
