@@ -292,8 +292,6 @@ class Connection:
     def used(self, tag: str, before: float) -> None:
         """It was there, and pulled, at ``before`` or later."""
         self.done["pull"] += 1
-        if tag in self.model.doubtful:
-            self.done["pull, kept after all"] += 1
         self.model.tags[tag].used = before
         self.model.doubtful.discard(tag)
 
