@@ -11,12 +11,15 @@ from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.tcp import Port
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactd.kit.start import StartError
 from artifactd.registry.metrics import Counters
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.endpoint import TlsEndpoint
+
+_log = Logger()
 
 
 def listen(
@@ -75,9 +78,15 @@ def listen_on(
 
 
 def stop_listening(ports: Iterable[IListeningPort]) -> Deferred[Any]:
-    """Close the ports, also the others when one fails.  Fires when that is done."""
-    closing = [maybeDeferred(port.stopListening) for port in ports]
-    return DeferredList(closing, consumeErrors=True)
+    """
+    Close the ports, also the others when one fails, which is logged.  Fires when that is done.
+    """
+    closing = [maybeDeferred(port.stopListening).addErrback(_not_closed) for port in ports]
+    return DeferredList(closing)
+
+
+def _not_closed(failure: Failure) -> None:
+    _log.failure("a listener can't be closed", failure)
 
 
 def measure_certificates(counters: Counters, certificates: Sequence[Certificates]) -> None:

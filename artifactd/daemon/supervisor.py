@@ -258,7 +258,9 @@ class Supervisor(Service):
         self._patience = float(settings.shutdown_timeout)
         self._reloads: IListeningPort | None = None
         self._failures = 0
-        self._stopped: Deferred[None] | None = None
+        self._stopping = False
+        self._unserved: Deferred[None] = Deferred()  # no worker serves any more
+        self._ended_all: Deferred[None] = Deferred()  # nor is there one
 
     def setServiceParent(self, parent: Any) -> None:
         # twistd asks its application for the observer of the log, after this and before the start.
@@ -307,26 +309,26 @@ class Supervisor(Service):
         that have not ended long after ``shutdown_timeout`` are killed.
         """
         super().stopService()
-        self._stopped = Deferred()
+        self._stopping = True
         for worker in self._workers:
             worker.link.tell(Told.STOP)
         self._settle()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
         late = self._reactor.callLater(self._patience + _GRACE, self._kill)
-
-        async def end(stopped: Deferred[None]) -> None:
-            await stopped
-            if late.active():
-                late.cancel()
-            await self._sockets.close()
-            if self._reloads is not None:
-                await maybeDeferred(self._reloads.stopListening)
-            self._reload_socket.release()
-
-        return Deferred.fromCoroutine(end(self._stopped))
+        await self._unserved
+        await self._sockets.close()
+        await self._ended_all
+        if late.active():
+            late.cancel()
+        if self._reloads is not None:
+            await maybeDeferred(self._reloads.stopListening)
+        self._reload_socket.release()
 
     def hurry(self) -> None:
         """Cut the transfers that :meth:`stopService` waits for, if it does."""
-        if self._stopped is not None:
+        if self._stopping:
             for worker in self._workers:
                 worker.link.tell(Told.CUT)
 
@@ -392,7 +394,7 @@ class Supervisor(Service):
 
     def _check(self, ready: Ready) -> None:
         """:raises StartError: if the new workers can't take over."""
-        if self._stopped is not None:
+        if self._stopping:
             raise StartError("the daemon is being stopped")
         if ready.protocol != PROTOCOL:
             raise StartError(f"artifactd {ready.version} needs a restart")
@@ -495,7 +497,7 @@ class Supervisor(Service):
 
     def _fill_up(self) -> None:
         """Start as many workers as are missing; what can't be started now is tried again later."""
-        if self._stopped is not None:
+        if self._stopping:
             return
         ours = [each for each in self._workers if each.generation is self._generation]
         try:
@@ -514,7 +516,7 @@ class Supervisor(Service):
         elif kind is Told.READY:
             worker.ready = msgspec.json.decode(body, type=Ready)
             _log.info("{worker} is ready", worker=worker)
-            if self._stopped is not None:
+            if self._stopping:
                 worker.link.tell(Told.STOP)
             elif worker.generation is self._generation:
                 worker.admitted = True
@@ -540,7 +542,7 @@ class Supervisor(Service):
         if worker.ready is None and worker.came is not None:
             why = worker.refusal or f"a worker has ended before it was ready ({how})"
             worker.came.errback(StartError(why))
-        if self._stopped is not None:
+        if self._stopping:
             self._settle()
             return
         if worker.leaving or worker.generation is not self._generation:
@@ -567,14 +569,13 @@ class Supervisor(Service):
         self._reactor.callLater(pause, self._fill_up)
 
     def _settle(self) -> None:
-        """While the daemon stops: close the sockets when no worker serves, and end after all."""
-        stopped = self._stopped
-        if stopped is None:
+        """Tell, while the daemon stops, when no worker serves, and when all have ended."""
+        if not self._stopping:
             return
-        if not any(worker.serves for worker in self._workers):
-            self._sockets.close()
-        if not self._workers and not stopped.called:
-            stopped.callback(None)
+        if not any(worker.serves for worker in self._workers) and not self._unserved.called:
+            self._unserved.callback(None)
+        if not self._workers and not self._ended_all.called:
+            self._ended_all.callback(None)
 
     def _kill(self) -> None:
         for worker in self._workers:

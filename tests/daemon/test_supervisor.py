@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 from attrs import define, field
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError, ProcessTerminated
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogText
@@ -137,8 +138,12 @@ class FakePort:
     def getHost(self) -> Any:
         return reactor_address
 
-    def stopListening(self) -> None:
+    def __init__(self) -> None:
+        self.closing: Deferred[None] | None = None
+
+    def stopListening(self) -> Deferred[None] | None:
         self.closed = True
+        return self.closing
 
 
 @define
@@ -450,6 +455,16 @@ class StopTests(SupervisorCase):
         one.die()
         self.assertNoResult(stopped)
         other.die()
+        self.successResultOf(stopped)
+
+    def test_the_end_waits_until_the_sockets_are_closed(self) -> None:
+        closing: Deferred[None] = Deferred()
+        self.reactor.ports[0].closing = closing
+        stopped = self.supervisor.stopService()
+        for worker in self.workers:
+            worker.die()
+        self.assertNoResult(stopped)
+        closing.callback(None)
         self.successResultOf(stopped)
 
     def test_workers_that_do_not_end_are_killed(self) -> None:
