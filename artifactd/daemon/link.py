@@ -9,13 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
+
+from artifactd.kit.start import StartError
 
 PROTOCOL: Final = 1
 """The version of what is told: a reload may start workers of a newer program."""
@@ -46,6 +48,13 @@ class Told(bytes, Enum):
     DRAINED = b"D"  # no request is under way
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """What workers of every version tell of themselves."""
+
+    protocol: int
+    version: str
+
+
 class Ready(msgspec.Struct, frozen=True):
     """
     What a worker that is ready to serve tells of its settings, since it has read them.
@@ -67,6 +76,18 @@ class Ready(msgspec.Struct, frozen=True):
     address_connections: int
     trusted_proxies: list[str]
     shutdown_timeout: float
+
+    @classmethod
+    def read(cls, body: bytes) -> Self:
+        """
+        Read what a worker of any version has told.
+
+        :raises StartError: if it speaks otherwise.
+        """
+        told = msgspec.json.decode(body, type=_Version)
+        if told.protocol != PROTOCOL:
+            raise StartError(f"artifactd {told.version} needs a restart")
+        return msgspec.json.decode(body, type=cls)
 
 
 def handing(listener: int, number: int) -> bytes:

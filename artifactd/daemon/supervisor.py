@@ -18,12 +18,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
 from attrs import define, field
 from msgspec.structs import replace
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail, maybeDeferred
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, ProcessExitedAlready
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.logger import ILogObserver, Logger, LogLevel
@@ -31,7 +30,6 @@ from twisted.python.failure import Failure
 
 from artifactd.daemon.greeting import greet
 from artifactd.daemon.link import (
-    PROTOCOL,
     Link,
     Ready,
     Told,
@@ -158,6 +156,11 @@ class Worker:
         self.leaving = True
         self.link.tell(Told.RETIRE)
         self.link.tell(Told.LAST)
+
+    def kill(self) -> None:
+        """End it at once, if it has not ended."""
+        with contextlib.suppress(ProcessExitedAlready):
+            self.process.signalProcess("KILL")
 
     def unlinked(self) -> None:
         """Give it no connections: it has ended, which will be told by itself."""
@@ -291,7 +294,7 @@ class Supervisor(Service):
         try:
             self._sockets.bind(self._settings.listen)
         except StartError:
-            first.process.signalProcess("KILL")  # it has nothing to do, and nothing to say
+            first.kill()  # it has nothing to do, and nothing to say
             raise
         self._listen_for_reloads()
         greet(
@@ -396,8 +399,6 @@ class Supervisor(Service):
         """:raises StartError: if the new workers can't take over."""
         if self._stopping:
             raise StartError("the daemon is being stopped")
-        if ready.protocol != PROTOCOL:
-            raise StartError(f"artifactd {ready.version} needs a restart")
         if ready.data != str(self._settings.data.absolute()):
             raise StartError("another data folder needs a restart")
 
@@ -514,7 +515,12 @@ class Supervisor(Service):
             if counted is not None:
                 self._connections.remove(counted)
         elif kind is Told.READY:
-            worker.ready = msgspec.json.decode(body, type=Ready)
+            try:
+                worker.ready = Ready.read(body)
+            except StartError as error:
+                worker.refusal = str(error)
+                worker.kill()  # it has nothing to do, and other words for the rest
+                return
             _log.info("{worker} is ready", worker=worker)
             if self._stopping:
                 worker.link.tell(Told.STOP)
@@ -580,7 +586,7 @@ class Supervisor(Service):
     def _kill(self) -> None:
         for worker in self._workers:
             _log.error("{worker} does not end, and is killed", worker=worker)
-            worker.process.signalProcess("KILL")
+            worker.kill()
 
     # -- Connections
 

@@ -26,6 +26,9 @@ from artifactd.settings.settings import LimitsSettings, Settings
 from artifactd.settings.values import Endpoint
 from tests.programs import reactor
 
+# What a worker tells that has other words for the rest.
+OTHERWISE = msgspec.json.encode({"protocol": PROTOCOL + 1, "version": "9"})
+
 
 @define
 class FakeWorker:
@@ -249,6 +252,24 @@ class RestartTests(SupervisorCase):
         self.reactor.advance(30)
         self.assertEqual(len(self.workers), 3)
 
+    def test_one_of_a_program_that_speaks_otherwise_gets_nothing_and_is_tried_again(self) -> None:
+        """The program has been replaced since the others were started."""
+        one, other = self.workers
+        self.become_ready(other)
+        other.die()
+        self.reactor.advance(0)
+        newer = self.workers[2]
+        newer.tell(Told.READY, OTHERWISE)
+        self.reactor.turn()
+        self.connect(2)
+        self.assertEqual((newer.kinds(), len(one.received())), ([], 2))
+        self.assertEqual(newer.killed, ["KILL"])
+        with capturedLogs() as events:
+            newer.die()
+        self.assertIn("artifactd 9 needs a restart", formatEvent(events[-1]))
+        self.reactor.advance(1)
+        self.assertEqual(len(self.workers), 4)
+
     def test_none_is_started_while_the_daemon_stops(self) -> None:
         self.become_ready(self.workers[1])
         stopped = self.supervisor.stopService()
@@ -411,8 +432,10 @@ class ReloadTests(SupervisorCase):
         self.assertEqual(self.first.kinds(), [Told.STOP])
 
     def test_so_does_a_program_that_speaks_otherwise(self) -> None:
-        self.first.ready(self.settings, protocol=PROTOCOL + 1, version="9")
+        self.first.tell(Told.READY, OTHERWISE)
         self.reactor.turn()
+        self.assertEqual(self.first.killed, ["KILL"])
+        self.first.die()
         self.assert_unchanged("artifactd 9 needs a restart")
 
     def test_what_can_not_be_listened_on_is_refused(self) -> None:
