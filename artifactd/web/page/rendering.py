@@ -10,7 +10,7 @@ from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from attrs import field, frozen
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from artifactd import __version__
 from artifactd.oci.manifest import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -58,9 +58,10 @@ class Asset:
 
 class Rendering:
     """
-    Makes HTML of the templates.  Making one blocks: it reads the scripts and styles.  A template is
-    compiled when it is first rendered, which takes a few hundredths of a second: a daemon that
-    nobody looks at with a browser does not start later for it.
+    Makes HTML of the templates.  Making one blocks: it reads the templates, scripts and styles,
+    since a later version may have replaced them when they are needed.  A template is compiled when
+    it is first rendered, which takes a few hundredths of a second: a daemon that nobody looks at
+    with a browser does not start later for it.
 
     Every value is escaped but for those that a template marks as safe, and none does.
 
@@ -70,8 +71,12 @@ class Rendering:
     def __init__(self) -> None:
         files = {each.name: Asset.read(each) for each in (_HERE / "static").iterdir()}
         self.assets = {asset.path: asset for asset in files.values()}
+        templates = {
+            each.name: (each.read_text("utf-8"), str(each), None)
+            for each in (_HERE / "templates").iterdir()
+        }
         self._environment = Environment(
-            loader=FileSystemLoader(_HERE / "templates"),
+            loader=FunctionLoader(templates.get),
             autoescape=True,
             auto_reload=False,
             undefined=StrictUndefined,
