@@ -333,8 +333,8 @@ def referrers_of(db: Connection, image_id: int, subject: str) -> list[str]:
 
 HELD_BY = (
     "(EXISTS (SELECT 1 FROM blob_link WHERE image_id = {image} AND blob_id = blob.id)"
-    " OR EXISTS (SELECT 1 FROM manifest AS its WHERE its.image_id = {image}"
-    " AND its.digest = blob.digest))"
+    " OR EXISTS (SELECT 1 FROM manifest AS same WHERE same.image_id = {image}"
+    " AND same.digest = blob.digest))"
 )
 """
 SQL: ``image`` has a row of ``blob``, as a blob or a manifest.  That another image has it is nothing
@@ -343,14 +343,16 @@ to tell.
 
 _SUM = f"""
     WITH RECURSIVE below (digest) AS (
-        SELECT ?2
+        SELECT {{digest}}
         UNION
         SELECT entry.digest FROM below
-            CROSS JOIN manifest ON manifest.image_id = ?1 AND manifest.digest = below.digest
+            CROSS JOIN manifest ON manifest.image_id = {{image}} AND manifest.digest = below.digest
             CROSS JOIN manifest_entry AS entry ON entry.manifest_id = manifest.id
-    ) SELECT coalesce(sum(size), 0), count(*) FROM below CROSS JOIN blob USING (digest)
-    WHERE {HELD_BY.format(image="?1")}
+    ) SELECT {{sums}} FROM below CROSS JOIN blob USING (digest) WHERE {HELD_BY}
 """
+_SUM_OF = _SUM.format(digest="?2", image="?1", sums="coalesce(sum(size), 0), count(*)")
+HELD_SIZE = f"({_SUM.format(digest='its.digest', image='its.image_id', sums='sum(size)')})"
+"""SQL: the bytes that :func:`sum_held` tells of ``its``, a row of ``manifest``."""
 
 
 def sum_held(db: Connection, image_id: int, digest: str) -> tuple[int, int]:
@@ -358,7 +360,7 @@ def sum_held(db: Connection, image_id: int, digest: str) -> tuple[int, int]:
     The bytes of a manifest with all that its image has of what it holds, also by way of its
     children, each once; and how many blobs and manifests these are.
     """
-    size, count = db.execute(_SUM, (image_id, digest)).fetchone()
+    size, count = db.execute(_SUM_OF, (image_id, digest)).fetchone()
     return size, count
 
 

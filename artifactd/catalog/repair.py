@@ -9,9 +9,10 @@ from attrs import frozen
 from msgspec.structs import replace
 
 from artifactd.catalog import images, manifests
+from artifactd.catalog.checks import CHECKS, Check
 from artifactd.catalog.database import OnDatabase, read, write, write_last
 from artifactd.catalog.events import event_of
-from artifactd.catalog.images import HELD, KEPT, loosen, settle
+from artifactd.catalog.images import loosen, settle
 from artifactd.catalog.records import ManifestRecord, nothing
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import Digest, ImageName
@@ -90,6 +91,8 @@ class Slip:
     """
     A row that contradicts others.
 
+    :ivar kind: one word.
+    :ivar text: the problem.
     :ivar repairable: whether :meth:`RepairCatalog.mend` corrects it.
     """
 
@@ -162,7 +165,7 @@ def drop_lost(db: Connection, digest: Digest, at: float) -> int:
     return dropped + len(rows)
 
 
-# -- checks that rows agree with one another and with the bytes of manifests
+# -- manifests whose rows are compared with their bytes
 
 _MANIFESTS = (
     "SELECT manifest.id, repository, name, used_at IS NOT NULL, lost_at IS NOT NULL,"
@@ -180,64 +183,6 @@ _ENTRIES = (
     "SELECT 1 FROM manifest CROSS JOIN blob USING (digest)"
     " WHERE manifest.image_id = entry.image_id AND digest = entry.digest AND lost_at IS NULL)"
     " FROM manifest_entry AS entry WHERE manifest_id = ?"
-)
-_UNNEEDED = (
-    f"{images.UNNEEDED}"
-    " AND NOT EXISTS (SELECT 1 FROM loose_blob WHERE loose_blob.blob_id = blob.id)"
-)
-_IMAGE = "repository || '/' || image.name"
-
-
-@frozen
-class _Check:
-    kind: str
-    text: str
-    query: str  # selects the name of each wrong row
-    mended: str = ""  # corrects all wrong rows; ?1 is now
-
-
-_CHECKS = (
-    _Check(
-        "entry",
-        "its blobs and children are recorded for another image",
-        f"SELECT {_IMAGE} || '@' || manifest.digest FROM manifest_entry AS entry"
-        " CROSS JOIN manifest ON manifest.id = manifest_id"
-        " CROSS JOIN image ON image.id = manifest.image_id"
-        " WHERE entry.image_id <> manifest.image_id",
-        "UPDATE OR REPLACE manifest_entry SET image_id ="
-        " (SELECT image_id FROM manifest WHERE id = manifest_id)"
-        " WHERE ?1 AND image_id <> (SELECT image_id FROM manifest WHERE id = manifest_id)",
-    ),
-    _Check(
-        "tag",
-        "the tag points at a manifest of another image: push it again, or delete it",
-        f"SELECT {_IMAGE} || ':' || tag.name FROM tag CROSS JOIN image ON image.id = tag.image_id"
-        " CROSS JOIN manifest ON manifest.id = manifest_id"
-        " WHERE manifest.image_id <> tag.image_id",
-    ),
-    _Check(
-        "lease",
-        "its lease is wrong, so that it would be collected too early or never",
-        f"SELECT {_IMAGE} || '@' || digest FROM blob_link"
-        " CROSS JOIN image ON image.id = image_id CROSS JOIN blob ON blob.id = blob_id"
-        f" WHERE used_at IS NULL AND (unheld_since IS NULL) <> {HELD}",
-        "UPDATE blob_link SET unheld_since = CASE WHEN unheld_since IS NULL THEN ?1 END"
-        f" WHERE used_at IS NULL AND (unheld_since IS NULL) <> {HELD}",
-    ),
-    _Check(
-        "lease",
-        "its lease is wrong, so that it would be collected too early or never",
-        f"SELECT {_IMAGE} || '@' || digest FROM manifest CROSS JOIN image ON image.id = image_id"
-        f" WHERE used_at IS NULL AND (free_since IS NULL) <> {KEPT}",
-        "UPDATE manifest SET orphaned = 0, free_since = CASE WHEN free_since IS NULL THEN ?1 END"
-        f" WHERE used_at IS NULL AND (free_since IS NULL) <> {KEPT}",
-    ),
-    _Check(
-        "unneeded",
-        "nothing needs these bytes, but they are not queued for collection",
-        f"SELECT digest FROM blob WHERE {_UNNEEDED}",
-        f"INSERT INTO loose_blob (blob_id, since) SELECT id, ?1 FROM blob WHERE {_UNNEEDED}",
-    ),
 )
 
 
@@ -425,18 +370,24 @@ class RepairCatalog(OnDatabase):
     def slips(self, db: Connection, limit: int) -> Sequence[Slip]:
         """Rows that contradict others, at most ``limit`` of each kind."""
         return [
-            Slip(check.kind, name, check.text, bool(check.mended))
-            for check in _CHECKS
-            for (name,) in db.execute(f"{check.query} LIMIT ?", (limit,))
+            Slip(check.kind, name, check.text.format(*values), bool(check.mended))
+            for check in CHECKS
+            for name, *values in db.execute(f"{check.query} LIMIT ?", (limit,))
         ]
 
-    @write
-    def mend(self, db: Connection) -> None:
-        """Correct the repairable slips: leases, and the queue of collection."""
-        at = self.database.now()
-        for check in _CHECKS:
+    async def mend(self) -> None:
+        """
+        Correct the repairable slips: what each check finds in a transaction of its own, so that
+        others write in between.
+        """
+        for check in CHECKS:
             if check.mended:
-                db.execute(check.mended, (at,))
+                await self._mend(check)
+
+    @write
+    def _mend(self, db: Connection, check: Check) -> None:
+        for statement in check.mended:
+            db.execute(statement, {"now": self.database.now()})
 
 
 def _listed(

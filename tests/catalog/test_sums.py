@@ -103,6 +103,10 @@ def sizes_looked_at(db: Connection) -> dict[int, int]:
     return {number: found[number] for (number,) in pushed}
 
 
+def _execute(statement: str, db: Connection) -> None:
+    db.execute(statement)
+
+
 class SumTests(GarbageCatalogTestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -174,6 +178,46 @@ class SumTests(GarbageCatalogTestCase):
         (seen,) = await self.overview.images([APP])
         self.assertEqual((0, 0, 1000.0), (seen.tags, seen.size, seen.pushed))
 
+    async def test_counts_that_are_wrong_or_gone_are_found_and_counted_anew(self) -> None:
+        for image in (APP, OTHER):
+            layer = await self.blob(b"layer", image)
+            await self.put(manifest(b"one", blobs=[layer]), "v1", image=image)
+        await self.cache(manifest(b"one", blobs=[layer]), "v1")
+        right = await self.counts()
+        self.assertEqual([], list(await self.repair.slips(10)))
+        for damage in (
+            "UPDATE image_count SET tags = 7 WHERE image_id = 1",
+            "UPDATE image_count SET size = size + 1",
+            "UPDATE image_count SET own = 1",
+            "DELETE FROM image_count",
+            "UPDATE repository_count SET images = 0",
+            "UPDATE repository_count SET tags = tags + 1",
+            "DELETE FROM repository_count",
+            "UPDATE repository_usage SET size = 0",
+            "DELETE FROM repository_usage",
+            "UPDATE repository_blob SET links = links + 1",
+            "DELETE FROM repository_blob",
+            "INSERT INTO repository_blob VALUES ('elsewhere', 1, 1)",
+        ):
+            await self.catalog.database.write(partial(_execute, damage))
+            slips = await self.repair.slips(10)
+            self.assertEqual({"count"}, {each.kind for each in slips}, damage)
+            await self.repair.mend()
+            self.assertEqual(right, await self.counts(), damage)
+            self.assertEqual([], list(await self.repair.slips(10)), damage)
+
+    async def counts(self) -> list[list[tuple[object, ...]]]:
+        """All rows that triggers have counted, but for the times."""
+        queries = (
+            "SELECT image_id, tags, size, own FROM image_count ORDER BY image_id",
+            "SELECT * FROM repository_count ORDER BY repository",
+            "SELECT * FROM repository_usage WHERE size > 0 ORDER BY repository",
+            "SELECT * FROM repository_blob ORDER BY repository, blob_id",
+        )
+        return await self.catalog.database.read(
+            lambda db: [db.execute(query).fetchall() for query in queries]
+        )
+
     def contents(self, chance: random.Random) -> Manifest:
         """A manifest of some blobs, or an index of some manifests, at most two deep."""
         some = chance.sample(_BLOBS, chance.randrange(4))
@@ -229,6 +273,8 @@ class SumTests(GarbageCatalogTestCase):
                 lambda db: (sizes_kept(db), sizes_looked_at(db))
             )
             self.assertEqual({each: right.get(each) for each in kept}, kept)
+            slips = await self.repair.slips(10)
+            self.assertEqual([], [each for each in slips if each.kind == "count"])
         while await garbage.note_sizes(100):
             pass
         kept, right = await catalog.database.read(lambda db: (sizes_kept(db), sizes_looked_at(db)))

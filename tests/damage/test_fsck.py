@@ -214,6 +214,37 @@ class FsckTests(MaintenanceTestCase):
         self.assertFalse(file.exists())
         await self.assert_clean()
 
+    async def test_counts_that_are_not_what_they_count_are_told_and_counted_anew(self) -> None:
+        manifest = await self.push("app", LAYER)
+        size = sum(file.stat().st_size for file in self.daemon.data.glob("blobs/*/*/*"))
+        for statement in (
+            "UPDATE image_count SET tags = 7, own = own - 1",
+            "UPDATE repository_count SET images = 5, tags = 2 WHERE repository = 'local'",
+            "UPDATE repository_usage SET size = 3 WHERE repository = 'local'",
+            f"UPDATE repository_blob SET links = 4 WHERE blob_id ="
+            f" (SELECT id FROM blob WHERE digest = '{Digest.of(LAYER)}')",
+            "UPDATE manifest SET held_size = 1",
+        ):
+            self.execute(statement)
+        status, lines = await self.fsck()
+        expected = [
+            f"local: {Digest.of(LAYER)}: its repository has counted 4 links to it, and has 1",
+            f"local: it has counted 3 bytes, which its quota is compared with, and has {size}",
+            "local: it has counted 5 images and 2 tags, and has 1 and 1",
+            f"local/app: it has counted 7 tags, {size} bytes and {size - 1} bytes that no other"
+            f" image has, and has 1, {size} and {size}",
+            f"local/app@{manifest}: its bytes with all that it holds are recorded as 1, and are"
+            f" {size}",
+        ]
+        self.assertEqual(
+            [f"problem: count: {text}; fsck --repair sees to it" for text in expected], lines[:-1]
+        )
+        self.assertEqual(status, 1)
+        status, lines = await self.fsck("--repair")
+        self.assertEqual([f"repaired: count: {text}" for text in expected], lines[:-1])
+        self.assertEqual(status, 0)
+        await self.assert_clean()
+
     async def test_a_row_that_refers_to_none_is_told(self) -> None:
         await self.push("app", LAYER)
         self.execute("PRAGMA foreign_keys = OFF")
