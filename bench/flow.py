@@ -46,7 +46,7 @@ from twisted.internet.defer import DeferredList
 from twisted.internet.threads import blockingCallFromThread
 
 import artifactd
-from artifactd.daemon.tap import RegistryService
+from artifactd.daemon.service import RegistryService
 from artifactd.kit.deferreds import Threads
 from artifactd.settings.settings import Settings
 
@@ -299,7 +299,7 @@ def main() -> None:
             DeferredList(ends).addBoth(lambda _: reactor.stop())
 
         reactor.callWhenRunning(start)
-        with patch("artifactd.daemon.tap.BEAT", 3600.0):
+        with patch("artifactd.daemon.service.BEAT", 3600.0):
             reactor.run()
         upstream.shutdown()
     if failed:

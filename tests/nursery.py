@@ -39,6 +39,8 @@ _IMPORTED = (
     "artifactd.commands.backup",
     "artifactd.commands.check_config",
     "artifactd.commands.offline",
+    "artifactd.daemon.service",
+    "artifactd.daemon.supervisor",
     "artifactd.daemon.tap",
     "artifactd.tls.endpoint",
     "twisted.scripts.twistd",

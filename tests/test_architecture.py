@@ -192,7 +192,7 @@ class ArchitectureTests(TestCase):
     def test_the_http_server_is_known_to_web_alone(self) -> None:
         self.assert_only(
             "artifactd",
-            ("artifactd.web", "artifactd.daemon.tap"),
+            ("artifactd.web",),
             "klein",
             "werkzeug",
             "twisted.web.http",

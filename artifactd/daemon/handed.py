@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import address, tcp, unix
 from twisted.internet.defer import Deferred, succeed
@@ -17,7 +17,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from artifactd.daemon.listen import listen
-from artifactd.registry.metrics import Counters
+
+if TYPE_CHECKING:  # imported with the service, behind this
+    from artifactd.registry.metrics import Counters
 
 _log = Logger()
 

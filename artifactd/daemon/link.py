@@ -22,6 +22,15 @@ from artifactd.kit.start import StartError
 PROTOCOL: Final = 1
 """The version of what is told: a reload may start workers of a newer program."""
 
+CONTROL: Final = 3
+"""The descriptor of the link in a worker."""
+
+MEMORY: Final = 4
+"""The descriptor of the shared memory in a worker."""
+
+SETTINGS: Final = 5
+"""The descriptor of the content of the settings file in a worker, if there is one."""
+
 _MOST = 64 << 10  # bytes of a message
 _EACH_TURN = 64  # messages that are read in one turn of the reactor
 

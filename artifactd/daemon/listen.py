@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import serverFromString
@@ -15,9 +15,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from artifactd.kit.start import StartError
-from artifactd.registry.metrics import Counters
 from artifactd.tls.certificates import Certificates
 from artifactd.tls.endpoint import TlsEndpoint
+
+if TYPE_CHECKING:  # the supervisor does without
+    from artifactd.registry.metrics import Counters
 
 _log = Logger()
 

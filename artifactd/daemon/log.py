@@ -25,10 +25,10 @@ from twisted.python.failure import Failure
 from twisted.python.usage import Options
 from zope.interface import implementer
 
+from artifactd.kit.lines import OwnLog, moment
 from artifactd.kit.printable import printable
 from artifactd.oci.names import Digest, ImageName, Tag
 from artifactd.settings.settings import Settings
-from artifactd.web.server.accesslog import OwnLog, moment
 
 LOCKED_BYTE = 1 << 62
 """The byte that is locked in the file of ``StreamLog``: others of it are free for other uses."""

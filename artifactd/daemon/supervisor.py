@@ -28,8 +28,12 @@ from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
 from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.failure import Failure
 
+from artifactd import __version__
 from artifactd.daemon.greeting import greet
 from artifactd.daemon.link import (
+    CONTROL,
+    MEMORY,
+    SETTINGS,
     Link,
     Ready,
     Told,
@@ -46,17 +50,8 @@ from artifactd.settings.settings import Settings, read
 from artifactd.store.folder import ReadOnlyMode, ReloadSocket
 from artifactd.store.procfs import WORKER
 from artifactd.web.server.limits import Connections, Counted
-from artifactd.web.server.protocol import not_now, too_many_connections
 from artifactd.web.server.proxies import TrustedProxies
-
-CONTROL = 3
-"""The descriptor of the link in a worker."""
-
-MEMORY = 4
-"""The descriptor of the shared memory in a worker."""
-
-SETTINGS = 5
-"""The descriptor of the content of the settings file in a worker, if there is one."""
+from artifactd.web.server.refused import not_now, too_many_connections
 
 # Seconds that a worker has to serve for its end to count as the first one; and the most between its
 # end and the start of another one.
@@ -426,6 +421,12 @@ class Supervisor(Service):
             version=ready.version,
             open=sum(len(worker.connections) for worker in old),
         )
+        if ready.version != __version__:
+            _log.info(
+                "this process, which hands them their connections, stays artifactd {version} until"
+                " a restart",
+                version=__version__,
+            )
 
     def _listen_for_reloads(self) -> None:
         """Listen for ``artifactd reload``.  Without it there is SIGHUP."""

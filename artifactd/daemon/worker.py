@@ -10,9 +10,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -23,14 +24,25 @@ from twisted.python.failure import Failure
 
 from artifactd import __version__
 from artifactd.daemon.handed import Handed
-from artifactd.daemon.link import PROTOCOL, Link, Ready, Told, closed, read_handing
+from artifactd.daemon.link import (
+    CONTROL,
+    MEMORY,
+    PROTOCOL,
+    SETTINGS,
+    Link,
+    Ready,
+    Told,
+    closed,
+    read_handing,
+)
 from artifactd.daemon.log import StreamLog
-from artifactd.daemon.supervisor import CONTROL, MEMORY, SETTINGS
-from artifactd.daemon.tap import RegistryService, prepare
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import Settings
+
+if TYPE_CHECKING:  # imported when it is made
+    from artifactd.daemon.service import RegistryService
 
 _log = Logger()
 
@@ -40,7 +52,7 @@ class Worker:
     The service, and the link to the supervisor.
 
     :param end: this end of the link.
-    :param memory: is shared by all workers.
+    :param make: makes the service, of the settings and what listens for it.
     """
 
     def __init__(
@@ -48,8 +60,7 @@ class Worker:
         settings: Settings,
         reactor: Any,
         end: socket.socket,
-        log: StreamLog,
-        memory: SharedMemory,
+        make: Callable[[Settings, Handed], RegistryService],
     ) -> None:
         self._settings, self._reactor = settings, reactor
         self._link = Link(end, reactor, self._told, self._abandoned)
@@ -60,13 +71,7 @@ class Worker:
         )
         # The supervisor counts the connections, since it sees those of all workers.
         limits = replace(settings.limits, connections=0, address_connections=0)
-        self._service = RegistryService(
-            replace(settings, limits=limits),
-            reactor,
-            log=log,
-            memory=memory,
-            handed=self._handed,
-        )
+        self._service = make(replace(settings, limits=limits), self._handed)
         self._stopping = False
 
     def start(self) -> None:
@@ -143,6 +148,23 @@ def _memory() -> SharedMemory:
         raise StartError(f"artifactd {__version__} needs a restart") from None
 
 
+def _service(
+    reactor: Any, log: StreamLog, memory: SharedMemory, settings: Settings, handed: Handed
+) -> RegistryService:
+    """
+    Import the service, and make it.
+
+    :raises StartError: if it can't be imported: an upgrade may have gone wrong.
+    """
+    try:
+        from artifactd.daemon.service import RegistryService, prepare
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise StartError(f"artifactd {__version__} can't be loaded: {told}") from error
+    prepare(reactor)
+    return RegistryService(settings, reactor, log=log, memory=memory, handed=handed)
+
+
 def main(argv: Sequence[str]) -> int:
     """
     Run a worker.  Returns the exit status.
@@ -160,8 +182,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         settings = _settings(argv)
         log.configure(settings)
-        worker = Worker(settings, reactor, end, log, _memory())
-        prepare(reactor)
+        worker = Worker(settings, reactor, end, partial(_service, reactor, log, _memory()))
         worker.start()
     except StartError as error:
         end.setblocking(True)

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed
 
+from artifactd.kit.lines import LineFile, OwnLog, moment, own_log
 from artifactd.kit.printable import printable
 from artifactd.oci.errors import (
     Denied,
@@ -25,7 +26,6 @@ from artifactd.settings.access import Action
 from artifactd.web.errors import expected_error
 from artifactd.web.fields import parameter
 from artifactd.web.gate import Need
-from artifactd.web.server.accesslog import LineFile, OwnLog, moment, own_log
 from artifactd.web.server.protocol import RegistryRequest
 
 AUDIT = "artifactd.audit"

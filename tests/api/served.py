@@ -1,4 +1,4 @@
-"""The whole daemon, wired as ``tap`` does, on a free port in the process of the tests."""
+"""The whole daemon, wired as a process of its own, on a free port in the process of the tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
-from artifactd.daemon.tap import RegistryService, _Running
+from artifactd.daemon.service import RegistryService, _Running
 from artifactd.kit.shared import SharedMemory
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest

@@ -12,10 +12,10 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from artifactd.kit.lines import LineFile
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import Digest
 from artifactd.store.folder import ReadOnlyMode
-from artifactd.web.server.accesslog import LineFile
 from tests.api.case import ApiTestCase, Connection
 from tests.api.guarded import ABSENT, BLOB, CONFIG, GuardedCase, basic
 from tests.api.served import Served, image_manifest

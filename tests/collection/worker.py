@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from artifactd.daemon import tap, worker
+from artifactd.daemon import service, worker
 from artifactd.daemon.assemble import assemble
 from artifactd.web.server.hot import HotAnswers
 from tests.collection.clock import SharedClock
@@ -29,5 +29,5 @@ class ClockedAnswers(HotAnswers):
 clock = SharedClock(Path(os.environ["TEST_CLOCK"]))
 
 if __name__ == "__main__":
-    vars(tap).update(assemble=partial(assemble, now=clock), HotAnswers=ClockedAnswers)
+    vars(service).update(assemble=partial(assemble, now=clock), HotAnswers=ClockedAnswers)
     sys.exit(worker.main(sys.argv[1:]))

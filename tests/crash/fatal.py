@@ -18,7 +18,7 @@ from typing import Any
 
 from twisted.internet import reactor as installed
 
-from artifactd.daemon.tap import RegistryService
+from artifactd.daemon.service import RegistryService
 from artifactd.settings.settings import Settings
 from artifactd.store.files import FileOperations
 

@@ -11,7 +11,7 @@ import sys
 from random import Random
 from typing import Any
 
-from artifactd.daemon import tap, worker
+from artifactd.daemon import service, worker
 from artifactd.daemon.assemble import Assembly, assemble
 from tests.crash.fatal import Fatal
 
@@ -25,5 +25,5 @@ def assemble_fatally(*given: Any, **named: Any) -> Assembly:
 
 
 if __name__ == "__main__":
-    vars(tap).update(assemble=assemble_fatally)
+    vars(service).update(assemble=assemble_fatally)
     sys.exit(worker.main(sys.argv[1:]))

@@ -16,7 +16,6 @@ from typing import Any
 
 from msgspec.structs import replace
 from twisted.application.service import IServiceMaker
-from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger, LogPublisher, textFileLogObserver
 from twisted.plugin import getPlugins
@@ -104,9 +103,11 @@ class LogTests(SynchronousTestCase):
     def test_the_log_of_twistd_has_printable_lines_alone(self) -> None:
         file, publisher = StringIO(), LogPublisher()
         self.patch(tap, "globalLogPublisher", publisher)
+        for kind in ("_service", "_supervisor"):
+            self.patch(tap, kind, lambda *_: None)
         options = tap.Options()
         options.parseOptions([])
-        makeService(options, Clock())
+        makeService(options)
         publisher.addObserver(textFileLogObserver(file))  # as twistd does, after makeService
         error = OSError("denied\n2026-01-01 by \x1b[2J\u202e")
         Logger("any", observer=publisher).error("no answer: {error}", error=error)
@@ -116,7 +117,6 @@ class LogTests(SynchronousTestCase):
 
     def test_a_form_of_the_log_that_twistd_does_not_write_stops_the_start(self) -> None:
         self.patch(tap, "globalLogPublisher", LogPublisher())
-        self.patch(tap, "give_back_freed_memory", lambda: None)
         options: Any = tap.Options()
         options.parseOptions([])
         options.parent = {"syslog": False, "nodaemon": True, "logfile": "twistd.log"}
@@ -130,7 +130,7 @@ class LogTests(SynchronousTestCase):
         self.patch(tap, "globalLogPublisher", LogPublisher())
         options = tap.Options()
         options.parseOptions(["--config", "/absent/a\nb\x1b"])
-        stopped = self.assertRaises(SystemExit, makeService, options, Clock())
+        stopped = self.assertRaises(SystemExit, makeService, options)
         self.assertTrue(str(stopped).isprintable(), ascii(str(stopped)))
         self.assertIn("/absent/a\\u000ab\\u001b", str(stopped))
 

@@ -17,9 +17,9 @@ from twisted.logger import capturedLogs, formatEvent, formatEventAsClassicLogTex
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from artifactd.daemon.link import PROTOCOL, Ready, Told, read_handing
+from artifactd.daemon.link import CONTROL, PROTOCOL, Ready, Told, read_handing
 from artifactd.daemon.sockets import Bound, Sockets
-from artifactd.daemon.supervisor import CONTROL, Supervisor
+from artifactd.daemon.supervisor import Supervisor
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import LimitsSettings, Settings

@@ -18,7 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from artifactd.catalog import migrations
-from artifactd.daemon.tap import RegistryService
+from artifactd.daemon.service import RegistryService
 from artifactd.oci.manifest import MANIFEST_TYPES, OCI_MANIFEST
 from artifactd.oci.names import Digest
 from artifactd.registry.upkeep.collector import Collector, NotNow

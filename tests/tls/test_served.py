@@ -7,7 +7,7 @@ import ssl
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.daemon.tap import RegistryService
+from artifactd.daemon.service import RegistryService
 from artifactd.kit.start import StartError
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings

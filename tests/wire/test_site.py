@@ -10,7 +10,8 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from artifactd.web.server.accesslog import Access, AccessLog, moment
+from artifactd.kit.lines import moment
+from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.protocol import NEW_SECONDS, TELL_SECONDS, RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses

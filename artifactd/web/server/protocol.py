@@ -33,7 +33,7 @@ from zope.interface import implementer
 from artifactd.auth.identity import NOBODY, Caller
 from artifactd.kit.budget import RECEIVE_SIZE, receive_size
 from artifactd.kit.timers import Deadline, Timers
-from artifactd.oci.errors import RegistryError, TooManyRequests, Unavailable, Unsupported
+from artifactd.oci.errors import TooManyRequests, Unsupported
 from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic
 from artifactd.web.server.body import RequestBody
@@ -50,6 +50,7 @@ from artifactd.web.server.framing import (
 from artifactd.web.server.hot import READS, HotAnswers, Kept, Peer, Repeated
 from artifactd.web.server.limits import BodyPace, Connections, Counted, Rates
 from artifactd.web.server.proxies import TrustedProxies, owner_of, peer_address
+from artifactd.web.server.refused import too_many_connections, whole
 
 PRIVATE = {
     http.HTTPChannel: (
@@ -95,9 +96,6 @@ _log = Logger()
 
 # Ids of requests are no secrets: they come without a system call each.
 _ids = random.Random()
-
-_BUSY = Unavailable("too many connections: close some, or try again later")
-_AGAIN = Unavailable("nothing serves at the moment: try again", None, {"Retry-After": "5"})
 
 # After an early answer at most this much of the body is read and dropped, in bytes and seconds, so
 # that the client gets to read the answer before the connection is closed.
@@ -470,7 +468,7 @@ class RegistryChannel(http.HTTPChannel):
                 peer=self.transport.getPeer(),
                 problem=problem,
             )
-        self.transport.write(_answer(status, Unsupported(f"bad request: {problem}")))
+        self.transport.write(whole(status, Unsupported(f"bad request: {problem}")))
         self.loseConnection()
         if self.busy:
             # The framing of its body is wrong: its handler must not add an answer of its own.
@@ -478,28 +476,6 @@ class RegistryChannel(http.HTTPChannel):
             request.setResponseCode(int(status[:3]))
             request.startedWriting = 1
             request.connectionLost(Failure(ConnectionAborted()))
-
-
-def too_many_connections() -> bytes:
-    """Make the answer to a connection that there is no room for."""
-    return _answer(b"503 Service Unavailable", _BUSY)
-
-
-def not_now() -> bytes:
-    """Make the answer to a connection that there is no worker for."""
-    return _answer(b"503 Service Unavailable", _AGAIN)
-
-
-def _answer(status: bytes, error: RegistryError) -> bytes:
-    """Make a whole response with ``error``, for where there is no request."""
-    body = error.body()
-    fields = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items()).encode()
-    return (
-        b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Type: application/json\r\n%b"
-        b"Docker-Distribution-Api-Version: registry/2.0\r\n"
-        b"Cache-Status: artifactd\r\nServer-Timing: total;dur=0.0\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (status, fields, len(body), body)
-    )
 
 
 class _Peer:

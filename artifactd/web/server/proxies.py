@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from attrs import frozen
 from twisted.internet.address import UNIXAddress
-from twisted.web.server import Request
 
 from artifactd.auth.guessing import network
 from artifactd.auth.identity import Identity, Kind
+
+if TYPE_CHECKING:  # the supervisor, which has no requests, does without
+    from twisted.web.server import Request
 
 UNIX = "unix"
 
