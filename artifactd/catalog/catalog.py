@@ -19,6 +19,7 @@ from artifactd.catalog.records import (
     ManifestRecord,
     Precondition,
     TagMovement,
+    TagPage,
     UploadEnded,
     UploadRecord,
     nothing,
@@ -30,6 +31,7 @@ from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag
 CACHED = 8 << 20  # bytes of the results of each kind that are kept in memory
 LEASE = 24 * 3600.0  # seconds
 _REFERRERS_TEXT = 3 << 20  # characters in one list; one manifest may have 4 MiB
+_BEHIND_ALL = "~"  # no tag has it, and all are before it
 _UPLOAD_COLUMNS = "id, repository, image, algorithm, started"
 
 
@@ -470,6 +472,33 @@ class Catalog(OnDatabase):
             (image_id, after or "", -1 if limit is None else limit),
         )
         return [name for (name,) in rows]
+
+    @read
+    def tag_page(
+        self, db: Connection, image: ImageName, after: str | None, limit: int
+    ) -> TagPage | None:
+        """
+        The same as :meth:`tags`, as JSON.  SQLite makes it, without the interpreter's lock, which a
+        thread would otherwise take anew for each tag.
+        """
+        image_id = images.find_known(db, image)
+        if image_id is None:
+            return None
+        # No subquery: that would take three times as long.  A search by the primary key, which
+        # the table is ordered by, finds the rows in order.
+        searched = "FROM tag NOT INDEXED WHERE image_id = ? AND name > ?"
+        first = (image_id, after or "")
+        behind = db.execute(
+            f"SELECT name {searched} ORDER BY name LIMIT 1 OFFSET ?", (*first, limit)
+        ).fetchone()
+        before = (*first, _BEHIND_ALL if behind is None else behind[0])
+        (tags,) = db.execute(
+            f"SELECT CAST(json_group_array(name) AS BLOB) {searched} AND name < ?", before
+        ).fetchone()
+        if behind is None:
+            return TagPage(tags, None)
+        (last,) = db.execute(f"SELECT max(name) {searched} AND name < ?", before).fetchone()
+        return TagPage(tags, last)
 
     @read
     def tag_movements(

@@ -148,6 +148,19 @@ def session_key(upload_id: str) -> bytes | None:
 
 
 @frozen
+class TagPage:
+    """
+    Tags of an image, in ASCII order.
+
+    :ivar tags: a list of strings in JSON.
+    :ivar last: the last of them, if more come behind it; otherwise ``None``.
+    """
+
+    tags: bytes
+    last: str | None
+
+
+@frozen
 class TagMovement:
     """
     One line of the journal of tags.

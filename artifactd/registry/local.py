@@ -278,13 +278,12 @@ class LocalRepository(Repository):
 
     async def tags(self, image: ImageName, wanted: ListWanted) -> TagsFound:
         """List tags.  :raises NameUnknown: if there is no such image."""  # end-8
-        tags = await self.catalog.tags(image, wanted.after, wanted.limit + 1)
-        if tags is None:
+        page = await self.catalog.tag_page(image, wanted.after, wanted.limit)
+        if page is None:
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
-        shown = tags[: wanted.limit]
-        if len(tags) == len(shown) or not shown:
-            return TagsFound(msgspec.json.encode(shown))
-        return TagsFound(msgspec.json.encode(shown), {"n": str(wanted.limit), "last": shown[-1]})
+        if page.last is None:
+            return TagsFound(page.tags)
+        return TagsFound(page.tags, {"n": str(wanted.limit), "last": page.last})
 
     async def referrers(
         self, image: ImageName, subject: Digest, artifact_type: str | None, wanted: ListWanted

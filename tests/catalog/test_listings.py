@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from artifactd.catalog.overview import Overview
 from artifactd.catalog.records import ManifestRecord
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
@@ -30,6 +32,21 @@ class TagListTests(CatalogTestCase):
         self.assertEqual(["c"], await self.catalog.tags(APP, "bb", 1))
         self.assertEqual([], await self.catalog.tags(APP, "d", 2))
         self.assertEqual([], await self.catalog.tags(APP, None, 0))
+
+    async def test_a_page_of_them_says_in_json_whether_more_come(self) -> None:
+        await self.put(b"1", "b", "B", "a", "1", "_", "a.1", "a-1", "10")
+        for after, limit, expected in (
+            (None, 3, (["1", "10", "B"], "B")),
+            ("B", 3, (["_", "a", "a-1"], "a-1")),
+            ("a-1", 2, (["a.1", "b"], None)),
+            ("A", 100, (["B", "_", "a", "a-1", "a.1", "b"], None)),
+            ("b", 2, ([], None)),
+            (None, 0, ([], None)),
+        ):
+            page = await self.catalog.tag_page(APP, after, limit)
+            assert page is not None
+            self.assertEqual(expected, (json.loads(page.tags), page.last))
+        self.assertIsNone(await self.catalog.tag_page(OTHER, None, 1))
 
     async def test_an_image_without_a_manifest_is_unknown(self) -> None:
         self.assertIsNone(await self.catalog.tags(APP, None, None))
