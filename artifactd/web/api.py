@@ -377,13 +377,15 @@ class Api(OperationsApi):
     async def tags(self, request: RegistryRequest, target: Target) -> Answer:
         """List the tags of an image, in pages."""  # end-8a, end-8b
         found = await target.readable.tags(target.image, list_wanted(request))
-        return list_answer(
+        answer = list_answer(
             {"name": str(target.name)},
             f"{target.path}/tags/list",
             target.following(found.next),
             provenance_headers(found.provenance),
             tags=found.tags,
         )
+        answer.repeatable = found.provenance is LOCAL
+        return answer
 
     @route(app, "/v2/<name:name>/referrers/<digest>", "GET", needs=Action.PULL)
     async def referrers(self, request: RegistryRequest, target: Target, digest: str) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPSConnection
@@ -125,6 +126,9 @@ class CorpusTests(HotCase):
             f"/v2/hello/blobs/{layer}",
             f"/v2/hello/blobs/{Digest.of(b'absent')}",
             "/v2/hello/tags/list",
+            "/v2/local/hello/tags/list?n=1",
+            "/v2/hello/tags/list?n=1&last=v1",
+            "/v2/nothing/tags/list",
             "/v2/hello/manifests/v1?ns=localhost",
             "/v2/HELLO/manifests/v1",
             "/nothing",
@@ -339,6 +343,24 @@ class EndTests(HotCase):
         await self.accepted(202, "DELETE", "/v2/hello/manifests/v1")
         for status, _, _ in await self.tell(self.registry, wanted):
             self.assertEqual(status, 404)
+
+    async def test_a_list_of_tags_is_answered_anew_when_one_comes_or_goes(self) -> None:
+        await self.setUpImage()
+        wanted: list[Request] = [("GET", "/v2/hello/tags/list", {})]
+        other = Served.start(self, data=self.registry.data)
+        for registry, method, tags in (
+            (self.registry, "PUT", ["v1", "v2"]),
+            (self.registry, "DELETE", ["v1"]),
+            (other, "PUT", ["v1", "v2"]),
+        ):
+            await self.tell(self.registry, wanted)
+            self.assertEqual(self.hits(self.registry), 2)
+            if method == "PUT":
+                await registry.push_manifest("hello", "v2", MANIFEST)
+            else:
+                await self.accepted(202, "DELETE", "/v2/hello/manifests/v2")
+            for _, _, body in await self.tell(self.registry, wanted):
+                self.assertEqual(json.loads(body)["tags"], tags)
 
     async def test_and_one_that_another_process_has_moved(self) -> None:
         wanted = await self.setUpImage()
