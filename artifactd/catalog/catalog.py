@@ -65,6 +65,11 @@ class Catalog(OnDatabase):
         self._ended: ReadCache[str, bool] = ReadCache(database.versions, _session_of, CACHED)
         self._manifests: ReadCache[tuple[ImageName, Reference], ManifestRecord | None]
         self._manifests = ReadCache(database.versions, _image_of, CACHED, record_bytes)
+        # First pages: they are asked for again and again, by programs that wait for a new tag.
+        self._tag_pages: ReadCache[tuple[ImageName, int], TagPage | None]
+        self._tag_pages = ReadCache(
+            database.versions, _image_of, CACHED, lambda page: len(page.tags) if page else 0
+        )
 
     # -- blobs
 
@@ -473,21 +478,27 @@ class Catalog(OnDatabase):
         )
         return [name for (name,) in rows]
 
+    async def tag_page(self, image: ImageName, after: str | None, limit: int) -> TagPage | None:
+        """The same as :meth:`tags`, as JSON."""
+        if after:
+            return await self._read_tag_page(image, after, limit)
+        return await self._tag_pages.get(
+            (image, limit), lambda: self._read_tag_page(image, "", limit)
+        )
+
     @read
-    def tag_page(
-        self, db: Connection, image: ImageName, after: str | None, limit: int
+    def _read_tag_page(
+        self, db: Connection, image: ImageName, after: str, limit: int
     ) -> TagPage | None:
-        """
-        The same as :meth:`tags`, as JSON.  SQLite makes it, without the interpreter's lock, which a
-        thread would otherwise take anew for each tag.
-        """
+        # SQLite makes the JSON, without the interpreter's lock, which a thread would otherwise take
+        # anew for each tag.
         image_id = images.find_known(db, image)
         if image_id is None:
             return None
         # No subquery: that would take three times as long.  A search by the primary key, which
         # the table is ordered by, finds the rows in order.
         searched = "FROM tag NOT INDEXED WHERE image_id = ? AND name > ?"
-        first = (image_id, after or "")
+        first = (image_id, after)
         behind = db.execute(
             f"SELECT name {searched} ORDER BY name LIMIT 1 OFFSET ?", (*first, limit)
         ).fetchone()

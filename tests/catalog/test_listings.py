@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable
 
 from artifactd.catalog.overview import Overview
-from artifactd.catalog.records import ManifestRecord
+from artifactd.catalog.records import ManifestRecord, TagPage
 from artifactd.oci.manifest import OCI_MANIFEST, Manifest
 from artifactd.oci.names import Algorithm, Digest, ImageName, Tag
 from tests.catalog.fixture import (
@@ -47,6 +48,33 @@ class TagListTests(CatalogTestCase):
             assert page is not None
             self.assertEqual(expected, (json.loads(page.tags), page.last))
         self.assertIsNone(await self.catalog.tag_page(OTHER, None, 1))
+
+    async def test_a_first_page_that_was_read_is_read_anew_when_a_tag_comes_or_goes(self) -> None:
+        reads = 0
+        read = self.catalog._read_tag_page
+
+        def counted(image: ImageName, after: str, limit: int) -> Awaitable[TagPage | None]:
+            nonlocal reads
+            reads += 1
+            return read(image, after, limit)
+
+        self.patch(self.catalog, "_read_tag_page", counted)
+        self.assertIsNone(await self.catalog.tag_page(APP, None, 9))
+        digest = await self.put(b"1", "a")
+        await self.put(b"1", "z", image=OTHER)
+        await self.see(b'["a"]')
+        await self.put(b"1", "b")
+        await self.see(b'["a","b"]')
+        await self.catalog.delete_manifest(APP, digest, allow_held=False, actor="anne")
+        await self.see(b"[]")
+        self.assertEqual(reads, 4)
+
+    async def see(self, tags: bytes) -> None:
+        """The first page has ``tags``, in JSON, each time that it is asked for."""
+        for _ in range(3):
+            page = await self.catalog.tag_page(APP, None, 9)
+            assert page is not None
+            self.assertEqual(page.tags, tags)
 
     async def test_an_image_without_a_manifest_is_unknown(self) -> None:
         self.assertIsNone(await self.catalog.tags(APP, None, None))
