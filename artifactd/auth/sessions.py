@@ -40,7 +40,8 @@ class Session:
     """
     What a browser is known by.
 
-    :ivar id: 16 random bytes; a login makes new ones.
+    :ivar id: 16 bytes: eight by which the account is known, and eight random ones; a login makes
+        new ones.
     :ivar until: when it ends, in seconds since the epoch.
     :ivar account: the account that has logged in, as it was then; ``None``: nobody has.
     """
@@ -71,7 +72,7 @@ class Sessions:
 
     def visitor(self) -> Session:
         """A session of nobody: its forms are known by it."""
-        return Session(secrets.token_bytes(16), self._now() + LIFETIME)
+        return self._new(None)
 
     async def begin(self, identity: Identity) -> Session:
         """
@@ -84,7 +85,12 @@ class Sessions:
             account = await self.accounts.current(identity)
         if account is None:
             raise Unauthorized("the page is for users and robots of this registry")
-        return Session(secrets.token_bytes(16), self._now() + LIFETIME, account)
+        return self._new(account)
+
+    def _new(self, account: Account | None) -> Session:
+        whose = "" if account is None else f"{account.identity.kind}:{account.identity.name}"
+        known = hmac.digest(self._key, b"account" + whose.encode(), "sha256")[:8]
+        return Session(known + secrets.token_bytes(8), self._now() + LIFETIME, account)
 
     async def identity(self, session: Session) -> Identity | None:
         """
@@ -98,7 +104,8 @@ class Sessions:
         account = await self.accounts.current(session.account.identity)
         if account is None or account.fingerprint != session.account.fingerprint:
             return None
-        return None if await self.ended.is_ended(session.id) else account.identity
+        is_ended = await self.ended.is_ended(session.id, session.until)
+        return None if is_ended else account.identity
 
     async def end(self, session: Session) -> None:
         """End a session in every process, for all that have its cookie."""

@@ -12,8 +12,10 @@ import bcrypt
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
+from artifactd.auth.bearer import Account, Directory
 from artifactd.auth.identity import Identity, Kind
 from artifactd.auth.sessions import LIFETIME, Sessions
+from artifactd.catalog import sessions as ended
 from artifactd.catalog.database import Database
 from artifactd.catalog.sessions import SessionCatalog
 from artifactd.oci.errors import Unauthorized
@@ -241,9 +243,12 @@ class FormTests(GuardedPageCase):
 class SealTests(TestCase):
     def setUp(self) -> None:
         self.now = 1_000_000.0
-        database = Database(new_catalog(self), REACTOR, now=lambda: self.now)
-        self.addCleanup(database.close)
-        self.sessions = Sessions(KEY, None, SessionCatalog(database), lambda: self.now)
+        self.database = Database(new_catalog(self), REACTOR, now=lambda: self.now)
+        self.addCleanup(self.database.close)
+        self.sessions = self.sessions_of(None)
+
+    def sessions_of(self, accounts: Directory | None) -> Sessions:
+        return Sessions(KEY, accounts, SessionCatalog(self.database), lambda: self.now)
 
     def test_a_session_ends_by_itself(self) -> None:
         sealed = self.sessions.seal(self.sessions.visitor())
@@ -261,8 +266,36 @@ class SealTests(TestCase):
     async def test_those_that_were_ended_are_forgotten_when_they_would_have_ended(self) -> None:
         first, second = self.sessions.visitor(), self.sessions.visitor()
         await self.sessions.end(first)
-        self.assertTrue(await self.sessions.ended.is_ended(first.id))
+        self.assertTrue(await self.sessions.ended.is_ended(first.id, first.until))
         self.now += LIFETIME
         await self.sessions.end(second)
-        self.assertFalse(await self.sessions.ended.is_ended(first.id))
-        self.assertTrue(await self.sessions.ended.is_ended(second.id))
+        self.assertFalse(await self.sessions.ended.is_ended(first.id, first.until))
+        self.assertTrue(await self.sessions.ended.is_ended(second.id, second.until))
+
+    async def test_who_logs_in_and_out_again_and_again_leaves_few_rows_and_no_session(self) -> None:
+        self.patch(ended, "MOST", 5)
+        sessions = self.sessions_of(_Everybody())
+        alice, bob = (Identity(Kind.USER, name) for name in ("alice", "bob"))
+        other = await sessions.begin(bob)
+        before = []
+        for _ in range(20):
+            before.append(await sessions.begin(alice))
+            self.now += 1
+            await sessions.end(before[-1])
+        (rows,) = await self.database.read(
+            lambda db: db.execute("SELECT count(*) FROM ended_session").fetchone()
+        )
+        self.assertLessEqual(rows, 6)
+        self.assertEqual([await sessions.identity(each) for each in before], [None] * 20)
+        self.assertEqual(await sessions.identity(other), bob)
+        self.assertEqual(await sessions.identity(await sessions.begin(alice)), alice)
+
+
+class _Everybody(Directory):
+    """A directory in which everybody has an account."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def current(self, identity: Identity) -> Account:
+        return Account(identity)
