@@ -32,14 +32,22 @@ class Retain(DataCommand):
 
     # Options calls this with the arguments left over.
     def parseArgs(self, pattern: str = "*") -> None:
+        self.pattern = pattern
         self.chosen: Callable[[str], bool] = Patterns((pattern,)).match
 
     async def work(self, parts: Assembly, settings: Settings) -> int:
-        as_json = bool(self["json"])
+        as_json, retention = bool(self["json"]), parts.collector.retention
+        if not retention.judges:
+            _tell("the settings have no rule of retention: all tags stay")
+            return 0
         if self["dry-run"]:
             table = Table("TAG", "VERDICT", "WHY", "PUSHED", "PULLED", as_json=as_json)
-            async for verdicts in parts.collector.retention.judged(self.chosen):
+            is_for_some = False
+            async for verdicts in retention.judged(self.chosen):
                 table.add([_verdict_row(each) for each in verdicts])
+                is_for_some = True
+            if not is_for_some:
+                _tell(f"no rule of retention is for a tag of {self.pattern}: all stay")
             return 0
         if is_read_only(parts):
             return 1
@@ -54,9 +62,13 @@ class Retain(DataCommand):
         try:
             await parts.collector.retain(self.chosen)
         except NotNow as error:
-            print(f"artifactd: {error}: try again later", file=sys.stderr)
+            _tell(f"{error}: try again later")
             return 1
         return 0
+
+
+def _tell(text: str) -> None:
+    print(f"artifactd: {text}", file=sys.stderr)
 
 
 def _verdict_row(verdict: Verdict) -> tuple[object, Sequence[str]]:

@@ -47,8 +47,15 @@ class RetentionTests(MaintenanceTestCase):
             ["local/team/app:b1", "drop", "retention[0]: nothing keeps it"],
             rows[0].split("\t")[:3],
         )
-        self.assertEqual({}, await self.judged("local/other"))
+        result = await self.command("retention", "--dry-run", "local/other")
+        told = "artifactd: no rule of retention is for a tag of local/other: all stay\n"
+        self.assertEqual((0, "", told), (result.status, result.out, result.err))
         self.assertEqual(200, (await self.get("team/app/manifests/b1")).status)
+
+        self.config.write_text(self.config.read_text().replace(RULES, ""))
+        result = await self.command("retention", "--dry-run")
+        told = "artifactd: the settings have no rule of retention: all tags stay\n"
+        self.assertEqual((0, "", told), (result.status, result.out, result.err))
 
     async def test_it_drops_and_undelete_brings_back(self) -> None:
         self.assertEqual("", await self.do("retention", "local/other"))
