@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from hmac import digest
 from secrets import token_bytes
@@ -13,11 +12,7 @@ from cachetools import LRUCache
 
 from artifactd.kit.sealed import seal, unseal
 from artifactd.oci.names import Algorithm, ImageName
-
-_ID = re.compile(
-    r"(?P<known>(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:\.[0-9a-f]{16})?)"
-    r"\.(?P<seal>[0-9A-Za-z_-]{20,64})"
-)
+from artifactd.store.uploads import UPLOAD_ID
 
 
 @frozen
@@ -77,10 +72,11 @@ class UploadIds:
         known = self._known.get((text, image))
         if known is not None:
             return known
-        match = _ID.fullmatch(text)
-        if match is None:
+        match = UPLOAD_ID.fullmatch(text)
+        if match is None or match["seal"] is None:
             return None
-        content = unseal(self._key, match["seal"], *_bound(image, match["known"]))
+        begin, _, sealed = text.rpartition(".")
+        content = unseal(self._key, sealed, *_bound(image, begin))
         if content is None:
             return None
         started = (UUID(match["uuid"]).int >> 80) / 1000

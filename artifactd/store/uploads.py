@@ -67,11 +67,14 @@ class UploadsFull(Exception):
     """The owner of an upload has as many as it may have."""
 
 
-# A UUID; for a session it is followed by the owner, if it has one, and by a seal.
-_ID = re.compile(
-    r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-    r"(?:(?:\.(?P<owner>[0-9a-f]{16}))?\.[0-9A-Za-z_-]{20,64})?"
+UPLOAD_ID = re.compile(
+    r"[0-9a-f]{32}|(?P<uuid>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"(?:(?:\.(?P<owner>[0-9a-f]{16}))?\.(?P<seal>[0-9A-Za-z_-]{20,64}))?"
 )
+"""
+The id of an upload: a UUID.  For a session it is followed by the owner, if it has one, and a seal.
+"""
+
 # A process that checks whether an upload is locked holds a shared lock for some microseconds.  A
 # claim tries again at most this many times.
 _LOOKS = 100
@@ -112,7 +115,7 @@ class UploadDirectory:
         :raises FileExistsError: if there is one of that id.
         :raises ValueError: if ``upload_id`` is not the id of an upload.
         """
-        if not _ID.fullmatch(upload_id):
+        if not UPLOAD_ID.fullmatch(upload_id):
             raise ValueError(f"not the id of an upload: {upload_id!r}")
         os.close(self._files.create(self.directory.fd, upload_id))
 
@@ -140,7 +143,7 @@ class UploadDirectory:
 
     def size(self, upload_id: str) -> int:
         """The number of bytes staged.  :raises UploadMissing: if there is no such upload."""
-        if not _ID.fullmatch(upload_id):
+        if not UPLOAD_ID.fullmatch(upload_id):
             raise UploadMissing(upload_id)
         try:
             status = self.directory.status(upload_id)
@@ -152,7 +155,7 @@ class UploadDirectory:
 
     def discard(self, upload_id: str) -> None:
         """Remove an upload, if it is there."""
-        if _ID.fullmatch(upload_id):
+        if UPLOAD_ID.fullmatch(upload_id):
             self._files.unlink(self.directory.fd, upload_id)
 
     def idle(self, before: float) -> list[str]:
@@ -160,7 +163,7 @@ class UploadDirectory:
         return [name for name in self.directory.names() if self._is_idle(name, before)]
 
     def _is_idle(self, name: str, before: float) -> bool:
-        if not _ID.fullmatch(name):
+        if not UPLOAD_ID.fullmatch(name):
             return False
         try:
             written = self.directory.status(name).st_mtime
@@ -170,7 +173,7 @@ class UploadDirectory:
 
 
 def _owner_of(upload_id: str) -> str | None:
-    found = _ID.fullmatch(upload_id)
+    found = UPLOAD_ID.fullmatch(upload_id)
     return None if found is None else found["owner"]
 
 
