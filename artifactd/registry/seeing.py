@@ -223,7 +223,7 @@ class Seeing:
         :param asker: images that want a proof of access are listed only if the client has it.
         :param sees_all: see :meth:`image`.
         """
-        (behind,) = ("",) if after is None else _opened(after, tuple[str])
+        (behind,) = ("",) if after is None else _place(after, tuple[str])
         registry = self.registry
         # Not by Patterns: it would compile what a client has sent, and take milliseconds for that.
         literal = literal_prefix(pattern)
@@ -243,7 +243,7 @@ class Seeing:
         # All lists of images together take one of the catalog's readers at most.
         async with registry.turn:
             seen = await self.overview.images(found, with_own=sees_all)
-        return Page(seen, _sealed((wanted[-1],)) if wanted and len(names) > limit else None)
+        return Page(seen, _after((wanted[-1],)) if wanted and len(names) > limit else None)
 
     async def image(self, image: ImageName, *, sees_all: bool = True) -> ImageSeen | None:
         """
@@ -270,14 +270,14 @@ class Seeing:
         :param pattern: as of a shell.
         :raises NameUnknown: if the image is unknown.
         """
-        behind = None if after is None else _opened(after, TagAfter)
+        behind = None if after is None else _place(after, TagAfter)
         # Sizes of tags at long indexes take seconds: such lists take one of the catalog's readers
         # at most.
         async with self.registry.turn:
             found = await self.overview.tags(image, behind, limit + 1, pattern, order)
         shown = await self._with_platforms(image, found[:limit])
         is_last = len(found) <= limit or not shown
-        last = None if is_last else _sealed(TagAfter(shown[-1].moved, shown[-1].tag))
+        last = None if is_last else _after(TagAfter(shown[-1].moved, shown[-1].tag))
         return Page(shown, last)
 
     async def tag(self, image: ImageName, tag: Tag) -> TagShown:
@@ -402,7 +402,7 @@ class Seeing:
 
         :raises NameUnknown: if the image is unknown.
         """
-        behind = None if after is None else _opened(after, tuple[int])[0]
+        behind = None if after is None else _place(after, tuple[int])[0]
         found = await self.registry.catalog.tag_movements(
             image, tag, behind, limit + 1, newest_first=newest_first
         )
@@ -414,7 +414,7 @@ class Seeing:
             raise NameUnknown("no image of that name has been pushed here", {"name": str(image)})
         moved = found[:limit]
         shown = await self.run(lambda: [_movement(each) for each in moved])
-        return Page(shown, _sealed((moved[-1].number,)) if len(found) > limit and moved else None)
+        return Page(shown, _after((moved[-1].number,)) if len(found) > limit and moved else None)
 
     async def referrers(
         self,
@@ -430,7 +430,7 @@ class Seeing:
 
         :param artifact_type: only those of this type.
         """
-        behind = None if after is None else _opened(after, tuple[str])[0]
+        behind = None if after is None else _place(after, tuple[str])[0]
         found = await self.registry.catalog.referrers(
             image, subject, artifact_type, behind, limit + 1
         )
@@ -444,7 +444,7 @@ class Seeing:
             )
             for each in told
         ]
-        return Page(shown, _sealed((shown[-1].digest,)) if is_cut and shown else None)
+        return Page(shown, _after((shown[-1].digest,)) if is_cut and shown else None)
 
     async def deleted(
         self,
@@ -459,7 +459,7 @@ class Seeing:
 
         :param shown: tells the images of which to list something; ``None``: all.
         """
-        behind = None if after is None else _opened(after, DeletedAfter)
+        behind = None if after is None else _place(after, DeletedAfter)
         found: list[Deleted] = []
         while True:
             wanted, among = limit - len(found), None if shown is None else shown.patterns
@@ -473,7 +473,7 @@ class Seeing:
                 DeletedShown(**asdict(each, recurse=False), until=each.at + grace) for each in found
             ]
         )
-        return Page(entries, None if behind is None else _sealed(behind))
+        return Page(entries, None if behind is None else _after(behind))
 
     async def stale(
         self,
@@ -491,7 +491,7 @@ class Seeing:
         :param noted: those that were answered stale.
         :param pattern: see :meth:`images`, as for the rest.
         """
-        behind = ("", "") if after is None else _opened(after, tuple[str, str])
+        behind = ("", "") if after is None else _place(after, tuple[str, str])
         matching = await self.run(Patterns, (pattern,))  # some 10 ms at the most
         rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
         found: list[StaleTag] = []
@@ -510,7 +510,7 @@ class Seeing:
             if len(found) > limit:
                 break
         told = found[:limit]
-        return Page(told, _sealed(_place_of(told[-1])) if len(found) > limit else None)
+        return Page(told, _after(_place_of(told[-1])) if len(found) > limit else None)
 
     async def usage(self) -> list[UsageShown]:
         """What each repository holds."""
@@ -560,13 +560,13 @@ def _place_of(stale: StaleTag) -> tuple[str, str]:
     return stale.image, stale.tag
 
 
-def _sealed(place: tuple[Any, ...]) -> str:
+def _after(place: tuple[Any, ...]) -> str:
     """A place in a list, as text for URLs that clients don't look into."""
     return base64.urlsafe_b64encode(msgspec.json.encode(place)).decode().rstrip("=")
 
 
-def _opened(after: str, kind: type[_Place]) -> _Place:
-    """The place in a list that :func:`_sealed` wrote.  :raises QueryInvalid: if it did not."""
+def _place(after: str, kind: type[_Place]) -> _Place:
+    """The place in a list that :func:`_after` wrote.  :raises QueryInvalid: if it did not."""
     try:
         content = base64.urlsafe_b64decode(after.encode() + b"=" * (-len(after) % 4))
         place: _Place = msgspec.json.decode(content, type=kind)
