@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from artifactd.catalog.cache import Version
-from artifactd.catalog.webhooks import Head, Message, WebhookCatalog
+from artifactd.catalog.webhooks import Head, Message, WebhookCatalog, WebhookSeen
 from artifactd.kit.deferreds import RunInThread
 from artifactd.oci.errors import Unavailable
 from artifactd.registry.metrics import WebhookCounters
@@ -193,7 +193,7 @@ class Deliveries:
         self._seen = version
         if self.clock.seconds() >= self._drops_at:
             self._drops_at = self.clock.seconds() + _DROP_EVERY
-            await self._drop()
+            await self._drop(await self.catalog.seen())
         for line in self._lines:
             line.is_new |= is_new
             if line.is_new or self.now() >= line.next_at:
@@ -308,17 +308,17 @@ class Deliveries:
         Drop what is too old where the settings have lost all webhooks.  The lock is held no longer
         than that: another process may have webhooks to deliver to.
         """
-        if not await self.catalog.seen():
+        seen = await self.catalog.seen()
+        if not seen:
             return
         if await self.run_in_thread(self.lock.claim):
             try:
-                await self._drop()
+                await self._drop(seen)
             finally:
                 self.lock.release()
 
-    async def _drop(self) -> None:
+    async def _drop(self, seen: Sequence[WebhookSeen]) -> None:
         """Keep the events within their bounds, also those of webhooks that the settings lost."""
-        seen = await self.catalog.seen()
         settings = {line.name: line.receiver.settings for line in self._lines}
         for each in seen:
             self.counters.waiting.labels(each.name).set(each.waiting)
