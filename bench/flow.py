@@ -36,7 +36,7 @@ from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, ParamSpec
 from unittest.mock import patch
 
 import bcrypt
@@ -51,6 +51,8 @@ from artifactd.kit.deferreds import Threads
 from artifactd.settings.settings import Settings
 
 reactor: Any = _reactor
+_P = ParamSpec("_P")
+
 SOURCES = str(Path(artifactd.__file__).parent) + os.sep
 SMALL = os.urandom(4096)
 BIG = os.urandom(1 << 20) * 20
@@ -72,13 +74,19 @@ class Trace:
         """Count calls in this thread, the reactor's, and in every thread that it hands work to."""
         trace = self
 
-        def give(pool: Threads, done: Any, work: Callable[..., Any], *args: Any, **kw: Any) -> Any:
-            def traced() -> Any:
+        def give(
+            self: Threads,
+            finished: Callable[[bool, Any], object],
+            function: Callable[_P, object],
+            *args: _P.args,
+            **kwargs: _P.kwargs,
+        ) -> None:
+            def traced() -> object:
                 sys.setprofile(trace._called)
-                return work(*args, **kw)
+                return function(*args, **kwargs)
 
             trace.turns += trace.is_on
-            return trace._give_to_thread(pool, done, traced)
+            trace._give_to_thread(self, finished, traced)
 
         Threads.callInThreadWithCallback = give  # type: ignore[method-assign]
         sys.setprofile(self._called)

@@ -171,12 +171,12 @@ def transfer(phase: str, port: int, number: int, mebibytes: int) -> float:
     The seconds it took.
     """
     blobs = Blobs.make(2 * number, mebibytes)
-    first, second = range(number), range(number, 2 * number)
+    first, second, both = range(number), range(number, 2 * number), range(2 * number)
     work = {
         "push": [(blobs.push, first)],
         "pull": [(blobs.pull, first)],
         "push and pull": [(blobs.push, second), (blobs.pull, first)],
-        "check": [(blobs.check, (*first, *second))],
+        "check": [(blobs.check, both)],
     }[phase]
     with ThreadPoolExecutor(1 if phase == "check" else 2 * number) as threads:
         begun = time.perf_counter()
