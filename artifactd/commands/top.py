@@ -217,6 +217,8 @@ def _upstreams(status: Mapping[str, Any]) -> _Section:
         state = "ok"
         if upstream["throttled"]:
             state = f"throttles us for {upstream['throttled']:.0f} s"
+        elif each.get("stale_tags"):  # a daemon of an older release does not tell
+            state = f"stale tags: {each['stale_tags']}"
         if upstream["trouble"]:
             state = f"not asked for {upstream['pause']:.0f} s: {upstream['trouble']}"
         asked = each["hits"] + each["misses"]

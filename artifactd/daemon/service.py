@@ -319,6 +319,7 @@ def _start(
         Health(parts.catalog, parts.blobs),
         parts.remotes.activity,
         parts.remotes.stale,
+        parts.seeing.overview,
     )
     over_quota = partial(_tell_over_quota, parts)
     api = Api(

@@ -23,6 +23,8 @@ class RemoteActivity:
     :ivar upstream_bytes: bytes received from the upstream.
     :ivar client_bytes: bytes answered to clients.
     :ivar fills: those under way.
+    :ivar stale_tags: tags that clients get so at present: the upstream has not answered for them
+        since.
     """
 
     repository: str
@@ -33,6 +35,7 @@ class RemoteActivity:
     upstream_bytes: int
     client_bytes: int
     fills: Sequence[FillProgress]
+    stale_tags: int = 0
 
     @classmethod
     def of(

@@ -477,7 +477,7 @@ class Seeing:
 
     async def stale(
         self,
-        noted: Iterable[StaleTag],
+        tags: Iterable[StaleTag],
         after: str | None = None,
         limit: int = PAGE,
         *,
@@ -486,27 +486,21 @@ class Seeing:
         asker: Asker = NOBODY,
     ) -> Page[StaleTag]:
         """
-        The tags that are stale still, in the order of their images and names.
+        Stale tags, in the order of their images and names.
 
-        :param noted: those that were answered stale.
+        :param tags: all that there are.
         :param pattern: see :meth:`images`, as for the rest.
         """
         behind = ("", "") if after is None else _place(after, tuple[str, str])
         matching = await self.run(Patterns, (pattern,))  # some 10 ms at the most
-        rest = sorted((each for each in noted if matching.match(each.image)), key=_place_of)
+        rest = sorted((each for each in tags if matching.match(each.image)), key=_place_of)
         found: list[StaleTag] = []
         for batch in batches([each for each in rest if _place_of(each) > behind]):
-            wanted = [(ImageName.of(each.image), each.tag) for each in batch]
-            chosen: Collection[ImageName] = {image for image, _ in wanted}
+            chosen: Collection[ImageName] = {ImageName.of(each.image) for each in batch}
             if shown is not None:
                 allowed = [image for image in chosen if shown(image)]
                 chosen = await self.registry.listable(allowed, asker)
-            checked = await self.overview.checked(wanted)
-            found += [
-                each
-                for each, (image, _), at in zip(batch, wanted, checked, strict=True)
-                if image in chosen and at == each.checked
-            ]
+            found += [each for each in batch if ImageName.of(each.image) in chosen]
             if len(found) > limit:
                 break
         told = found[:limit]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from heapq import nlargest
@@ -11,8 +12,11 @@ import msgspec
 from attrs import define, evolve, frozen
 
 from artifactd import __version__
+from artifactd.catalog.overview import Overview
+from artifactd.kit.janitor import batches
 from artifactd.kit.peers import Peers
 from artifactd.oci.errors import Unavailable
+from artifactd.oci.names import ImageName
 from artifactd.registry.activity import RemoteActivity
 from artifactd.registry.metrics import Health
 from artifactd.registry.mirror.fill import FillProgress
@@ -153,12 +157,14 @@ class WholeDaemon:
     :param health: the checks of this one.
     :param remotes: returns what each remote repository does in this one.
     :param stale: the tags that this one has answered past their freshness.
+    :param overview: tells whether their upstreams have answered for them since.
     """
 
     peers: Peers
     health: Health
     remotes: Callable[[], Sequence[RemoteActivity]]
     stale: StaleTags
+    overview: Overview
 
     async def check(self) -> None:
         """:raises Unavailable: if a process can't serve, saying which and why."""
@@ -181,17 +187,31 @@ class WholeDaemon:
             # Another version of the program may tell something else.
             with suppress(msgspec.MsgspecError):
                 others.append(msgspec.json.decode(reply.body or b"", type=Status))
-        return own.beside(others)
+        every = own.beside(others)
+        stale: Counter[str] = Counter()
+        with suppress(Unavailable):  # the catalog can't be read: /readyz tells
+            stale.update(each.repository for each in await self.stale_tags())
+        remotes = [evolve(each, stale_tags=stale[each.repository]) for each in every.remotes]
+        return evolve(every, remotes=remotes)
 
     async def stale_tags(self) -> list[StaleTag]:
-        """The tags that any process has answered past their freshness, in any order."""
+        """
+        The tags that any process has answered past their freshness, and that their upstream has not
+        answered for since; in any order.
+        """
         noted = self.stale.noted()
         for reply in await self.peers.ask(_STALE):
             # Another version of the program may tell something else.
             with suppress(msgspec.MsgspecError):
                 noted += msgspec.json.decode(reply.body or b"", type=list[StaleTag])
         noted.sort(key=lambda each: each.answered)
-        return list({(each.image, each.tag): each for each in noted}.values())
+        latest = {(each.image, each.tag): each for each in noted}
+        stale: list[StaleTag] = []
+        for batch in batches(list(latest.values())):
+            wanted = [(ImageName.of(each.image), each.tag) for each in batch]
+            checked = await self.overview.checked(wanted)
+            stale += [e for e, at in zip(batch, checked, strict=True) if at == e.checked]
+        return stale
 
     def answer_peers(self, site: RegistrySite) -> None:
         """Answer what the other processes ask."""

@@ -168,17 +168,22 @@ class ShownTests(SynchronousTestCase):
         "remaining": 0.25,
     }
 
-    def remote(self, **upstream: object) -> dict[str, object]:
+    def remote(self, stale_tags: int = 0, **upstream: object) -> dict[str, object]:
         counts = {"hits": 3, "misses": 1, "stale": 0, "upstream_bytes": 10, "client_bytes": 2048}
         return {
             "repository": "docker.io",
             "upstream": {**self.UPSTREAM, **upstream},
             "fills": [self.FILL],
+            "stale_tags": stale_tags,
             **counts,
         }
 
     def shown(
-        self, before: dict[str, object] | None = None, columns: int = 200, **upstream: object
+        self,
+        before: dict[str, object] | None = None,
+        columns: int = 200,
+        stale_tags: int = 0,
+        **upstream: object,
     ) -> list[str]:
         self.patch(shutil, "get_terminal_size", lambda: os.terminal_size((columns, 24)))
         status = {
@@ -188,7 +193,7 @@ class ShownTests(SynchronousTestCase):
             "connections": 2,
             "requests": 1,
             "transfers": [self.TRANSFER],
-            "remotes": [self.remote(**upstream)],
+            "remotes": [self.remote(stale_tags, **upstream)],
         }
         with redirect_stdout(_Terminal()) as out:
             top._show(status, before)
@@ -219,6 +224,7 @@ class ShownTests(SynchronousTestCase):
         trouble = self.shown(trouble="connection refused", pause=4.2)[-1]
         self.assertIn("not asked for 4 s: connection refused", trouble)
         self.assertIn("throttles us for 30 s", self.shown(throttled=30.0)[-1])
+        self.assertIn("stale tags: 3", self.shown(stale_tags=3)[-1])
 
     def test_lines_are_no_longer_than_the_terminal_is_wide(self) -> None:
         plain = (re.sub("\x1b\\[[0-9]*[mHJ]", "", line) for line in self.shown(columns=60)[1:])

@@ -133,6 +133,29 @@ class StaleListTests(StaleListCase):
         upstreams = await registry.request("GET", "/ui/upstreams", headers=HTML)
         self.assertIn(b'href="/ui/stale?q=docker.io%2F%2A">which?</a>', upstreams.body)
 
+    async def test_an_upstream_is_not_well_while_its_tags_are_answered_stale(self) -> None:
+        registry = self.mirror()
+
+        async def shown() -> tuple[int, str]:
+            path = "/api/v1/upstreams"
+            answer = await registry.request("GET", path)
+            self.assertEqual((answer.status, problems("GET", path, answer)), (200, []))
+            (upstream,) = json.loads(answer.body)["upstreams"]
+            page = words(await registry.request("GET", "/ui/upstreams", headers=HTML))
+            return upstream["stale_tags"], page
+
+        await self.let_stale(registry, "alpine", "busybox")
+        count, page = await shown()
+        self.assertEqual(count, 2)
+        self.assertIn("docker.io answers stale", page)
+        self.assertIn("Stale tags now 2 which?", page)
+        self.hub.faults.clear()
+        await self.pull(registry, "alpine", "busybox")
+        count, page = await shown()
+        self.assertEqual(count, 0)
+        self.assertIn("docker.io well", page)
+        self.assertIn("Answered stale 2", page)
+
     async def test_what_makes_no_sense_is_refused(self) -> None:
         registry = self.mirror()
         for query in ("after=x", "limit=0", "after=WzFd"):

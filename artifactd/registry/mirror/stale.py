@@ -27,6 +27,11 @@ class StaleTag:
     answered: float
     why: str
 
+    @property
+    def repository(self) -> str:
+        """The name of the upstream's repository."""
+        return self.image.partition("/")[0]
+
 
 @define(eq=False)
 class StaleTags:
