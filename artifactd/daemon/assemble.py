@@ -32,7 +32,7 @@ from artifactd.daemon.webhooks import wire_deliveries
 from artifactd.kit.budget import BufferBudget, Shares
 from artifactd.kit.deferreds import RunInThread, Threads
 from artifactd.kit.machine import cores
-from artifactd.kit.shared import SharedMemory
+from artifactd.kit.shared import Notebook, Notes, SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.kit.tallies import Sums
 from artifactd.oci.errors import NameUnknown
@@ -508,6 +508,7 @@ def assemble(
         files,
         most=settings.limits.user_uploads,
         offer=threads.offer,
+        notes=Notes(memory, Notebook.UPLOADS, reactor),
     )
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)

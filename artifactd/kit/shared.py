@@ -69,10 +69,11 @@ class Table(IntEnum):
 
 
 class Notebook(IntEnum):
-    """The tables of notes: of what the settings name, and of what clients bring up."""
+    """The tables of notes: of what the settings name, of what clients bring up, and of uploads."""
 
     HOSTS = 0
     URLS = 1
+    UPLOADS = 2
 
 
 _FIRST_NOTE = _SECTION + len(Table) * _BUCKETS * _BUCKET

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
+import msgspec
 from attrs import define, field
 from cachetools import LRUCache
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -24,9 +25,16 @@ from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import Aside, Serial, offer_nobody, uncancelled
+from artifactd.kit.shared import Notes
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations, split
 from artifactd.store.publication import StagedBlob, Staging
+
+READ = 1024 * 1024
+"""Bytes read back at once."""
+
+TURN = 16 * READ
+"""The most bytes read back in one turn of a thread."""
 
 
 class RunningDigest:
@@ -61,6 +69,13 @@ class RunningDigest:
         return Digest(self.algorithm, self._hasher.hexdigest())
 
 
+class Told(msgspec.Struct, frozen=True):
+    """What one process tells the others of an upload: the digest of its first ``length`` bytes."""
+
+    length: int
+    digest: str
+
+
 class RunningDigests:
     """
     An LRU cache of the hash states of uploads that are not being written to now.
@@ -68,15 +83,36 @@ class RunningDigests:
     Bytes of an upload whose state is not cached are read back and hashed.  They never change, there
     only come more, so a state is valid unless it is longer than the file.
 
+    A state can't be given to another process, but its digest can.  A client has several
+    connections, each to one worker, and may close an upload by another one than it came by.
+
     :param limit: how many states are kept.
+    :param notes: where the digests of large uploads are told; ``None``: nowhere.
     """
 
-    def __init__(self, limit: int = 1024) -> None:
+    def __init__(self, limit: int = 1024, notes: Notes | None = None) -> None:
         self._kept: LRUCache[str, RunningDigest] = LRUCache(limit)
+        self._notes = notes
 
     def keep(self, upload_id: str, running: RunningDigest) -> None:
         """Cache the state of an upload."""
         self._kept[upload_id] = running
+        if self._notes is not None and running.length > READ:
+            told = Told(running.length, str(running.digest()))
+            self._notes.note(upload_id, Told).update(lambda _: told)
+
+    def told(self, upload_id: str, algorithm: Algorithm, length: int) -> Digest | None:
+        """
+        The digest of all ``length`` bytes of a claimed upload, if a process of this daemon has
+        hashed them as they came.
+        """
+        if self._notes is None or length <= READ:
+            return None
+        told = self._notes.note(upload_id, Told).read()
+        if told is None or told.length != length:
+            return None
+        digest = Digest.parse(told.digest)
+        return digest if digest.algorithm == algorithm else None
 
     def take(self, upload_id: str, algorithm: Algorithm) -> RunningDigest:
         """
@@ -93,12 +129,6 @@ class RunningDigests:
         """Drop the state of an upload that has ended."""
         self._kept.pop(upload_id, None)
 
-
-READ = 1024 * 1024
-"""Bytes read back at once."""
-
-TURN = 16 * READ
-"""The most bytes read back in one turn of a thread."""
 
 Offer = Callable[[Callable[[], object]], object]
 

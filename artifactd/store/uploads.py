@@ -16,13 +16,14 @@ from attrs import define, field, frozen
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Serial, offer_nobody, uncancelled
+from artifactd.kit.shared import Notes
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import Directory, FileOperations, is_sealed, try_lock, unlock
 from artifactd.store.folder import DataFolder
 from artifactd.store.intake import (
     BATCH,
-    TURN,
+    READ,
     FileConsumer,
     HashedFile,
     Offer,
@@ -303,7 +304,7 @@ class UploadFile(HashedFile):
         :raises OSError: if it can't be read or staged.
         """
         running = self.running
-        if running.algorithm != digest.algorithm or self.size - running.length > TURN:
+        if running.algorithm != digest.algorithm or self.size - running.length > READ:
             return None
         self.catch_up(running)
         return self.stage(staging, digest).publish_now() if running.digest() == digest else None
@@ -405,12 +406,17 @@ class UploadSession(FileConsumer[UploadFile]):
         """
         Return the digest of all staged bytes.
 
-        Reads back only bytes that this process has not hashed with ``algorithm`` as they arrived.
+        Reads back only bytes that were not hashed with ``algorithm`` as they arrived, by this
+        process or another one of the daemon.
         """
         await self.flush()
         running = self._file.running
         if running.algorithm != algorithm:
             running = RunningDigest(algorithm)
+        if running.length < self._file.size:
+            told = self._digests.told(self.id, algorithm, self._file.size)
+            if told is not None:
+                return told
         return await hashed(self._file, running, self._threads)
 
     async def stage(self, digest: Digest) -> StagedBlob:
@@ -448,6 +454,7 @@ class UploadStore:
     :param now: the time in seconds since the epoch.
     :param most: uploads of one owner (:class:`Owners`); 0: any number.
     :param offer: see :class:`artifactd.store.intake.HashedFile`.
+    :param notes: see :class:`artifactd.store.intake.RunningDigests`.
     :ivar budget: the buffers of all transfers.
     :ivar require_room: of ``blobs``.
     """
@@ -462,6 +469,7 @@ class UploadStore:
         now: Callable[[], float] = time.time,
         most: int = 0,
         offer: Offer = offer_nobody,
+        notes: Notes | None = None,
     ) -> None:
         self._files = files or FileOperations()
         self._run = run
@@ -472,7 +480,7 @@ class UploadStore:
         self._now = now
         self._uploads = UploadDirectory(folder.uploads, self._files)
         self._owners = Owners(self._uploads, most)
-        self._digests = RunningDigests()
+        self._digests = RunningDigests(notes=notes)
 
     async def require_owners_room(self, upload_id: str) -> None:
         """

@@ -15,6 +15,7 @@ from artifactd.kit import peers
 from artifactd.kit.shared import SharedMemory
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Digest
+from artifactd.store.intake import HashedFile
 from artifactd.web.server.limits import Rates
 from tests.api.served import Served
 from tests.process import Answer
@@ -91,6 +92,22 @@ class LimitTests(DaemonCase):
             worker.running.site.rates = None
         answers = await self.in_turns(7, "/v2/", {**AWAY, **robot("x" * 43)})
         self.assertEqual([401] * 5 + [429] * 2, [answer.status for answer in answers])
+
+
+class UploadTests(DaemonCase):
+    async def test_what_one_has_hashed_another_one_publishes_unread(self) -> None:
+        content = bytes(2 << 20) + b"layer"
+        first, second = self.workers
+        path = "/v2/hello/blobs/uploads/"
+        for told, status in ((Digest.of(content), 201), (Digest.of(b"other"), 400)):
+            self.patch(HashedFile, "catch_up", lambda *_: self.fail("it is read"))
+            opened = await second.request("POST", path)
+            appended = await first.request("PATCH", opened.header("Location") or "", content)
+            location = appended.header("Location")
+            closed = await second.request("PUT", f"{location}&digest={told}")
+            self.assertEqual((202, status), (appended.status, closed.status))
+        got = await first.request("GET", f"/v2/hello/blobs/{Digest.of(content)}")
+        self.assertEqual(content, got.body)
 
 
 class UpstreamTests(DaemonCase):

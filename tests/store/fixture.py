@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from artifactd.kit.budget import BufferBudget
 from artifactd.kit.deferreds import RunInThread, Threads, offer_nobody
+from artifactd.kit.shared import Notes
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.blobs import BlobStore
 from artifactd.store.files import FileOperations
@@ -139,6 +140,7 @@ class StoreTestCase(TestCase):
         files: FileOperations | None = None,
         run: RunInThread | None = None,
         offer: Offer = offer_nobody,
+        notes: Notes | None = None,
     ) -> Stores:
         """Open the test's stores once more, as another process would; closed after the test."""
         run = run or self.run_in_thread
@@ -147,7 +149,7 @@ class StoreTestCase(TestCase):
         folder.settle()
         blobs = BlobStore(folder, run, files)
         self.addCleanup(blobs.close)
-        uploads = UploadStore(folder, run, blobs, self.budget, files, offer=offer)
+        uploads = UploadStore(folder, run, blobs, self.budget, files, offer=offer, notes=notes)
         fills = FillStores(folder, run, blobs, self.budget, files, offer=offer)
         return Stores(blobs, uploads, fills)
 

@@ -9,12 +9,14 @@ from uuid import uuid4
 
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.interfaces import IConsumer
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface.verify import verifyObject
 
+from artifactd.kit.shared import Notebook, Notes, SharedMemory
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.intake import BATCH, HIGH_WATER, RunningDigest, RunningDigests
-from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession
+from artifactd.store.uploads import UploadBusy, UploadMissing, UploadSession, UploadStore
 from tests.store.fixture import (
     MEBIBYTE,
     RecordedFiles,
@@ -160,6 +162,64 @@ class FlowTests(SessionTestCase):
         self.assertEqual(HIGH_WATER, self.budget.used)
         self.ended(self.session.close())
         self.assertEqual(0, self.budget.used)
+
+
+class ToldTests(SessionTestCase):
+    """
+    Two processes of one daemon, of which one tells the other what it has hashed.
+
+    :ivar first, second: their uploads.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ended(self.session.close())
+        memory = SharedMemory.create()
+        self.first, self.second = (
+            self.open_stores(
+                self.files,
+                self.slow_threads,
+                notes=Notes(SharedMemory(memory.descriptor), Notebook.UPLOADS, Clock()),
+            ).uploads
+            for _ in range(2)
+        )
+
+    def append(self, uploads: UploadStore, content: bytes) -> None:
+        session = self.ended(uploads.claim(self.upload_id, Algorithm.SHA256))
+        session.write(content)
+        self.ended(session.close())
+
+    def digest(self, uploads: UploadStore, algorithm: Algorithm = Algorithm.SHA256) -> Digest:
+        session = self.ended(uploads.claim(self.upload_id, algorithm))
+        digest = self.ended(session.digest(algorithm))
+        self.ended(session.close())
+        return digest
+
+    def test_what_one_has_hashed_the_other_does_not_read(self) -> None:
+        content = b"xy" * MEBIBYTE
+        self.append(self.first, content)
+        for _ in range(2):
+            self.assertEqual(Digest.of(content), self.digest(self.second))
+        self.assertEqual(0, self.files.read_back)
+
+    def test_all_is_read_where_more_has_come_since_and_that_is_told_too(self) -> None:
+        content = b"xy" * MEBIBYTE
+        self.append(self.first, content)
+        self.append(self.second, b"more")
+        for uploads in (self.second, self.first):
+            self.assertEqual(Digest.of(content + b"more"), self.digest(uploads))
+        self.assertEqual(len(content + b"more"), self.files.read_back)
+
+    def test_all_is_read_for_another_algorithm(self) -> None:
+        content = b"xy" * MEBIBYTE
+        self.append(self.first, content)
+        digest = self.digest(self.second, Algorithm.SHA512)
+        self.assertEqual(Digest.of(content, Algorithm.SHA512), digest)
+
+    def test_of_a_small_upload_nothing_is_told(self) -> None:
+        self.append(self.first, b"little")
+        self.assertEqual(Digest.of(b"little"), self.digest(self.second))
+        self.assertEqual(6, self.files.read_back)
 
 
 class HashingTests(SessionTestCase):
