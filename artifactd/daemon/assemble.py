@@ -509,6 +509,7 @@ def assemble(
         most=settings.limits.user_uploads,
         offer=threads.offer,
         notes=Notes(memory, Notebook.UPLOADS, reactor),
+        compute=threads.compute,
     )
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
@@ -541,7 +542,14 @@ def assemble(
     counted = [name for name, each in settings.repository.items() if asks_for_pulls(each)]
     pulls = Pulls(kept, counted, now)
     fills = FillStores(
-        folder, run, blobs, budgets.transfers, files, clock=reactor, offer=threads.offer
+        folder,
+        run,
+        blobs,
+        budgets.transfers,
+        files,
+        clock=reactor,
+        offer=threads.offer,
+        compute=threads.compute,
     )
     reports = Reports(WebhookCatalog(database), reactor)
     remotes = RemoteWiring(

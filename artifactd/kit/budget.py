@@ -30,9 +30,9 @@ def receive_size(transports: int) -> int:
     The most bytes that one ``recv`` of a large body should bring while there are so many
     transports.
 
-    Together they bring 4 MiB, if there are no more than 64; each brings 64 KiB to 1 MiB.
+    Together they bring 4 MiB, if there are no more than 16; each brings 256 KiB to 1 MiB.
     """
-    return portion(transports, _TOGETHER, 64 * 1024, _LARGEST)
+    return portion(transports, _TOGETHER, RECEIVE_SIZE, _LARGEST)
 
 
 @lru_cache(1024)  # it is asked for at each piece that arrives

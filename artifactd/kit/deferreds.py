@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine, Hashable
 from functools import partial
 from queue import SimpleQueue
@@ -67,10 +68,14 @@ def uncancelled(
 
 
 class Serial:
-    """Runs functions in threads one after the other, such as all that work on one file."""
+    """
+    Runs functions in threads one after the other, such as all that work on one file.
 
-    def __init__(self, run: RunInThread) -> None:
-        self._run = run
+    :param compute: calls functions that keep a core busy; ``None``: ``run`` does.
+    """
+
+    def __init__(self, run: RunInThread, compute: RunInThread | None = None) -> None:
+        self._run, self._compute = run, compute or run
         self._lock = DeferredLock()
 
     def run(
@@ -88,6 +93,14 @@ class Serial:
             return self._run(function)
 
         return uncancelled(self._lock.run(start), abandoned)
+
+    def compute(self, function: Callable[[], _T]) -> Deferred[_T]:
+        """Call ``function``, which keeps a core busy, as :meth:`run` does."""
+
+        def start() -> Deferred[_T]:
+            return self._compute(function)
+
+        return uncancelled(self._lock.run(start))
 
     def idle(self) -> Deferred[None]:
         """Fires when all functions passed before have returned."""
@@ -287,6 +300,8 @@ class Threads:
         self._lock = Lock()  # of the rest
         self._running = self._stopped = False
         self._unfinished = 0  # tasks in the queue or in a thread
+        self._computing = 0  # those of them that compute
+        self._computations: deque[_Task] = deque()  # which wait until fewer do
         self._results: list[_Task] = []
 
     def start(self) -> None:
@@ -299,6 +314,8 @@ class Threads:
         """Wait until all functions that were passed before have returned.  Later ones never run."""
         with self._lock:
             self._stopped = True
+            while self._computations:
+                self._add(self._computations.popleft())
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
@@ -307,7 +324,7 @@ class Threads:
     @property
     def queued(self) -> int:
         """The number of functions that wait for a thread."""
-        return self._tasks.qsize()
+        return self._tasks.qsize() + len(self._computations)
 
     @property
     def busy(self) -> int:
@@ -329,6 +346,35 @@ class Threads:
         self.callInThreadWithCallback(finished, function, *args, **kwargs)
         return done
 
+    def compute(
+        self, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> Deferred[_T]:
+        """
+        Call ``function`` as :meth:`run` does, but no more of these functions at a time than there
+        are cores: for those that keep a core busy, so that the reactor's thread, and other
+        functions, find one.
+        """
+        done: Deferred[_T] = Deferred()
+
+        def finished(_: bool, result: Any) -> None:
+            with self._lock:
+                if self._computations:
+                    self._add(self._computations.popleft())
+                else:
+                    self._computing -= 1
+            self.callFromThread(done.callback, result)
+
+        task = self._task(finished, partial(function, *args, **kwargs))
+        with self._lock:
+            if self._stopped:
+                return done
+            if self._computing >= self._useful:
+                self._computations.append(task)
+            else:
+                self._computing += 1
+                self._add(task)
+        return done
+
     def callInThreadWithCallback(
         self,
         finished: Callable[[bool, Any], object],
@@ -340,25 +386,31 @@ class Threads:
         Call ``function`` in a thread, and there ``finished`` with whether it returned, and with
         what; or with the failure.
         """
-        if self._stopped:
-            return
+        if not self._stopped:
+            task = self._task(finished, partial(function, *args, **kwargs))
+            with self._lock:
+                self._add(task)
 
+    def _task(
+        self, finished: Callable[[bool, Any], object], function: Callable[[], object]
+    ) -> _Task:
         def task() -> None:
             result: object
             try:
-                result, succeeded = function(*args, **kwargs), True
+                result, succeeded = function(), True
             except BaseException:
                 result, succeeded = Failure(), False
             with self._lock:
                 self._unfinished -= 1
             finished(succeeded, result)
 
-        with self._lock:
-            self._unfinished += 1
-            count = len(self._threads)
-            more = self._running and count < min(self._unfinished, self._most)
+        return task
+
+    def _add(self, task: _Task) -> None:
+        """Put ``task`` into the queue, and see to it that there is a thread.  Call it locked."""
+        self._unfinished += 1
         self._tasks.put(task)
-        if more:
+        if self._running and len(self._threads) < min(self._unfinished, self._most):
             self._add_thread()
 
     def offer(self, function: _Task) -> None:

@@ -584,7 +584,7 @@ class FillSession(FileConsumer[FillFile]):
             return
         if self._file.running.length < self._file.size:
             self._catching_up = True
-            turn = self._threads.run(partial(self._file.catch_up, self._file.running))
+            turn = self._threads.compute(partial(self._file.catch_up, self._file.running))
             # If it fails, computed() reads once more, and raises.
             turn.addCallbacks(self._caught_up, lambda _: None)
 
@@ -636,12 +636,13 @@ class FillStore:
         run: RunInThread,
         budget: BufferBudget,
         clock: IReactorTime | None,
+        compute: RunInThread | None = None,
     ) -> None:
         self.require_room = blobs.require_room
         self._repository = repository
         self._fills = fills
         self._staging = blobs.staging
-        self._run = run
+        self._run, self._compute = run, compute
         self._budget = budget
         self._clock = clock
         self._gather = GATHER if clock is not None else 1
@@ -661,7 +662,7 @@ class FillStore:
         return FillSession(
             file,
             self._budget,
-            Serial(self._run),
+            Serial(self._run, self._compute),
             self._gather,
             digest,
             self._fills.directory,
@@ -702,7 +703,7 @@ class FillStore:
         """Begin an extent: a part of a blob, from the offset ``first`` on."""
         adding = self._run(self._fills.add_extent, self._name(digest), first, info)
         file = await uncancelled(adding, ExtentFile.close)
-        threads = Serial(self._run)
+        threads = Serial(self._run, self._compute)
         return ExtentSession(
             file, self._budget, threads, self._gather, self._fills.directory, clock=self._clock
         )
@@ -727,6 +728,7 @@ class FillStores:
     :param now: the time in seconds since the epoch.
     :param pause: waits the given number of seconds, in a thread.
     :param offer: see :class:`artifactd.store.intake.HashedFile`.
+    :param compute: see :class:`artifactd.kit.deferreds.Serial`.
     """
 
     _log = Logger()
@@ -742,9 +744,10 @@ class FillStores:
         now: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
         offer: Offer = offer_nobody,
+        compute: RunInThread | None = None,
     ) -> None:
         files = files or FileOperations()
-        self._run = run
+        self._run, self._compute = run, compute
         self._blobs = blobs
         self._budget = budget
         self._now = now
@@ -756,7 +759,15 @@ class FillStores:
 
     def of(self, repository: str) -> FillStore:
         """The fills of one remote repository."""
-        return FillStore(repository, self._fills, self._blobs, self._run, self._budget, self._clock)
+        return FillStore(
+            repository,
+            self._fills,
+            self._blobs,
+            self._run,
+            self._budget,
+            self._clock,
+            self._compute,
+        )
 
     def of_image(self, image: ImageName) -> FillStore:
         """The fills that belong to one image alone: of its foreign layers."""

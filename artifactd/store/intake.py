@@ -247,7 +247,7 @@ async def hashed(file: HashedFile, running: RunningDigest, threads: Serial) -> D
     :raises OSError: if it can't be read.
     """
     while running.length < file.size:
-        await threads.run(lambda: file.catch_up(running))
+        await threads.compute(lambda: file.catch_up(running))
     return running.digest()
 
 
@@ -412,7 +412,7 @@ class FileConsumer(Generic[_F]):
     def _write_out(self) -> None:
         batch, self._backlog = self._backlog, []
         self._in_thread, self._gathered = self._gathered, 0
-        writing = self._threads.run(partial(self._file.append, batch))
+        writing = self._threads.compute(partial(self._file.append, batch))
         writing.addCallbacks(self._wrote, self._failed)
 
     def _wrote(self, _: None) -> None:

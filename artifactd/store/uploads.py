@@ -455,6 +455,7 @@ class UploadStore:
     :param most: uploads of one owner (:class:`Owners`); 0: any number.
     :param offer: see :class:`artifactd.store.intake.HashedFile`.
     :param notes: see :class:`artifactd.store.intake.RunningDigests`.
+    :param compute: see :class:`artifactd.kit.deferreds.Serial`.
     :ivar budget: the buffers of all transfers.
     :ivar require_room: of ``blobs``.
     """
@@ -470,9 +471,10 @@ class UploadStore:
         most: int = 0,
         offer: Offer = offer_nobody,
         notes: Notes | None = None,
+        compute: RunInThread | None = None,
     ) -> None:
         self._files = files or FileOperations()
-        self._run = run
+        self._run, self._compute = run, compute
         self._offer = offer
         self._staging = blobs.staging
         self.require_room = blobs.require_room
@@ -620,7 +622,7 @@ class UploadStore:
 
     def _session(self, file: UploadFile) -> UploadSession:
         return UploadSession(
-            file, self.budget, Serial(self._run), BATCH, self._staging, self._digests
+            file, self.budget, Serial(self._run, self._compute), BATCH, self._staging, self._digests
         )
 
     async def offset(self, upload_id: str) -> int:

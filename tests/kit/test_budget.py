@@ -98,7 +98,7 @@ class ConsumerTests(SynchronousTestCase):
     def test_few_transports_bring_more_at_a_time_than_many(self) -> None:
         sizes = [receive_size(count) for count in (1, 4, 5, 16, 64, 1000)]
         few = [1 << 20, 1 << 20, (4 << 20) // 5, 256 << 10]
-        self.assertEqual(sizes, [*few, 64 << 10, 64 << 10])
+        self.assertEqual(sizes, [*few, 256 << 10, 256 << 10])
 
     def test_what_is_late_is_what_each_may_bring_that_came_as_the_next_one(self) -> None:
         for count in (0, 1, 5, 16, 17, 100):

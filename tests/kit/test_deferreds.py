@@ -91,6 +91,16 @@ class SerialTests(SynchronousTestCase):
         self.failureResultOf(first, OSError)
         self.assertEqual("second", self.successResultOf(second))
 
+    def test_what_computes_has_another_queue_and_its_place_in_the_order(self) -> None:
+        computing = SlowThreads()
+        serial = Serial(self.threads, computing)
+        serial.compute(lambda: None)
+        after = serial.run(lambda: "after")
+        self.assertEqual((len(computing.waiting), len(self.threads.waiting)), (1, 0))
+        computing.run_one()
+        self.threads.run_one()
+        self.assertEqual("after", self.successResultOf(after))
+
     def test_it_is_idle_when_all_has_ended(self) -> None:
         self.serial.run(lambda: None)
         idle = self.serial.idle()

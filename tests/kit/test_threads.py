@@ -107,6 +107,55 @@ class ThreadsTests(TestCase):
         self.assertIsInstance(self.failureResultOf(given_up), Failure)
 
 
+class ComputeTests(TestCase):
+    """Functions that keep a core busy."""
+
+    def pool(self, cores: int) -> Threads:
+        threads = Threads(reactor, 4, "test", cores)
+        self.addCleanup(threads.stop)
+        threads.start()
+        return threads
+
+    async def test_as_many_run_at_a_time_as_there_are_cores_and_keep_no_other_waiting(self) -> None:
+        threads, go_on, begun = self.pool(2), Event(), list[int]()
+        started = [Event() for _ in range(5)]
+
+        def compute(number: int) -> None:
+            begun.append(number)
+            started[number].set()
+            go_on.wait(PATIENCE)
+
+        computing = [threads.compute(compute, number) for number in range(5)]
+        for number in range(2):
+            self.assertTrue(await threads.run(started[number].wait, PATIENCE))
+        self.assertEqual(sorted(begun), [0, 1])
+        self.assertEqual((threads.busy, threads.queued), (2, 3))
+        go_on.set()
+        await gatherResults(computing)
+        self.assertEqual(sorted(begun), [0, 1, 2, 3, 4])
+        self.assertEqual(threads.queued, 0)
+
+    async def test_one_that_fails_makes_room_for_the_next(self) -> None:
+        def fail() -> None:
+            raise ValueError("no")
+
+        threads = self.pool(1)
+        failing = [threads.compute(fail) for _ in range(3)]
+        last = threads.compute(lambda: 1)
+        for each in failing:
+            await self.assertFailure(each, ValueError)
+        self.assertEqual(await last, 1)
+
+    async def test_stopping_waits_for_them_too_and_later_ones_never_run(self) -> None:
+        threads, ran = Threads(reactor, 1, "test"), list[int]()
+        threads.start()
+        for number in range(20):
+            threads.compute(ran.append, number)
+        threads.stop()
+        threads.compute(ran.append, 20)
+        self.assertEqual(ran, list(range(20)))
+
+
 class AsideTests(SynchronousTestCase):
     """Work that another thread may take over."""
 

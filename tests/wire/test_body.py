@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ConnectionClosed, ConnectionLost
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 
+from artifactd.kit.turns import MOST, Turns
 from artifactd.oci.errors import ContentTooLarge
 from artifactd.settings.settings import LimitsSettings
 from artifactd.settings.values import Size
@@ -185,6 +187,57 @@ class StreamingTests(WireCase):
         assert self.sink.producer is not None
         self.sink.producer.resumeProducing()
         self.assertTrue(wire.reading)
+
+    def test_of_many_transfers_each_waits_for_its_turn_after_a_piece(self) -> None:
+        self.site.turns.transfers = MOST
+        wire = self.begin(length=500_000)
+        wire.send(bytes(64 << 10))
+        self.assertTrue(wire.reading)  # it might be a small body
+        for _ in range(2):
+            wire.send(bytes(100_000))
+            self.assertFalse(wire.reading)
+            self.clock.advance(0)
+            self.assertTrue(wire.reading)
+        wire.send(bytes(500_000 - 200_000 - (64 << 10)))
+        self.assertTrue(wire.reading)
+        self.assertEqual(self.outcomes, [500_000])
+        self.assertEqual(self.site.turns.transfers, MOST)
+
+    def test_while_transfers_are_few_none_waits(self) -> None:
+        self.site.turns.transfers = MOST - 1
+        wire = self.begin(length=500_000)
+        wire.send(bytes(200_000))
+        self.assertTrue(wire.reading)
+
+    def test_a_turn_that_comes_while_the_consumer_is_paused_is_not_taken(self) -> None:
+        self.site.turns.transfers = MOST
+        self.sink.pause_after = 200_000
+        wire = self.begin(length=500_000)
+        wire.send(bytes(200_000))
+        self.clock.advance(0)
+        self.assertFalse(wire.reading)
+        assert self.sink.producer is not None
+        self.sink.producer.resumeProducing()
+        self.assertFalse(wire.reading)
+        self.clock.advance(0)
+        self.assertTrue(wire.reading)
+
+    def test_a_client_that_leaves_before_its_turn_has_none(self) -> None:
+        self.site.turns.transfers = MOST
+        wire = self.begin(length=500_000)
+        wire.send(bytes(200_000))
+        wire.close(cleanly=False)
+        self.assertEqual(self.site.turns.transfers, MOST)
+        self.clock.advance(0)
+        self.assertFalse(wire.reading)
+
+    def test_a_client_that_waits_for_its_turn_is_not_dropped(self) -> None:
+        self.site.turns = Turns(Clock())  # whose turns never come
+        self.site.turns.transfers = MOST
+        wire = self.begin(length=500_000)
+        wire.send(bytes(200_000))
+        self.clock.advance(10 * IDLE)
+        self.assertTrue(wire.open and wire.connected)
 
     def test_what_arrives_while_paused_is_queued_and_comes_in_order(self) -> None:
         self.sink.pause_after = 1

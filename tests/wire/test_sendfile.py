@@ -9,6 +9,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
+from artifactd.kit.turns import MOST
 from artifactd.web.server.sendfile import SMALL, Patience
 from tests.wire.connection import request
 from tests.wire.loopback import Client
@@ -156,9 +157,7 @@ class TakeOverTests(SenderCase):
         await self.check_ended()
         self.assertEqual(self.served.outcomes, [False])
 
-    async def test_a_turn_sends_more_and_more_is_left_unsent_if_connections_are_few(
-        self,
-    ) -> None:
+    async def test_a_turn_sends_more_and_more_is_left_unsent_if_transfers_are_few(self) -> None:
         sizes: list[int] = []
 
         def sendfile(out: int, file: int, offset: int, count: int) -> int:
@@ -166,7 +165,7 @@ class TakeOverTests(SenderCase):
             return really(out, file, offset, count)
 
         def unsent() -> int:
-            (channel,) = (each for each in self.site.channels if each.transport.getPeer() == peer)
+            (channel,) = self.site.channels
             found = channel.transport.getHandle().getsockopt(
                 socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT
             )
@@ -177,21 +176,42 @@ class TakeOverTests(SenderCase):
         self.patch(os, "sendfile", sendfile)
         await self.serve()
         client = await self.connect()
-        peer = client.transport.getHost()
-        for connections, turn, left in (
+        for transfers, turn, left in (
             (1, 2 << 20, 2 << 20),
             (8, 1 << 20, 1 << 20),
             (20, 512 << 10, (8 << 20) // 20),
         ):
-            while len(self.site.channels) < connections:
-                another = await self.connect()
-                another.send(self.get(0, 10))
-                await another.response()
+            self.site.turns.transfers = transfers - 1  # and the one that follows
             sizes.clear()
             client.send(self.get())
             self.check_body((await client.response())[1])
             self.assertEqual((max(sizes), unsent()), (turn, left))
         await self.check_ended()
+
+    async def test_of_many_few_send_in_a_turn_of_the_reactor_and_all_get_every_byte(self) -> None:
+        sent = [0]
+
+        def sendfile(out: int, file: int, offset: int, count: int) -> int:
+            sent[-1] += 1
+            return really(out, file, offset, count)
+
+        def turn() -> None:
+            sent.append(0)
+
+        really = os.sendfile
+        self.patch(os, "sendfile", sendfile)
+        await self.serve()
+        clients = [await self.connect() for _ in range(MOST + 4)]
+        for client in clients:
+            client.send(self.get())
+        await self.until(lambda: self.site.turns.transfers == len(clients))
+        sent.append(0)
+        await self.until(lambda: self.site.turns.transfers <= MOST, turn)
+        self.assertEqual(max(sent[2:]), MOST)
+        for client in clients:
+            self.check_body((await client.response())[1])
+        await self.check_ended()
+        self.assertEqual(self.site.turns.transfers, 0)
 
     async def test_the_channel_is_the_producer_again_afterwards(self) -> None:
         await self.serve()

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
+from math import inf
 from typing import Any
 
 from msgspec.structs import replace
@@ -33,6 +34,7 @@ from zope.interface import implementer
 from artifactd.auth.identity import NOBODY, Caller
 from artifactd.kit.budget import RECEIVE_SIZE, receive_size
 from artifactd.kit.timers import Deadline, Timers
+from artifactd.kit.turns import Turns
 from artifactd.oci.errors import TooManyRequests, Unsupported
 from artifactd.settings.settings import LimitsSettings
 from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic
@@ -113,8 +115,9 @@ TELL_MOST = 5
 # receive in one turn of the reactor, which has to stay short.
 _FEW = 16
 
-# A body of which so many bytes have come is a large one: it is received in larger pieces.
-_LARGE = 1 << 20
+# A body of which more bytes than these have come is received in larger pieces, and in turns with
+# others; one of which more than these have come, in the largest.
+_SMALL, _LARGE = 64 << 10, 1 << 20
 
 
 @implementer(IHalfCloseableProtocol)
@@ -484,11 +487,14 @@ class _Peer:
 
     The idle timeout runs while the server waits for the client and at no other time.
 
-    :ivar is_large: whether its body has turned out to be a large one.
+    A body that is not small takes turns with other transfers: after each piece that is received it
+    asks for the next one.
     """
 
     _log = Logger()
-    is_large = False
+    _takes_turns = False
+    _next_size: float = _SMALL  # of the body, at which its pieces become larger
+    _is_wanted = True
 
     def __init__(self, request: RegistryRequest, *, awaits_continue: bool) -> None:
         self.awaits_continue = awaits_continue
@@ -496,6 +502,7 @@ class _Peer:
         self._channel = channel = request.channel
         plain = isinstance(channel.transport, tcp.Connection)
         self._buffer_size = channel.transport.bufferSize if plain else None
+        self._turns = channel.site.turns
         self._idle_timeout = channel.setTimeout(None)
         self._limits = limits = channel.site.limits
         self.pace = BodyPace(
@@ -527,29 +534,67 @@ class _Peer:
             self.awaits_continue = False
             self._channel._send100Continue()
 
-    def enlarge(self) -> None:
-        """Receive in the largest pieces that the number of connections allows."""
-        self.is_large = True
+    def received(self, size: int) -> None:
+        """
+        Let other transfers have their turns, since a piece of the body has come.
+
+        :param size: bytes of the body that have come so far.
+        """
+        if size > self._next_size:
+            self._enlarge(size)
+        if self._takes_turns and self._is_wanted and self._turns.crowded:
+            self._stop_reading()
+            self._turns.ask(self._step)
+
+    def _enlarge(self, size: int) -> None:
+        """Receive larger pieces from now on, and in turns."""
+        if not self._takes_turns:
+            self._takes_turns = True
+            self._turns.join()
+        if size > _LARGE:
+            piece, self._next_size = receive_size(self._turns.transfers), inf
+        else:
+            piece, self._next_size = RECEIVE_SIZE, _LARGE
         if self._buffer_size is not None:
-            size = receive_size(len(self._channel.site.channels))
-            self._channel.transport.bufferSize = max(size, self._buffer_size)
+            self._channel.transport.bufferSize = max(piece, self._buffer_size)
 
     def pause(self) -> None:
+        self._is_wanted = False
+        self._stop_reading()
+
+    def resume(self) -> None:
+        self._is_wanted = True
+        if self._takes_turns:
+            self._turns.ask(self._step)
+        else:
+            self._step()
+
+    def _stop_reading(self) -> None:
         self.pace.pause()
         self._channel.setTimeout(None)
         self._channel.trailers_paused()
         if not self._channel.transport.disconnecting:
             self._channel.transport.pauseProducing()
 
-    def resume(self) -> None:
-        if not self._channel.transport.disconnecting:
+    def _step(self) -> None:
+        """Let one piece come, if it is wanted still."""
+        if self._is_wanted and not self._channel.transport.disconnecting:
             self.pace.wait()
             self._channel.setTimeout(self._idle_timeout)
             self._channel.transport.resumeProducing()
 
+    def leave(self) -> None:
+        """Take no turns any more."""
+        self._is_wanted = False
+        self.pace.stop()
+        if self._takes_turns:
+            self._takes_turns = False
+            self._turns.leave(self._step)
+        self._next_size = inf
+
     def drain(self) -> None:
         """Read the rest of the body, with no other deadline than :data:`DRAIN_SECONDS`."""
-        self.pace.stop()
+        self.leave()
         self._channel.setTimeout(None)
         self._channel.transport.resumeProducing()
 
@@ -559,7 +604,7 @@ class _Peer:
 
         The channel bounds the bytes that may follow.
         """
-        self.pace.stop()
+        self.leave()
         if self._buffer_size is not None:
             self._channel.transport.bufferSize = self._buffer_size
         self._channel._savedTimeOut = self._idle_timeout
@@ -693,8 +738,8 @@ class RegistryRequest(server.Request):
         if self.answered:
             if self.body.received > self._most:
                 self.abort()
-        elif self._peer is not None and self.body.received > _LARGE and not self._peer.is_large:
-            self._peer.enlarge()
+        elif self._peer is not None:
+            self._peer.received(self.body.received)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         if self._peer is None:
@@ -762,7 +807,7 @@ class RegistryRequest(server.Request):
         super().connectionLost(reason)
         self._stop_draining()
         if self._peer is not None:
-            self._peer.pace.stop()
+            self._peer.leave()
         if self.body is not None:
             self.body.failed(reason)
         if site is not None:
@@ -800,6 +845,7 @@ class RegistrySite(server.Site):
     :ivar rates: how often an address and a user may ask; ``None``: as often as they like.
     :ivar guarded: whether ``Cache-Status`` and ``Server-Timing`` need the gate's permission.
     :ivar timers: makes the deadlines of the connections.
+    :ivar turns: lets large transfers take turns.
     :ivar channels: the open connections.
     :ivar draining: whether every answer closes its connection.
     :ivar stops: whether new requests are answered 503.
@@ -829,7 +875,7 @@ class RegistrySite(server.Site):
         super().__init__(
             resource, parsePOSTFormSubmission=False, timeout=idle_timeout, reactor=reactor
         )
-        self.timers = Timers(reactor)
+        self.timers, self.turns = Timers(reactor), Turns(reactor)
         self.channels: set[RegistryChannel] = set()
         self.traffic = traffic or Traffic.apart()
         self.draining = self.stops = self._closes_idle = False

@@ -35,15 +35,15 @@ InThread = Callable[..., Deferred[Any]]
 
 # All sizes are in bytes.
 
-# What all connections together are sent in one turn of the reactor, and what they may leave unread,
-# if they are few.  The bounds of each connection's part of it follow.
+# What all transfers together send in one turn of the reactor, and what they may have in buffers, if
+# they are few.  The bounds of each one's part of it follow.
 _TOGETHER = 8 * 1024 * 1024
-# Sent in one turn of the reactor.
-_LEAST_TURN, _MOST_TURN = 512 * 1024, 2 * 1024 * 1024
+# Sent at a time.
+_LEAST_PIECE, _MOST_PIECE = 512 * 1024, 2 * 1024 * 1024
 # Buffered by the kernel beyond the bytes on their way.
-_LEAST_UNSENT = 128 * 1024
+_LEAST_UNSENT, _MOST_UNSENT = 128 * 1024, 2 * 1024 * 1024
 # Passed through this process at a time.
-_LEAST_PIECE, _MOST_PIECE = 64 * 1024, 256 * 1024
+_LEAST_BUFFER, _MOST_BUFFER = 64 * 1024, 256 * 1024
 
 # Linux reads at least this much of a cold file at a time, in bytes.
 _STRIDE = 128 * 1024
@@ -185,7 +185,6 @@ class Transfer(ABC):
     :ivar offset: the offset in the blob of the next byte to send.
     :ivar end: the offset behind the last byte to send; ``None`` as long as it is not known.
     :ivar here: the offset before which bytes can be sent, as seen last; at most ``end``.
-    :ivar turn: the most bytes to send in one turn of the reactor.
     """
 
     _log = Logger()
@@ -207,7 +206,7 @@ class Transfer(ABC):
         self._stall = 0.0
         self._deadline: Deadline
         self._pace: ReaderPace
-        self.turn = self.portion(_LEAST_TURN, _MOST_TURN)
+        self._turns = self.channel.site.turns
         self._first = self._ahead = first
         self._margin = 0
         self._pending = False
@@ -223,6 +222,7 @@ class Transfer(ABC):
         self._pace = ReaderPace(timers.seconds, patience.rate, patience.window)
         self._deadline = timers.deadline(self._stalled)
         self._deadline.start(self._stall)
+        self._turns.join()
         self.request.notifyFinish().addBoth(self._request_ended)
         self.register()
         return self._done
@@ -249,9 +249,18 @@ class Transfer(ABC):
         self._growth = growth = self.reader.wait(beyond)
         return growth.addCallback(self._grown, beyond)
 
-    def portion(self, least: int, most: int) -> int:
-        """Return this connection's part of :data:`_TOGETHER`, from ``least`` to ``most``."""
-        return portion(len(self.channel.site.channels), _TOGETHER, least, most)
+    def part(self, least: int, most: int) -> int:
+        """Return this transfer's part of :data:`_TOGETHER`, from ``least`` to ``most``."""
+        return portion(self._turns.transfers, _TOGETHER, least, most)
+
+    @property
+    def piece(self) -> int:
+        """The most bytes to send at a time."""
+        return self.part(_LEAST_PIECE, _MOST_PIECE)
+
+    @abstractmethod
+    def step(self) -> None:
+        """Send a piece, as the turn of this transfer has come."""
 
     def advance(self, count: int) -> None:
         """Note that ``count`` more bytes have been handed to the connection."""
@@ -320,7 +329,7 @@ class Transfer(ABC):
 
     def _look_ahead(self) -> None:
         first = self._ahead
-        count = min(self.turn, self.here - first)
+        count = min(self.piece, self.here - first)
         if count <= 0:
             if first == self.offset:
                 self._wait()
@@ -371,6 +380,7 @@ class Transfer(ABC):
 
     def _end(self) -> None:
         self.ended = True
+        self._turns.leave(self.step)
         self.stopped()
         if self._growth is not None:
             self._growth.cancel()
@@ -408,14 +418,15 @@ class Relay(Transfer):
     ) -> None:
         super().__init__(request, reader, first, length)
         self._budget = budget
-        self._piece = _LEAST_PIECE
-        if not reader.in_memory:
-            self._piece = self.portion(_LEAST_PIECE, _MOST_PIECE)
+        self._most = _LEAST_BUFFER
+        self._turn: Deferred[None] | None = None
         self._granted: Deferred[None] = succeed(None)
         self._resumed: Deferred[None] | None = None
         self._waiting: Deferred[None] | None = None
 
     def register(self) -> None:
+        if not self.reader.in_memory:
+            self._most = self.part(_LEAST_BUFFER, _MOST_BUFFER)
         self.request.registerProducer(self, True)
         Deferred.fromCoroutine(self._pump()).addErrback(self.failed)
 
@@ -444,12 +455,18 @@ class Relay(Transfer):
         # So that the pump ends.
         self.resumeProducing()
         self.go_on()
+        self.step()
+
+    def step(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.callback(None)
 
     async def _pump(self) -> None:
         if self.end is None:
             await self._begin_unmeasured()
         while self.offset != self.end:
-            size = min(self._piece, self.ready())
+            size = min(self._most, self.ready())
             if not size:
                 # They may have come by now, or the transfer may have failed.
                 if self._pending and not self.ended:
@@ -458,6 +475,12 @@ class Relay(Transfer):
                 if self.ended:
                     return
                 continue
+            if self._turns.crowded:
+                self._turn = Deferred()
+                self._turns.ask(self.step)
+                await self._turn
+                if self.ended:
+                    return
             self._granted = self._budget.acquire(size)
             await self._granted
             self.progress()
@@ -626,7 +649,7 @@ class _Sendfile(Transfer):
     _taken_over = False
 
     def register(self) -> None:
-        unsent = self.portion(_LEAST_UNSENT, _MOST_TURN)
+        unsent = self.part(_LEAST_UNSENT, _MOST_UNSENT)
         with suppress(OSError, AttributeError):  # a UNIX socket; not Linux
             self.transport.getHandle().setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, unsent
@@ -653,9 +676,12 @@ class _Sendfile(Transfer):
             # The transport may have paused the channel before; it resumes only this producer.
             self._taken_over = True
             self.channel.resumeProducing()
+        self._turns.ask(self.step)
+
+    def step(self) -> None:
         ready = self.ready()
         if ready > 0:
-            self._send(min(ready, self.turn))
+            self._send(min(ready, self.piece))
 
     def stopProducing(self) -> None:
         """The connection is lost: the request ends next, and with it the transfer."""
