@@ -8,6 +8,7 @@ from typing import Self
 
 from twisted.trial.unittest import TestCase
 
+from tests.clients.images import manifest_bytes, packed
 from tests.programs import Result, require, run
 
 _CONTAINERS = """\
@@ -90,13 +91,18 @@ class Containers:
         """Build an image from ``context``, with more ``options`` to buildah."""
         await self.run("buildah", "build", "--layers", *options, "--tag", name, str(context))
 
+    async def load(self, name: str, config: bytes, *layers: bytes) -> None:
+        """Let the storage have an image by ``name``: a tenth of the time that it takes to build."""
+        archive = self._folder / "loaded.tar"
+        archive.write_bytes(packed(manifest_bytes(config, *layers), config, *layers))
+        await self.run("skopeo", "copy", f"oci-archive:{archive}", f"containers-storage:{name}")
+
     async def say(self, name: str) -> str:
         """What an image of the storage writes when it runs."""
         # By chroot: neither an OCI runtime nor control groups are needed, as podman would.
         made = await self.run("buildah", "from", "--pull-never", name)
         container = made.out.strip()
         said = await self.run("buildah", "run", "--isolation", "chroot", container, "/hello")
-        await self.run("buildah", "rm", container)
         return said.out.strip()
 
     def _write(self, name: str, text: str) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import platform
 import struct
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest
 
+from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
+from artifactd.oci.names import Digest
+from tests.api.served import CONFIG_TYPE, LAYER_TYPE, descriptor
+
 _MIB = 1024 * 1024
 _ADDRESS = 0x400000
 _HEADERS = 64 + 56  # of the file, and of its one segment
+_UNCOMPRESSED = LAYER_TYPE.removesuffix("+gzip")
 
 
 def native_architecture() -> str:
@@ -100,3 +108,62 @@ def _write_random(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for start in range(0, size, _MIB):
             file.write(os.urandom(min(_MIB, size - start)))
+
+
+def image(says: str, *sizes: int) -> tuple[bytes, ...]:
+    """
+    The config and the layers of an image for this machine, as :func:`build_context` would have it.
+    """
+    layers = [layer_bytes("hello", program(native_architecture(), says))]
+    layers += [layer_bytes(f"bytes-{size}", os.urandom(size)) for size in sizes]
+    return config_bytes(native_architecture(), *layers), *layers
+
+
+def layer_bytes(name: str, content: bytes) -> bytes:
+    """A layer of one file, which may be run."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        file = tarfile.TarInfo(name)
+        file.size, file.mode = len(content), 0o755
+        tar.addfile(file, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def config_bytes(architecture: str, *layers: bytes) -> bytes:
+    """The config of an image that runs ``/hello``; its layers are not compressed."""
+    digests = [str(Digest.of(layer)) for layer in layers]  # of what is not compressed
+    document = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Cmd": ["/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": digests},
+    }
+    return json.dumps(document).encode()
+
+
+def manifest_bytes(config: bytes, *layers: bytes) -> bytes:
+    """The manifest of an image with such layers."""
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": descriptor(config, CONFIG_TYPE),
+        "layers": [descriptor(layer, _UNCOMPRESSED) for layer in layers],
+    }
+    return json.dumps(document).encode()
+
+
+def packed(manifest: bytes, *blobs: bytes) -> bytes:
+    """An image of the tag ``1`` as an image layout in an archive."""
+    named = descriptor(manifest, OCI_MANIFEST)
+    named["annotations"] = {"org.opencontainers.image.ref.name": "1"}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named]}
+    files = {f"blobs/sha256/{Digest.of(each).encoded}": each for each in (manifest, *blobs)}
+    files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+    files["index.json"] = json.dumps(index).encode()
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in files.items():
+            file = tarfile.TarInfo(name)
+            file.size = len(content)
+            tar.addfile(file, io.BytesIO(content))
+    return archive.getvalue()

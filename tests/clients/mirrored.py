@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 from typing import Self
 
 from attrs import frozen
@@ -13,8 +11,14 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
-from tests.api.served import CONFIG_TYPE, LAYER_TYPE, descriptor
-from tests.clients.images import native_architecture, program
+from tests.api.served import descriptor
+from tests.clients.images import (
+    config_bytes,
+    layer_bytes,
+    manifest_bytes,
+    native_architecture,
+    program,
+)
 from tests.upstreams.faulty import CDN
 from tests.upstreams.forwarded import Forwarded
 from tests.upstreams.hub import Hub
@@ -23,7 +27,6 @@ from tests.upstreams.peer import DockerRegistry
 NAME = "library/hello"
 SAYS = "hello from upstream"
 _ARCHITECTURES = ("amd64", "arm64")
-_UNCOMPRESSED = LAYER_TYPE.removesuffix("+gzip")
 
 
 @frozen
@@ -88,39 +91,6 @@ class Upstream:
         data = self.hub.asked("GET", CDN)
         test.assertEqual({asked.status for asked in data}, {200})
         test.assertEqual([asked for asked in data if "authorization" in asked.headers], [])
-
-
-def layer_bytes(name: str, content: bytes) -> bytes:
-    """A layer of one file, which may be run."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        file = tarfile.TarInfo(name)
-        file.size, file.mode = len(content), 0o755
-        tar.addfile(file, io.BytesIO(content))
-    return packed.getvalue()
-
-
-def config_bytes(architecture: str, *layers: bytes) -> bytes:
-    """The config of an image that runs ``/hello``; its layers are not compressed."""
-    digests = [str(Digest.of(layer)) for layer in layers]  # of what is not compressed
-    document = {
-        "architecture": architecture,
-        "os": "linux",
-        "config": {"Cmd": ["/hello"]},
-        "rootfs": {"type": "layers", "diff_ids": digests},
-    }
-    return json.dumps(document).encode()
-
-
-def manifest_bytes(config: bytes, *layers: bytes) -> bytes:
-    """The manifest of an image with such layers."""
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": descriptor(config, CONFIG_TYPE),
-        "layers": [descriptor(layer, _UNCOMPRESSED) for layer in layers],
-    }
-    return json.dumps(document).encode()
 
 
 def _index(manifests: dict[str, bytes]) -> bytes:

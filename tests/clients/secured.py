@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 from typing import Self
 
@@ -10,12 +11,16 @@ from attrs import frozen
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.passwords import hash_secret, make_secret
+from artifactd.oci.manifest import OCI_MANIFEST
+from artifactd.oci.names import Digest
+from tests.clients.images import image, manifest_bytes
 from tests.process import Behind, Daemon
 from tests.tls.authority import CLIENT, ROOT
 from tests.tls.case import Files
 
 # The image that nobody has to log in for, the one that its team has, and one that only Alice has.
 PUBLIC, TEAM, PRIVATE = "public/hello", "team/hello", "private/hello"
+SAYS = "hello from a layer"
 
 _SETTINGS = """
 [auth]
@@ -102,6 +107,21 @@ class Secured:
     def port(self) -> int:
         """Where it listens."""
         return self.daemon.port
+
+    async def publish(self, *names: str) -> None:
+        """Let Alice push tag ``1`` of an image that writes :data:`SAYS`, without a real client."""
+        config, layer = image(SAYS)
+        for name in names:
+            for blob in (layer, config):
+                path = f"/v2/{name}/blobs/uploads/?digest={Digest.of(blob)}"
+                await self._push("POST", path, blob)
+            await self._push("PUT", f"/v2/{name}/manifests/1", manifest_bytes(config, layer))
+
+    async def _push(self, method: str, path: str, body: bytes) -> None:
+        login = b64encode(f"{self.alice.name}:{self.alice.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {login}", "Content-Type": OCI_MANIFEST}
+        answer = await self.daemon.request(method, path, body, headers)
+        assert answer.status == 201, answer
 
 
 _FILES = (("key", "key.pem"), ("cert", "cert.pem"), ("client_ca", "ca.pem"))

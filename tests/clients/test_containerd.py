@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 from twisted.trial.unittest import TestCase
 
-from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
-from artifactd.oci.names import Digest
-from tests.api.served import descriptor
 from tests.clients.containerd import Containerd
-from tests.clients.images import native_architecture
-from tests.clients.mirrored import config_bytes, layer_bytes, manifest_bytes
+from tests.clients.images import (
+    config_bytes,
+    layer_bytes,
+    manifest_bytes,
+    native_architecture,
+    packed,
+)
 from tests.clients.observed import answered
 from tests.process import Daemon
 from tests.programs import wait_for
@@ -66,20 +65,3 @@ class FirstPushTests(TestCase):
 
 def asked_of_manifests(daemon: Daemon) -> list[tuple[str, int]]:
     return [(each.method, each.status) for each in answered(daemon) if "manifests" in each.path]
-
-
-def packed(manifest: bytes, *blobs: bytes) -> bytes:
-    """An image of the tag ``1`` as an image layout in an archive."""
-    named = descriptor(manifest, OCI_MANIFEST)
-    named["annotations"] = {"org.opencontainers.image.ref.name": "1"}
-    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [named]}
-    files = {f"blobs/sha256/{Digest.of(each).encoded}": each for each in (manifest, *blobs)}
-    files["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
-    files["index.json"] = json.dumps(index).encode()
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in files.items():
-            file = tarfile.TarInfo(name)
-            file.size = len(content)
-            tar.addfile(file, io.BytesIO(content))
-    return archive.getvalue()

@@ -55,6 +55,10 @@ class MirrorTestCase(TestCase):
 class PodmanTests(MirrorTestCase):
     async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
         await super().setUp()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with an empty storage."""
         self.tools = Containers.make(self, self.daemon.address)
 
     async def assert_pulls(self, name: str, *environment: str) -> None:
@@ -64,19 +68,15 @@ class PodmanTests(MirrorTestCase):
         self.assertEqual(inspected.out.strip(), self.upstream.config.encoded)
         self.assertEqual(await self.tools.say(name), SAYS)
 
-    async def forget(self) -> None:
-        """Remove all images from the storage."""
-        await self.tools.run("buildah", "rmi", "--all", "--force")
-
     async def test_podman_pulls_by_the_prefix_and_again_when_docker_hub_is_gone(self) -> None:
         for tag in ("latest", "all"):
             await self.assert_pulls(f"{self.daemon.address}/{HUBS_NAME}:{tag}")
-            await self.forget()
+            self.forget()
         self.upstream.assert_asked_as_docker_hub_wants(self)
         await self.upstream.stop()
         for tag in ("latest", "all"):
             await self.assert_pulls(f"{self.daemon.address}/{HUBS_NAME}:{tag}")
-            await self.forget()
+            self.forget()
 
     async def test_podman_pulls_docker_hubs_images_as_mirror_config_tells_it(self) -> None:
         file = Path(self.mktemp()).absolute()
@@ -85,7 +85,7 @@ class PodmanTests(MirrorTestCase):
         await self.assert_pulls(f"{HUBS_NAME}:latest", environment)
         start = f"/v2/{HUBS_NAME}"
         await self.assert_asked(f"{start}/manifests/latest", f"{start}/blobs/")
-        await self.forget()
+        self.forget()
         await self.upstream.stop()
         await self.assert_pulls(f"{HUBS_NAME}:latest", environment)
 

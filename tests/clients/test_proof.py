@@ -6,8 +6,12 @@ from pathlib import Path
 
 from artifactd.oci.manifest import OCI_MANIFEST
 from tests.clients.containers import Containers
-from tests.clients.images import native_architecture
-from tests.clients.mirrored import config_bytes, layer_bytes, manifest_bytes
+from tests.clients.images import (
+    config_bytes,
+    layer_bytes,
+    manifest_bytes,
+    native_architecture,
+)
 from tests.process import Daemon
 from tests.programs import DockerEngine
 from tests.pull.proving import APP, PASSWORDS, ProofCase

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from twisted.trial.unittest import TestCase
 
-from tests.clients.images import build_context, native_architecture
+from tests.clients.images import image
 from tests.clients.observed import answered
-from tests.clients.secured import PRIVATE, PUBLIC, TEAM, Login, Secured, trusted
+from tests.clients.secured import PRIVATE, PUBLIC, SAYS, TEAM, Login, Secured, trusted
 from tests.programs import DockerEngine, Result, wait_for
 
 
@@ -34,16 +34,14 @@ class SecuredDockerTestCase(TestCase):
             check=check,
         )
 
-    async def logout(self) -> None:
-        await self.engine.docker("logout", self.registry)
-
-    async def build(self, *images: str) -> None:
-        """Build an image with all these names; none of it is in the registry."""
-        context = await build_context(
-            Path(self.mktemp()), native_architecture(), "hello from a layer", [1000]
-        )
-        tags = [option for image in images for option in ("--tag", self.name(image))]
-        await self.engine.docker("build", *tags, str(context))
+    async def make(self, *names: str) -> None:
+        """Make an image with all these names; none of it is in the registry."""
+        _, layer = image(SAYS)
+        first, *others = map(self.name, names)
+        command = ("import", "--change", 'CMD ["/hello"]', "-", first)
+        await self.engine.docker(*command, stdin=layer)
+        for other in others:
+            await self.engine.docker("tag", first, other)
 
     def name(self, image: str) -> str:
         return f"{self.registry}/{image}:1"
@@ -61,15 +59,6 @@ class SecuredDockerTestCase(TestCase):
         left = await self.engine.docker("image", "ls", "--all", "--quiet")
         self.assertEqual(left.out, "", "the engine still has images")
 
-    async def publish(self, *images: str) -> None:
-        """Push by Alice, who leaves; the engine has nothing of it any more."""
-        await self.login(self.secured.alice)
-        await self.build(*images)
-        for image in images:
-            await self.push(image)
-        await self.forget()
-        await self.logout()
-
     async def assert_absent(self, image: str) -> None:
         """Nothing of ``image`` has come to the registry."""
         asked = [
@@ -79,56 +68,12 @@ class SecuredDockerTestCase(TestCase):
         ]
         self.assertEqual(asked, [])
 
-
-class LoginTests(SecuredDockerTestCase):
-    """With tokens."""
-
-    async def test_who_logs_in_pushes_and_pulls_an_image_that_runs(self) -> None:
-        await self.publish(TEAM)
-        await self.login(self.secured.bob)
-        await self.pull(TEAM)
-        said = await self.engine.docker("run", "--rm", "--network", "none", self.name(TEAM))
-        self.assertEqual(said.out, "hello from a layer\n")
-
-    async def test_who_may_only_pull_is_refused_a_push(self) -> None:
-        await self.build(TEAM)
-        await self.login(self.secured.bob)
-        pushed = await self.push(TEAM, check=False)
-        self.assertEqual(pushed.status, 1)
-        self.assertRegex(pushed.err, "denied|unauthorized")
-        await self.assert_absent(TEAM)
-
-    async def test_a_pull_of_what_is_not_for_him_is_refused_as_of_what_is_not_there(self) -> None:
-        await self.publish(PRIVATE)
-        await self.login(self.secured.bob)
-        refused = await self.pull(PRIVATE, check=False)
-        self.assertEqual(refused.status, 1)
-        self.assertRegex(refused.err, "denied|unauthorized")
-        absent = await self.pull("absent/hello", check=False)
-        self.assertEqual(refused.err.replace(PRIVATE, "absent/hello"), absent.err)
-
-    async def test_a_robot_pushes_where_it_may_and_nowhere_else(self) -> None:
-        await self.login(self.secured.robot)
-        await self.build(TEAM, PRIVATE)
-        await self.push(TEAM)
-        refused = await self.push(PRIVATE, check=False)
-        self.assertEqual(refused.status, 1)
-        self.assertRegex(refused.err, "denied|unauthorized")
-        await self.assert_absent(PRIVATE)
-
-    async def test_a_wrong_password_is_refused_and_not_kept(self) -> None:
-        refused = await self.login(Login("alice", "wrong"), check=False)
-        self.assertEqual(refused.status, 1)
-        self.assertRegex(refused.err, "(?i)unauthorized|incorrect username or password")
-        self.assertNotIn(self.registry, self.kept())
-
-    async def test_after_logout_nothing_goes_any_more(self) -> None:
-        await self.publish(TEAM)
-        self.assertNotIn(self.registry, self.kept())
-        pulled = await self.pull(TEAM, check=False)
-        self.assertEqual(pulled.status, 1)
-        await self.build(TEAM)
-        self.assertEqual((await self.push(TEAM, check=False)).status, 1)
+    def assert_not_logged(self, *logins: Login) -> None:
+        """No password of theirs is in the log."""
+        output = self.secured.daemon.process.output
+        for login in logins:
+            self.assertNotIn(login.password, output)
+            self.assertNotIn(quote(login.password), output)
 
     def kept(self) -> object:
         """Where Docker has logins for."""
@@ -136,12 +81,34 @@ class LoginTests(SecuredDockerTestCase):
             return {}
         return json.loads(self.engine.config.read_text()).get("auths", {})
 
-    async def test_no_password_comes_into_the_log(self) -> None:
-        await self.publish(TEAM)
-        output = self.secured.daemon.process.output
-        for login in (self.secured.alice, self.secured.robot):
-            self.assertNotIn(login.password, output)
-            self.assertNotIn(quote(login.password), output)
+
+class LoginTests(SecuredDockerTestCase):
+    """What rests on how Docker shows a login; with tokens."""
+
+    async def test_who_logs_in_pushes_and_pulls_an_image_that_runs(self) -> None:
+        await self.login(self.secured.alice)
+        await self.make(TEAM)
+        await self.push(TEAM)
+        await self.forget()
+        await self.login(self.secured.bob)
+        await self.pull(TEAM)
+        said = await self.engine.docker("run", "--rm", "--network", "none", self.name(TEAM))
+        self.assertEqual(said.out, f"{SAYS}\n")
+        self.assert_not_logged(self.secured.alice, self.secured.bob)
+
+    async def test_who_may_only_pull_is_refused_a_push(self) -> None:
+        await self.make(TEAM)
+        await self.login(self.secured.bob)
+        pushed = await self.push(TEAM, check=False)
+        self.assertEqual(pushed.status, 1)
+        self.assertRegex(pushed.err, "denied|unauthorized")
+        await self.assert_absent(TEAM)
+
+    async def test_a_wrong_password_is_refused_and_not_kept(self) -> None:
+        refused = await self.login(Login("alice", "wrong"), check=False)
+        self.assertEqual(refused.status, 1)
+        self.assertRegex(refused.err, "(?i)unauthorized|incorrect username or password")
+        self.assertNotIn(self.registry, self.kept())
 
 
 class BasicLoginTests(LoginTests):
@@ -151,12 +118,41 @@ class BasicLoginTests(LoginTests):
 
 
 class TokenTests(SecuredDockerTestCase):
+    async def test_a_pull_of_what_is_not_for_him_is_refused_as_of_what_is_not_there(self) -> None:
+        await self.secured.publish(PRIVATE)
+        await self.login(self.secured.bob)
+        refused = await self.pull(PRIVATE, check=False)
+        self.assertEqual(refused.status, 1)
+        self.assertRegex(refused.err, "denied|unauthorized")
+        absent = await self.pull("absent/hello", check=False)
+        self.assertEqual(refused.err.replace(PRIVATE, "absent/hello"), absent.err)
+
+    async def test_a_robot_pushes_where_it_may_and_nowhere_else(self) -> None:
+        await self.login(self.secured.robot)
+        await self.make(TEAM, PRIVATE)
+        await self.push(TEAM)
+        refused = await self.push(PRIVATE, check=False)
+        self.assertEqual(refused.status, 1)
+        self.assertRegex(refused.err, "denied|unauthorized")
+        await self.assert_absent(PRIVATE)
+        self.assert_not_logged(self.secured.robot)
+
+    async def test_after_logout_nothing_goes_any_more(self) -> None:
+        await self.secured.publish(TEAM)
+        await self.login(self.secured.alice)
+        await self.engine.docker("logout", self.registry)
+        self.assertNotIn(self.registry, self.kept())
+        pulled = await self.pull(TEAM, check=False)
+        self.assertEqual(pulled.status, 1)
+        await self.make(TEAM)
+        self.assertEqual((await self.push(TEAM, check=False)).status, 1)
+
     async def test_docker_keeps_a_refresh_token_and_not_the_password(self) -> None:
         await self.login(self.secured.alice)
         kept = json.loads(self.engine.config.read_text())["auths"][self.registry]
         self.assertIn("identitytoken", kept)
         self.assertNotIn(self.secured.alice.password, str(kept))
-        await self.build(TEAM)
+        await self.make(TEAM)
         await self.push(TEAM)
         await wait_for(
             lambda: any(
@@ -166,7 +162,7 @@ class TokenTests(SecuredDockerTestCase):
         )
 
     async def test_nobody_has_to_log_in_for_a_public_image_beside_a_private_one(self) -> None:
-        await self.publish(PUBLIC, PRIVATE)
+        await self.secured.publish(PUBLIC, PRIVATE)
         await self.pull(PUBLIC)
         refused = await self.pull(PRIVATE, check=False)
         self.assertEqual(refused.status, 1)
@@ -174,7 +170,7 @@ class TokenTests(SecuredDockerTestCase):
 
     async def test_a_layer_of_another_image_is_mounted(self) -> None:
         await self.login(self.secured.alice)
-        await self.build(TEAM, PRIVATE)
+        await self.make(TEAM, PRIVATE)
         await self.push(TEAM)
         pushed = await self.push(PRIVATE)
         self.assertIn("Mounted from team/hello", pushed.out)
