@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
@@ -96,9 +97,10 @@ class PowerLossTestCase(TestCase):
         )
 
 
-def _identity(state: State, promised: object) -> object:
+def _identity(state: State, promised: Mapping[str, Iterable[bytes | None]]) -> object:
     names = frozenset((name, number, file) for name, (number, file) in state.names.items())
-    return names, tuple(state.folders), state.catalog, repr(promised)
+    told = frozenset((key, frozenset(contents)) for key, contents in promised.items())
+    return names, tuple(state.folders), state.catalog, told
 
 
 class PushTests(PowerLossTestCase):
