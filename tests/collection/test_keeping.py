@@ -34,7 +34,7 @@ from tests.collection.registry import Client as Opened
 from tests.programs import Process, reactor
 from tests.workers import Workers
 
-OPERATIONS = 1_800
+OPERATIONS = 900
 MOST_WORK = 20
 RARE = ("pull, dropped", "undelete", "push, immutable", "delete, immutable", "create, refused")
 SEED = "COLLECTION_SEED"

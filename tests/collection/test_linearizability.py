@@ -30,7 +30,7 @@ Told = Mapping[str, Mapping[str, Any]]
 """What a process says of an image: ``tests.collection.model.Image.told``."""
 
 OPERATIONS = int(os.environ.get("COLLECTION_OPERATIONS") or 10_000)
-"""How many the history has; CI asks for more."""
+"""How many the history has."""
 
 SEED = "COLLECTION_SEED"
 """In the environment: the seed of the history, which is printed when it fails."""
