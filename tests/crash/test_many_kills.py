@@ -39,7 +39,7 @@ from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
 from tests.workers import Workers
 
-_KILLS = int(os.environ.get("CRASH_KILLS", "200"))
+_KILLS = int(os.environ.get("CRASH_KILLS", "40"))
 _SECONDS = float(os.environ.get("CRASH_SECONDS", "40"))
 _CLIENTS = 4
 # More requests or steps than a daemon may do before it is killed.
