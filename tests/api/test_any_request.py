@@ -219,7 +219,7 @@ class AnyRequestTests(ApiTestCase):
             Asked("GET", "/v2/hello/manifests/absent"): 404,
             Asked("PATCH", "/v2/hello/manifests/v1"): 405,
         }
-        await self.assert_answered(requests, 400, certain)
+        await self.assert_answered(requests, 150, certain)
 
     async def test_any_chunk_is_answered(self) -> None:
         location = await self.start_upload()
@@ -236,7 +236,7 @@ class AnyRequestTests(ApiTestCase):
             Asked("PATCH", location, {"Content-Range": b"0-9"}, b"0"): 400,
             Asked("PATCH", location, {"Content-Range": b"0-0"}, b"0"): 202,
         }
-        await self.assert_answered(chunks, 150, certain)
+        await self.assert_answered(chunks, 75, certain)
 
     async def test_any_range_of_a_blob_is_answered(self) -> None:
         path = f"/v2/hello/blobs/{await self.registry.push_blob('hello', BLOB)}"
@@ -251,7 +251,7 @@ class AnyRequestTests(ApiTestCase):
             Asked("GET", path, {"Range": b"bytes=9-"}): 416,
             Asked("GET", path, {"Range": b"\xff"}): 200,
         }
-        await self.assert_answered(reads, 150, certain)
+        await self.assert_answered(reads, 75, certain)
 
     async def test_any_manifest_is_answered(self) -> None:
         for blob in (b"{}", BLOB):
