@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPMessage, HTTPSConnection
@@ -18,11 +19,15 @@ from attrs import frozen
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
+import artifactd
 from artifactd.oci.manifest import OCI_MANIFEST
 from artifactd.oci.names import Algorithm, Digest
 from tests.catalog.fixture import empty_data
 from tests.programs import PATIENCE, Process
 from tests.upstreams.settings import beside_no_upstream
+
+CHECKOUT = Path(artifactd.__file__).parents[1]
+"""The folder of the package that the tests run."""
 
 # How many processes serve in a daemon of tests that don't say so.
 _WORKERS = os.environ.get("TEST_WORKERS", "1")
@@ -266,4 +271,23 @@ class Daemon(Pushed):
         tls = None if self._behind is None else self._behind.trusting
         return await request(
             self.port, method, path, body=body, headers=headers, chunked=chunked, tls=tls
+        )
+
+
+class Fresh(Daemon):
+    """
+    A daemon started as an operator does it: by a new interpreter, which finds the plugin.
+
+    :ivar path: where that looks for modules first, as in ``PYTHONPATH``.
+    """
+
+    path = str(CHECKOUT)
+
+    def run(self, environment: Mapping[str, str]) -> Process:
+        return Process.start(
+            self._test,
+            *(str(Path(sys.executable).with_name("twistd")), "--nodaemon", "--pidfile="),
+            *("artifactd", "--config", str(self._config)),
+            env={**environment, "PYTHONPATH": self.path},
+            folder=self._folder,
         )

@@ -12,7 +12,6 @@ from collections import Counter
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 from random import Random
-from threading import Event
 
 from twisted.internet.defer import gatherResults
 from twisted.internet.interfaces import IPushProducer
@@ -30,7 +29,7 @@ from tests.tls.case import Files
 from tests.upstreams.faulty import CDN
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
-from tests.workers import Workers, running, worker_of
+from tests.workers import Busy, Workers, running, worker_of
 
 DIGEST = Digest.of(CONTENT)
 HALF = len(CONTENT) // 2
@@ -203,42 +202,18 @@ class KillTests(WorkersCase):
 
 class ReloadTests(WorkersCase):
     async def test_under_load_no_request_fails_and_what_is_under_way_goes_on(self) -> None:
-        daemon = await self.start(idle_timeout="1s")
+        daemon = await self.start(idle_timeout="1s", stall_timeout="1h")
         content = CONTENT * 4  # more than the sockets hold
         digest = await daemon.push_blob("crash", content)
         pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
         self.assertEqual(await status(pull), 200)
         IPushProducer(pull.transport).pauseProducing()
-        stop = Event()
-        self.addCleanup(stop.set)
-
-        def ask(seed: int) -> int:
-            """Push and pull until told to stop.  Returns how many requests were answered."""
-            random, answered = Random(seed), 0
-            with closing(daemon.connect()) as connection:
-                while not stop.is_set():
-                    blob = random.randbytes(1000)
-                    blob_digest = Digest.of(blob)
-                    path = f"/v2/crash/blobs/uploads/?digest={blob_digest}"
-                    for method, where, body, right in (
-                        ("POST", path, blob, 201),
-                        ("GET", f"/v2/crash/blobs/{blob_digest}", None, 200),
-                    ):
-                        connection.request(method, where, body)
-                        answer = connection.getresponse()
-                        answer.read()
-                        assert answer.status == right, answer.status
-                        answered += 1
-            return answered
-
-        asking = [deferToThread(ask, seed) for seed in range(3)]
+        busy = Busy(self, daemon)
         old = daemon.pids()
         os.kill(daemon.process.pid, signal.SIGHUP)
         await daemon.process.matched("reloaded: 2 workers")
         await wait_for(lambda: sum(map(running, old)) == 1)  # the one that sends the blob
-        stop.set()
-        for answered in asking:
-            self.assertTrue(await answered)
+        self.assertTrue(all(await busy.ended()))
         IPushProducer(pull.transport).resumeProducing()
         _, body = await pull.response()
         self.assertTrue(body == content, "other bytes than were pushed")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from io import StringIO
@@ -21,30 +20,14 @@ from twisted.logger import Logger, LogPublisher, textFileLogObserver
 from twisted.plugin import getPlugins
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-import artifactd
 from artifactd.daemon import tap
 from artifactd.daemon.tap import makeService
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.crash.test_start import set_version
-from tests.process import Daemon
-from tests.programs import Process, run, run_module
-from tests.workers import Workers
-
-CHECKOUT = Path(artifactd.__file__).parents[1]
-
-
-class Fresh(Daemon):
-    """Started as an operator does it: by a new interpreter, which finds the plugin."""
-
-    def run(self, environment: Mapping[str, str]) -> Process:
-        return Process.start(
-            self._test,
-            *(str(Path(sys.executable).with_name("twistd")), "--nodaemon", "--pidfile="),
-            *("artifactd", "--config", str(self._config)),
-            env={**environment, "PYTHONPATH": str(CHECKOUT)},
-            folder=self._folder,
-        )
+from tests.process import CHECKOUT, Daemon, Fresh
+from tests.programs import run, run_module
+from tests.workers import FreshWorkers
 
 
 class StartTests(TestCase):
@@ -133,10 +116,6 @@ class LogTests(SynchronousTestCase):
         stopped = self.assertRaises(SystemExit, makeService, options)
         self.assertTrue(str(stopped).isprintable(), ascii(str(stopped)))
         self.assertIn("/absent/a\\u000ab\\u001b", str(stopped))
-
-
-class FreshWorkers(Fresh, Workers):
-    """The same of several workers, which are new interpreters too."""
 
 
 class WorkersTests(TestCase):
