@@ -99,4 +99,4 @@ class Table:
                 print(line)
         else:
             for _, cells in rows:
-                print("\t".join(printable(cell) for cell in cells))
+                print("\t".join(map(printable, cells)))
