@@ -475,7 +475,8 @@ class Uploads:
         upload_id = str(uuid4())
         undeclared = room is not None and body is not None and body.length is None
         async with self._early(body, None, limited=undeclared) as early:
-            staged = None
+            session: UploadSession | None = None
+            staged: StagedBlob | None = None
             whole = early is not None and early.is_whole(None)
             if early is not None and whole:
                 early.check()
@@ -486,14 +487,16 @@ class Uploads:
             else:
                 session = await self.store.claim(upload_id, digest.algorithm, create=True)
             try:
-                if not whole:
+                if session is not None and not whole:
                     await _receive(None, session, None, early or body, room)
                 await self._close(session, staged, image, digest)
             except BaseException:
-                await session.discard()
+                if session is not None:
+                    await session.discard()
                 raise
             finally:
-                await session.close()
+                if session is not None:
+                    await session.close()
 
     async def append(
         self,
@@ -560,7 +563,8 @@ class Uploads:
             self._only_writer(image, upload_id) as writer,
             self._early(body, chunk, limited=self._is_limited(image)) as early,
         ):
-            staged = None
+            session: UploadSession | None = None
+            staged: StagedBlob | None = None
             whole = early is not None and early.is_whole(chunk)
             if early is not None and whole:
                 first = _first(chunk, at, early.size)
@@ -575,19 +579,21 @@ class Uploads:
             else:
                 session = await self._claim(writer.upload, _first(chunk, at, _declared(body)))
             try:
-                if not whole:
+                if session is not None and not whole:
                     room = await self._room(image, session.offset, _declared(body), digest)
                     await _receive(writer, session, chunk, early or body, room, at)
                 try:
                     await self._close(session, staged, image, digest, upload_id)
                 except (DigestInvalid, QuotaExceeded):
                     # The bytes first, which needs no room on the disk.
-                    await session.discard()
+                    if session is not None:
+                        await session.discard()
                     if not await self._end(upload_id):
                         raise _unknown(upload_id) from None
                     raise
             finally:
-                await session.close()
+                if session is not None:
+                    await session.close()
 
     async def offset(self, image: ImageName, upload_id: str) -> int:
         """
@@ -822,13 +828,14 @@ class Uploads:
 
     async def _close(
         self,
-        session: UploadSession,
+        session: UploadSession | None,
         staged: StagedBlob | None,
         image: ImageName,
         digest: Digest,
         upload_id: str | None = None,
     ) -> None:
         if staged is None:
+            assert session is not None  # only bytes that are staged have none
             actual = await session.digest(digest.algorithm)
             if actual != digest:
                 raise DigestInvalid(

@@ -154,6 +154,10 @@ class UploadDirectory:
             raise UploadMissing(upload_id)
         return status.st_size
 
+    def is_there(self, upload_id: str) -> bool:
+        """Whether there is anything under this id."""
+        return os.access(upload_id, os.F_OK, dir_fd=self.directory.fd, follow_symlinks=False)
+
     def discard(self, upload_id: str) -> None:
         """Remove an upload, if it is there."""
         if UPLOAD_ID.fullmatch(upload_id):
@@ -551,21 +555,26 @@ class UploadStore:
         digest: Digest,
         *,
         create: bool = False,
-    ) -> tuple[UploadSession, StagedBlob | None]:
+    ) -> tuple[UploadSession | None, StagedBlob | None]:
         """
         Claim the upload, append ``pieces``, and stage and publish the bytes if they have
         ``digest``: all in one turn of a thread.
 
         :param create: make it, if there is none; it is removed again if an exception is raised.
-        :returns: the claimed upload and the staged blob; await its ``publish`` to learn whether the
-            publication succeeded.  ``None`` instead of the blob if the bytes do not have
-            ``digest``, or if too many are still to be hashed for one turn: the caller asks the
-            session then.
+            None is made for ``pieces`` that have ``digest``: these are staged as they are.
+        :returns: the claimed upload, ``None`` if none was made; and the staged blob: await its
+            ``publish`` to learn whether the publication succeeded.  ``None`` instead of the blob if
+            the bytes do not have ``digest``, or if too many are still to be hashed for one turn:
+            the caller asks the session then.
         :raises UploadMissing, UploadBusy, UploadsFull, UploadMisplaced, OSError: see
             :meth:`append`.
         """
 
-        def close(running: RunningDigest) -> tuple[UploadFile, StagedBlob | None]:
+        def close(running: RunningDigest) -> tuple[UploadFile | None, StagedBlob | None]:
+            if create and not first:
+                whole = self._stage_whole(upload_id, b"".join(pieces), digest)
+                if whole is not None:
+                    return None, whole.publish_now()
             file = self._open(upload_id, running, create=create)
             try:
                 file.append_at(first, pieces)
@@ -579,15 +588,27 @@ class UploadStore:
                         file.close()
                 raise
 
-        def abandoned(closed: tuple[UploadFile, StagedBlob | None]) -> None:
+        def abandoned(closed: tuple[UploadFile | None, StagedBlob | None]) -> None:
             file, staged = closed
             if staged is not None:
                 staged.abandon()
-            elif not file.handed_over:
+            elif file is not None:
                 file.close()
 
         file, staged = await self._claimed(upload_id, algorithm, close, abandoned)
-        return self._session(file), staged
+        return None if file is None else self._session(file), staged
+
+    def _stage_whole(self, upload_id: str, content: bytes, digest: Digest) -> StagedBlob | None:
+        """
+        Stage all the bytes of an upload that is not there.
+
+        :returns: ``None`` if it is there, or if they do not have ``digest``.
+        :raises UploadsFull, OSError: see :meth:`append`.
+        """
+        if self._uploads.is_there(upload_id) or Digest.of(content, digest.algorithm) != digest:
+            return None
+        self._owners.require_room(upload_id)
+        return self._staging.add(digest, content)
 
     async def _claimed(
         self,

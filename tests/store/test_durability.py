@@ -66,6 +66,48 @@ class OrderTests(StoreTestCase):
         )
         staged.release()
 
+    async def test_an_upload_that_comes_whole_is_written_once_and_has_no_other_name(self) -> None:
+        closed = self.stores.uploads.close(
+            str(uuid4()), Algorithm.SHA256, [b"bl", b"ob"], None, DIGEST, create=True
+        )
+        session, staged = await closed
+        self.assertIsNone(session)
+        assert staged is not None
+        await staged.publish()
+        staged.release()
+        self.assertEqual(
+            [
+                "create staging/sha256-….…",
+                "write staging/sha256-….…",
+                "chmod 444 staging/sha256-….…",
+                "sync staging/sha256-….…",
+                f"mkdir {FAN_OUT}",
+                "sync blobs/sha256",
+                f"link staging/sha256-….… {FAN_OUT}/…",
+                f"sync {FAN_OUT}",
+                "unlink staging/sha256-….…",
+            ],
+            self.recorded.calls,
+        )
+        await self.assert_blob(b"blob")
+
+    async def test_one_that_has_begun_or_has_other_bytes_keeps_its_file(self) -> None:
+        for begun, content in ((b"bl", b"ob"), (b"", b"other")):
+            upload_id = str(uuid4())
+            if begun:
+                await self.stores.uploads.append(
+                    upload_id, Algorithm.SHA256, [begun], 0, create=True
+                )
+            session, staged = await self.stores.uploads.close(
+                upload_id, Algorithm.SHA256, [content], len(begun), DIGEST, create=not begun
+            )
+            assert session is not None
+            self.assertEqual(session.offset, len(begun) + len(content))
+            self.assertEqual(staged is not None, bool(begun))
+            await session.close()
+            if staged is not None:
+                staged.release()
+
     async def test_a_directory_that_another_process_has_made_is_synced_too(self) -> None:
         (self.path / FAN_OUT).mkdir()
         staged = await self.staged()
