@@ -395,7 +395,7 @@ def _home(
     settings: Settings, api: Api, json_api: JsonApi, gate: GateWiring, parts: Assembly
 ) -> ApiResource:
     if not settings.page:
-        return ApiResource(api.app, json_api.app)
+        return ApiResource(api, json_api)
     page = Page(
         registry=json_api.registry,
         gate=gate.page_gate,
@@ -411,7 +411,7 @@ def _home(
         upkeep=parts.upkeep,
         run=parts.run,
     )
-    return ApiResource(api.app, json_api.app, page.app)
+    return ApiResource(api, json_api, page)
 
 
 def _tell_over_quota(

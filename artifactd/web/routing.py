@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from functools import partial, wraps
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
+from urllib.parse import unquote_to_bytes
 
 from attrs import define, field
-from klein import Klein, KleinRenderable
-from klein.resource import KleinResource
-from twisted.internet.defer import CancelledError, Deferred
+from klein import Klein
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.error import ConnectionClosed
+from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.iweb import IRequest
-from twisted.web.server import NOT_DONE_YET
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET, Request
 from werkzeug.routing import BaseConverter
 
 from artifactd.kit.deferreds import uncancelled
@@ -59,9 +60,11 @@ class Routed:
     :ivar audit: is told of changes and of refusals.
     :ivar sender: sends blobs.
     :ivar over_quota: is told of each push that a quota refuses.
+    :cvar app: the routes, and the methods that they lead to.
     :cvar mirrors: whether the query ``ns=`` of a read names the registry that it is meant for.
     """
 
+    app: ClassVar[Klein]
     mirrors: ClassVar[bool] = True
 
     registry: Registry
@@ -72,39 +75,24 @@ class Routed:
         default=_nothing, kw_only=True
     )
 
+    def answer_to(self, request: RegistryRequest, error: RegistryError) -> Answer:
+        """Make the answer to an error: the spec's JSON."""
+        return Answer.error(error, sees_stored=request.sees_stored)
+
 
 _Handler = Callable[..., Coroutine[Deferred[Any], Any, Answer]]
 _H = TypeVar("_H", bound=_Handler)
 
 
-def _json_error(self: Any, request: RegistryRequest, error: RegistryError) -> Answer:
-    return Answer.error(error, sees_stored=request.sees_stored)
-
-
-def new_app(
-    answer_to: Callable[[Any, RegistryRequest, RegistryError], Answer] = _json_error,
-) -> Klein:
+def new_app() -> Klein:
     """
     Make a Klein app whose routes may hold ``<name:name>``, and may be asked for without the slash
     that they end in.
-
-    :param answer_to: makes the answer to an error, given the :class:`Routed` and the request; by
-        default the spec's JSON.
     """
     app = Klein()
     app.url_map.converters["name"] = _NameConverter
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-
-    @app.handle_errors(Exception)
-    def answer_error(self: Routed, request: IRequest, failure: Failure) -> None:
-        assert isinstance(request, RegistryRequest)
-        error = registry_error(request, failure)
-        if request.startedWriting:
-            request.abort()  # too late for an answer: the client must not take this for a whole one
-        else:
-            answer_to(self, request, error).send(request)
-
     return app
 
 
@@ -196,7 +184,7 @@ def route(app: Klein, path: str, *methods: str, needs: Action | Need) -> Callabl
             request.route = name_of_route
             answering = Deferred.fromCoroutine(answer(self, request, parts))
             if not answering.called:
-                # Klein cancels what it waits for when the client disconnects.
+                # The request cancels what it waits for when the client disconnects.
                 answering = uncancelled(
                     answering, Answer.close, lambda failure: _log_dropped(request, failure)
                 )
@@ -212,48 +200,112 @@ def _log_dropped(request: RegistryRequest, failure: Failure) -> None:
         registry_error(request, failure)
 
 
-class ApiResource(KleinResource):
-    """
-    Klein's resource, which sees only paths that mean the same to Klein as to every proxy.
+_log = Logger()
 
-    :param json: the app of the JSON API, which answers below ``/api/``.
+
+class _Routes:
+    """
+    Has requests handled by the methods that the routes of ``routed`` lead to.
+
+    Klein matches a request, and calls the method.  What its own resource does beside that, for
+    whatever a method might return or look at, would cost more than all of a small request's own.
+    """
+
+    def __init__(self, routed: Routed) -> None:
+        self._routed, self._app = routed, routed.app
+        # Its name stands in no answer: no route depends on the host, and none redirects.
+        self._map = self._app.url_map.bind("localhost")
+
+    def render(self, request: RegistryRequest) -> None:
+        """Handle ``request``, whose path is UTF-8, and finish it some time."""
+        path = request.path
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        try:
+            endpoint, parts = self._map.match(path.decode(), request.method.decode("latin-1"))
+            # The method is ``serve``, above.
+            handling = cast(Deferred[Any], self._app.execute_endpoint(endpoint, request, **parts))
+        except Exception:
+            handling = fail()
+        request.handling = handling
+        handling.addErrback(self._answer_error, request)
+        handling.addCallback(_finish, request)
+        handling.addErrback(_give_up, request)
+
+    def _answer_error(self, failure: Failure, request: RegistryRequest) -> None:
+        if request.gone:
+            _log_dropped(request, failure)
+            return
+        error = registry_error(request, failure)
+        if request.startedWriting:
+            request.abort()  # too late for an answer: the client must not take this for a whole one
+        else:
+            self._routed.answer_to(request, error).send(request)
+
+
+def _finish(_: object, request: RegistryRequest) -> None:
+    request.handling = None
+    if not (request.finished or request.gone):
+        request.finish()
+
+
+def _give_up(failure: Failure, request: RegistryRequest) -> None:
+    _log.failure("{path} could not be answered", failure, path=request.path.decode("latin-1"))
+    request.abort()
+
+
+class ApiResource(Resource):
+    """
+    Sees to it that routes get only paths that mean the same to them as to every proxy.
+
+    :param json: the JSON API, which answers below ``/api/``.
     :param page: the page for people with a browser; ``None``: there is none.  It answers below
         ``/ui/``, and at ``/`` where HTML is wanted; no page of another origin may ask it.
     """
 
-    def __init__(self, app: Klein, json: Klein, page: Klein | None = None) -> None:
-        super().__init__(app)
-        self._json = KleinResource(json)
-        self._page = None if page is None else KleinResource(page)
+    isLeaf = True
 
-    def render(self, request: IRequest) -> KleinRenderable:
-        # Klein routes the unquoted path, in which an encoded slash divides components, and answers
-        # a path that is not UTF-8 by itself.
+    def __init__(self, api: Routed, json: Routed, page: Routed | None = None) -> None:
+        super().__init__()
+        self._api, self._json = _Routes(api), _Routes(json)
+        self._page = None if page is None else _Routes(page)
+
+    def render(self, request: Request) -> int:
         assert isinstance(request, RegistryRequest)
         try:
-            problem = path_problem(request.path)
-            if problem is not None:
-                raise NameInvalid(f"bad request path: {problem}")
-            if request.method.upper() != request.method:
-                # RFC 9110, 9.1: a method's case counts; for Werkzeug it does not.
-                raise Unsupported("no such method here: methods are written in capitals")
-            path = request.path
-            if self._page is not None and (
-                path.startswith(b"/ui/") or (path == b"/" and wants_html(request))
-            ):
-                return self._page.render(request)
-            cors = request.site.cors
-            if cors is None or request.method != b"OPTIONS" or not cors.allows(request):
-                if path.startswith(b"/api/"):
-                    return self._json.render(request)
-                return super().render(request)
-            # A browser asks without the login of the user, who may then send the real request.
-            if request.site.rates is not None:
-                request.site.rates.charge_address(request.address)
-            answer = Answer(204, cors.preflight())
+            routes = self._routes_for(request)
         except Exception:
-            # Klein catches an error in a route, but not one before it.
-            answer = Answer.error(registry_error(request, Failure()))
-        answer.send(request)
+            Answer.error(registry_error(request, Failure())).send(request)
+            request.finish()
+        else:
+            if routes is not None:
+                routes.render(request)
+        return NOT_DONE_YET
+
+    def _routes_for(self, request: RegistryRequest) -> _Routes | None:
+        """
+        Return the routes that handle ``request``; ``None`` if it is answered.
+
+        :raises RegistryError: if it is refused.
+        """
+        # Routes match the unquoted path, in which an encoded slash divides components.
+        problem = path_problem(request.path)
+        if problem is not None:
+            raise NameInvalid(f"bad request path: {problem}")
+        if request.method.upper() != request.method:
+            # RFC 9110, 9.1: a method's case counts; for Werkzeug it does not.
+            raise Unsupported("no such method here: methods are written in capitals")
+        path = request.path
+        if self._page is not None and (
+            path.startswith(b"/ui/") or (path == b"/" and wants_html(request))
+        ):
+            return self._page
+        cors = request.site.cors
+        if cors is None or request.method != b"OPTIONS" or not cors.allows(request):
+            return self._json if path.startswith(b"/api/") else self._api
+        # A browser asks without the login of the user, who may then send the real request.
+        if request.site.rates is not None:
+            request.site.rates.charge_address(request.address)
+        Answer(204, cors.preflight()).send(request)
         request.finish()
-        return NOT_DONE_YET  # type: ignore[return-value]  # an int, which Klein returns too
+        return None

@@ -151,7 +151,10 @@ class Page(Operated):
     rendering: Rendering = field(kw_only=True)
     upkeep: Upkeep = field(kw_only=True)
 
-    app: ClassVar[Klein] = new_app(_error_page)
+    app: ClassVar[Klein] = new_app()
+
+    def answer_to(self, request: RegistryRequest, error: RegistryError) -> Answer:
+        return _error_page(self, request, error)
 
     # -- what all pages share
 

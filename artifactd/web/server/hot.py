@@ -14,7 +14,6 @@ from typing import NamedTuple
 from attrs import evolve, frozen
 from cachetools import FIFOCache, LRUCache
 from twisted.internet.interfaces import IReactorTime
-from twisted.web.http import datetimeToString
 
 from artifactd.auth.identity import Caller
 from artifactd.web.server.accesslog import Access, Tally
@@ -146,7 +145,6 @@ class HotAnswers:
         self._seen: LRUCache[Asked, Seen] = LRUCache(limit // 4, _size)
         # An answer that is asked for is kept anew each second, so that the first is the least used.
         self._kept: FIFOCache[tuple[Asked, Caller], Kept] = FIFOCache(limit - limit // 4, _size)
-        self._second, self._date = -1, b""
 
     def find(
         self, head: bytes, peer: Peer, address: str | None, certified: Caller
@@ -231,14 +229,6 @@ class HotAnswers:
             rests = asked.image, asked.version, asked.rules
             kept = Kept(*rests, until, fields, body, caller, access, tally, size)
             self._kept[asked.asked, caller] = kept
-
-    @property
-    def date(self) -> bytes:
-        """The time in the form of ``Date``."""
-        second = int(self._clock.seconds())
-        if second != self._second:
-            self._second, self._date = second, datetimeToString()
-        return self._date
 
 
 def _size(kept: Seen | Kept) -> int:

@@ -10,12 +10,14 @@ before the body, and ``requestReceived`` after the last byte.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from http import HTTPStatus
 from io import BytesIO
 from math import inf
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from msgspec.structs import replace
 from twisted.internet import tcp
@@ -37,7 +39,7 @@ from artifactd.kit.timers import Deadline, Timers
 from artifactd.kit.turns import Turns
 from artifactd.oci.errors import TooManyRequests, Unsupported
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic
+from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic, http_date
 from artifactd.web.server.body import RequestBody
 from artifactd.web.server.certificate import certified
 from artifactd.web.server.cors import Cors
@@ -239,7 +241,7 @@ class RegistryChannel(http.HTTPChannel):
             found = hot.find(data, self._peer, self.address, self._without_login)
             if isinstance(found, Kept):
                 if self._charge(found):
-                    self._repeat(found, hot.date)
+                    self._repeat(found)
                     return
                 found = None  # the usual way refuses it
             if found is not None:
@@ -276,9 +278,9 @@ class RegistryChannel(http.HTTPChannel):
             return False
         return True
 
-    def _repeat(self, kept: Kept, date: bytes) -> None:
+    def _repeat(self, kept: Kept) -> None:
         self._asks_until = 0.0
-        started = self.site.reactor.seconds()
+        started, date = self.site.reactor.seconds(), http_date(int(time.time()))
         self.transport.write(
             b"%bDate: %b\r\nServer-Timing: total;dur=0.0\r\n\r\n%b" % (kept.fields, date, kept.body)
         )
@@ -636,6 +638,7 @@ class RegistryRequest(server.Request):
     :ivar named: the tag or digest in the form that it brings, for the audit log.
     :ivar answered: whether the answer was given before the end of the body.
     :ivar is_late: whether it came while the site was drained, and is answered 503.
+    :ivar handling: is cancelled if the client leaves before the end of the answer.
     :ivar counted: the bytes received and sent that the metrics have counted so far.
     :ivar sees_cache: whether ``Cache-Status`` and ``Server-Timing`` may be sent.
     :ivar is_personal: whether the answer depends on the caller's login, so that no cache may give
@@ -665,6 +668,7 @@ class RegistryRequest(server.Request):
     repeatable: bytes | None = None
     answered = False
     is_late = False
+    handling: Deferred[Any] | None = None
     counted: tuple[int, int] = (0, 0)
     _clock: IReactorTime
     _peer: _Peer | None = None
@@ -768,7 +772,19 @@ class RegistryRequest(server.Request):
             self.address = channel.address
         self.repeated = channel.repeated
         channel.site.traffic.running.add(self)
-        super().process()
+        # What the base does, but for what no resource here looks at: all are leaves.
+        self.site = channel.site
+        self.prepath = []
+        self.responseHeaders.setRawHeaders(b"Date", [http_date(int(time.time()))])
+        try:
+            self.render(self.site.resource)
+        except BaseException:
+            self.processingFailed(Failure())
+
+    @cached_property
+    def postpath(self) -> list[bytes]:  # type: ignore[override]  # a variable in the base
+        """The components of the path, unquoted."""
+        return [unquote_to_bytes(each) for each in self.path[1:].split(b"/")]
 
     def finish(self) -> None:
         body = self.body
@@ -803,8 +819,9 @@ class RegistryRequest(server.Request):
 
     def connectionLost(self, reason: Failure) -> None:
         site = self.site
-        # First, for Klein cancels the handler in there, which ends its wait for the body quietly.
         super().connectionLost(reason)
+        if self.handling is not None:
+            self.handling.cancel()  # before the body fails: that ends its wait for it quietly
         self._stop_draining()
         if self._peer is not None:
             self._peer.leave()
