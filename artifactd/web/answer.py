@@ -24,7 +24,11 @@ from artifactd.web.fields import OFFSET, entity_tags
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import SMALL, FileSender
 
-_SERVER = f"artifactd/{__version__}".encode()
+_ALWAYS = {
+    "Server": f"artifactd/{__version__}",
+    "Docker-Distribution-Api-Version": "registry/2.0",
+}
+_SEEING = {**_ALWAYS, "Cache-Status": "artifactd"}
 
 # "immutable": what a digest names never changes (RFC 8246).
 _FOR_EVER = "max-age=31536000, immutable"
@@ -116,7 +120,7 @@ class Answer:
         if length is None and (body or not head):
             length = len(body)
         if length is not None and self.status not in (204, 304):
-            request.responseHeaders.setRawHeaders(b"Content-Length", [b"%d" % length])
+            request.set_fields({"Content-Length": str(length)})
         body = b"" if head else body
         if self.repeatable and self.status == 200:
             request.repeatable = body
@@ -157,12 +161,8 @@ class Answer:
         """Set the status and the header fields."""
         request.setResponseCode(self.status)
         headers = request.responseHeaders
-        headers.setRawHeaders(b"Server", [_SERVER])
-        headers.setRawHeaders(b"Docker-Distribution-Api-Version", [b"registry/2.0"])
-        if request.sees_cache:
-            headers.setRawHeaders(b"Cache-Status", [b"artifactd"])
-        for name, value in self.headers.items():
-            headers.setRawHeaders(name, [value])
+        request.set_fields(_SEEING if request.sees_cache else _ALWAYS)
+        request.set_fields(self.headers)
         site = request.site
         if site.origin is not None and "Location" in self.headers:
             location = site.origin(request) + self.headers["Location"]

@@ -77,7 +77,7 @@ class FullDiskTests(StoreTestCase):
         session, staged = await self.stores.uploads.close(
             self.upload_id, Algorithm.SHA256, [b"world"], 6, digest
         )
-        assert staged is not None
+        assert session is not None and staged is not None
         await staged.publish()
         staged.release()
         await session.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import http
+from twisted.web.http_headers import Headers
 
 from artifactd.web import server
 from artifactd.web.server.protocol import PRIVATE
@@ -19,7 +20,9 @@ class PrivateNameTests(SynchronousTestCase):
         channel.makeConnection(StringTransport())
         self.addCleanup(channel.connectionLost, None)
         channel.dataReceived(b"GET / HTTP/1.1\r\nHost: a")
-        instances = {http.HTTPChannel: channel, http.Request: channel.requests[0]}
+        request = channel.requests[0]
+        instances: dict[type, object] = {http.HTTPChannel: channel, http.Request: request}
+        instances[Headers] = request.requestHeaders
         missing = [
             f"{owner.__name__}.{name}"
             for owner, names in PRIVATE.items()

@@ -22,6 +22,7 @@ from artifactd.kit.tallies import Metrics, Tallies
 if TYPE_CHECKING:
     from artifactd.web.server.protocol import RegistryRequest
 
+
 @lru_cache(1)  # all answers of one second share it
 def http_date(seconds: int) -> bytes:
     """Return a time since the epoch as ``Date`` has it: RFC 9110, 5.6.7."""

@@ -26,7 +26,7 @@ _AUTHORITY = re.compile(
 )
 
 # A request with one of these, or with X-Forwarded-…, was passed on by a proxy.
-_PASSED_ON = frozenset({b"forwarded", b"via", b"x-real-ip"})
+_PASSED_ON = frozenset({b"Forwarded", b"Via", b"X-Real-Ip"})
 
 
 def is_local(request: Request) -> bool:
@@ -45,8 +45,10 @@ def is_local(request: Request) -> bool:
 
 def was_passed_on(request: Request) -> bool:
     """Whether ``request`` has a header field that proxies add."""
-    names = (name.lower() for name, _ in request.requestHeaders.getAllRawHeaders())
-    return any(name in _PASSED_ON or name.startswith(b"x-forwarded-") for name in names)
+    for name, _ in request.requestHeaders.getAllRawHeaders():  # in Twisted's capitals
+        if name in _PASSED_ON or name.startswith(b"X-Forwarded-"):
+            return True
+    return False
 
 
 def names_loopback(request: Request) -> bool:
