@@ -83,6 +83,16 @@ def move_tag(
 
     :return: the digest that it pointed at before; ``None``: there was no such tag.
     """
+    before = place_tag(db, image_id, tag, manifest_id, digest, actor, at)
+    if before != digest:
+        settle(db, image_id, [str(each) for each in (before, digest) if each is not None], at)
+    return before
+
+
+def place_tag(
+    db: Connection, image_id: int, tag: Tag, manifest_id: int, digest: Digest, actor: str, at: float
+) -> Digest | None:
+    """Do what :func:`move_tag` does, but for the leases: the caller settles both manifests."""
     before = tag_target(db, image_id, tag)
     if before == digest:
         return before
@@ -97,7 +107,6 @@ def move_tag(
         " VALUES (?, ?, ?, ?, ?, ?)",
         (image_id, tag.text, actor, at, None if before is None else str(before), str(digest)),
     )
-    settle(db, image_id, [str(each) for each in (before, digest) if each is not None], at)
     return before
 
 

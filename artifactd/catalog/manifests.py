@@ -400,25 +400,31 @@ def store(
     image_id = images.make_known(db, put.image, at)
     is_new = row_of(db, image_id, manifest.digest) is None
     manifest_id = _upsert(db, image_id, manifest, at, used_at)
-    touched = [] if is_new else entries_of(db, manifest_id)
-    if replace_entries(db, image_id, manifest_id, manifest):
-        touched += entries_of(db, manifest_id)
-    else:
-        touched.clear()  # it holds what it held
+    digest = str(manifest.digest)
     if is_new:
-        touched += referrers_of(db, image_id, str(manifest.digest))
-        images.forget_manifest(db, image_id, str(manifest.digest))
+        touched = _add_entries(db, image_id, manifest_id, _held(manifest))
+        touched += referrers_of(db, image_id, digest)
+        images.forget_manifest(db, image_id, digest)
+    else:
+        touched = entries_of(db, manifest_id)
+        if replace_entries(db, image_id, manifest_id, manifest):
+            touched += entries_of(db, manifest_id)
+        else:
+            touched.clear()  # it holds what it held
     before = {
-        tag: images.move_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
+        tag: images.place_tag(db, image_id, tag, manifest_id, manifest.digest, put.actor, at)
         for tag in put.tags
     }
-    if used_at is None:
-        again = [tag.text for tag, digest in before.items() if digest == manifest.digest]
+    again = [tag.text for tag, earlier in before.items() if earlier == manifest.digest]
+    if used_at is None and again:
         images.note_push(db, image_id, again, at)
-    settle(db, image_id, [str(manifest.digest), *touched], at)
+    gone = [str(earlier) for earlier in before.values() if earlier is not None]
+    settle(db, image_id, [digest, *gone, *touched], at)
     # What comes from an upstream is followed by its layers, each of which would undo this.
     if used_at is None and (is_new or touched):
         note_size(db, manifest_id)
+    if is_new:
+        return before
     # A client that pushes it by itself means it to stay, whatever kept it before.
     db.execute(
         "UPDATE manifest SET orphaned = 0, free_since = ?"
@@ -489,9 +495,7 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     Record what a manifest holds; return whether that is not what was recorded before.  Its bytes
     may have been recorded under another media type, and mean something else under this one.
     """
-    held = {(str(each.digest), "blob") for each in manifest.blobs}
-    held |= {(str(digest), "blob") for digest in manifest.others}
-    held |= {(str(each.digest), "manifest") for each in manifest.children}
+    held = _held(manifest)
     rows = db.execute(
         "SELECT digest, kind FROM manifest_entry WHERE manifest_id = ?", (manifest_id,)
     )
@@ -500,11 +504,28 @@ def replace_entries(db: Connection, image_id: int, manifest_id: int, manifest: M
     db.execute("UPDATE manifest SET held_size = NULL WHERE id = ?", (manifest_id,))
     db.execute("INSERT INTO held_part VALUES (?, ?)", (image_id, str(manifest.digest)))
     db.execute("DELETE FROM manifest_entry WHERE manifest_id = ?", (manifest_id,))
-    db.executemany(
-        "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)",
-        [(image_id, digest, kind, manifest_id) for digest, kind in sorted(held)],
-    )
+    _add_entries(db, image_id, manifest_id, held)
     return True
+
+
+_Held = set[tuple[str, Literal["blob", "manifest"]]]
+
+
+def _held(manifest: Manifest) -> _Held:
+    """The digests that a manifest holds, with the kind of their entries."""
+    held: _Held = {(str(each.digest), "blob") for each in manifest.blobs}
+    held |= {(str(digest), "blob") for digest in manifest.others}
+    held |= {(str(each.digest), "manifest") for each in manifest.children}
+    return held
+
+
+def _add_entries(db: Connection, image_id: int, manifest_id: int, held: _Held) -> list[str]:
+    """Record what a manifest holds that had no entries; return the digests."""
+    rows = [(image_id, digest, kind, manifest_id) for digest, kind in sorted(held)]
+    db.executemany(
+        "INSERT INTO manifest_entry (image_id, digest, kind, manifest_id) VALUES (?, ?, ?, ?)", rows
+    )
+    return [row[1] for row in rows]
 
 
 def are_many(*manifests: Manifest) -> bool:
