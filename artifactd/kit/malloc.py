@@ -19,7 +19,9 @@ _SETTINGS = (
     # glibc raises the threshold to the largest block freed, up to 32 MiB.  It is above the pieces
     # of 1 MiB in which bodies are written: each would cost new pages.
     (_MMAP_THRESHOLD, 2 << 20),
-    (_TRIM_THRESHOLD, 4 << 20),
+    # Free memory at the end of an arena is given back beyond this.  It is above what a large push
+    # has in its hands, six pieces of 1 MiB or so: each would cost new pages.
+    (_TRIM_THRESHOLD, 16 << 20),
 )
 
 
