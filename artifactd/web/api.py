@@ -23,6 +23,7 @@ from artifactd.oci.errors import (
 from artifactd.oci.manifest import MEDIA_TYPE_LENGTH, OCI_INDEX
 from artifactd.oci.names import Algorithm, Digest, ImageName, Reference, Tag, parse_reference
 from artifactd.oci.ranges import ByteRange
+from artifactd.registry.local import index_of
 from artifactd.registry.metrics import CONTENT_TYPE
 from artifactd.registry.model import LOCAL
 from artifactd.registry.pulls import Pulls
@@ -404,7 +405,13 @@ class Api(OperationsApi):
         following = target.following(found.next)
         if following is not None:
             headers["Link"] = link_to_next(f"{target.path}/referrers/{subject}", following)
-        return Answer(200, headers, found.index)
+        answer = Answer(200, headers, found.index)
+        # Of a name that has none here, an upstream may tell some later.
+        answer.repeatable = found.provenance is LOCAL and found.index != _NO_REFERRERS
+        return answer
+
+
+_NO_REFERRERS = index_of([])
 
 
 def deletion(

@@ -23,7 +23,7 @@ from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistryRequest
 from tests.api.case import ApiTestCase
 from tests.api.guarded import BLOB, RULES, GuardedCase, basic
-from tests.api.served import Served, image_manifest
+from tests.api.served import Served, descriptor, image_manifest
 from tests.programs import PATIENCE
 from tests.tls.authority import CLIENT, ROOT
 from tests.tls.case import Files
@@ -32,6 +32,7 @@ LAYER = b"layer" * 100
 CONFIG = b"{}"
 MANIFEST = image_manifest(CONFIG, LAYER)
 OTHER = image_manifest(CONFIG, LAYER, annotations={"a": "b"})
+REFERRER = image_manifest(CONFIG, LAYER, subject=descriptor(MANIFEST, OCI_MANIFEST))
 
 # Header fields that have a time.
 TIMES = {"Date", "Server-Timing"}
@@ -129,6 +130,8 @@ class CorpusTests(HotCase):
             "/v2/local/hello/tags/list?n=1",
             "/v2/hello/tags/list?n=1&last=v1",
             "/v2/nothing/tags/list",
+            f"/v2/hello/referrers/{manifest}",
+            f"/v2/hello/referrers/{layer}",
             "/v2/hello/manifests/v1?ns=localhost",
             "/v2/HELLO/manifests/v1",
             "/nothing",
@@ -152,6 +155,7 @@ class CorpusTests(HotCase):
             await registry.push_image("hello", "v1", LAYER)
             await registry.push_blob("hello", CONFIG)
             await registry.push_manifest("hello", "v1", MANIFEST)
+            await registry.push_manifest("hello", "referrer", REFERRER)
             logged.append(self.follow_log(registry))
             corpus = self.corpus()
             self.usual.clear()
@@ -361,6 +365,21 @@ class EndTests(HotCase):
                 await self.accepted(202, "DELETE", "/v2/hello/manifests/v2")
             for _, _, body in await self.tell(self.registry, wanted):
                 self.assertEqual(json.loads(body)["tags"], tags)
+
+    async def test_a_list_of_referrers_is_answered_anew_when_one_comes_an_empty_one_always(
+        self,
+    ) -> None:
+        await self.setUpImage()
+        wanted: list[Request] = [("GET", f"/v2/hello/referrers/{Digest.of(MANIFEST)}", {})]
+        await self.tell(self.registry, wanted)
+        self.assertEqual(self.hits(self.registry), 1)
+        for number in range(2):
+            subject = descriptor(MANIFEST, OCI_MANIFEST)
+            more = image_manifest(CONFIG, LAYER, subject=subject, annotations={"n": str(number)})
+            await self.registry.push_manifest("hello", f"referrer{number}", more)
+            for _, _, body in await self.tell(self.registry, wanted):
+                self.assertEqual(len(json.loads(body)["manifests"]), number + 1)
+            self.assertEqual(self.hits(self.registry), 2)
 
     async def test_and_one_that_another_process_has_moved(self) -> None:
         wanted = await self.setUpImage()
