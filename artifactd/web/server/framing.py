@@ -260,7 +260,7 @@ def origin_form(target: bytes) -> bytes:
     proxies send it.
     """
     if target == b"*":
-        return b"/*"  # Twisted would answer "*", the server as a whole, by itself
+        return b"/*"  # the server as a whole: a path, as any other, that no route has
     absolute = _ABSOLUTE.match(target)
     if absolute is None:
         return target
@@ -273,7 +273,7 @@ def path_problem(raw_path: bytes) -> str | None:
     Return why ``raw_path`` is refused before any route sees it, as a sentence for the client;
     ``None`` if it is not.
 
-    Klein splits a path after unquoting it, so that an encoded slash would divide components.
+    Routes match the unquoted path, in which an encoded slash would divide components.
 
     :param raw_path: the path as received, without the query.
     """
