@@ -472,7 +472,10 @@ def assemble(
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)
 
-    threads = Threads(reactor, settings.threads, "artifactd", cores())
+    threads = Threads(
+        *(reactor, settings.threads, "artifactd", cores()),
+        computing=max(1, cores() // settings.processes),
+    )
     run = threads.run
     budgets = Budgets.of(settings)
     try:

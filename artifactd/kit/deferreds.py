@@ -290,11 +290,20 @@ class Threads:
     :param most: the number of threads, at least 1.
     :param name: begins the names of the threads.
     :param cores: how many threads can work at the same time.
+    :param computing: how many may :meth:`compute`; ``None``: as many as there are cores.
     """
 
-    def __init__(self, reactor: IReactorFromThreads, most: int, name: str, cores: int = 1) -> None:
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        most: int,
+        name: str,
+        cores: int = 1,
+        computing: int | None = None,
+    ) -> None:
         self._reactor, self._most, self._name = reactor, most, name
         self._useful = min(most, cores)
+        self._most_computing = min(most, computing or cores)
         self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
         self._threads: list[Thread] = []
         self._lock = Lock()  # of the rest
@@ -351,8 +360,8 @@ class Threads:
     ) -> Deferred[_T]:
         """
         Call ``function`` as :meth:`run` does, but no more of these functions at a time than there
-        are cores: for those that keep a core busy, so that the reactor's thread, and other
-        functions, find one.
+        are cores, or than this process has a share of: for those that keep a core busy, so that
+        the reactor's thread, and other functions, find one.
         """
         done: Deferred[_T] = Deferred()
 
@@ -368,7 +377,7 @@ class Threads:
         with self._lock:
             if self._stopped:
                 return done
-            if self._computing >= self._useful:
+            if self._computing >= self._most_computing:
                 self._computations.append(task)
             else:
                 self._computing += 1

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 from attrs import define, field
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-MOST = 16
+MOST = 4
 """So many transfers may each move a piece in one turn of the reactor."""
 
 Step = Callable[[], object]
@@ -61,9 +62,10 @@ class Turns:
     def _serve(self) -> None:
         self._next = None
         try:
-            for _ in range(min(MOST, len(self._waiting))):
-                step, _ = self._waiting.popitem(last=False)
-                step()
+            for step in tuple(islice(self._waiting, MOST)):
+                if step in self._waiting:  # none before it has made it leave
+                    del self._waiting[step]
+                    step()
         finally:  # a step that fails holds up no other
             if self._waiting and self._next is None:
                 self._next = self._clock.callLater(0, self._serve)

@@ -40,6 +40,7 @@ from artifactd.store.uploads import (
     UploadBusy,
     UploadMisplaced,
     UploadMissing,
+    UploadRevoked,
     UploadSession,
     UploadsFull,
     UploadStore,
@@ -587,7 +588,7 @@ class Uploads:
                 except (DigestInvalid, QuotaExceeded):
                     # The bytes first, which needs no room on the disk.
                     if session is not None:
-                        await session.discard()
+                        await session.revoke()
                     if not await self._end(upload_id):
                         raise _unknown(upload_id) from None
                     raise
@@ -607,11 +608,15 @@ class Uploads:
         if not self._may_begin(upload):
             await self._offset(upload)  # it has bytes, or has expired
         # The bytes first, which needs no room on the disk.
-        await self.store.discard(upload_id)
+        await self.store.revoke(upload_id)
         try:
             ended = await self._end(upload_id)
         except Unavailable as error:
-            _log.warn("a cancelled upload may be begun anew: {error}", error=error.message)
+            _log.warn(
+                "the end of a cancelled upload is not noted, so that it may be begun anew if it had"
+                " no bytes: {error}",
+                error=error.message,
+            )
             ended = True
         if not ended:
             raise _unknown(upload_id)
@@ -654,6 +659,8 @@ class Uploads:
     async def _offset(self, upload: UploadId) -> int:
         try:
             return await self.store.offset(upload.text)
+        except UploadRevoked:
+            raise _unknown(upload.text) from None
         except UploadMissing:
             await self._require_unused(upload)
             return 0
@@ -678,6 +685,8 @@ class Uploads:
         begins = not first and self._may_begin(upload)
         try:
             yield begins
+        except UploadRevoked:
+            raise
         except UploadMissing:
             if begins:
                 raise

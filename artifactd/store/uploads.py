@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -38,6 +39,10 @@ _T = TypeVar("_T")
 
 class UploadMissing(Exception):
     """There are no staged bytes under this id."""
+
+
+class UploadRevoked(UploadMissing):
+    """The upload has ended: none may begin under this id."""
 
 
 class UploadBusy(Exception):
@@ -97,6 +102,13 @@ def _lock(fd: int, pause: Callable[[float], None] = time.sleep) -> bool:
     return False
 
 
+def _revoke(files: FileOperations, fd: int) -> None:
+    # In this order: an empty file that may be written to would be taken for the same upload, of
+    # whose bytes digests are remembered, when others have come in their place.
+    files.set_mode(fd, stat.S_IRUSR)
+    files.truncate(fd, 0)
+
+
 @frozen
 class UploadDirectory:
     """
@@ -143,7 +155,12 @@ class UploadDirectory:
             raise
 
     def size(self, upload_id: str) -> int:
-        """The number of bytes staged.  :raises UploadMissing: if there is no such upload."""
+        """
+        The number of bytes staged.
+
+        :raises UploadMissing: if there is no such upload.
+        :raises UploadRevoked: if it was staged or revoked, and its file is there still.
+        """
         if not UPLOAD_ID.fullmatch(upload_id):
             raise UploadMissing(upload_id)
         try:
@@ -151,12 +168,30 @@ class UploadDirectory:
         except FileNotFoundError:
             raise UploadMissing(upload_id) from None
         if is_sealed(status):
-            raise UploadMissing(upload_id)
+            raise UploadRevoked(upload_id)
         return status.st_size
 
     def is_there(self, upload_id: str) -> bool:
         """Whether there is anything under this id."""
         return os.access(upload_id, os.F_OK, dir_fd=self.directory.fd, follow_symlinks=False)
+
+    def revoke(self, upload_id: str) -> None:
+        """Do with an upload, if it is there, what :meth:`UploadFile.revoke` does."""
+        try:
+            fd, _ = self.claim(upload_id)
+        except UploadMissing:
+            return
+        except UploadBusy:
+            # Its holder may be publishing the file: it loses the name, and another file has it.
+            self.discard(upload_id)
+            try:
+                fd = self._files.create(self.directory.fd, upload_id)
+            except OSError:
+                return  # there is no room on the disk, or it has just begun anew
+        try:
+            _revoke(self._files, fd)
+        finally:
+            os.close(fd)
 
     def discard(self, upload_id: str) -> None:
         """Remove an upload, if it is there."""
@@ -341,6 +376,19 @@ class UploadFile(HashedFile):
         if size != self.size:
             raise UploadMisplaced(size)
 
+    def is_there(self) -> bool:
+        """Whether the file has neither been staged, revoked nor discarded by any process."""
+        return super().is_there() and not is_sealed(os.fstat(self.fd))
+
+    def revoke(self) -> None:
+        """
+        Drop the bytes for good, which needs no room on the disk.  The empty file stays, so that no
+        upload can begin under this id until it is discarded.
+        """
+        if self.is_there():
+            _revoke(self._files, self.fd)
+        self.ended = True
+
     def discard(self) -> None:
         """Remove the file."""
         if self.is_there():
@@ -439,6 +487,10 @@ class UploadSession(FileConsumer[UploadFile]):
     async def still_there(self) -> bool:
         """Whether the upload has not been discarded since it was claimed."""
         return await self._threads.run(self._file.is_there)
+
+    async def revoke(self) -> None:
+        """Do what :meth:`UploadStore.revoke` does."""
+        await self._threads.run(self._file.revoke)
 
     async def discard(self) -> None:
         """Remove the staged bytes."""
@@ -649,6 +701,14 @@ class UploadStore:
     async def offset(self, upload_id: str) -> int:
         """Bytes staged so far.  :raises UploadMissing: if there is no such upload."""
         return await self._run(self._uploads.size, upload_id)
+
+    async def revoke(self, upload_id: str) -> None:
+        """
+        Drop the bytes of an upload, claimed or not, for good: until it is discarded, there is
+        none under its id, and none may begin.  Does nothing if there is none.
+        """
+        self._digests.forget(upload_id)
+        await self._run(self._uploads.revoke, upload_id)
 
     async def discard(self, upload_id: str) -> None:
         """Remove the upload, claimed or not.  Does nothing if there is none."""

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
+from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.registry.uploads import SMALL
 from tests.api.case import ApiTestCase, Connection
@@ -173,6 +174,29 @@ class RaceTests(SessionTestCase):
             self.assert_error(answer, 404, "BLOB_UPLOAD_UNKNOWN")
             self.assertEqual(self.registry.files(), [])
             await self.assert_unknown(location)
+
+    async def test_one_whose_end_can_not_be_noted_is_not_begun_anew(self) -> None:
+        end = Catalog.end_upload
+
+        async def locked(*_: object) -> bool:
+            raise Unavailable("the catalog is locked")
+
+        wrong = f"?digest={Digest.of(b'other')}"
+        for status, method, query in ((503, "PUT", wrong), (204, "DELETE", "")):
+            location = await self.start_upload()
+            await self.accepted(202, "PATCH", location, LARGE)
+            self.patch(Catalog, "end_upload", locked)
+            await self.accepted(status, method, location + query)
+            self.patch(Catalog, "end_upload", end)
+            sizes = [(self.registry.data / file).stat().st_size for file in self.registry.files()]
+            self.assertEqual(sizes, [0])
+            for headers in (None, {"Content-Range": "0-9"}, {"Content-Range": "10-19"}):
+                answer = await self.registry.request("PATCH", location, CONTENT[:10], headers)
+                self.assert_error(answer, 404, "BLOB_UPLOAD_UNKNOWN")
+            await self.accepted(404, "GET", location)
+            await self.accepted(204, "DELETE", location)
+            await self.assert_unknown(location)
+            self.assertEqual(self.registry.files(), [])
 
     async def test_it_is_cancelled_behind_that(self) -> None:
         """The file is made between the two steps of the cancellation."""

@@ -184,7 +184,7 @@ class FullDiskTests(StoreTestCase):
         self.assertEqual([], self.below("uploads") + self.below("staging") + self.below("blobs"))
 
     async def test_an_upload_that_can_neither_be_written_nor_removed_is_let_go(self) -> None:
-        digest = Digest.of(b"blob")
+        digest = Digest.of(b"more than that")  # of bytes that need no file none would be made
         self.disk.room, self.disk.failing = 0, {"unlink"}
         closing = self.stores.uploads.close(
             self.upload_id, Algorithm.SHA256, [b"blob"], None, digest, create=True

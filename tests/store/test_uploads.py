@@ -15,7 +15,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.oci.names import Algorithm, Digest
 from artifactd.store.files import Directory, FileOperations
-from artifactd.store.uploads import Owners, UploadBusy, UploadDirectory, UploadMissing, UploadsFull
+from artifactd.store.uploads import (
+    Owners,
+    UploadBusy,
+    UploadDirectory,
+    UploadMissing,
+    UploadRevoked,
+    UploadsFull,
+)
 from tests.store.fixture import (
     MEBIBYTE,
     RecordedProducer,
@@ -261,6 +268,28 @@ class ClaimTests(ThreadedTestCase, UploadTestCase):
         self.assertFalse(await session.still_there())
         await session.close()
         await self.assert_raises(UploadMissing, self.stores.uploads.offset(upload_id))
+
+    async def test_one_that_is_revoked_can_not_be_begun_anew_until_it_is_discarded(self) -> None:
+        for by_holder in (False, True):
+            with self.subTest(by_holder=by_holder):
+                upload_id, others = await self.created(), self.open_stores().uploads
+                session = await self.claimed(upload_id)
+                session.write(b"in vain")
+                digest = await session.digest(Algorithm.SHA256)
+                await (session.revoke() if by_holder else others.revoke(upload_id))
+                self.assertFalse(await session.still_there())
+                await self.assert_raises(UploadMissing, session.stage(digest))
+                await session.close()
+                self.assertEqual(0, (self.path / "uploads" / upload_id).stat().st_size)
+                for uploads in (self.stores.uploads, others):
+                    await self.assert_raises(UploadRevoked, uploads.offset(upload_id))
+                    begin = uploads.claim(upload_id, Algorithm.SHA256, create=True)
+                    await self.assert_raises(UploadRevoked, begin)
+                    close = (upload_id, Algorithm.SHA256, [b"other"], None, Digest.of(b"other"))
+                    await self.assert_raises(UploadRevoked, uploads.close(*close, create=True))
+                    await uploads.revoke(upload_id)
+                await others.discard(upload_id)
+                self.assertEqual([], self.below("uploads"))
 
     async def test_only_what_nobody_holds_is_idle(self) -> None:
         held, free = await self.created(), await self.created()
