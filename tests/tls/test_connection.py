@@ -15,6 +15,7 @@ from artifactd.tls.certificates import Certificates
 from artifactd.tls.connection import TlsFactory
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistrySite
+from tests.leaf import leaf
 from tests.tls.authority import ROOT
 from tests.tls.case import Files, logged
 
@@ -48,7 +49,7 @@ class UnspokenTests(SynchronousTestCase):
         here.write(SERVER)
         certificates = Certificates(here.files, "tls", False, self.clock, run_here)
         certificates.load()
-        self.site = RegistrySite(Klein().resource(), self.clock, AccessLog("off"), IDLE)
+        self.site = RegistrySite(leaf(Klein()), self.clock, AccessLog("off"), IDLE)
         self.factory = TlsFactory(certificates, self.site, self.clock)
         self.transport = _Transport(self.clock)
         protocol = self.factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))

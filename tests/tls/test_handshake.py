@@ -16,6 +16,7 @@ from twisted.trial.unittest import TestCase
 from artifactd.tls.endpoint import TlsEndpoint
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from tests.leaf import leaf
 from tests.process import Answer, request
 from tests.programs import reactor, wait_for
 from tests.tls.authority import CLIENT, DAY, OTHER, ROOT, SERVER, Signed
@@ -42,7 +43,7 @@ class ListenerCase(TestCase):
         )
         app = Klein()
         app.route("/")(self.who)
-        self.site = RegistrySite(app.resource(), reactor, AccessLog("off"))
+        self.site = RegistrySite(leaf(app), reactor, AccessLog("off"))
         port = await self.endpoint.listen(self.site)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.site.drain(5)))
         self.addCleanup(port.stopListening)

@@ -17,6 +17,7 @@ from artifactd.settings.values import Size
 from artifactd.web.answer import stopping
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryChannel, RegistrySite
+from tests.leaf import leaf
 
 IDLE = 60.0
 
@@ -111,7 +112,7 @@ class WireCase(TestCase):
         self.clock = Clock()
         self.app = Klein()
         self.site = RegistrySite(
-            self.app.resource(),
+            leaf(self.app),
             self.clock,
             AccessLog("off"),
             IDLE,

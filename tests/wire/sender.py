@@ -33,6 +33,7 @@ from artifactd.web.server import sendfile
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.sendfile import FileSender, Patience
+from tests.leaf import leaf
 from tests.wire.connection import WireCase, request
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import Client, CountingBudget, FileBlob
@@ -78,7 +79,7 @@ class BlobApp:
                 self.outcomes.append(error)
                 raise
 
-        return app.resource()
+        return leaf(app)
 
 
 class SenderCase(TestCase):

@@ -11,6 +11,7 @@ from artifactd.oci.ranges import ByteRange
 from artifactd.web.answer import Answer
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender
+from tests.leaf import leaf
 from tests.wire.connection import WireCase, request
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import CountingBudget
@@ -28,7 +29,7 @@ class AnswerLengthTests(WireCase):
             if sending is not None:
                 await sending
 
-        self.site.resource = self.app.resource()
+        self.site.resource = leaf(self.app)
 
     def ask(self, answer: Answer, method: str = "GET") -> tuple[bytes, bytes]:
         """Headers and body of ``answer``."""

@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from artifactd.kit.timers import Timers
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender, Patience
+from tests.leaf import leaf
 from tests.wire.connection import Wire, request, statuses
 from tests.wire.loopback import FileBlob
 from tests.wire.sender import STALL, OverTLS, RelayCase, SenderCase
@@ -184,7 +185,7 @@ class RelayTests(RelayCase):
             held.append(request)
             await self.gate()
 
-        self.site.resource = self.app.resource()
+        self.site.resource = leaf(self.app)
         wire = self.connect()
         wire.send(request("GET", "/held"))
         return wire, held[0]

@@ -12,6 +12,7 @@ from artifactd.oci.errors import TooManyRequests
 from artifactd.web.answer import Answer
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.server.sendfile import FileSender, Patience
+from tests.leaf import leaf
 from tests.wire.connection import Wire, WireCase, request, statuses
 from tests.wire.loopback import CountingBudget
 
@@ -47,7 +48,7 @@ class LargeAnswerTests(WireCase):
             except CancelledError:
                 self.outcomes.append(None)
 
-        self.site.resource = self.app.resource()
+        self.site.resource = leaf(self.app)
 
     def ask(self, owner: str = "192.0.2.1", method: str = "GET") -> Wire:
         """Ask as a client that reads nothing until its connection is resumed."""

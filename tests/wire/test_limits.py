@@ -17,6 +17,7 @@ from artifactd.web.server.limits import Rates, ReaderPace, TokenBuckets
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
 from tests.api.case import LogLines
+from tests.leaf import leaf
 from tests.wire.connection import Sink, Wire, WireCase, request, statuses
 
 _PORT = IPv4Address("TCP", "0.0.0.0", 5000)
@@ -50,7 +51,7 @@ class LimitsCase(WireCase):
 
     def serve(self) -> RegistrySite:
         return RegistrySite(
-            self.app.resource(),
+            leaf(self.app),
             self.clock,
             AccessLog("off"),
             proxies=TrustedProxies.parse(["10.9.9.9"]),

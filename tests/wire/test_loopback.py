@@ -14,13 +14,14 @@ from twisted.trial.unittest import TestCase
 from artifactd.kit.budget import RECEIVE_SIZE, receive_size
 from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
+from tests.leaf import leaf
 from tests.wire.connection import Sink, request
 from tests.wire.loopback import Client
 
 
 class UploadTests(TestCase):
     async def connect(self, app: Klein) -> Client:
-        self.site = site = RegistrySite(app.resource(), reactor, AccessLog("off"))
+        self.site = site = RegistrySite(leaf(app), reactor, AccessLog("off"))
         port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(site)
         self.addCleanup(port.stopListening)
         self.addCleanup(lambda: Deferred.fromCoroutine(site.drain(5)))

@@ -14,6 +14,7 @@ from artifactd.kit.lines import moment
 from artifactd.web.server.accesslog import Access, AccessLog
 from artifactd.web.server.protocol import NEW_SECONDS, TELL_SECONDS, RegistryRequest, RegistrySite
 from artifactd.web.server.proxies import TrustedProxies
+from tests.leaf import leaf
 from tests.wire.connection import IDLE, Sink, Wire, WireCase, request, statuses
 
 
@@ -309,7 +310,7 @@ class DrainTests(WireCase):
 
     def test_the_access_log_stays_open_when_no_listener_is_left(self) -> None:
         access_log = AccessLog("text", self.mktemp())
-        site = RegistrySite(self.app.resource(), self.clock, access_log)
+        site = RegistrySite(leaf(self.app), self.clock, access_log)
         site.doStart()
         site.doStop()
         self.assertTrue(access_log.wanted)
@@ -331,7 +332,7 @@ class SiteLogTests(WireCase):
         super().setUp()
         self.path = Path(self.mktemp())
         log = AccessLog("json", str(self.path), now=lambda: 1_000_000_000.25)
-        self.site = RegistrySite(self.app.resource(), self.clock, log, IDLE)
+        self.site = RegistrySite(leaf(self.app), self.clock, log, IDLE)
         self.site.startFactory()
         self.addCleanup(self.site.stopFactory)
 

@@ -15,6 +15,7 @@ from artifactd.web.server.accesslog import AccessLog
 from artifactd.web.server.body import ManifestBodies
 from artifactd.web.server.protocol import RegistryRequest, RegistrySite
 from artifactd.web.server.sendfile import FileSender, Patience
+from tests.leaf import leaf
 from tests.wire.connection import Sink, Wire, WireCase, request, statuses
 from tests.wire.growing import Fill, Follower
 from tests.wire.loopback import CountingBudget
@@ -78,7 +79,7 @@ class TimersEndTests(WireCase):
             fill.grow(200_000)
             await sender.send(request, Follower(fill), 0, 200_000)
 
-        self.site.resource = self.app.resource()
+        self.site.resource = leaf(self.app)
 
     def running(self) -> set[str]:
         """What happens when the deadlines that run expire."""
@@ -197,7 +198,7 @@ class TimersEndTests(WireCase):
 
     def test_so_do_those_of_a_connection_that_there_is_no_room_for(self) -> None:
         limits = LimitsSettings(connections=1)
-        self.site = RegistrySite(self.app.resource(), self.clock, AccessLog("off"), limits=limits)
+        self.site = RegistrySite(leaf(self.app), self.clock, AccessLog("off"), limits=limits)
         self.site.timers = self.timers
         first, second = self.connect(), self.connect()
         self.assertEqual(statuses(second.received()), [503])

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from attrs import define, field
-from twisted.web.http import datetimeToString
 
 from artifactd.kit.lines import LineFile, OwnLog, moment, own_log
 from artifactd.kit.printable import printable
@@ -21,12 +20,6 @@ from artifactd.kit.tallies import Metrics, Tallies
 
 if TYPE_CHECKING:
     from artifactd.web.server.protocol import RegistryRequest
-
-
-@lru_cache(1)  # all answers of one second share it
-def http_date(seconds: int) -> bytes:
-    """Return a time since the epoch as ``Date`` has it: RFC 9110, 5.6.7."""
-    return datetimeToString(seconds)  # type: ignore[no-any-return]  # it has no annotations
 
 
 Style = Literal["text", "json", "off"]

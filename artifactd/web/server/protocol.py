@@ -17,7 +17,6 @@ from http import HTTPStatus
 from io import BytesIO
 from math import inf
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 from msgspec.structs import replace
 from twisted.internet import tcp
@@ -39,7 +38,7 @@ from artifactd.kit.timers import Deadline, Timers
 from artifactd.kit.turns import Turns
 from artifactd.oci.errors import TooManyRequests, Unsupported
 from artifactd.settings.settings import LimitsSettings
-from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic, http_date
+from artifactd.web.server.accesslog import OTHER, Access, AccessLog, Traffic
 from artifactd.web.server.body import RequestBody
 from artifactd.web.server.certificate import certified
 from artifactd.web.server.cors import Cors
@@ -286,7 +285,7 @@ class RegistryChannel(http.HTTPChannel):
 
     def _repeat(self, kept: Kept) -> None:
         self._asks_until = 0.0
-        started, date = self.site.reactor.seconds(), http_date(int(time.time()))
+        started, date = self.site.reactor.seconds(), _date(int(time.time()))
         self.transport.write(
             b"%bDate: %b\r\nServer-Timing: total;dur=0.0\r\n\r\n%b" % (kept.fields, date, kept.body)
         )
@@ -619,6 +618,12 @@ class _Peer:
         self._channel.transport.resumeProducing()
 
 
+@lru_cache(1)  # all answers of one second share it
+def _date(seconds: int) -> bytes:
+    """A time since the epoch as ``Date`` has it: RFC 9110, 5.6.7."""
+    return http.datetimeToString(seconds)  # type: ignore[no-any-return]  # it has no annotations
+
+
 def _nothing() -> None:
     """Neither invite nor pause nor resume the sender of a body that is here."""
 
@@ -735,10 +740,6 @@ class RegistryRequest(server.Request):
         """Whether the connection was lost before the end of the answer."""
         return bool(self._disconnected)
 
-    def getRequestHostname(self) -> bytes:
-        # Klein and Werkzeug make a URL out of it, or fail; no route depends on it.
-        return b"localhost"
-
     def gotLength(self, length: int | None) -> None:
         self.content = BytesIO()
         expect = self.requestHeaders.getRawHeaders(b"Expect")
@@ -797,19 +798,13 @@ class RegistryRequest(server.Request):
             self.address = channel.address
         self.repeated = channel.repeated
         channel.site.traffic.running.add(self)
-        # What the base does, but for what no resource here looks at: all are leaves.
+        # What the base does, but for the parts of the path, which no resource here looks at.
         self.site = channel.site
-        self.prepath = []
-        self.responseHeaders.setRawHeaders(b"Date", [http_date(int(time.time()))])
+        self.responseHeaders.setRawHeaders(b"Date", [_date(int(time.time()))])
         try:
             self.render(self.site.resource)
         except BaseException:
             self.processingFailed(Failure())
-
-    @cached_property
-    def postpath(self) -> list[bytes]:  # type: ignore[override]  # a variable in the base
-        """The components of the path, unquoted."""
-        return [unquote_to_bytes(each) for each in self.path[1:].split(b"/")]
 
     def finish(self) -> None:
         body = self.body
