@@ -81,29 +81,6 @@ class _Token:
         return self.browser.sessions.form_token(session)
 
 
-def _error_page(self: Page, request: RegistryRequest, error: RegistryError) -> Answer:
-    """Answer an error in HTML; a reader that may see more after a login is sent to log in."""
-    is_login = request.path == _LOGIN.encode()
-    if isinstance(error, Unauthorized) and not is_login and request.method in (b"GET", b"HEAD"):
-        return _see(_LOGIN, next=request.uri.decode("latin-1"))
-    message = error.full_message if request.sees_stored else error.message
-    headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
-    # A 401 has a challenge (RFC 9110, 15.5.2), at which a browser opens a login window of its own.
-    status = 403 if isinstance(error, Unauthorized) else error.status
-    if is_login and isinstance(error, Unauthorized | TooManyRequests):
-        following = _own_path(parameter(request, "next") or "/")
-        values = {"user": request.claimed, "problem": message, "section": _LOGIN}
-        answer = self.rendered(request, "login.html", status, next=following, **values)
-    else:
-        if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
-            message = "there is no such page"
-        request_id = request.request_id if status == 500 else ""
-        answer = self.rendered(
-            request, "error.html", status, message=message, request_id=request_id
-        )
-    return evolve(answer, headers={**answer.headers, **headers})
-
-
 def _post(app: Klein, path: str, needs: Action | Need) -> Callable[[_P], _P]:
     """
     Register a method that takes a form, as :func:`route` does.  The form is checked before the
@@ -154,7 +131,26 @@ class Page(Operated):
     app: ClassVar[Klein] = new_app()
 
     def answer_to(self, request: RegistryRequest, error: RegistryError) -> Answer:
-        return _error_page(self, request, error)
+        """Answer an error in HTML; a reader that may see more after a login is sent to log in."""
+        is_login = request.path == _LOGIN.encode()
+        if isinstance(error, Unauthorized) and not is_login and request.method in (b"GET", b"HEAD"):
+            return _see(_LOGIN, next=request.uri.decode("latin-1"))
+        message = error.full_message if request.sees_stored else error.message
+        headers = {k: v for k, v in error.headers.items() if k in ("Allow", "Retry-After")}
+        # A 401 has a challenge (RFC 9110, 15.5.2), at which a browser opens its own login window.
+        status = 403 if isinstance(error, Unauthorized) else error.status
+        if is_login and isinstance(error, Unauthorized | TooManyRequests):
+            following = _own_path(parameter(request, "next") or "/")
+            values = {"user": request.claimed, "problem": message, "section": _LOGIN}
+            answer = self.rendered(request, "login.html", status, next=following, **values)
+        else:
+            if isinstance(error, NameUnknown) and error.message.startswith("no such endpoint"):
+                message = "there is no such page"
+            request_id = request.request_id if status == 500 else ""
+            answer = self.rendered(
+                request, "error.html", status, message=message, request_id=request_id
+            )
+        return evolve(answer, headers={**answer.headers, **headers})
 
     # -- what all pages share
 
@@ -467,7 +463,7 @@ class Page(Operated):
                 failed.append((reference, error))
         image = str(target.image)
         if len(failed) == len(references):
-            answer = _error_page(self, request, failed[0][1])
+            answer = self.answer_to(request, failed[0][1])
         elif failed:
             answer = self.rendered(
                 request,
