@@ -262,6 +262,21 @@ class DrainTests(WireCase):
         busy.close()
         self.successResultOf(retiring)
 
+    def test_a_retired_site_closes_no_connection_whose_client_does_not_know(self) -> None:
+        wire = self.busy("/begun")  # its headers are sent, and say nothing of an end
+        retiring = Deferred.fromCoroutine(self.site.retire())
+        self.open_gate()
+        self.assertIn(b"last", wire.received())
+        self.assertTrue(wire.open)
+        wire.send(request("GET", "/slow"))
+        self.open_gate()
+        received = wire.received()
+        self.assertEqual(statuses(received), [200])
+        self.assertIn(b"Connection: close", received)
+        self.assertFalse(wire.open)
+        wire.close()
+        self.successResultOf(retiring)
+
     def test_a_connection_of_a_retired_site_ends_when_it_is_idle_for_too_long(self) -> None:
         idle = self.connect()
         retiring = Deferred.fromCoroutine(self.site.retire())

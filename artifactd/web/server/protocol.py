@@ -373,14 +373,16 @@ class RegistryChannel(http.HTTPChannel):
         self._headers_due.due = None
 
     def requestDone(self, request: http.Request) -> None:
-        draining = self.site.draining
-        if draining:
-            self.persistent = False  # also where the headers were sent before
+        stops = self.site.stops
+        if stops:
+            # Also where the headers were sent before. A retired site keeps what they said: the
+            # client may have sent its next request already.
+            self.persistent = False
         if self._waitingForTransport and self.persistent:
             self.paused = True
             self._networkProducer.pauseProducing()
         super().requestDone(request)
-        if draining:
+        if stops:
             self.site.settle()
         if self._client_ended:
             self._close_if_answered()
@@ -884,7 +886,7 @@ class RegistrySite(server.Site):
     :ivar timers: makes the deadlines of the connections.
     :ivar turns: lets large transfers take turns.
     :ivar channels: the open connections.
-    :ivar draining: whether every answer closes its connection.
+    :ivar draining: whether every answer that begins closes its connection.
     :ivar stops: whether new requests are answered 503.
     """
 
@@ -934,9 +936,9 @@ class RegistrySite(server.Site):
 
     async def retire(self) -> None:
         """
-        Let each connection end in its own time: after the answer to its next request, or when it
-        has been idle for too long.  Nothing is cut, and no request is refused; there is no limit to
-        the time.  The listeners have to be closed by then.
+        Let each connection end in its own time: after the next answer whose headers can still tell
+        the client so, or when it has been idle for too long.  Nothing is cut, and no request is
+        refused; there is no limit to the time.  The listeners have to be closed by then.
         """
         self.draining = True
         await self._empty()
