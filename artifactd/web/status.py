@@ -10,6 +10,7 @@ from heapq import nlargest
 
 import msgspec
 from attrs import define, evolve, frozen
+from twisted.internet.defer import Deferred
 
 from artifactd import __version__
 from artifactd.catalog.overview import Overview
@@ -182,15 +183,17 @@ class WholeDaemon:
         :param asking: the request for this, which is left out.
         """
         own = Status.of(asking.site, self.remotes(), asking)
+        # Both are asked at the same time: a process that hangs is waited for once.
+        replies = Deferred.fromCoroutine(self.peers.ask(_STATUS))
+        stale: Counter[str] = Counter()
+        with suppress(Unavailable):  # the catalog can't be read: /readyz tells
+            stale.update(each.repository for each in await self.stale_tags())
         others = []
-        for reply in await self.peers.ask(_STATUS):
+        for reply in await replies:
             # Another version of the program may tell something else.
             with suppress(msgspec.MsgspecError):
                 others.append(msgspec.json.decode(reply.body or b"", type=Status))
         every = own.beside(others)
-        stale: Counter[str] = Counter()
-        with suppress(Unavailable):  # the catalog can't be read: /readyz tells
-            stale.update(each.repository for each in await self.stale_tags())
         remotes = [evolve(each, stale_tags=stale[each.repository]) for each in every.remotes]
         return evolve(every, remotes=remotes)
 
