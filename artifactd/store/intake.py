@@ -69,19 +69,29 @@ class RunningDigest:
         return Digest(self.algorithm, self._hasher.hexdigest())
 
 
+Stamp = tuple[int, int]
+"""
+Tells a file from one that had its name before: its inode, and when it was written to last.
+
+Whoever writes to it holds its lock; so it is what it was while its stamp is the same.
+"""
+
+
 class Told(msgspec.Struct, frozen=True):
     """What one process tells the others of an upload: the digest of its first ``length`` bytes."""
 
     length: int
     digest: str
+    stamp: Stamp
 
 
 class RunningDigests:
     """
     An LRU cache of the hash states of uploads that are not being written to now.
 
-    Bytes of an upload whose state is not cached are read back and hashed.  They never change, there
-    only come more, so a state is valid unless it is longer than the file.
+    Bytes of an upload whose state is not cached are read back and hashed.  A state is that of one
+    file, as it was written to last: an upload that ends in another process, or can't be published
+    there, may be begun anew, with other bytes, before this one knows of it.
 
     A state can't be given to another process, but its digest can.  A client has several
     connections, each to one worker, and may close an upload by another one than it came by.
@@ -91,39 +101,43 @@ class RunningDigests:
     """
 
     def __init__(self, limit: int = 1024, notes: Notes | None = None) -> None:
-        self._kept: LRUCache[str, RunningDigest] = LRUCache(limit)
+        self._kept: LRUCache[str, tuple[RunningDigest, Stamp]] = LRUCache(limit)
         self._notes = notes
 
-    def keep(self, upload_id: str, running: RunningDigest) -> None:
-        """Cache the state of an upload."""
-        self._kept[upload_id] = running
+    def keep(self, upload_id: str, running: RunningDigest, stamp: Stamp) -> None:
+        """Cache the state of an upload, whose file has ``stamp``."""
+        self._kept[upload_id] = running, stamp
         if self._notes is not None and running.length > READ:
-            told = Told(running.length, str(running.digest()))
+            told = Told(running.length, str(running.digest()), stamp)
             self._notes.note(upload_id, Told).update(lambda _: told)
 
-    def told(self, upload_id: str, algorithm: Algorithm, length: int) -> Digest | None:
+    def told(
+        self, upload_id: str, algorithm: Algorithm, length: int, stamp: Stamp
+    ) -> Digest | None:
         """
-        The digest of all ``length`` bytes of a claimed upload, if a process of this daemon has
-        hashed them as they came.
+        The digest of all ``length`` bytes of a claimed upload, whose file has ``stamp``, if a
+        process of this daemon has hashed them as they came.
         """
         if self._notes is None or length <= READ:
             return None
         told = self._notes.note(upload_id, Told).read()
-        if told is None or told.length != length:
+        if told is None or (told.length, told.stamp) != (length, stamp):
             return None
         digest = Digest.parse(told.digest)
         return digest if digest.algorithm == algorithm else None
 
-    def take(self, upload_id: str, algorithm: Algorithm) -> RunningDigest:
+    def take(self, upload_id: str, algorithm: Algorithm) -> tuple[RunningDigest, Stamp | None]:
         """
-        Take the state of an upload out of the cache; a fresh one if it has none of ``algorithm``.
+        Take the state of an upload out of the cache; a fresh one, without a stamp, if it has none
+        of ``algorithm``.
 
-        Once the upload is claimed, the caller compares its length with that of the file.
+        Once the upload is claimed, the caller compares its length and the stamp with those of the
+        file.
         """
-        running = self._kept.pop(upload_id, None)
+        running, stamp = self._kept.pop(upload_id, (None, None))
         if running is None or running.algorithm != algorithm:
-            return RunningDigest(algorithm)
-        return running
+            return RunningDigest(algorithm), None
+        return running, stamp
 
     def forget(self, upload_id: str) -> None:
         """Drop the state of an upload that has ended."""

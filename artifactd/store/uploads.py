@@ -30,6 +30,7 @@ from artifactd.store.intake import (
     Offer,
     RunningDigest,
     RunningDigests,
+    Stamp,
     hashed,
 )
 from artifactd.store.publication import StagedBlob, Staging
@@ -289,6 +290,11 @@ class Owners:
             raise UploadsFull(owner)
 
 
+def _stamp_of(fd: int) -> Stamp:
+    status = os.fstat(fd)
+    return status.st_ino, status.st_mtime_ns
+
+
 @define(eq=False)
 class UploadFile(HashedFile):
     """
@@ -315,6 +321,11 @@ class UploadFile(HashedFile):
         self._files.truncate(self.fd, size)
         self.size = size
         self.running = self._hashed_at_claim.copy()
+
+    @property
+    def stamp(self) -> Stamp:
+        """The present stamp of the file."""
+        return _stamp_of(self.fd)
 
     def append_at(self, first: int | None, pieces: Sequence[bytes]) -> None:
         """
@@ -466,7 +477,7 @@ class UploadSession(FileConsumer[UploadFile]):
         if running.algorithm != algorithm:
             running = RunningDigest(algorithm)
         if running.length < self._file.size:
-            told = self._digests.told(self.id, algorithm, self._file.size)
+            told = self._digests.told(self.id, algorithm, self._file.size, self._file.stamp)
             if told is not None:
                 return told
         return await hashed(self._file, running, self._threads)
@@ -498,7 +509,7 @@ class UploadSession(FileConsumer[UploadFile]):
 
     async def _let_go(self) -> None:
         if not self._file.ended:
-            self._digests.keep(self.id, self._file.running)
+            self._digests.keep(self.id, self._file.running, self._file.stamp)
         await super()._let_go()
 
 
@@ -584,19 +595,19 @@ class UploadStore:
         :raises OSError: if not all could be written; nothing is appended then.
         """
 
-        def append(running: RunningDigest) -> tuple[int, bool, RunningDigest]:
-            file = self._open(upload_id, running, create=create)
+        def append(running: RunningDigest, stamp: Stamp | None) -> tuple[UploadFile, Stamp]:
+            file = self._open(upload_id, running, stamp, create=create)
             try:
                 file.append_at(first, pieces)
                 if not file.is_there():
                     raise UploadMissing(upload_id)
-                return file.size, file.made, file.running
+                return file, file.stamp
             finally:
                 file.close()
 
-        offset, made, running = await self._claimed(upload_id, algorithm, append)
-        self._digests.keep(upload_id, running)
-        return offset, made
+        file, stamp = await self._claimed(upload_id, algorithm, append)
+        self._digests.keep(upload_id, file.running, stamp)
+        return file.size, file.made
 
     async def close(
         self,
@@ -622,12 +633,14 @@ class UploadStore:
             :meth:`append`.
         """
 
-        def close(running: RunningDigest) -> tuple[UploadFile | None, StagedBlob | None]:
+        def close(
+            running: RunningDigest, stamp: Stamp | None
+        ) -> tuple[UploadFile | None, StagedBlob | None]:
             if create and not first:
                 whole = self._stage_whole(upload_id, b"".join(pieces), digest)
                 if whole is not None:
                     return None, whole.publish_now()
-            file = self._open(upload_id, running, create=create)
+            file = self._open(upload_id, running, stamp, create=create)
             try:
                 file.append_at(first, pieces)
                 return file, file.published(self._staging, digest)
@@ -666,18 +679,21 @@ class UploadStore:
         self,
         upload_id: str,
         algorithm: Algorithm,
-        work: Callable[[RunningDigest], _T],
+        work: Callable[[RunningDigest, Stamp | None], _T],
         abandoned: Callable[[_T], object] = lambda _: None,
     ) -> _T:
         """Run ``work``, which claims the upload, in a thread, with the hash state of the upload."""
-        running = self._digests.take(upload_id, algorithm)
+        running, stamp = self._digests.take(upload_id, algorithm)
         try:
-            return await uncancelled(self._run(work, running), abandoned)
+            return await uncancelled(self._run(work, running, stamp), abandoned)
         except (UploadBusy, UploadMisplaced):
-            self._digests.keep(upload_id, running)
+            if stamp is not None:
+                self._digests.keep(upload_id, running, stamp)
             raise
 
-    def _open(self, upload_id: str, running: RunningDigest, *, create: bool) -> UploadFile:
+    def _open(
+        self, upload_id: str, running: RunningDigest, stamp: Stamp | None, *, create: bool
+    ) -> UploadFile:
         made = False
         try:
             fd, size = self._uploads.claim(upload_id)
@@ -686,7 +702,7 @@ class UploadStore:
                 raise
             made = self._owners.create(upload_id)
             fd, size = self._uploads.claim(upload_id)
-        if running.length > size:
+        if running.length > size or (stamp is not None and stamp != _stamp_of(fd)):
             running = RunningDigest(running.algorithm)
         directory = self._uploads.directory
         return UploadFile(

@@ -253,6 +253,27 @@ class RaceTests(SessionTestCase):
         self.assertEqual(self.registry.files(), [])
         await self.assert_unknown(location)
 
+    async def test_a_first_chunk_behind_the_end_is_not_closed_by_the_digest_of_the_bytes_before(
+        self,
+    ) -> None:
+        other = Served.start(self, data=self.registry.data)
+        is_ended = Catalog.is_upload_ended
+        location = await self.start_upload()
+        await self.accepted(202, "PATCH", location, CONTENT)  # which this one has hashed
+        path = f"{location}?digest={DIGEST}"
+        self.assertEqual((await other.request("PUT", path)).status, 201)
+
+        async def closed_first(catalog: Catalog, upload_id: str) -> bool:
+            self.patch(Catalog, "is_upload_ended", is_ended)
+            await self.registry.request("PUT", path)
+            return await catalog.is_upload_ended(upload_id)
+
+        self.patch(Catalog, "is_upload_ended", closed_first)
+        answer = await other.request("PATCH", location, CONTENT[::-1])
+        self.assert_error(answer, 404, "BLOB_UPLOAD_UNKNOWN")
+        [file] = self.registry.files()
+        self.assertEqual((self.registry.data / file).read_bytes(), CONTENT)
+
 
 class ProcessTests(SessionTestCase):
     async def test_another_process_goes_on_with_it_at_each_step_and_so_does_a_restarted_one(

@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 
 
 CHUNK = b"x" * (64 * 1024)
+STAMP = (1, 2)
 
 
 class SessionTestCase(StoreTestCase):
@@ -221,6 +222,15 @@ class ToldTests(SessionTestCase):
         self.assertEqual(Digest.of(b"little"), self.digest(self.second))
         self.assertEqual(6, self.files.read_back)
 
+    def test_all_is_read_of_another_file_of_the_same_name_and_size(self) -> None:
+        self.append(self.first, b"xy" * MEBIBYTE)
+        os.rename(self.path / "uploads" / self.upload_id, self.path / "other")
+        self.new_upload(self.upload_id)
+        content = b"yx" * MEBIBYTE
+        self.append(self.slow.uploads, content)
+        for uploads in (self.first, self.second):
+            self.assertEqual(Digest.of(content), self.digest(uploads))
+
 
 class HashingTests(SessionTestCase):
     def test_bytes_hashed_as_they_came_are_not_read_again(self) -> None:
@@ -258,15 +268,16 @@ class HashingTests(SessionTestCase):
             self.assertEqual(digest, self.ended(self.session.digest(Algorithm.SHA256)))
             self.ended(self.session.close())
 
-    def test_only_what_another_process_has_brought_is_read(self) -> None:
+    def test_all_is_read_where_another_process_has_brought_some(self) -> None:
         self.session.write(b"here ")
         self.ended(self.session.close())
         self.elsewhere(b"there ")
+        os.utime(self.path / "uploads" / self.upload_id, (0, 0))  # another time than the first
         self.session = self.claimed()
         self.session.write(b"here")
         digest = self.ended(self.session.digest(Algorithm.SHA256))
         self.assertEqual(Digest.of(b"here there here"), digest)
-        self.assertEqual(len(b"there here"), self.files.read_back)
+        self.assertEqual(len(b"here there here"), self.files.read_back)
 
     def test_all_is_read_of_an_upload_that_is_shorter_than_what_was_hashed(self) -> None:
         self.session.write(b"bytes")
@@ -410,26 +421,26 @@ class RunningDigestsTests(SynchronousTestCase):
         self.kept = RunningDigests(limit=2)
 
     def test_one_that_was_kept_goes_on(self) -> None:
-        self.kept.keep("upload", digest := running(b"bytes"))
-        self.assertIs(digest, self.kept.take("upload", SHA256))
+        self.kept.keep("upload", digest := running(b"bytes"), STAMP)
+        self.assertEqual((digest, STAMP), self.kept.take("upload", SHA256))
 
     def test_it_is_dropped_for_another_algorithm(self) -> None:
-        self.kept.keep("upload", running(b"bytes"))
-        fresh = self.kept.take("upload", SHA512)
-        self.assertEqual((SHA512, 0), (fresh.algorithm, fresh.length))
+        self.kept.keep("upload", running(b"bytes"), STAMP)
+        fresh, stamp = self.kept.take("upload", SHA512)
+        self.assertEqual((SHA512, 0, None), (fresh.algorithm, fresh.length, stamp))
 
     def test_it_serves_one_claim(self) -> None:
-        self.kept.keep("upload", running(b"bytes"))
+        self.kept.keep("upload", running(b"bytes"), STAMP)
         self.kept.take("upload", SHA256)
-        self.assertEqual(0, self.kept.take("upload", SHA256).length)
+        self.assertEqual(0, self.kept.take("upload", SHA256)[0].length)
 
     def test_a_forgotten_one_is_gone(self) -> None:
-        self.kept.keep("upload", running(b"bytes"))
+        self.kept.keep("upload", running(b"bytes"), STAMP)
         self.kept.forget("upload")
-        self.assertEqual(0, self.kept.take("upload", SHA256).length)
+        self.assertEqual(0, self.kept.take("upload", SHA256)[0].length)
 
     def test_the_oldest_goes_when_there_are_too_many(self) -> None:
         for upload_id in "abc":
-            self.kept.keep(upload_id, running(b"bytes"))
-        lengths = [self.kept.take(upload_id, SHA256).length for upload_id in "abc"]
+            self.kept.keep(upload_id, running(b"bytes"), STAMP)
+        lengths = [self.kept.take(upload_id, SHA256)[0].length for upload_id in "abc"]
         self.assertEqual([0, 5, 5], lengths)
