@@ -43,6 +43,7 @@ class Delivery(protocol.Protocol):
         consumer pauses it.
     :param host: the host that sends the body, for messages.
     :param length: bytes of the body, or ``None``, for messages.
+    :param least: bytes that have to come within the idle timeout.
     """
 
     transport: Any  # an IPushProducer
@@ -54,13 +55,16 @@ class Delivery(protocol.Protocol):
         idle_timeout: float,
         host: str,
         length: int | None,
+        least: int = 1,
     ) -> None:
         self._consumer: IConsumer | None = consumer
         self._deadline = timers.deadline(self._stalled)
         self._idle_timeout = idle_timeout
         self._host = host
         self._length = length
+        self._least = least
         self._received = 0
+        self._noted = 0  # of which the deadline was last put off
         self._paused = False
         self._done: Deferred[int] = Deferred(self._cancelled)
 
@@ -93,7 +97,8 @@ class Delivery(protocol.Protocol):
         if self._consumer is None:
             return
         self._received += len(data)
-        if not self._paused:
+        if not self._paused and self._received - self._noted >= self._least:
+            self._noted = self._received
             self._deadline.start(self._idle_timeout)
         try:
             self._consumer.write(data)
@@ -133,8 +138,9 @@ class Delivery(protocol.Protocol):
             self._done.callback(self._received)
 
     def _stalled(self) -> None:
-        seconds = f"{self._idle_timeout:g} seconds"
-        self._fail(Failure(TimedOut(f"{self._host} sent nothing for {seconds} {self._progress()}")))
+        sent = "nothing for" if self._received == self._noted else "too little in"
+        why = f"{self._host} sent {sent} {self._idle_timeout:g} seconds {self._progress()}"
+        self._fail(Failure(TimedOut(why)))
 
     def _fail(self, failure: Failure) -> None:
         self._detach()
@@ -168,6 +174,9 @@ class Refusal(protocol.Protocol):
 
 DECODED = 64 * 1024
 """Bytes up to which a document is decoded to see whether it is whole: in less than 1 ms."""
+
+LEAST = 256 * 1024
+"""Bytes of a document that have to come within the idle timeout: those who wait get nothing yet."""
 
 DROPPED_BYTES = 64 * 1024
 DROPPED_SECONDS = 5.0
@@ -234,7 +243,8 @@ class Response:
         :param seconds: the time for all of it; ``None``: only the idle timeout counts.
         :raises Unreachable: if it has more than ``limit`` bytes, as sent or undone, breaks off, or
             has a coding that can't be undone.
-        :raises TimedOut: if it stands still, or takes longer than ``seconds``.
+        :raises TimedOut: if it stands still, brings neither :data:`LEAST` bytes nor its end within
+            the idle timeout, or takes longer than ``seconds``.
         """
         pieces = Collected(limit)
         if self.length is not None and self.length > limit:
@@ -263,8 +273,9 @@ class Response:
 
     def _deliver_undone(self, consumer: IConsumer) -> Deferred[int]:
         if not self.coding:
-            return self.deliver_to(consumer)
-        return Decoding(consumer, self.coding, self._clock, self.host).start(self.deliver_to)
+            return self._deliver(consumer, LEAST)
+        decoding = Decoding(consumer, self.coding, self._clock, self.host)
+        return decoding.start(lambda coded: self._deliver(coded, LEAST))
 
     def deliver_to(self, consumer: IConsumer) -> Deferred[int]:
         """
@@ -272,10 +283,13 @@ class Response:
 
         :raises RuntimeError: if the body has been delivered or aborted before.
         """
+        return self._deliver(consumer)
+
+    def _deliver(self, consumer: IConsumer, least: int = 1) -> Deferred[int]:
         if self._refused or self._delivery is not None:
             raise RuntimeError("a body can be delivered only once")
         self._delivery = Delivery(
-            consumer, self._timers, self._idle_timeout, self.host, self.length
+            consumer, self._timers, self._idle_timeout, self.host, self.length, least
         )
         return self._delivery.start(self._original)
 

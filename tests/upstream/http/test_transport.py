@@ -794,9 +794,34 @@ class IdleTests(BodyCase):
         await self.round_trip()
         self.clock.advance(IDLE)
         self.assertEqual(
-            await self.reason(body, TimedOut), "sent nothing for 30 seconds after 3 bytes"
+            await self.reason(body, TimedOut), "sent too little in 30 seconds after 3 bytes"
         )
         await peer.lost
+
+    async def test_a_document_that_drips_times_out(self) -> None:
+        for coding in ("", "gzip"):
+            fields = ("Content-Length: 100", f"Content-Encoding: {coding}" if coding else "A: b")
+            peer, response = await self.opened(*fields)
+            body = start(response.read(1000))
+            for byte in gzip.compress(b"{}")[:3] if coding else b"{  ":
+                peer.send(bytes([byte]))
+                await self.round_trip()
+                self.assertNoResult(body)
+                self.clock.advance(IDLE / 3)
+            self.assertEqual(
+                await self.reason(body, TimedOut),
+                "sent too little in 30 seconds after 3 of 100 bytes",
+            )
+            await peer.lost
+
+    async def test_a_document_may_take_long_where_it_is_large(self) -> None:
+        peer, response = await self.opened(f"Content-Length: {3 * responses.LEAST}")
+        body = start(response.read(3 * responses.LEAST))
+        for _ in range(3):
+            self.clock.advance(IDLE - 1)
+            peer.send(bytes(responses.LEAST))
+            await self.round_trip()
+        self.assertEqual(len(await body), 3 * responses.LEAST)
 
 
 class EndTests(BodyCase):
