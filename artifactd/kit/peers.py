@@ -92,7 +92,8 @@ class Peers:
             )
 
     async def close(self) -> None:
-        """Let the others ask no more."""
+        """Let the others ask no more.  What they have asked gets no answer any more."""
+        self._handlers.clear()
         if self._port is not None:
             port, self._port = self._port, None
             await maybeDeferred(port.stopListening)
@@ -111,15 +112,24 @@ class Peers:
         return [reply for reply in replies if reply is not None]
 
     async def _ask(self, page: int, question: str) -> Reply | None:
+        late = self.reactor.seconds() + SECONDS
+        reply = await self._ask_once(page, question, SECONDS)
+        left = late - self.reactor.seconds()
+        if reply is not None and reply.body is None and left > 0:
+            # If it has ended meanwhile, it refuses this connection.
+            reply = await self._ask_once(page, question, left)
+        return reply
+
+    async def _ask_once(self, page: int, question: str, seconds: float) -> Reply | None:
         asking = _Asking(question)
-        endpoint = UNIXClientEndpoint(self.reactor, self._address(page), SECONDS)
+        endpoint = UNIXClientEndpoint(self.reactor, self._address(page), seconds)
         try:
             await connectProtocol(endpoint, asking)
         except ConnectionRefusedError:
             return None
         except ConnectError:
             return Reply(0, None)
-        late = self.reactor.callLater(SECONDS, asking.abort)
+        late = self.reactor.callLater(seconds, asking.abort)
         body = await asking.answered
         if late.active():
             late.cancel()
@@ -159,7 +169,9 @@ class _Answering(LineOnlyReceiver):
             return
 
         async def answer() -> None:
-            self.transport.write(await handler() + b"\n")
+            told = await handler()
+            if self._handlers:  # else it tells of what is being closed
+                self.transport.write(told + b"\n")
             self.transport.loseConnection()
 
         def failed(failure: Failure) -> None:

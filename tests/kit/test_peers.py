@@ -51,6 +51,14 @@ class PeersTests(TestCase):
         self.third.tallies.close()
         self.assertEqual(await self.asked(), [])
 
+    async def test_one_that_ends_while_it_is_asked_is_left_out(self) -> None:
+        async def end() -> bytes:
+            await self.second.close()
+            return b"the catalog is closed"
+
+        self.second.answer("number", end)
+        self.assertEqual(await self.asked(), [b"2\n"])
+
     async def test_one_that_does_not_answer_is_named(self) -> None:
         self.patch(peers, "SECONDS", 0.1)
 
@@ -76,7 +84,7 @@ class PeersTests(TestCase):
 
         self.second.answer("number", fail)
         self.assertEqual(await self.asked(), [None, b"2\n"])
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)  # it is asked again
 
     async def test_a_question_that_another_version_asks_gets_no_answer(self) -> None:
         self.assertEqual(await self.asked("what"), [None, None])
