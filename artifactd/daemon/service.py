@@ -211,7 +211,7 @@ class RegistryService(MultiService):
         """
         assert self._running is not None, "not started"
         self._running.rest()
-        return Deferred.fromCoroutine(self._running.site.retire())
+        return Deferred.fromCoroutine(self._running.retire())
 
     async def _stop(self, running: _Running) -> None:
         running.rest()
@@ -246,6 +246,11 @@ class _Running:
         self.duties.release()
         self.parts.collector.stop()
         self.parts.scrubber.stop()
+
+    async def retire(self) -> None:
+        retired = Deferred.fromCoroutine(self.site.retire())
+        await self.parts.deliveries.rest()  # their receivers may be others now
+        await retired
 
     async def drain(self, seconds: float) -> None:
         await self.site.drain(seconds, lambda: stop_listening(self.ports))

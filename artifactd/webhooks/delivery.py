@@ -185,7 +185,7 @@ class Deliveries:
             return
         if not self._claimed and self.clock.seconds() >= self._claims_at:
             self._claims_at = self.clock.seconds() + _CLAIM_EVERY
-            self._claimed = await self.run_in_thread(self.lock.claim)
+            self._claimed = await self._claim()
         if not self._claimed:
             return
         version = self.version()
@@ -204,13 +204,25 @@ class Deliveries:
         while workers := [each for line in self._lines for each in line.workers]:
             await DeferredList(workers)
 
+    async def rest(self) -> None:
+        """Begin no more deliveries, and leave them to another process when those under way end."""
+        self._stopping = True
+        await self.idle()
+        self.lock.release()
+
     async def stop(self) -> None:
         """Give up the requests under way: their events wait for the next start."""
         self._stopping = True
         for line in self._lines:
             await line.receiver.transport.close()
-        await self.idle()
-        self.lock.release()
+        await self.rest()
+
+    async def _claim(self) -> bool:
+        """Take the lock if it is free, and still wanted then."""
+        claimed = await self.run_in_thread(self.lock.claim)
+        if self._stopping:
+            self.lock.release()
+        return claimed and not self._stopping
 
     def _begin(self, line: _Line) -> None:
         """Begin one more worker, if the receiver may be asked."""

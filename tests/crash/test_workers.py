@@ -20,6 +20,7 @@ from twisted.trial.unittest import TestCase
 
 from artifactd.auth.passwords import hash_secret, make_secret
 from artifactd.oci.names import Digest
+from tests.api.served import image_manifest
 from tests.crash.pulling import NAME, Pull
 from tests.crash.upload import CONTENT, Upload, send, status
 from tests.process import Behind
@@ -29,6 +30,7 @@ from tests.tls.case import Files
 from tests.upstreams.faulty import CDN
 from tests.upstreams.hub import Hub
 from tests.upstreams.settings import settings_for
+from tests.webhooks.hook import Hook
 from tests.workers import Busy, Workers, running, worker_of
 
 DIGEST = Digest.of(CONTENT)
@@ -259,6 +261,25 @@ class ReloadTests(WorkersCase):
         answer = await daemon.request("POST", "/v2/crash/blobs/uploads/")
         self.assertEqual(answer.status, 405)
         await wait_for(lambda: not any(map(running, old)))
+
+    async def test_events_go_where_the_new_settings_say_although_old_workers_still_serve(
+        self,
+    ) -> None:
+        before, after = Hook(self), Hook(self)
+        toml = '[repository.local]\nkind = "local"\n[webhook.ci]\nurl = "{}"\n'
+        daemon = await self.start(toml=toml.format(before.url), idle_timeout="1h")
+        await daemon.push_blob("crash", b"{}")
+        await daemon.push_manifest("crash", "v1", image_manifest(b"{}"))
+        await before.wait_for(1)
+        with closing(daemon.connect()) as one, closing(daemon.connect()) as other:
+            old = [await deferToThread(worker_of, each) for each in (one, other)]
+            daemon.configure(toml.format(after.url))
+            self.assertEqual((await daemon.reload()).status, 0)
+            await daemon.push_manifest("crash", "v2", image_manifest(b"{}"))
+            await after.wait_for(1)
+            self.assertTrue(all(map(running, old)))
+        self.assertEqual([each.tag for each in before.told], [("crash", "v1")])
+        self.assertEqual([each.tag for each in after.told], [("crash", "v2")])
 
     async def test_one_process_tells_that_it_is_not_reloaded(self) -> None:
         daemon = await Workers.start(self)

@@ -300,6 +300,39 @@ class DeliveryTests(DeliveryTestCase):
         self.assertEqual({"local/app": ["v1"]}, second.got)
         self.assertEqual({}, self.receiver.got)
 
+    async def test_one_that_rests_ends_what_is_under_way_and_leaves_the_rest_to_another(
+        self,
+    ) -> None:
+        self.receiver.held = []
+        await self.put(b"one", "v1")
+        await self.put(b"one", "v2")
+        await self.deliveries.look()
+        while not self.receiver.held:
+            await self.webhooks.seen()
+        resting = Deferred.fromCoroutine(self.deliveries.rest())
+        second = self.receive("ci")
+        other = self.deliver(second)
+        await other.look()
+        await other.idle()
+        self.assertEqual({}, second.got)
+        self.receiver.held[0].callback(None)
+        await resting
+        await self.look(LOOK_EVERY)
+        self.clock.advance(10.0)
+        await other.look()
+        await other.idle()
+        self.assertEqual({"local/app": ["v1"]}, self.receiver.got)
+        self.assertEqual({"local/app": ["v2"]}, second.got)
+
+    async def test_a_lock_that_is_taken_just_then_is_given_back(self) -> None:
+        claiming: Deferred[bool] = Deferred()
+        self.deliveries.run_in_thread = cast(Any, lambda _: claiming)
+        looking = Deferred.fromCoroutine(self.deliveries.look())
+        await self.deliveries.rest()
+        claiming.callback(self.deliveries.lock.claim())
+        await looking
+        self.assertTrue(DutyLock(self.folder, "webhooks.lock").claim())
+
     async def test_a_stop_gives_up_what_is_under_way_and_the_next_start_sends_it(self) -> None:
         self.receiver.held = []
         await self.put(b"one", "v1")
