@@ -21,12 +21,14 @@ class Bound(Factory):
     A bound socket.
 
     :ivar place: what it is bound to.
+    :ivar description: its endpoint string.
     :ivar listener: the index of the endpoint that it is bound for.
     :ivar plain: whether that endpoint has nothing under HTTP, such as TLS.
     """
 
     place: object
     accepted: Callable[[Bound, socket.socket, Any], None]
+    description: str = ""
     listener: int = 0
     plain: bool = True
     port: Any = field(default=None, init=False)
@@ -53,12 +55,12 @@ class Sockets:
 
     def __init__(self, reactor: Any, accepted: Callable[[Bound, socket.socket, Any], None]) -> None:
         self._reactor, self._accepted = reactor, accepted
-        self._bound: dict[str, Bound] = {}  # by endpoint string
+        self._bound: list[Bound] = []
 
     @property
     def ports(self) -> list[IListeningPort]:
         """The ports, in the order of the endpoints."""
-        return [each.port for each in self._bound.values()]
+        return [each.port for each in self._bound]
 
     def bind(self, descriptions: Sequence[str]) -> None:
         """
@@ -68,29 +70,23 @@ class Sockets:
 
         :raises StartError: naming the first that can't be listened on; then nothing has changed.
         """
-        endpoints = _Endpoints(self._reactor, self._accepted, list(self._bound.values()))
-        bound: dict[str, tuple[Bound, bool]] = {}
+        endpoints = _Endpoints(self._reactor, self._accepted, list(self._bound))
+        bound: list[tuple[str, Bound, bool]] = []
         try:
             for description in map(str, descriptions):
-                before = self._bound.get(description)
-                if before is None:
-                    bound[description] = endpoints.listen(description)
-                else:
-                    bound[description] = before, before.plain
+                bound.append((description, *endpoints.listen(description)))
         except StartError:
             stop_listening(each.port for each in endpoints.made)
             raise
-        kept = {each for each, _ in bound.values()}
-        gone = [each.port for each in self._bound.values() if each not in kept]
-        self._bound = {}
-        for index, (description, (each, plain)) in enumerate(bound.items()):
-            each.listener, each.plain = index, plain
-            self._bound[description] = each
-        stop_listening(gone)
+        self._bound = []
+        for index, (description, each, plain) in enumerate(bound):
+            each.description, each.listener, each.plain = description, index, plain
+            self._bound.append(each)
+        stop_listening(each.port for each in endpoints.before)
 
     def close(self) -> Deferred[Any]:
         """Close all sockets."""
-        ports, self._bound = self.ports, {}
+        ports, self._bound = self.ports, []
         return stop_listening(ports)
 
 
@@ -99,6 +95,7 @@ class _Endpoints:
     The reactor for endpoints: it binds what they ask for, unless that is bound already, and ignores
     what they put under HTTP, such as TLS, which the workers do.
 
+    :ivar before: what was bound before, and none has asked for yet.
     :ivar made: what is bound now and was not before.
     """
 
@@ -106,9 +103,9 @@ class _Endpoints:
         self,
         reactor: Any,
         accepted: Callable[[Bound, socket.socket, Any], None],
-        before: Sequence[Bound],
+        before: list[Bound],
     ) -> None:
-        self._reactor, self._accepted, self._before = reactor, accepted, before
+        self._reactor, self._accepted, self.before = reactor, accepted, before
         self._marker = Factory()
         self._last: tuple[Bound, bool] | None = None
         self.made: list[Bound] = []
@@ -119,6 +116,10 @@ class _Endpoints:
 
         :raises StartError: if that can't be done.
         """
+        for bound in self.before:
+            if bound.description == description:
+                self.before.remove(bound)
+                return bound, bound.plain
         listen_on(description, self._marker, self)
         assert self._last is not None
         return self._last
@@ -137,7 +138,7 @@ class _Endpoints:
 
     def listenUNIX(self, path: str, factory: Any, *options: Any, **named: Any) -> Any:
         return self._bind(
-            ("unix", path),
+            ("unix", path, named.get("mode")),
             factory,
             lambda bound: self._reactor.listenUNIX(path, bound, *options, **named),
         )
@@ -150,8 +151,10 @@ class _Endpoints:
         )
 
     def _bind(self, place: object, factory: Any, make: Callable[[Bound], Any]) -> Any:
-        bound = next((each for each in self._before if each.place == place), None)
-        if bound is None:
+        bound = next((each for each in self.before if each.place == place), None)
+        if bound is not None:
+            self.before.remove(bound)
+        else:
             bound = Bound(place, self._accepted)
             bound.port = make(bound)
             # What the port makes of a connection may be replaced: twisted.internet.tcp.Port.

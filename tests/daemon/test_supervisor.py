@@ -199,7 +199,7 @@ class SupervisorCase(SynchronousTestCase):
 
     @property
     def bound(self) -> list[Bound]:
-        return list(self.supervisor._sockets._bound.values())
+        return self.supervisor._sockets._bound
 
 
 class StartTests(SupervisorCase):
@@ -510,6 +510,15 @@ class SocketsTests(TestCase):
     def listen(self, *endpoints: str) -> None:
         self.sockets.bind([Endpoint(each) for each in endpoints])
 
+    def port(self) -> int:
+        """A port that is given to nobody else during the test."""
+        held = socket.socket()
+        self.addCleanup(held.close)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        number: int = held.getsockname()[1]
+        return number
+
     def test_a_socket_that_stays_is_not_closed(self) -> None:
         self.listen("tcp:0:interface=127.0.0.1")
         (before,) = self.sockets.ports
@@ -529,4 +538,22 @@ class SocketsTests(TestCase):
         before = self.sockets.ports
         wrong = ["tcp:0:interface=127.0.0.2", "tcp:many"]
         self.assertRaises(StartError, self.listen, *wrong)
+        self.assertEqual(self.sockets.ports, before)
+
+    def test_one_that_stands_there_twice_is_refused_as_at_the_start(self) -> None:
+        port = self.port()
+        first, second = f"tcp:{port}:interface=127.0.0.1", f"tcp:port={port}:interface=127.0.0.1"
+        self.listen(first)
+        before = self.sockets.ports
+        for wrong in (first, second), (second, first), (first, first):
+            self.assertRaises(StartError, self.listen, *wrong)
+            self.assertEqual(self.sockets.ports, before)
+
+    def test_so_is_another_mode_of_a_unix_socket(self) -> None:
+        path = os.path.relpath(self.mktemp())
+        self.listen(f"unix:{path}:mode=660")
+        before = self.sockets.ports
+        self.listen(f"unix:{path}:mode=660:lockfile=1")
+        self.assertEqual(self.sockets.ports, before)
+        self.assertRaises(StartError, self.listen, f"unix:{path}:mode=600")
         self.assertEqual(self.sockets.ports, before)
