@@ -252,6 +252,7 @@ class Supervisor(Service):
         self._workers: list[Worker] = []
         self._generation = Generation(-1, settings.processes)
         self._reloading = DeferredLock()
+        self._asking: list[Deferred[str]] = []  # for a reload that has not begun
         self._reload_socket = ReloadSocket(settings.data)
         self._patience = float(settings.shutdown_timeout)
         self._reloads: IListeningPort | None = None
@@ -337,10 +338,22 @@ class Supervisor(Service):
         Let new workers with the settings of now take over.  The old ones get no more connections,
         and end after those that they have.
 
+        One at a time: all who ask meanwhile share the next one.
+
         :returns: fires with why that was refused, and then nothing has changed; with "" if it was
             done.
         """
-        return self._reloading.run(lambda: Deferred.fromCoroutine(self._reload()))
+        told: Deferred[str] = Deferred()
+        self._asking.append(told)
+        if len(self._asking) == 1:
+            self._reloading.run(self._reload_for_all)
+        return told
+
+    async def _reload_for_all(self) -> None:
+        asking, self._asking = self._asking, []
+        told = await self._reload()
+        for each in asking:
+            each.callback(told)
 
     async def _reload(self) -> str:
         started: list[Worker] = []
@@ -373,6 +386,7 @@ class Supervisor(Service):
 
         :raises StartError: if one does not start.
         """
+        self._check_runs()
         coming: list[Deferred[Ready]] = []
         for _ in range(number):
             try:
@@ -392,10 +406,13 @@ class Supervisor(Service):
 
     def _check(self, ready: Ready) -> None:
         """:raises StartError: if the new workers can't take over."""
-        if self._stopping:
-            raise StartError("the daemon is being stopped")
+        self._check_runs()
         if ready.data != str(self._settings.data.absolute()):
             raise StartError("another data folder needs a restart")
+
+    def _check_runs(self) -> None:
+        if self._stopping:
+            raise StartError("the daemon is being stopped")
 
     def _take_over(self, generation: Generation, ready: Ready, started: Sequence[Worker]) -> None:
         self._generation.close()

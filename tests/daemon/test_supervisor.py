@@ -455,9 +455,22 @@ class ReloadTests(SupervisorCase):
         self.first.ready(self.settings)
         self.reactor.turn()
         self.assertIn("is being stopped", self.successResultOf(self.outcome))
+        self.assertIn("is being stopped", self.successResultOf(self.supervisor.reload()))
+        self.assertEqual(self.workers[2:], [self.first])
         for worker in self.workers:
             worker.die()
         self.successResultOf(stopped)
+
+    def test_all_who_ask_for_one_while_another_is_made_share_the_next(self) -> None:
+        others = [self.supervisor.reload() for _ in range(3)]
+        self.first.ready(self.settings, workers=1)
+        self.reactor.turn()
+        self.assertEqual(self.successResultOf(self.outcome), "")
+        (second,) = self.workers[3:]
+        second.ready(self.settings, workers=1)
+        self.reactor.turn()
+        self.assertEqual([self.successResultOf(each) for each in others], [""] * 3)
+        self.assertEqual(self.workers[4:], [])
 
 
 class StopTests(SupervisorCase):
