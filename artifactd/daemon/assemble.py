@@ -248,7 +248,7 @@ class RemoteWiring:
             self._foreign_layers(name, settings, counters) if settings.foreign_layers else None,
         )
         self.evictions.append(
-            Eviction(name, settings, catalog, remote, self.stored.blobs, counters)
+            Eviction(name, settings, catalog, remote, self.stored.blobs, store, counters)
         )
         local_only = self.settings.default.local_only
         repository = RemoteRepository(

@@ -417,6 +417,23 @@ class FillDirectory:
         except OSError:
             return False  # it has no file, or :meth:`remove_stale` meets the same error
 
+    def left(self, owner: str, before: float) -> list[tuple[float, int, str, list[str]]]:
+        """
+        Return what :meth:`stale` returns of one owner, the longest unwritten first: when it was
+        written to, the bytes that it takes on the disk, the blob and the names of its files.
+        """
+        left = []
+        for blob, names in self.stale(before).items():
+            if blob.startswith(f"{owner}@"):
+                written = max(map(self._written, names))
+                left.append((written, sum(map(self._taken, names)), blob, names))
+        return sorted(left)
+
+    def _taken(self, name: str) -> int:
+        with suppress(FileNotFoundError):
+            return self.directory.status(name).st_blocks * 512  # extents have holes
+        return 0
+
     def remove_stale(self, blob: str, names: list[str], before: float) -> bool:
         """Remove a blob that is still stale and not claimed.  Returns whether it was removed."""
         return self._remove(blob, lambda: self._is_stale(names, before), names)
@@ -713,6 +730,21 @@ class FillStore:
         Remove all files of a blob, unless its fill is claimed.  Returns whether there were any.
         """
         return await self._run(self._fills.discard, self._name(digest))
+
+    async def trim(self, most: int, before: float) -> list[int]:
+        """
+        Of the blobs that are not claimed, and not written to after ``before`` (in seconds since the
+        epoch), remove those that were longest not, until the others take ``most`` bytes on the disk
+        at most.  Returns the bytes of each that was removed.
+        """
+        left = await self._run(self._fills.left, self._repository, before)
+        removed: list[int] = []
+        for _, size, blob, names in left:
+            if sum(each[1] for each in left) - sum(removed) <= most:
+                break
+            if await self._run(self._fills.remove_stale, blob, names, before):
+                removed.append(size)
+        return removed
 
     def _name(self, digest: Digest) -> str:
         return blob_name(self._repository, digest)

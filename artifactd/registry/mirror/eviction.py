@@ -16,12 +16,16 @@ from artifactd.oci.names import Digest, ImageName, matches
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
+from artifactd.store.fills import FillStore
 
 _log = Logger()
 
 _PAGE = 100
 # Seconds after a pull for which nothing is evicted: access times are written only once a minute.
 _GRACE = 180.0
+# What has come of blobs in part, and is left, may take what the rest leaves of ``size_cap``, and in
+# any case that divided by this number.
+_SHARE_IN_PART = 4
 
 
 @define
@@ -30,7 +34,8 @@ class Eviction:
     Evicts the least recently pulled blobs and manifests of one remote repository, and the pages of
     its lists.
 
-    Bytes that another image needs stay: only this repository's rows go.
+    Bytes that another image needs stay: only this repository's rows go.  What has come of blobs in
+    part has no rows, and takes what is left of ``size_cap``, or a share of it besides.
 
     :param settings: ``size_cap``, ``max_age`` and ``pinned``.
     :param now: seconds since the epoch.
@@ -41,6 +46,7 @@ class Eviction:
     catalog: Catalog
     remote: RemoteCatalog
     blobs: BlobStore
+    fills: FillStore
     counters: RepositoryCounters
     now: Callable[[], float] = time.time
     _freed: int = field(default=0, init=False)
@@ -63,6 +69,8 @@ class Eviction:
             while (excess := await held(self.repository) - settings.size_cap) > 0:
                 if not await self._evict(now - _GRACE, excess):
                     break
+            most = max(-excess, settings.size_cap // _SHARE_IN_PART)
+            await self._trim(most, now - _GRACE)
         if self._count:
             self.counters.evicted.inc(self._count)
             _log.info(
@@ -99,6 +107,17 @@ class Eviction:
                 await self._drop(going)
                 return len(going)
         return 0
+
+    async def _trim(self, most: int, before: float) -> None:
+        """Leave ``most`` bytes of blobs that have come in part and were left before ``before``."""
+        try:
+            in_part = await self.fills.trim(most, before)
+        except OSError as error:
+            told = "what has come of blobs of {repository} in part stays until it is swept: {error}"
+            _log.error(told, repository=self.repository, error=error)
+            return
+        self._freed += sum(in_part)
+        self._count += len(in_part)
 
     async def _drop(self, going: Sequence[Held]) -> None:
         for held in going:

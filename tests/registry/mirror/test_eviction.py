@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 
 from artifactd.catalog.records import nothing
@@ -12,12 +13,14 @@ from artifactd.registry.content import publish
 from artifactd.registry.mirror import eviction
 from artifactd.registry.mirror.eviction import Eviction, LastUsed, forget
 from artifactd.registry.upkeep.sweep import Sweep
+from artifactd.store.fills import FillInfo, FillStore
 from tests.catalog.fixture import APP, manifest
 from tests.registry.fixture import ALPINE, BUSYBOX, RemoteTestCase, remote_settings
 
 ELSEWHERE = ImageName("ghcr.io", "team/app")
 GRACE = 180.0
 LONG_AFTER = 100000.0
+PIECE = 64 << 10
 
 
 class EvictionTestCase(RemoteTestCase):
@@ -69,6 +72,7 @@ class EvictionTestCase(RemoteTestCase):
             self.catalog,
             self.remote,
             self.stores.blobs,
+            self.stores.fills,
             self.counters,
             lambda: self.time,
         ).run()
@@ -186,6 +190,64 @@ class SizeTests(EvictionTestCase):
         with self.logged("info") as logged:
             await self.evict(size_cap=70)
         self.assertEqual(([], 0), (logged(), self.counted("evicted")))
+
+
+class InPartTests(EvictionTestCase):
+    """What has come of blobs in part, by ranges or since a fetch was left."""
+
+    async def begun(self, content: bytes, *, at: float, fills: FillStore | None = None) -> str:
+        """A fetch that was left; the name of its file."""
+        digest = Digest.of(content)
+        session = await (fills or self.stores.fills).claim(digest)
+        assert session is not None
+        session.write(content)
+        await session.close()
+        return self.written(digest, at=at)
+
+    async def ranged(self, first: int, content: bytes, *, at: float) -> str:
+        """A part of a blob that is far larger; the name of its file."""
+        digest = Digest.of(content)
+        session = await self.stores.fills.add_extent(digest, first, FillInfo(first * 2))
+        session.write(content)
+        await session.record()
+        await session.close()
+        return self.written(digest, at=at)
+
+    def written(self, digest: Digest, *, at: float) -> str:
+        """Let all files of ``digest`` have been written to then; the name of the largest."""
+        folder = self.path / "fills"
+        names = [name for name in self.below("fills") if digest.encoded in name]
+        for name in names:
+            os.utime(folder / name, (at, at))
+        return max(names, key=lambda name: (folder / name).stat().st_size)
+
+    async def test_beyond_the_cap_they_take_a_quarter_of_it_and_the_longest_left_goes(self) -> None:
+        old = await self.begun(b"1" * PIECE, at=1000.0)
+        older = await self.ranged(1 << 30, b"2" * PIECE, at=900.0)
+        young = await self.ranged(1 << 30, b"3" * PIECE, at=2000.0)
+        elsewhere = await self.begun(
+            b"4" * PIECE, at=1.0, fills=self.stores.all_fills.of("ghcr.io")
+        )
+        kept = await self.came(b"5" * 6 * PIECE, at=500.0)
+        self.assertEqual((0, 0), (await self.evict(), await self.evict(size_cap=10 * PIECE)))
+        self.assertEqual(2, await self.evict(size_cap=7 * PIECE))
+        left = self.below("fills")
+        self.assertEqual((True, True), (young in left, elsewhere in left))
+        self.assertEqual((False, False), (old in left, older in left))
+        await self.assert_holds(kept)
+
+    async def test_what_is_coming_or_just_came_stays(self) -> None:
+        claimed = await self.stores.fills.claim(Digest.of(b"claimed"))
+        assert claimed is not None
+        claimed.write(b"claimed" * PIECE)
+        await claimed.flush()
+        coming = self.written(Digest.of(b"claimed"), at=1000.0)
+        came = await self.begun(b"1" * PIECE, at=LONG_AFTER - GRACE + 1)
+        self.assertEqual(0, await self.evict(size_cap=1))
+        self.assertEqual({coming, came}, {*self.below("fills")} & {coming, came})
+        await claimed.close()
+        self.assertEqual(2, await self.evict(size_cap=1, at=LONG_AFTER + 1))
+        self.assertEqual([], self.below("fills"))
 
 
 class AgeTests(EvictionTestCase):
