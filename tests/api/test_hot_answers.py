@@ -21,7 +21,7 @@ from artifactd.web.server.accesslog import Access, Traffic
 from artifactd.web.server.hot import SECONDS, Asked, HotAnswers, Kept, Peer, Repeated
 from artifactd.web.server.limits import Rates
 from artifactd.web.server.protocol import RegistryRequest
-from tests.api.case import ApiTestCase
+from tests.api.case import ApiTestCase, Connection
 from tests.api.guarded import BLOB, RULES, GuardedCase, basic
 from tests.api.served import Served, descriptor, image_manifest
 from tests.programs import PATIENCE
@@ -33,6 +33,8 @@ CONFIG = b"{}"
 MANIFEST = image_manifest(CONFIG, LAYER)
 OTHER = image_manifest(CONFIG, LAYER, annotations={"a": "b"})
 REFERRER = image_manifest(CONFIG, LAYER, subject=descriptor(MANIFEST, OCI_MANIFEST))
+
+HOUR = 3600.0
 
 # Header fields that have a time.
 TIMES = {"Date", "Server-Timing"}
@@ -388,6 +390,19 @@ class EndTests(HotCase):
         for _, _, body in await self.tell(self.registry, wanted):
             self.assertEqual(body, OTHER)
 
+    async def test_a_login_that_another_reader_takes_for_several_lines_is_refused(self) -> None:
+        await self.setUpImage()
+        path = "GET /v2/hello/manifests/v1"
+        connection = Connection(self, self.registry.port)
+        for _ in range(3):
+            await connection.head(path)
+            self.assertEqual((await connection.answer()).status, 200)
+        self.assertEqual(self.hits(self.registry), 2)
+        for login in ("x\nContent-Length: 9", "x\rContent-Length: 9", "x\0", "x\n"):
+            connection = Connection(self, self.registry.port)
+            await connection.head(path, f"Authorization: {login}")
+            self.assertEqual((await connection.answer()).status, 400)
+
     async def test_while_the_daemon_stops_there_are_none(self) -> None:
         wanted = await self.setUpImage()
         site = self.registry.running.site
@@ -487,6 +502,12 @@ class FoundTests(SynchronousTestCase):
     def test_it_ends_after_a_second(self) -> None:
         self.keep(self.HEAD)
         self.clock.advance(SECONDS)
+        self.assert_not(self.HEAD)
+
+    def test_it_ends_with_a_clock_that_is_set_back(self) -> None:
+        self.clock.advance(HOUR)
+        self.keep(self.HEAD)
+        self.clock.rightNow -= HOUR
         self.assert_not(self.HEAD)
 
     def test_it_ends_with_the_rules(self) -> None:

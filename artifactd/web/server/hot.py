@@ -30,6 +30,10 @@ _LARGEST = 4096
 _END = b"\r\n\r\n"
 _LOGIN = b"\r\nAuthorization: "
 
+# The bytes that no field may have.  The usual way refuses them (framing.py), and has not seen the
+# login, which is no part of the key.
+_CONTROLS = bytes((*range(9), *range(10, 32), 127))
+
 
 class Peer(NamedTuple):
     """
@@ -165,6 +169,8 @@ class HotAnswers:
         if at >= 0:
             end = head.index(b"\r\n", at + 2)
             login = head[at + len(_LOGIN) : end]
+            if login != login.translate(None, _CONTROLS):
+                return None
             head = head[:at] + head[end:]
         asked = Asked(head, peer)
         caller: Caller | None = certified
@@ -185,7 +191,7 @@ class HotAnswers:
         is_true = (
             self._versions(kept.image) == kept.version  # which is never None
             and kept.rules is self._rules()
-            and self._clock.seconds() < kept.until
+            and 0 < kept.until - self._clock.seconds() <= SECONDS  # it may have been set back
         )
         return kept if is_true else Repeated(asked, login)
 
