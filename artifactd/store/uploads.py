@@ -186,8 +186,9 @@ class UploadDirectory:
             # Its holder may be publishing the file: it loses the name, and another file has it.
             self.discard(upload_id)
             try:
-                fd = self._files.create(self.directory.fd, upload_id)
-            except OSError:
+                self.create(upload_id)
+                fd, _ = self.claim(upload_id)
+            except (OSError, UploadMissing, UploadBusy):
                 return  # there is no room on the disk, or it has just begun anew
         try:
             _revoke(self._files, fd)

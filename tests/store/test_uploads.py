@@ -291,6 +291,24 @@ class ClaimTests(ThreadedTestCase, UploadTestCase):
                 await others.discard(upload_id)
                 self.assertEqual([], self.below("uploads"))
 
+    async def test_what_begins_anew_while_one_is_revoked_keeps_its_bytes(self) -> None:
+        class Overtaken(FileOperations):
+            """Another process writes to each file as soon as it is made."""
+
+            def create(self, directory: int, name: str) -> int:
+                fd = super().create(directory, name)
+                other = os.open(name, os.O_RDWR, dir_fd=directory)
+                cleanup(os.close, other)
+                fcntl.flock(other, fcntl.LOCK_EX)
+                os.write(other, b"anew")
+                return fd
+
+        cleanup, upload_id = self.addCleanup, await self.created()
+        session = await self.claimed(upload_id)
+        await self.open_stores(Overtaken()).uploads.revoke(upload_id)
+        self.assertEqual(b"anew", (self.path / "uploads" / upload_id).read_bytes())
+        await session.close()
+
     async def test_only_what_nobody_holds_is_idle(self) -> None:
         held, free = await self.created(), await self.created()
         session = await self.claimed(held)
