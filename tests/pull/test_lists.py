@@ -480,6 +480,19 @@ class ReferrerTests(ListCase):
         self.assertEqual(sorted(listed(answer)), sorted([*self.everything, late]))
         self.assert_stale(answer, answer.body, "503")
 
+    async def test_what_was_said_last_holds_where_nothing_is_given_any_more(self) -> None:
+        registry = self.mirror(freshness="0s", negative_freshness="0s")
+        await self.get(registry, f"{PATH}/manifests/latest")
+        await self.get(registry, self.path)
+        for status in (401, 403, 404, 410):
+            self.hub.faults.clear()
+            self.hub.tokens.forget()
+            self.hub.faults.add(Status(status), on="/v2/*", method="*", times=None)
+            for _ in range(2):
+                answer = await self.get(registry, self.path)
+                self.assertEqual(sorted(listed(answer)), self.everything, status)
+                self.assert_stale(answer, answer.body)
+
     async def test_what_is_cached_does_where_nothing_was_said(self) -> None:
         registry = self.mirror(freshness="0s")
         for digest in (*self.signatures, self.sbom):

@@ -225,7 +225,7 @@ class RemoteLists:
             try:
                 page = await self.upstream.referrers(image.image, subject, query)
             except Missing as error:
-                return await self._by_tag(image, subject, error)
+                return await self._by_tag(image, subject, _key(of, query), error)
             async with self._turn():
                 body = await self._of_json(_index, _listed_referrers, page.body, image)
             filtered = "artifactType" if "artifactType" in (page.filtered or "") else None
@@ -366,12 +366,14 @@ class RemoteLists:
         return page, how
 
     async def _by_tag(
-        self, image: ImageName, subject: Digest, refused: Missing
+        self, image: ImageName, subject: Digest, key: str, refused: Missing
     ) -> tuple[UpstreamPage, Provenance]:
         """
         List referrers by the tag that an upstream without the endpoint has for them.
 
-        :raises Missing: ``refused``, the endpoint's answer, if the image is unknown here.
+        :param key: of the page.
+        :raises Missing: ``refused``, the endpoint's answer, if there is no such tag and the image
+            is unknown here, or the page has listed some.
         """
         # distribution-spec, "Referrers Tag Schema".
         tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
@@ -386,8 +388,12 @@ class RemoteLists:
             if found.provenance.stale is not None:
                 how = found.provenance
         except ManifestUnknown:
-            # Clients may ask for any name: pages are kept only of images that exist.
-            if not await self.remote.is_known(image):
+            # Clients may ask for any name: pages are kept only of images that exist.  An upstream
+            # that has listed some has the endpoint: it has not said that there are none now.
+            async with self._turn():
+                before = await self.remote.cached_page(image, key)
+            has_listed = before is not None and before.body != index_of([])
+            if has_listed or not await self.remote.is_known(image):
                 raise refused from None
         except RegistryError as error:
             if isinstance(error.__cause__, UpstreamError):
