@@ -695,7 +695,7 @@ class Uploads:
 
     async def _require_open(self, upload: UploadId) -> None:
         """
-        Check that a session for which a file was just made has not ended; otherwise, remove it.
+        Check that a session whose file was just made has not ended; otherwise, remove the file.
 
         A session that ends after this check takes the file with it: see :meth:`_end`.
         """
@@ -709,7 +709,7 @@ class Uploads:
     async def _claim(self, upload: UploadId, first: int | None) -> UploadSession:
         async with self._begun(upload, first) as begins:
             session = await self.store.claim(upload.text, upload.algorithm, create=begins)
-        if session.made:
+        if session.begun:
             try:
                 await self._require_open(upload)
             except BaseException:
@@ -825,10 +825,10 @@ class Uploads:
     async def _append(self, upload: UploadId, early: EarlyBody, first: int | None) -> int:
         if early.size:
             async with self._begun(upload, first) as begins:
-                offset, made = await self.store.append(
+                offset, begun = await self.store.append(
                     upload.text, upload.algorithm, early.pieces, first, create=begins
                 )
-            if made:
+            if begun:
                 await self._require_open(upload)
         else:
             offset = await self._offset(upload)

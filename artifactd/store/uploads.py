@@ -324,6 +324,14 @@ class UploadFile(HashedFile):
         self.running = self._hashed_at_claim.copy()
 
     @property
+    def begun(self) -> bool:
+        """
+        Whether it was empty at the claim: made by it, or just before by a request of another
+        process, which finds it locked now.
+        """
+        return not self._claimed
+
+    @property
     def stamp(self) -> Stamp:
         """The present stamp of the file."""
         return _stamp_of(self.fd)
@@ -438,9 +446,9 @@ class UploadSession(FileConsumer[UploadFile]):
         self.id = self._file.name
 
     @property
-    def made(self) -> bool:
-        """Whether there was no such upload before this claim."""
-        return self._file.made
+    def begun(self) -> bool:
+        """See :attr:`UploadFile.begun`."""
+        return self._file.begun
 
     async def release(self) -> None:
         """
@@ -590,7 +598,7 @@ class UploadStore:
         the claim: all in one turn of a thread.
 
         :param first: the offset at which they belong; ``None``: at the end.
-        :returns: the offset after them, in bytes; and whether there was no such upload before.
+        :returns: the offset after them, in bytes; and :attr:`UploadFile.begun`.
         :raises UploadMissing, UploadBusy, UploadsFull: see :meth:`claim`, also for ``create``.
         :raises UploadMisplaced: if the upload does not end at ``first``; nothing is written.
         :raises OSError: if not all could be written; nothing is appended then.
@@ -608,7 +616,7 @@ class UploadStore:
 
         file, stamp = await self._claimed(upload_id, algorithm, append)
         self._digests.keep(upload_id, file.running, stamp)
-        return file.size, file.made
+        return file.size, file.begun
 
     async def close(
         self,

@@ -7,14 +7,20 @@ import time
 from functools import partial
 from uuid import uuid4
 
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import blockingCallFromThread
+
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.records import UploadRecord
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Algorithm, Digest, ImageName
 from artifactd.registry.uploads import SMALL
+from artifactd.store.uploads import Owners
 from tests.api.case import ApiTestCase, Connection
 from tests.api.served import Served
 from tests.catalog.fixture import add_upload
+from tests.process import Answer
+from tests.programs import reactor
 
 CONTENT = b"0123456789"
 DIGEST = Digest.of(CONTENT)
@@ -251,6 +257,30 @@ class RaceTests(SessionTestCase):
         answer = await self.registry.request("PUT", path, CONTENT)
         self.assert_error(answer, 404, "BLOB_UPLOAD_UNKNOWN")
         self.assertEqual(self.registry.files(), [])
+        await self.assert_unknown(location)
+
+    async def test_whoever_writes_first_to_a_file_that_another_has_made_looks_for_its_end(
+        self,
+    ) -> None:
+        other = Served.start(self, data=self.registry.data)
+        create, answers = Owners.create, list[Answer]()
+        location = await self.start_upload()
+        await self.accepted(201, "PUT", f"{location}?digest={DIGEST}", CONTENT)
+
+        def ask() -> Deferred[None]:
+            asking = Deferred.fromCoroutine(other.request("PATCH", location, CONTENT))
+            return asking.addCallback(answers.append)
+
+        def overtaken(owners: Owners, upload_id: str) -> bool:
+            self.patch(Owners, "create", create)
+            made = create(owners, upload_id)
+            blockingCallFromThread(reactor, ask)  # type: ignore[arg-type]  # may be a Deferred
+            return made
+
+        self.patch(Owners, "create", overtaken)
+        answers.append(await self.registry.request("PATCH", location, CONTENT))
+        for answer in answers:
+            self.assert_error(answer, 404, "BLOB_UPLOAD_UNKNOWN")
         await self.assert_unknown(location)
 
     async def test_a_first_chunk_behind_the_end_is_not_closed_by_the_digest_of_the_bytes_before(

@@ -50,11 +50,11 @@ class UploadTests(ThreadedTestCase, UploadTestCase):
 
     async def test_one_that_is_there_is_not_begun_again(self) -> None:
         upload_id, append = str(uuid4()), self.stores.uploads.append
-        for offset, made in ((4, True), (8, False)):
+        for offset, begun in ((4, True), (8, False)):
             appended = await append(upload_id, Algorithm.SHA256, [b"blob"], None, create=True)
-            self.assertEqual((offset, made), appended)
+            self.assertEqual((offset, begun), appended)
         session = await self.stores.uploads.claim(upload_id, Algorithm.SHA256, create=True)
-        self.assertEqual((8, False), (session.offset, session.made))
+        self.assertEqual((8, False), (session.offset, session.begun))
         await session.close()
         self.assertEqual(b"blobblob", await self.content(upload_id))
 
