@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.programs import wait_for
 from tests.pull.case import HELD, Later, PullCase, noise, remote
 from tests.upstreams.faulty import (
     BLOBS,
@@ -88,6 +89,39 @@ class BoundedTests(PullCase):
         self.assert_part(await first.end(), CONTENT, FIRST, LAST)
         self.assert_part(await second.end(), CONTENT, FIRST + 10, LAST - 10)
         self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, PART))
+
+    async def test_a_large_one_that_nobody_reads_any_more_is_left(self) -> None:
+        digest = self.blob(CONTENT)
+        held = self.hub.withhold(CDN, FIRST + 1000)
+        clients = [await (await self.ask(digest, MIDDLE)).has(1000) for _ in range(2)]
+        await clients[0].leave()
+        held.release(FIRST + 2000)
+        await clients[1].has(2000)
+        self.assertEqual(self.parts_under_way(), 1)
+        await clients[1].leave()
+        await wait_for(lambda: not self.parts_under_way())
+        self.hub.faults.clear()
+        self.hub.forget_requests()
+        part = await self.pull(digest, f"{FIRST}-{FIRST + 1999}")
+        self.assert_part(part, CONTENT, FIRST, FIRST + 1999)
+        self.assertEqual(self.hub.count("GET", CDN), 0)
+        self.assert_part(await self.pull(digest, MIDDLE), CONTENT, FIRST, LAST)
+
+    async def test_a_small_one_is_fetched_to_its_end(self) -> None:
+        digest = self.blob(CONTENT)
+        held = self.hub.withhold(CDN, FIRST + 1000)
+        client = await (await self.ask(digest, f"{FIRST}-{FIRST + 99_999}")).has(1000)
+        await client.leave()
+        held.release()
+        await wait_for(lambda: not self.parts_under_way())
+        self.hub.forget_requests()
+        await self.pull(digest, f"{FIRST}-{FIRST + 99_999}")
+        self.assertEqual(self.hub.count("GET", CDN), 0)
+
+    def parts_under_way(self) -> int:
+        """How many parts are being fetched."""
+        (parts,) = self.parts.remotes._parts
+        return len(parts._running)
 
     async def test_many_who_ask_for_the_same_part_at_once_have_it_fetched_once(self) -> None:
         digest = self.blob(CONTENT)

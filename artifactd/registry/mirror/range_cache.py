@@ -18,10 +18,10 @@ from artifactd.kit.streams import Bounded
 from artifactd.oci.names import Digest
 from artifactd.oci.ranges import ByteRange
 from artifactd.registry.mirror.fill import FillSource, pause
-from artifactd.registry.mirror.follower import Follower, Progress, SharedFile
+from artifactd.registry.mirror.follower import Follower, Progress, Share, SharedFile
 from artifactd.store.blobs import OpenBlob
 from artifactd.store.files import OpenFile
-from artifactd.store.fills import ExtentSession, FillInfo, FillState, FillStore
+from artifactd.store.fills import EXTENT, ExtentSession, FillInfo, FillState, FillStore
 from artifactd.upstream.http.errors import Unreachable, UpstreamError
 from artifactd.upstream.interfaces import BlobBody
 
@@ -32,15 +32,28 @@ class NoRanges(Exception):
     """The upstream does not serve ranges."""
 
 
-@frozen
+@define(eq=False)
 class _Part:
-    """A part that is being fetched; ``progress`` counts in offsets of the blob."""
+    """
+    A part that is being fetched; ``progress`` counts in offsets of the blob.
+
+    When its last reader leaves, it is fetched to its end only if at most 1 MiB is missing.
+    """
 
     progress: Progress
     file: SharedFile
+    span: ByteRange
+    interrupt: Interrupt = field(factory=Interrupt, init=False)
+    _readers: int = field(default=1, init=False)  # until all who wait for its beginning are told
 
     def reader(self, span: ByteRange) -> OpenBlob:
-        return Follower(self.progress, self.file.share(), span, hold=False)
+        self._readers += 1
+        return Follower(self.progress, Share(self.file.share(), self.leave), span, hold=False)
+
+    def leave(self) -> None:
+        self._readers -= 1
+        if not self._readers and self.span.last - self.progress.written >= EXTENT:
+            self.interrupt.stop()
 
 
 @frozen
@@ -53,7 +66,6 @@ class _Work:
     session: ExtentSession
     part: _Part
     body: BlobBody
-    interrupt: Interrupt = field(factory=Interrupt)
 
 
 @define(eq=False)
@@ -116,7 +128,8 @@ class Parts:
         """
         for (coming, covered), part in self._parts.items():
             covers = covered.first <= span.first and span.last <= covered.last
-            if coming == digest and covers and part.progress.size in (None, size):
+            fits = covers and part.progress.size in (None, size)
+            if coming == digest and fits and not part.interrupt.stopped:
                 return part.reader(span)
         return None
 
@@ -154,17 +167,18 @@ class Parts:
         except BaseException:
             body.abort()
             raise
-        part = _Part(Progress(info.size, True, span.first), SharedFile(file))
+        part = _Part(Progress(info.size, True, span.first), SharedFile(file), span)
         session.watch(part.progress.grow)
-        self._parts.setdefault((source.digest, span), part)
+        self._parts[source.digest, span] = part
         return _Work(source, info, span, session, part, body)
 
     def _start(self, work: _Work) -> None:
         """Begin to fetch, once all waiters of the flight have their readers."""
         if self._stopping:
-            work.interrupt.stop()
+            work.part.interrupt.stop()
+        work.part.leave()
         running = Deferred.fromCoroutine(self._run(work))
-        self._running[running] = work.interrupt
+        self._running[running] = work.part.interrupt
         running.addBoth(lambda _: self._running.pop(running))
 
     async def stop(self) -> None:
@@ -190,7 +204,11 @@ class Parts:
     async def _run(self, work: _Work) -> None:
         full = False
         try:
-            await self._fetch_all(work)
+            try:
+                await self._fetch_all(work)
+            except Stopped:
+                await work.session.record()
+                raise
         except Exception as error:
             if not isinstance(error, UpstreamError | OSError | NoRanges | Stopped):
                 _log.failure("a part of {digest} failed", digest=work.source.digest)
@@ -223,11 +241,11 @@ class Parts:
                 if failures > self.resumes:
                     raise
                 _log.warn("{host}: {reason}", host=body.host, reason=error.reason)
-                await work.interrupt.wait(deferLater(self.clock, pause(failures)))
+                await work.part.interrupt.wait(deferLater(self.clock, pause(failures)))
         await session.record()
 
     async def _open(self, work: _Work) -> BlobBody:
-        body = await work.interrupt.wait_uncancelled(
+        body = await work.part.interrupt.wait_uncancelled(
             lambda: work.source.open(work.session.written, work.span.last, work.info.validator),
             lambda body: body.abort(),
         )
@@ -241,6 +259,6 @@ class Parts:
             bounded = Bounded(
                 IConsumer(work.session), lambda: work.session.offset, work.span.last + 1
             )
-            await work.interrupt.wait(body.deliver_to(bounded))
+            await work.part.interrupt.wait(body.deliver_to(bounded))
         finally:
             await work.session.flush()

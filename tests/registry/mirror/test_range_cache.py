@@ -28,6 +28,7 @@ from tests.store.fixture import SlowThreads
 
 FIRST, LAST = 1000, 1999
 SPAN = ByteRange(FIRST, LAST)
+LARGE = 4 << 20
 INFO = FillInfo(SIZE, VALIDATOR)
 CUT = Unreachable("cdn.docker.io broke off")
 
@@ -250,6 +251,16 @@ class StopTests(PartsTestCase):
             self.assertEqual(["aborted"], asked.body().told)
             await self.assert_raises(Stopped, reading)
         self.assertEqual([], self.below("fills"))
+
+    async def test_a_large_one_that_nobody_waits_for_when_the_upstream_answers(self) -> None:
+        with self.assert_no_descriptor_stays():
+            fetching = self.parts.fetch(self.source(), FillInfo(LARGE), ByteRange(1, LARGE - 1))
+            reading = Deferred.fromCoroutine(fetching)
+            asked = await self.upstream.gets.get()
+            reading.cancel()
+            self.failureResultOf(reading)
+            self.assertEqual(["delivered", "cancelled"], asked.body(Body(1, LARGE)).told)
+            self.assertIsNone(self.parts.under_way(DIGEST, LARGE, SPAN))
 
     async def test_while_the_rest_is_asked_for(self) -> None:
         with self.assert_no_descriptor_stays():
