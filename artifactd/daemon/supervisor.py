@@ -120,6 +120,7 @@ class Worker:
     :ivar latest: the number of the last connection that it was given.
     :ivar admitted: whether it may be given connections.
     :ivar leaving: whether it may be given none any more.
+    :ivar drained: whether it has no request under way, while the daemon stops.
     :ivar started: when it was started, in seconds of the clock.
     """
 
@@ -135,6 +136,7 @@ class Worker:
     latest: int = field(default=0, init=False)
     admitted: bool = field(default=False, init=False)
     leaving: bool = field(default=False, init=False)
+    drained: bool = field(default=False, init=False)
 
     @property
     def serves(self) -> bool:
@@ -143,13 +145,17 @@ class Worker:
 
     def dismiss(self) -> None:
         """Give it no connections, and let it end."""
-        self.leaving = True
         self.link.tell(Told.STOP)
+        self.leave()
 
     def retire(self) -> None:
         """Give it no more connections, and let it end after those that it has."""
-        self.leaving = True
         self.link.tell(Told.RETIRE)
+        self.leave()
+
+    def leave(self) -> None:
+        """Give it no more connections; it has been told what to do then."""
+        self.leaving = True
         self.link.tell(Told.LAST)
 
     def kill(self) -> None:
@@ -549,8 +555,7 @@ class Supervisor(Service):
         elif kind is Told.REFUSED:
             worker.refusal = body.decode(errors="backslashreplace")
         elif kind is Told.DRAINED:
-            worker.leaving = True
-            worker.link.tell(Told.LAST)
+            worker.drained = True
             self._settle()
 
     def _ended(self, worker: Worker, how: str) -> None:
@@ -593,9 +598,21 @@ class Supervisor(Service):
         self._reactor.callLater(pause, self._fill_up)
 
     def _settle(self) -> None:
-        """Tell, while the daemon stops, when no worker serves, and when all have ended."""
+        """
+        While the daemon stops, let workers leave that have no request under way.  One of them stays
+        if those that have some get no connections any more, since a reload has replaced them.
+        Tell when no worker serves, and when all have ended.
+        """
         if not self._stopping:
             return
+        busy = [worker for worker in self._workers if not worker.drained]
+        stays = bool(busy) and not any(worker.serves for worker in busy)
+        for worker in self._workers:
+            if worker.drained and not worker.leaving:
+                if stays and worker.serves:
+                    stays = False
+                else:
+                    worker.leave()
         if not any(worker.serves for worker in self._workers) and not self._unserved.called:
             self._unserved.callback(None)
         if not self._workers and not self._ended_all.called:

@@ -307,6 +307,25 @@ class StopTests(WorkersCase):
         self.assertEqual(await daemon.process.ended(), -signal.SIGTERM)
         self.assertNotIn("Traceback", daemon.process.output)
 
+    async def test_so_are_those_of_a_worker_that_was_replaced_and_new_ones_get_503(self) -> None:
+        daemon = await self.start(shutdown_timeout="1h")
+        content = CONTENT * 4  # more than the sockets hold
+        digest = await daemon.push_blob("crash", content)
+        pull = await send(self, daemon, "GET", f"/v2/crash/blobs/{digest}")
+        self.assertEqual(await status(pull), 200)
+        IPushProducer(pull.transport).pauseProducing()
+        self.assertEqual((await daemon.reload()).status, 0)
+        os.kill(daemon.process.pid, signal.SIGTERM)
+        await daemon.process.matched("stopping: waiting up to .* for 1 running requests")
+        await wait_for(lambda: sum(map(running, daemon.pids())) == 2)
+        answer = await daemon.request("GET", "/v2/")
+        self.assertEqual((answer.status, answer.header("Retry-After")), (503, "10"))
+        IPushProducer(pull.transport).resumeProducing()
+        _, body = await pull.response()
+        self.assertTrue(body == content, "other bytes than were pushed")
+        self.assertEqual(await daemon.process.ended(), -signal.SIGTERM)
+        self.assertNotIn("Traceback", daemon.process.output)
+
     async def test_a_second_sigterm_cuts_them(self) -> None:
         daemon = await self.start(shutdown_timeout="1h", idle_timeout="1h")
         upload = await Upload.start(daemon)

@@ -412,7 +412,7 @@ class ReloadTests(SupervisorCase):
         self.first.ready(self.settings)
         self.reactor.turn()
         self.assert_unchanged("a worker can't be started")
-        self.assertEqual(self.first.kinds(), [Told.STOP])
+        self.assertEqual(self.first.kinds(), [Told.STOP, Told.LAST])
 
     def test_without_a_process_for_the_first_nothing_changes(self) -> None:
         self.first.die()
@@ -429,7 +429,7 @@ class ReloadTests(SupervisorCase):
         self.first.ready(self.settings, data="/elsewhere")
         self.reactor.turn()
         self.assert_unchanged("another data folder needs a restart")
-        self.assertEqual(self.first.kinds(), [Told.STOP])
+        self.assertEqual(self.first.kinds(), [Told.STOP, Told.LAST])
 
     def test_so_does_a_program_that_speaks_otherwise(self) -> None:
         self.first.tell(Told.READY, OTHERWISE)
@@ -492,6 +492,35 @@ class StopTests(SupervisorCase):
         self.assertNoResult(stopped)
         other.die()
         self.successResultOf(stopped)
+
+    def test_one_stays_while_only_workers_that_were_replaced_have_requests_under_way(self) -> None:
+        self.supervisor.reload()
+        self.workers[2].ready(self.settings)
+        self.reactor.turn()
+        old, one, other = self.workers[0], *self.workers[2:]
+        self.become_ready(other)
+        self.workers[1].die()
+        self.supervisor.stopService()
+        for worker in (one, other):
+            worker.kinds()
+            worker.tell(Told.DRAINED)
+        self.reactor.turn()
+        self.assertEqual((one.kinds(), other.kinds()), ([Told.LAST], []))
+        self.connect()
+        self.assertEqual(other.kinds(), [Told.CONNECTION])
+        self.assertFalse(self.reactor.ports[0].closed)
+        old.die()
+        self.assertEqual(other.kinds(), [Told.LAST])
+        self.assertTrue(self.reactor.ports[0].closed)
+
+    def test_one_that_is_ready_only_then_ends_too(self) -> None:
+        one, other = self.workers
+        self.supervisor.stopService()
+        other.ready(self.settings)
+        for worker in (one, other):
+            worker.tell(Told.DRAINED)
+        self.reactor.turn()
+        self.assertEqual([one.kinds()[-1], other.kinds()[-1]], [Told.LAST] * 2)
 
     def test_the_end_waits_until_the_sockets_are_closed(self) -> None:
         closing: Deferred[None] = Deferred()
