@@ -494,9 +494,15 @@ class ReferrerTests(ListCase):
                 self.assert_stale(answer, answer.body)
 
     async def test_what_is_cached_does_where_nothing_was_said(self) -> None:
-        registry = self.mirror(freshness="0s")
+        registry = self.mirror(freshness="0s", negative_freshness="0s")
         for digest in (*self.signatures, self.sbom):
             await registry.request("GET", f"{PATH}/manifests/{digest}")
+        for status in (401, 403):
+            self.hub.faults.add(Status(status), on="/v2/*", method="*", times=None)
+            answer = await self.get(registry, self.path)
+            self.assertEqual(listed(answer), self.everything)
+            self.assert_stale(answer, answer.body, str(status))
+            self.hub.faults.clear()
         await self.hub.stop()
         answer = await self.get(registry, self.path)
         self.assertEqual(listed(answer), self.everything)

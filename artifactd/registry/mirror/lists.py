@@ -373,7 +373,7 @@ class RemoteLists:
 
         :param key: of the page.
         :raises Missing: ``refused``, the endpoint's answer, if there is no such tag and the image
-            is unknown here, or the page has listed some.
+            is unknown here, or the page has listed some, or the tag is withheld.
         """
         # distribution-spec, "Referrers Tag Schema".
         tag = Tag.parse(f"{subject.algorithm}-{subject.encoded}"[:128])
@@ -387,13 +387,15 @@ class RemoteLists:
                 descriptors = (await self._decoded(_index, content, image)).manifests or []
             if found.provenance.stale is not None:
                 how = found.provenance
-        except ManifestUnknown:
-            # Clients may ask for any name: pages are kept only of images that exist.  An upstream
-            # that has listed some has the endpoint: it has not said that there are none now.
+        except ManifestUnknown as error:
+            # An upstream that gives nothing, or has listed some by the endpoint, has not said that
+            # there are none.  Clients may ask for any name: pages are kept of images that exist.
+            cause = error.__cause__
+            is_withheld = isinstance(cause, Missing) and cause.status in (401, 403)
             async with self._turn():
                 before = await self.remote.cached_page(image, key)
             has_listed = before is not None and before.body != index_of([])
-            if has_listed or not await self.remote.is_known(image):
+            if is_withheld or has_listed or not await self.remote.is_known(image):
                 raise refused from None
         except RegistryError as error:
             if isinstance(error.__cause__, UpstreamError):
