@@ -40,6 +40,11 @@ class NegotiationTests(PageCase):
         allowed = set((answer.header("Allow") or "").split(", "))
         self.assertEqual((answer.status, allowed), (405, {"GET", "HEAD", "POST"}))
 
+    async def test_a_host_that_is_none_gets_it_too(self) -> None:
+        for host in ("", "(a)", "[1]", "[::::]:5000", "[192.0.2.9]", "[v1.a]"):
+            answer = await self.registry.request("GET", "/", headers={**HTML, "Host": host})
+            self.assertEqual(answer.status, 200, host)
+
     async def test_head_has_no_body(self) -> None:
         answer = await self.registry.request("HEAD", "/", headers=HTML)
         self.assertEqual((answer.status, answer.body), (200, b""))

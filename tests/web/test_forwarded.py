@@ -169,13 +169,16 @@ class OriginTests(SynchronousTestCase):
         for host in ("", "a b", 'a"', "a/b", "a@b", "-a", "a:b", "[::1", "a\\b"):
             origin = self.proxies.origin(asked(AFAR, Host=host))
             self.assertEqual(origin, "http://192.0.2.1:5000", host)
-        self.assertEqual(self.proxies.origin(asked(AFAR, Host="")), "http://192.0.2.1:5000")
+        for host in ("", "[1]", "[::::]:5000", "[192.0.2.9]", "[::ffff:192.0.2.999]", "[:]"):
+            origin = self.proxies.origin(asked(AFAR, Host=host))
+            self.assertEqual(origin, "http://192.0.2.1:5000", host)
         request = asked(AFAR, Host="one")
         request.requestHeaders.addRawHeader("Host", "two")
         self.assertEqual(self.proxies.origin(request), "http://192.0.2.1:5000")
 
     def test_an_address_of_ipv6_is_a_host(self) -> None:
-        self.assertEqual(self.proxies.origin(asked(AFAR, Host="[::1]:5000")), "http://[::1]:5000")
+        for host in ("[::1]:5000", "[::]", "[2001:DB8::1]", "[::ffff:192.0.2.9]:80"):
+            self.assertEqual(self.proxies.origin(asked(AFAR, Host=host)), f"http://{host}")
         request = asked(AFAR, Host="")
         request.host = IPv6Address("TCP", "2001:db8::1", 5000)
         self.assertEqual(self.proxies.origin(request), "http://[2001:db8::1]:5000")

@@ -22,7 +22,8 @@ _LOCAL_HOSTS = frozenset({"127.0.0.1", "::1", "::ffff:127.0.0.1"})
 
 # A host and its port, fit for a URL in an answer: RFC 3986, 3.2.
 _AUTHORITY = re.compile(
-    r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?", re.IGNORECASE
+    r"(?:[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?|\[[0-9a-f]*:[0-9a-f:.]+\])(?::[0-9]{1,5})?",
+    re.IGNORECASE,
 )
 
 # A request with one of these, or with X-Forwarded-…, was passed on by a proxy.
@@ -151,7 +152,8 @@ class TrustedProxies:
                 secure = scheme == b"https"
         hosts = request.requestHeaders.getRawHeaders(b"Host", ())
         host = hosts[0].decode("latin-1").strip() if len(hosts) == 1 else ""
-        if not _AUTHORITY.fullmatch(host):
+        is_host = _AUTHORITY.fullmatch(host) is not None
+        if not is_host or (host[0] == "[" and _address(_without_port(host)) is None):
             host = _own_authority(request.host)
         return f"{'https' if secure else 'http'}://{host}"
 
