@@ -210,7 +210,7 @@ class Logins:
                     identity = await accounts.check(name, password)
             if identity is None:
                 self._failed(source, name)
-            else:
+            elif identity.kind is not Kind.ISSUER:  # a token goes with any name
                 self._guard.succeeded(source, name)
         if identity is None:
             self._known.pop(login, None)

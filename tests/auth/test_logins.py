@@ -153,6 +153,22 @@ class TokenTests(SynchronousTestCase):
         self.assertEqual((caller.identity.kind, users.asked), (Kind.ISSUER, []))
         self.assertIsNone(caller.scopes)
 
+    def test_one_does_not_reset_what_guessing_the_password_of_that_name_costs(self) -> None:
+        now = Now()
+        fake, users = FakeIssuer(now), Known(Kind.USER, {"alice"})
+        bearer = BearerTokens(
+            ISSUER, None, {GITHUB: make_issuer(fake)}, FakeAccounts().directory(), now
+        )
+        logins = Logins([users], AuthSettings(), SharedMemory.create(), bearer)
+        for number in range(5):
+            guessing = Deferred.fromCoroutine(logins.log_in("alice", f"guess {number}", HOME))
+            self.failureResultOf(guessing, Unauthorized)
+            if number < 4:
+                with_token = Deferred.fromCoroutine(logins.log_in("alice", fake.token(), HOME))
+                self.assertEqual(self.successResultOf(with_token).identity.kind, Kind.ISSUER)
+        last = Deferred.fromCoroutine(logins.log_in("alice", "alice", HOME))
+        self.failureResultOf(last, TooManyRequests)
+
 
 class SlowingTests(LoginsCase):
     def test_after_some_failures_nothing_is_checked_for_a_while(self) -> None:
