@@ -92,7 +92,7 @@ class Opened:
     :ivar scopes: the scopes of the token; see :class:`~artifactd.auth.identity.Caller`.
     :ivar fingerprint: the fingerprint of the account then; empty if it had none.
     :ivar until: the end of its validity, in seconds since 1970.
-    :ivar kid: the id of the key that it is signed with.
+    :ivar kid: the id of the key that it is signed with; of another issuer's key the mark.
     :ivar presented: the upstream's credential that it was given for, without the password.
     """
 

@@ -65,8 +65,8 @@ class KeySource(Protocol):
         :raises Unavailable: if there are no keys at all yet, and none can be fetched.
         """
 
-    def holds(self, kid: str) -> bool:
-        """Whether the keys at hand include one of that id.  Takes microseconds."""
+    def holds(self, mark: str) -> bool:
+        """Whether the keys at hand include the one of that mark.  Takes microseconds."""
 
 
 class _Discovery(msgspec.Struct, frozen=True):
@@ -166,9 +166,9 @@ class FetchedKeys:
             )
         return found
 
-    def holds(self, kid: str) -> bool:
+    def holds(self, mark: str) -> bool:
         self._refresh()
-        return any(key.kid == kid for key in self._keys)
+        return any(key.mark == mark for key in self._keys)
 
     def _refresh(self) -> None:
         """Begin to fetch the keys in the background if they are old."""
@@ -223,10 +223,10 @@ class KeysInFile:
         await self._followed.look()
         return list(filter(wanted, self._followed.content))
 
-    def holds(self, kid: str) -> bool:
+    def holds(self, mark: str) -> bool:
         if self._followed.is_due():
             Deferred.fromCoroutine(self._followed.look())  # in the background
-        return any(key.kid == kid for key in self._followed.content)
+        return any(key.mark == mark for key in self._followed.content)
 
     def _read(self) -> Sequence[VerificationKey]:
         return parse_key_set(read_trusted(self._path, KEY_SET_LIMIT))
@@ -273,7 +273,7 @@ class Issuer:
         header = read_header(token)
         if header.alg not in self.settings.algorithms:
             raise invalid(f"signatures by {header.alg[:16]!r} are not accepted from its issuer")
-        claims, kid = await self._verified(token, header)
+        claims, mark = await self._verified(token, header)
         try:
             registered = msgspec.convert(claims, _Registered)
         except msgspec.ValidationError as error:
@@ -297,7 +297,7 @@ class Issuer:
                 f" {', '.join(name for name, _ in self._required)}"
             )
         identity = Identity(Kind.ISSUER, f"{self.name}/{registered.sub}", claims=texts)
-        return Opened(identity, None, "", registered.exp + leeway, kid)
+        return Opened(identity, None, "", registered.exp + leeway, mark)
 
     async def stands(self, opened: Opened) -> bool:
         """Whether the key of a token is still one of the issuer's."""
@@ -314,7 +314,7 @@ class Issuer:
         )
 
     async def _verified(self, token: str, header: Header) -> tuple[Mapping[str, Any], str]:
-        """The claims of ``token``, and the id of the key that it is signed with."""
+        """The claims of ``token``, and the mark of the key that it is signed with."""
 
         def fits(key: VerificationKey) -> bool:
             return header.alg in key.algorithms and header.kid in ("", key.kid)
@@ -322,7 +322,7 @@ class Issuer:
         keys = await self.source.keys(fits)
         for key in keys[:_TRIED]:
             try:
-                return verify(token, key.public, header.alg, dict[str, Any]), key.kid
+                return verify(token, key.public, header.alg, dict[str, Any]), key.mark
             except Unauthorized:
                 continue
         raise invalid(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 from attrs import field, frozen
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt import PyJWK, PyJWS
 from jwt.exceptions import PyJWTError
 from msgspec import Meta
@@ -173,11 +175,13 @@ class VerificationKey:
 
     :ivar kid: its id; empty if it has none.
     :ivar algorithms: the algorithms of the signatures that it can verify.
+    :ivar mark: tells it from all others, also from those that have its id before or after it.
     """
 
     kid: str
     algorithms: frozenset[str]
     public: Any = field(repr=False)
+    mark: str
 
 
 def parse_key_set(content: bytes) -> Sequence[VerificationKey]:
@@ -217,4 +221,5 @@ def _read(raw: msgspec.Raw) -> VerificationKey | None:
         public.key_size in _RSA_BITS and public.public_numbers().e in _RSA_EXPONENT
     ):
         return None
-    return VerificationKey(jwk.kid, algorithms, public)
+    encoded = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return VerificationKey(jwk.kid, algorithms, public, sha256(encoded).hexdigest())

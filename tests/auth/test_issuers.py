@@ -41,8 +41,13 @@ class FakeKeys:
     async def keys(self, wanted: Callable[[VerificationKey], bool]) -> Sequence[VerificationKey]:
         return list(filter(wanted, parse_key_set(self.issuer.key_set())))
 
-    def holds(self, kid: str) -> bool:
-        return kid in self.issuer.keys
+    def holds(self, mark: str) -> bool:
+        return bool(self.issuer.keys) and mark in marks(self.issuer).values()
+
+
+def marks(fake: FakeIssuer) -> dict[str, str]:
+    """The marks of the keys that ``fake`` publishes, by their ids."""
+    return {key.kid: key.mark for key in parse_key_set(fake.key_set())}
 
 
 def make_issuer(fake: FakeIssuer, **more: Any) -> Issuer:
@@ -156,6 +161,14 @@ class IssuerTests(TestCase):
         del self.fake.keys["one"]
         self.assertFalse(await self.issuer.stands(opened))
 
+    async def test_it_does_not_stand_by_another_key_of_the_same_id(self) -> None:
+        for kid in ("one", None):
+            self.fake.keys = {kid or "": RSA_KEY}
+            opened = await self.issuer.open(self.fake.token(kid))
+            self.assertTrue(await self.issuer.stands(opened))
+            self.fake.keys = {kid or "": ec_key()}
+            self.assertFalse(await self.issuer.stands(opened), kid)
+
 
 class FetchedKeysTests(TestCase):
     def setUp(self) -> None:
@@ -218,11 +231,12 @@ class FetchedKeysTests(TestCase):
         self.slow = True
         self.assertEqual(self.found("one"), ["one"])
         self.assertEqual(len(self.fetches), 2)
-        del self.fake.keys["one"]
-        self.fake.keys["two"] = ec_key()
+        one = marks(self.fake)["one"]
+        self.assertTrue(self.source.holds(one))
+        self.fake.keys = {"one": ec_key()}
         self.fetches[1].callback(self.fake.key_set())
-        self.assertTrue(self.source.holds("two"))
-        self.assertFalse(self.source.holds("one"))
+        self.assertTrue(self.source.holds(marks(self.fake)["one"]))
+        self.assertFalse(self.source.holds(one))
 
     def test_a_token_in_use_has_old_ones_fetched_again(self) -> None:
         self.found("one")
@@ -310,10 +324,11 @@ class KeysInFileTests(TestCase):
         self.assertEqual(self.found(), ["one", "two"])
 
     def test_a_token_in_use_dies_when_its_key_goes_from_the_file(self) -> None:
-        self.assertTrue(self.source.holds("one"))
-        self.fake.keys = {"two": ec_key()}
+        mark = marks(self.fake)["one"]
+        self.assertTrue(self.source.holds(mark))
+        self.fake.keys = {"one": ec_key()}
         self.replace(self.fake.key_set())
-        self.assertFalse(self.source.holds("one"))
+        self.assertFalse(self.source.holds(mark))
 
     def test_a_file_that_is_damaged_or_gone_changes_nothing(self) -> None:
         self.replace(b"{")
