@@ -321,12 +321,16 @@ class Supervisor(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        late = self._reactor.callLater(self._patience + _GRACE, self._kill)
+        calls = [
+            self._reactor.callLater(self._patience, self._lose_patience),
+            self._reactor.callLater(self._patience + _GRACE, self._kill),
+        ]
         await self._unserved
         await self._sockets.close()
         await self._ended_all
-        if late.active():
-            late.cancel()
+        for call in calls:
+            if call.active():
+                call.cancel()
         if self._reloads is not None:
             await maybeDeferred(self._reloads.stopListening)
         self._reload_socket.release()
@@ -600,13 +604,15 @@ class Supervisor(Service):
     def _settle(self) -> None:
         """
         While the daemon stops, let workers leave that have no request under way.  One of them stays
-        if those that have some get no connections any more, since a reload has replaced them.
+        if those that have some get no connections any more, since a reload has replaced them; but
+        no longer than requests are waited for.
+
         Tell when no worker serves, and when all have ended.
         """
         if not self._stopping:
             return
         busy = [worker for worker in self._workers if not worker.drained]
-        stays = bool(busy) and not any(worker.serves for worker in busy)
+        stays = bool(busy and self._patience) and not any(worker.serves for worker in busy)
         for worker in self._workers:
             if worker.drained and not worker.leaving:
                 if stays and worker.serves:
@@ -617,6 +623,11 @@ class Supervisor(Service):
             self._unserved.callback(None)
         if not self._workers and not self._ended_all.called:
             self._ended_all.callback(None)
+
+    def _lose_patience(self) -> None:
+        """The workers have cut what they waited for."""
+        self._patience = 0.0
+        self._settle()
 
     def _kill(self) -> None:
         for worker in self._workers:

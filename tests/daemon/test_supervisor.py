@@ -493,7 +493,8 @@ class StopTests(SupervisorCase):
         other.die()
         self.successResultOf(stopped)
 
-    def test_one_stays_while_only_workers_that_were_replaced_have_requests_under_way(self) -> None:
+    def old_and_kept(self) -> tuple[FakeWorker, FakeWorker]:
+        """A worker that was replaced and has not ended, and the one that stays to answer."""
         self.supervisor.reload()
         self.workers[2].ready(self.settings)
         self.reactor.turn()
@@ -509,8 +510,18 @@ class StopTests(SupervisorCase):
         self.connect()
         self.assertEqual(other.kinds(), [Told.CONNECTION])
         self.assertFalse(self.reactor.ports[0].closed)
+        return old, other
+
+    def test_one_stays_while_only_workers_that_were_replaced_have_requests_under_way(self) -> None:
+        old, kept = self.old_and_kept()
         old.die()
-        self.assertEqual(other.kinds(), [Told.LAST])
+        self.assertEqual(kept.kinds(), [Told.LAST])
+        self.assertTrue(self.reactor.ports[0].closed)
+
+    def test_it_stays_no_longer_than_requests_are_waited_for(self) -> None:
+        _, kept = self.old_and_kept()
+        self.reactor.advance(float(self.settings.shutdown_timeout))
+        self.assertEqual(kept.kinds(), [Told.LAST])
         self.assertTrue(self.reactor.ports[0].closed)
 
     def test_one_that_is_ready_only_then_ends_too(self) -> None:
