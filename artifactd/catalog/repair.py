@@ -298,7 +298,8 @@ class RepairCatalog(OnDatabase):
         """A line for each thing that SQLite finds wrong with the database itself."""
         wrong = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
         for table, row, parent, _ in db.execute("PRAGMA foreign_key_check"):
-            wrong.append(f"row {row} of {table} refers to a row of {parent} that is not there")
+            which = "a row" if row is None else f"row {row}"  # some tables have no rowids
+            wrong.append(f"{which} of {table} refers to a row of {parent} that is not there")
         return wrong
 
     @read

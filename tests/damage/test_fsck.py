@@ -256,6 +256,26 @@ class FsckTests(MaintenanceTestCase):
         self.assertEqual(status, 1)
         self.assertTrue(any(line.startswith("problem: database: ") for line in lines), lines)
 
+    async def test_where_rows_are_missing_nothing_goes_for_want_of_them(self) -> None:
+        await self.push("app", LAYER)
+        layer = Digest.of(LAYER)
+        self.execute("PRAGMA foreign_keys = OFF")
+        self.execute("DELETE FROM blob WHERE digest = ?", str(layer))
+        status, lines = await self.fsck("--repair")
+        self.assertEqual((status, [line for line in lines if line.startswith("repaired")]), (1, []))
+        self.assertTrue(any(line.startswith(f"note: stray: {layer}") for line in lines), lines)
+        self.assertEqual(file_of(self.daemon.data, layer).read_bytes(), LAYER)
+
+    async def test_a_folder_that_can_not_be_listed_does_not_hide_other_problems(self) -> None:
+        await self.push("app", LAYER)
+        self.execute("UPDATE image_count SET tags = 99")
+        shelf = file_of(self.daemon.data, Digest.of(LAYER)).parent
+        shelf.rename(self.mktemp())
+        shelf.touch()
+        status, lines = await self.fsck("--repair")
+        kinds = [" ".join(line.split()[:2]) for line in lines[:-1]]
+        self.assertEqual((status, sorted(set(kinds))), (1, ["problem: file:", "repaired: count:"]))
+
 
 class BackupTests(MaintenanceTestCase):
     async def test_a_copy_made_under_load_passes_and_has_all_that_was_told(self) -> None:

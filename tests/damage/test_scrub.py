@@ -97,6 +97,19 @@ class RoundTests(DamageCase):
             by_shelf[shelf] = content
         raise AssertionError("unreachable")
 
+    async def test_a_shelf_that_can_not_be_listed_keeps_no_others_from_being_read(self) -> None:
+        first, *_, last = sorted(
+            [await self.registry.push_blob("app", b"%d" % number) for number in range(20)],
+            key=lambda digest: digest.encoded[:2],
+        )
+        shelf = self.registry.data / "blobs/sha256" / first.encoded[:2]
+        shelf.rename(self.mktemp())
+        shelf.touch()
+        self.rot(last, "a bit flips")
+        await self.scrub()
+        self.assertEqual(self.quarantined(), [str(last)])
+        self.assertGreater(self.position().ended, 0)
+
     async def test_one_process_scrubs_at_a_time(self) -> None:
         digest = await self.registry.push_blob("app", SMALL)
         self.rot(digest, "a bit flips")

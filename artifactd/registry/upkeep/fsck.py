@@ -88,12 +88,21 @@ class Check:
     _lost: set[Digest] = field(factory=set, init=False)
 
     async def run(self) -> None:
-        """Check everything.  :raises OSError, Unavailable: if the data cannot be read."""
+        """
+        Check everything.
+
+        :raises OSError, Unavailable: if the catalog cannot be read.
+        """
         for wrong in await self.repairs.integrity():
-            self._tell(State.LEFT, "database", "catalog", f"{wrong}: restore a backup")
+            text = f"{wrong}: restore a backup; nothing is repaired before that"
+            self._tell(State.LEFT, "database", "catalog", text)
+            self.repair = False  # right files would go as strays, for want of their rows
         await self._blobs()
         for shelf in range(SHELVES):
-            await self._strays(shelf)
+            try:
+                await self._strays(shelf)
+            except OSError as error:
+                self._tell(State.LEFT, "file", f"blobs/*/{shelf:02x}", f"can't be listed: {error}")
         await self._manifests()
         await self._slips()
         await self._uploads()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
@@ -58,7 +59,7 @@ class Scrubber:
         """
         Do a round, or the rest of an unfinished one, if a round is due and no other process scrubs.
 
-        :raises OSError: if the store cannot be read.
+        :raises OSError: if the lock, or the position in it, can't be used.
         """
         if not self.settings.scrub_rate or self._pace.is_stopped:
             return
@@ -108,7 +109,12 @@ class Scrubber:
                 _log.error("{name} stays in quarantine: {error}", name=name, error=error)
 
     async def _shelf(self, shelf: int) -> None:
-        published = await self.blobs.published(shelf, math.inf)
+        try:
+            published = await self.blobs.published(shelf, math.inf)
+        except OSError as error:
+            return _log.error(
+                "blobs/*/{shelf:02x} can't be listed: {error}", shelf=shelf, error=error
+            )
         for text, digest in sorted((str(digest), digest) for digest, _ in published):
             if text <= self._position.after:
                 continue
@@ -144,11 +150,12 @@ class Scrubber:
             await self._pace.spend(len(rows) * _ROW, self.settings.scrub_rate)
 
     def _without_file(self, rows: Sequence[ListedBlob]) -> list[Digest]:
-        return [
-            row.digest
-            for row in rows
-            if row.lost_at is None and not self.blobs.is_there(row.digest)
-        ]
+        found = []
+        for row in rows:
+            with suppress(OSError):  # its shelf can't be listed either, which was told
+                if row.lost_at is None and not self.blobs.is_there(row.digest):
+                    found.append(row.digest)
+        return found
 
     async def _write(self) -> None:
         await self.run_in_thread(self.lock.write, self._position)
