@@ -148,6 +148,7 @@ class FetchedKeys:
     _keys: Sequence[VerificationKey] = field(default=(), init=False)
     _tried: float = field(default=float("-inf"), init=False)
     _fetched: float = field(default=float("-inf"), init=False)
+    _problem: str = field(default="", init=False)
     _lock: DeferredLock = field(factory=DeferredLock, init=False)
     _log = Logger()
 
@@ -160,8 +161,8 @@ class FetchedKeys:
             self._refresh()
         if not self._keys:
             raise Unavailable(
-                f"the keys of the issuer {self.name} can't be had now, and the registry's log"
-                " says why: try again later"
+                f"the keys of the issuer {self.name} can't be had now: {self._problem};"
+                " try again later"
             )
         return found
 
@@ -188,6 +189,7 @@ class FetchedKeys:
                 "{count} keys of the issuer {name}", count=len(self._keys), name=self.name
             )
         except (KeysUnavailable, ValueError) as error:
+            self._problem = str(error)
             self._log.error(
                 "the old keys of the issuer {name} stay in use: {error}",
                 name=self.name,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from errno import EACCES, EIO, ENOENT
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import define, field
 
@@ -30,8 +31,6 @@ from artifactd.store.folder import MARKER, DataFolder, collection_held
 
 _PARTIAL = "backup.blob"
 _PIECE = 1 << 20  # bytes read at a time
-# Errors of a file that is gone, is being quarantined, or lies on a bad sector.
-_UNREADABLE = (ENOENT, EACCES, EIO)
 
 
 @define
@@ -49,8 +48,7 @@ class Backup:
     :param progress: called after each blob with its bytes, whether it was copied or there already.
     :ivar files: the number of blobs copied so far.
     :ivar size: the bytes of those blobs.
-    :ivar damaged: pushed blobs left out because they are lost or their bytes do not have their
-        digest.
+    :ivar damaged: blobs left out because they are lost or their bytes do not have their digest.
     """
 
     source: DataFolder
@@ -105,7 +103,8 @@ class Backup:
             else:
                 right[row.digest] = size
         if right or absent:
-            self.damaged = settle(catalog, right, absent, self.operations)
+            lost = settle(catalog, right, absent, self.operations)
+            self.damaged += [digest for digest in lost if digest not in self.damaged]
 
     def _right_size(self, place: Path, digest: Digest) -> int | None:
         """The size of the file at ``place``, made durable; ``None`` if its digest is another."""
@@ -116,7 +115,8 @@ class Backup:
                 self.operations.sync(file.fileno())
                 return os.fstat(file.fileno()).st_size
         except OSError as error:
-            if error.errno in _UNREADABLE:
+            # Gone, being quarantined, or on a bad sector.
+            if error.errno in (ENOENT, EACCES, EIO):
                 return None
             raise
 
@@ -126,24 +126,23 @@ class Backup:
         files.unlink(staging, _PARTIAL)
         try:
             source = blob.open("rb")
-        except OSError as error:
-            if error.errno in _UNREADABLE:
-                return 0  # the copied catalog does not need it, or is corrected
-            raise
+        except FileNotFoundError:
+            return 0  # removed meanwhile: the copied catalog does not need it
         with source:
             size = os.fstat(source.fileno()).st_size
             if copy.exists() and copy.stat().st_size == size:
                 return size
             partial = files.create(staging, _PARTIAL)
             try:
-                copied = self._copy_bytes(source.fileno(), partial, digest.algorithm)
+                copied = self._copy_bytes(source, partial, digest.algorithm)
                 files.set_mode(partial, PUBLISHED)
                 files.sync(partial)
             finally:
                 os.close(partial)
         if copied != digest:
             files.unlink(staging, _PARTIAL)
-            return size  # the copied catalog is corrected
+            self.damaged.append(digest)
+            return size
         with (
             self._folder(self.target.blobs, digest.algorithm) as algorithm,
             self._folder(algorithm, digest.encoded[:2]) as folder,
@@ -153,22 +152,13 @@ class Backup:
         self.size += size
         return size
 
-    def _copy_bytes(self, source: int, target: int, algorithm: Algorithm) -> Digest:
-        """Returns the digest of the bytes as far as they can be read."""
+    def _copy_bytes(self, source: BinaryIO, target: int, algorithm: Algorithm) -> Digest:
         hashed, offset = hashlib.new(algorithm), 0
-        while piece := self._read(source, offset):
+        while piece := source.read(_PIECE):
             hashed.update(piece)
             write_all(self.operations, target, [piece], offset)
             offset += len(piece)
         return Digest(algorithm, hashed.hexdigest())
-
-    def _read(self, source: int, offset: int) -> bytes:
-        try:
-            return self.operations.read(source, _PIECE, offset)
-        except OSError as error:
-            if error.errno == EIO:
-                return b""  # a bad sector
-            raise
 
     def _folder(self, parent: Directory, name: str) -> Directory:
         with suppress(FileExistsError):
@@ -224,12 +214,7 @@ class BackUp(SettingsOptions):
                 size = listed_bytes(source.catalog)
                 with progress("blobs", size) as passed:
                     backup = Backup(source, target, passed)
-                    try:
-                        backup.run()
-                    except OSError as error:
-                        raise StartError(
-                            f"the backup in {self.destination} is cut short: {error}"
-                        ) from error
+                    backup.run()
         for digest in backup.damaged:
             print(f"artifactd: {digest} is damaged and not in the backup", file=sys.stderr)
         print(f"done: blobs copied: {backup.files}, their bytes: {backup.size}")

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, TypeVar
 
 from attrs import asdict, define, evolve, field
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import react
 from twisted.python import usage
@@ -36,7 +37,9 @@ from artifactd.registry.upkeep.collector import Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
 from artifactd.registry.upkeep.sweep import Remains, Sweep
 from artifactd.registry.warming import ImageReference, Warming
+from artifactd.settings.remote import RemoteSettings
 from artifactd.settings.settings import Settings
+from artifactd.settings.values import Duration
 from artifactd.store.folder import MARKER
 
 _PAGE = 500  # entries of a list that are read at a time
@@ -292,6 +295,13 @@ class Warm(DataCommand):
         self.images += self._listed()
         if not self.images:
             raise StartError("warm: say which images, or --file with a list of them")
+        # It waits for a slow upstream: a stale tag would bring what is here already.
+        remotes = {
+            name: replace(each, stale_after=Duration(0))
+            for name, each in settings.repository.items()
+            if isinstance(each, RemoteSettings)
+        }
+        settings = replace(settings, repository={**settings.repository, **remotes})
         return await super().carry_out(reactor, settings)
 
     async def work(self, parts: Assembly, settings: Settings) -> int:

@@ -74,6 +74,7 @@ class RemoteSettings(Section, frozen=True, kw_only=True):
     freshness: Length = Duration(60)
     negative_freshness: Length = Duration(10)
     max_stale: Length = Duration(0)
+    stale_after: Length = Duration(5)
     cooldown: Length = Duration(0)
     cooldown_except: Patterns = ()
     size_cap: Bytes = Size(0)

@@ -198,7 +198,7 @@ class JsonApi(Operated):
         answer.changes = changes
         return answer
 
-    @route(app, "/api/v1/deleted", "GET", needs=Need.CONTENT)
+    @route(app, "/api/v1/deleted", "GET", needs=Need.CATALOG)
     async def deleted(self, request: RegistryRequest) -> Answer:
         """List what was deleted from all images that the caller may pull, in pages."""
         shown = self.gate.listed(request)
@@ -209,7 +209,7 @@ class JsonApi(Operated):
 
     # -- what is stale
 
-    @route(app, "/api/v1/stale", "GET", needs=Need.CONTENT)
+    @route(app, "/api/v1/stale", "GET", needs=Need.CATALOG)
     async def stale(self, request: RegistryRequest) -> Answer:
         """List the tags that are answered stale, of images that the caller may pull, in pages."""
         page = await self.seeing.stale(

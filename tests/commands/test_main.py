@@ -9,10 +9,9 @@ import sys
 import tomllib
 from contextlib import closing, nullcontext, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
-from errno import EACCES, EIO, ENOSPC
+from errno import ENOSPC
 from io import StringIO
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 from twisted.python.usage import UsageError
@@ -29,7 +28,6 @@ from artifactd.commands.options import ERRORS
 from artifactd.daemon import options, tap
 from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
-from artifactd.store.files import FileOperations
 from artifactd.store.folder import DataFolder
 from tests.process import Daemon
 from tests.programs import Result, reactor, run_module
@@ -483,56 +481,6 @@ class BackUpTests(TestCase):
         self.assertEqual(result.status, 1)
         self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
         self.assertEqual(list(target.rglob(HELLO_DIGEST.encoded)), [])
-
-    async def test_a_blob_that_can_not_be_read_is_left_out_too(self) -> None:
-        daemon = await Daemon.start(self)
-        await daemon.push_blob("image", HELLO)
-        await daemon.push_blob("image", AGAIN)
-        target = Path(self.mktemp()).absolute()
-
-        class BadSector(FileOperations):
-            def read(self, fd: int, size: int, offset: int) -> bytes:
-                if os.fstat(fd).st_size == len(HELLO):
-                    raise OSError(EIO, "Input/output error")
-                return super().read(fd, size, offset)
-
-        with (
-            closing(DataFolder.open(daemon.data)) as source,
-            closing(DataFolder.open(target)) as copy,
-        ):
-            backup = Backup(source, copy, lambda _: None, BadSector())
-            backup.run()
-        self.assertEqual((backup.files, backup.damaged), (1, [HELLO_DIGEST]))
-        restored = await Daemon.start(self, data=target)
-        await self.pull(restored, AGAIN)
-        answer = await restored.request("GET", f"/v2/image/blobs/{HELLO_DIGEST}")
-        self.assertEqual(answer.status, 404)
-
-    async def test_a_blob_that_is_being_quarantined_is_left_out_too(self) -> None:
-        daemon = await Daemon.start(self)
-        await daemon.push_blob("image", HELLO)
-        stored = next(path for path in daemon.data.rglob(HELLO_DIGEST.encoded))
-        real = Path.open
-
-        # The mode 0000 does not stop root.
-        def denied(path: Path, *args: Any, **options: Any) -> Any:
-            if path == stored:
-                raise PermissionError(EACCES, "Permission denied", str(path))
-            return real(path, *args, **options)
-
-        self.patch(Path, "open", denied)
-        result = await self.back_up(daemon, Path(self.mktemp()).absolute())
-        self.assertEqual(result.status, 1)
-        self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
-
-    async def test_a_damaged_file_that_nothing_lists_is_not_missed(self) -> None:
-        daemon = await Daemon.start(self)
-        await daemon.push_blob("image", HELLO)
-        stored = next(path for path in daemon.data.rglob(HELLO_DIGEST.encoded))
-        stored.with_name(HELLO_DIGEST.encoded[:2] + "0" * 62).write_bytes(b"rotten")
-        target = Path(self.mktemp()).absolute()
-        result = await self.back_up(daemon, target)
-        self.assertEqual((result.status, result.err), (0, ""))
 
     async def test_the_data_folder_is_no_place_for_its_own_backup(self) -> None:
         daemon = await Daemon.start(self)

@@ -8,6 +8,8 @@ import signal
 import sys
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
 from tests.api.served import descriptor
@@ -16,7 +18,7 @@ from tests.commands.maintaining import NAME, OTHER, MaintenanceTestCase
 from tests.crash.pulling import MIB, fill_file
 from tests.crash.test_sweep import listed, stored
 from tests.programs import Process, wait_for
-from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Status
+from tests.upstreams.faulty import BLOBS, CDN, MANIFESTS, Corrupt, Silence, Status
 from tests.upstreams.settings import settings_for
 
 LAYER, ARM_LAYER, SHARED = (os.urandom(100_000) for _ in range(3))
@@ -50,6 +52,19 @@ class WarmTests(MaintenanceTestCase):
         self.assertFalse(self.here(LAYER))
         asked = {each.path.rpartition("/")[2] for each in self.hub.asked("*", MANIFESTS)}
         self.assertEqual(asked, {"1", str(self.arm)})
+
+    async def test_a_tag_that_is_here_is_asked_for_however_long_that_takes(self) -> None:
+        self.config.write_text(settings_for(self.hub, freshness="0s", stale_after="1ms"))
+        self.hub.images.add_image(NAME, "moving", LAYER)
+        await self.do("warm", f"docker.io/{NAME}:moving")
+        self.hub.images.add_image(NAME, "moving", ARM_LAYER)
+        held = Silence()
+        self.hub.faults.add(held, on=MANIFESTS, method="HEAD", times=None)
+        warming = Deferred.fromCoroutine(self.do("warm", f"docker.io/{NAME}:moving"))
+        await self.hub.coming("HEAD", MANIFESTS)
+        held.release()
+        await warming
+        self.assertTrue(self.here(ARM_LAYER))
 
     async def test_each_blob_has_a_bar_to_its_end_whether_it_is_here_or_comes(self) -> None:
         self.patch(test_main, "StringIO", test_main.Terminal)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from artifactd.registry.local import index_of
+from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.upstream import patience
 from tests.api.served import Served
 from tests.process import Answer
+from tests.programs import wait_for
 from tests.pull.mirrors import CONFIRMED, HIT, STORED, Instead, MirrorCase, digest_of
 from tests.upstreams.faulty import (
     BLOBS,
@@ -88,6 +90,33 @@ class CachedTests(StaleCase):
         impatient = self.mirror(registry.data, freshness="0s", first_byte_timeout=PATIENCE)
         self.break_down(Silence())
         self.assert_stale(await self.get(impatient), self.body)
+
+    async def test_it_stands_in_for_one_that_takes_too_long_and_is_still_asked(self) -> None:
+        registry = await self.primed()
+        slow = self.mirror(registry.data, freshness="0s", stale_after=PATIENCE)
+        new = self.hub.images.add_image(NAME, "latest", b"new")
+        held = Silence()
+        self.break_down(held)
+        self.assert_stale(await self.get(slow), self.body, "has not answered for 0.1 seconds")
+        self.hub.faults.clear()
+        held.release()
+        remotes = slow.parts.registry.repositories["docker.io"]
+        assert isinstance(remotes, RemoteRepository)
+        await wait_for(lambda: not remotes.manifests.overdue.silent)
+        await self.hub.stop()
+        self.assertEqual(digest_of(await self.get(slow)), new)
+
+    async def test_a_list_stands_in_so_too(self) -> None:
+        registry = await self.primed()
+        slow = self.mirror(registry.data, freshness="0s", stale_after=PATIENCE)
+        for path in (
+            "/v2/docker.io/alpine/tags/list",
+            f"/v2/docker.io/alpine/referrers/{self.digest}",
+        ):
+            body = (await slow.request("GET", path)).body
+            self.break_down(Silence())
+            self.assert_stale(await slow.request("GET", path), body, "has not answered for")
+            self.hub.faults.clear()
 
     async def test_it_stands_in_for_one_that_is_gone_until_it_is_back(self) -> None:
         registry = await self.primed()

@@ -17,14 +17,20 @@ UNREACHABLE = "http://127.0.0.1:9"
 def settings_for(hub: Hub | str, name: str = "docker.io", **more: object) -> str:
     """
     The settings file of a daemon with a local repository, and ``hub`` as the upstream of bare
-    names, where ``alpine`` is ``library/alpine``.
+    names, where ``alpine`` is ``library/alpine``.  Clients wait for it as long as it takes.
 
     :param hub: or the URL of an upstream.
     :param name: of the remote repository.
     :param more: settings of it, e.g. ``freshness="0s"``; lists and numbers as they are.
     """
     upstream = hub if isinstance(hub, str) else hub.url
-    remote = {"kind": "remote", "upstream": upstream, "library": "library/", **more}
+    remote = {
+        "kind": "remote",
+        "upstream": upstream,
+        "library": "library/",
+        "stale_after": "0s",
+        **more,
+    }
     tables: dict[str, dict[str, Any]] = {
         "repository.local": {"kind": "local"},
         f'repository."{name}"': remote,

@@ -312,6 +312,8 @@ class RemoteLists:
             self.last_used.touch(image, key)
             return cached, HIT
         del cached  # not to be kept by all that wait for the upstream
+        most = settings.max_stale
+        beyond = age is None or bool(most and age >= freshness + most)
         started = self.now()
         try:
             if settings.offline:
@@ -320,16 +322,14 @@ class RemoteLists:
             if refused is not None:
                 raise refused
             joined = self._single_flight.under_way((image, key))
-            page, how = await self._single_flight.join(
-                (image, key), lambda: self._fetch(image, key, fetch)
-            )
+            asked = self._single_flight.join((image, key), lambda: self._fetch(image, key, fetch))
+            page, how = await (asked if beyond else self.manifests.overdue.wait(asked))
             if joined:
                 self.counters.coalesced.inc()
                 how = evolve(how, cache=f"{how.cache}; collapsed")
             return page, evolve(how, waited=max(self.now() - started, 0.0))
         except UpstreamError as error:
-            most = settings.max_stale
-            if age is None or (most and age >= freshness + most):
+            if beyond:
                 raise
             async with self._turn():
                 cached = await self.remote.cached_page(image, key)
@@ -358,9 +358,12 @@ class RemoteLists:
             sent, how = await fetch()
         except UpstreamError as error:
             self.refusals.remember(image, key, error)
+            if error.status is not None:
+                self.manifests.overdue.answered()
             raise
         page = CachedPage(sent.body, sent.next, sent.filtered, self.now())
         if how.stale is None:
+            self.manifests.overdue.answered()
             most = int(self.manifests.settings.size_cap) or None
             await self.remote.cache_page(image, key, page, most)
         return page, how

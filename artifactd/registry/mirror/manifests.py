@@ -21,13 +21,13 @@ from artifactd.registry.content import parsed, publish
 from artifactd.registry.metrics import RepositoryCounters
 from artifactd.registry.mirror.eviction import LastUsed
 from artifactd.registry.mirror.refusals import Refusals, stale, translated
-from artifactd.registry.mirror.stale import StaleTag, StaleTags
+from artifactd.registry.mirror.stale import Overdue, StaleTag, StaleTags
 from artifactd.registry.mirror.told import ToldTags
 from artifactd.registry.model import HIT, ManifestFound, Provenance
 from artifactd.settings.remote import RemoteSettings
 from artifactd.store.blobs import BlobStore
 from artifactd.upstream.errors import Missing, Throttled
-from artifactd.upstream.http.errors import Unreachable, UpstreamError
+from artifactd.upstream.http.errors import TimedOut, Unreachable, UpstreamError
 from artifactd.upstream.interfaces import Upstream, UpstreamHead
 
 _log = Logger()
@@ -60,6 +60,7 @@ class RemoteManifests:
     bounds: ManifestBounds
     now: Callable[[], float] = time.time
     stale: StaleTags = field(factory=StaleTags)
+    overdue: Overdue = field(init=False)
     # Requests, and whether HEAD will do: GET's outcome answers both.
     _single_flight: SingleFlight[tuple[ImageName, Reference, bool], ManifestFound] = field(
         factory=SingleFlight, init=False
@@ -69,6 +70,10 @@ class RemoteManifests:
     _head_helps: bool = field(default=True, init=False)
     # Tags that HEAD had said to be a manifest that GET does not give.
     _misled: TTLCache[tuple[ImageName, Tag], bool] = field(init=False)
+
+    @overdue.default
+    def _not_overdue(self) -> Overdue:
+        return Overdue(self.refusals.clock, self.settings.stale_after)
 
     @_told.default
     def _none_told(self) -> ToldTags:
@@ -107,7 +112,14 @@ class RemoteManifests:
         key = image, reference, head
         joined = self._single_flight.under_way(key)
         started = self.now()
-        found = await self._single_flight.join(key, lambda: self._ask(image, reference, head=head))
+        asked = self._single_flight.join(key, lambda: self._ask(image, reference, head=head))
+        if here is not None and self._may_be_stale(here):
+            try:
+                found = await self.overdue.wait(asked)
+            except TimedOut as error:
+                found = _stands_in(here, image, reference, error)
+        else:
+            found = await asked
         if found.provenance is HIT:
             return found
         how = evolve(found.provenance, waited=max(self.now() - started, 0.0))
@@ -185,22 +197,21 @@ class RemoteManifests:
             try:
                 if cached is None or not isinstance(reference, Tag):
                     self.counters.misses.inc()
-                    return await self._find(image, reference, head=head)
-                self.counters.revalidated.inc()
-                return await self._revalidate(image, reference, cached, head=head)
+                    found = await self._find(image, reference, head=head)
+                else:
+                    self.counters.revalidated.inc()
+                    found = await self._revalidate(image, reference, cached, head=head)
+                self.overdue.answered()
+                return found
             except UpstreamError as error:
+                if error.status is not None:
+                    self.overdue.answered()
                 self.refusals.remember(image, reference, error)
                 refused = error
                 if isinstance(reference, Digest) and _gives_other(error):
                     self._doubt_head(image, reference)
         if cached is not None and self._may_be_stale(cached):
-            _log.info(
-                "{image}:{tag} is stale: {reason}",
-                image=image,
-                tag=reference,
-                reason=refused.reason,
-            )
-            return ManifestFound(cached.record, image, stale(refused.reason, refused.status))
+            return _stands_in(cached, image, reference, refused)
         told = translated(refused, ManifestUnknown, name=str(image), reference=str(reference))
         raise told from refused
 
@@ -416,6 +427,14 @@ class RemoteManifests:
 def _gives_other(error: UpstreamError) -> bool:
     """Whether the upstream has answered that it lacks a manifest, or sent something else for it."""
     return isinstance(error, Missing | Unreachable) and (error.status or 500) < 500
+
+
+def _stands_in(
+    cached: CachedTag, image: ImageName, tag: Reference, error: UpstreamError
+) -> ManifestFound:
+    """What is cached of a tag, for the upstream that fails so."""
+    _log.info("{image}:{tag} is stale: {why}", image=image, tag=tag, why=error.reason)
+    return ManifestFound(cached.record, image, stale(error.reason, error.status))
 
 
 def _describes(told: UpstreamHead, media_type: str, size: int) -> bool:

@@ -1,11 +1,53 @@
-"""What was answered stale, and why, for an operator who looks."""
+"""What is answered stale: when an upstream takes too long, and which tags were, and why."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from attrs import define, field, frozen
 from cachetools import LRUCache
+from twisted.internet.defer import Deferred, TimeoutError
+from twisted.internet.interfaces import IReactorTime
+
+from artifactd.upstream.http.errors import TimedOut
 
 _REMEMBERED = 1000
+
+_T = TypeVar("_T")
+
+
+@define(eq=False)
+class Overdue:
+    """
+    Bounds how long a client waits for the upstream where something cached can be answered.
+
+    :param seconds: for which a client waits; 0: to the end.
+    :ivar silent: whether the upstream has let a client wait for so long, and has answered nothing
+        since: then nobody waits.
+    """
+
+    clock: IReactorTime
+    seconds: float
+    silent: bool = field(default=False, init=False)
+
+    def answered(self) -> None:
+        """Note that the upstream has answered, whatever it was."""
+        self.silent = False
+
+    async def wait(self, asked: Deferred[_T]) -> _T:
+        """
+        Return what ``asked`` fires with.  Giving up cancels it, so it has to be a waiter of work
+        that goes on without it.
+
+        :raises TimedOut: if it takes too long.
+        """
+        if not self.seconds:
+            return await asked
+        try:
+            return await asked.addTimeout(0 if self.silent else self.seconds, self.clock)
+        except TimeoutError:
+            self.silent = True
+            raise TimedOut(f"the upstream has not answered for {self.seconds:g} seconds") from None
 
 
 @frozen
