@@ -272,6 +272,9 @@ class Writer:
         self._long: dict[str, deque[_Write[Any]]] = {}  # by owner; no queue in it is empty
         self._was_long = False  # the last transaction
         self._committing = False
+        # Whether a commit has failed that the log may hold whole, if the disk could not sync it:
+        # nobody sees it now, but a start after a crash would, when its bytes are gone.
+        self._in_doubt = False  # in the writer's thread only
 
     def run(
         self,
@@ -363,24 +366,32 @@ class Writer:
             self._commit_next()
             return outcome
 
-        committed = self._connections.run(partial(_transact, batch, self._versions))
+        committed = self._connections.run(partial(self._transact, batch))
         committed.addCallbacks(settle, give_up).addBoth(go_on)
 
-
-def _transact(
-    batch: Sequence[_Write[Any]], versions: Versions, connection: Connection
-) -> list[object]:
-    versions.begin()
-    # IMMEDIATE takes the lock now.  A transaction that reads first, and writes after another
-    # process has written, fails with SQLITE_BUSY_SNAPSHOT, whatever the timeout.
-    connection.execute("BEGIN IMMEDIATE")
-    outcomes = [write.run(connection) for write in batch]
-    versions.announce(connection)
-    connection.execute("COMMIT")
-    versions.settle()
-    for write, outcome in zip(batch, outcomes, strict=True):
-        write.settle(outcome)
-    return outcomes
+    def _transact(self, batch: Sequence[_Write[Any]], connection: Connection) -> list[object]:
+        if self._in_doubt:
+            # A commit overwrites what the failed one has left in the log.
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            connection.execute(f"PRAGMA user_version = {version}")
+            self._in_doubt = False
+        versions = self._versions
+        versions.begin()
+        # IMMEDIATE takes the lock now.  A transaction that reads first, and writes after another
+        # process has written, fails with SQLITE_BUSY_SNAPSHOT, whatever the timeout.
+        connection.execute("BEGIN IMMEDIATE")
+        outcomes = [write.run(connection) for write in batch]
+        versions.announce(connection)
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            # On a full disk the log has no end of it.
+            self._in_doubt = error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL
+            raise
+        versions.settle()
+        for write, outcome in zip(batch, outcomes, strict=True):
+            write.settle(outcome)
+        return outcomes
 
 
 # -- reading and writing the catalog

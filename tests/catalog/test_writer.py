@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -219,6 +220,54 @@ class WriterTests(TestCase):
         await self.writer.run(insert(2))
         self.assertEqual([2], self.numbers())
         await held
+
+    def after_a_crash(self, number: int | None = None) -> tuple[list[int], bytes]:
+        """The numbers that a start would find now, and the log; with ``number`` written then."""
+        copy = Path(self.mktemp())
+        shutil.copy(self.path, copy)
+        shutil.copy(f"{self.path}-wal", f"{copy}-wal")
+        with closing(sqlite3.connect(copy, isolation_level=None)) as db:
+            if number is not None:
+                insert(number)(db)
+            found = [n for (n,) in db.execute("SELECT n FROM number ORDER BY n")]
+            return found, Path(f"{copy}-wal").read_bytes()
+
+    async def test_a_commit_that_the_disk_could_not_sync_does_not_come_back(self) -> None:
+        """Else its rows would, when what the failure undid has removed their bytes."""
+        case = self
+
+        class Unsynced:
+            """What SQLite leaves if the fsync of its log fails: all of the commit is in there."""
+
+            def __init__(self, db: Any) -> None:
+                self.execute, self._db = self.fail_to_sync, db
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self._db, name)
+
+            def fail_to_sync(self, sql: str) -> Any:
+                if sql == "COMMIT":
+                    Path(f"{case.path}-wal").write_bytes(case.after_a_crash(2)[1])
+                elif "user_version =" not in sql:
+                    return self._db.execute(sql)
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode, error.sqlite_errorname = 1034, "SQLITE_IOERR_FSYNC"
+                raise error
+
+        await self.writer.run(insert(1))
+        usual = Connections.run
+        patched = self.patch(
+            Connections, "run", lambda pool, f: usual(pool, lambda db: f(Unsynced(db)))
+        )
+        await self.assertFailure(self.writer.run(lambda _: None), Unavailable)
+        self.assertEqual([1], self.numbers())
+        self.assertEqual([1, 2], self.after_a_crash()[0])
+        ran: list[list[int]] = []
+        remove = lambda _: ran.append(self.after_a_crash()[0])  # noqa: E731
+        await self.assertFailure(self.writer.run(remove), Unavailable)
+        patched.restore()
+        await self.writer.run(remove)
+        self.assertEqual([[1]], ran)
 
     async def test_a_transaction_that_sqlite_gives_up_fails_its_batch(self) -> None:
         def give_up(db: sqlite3.Connection) -> int:
