@@ -261,7 +261,7 @@ class FillFile(HashedFile):
             raise
         extents = self._fills.forget(self.name)
         try:
-            return self.move(staging, digest, str(uuid4()))
+            return self.move(staging, digest)
         finally:
             with suppress(OSError):  # left to the sweep
                 self._fills.unlink(extents)

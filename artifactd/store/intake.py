@@ -232,16 +232,15 @@ class HashedFile(AppendedFile):
         """Whether the file has neither been staged nor discarded by any process."""
         return not self.ended and self._directory.holds(self.name, os.fstat(self.fd))
 
-    def move(self, staging: Staging, digest: Digest, staging_id: str) -> StagedBlob:
+    def move(self, staging: Staging, digest: Digest) -> StagedBlob:
         """
         Move it to the staged files, with its lock.
 
-        :param staging_id: sets it apart from others of that digest there, a UUID.
         :raises FileNotFoundError: if it is no longer there.
         """
         if not self.is_there():
             raise FileNotFoundError(errno.ENOENT, "no longer there", self.name)
-        name = staging.move_in(self._directory, self.name, digest, staging_id)
+        name = staging.move_in(self._directory, self.name, digest, self.fd)
         self.ended = self.handed_over = True
         return staging.synced(digest, name, self.fd)
 

@@ -379,7 +379,7 @@ class Staging:
     _files: FileOperations
     _run: RunInThread
 
-    def move_in(self, source: Directory, name: str, digest: Digest, staging_id: str) -> str:
+    def move_in(self, source: Directory, name: str, digest: Digest, fd: int) -> str:
         """
         Move a locked file of ``source`` into staging.  Returns its new name, for :meth:`synced`.
 
@@ -387,12 +387,17 @@ class Staging:
         since the second one would succeed although the first has lost the bytes; and a crash in
         between leaves nothing half-done under the old name.
 
+        :param fd: open on it.
         :raises FileNotFoundError: if it is no longer there.
         """
         # Neither directory is synced: after a crash the file has either name or both, and each is
         # swept.
-        staged = staged_name(digest, staging_id)
+        staged = staged_name(digest, str(uuid4()))
         self._files.rename(source.fd, name, self._directory.fd, staged)
+        if not self._directory.holds(staged, os.fstat(fd)):
+            # The file was discarded, and another one has taken its name, in this moment.
+            self._files.unlink(self._directory.fd, staged)
+            raise FileNotFoundError(errno.ENOENT, "no longer there", name)
         return staged
 
     def add(self, digest: Digest, content: bytes) -> StagedBlob:

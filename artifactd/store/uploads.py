@@ -371,7 +371,7 @@ class UploadFile(HashedFile):
     def stage(self, staging: Staging, digest: Digest) -> StagedBlob:
         """Move the file to the staged ones.  :raises UploadMissing: if it is no longer there."""
         try:
-            return self.move(staging, digest, self.name.partition(".")[0])
+            return self.move(staging, digest)
         except FileNotFoundError:
             raise UploadMissing(self.name) from None
 

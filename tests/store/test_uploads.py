@@ -418,6 +418,47 @@ class StagingTests(ThreadedTestCase, UploadTestCase):
         staged.release()
         await self.assert_blob(b"blob")
 
+    async def test_what_takes_its_name_in_that_moment_is_not_staged_in_its_place(self) -> None:
+        class Overtaken(FileOperations):
+            """Another process cancels the upload, or begins it anew, right before it is moved."""
+
+            def rename(self, directory: int, name: str, target: int, target_name: str) -> None:
+                overtake(name)
+                super().rename(directory, name, target, target_name)
+
+        def begin_anew(name: str) -> None:
+            others.discard(name)
+            (self.path / "uploads" / name).write_bytes(b"evil")
+
+        others = UploadDirectory(Directory.open(self.path / "uploads"), FileOperations())
+        self.addCleanup(others.directory.close)
+        staged = await self.stores.blobs.publish(Digest.of(b"blob"), b"blob")
+        staged.release()
+        for overtake in (others.revoke, begin_anew):
+            with self.subTest(by=overtake.__name__):
+                session = await self.claimed(
+                    await self.created(), stores=self.open_stores(Overtaken())
+                )
+                session.write(b"blob")
+                await self.assert_raises(UploadMissing, session.stage(Digest.of(b"blob")))
+                await session.close()
+                self.assertEqual([], self.below("staging"))
+
+    async def test_who_closes_it_again_stages_another_file(self) -> None:
+        """A client may send its PUT again, to another process, while the first one still syncs."""
+        upload_id, staged = await self.created(), []
+        for _ in range(2):
+            await self.appended(upload_id, b"blob")
+            session = await self.claimed(upload_id)
+            staged.append(await session.stage(Digest.of(b"blob")))
+            self.new_upload(upload_id)
+        for each in staged:
+            await each.publish()
+            each.confirm()
+            each.release()
+        await self.assert_blob(b"blob")
+        self.assertEqual([], self.below("staging"))
+
     async def test_two_uploads_of_the_same_bytes_become_one_blob(self) -> None:
         for _ in range(2):
             upload_id = await self.created()
