@@ -173,14 +173,16 @@ class FetchedKeys:
     def _refresh(self) -> None:
         """Begin to fetch the keys in the background if they are old."""
         now = self.now()
-        if now - self._fetched >= self.refresh and now - self._tried >= _PATIENCE:
+        # A clock that was set back must not keep them from being fetched.
+        is_fresh = 0 <= now - self._fetched < self.refresh
+        if not (is_fresh or 0 <= now - self._tried < _PATIENCE):
             Deferred.fromCoroutine(self._fetch(now - _PATIENCE))
 
     async def _fetch(self, unless_since: float) -> None:
         """Fetch the keys, unless that was tried after ``unless_since``; never fails."""
         await self._lock.acquire()
         try:
-            if self._tried > unless_since:
+            if unless_since < self._tried <= self.now():
                 return
             self._tried = self.now()
             self._keys = parse_key_set(await self.fetch())

@@ -238,6 +238,17 @@ class FetchedKeysTests(TestCase):
         self.assertTrue(self.source.holds(marks(self.fake)["one"]))
         self.assertFalse(self.source.holds(one))
 
+    def test_a_clock_that_is_set_back_keeps_no_old_ones(self) -> None:
+        self.found("one")
+        self.now.seconds -= 86400
+        self.found("one")
+        self.assertEqual(len(self.fetches), 2)
+        self.now.seconds -= 86400
+        self.fake.keys = {"two": ec_key()}
+        self.assertEqual(self.found("two"), ["two"])
+        self.assertEqual(self.found("three"), [])
+        self.assertEqual(len(self.fetches), 3)
+
     def test_a_token_in_use_has_old_ones_fetched_again(self) -> None:
         self.found("one")
         self.now.seconds += 3600
