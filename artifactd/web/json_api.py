@@ -79,14 +79,15 @@ class JsonApi(Operated):
             pattern=_pattern(request),
             order=TagOrder(order),
         )
-        return await self._page(request, "tags", page)
+        return await self._page(request, "tags", await self.told(request, page))
 
     # -- a tag
 
     @route(app, "/api/v1/images/<name:name>/tags/<reference>", "GET", needs=Action.PULL)
     async def tag(self, request: RegistryRequest, target: Target, reference: str) -> Answer:
         """Describe a tag.  The entity tag is the digest that it points at, for ``If-Match``."""
-        shown = await self.seeing.tag(await self.readable(target), Tag.parse(reference))
+        seen = await self.seeing.tag(await self.readable(target), Tag.parse(reference))
+        (shown,) = (await self.told(request, Page([seen], None))).entries
         return _conditional(request, msgspec.json.encode(shown), f'"{shown.digest}"')
 
     @route(app, "/api/v1/images/<name:name>/tags/<reference>", "PUT", needs=Action.CREATE)
@@ -174,14 +175,14 @@ class JsonApi(Operated):
             parameter(request, "after"),
             _limit(request),
         )
-        return await self._page(request, "history", page)
+        return await self._page(request, "history", await self.told(request, page))
 
     @route(app, "/api/v1/images/<name:name>/deleted", "GET", needs=Action.PULL)
     async def deleted_of(self, request: RegistryRequest, target: Target) -> Answer:
         """List what was deleted from an image and can be brought back, in pages."""
         image = await self.readable(target)
         page = await self.seeing.deleted(image, parameter(request, "after"), _limit(request))
-        return await self._page(request, "deleted", page)
+        return await self._page(request, "deleted", await self.told(request, page))
 
     @route(app, "/api/v1/images/<name:name>/deleted", "POST", needs=Action.CREATE)
     async def undelete(self, request: RegistryRequest, target: Target) -> Answer:
@@ -205,7 +206,7 @@ class JsonApi(Operated):
         page = await self.seeing.deleted(None, parameter(request, "after"), _limit(request), shown)
         if not page.entries:
             self.gate.nothing_listed(request)
-        return await self._page(request, "deleted", page)
+        return await self._page(request, "deleted", await self.told(request, page))
 
     # -- what is stale
 

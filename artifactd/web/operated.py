@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from artifactd.auth.identity import Kind
 from artifactd.catalog.garbage import GarbageCatalog, Restored
 from artifactd.catalog.records import ANYHOW, Precondition
 from artifactd.kit.deferreds import RunInThread
@@ -13,12 +15,16 @@ from artifactd.oci.errors import ManifestUnknown, NameUnknown
 from artifactd.oci.names import Digest, ImageName, Reference, Tag
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.registry import Target
-from artifactd.registry.seeing import Seeing
+from artifactd.registry.seeing import DeletedShown, MovementShown, Page, Seeing, TagShown
 from artifactd.web.api import actor_of, deletion
 from artifactd.web.audit import Change
 from artifactd.web.routing import Routed
 from artifactd.web.server.protocol import RegistryRequest
 from artifactd.web.status import WholeDaemon
+
+_Change = TypeVar("_Change", TagShown, MovementShown, DeletedShown)
+# Everybody is the one, and may have an account for the other.
+_ANYBODY = (Kind.ANONYMOUS, Kind.UPSTREAM)
 
 
 @define(slots=False)  # as its base
@@ -47,6 +53,15 @@ class Operated(Routed):
         """Whether the caller may know of every image, see :meth:`Seeing.image`."""
         wants_proof = any(each.wants_proof for each in self.registry.repositories.values())
         return not wants_proof and self.gate.sees_all(request)
+
+    async def told(self, request: RegistryRequest, page: Page[_Change]) -> Page[_Change]:
+        """
+        ``page`` as the caller is told of it: who has changed something, and from which address, is
+        for callers with an account, where there are accounts.
+        """
+        if request.site.guarded and request.caller.identity.kind in _ANYBODY:
+            return await self.run(_without_actors, page)
+        return page
 
     async def readable(self, target: Target) -> ImageName:
         """The image, for a caller who may pull it.  :raises NameUnknown: if a proof is lacking."""
@@ -115,3 +130,7 @@ class Operated(Routed):
         back = [*restored.manifests, *restored.blobs]
         changes = [Change(digest=digest) for digest in back]
         return restored, [*changes, *(Change(tag=Tag(tag)) for tag in restored.tags)]
+
+
+def _without_actors(page: Page[_Change]) -> Page[_Change]:
+    return evolve(page, entries=[evolve(each, actor="") for each in page.entries])

@@ -403,6 +403,17 @@ class AccessTests(GuardedCase):
         self.assertEqual([], found["images"])
         await self.told(401, None, "GET", "/images?search=team")
 
+    async def test_who_has_changed_something_is_not_told_to_everybody(self) -> None:
+        await self.have("public/app")
+        await self.told(204, "alice", "DELETE", "/images/public/app/tags/v1")
+        await self.have("public/app")
+        of = "/images/public/app"
+        for path in (f"{of}/tags", f"{of}/tags/v1", f"{of}/history", f"{of}/deleted", "/deleted"):
+            self.assertIn("'actor': 'alice@", str(await self.told(200, "bob", "GET", path)))
+            told = str(await self.told(200, None, "GET", path))
+            self.assertIn("'actor': ''", told, path)
+            self.assertNotIn("alice", told, path)
+
     async def test_what_images_have_in_common_is_for_callers_that_may_pull_them_all(self) -> None:
         await self.have("team/app", "other/app")
         for who, own, shared in (("alice", 0, [1, 1]), ("bob", None, [None, None])):

@@ -228,6 +228,18 @@ class RightsTests(GuardedPageCase):
             ):
                 self.assertEqual(told, fact in text(await browser.get(path)), (who, path))
 
+    async def test_who_has_changed_something_is_not_told_to_everybody(self) -> None:
+        await self.have("public/app")
+        await self.ask("DELETE", "/v2/public/app/manifests/v1", "alice")
+        await self.have("public/app")
+        bob = await self.as_user("bob")
+        of = "local/public/app"
+        for path in (f"image/{of}", f"image/{of}?sort=size", f"history/{of}", f"deleted/{of}"):
+            self.assertIn("alice@", text(await bob.get(f"/ui/{path}")), path)
+            self.assertNotIn("alice", text(await self.browser.get(f"/ui/{path}")), path)
+        self.assertIn("alice@", text(await bob.get("/ui/deleted")))
+        self.assertNotIn("alice", text(await self.browser.get("/ui/deleted")))
+
     async def test_a_refusal_does_not_tell_whether_an_image_exists(self) -> None:
         await self.have("local/secret")
         browser = await self.as_user("bob")

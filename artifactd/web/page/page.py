@@ -282,7 +282,7 @@ class Page(Operated):
         image = await self.readable(target)
         query = _query(request, "q", "sort", "after")
         sorting = Sorting.parse(query["sort"])
-        tags, note = await self._tags(image, query["q"], sorting, query["after"] or None)
+        tags, note = await self._tags(request, image, query, sorting)
         return await self._about(
             request,
             "tags.html",
@@ -297,21 +297,23 @@ class Page(Operated):
         )
 
     async def _tags(
-        self, image: ImageName, text: str, sorting: Sorting, after: str | None
+        self, request: RegistryRequest, image: ImageName, query: Mapping[str, str], sorting: Sorting
     ) -> tuple[Entries[TagShown], str]:
         """A page of tags in the order that is wanted, and what has to be said of it."""
-        pattern, order, note = found_in(text), sorting.order, ""
+        pattern, order, note = found_in(query["q"]), sorting.order, ""
         if order is None:
             page = await self.seeing.tags(image, None, SORTED_AT_ONCE, pattern=pattern)
             if page.after is None:
+                page = await self.told(request, page)
                 return Entries(await self.run(sorting.sort, page.entries), None), ""
             order = TagOrder.NAME
             note = (
                 f"More than {SORTED_AT_ONCE} tags are sorted by name or time alone: filter them to"
                 f" sort by {sorting.column.title.lower()}."
             )
+        after = query["after"] or None
         page = await self.seeing.tags(image, after, _ROWS, pattern=pattern, order=order)
-        return page, note
+        return await self.told(request, page), note
 
     @route(app, "/ui/manifest/<name:name>", "GET", needs=Action.PULL)
     async def manifest(self, request: RegistryRequest, target: Target) -> Answer:
@@ -349,7 +351,7 @@ class Page(Operated):
             "history.html",
             image,
             shown="history",
-            moved=page.entries,
+            moved=(await self.told(request, page)).entries,
             after=page.after,
             query=query,
         )
@@ -365,7 +367,7 @@ class Page(Operated):
             "deleted.html",
             image,
             shown="deleted",
-            deleted=page.entries,
+            deleted=(await self.told(request, page)).entries,
             after=page.after,
             query=query,
         )
@@ -381,7 +383,7 @@ class Page(Operated):
             request,
             "all_deleted.html",
             section="/ui/deleted",
-            deleted=page.entries,
+            deleted=(await self.told(request, page)).entries,
             may_create={n for n, i in images.items() if self.gate.may(request, Action.CREATE, i)},
             after=page.after,
             query=query,
