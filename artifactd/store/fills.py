@@ -447,8 +447,9 @@ class FillDirectory:
     def _claim(self, blob: str, create: bool) -> int | None:
         for attempt in range(3):
             try:
-                if is_sealed(self.directory.status(blob)):
-                    self._remove(blob, lambda: True)
+                sealed = is_sealed(self.directory.status(blob))
+                if sealed and not self._remove(blob, lambda: True):
+                    raise BlockingIOError(errno.EAGAIN, "another process has it locked", blob)
                 return self.directory.open_locked(blob, os.O_RDWR)[0]
             except FileNotFoundError:
                 if not create:

@@ -123,12 +123,14 @@ NAME = blob_name("docker.io", DIGEST)
 
 
 def fill_directory(
-    directory: Directory, pause: Callable[[float], None] = lambda seconds: None
+    directory: Directory,
+    pause: Callable[[float], None] = lambda seconds: None,
+    booted: float = 0.0,
 ) -> FillDirectory:
     """The fills in ``directory``."""
     files = FileOperations()
     extents = Extents(directory, files)
-    return FillDirectory(directory, FillFiles(directory, extents, files), files, pause)
+    return FillDirectory(directory, FillFiles(directory, extents, files), files, pause, booted)
 
 
 class FillFilesTestCase(FillTestCase):

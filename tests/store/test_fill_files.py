@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from uuid import uuid4
 
+from attrs import field, frozen
+
 from artifactd.store import procfs
 from artifactd.store.files import Directory
 from tests.programs import require
@@ -100,6 +102,35 @@ class StrangeFilesTests(FillFilesTestCase):
         os.link(self.path / "blobs" / self.below("blobs")[0], self.fills / NAME)
         session = await self.filled(b"begun anew")
         self.assertEqual(10, session.written)
+        await self.assert_blob(CONTENT)
+
+    async def test_an_old_name_of_a_published_blob_that_another_process_looks_at_is_no_fill(
+        self,
+    ) -> None:
+        @frozen
+        class LookedAt(Directory):
+            """Another process has each file locked for an instant."""
+
+            locked: set[str] = field(factory=set)
+
+            def open_locked(
+                self, name: str, flags: int = os.O_RDONLY
+            ) -> tuple[int, os.stat_result]:
+                if name not in self.locked:
+                    self.locked.add(name)
+                    raise BlockingIOError
+                return super().open_locked(name, flags)
+
+        (await self.published(CONTENT)).release()
+        blob = self.path / "blobs" / self.below("blobs")[0]
+        os.link(blob, self.fills / NAME)
+        os.utime(blob, (0, 0))
+        with Directory.open(self.fills) as directory:
+            looked_at = LookedAt(directory.path, directory.fd)
+            claimed = fill_directory(looked_at, booted=1).claim(NAME, DIGEST.algorithm, True)
+        assert claimed is not None
+        claimed[0].close()
+        self.assertEqual(0, claimed[0].size)
         await self.assert_blob(CONTENT)
 
     async def test_a_fill_from_before_the_machine_started_is_begun_anew(self) -> None:
