@@ -126,8 +126,8 @@ class Backup:
         files.unlink(staging, _PARTIAL)
         try:
             source = blob.open("rb")
-        except FileNotFoundError:
-            return 0  # removed meanwhile: the copied catalog does not need it
+        except (FileNotFoundError, PermissionError):
+            return 0  # removed or quarantined meanwhile: _settle() sees whether it is needed
         with source:
             size = os.fstat(source.fileno()).st_size
             if copy.exists() and copy.stat().st_size == size:
@@ -153,8 +153,9 @@ class Backup:
         return size
 
     def _copy_bytes(self, source: BinaryIO, target: int, algorithm: Algorithm) -> Digest:
+        """Returns the digest of what could be read."""
         hashed, offset = hashlib.new(algorithm), 0
-        while piece := source.read(_PIECE):
+        while piece := _read(source):
             hashed.update(piece)
             write_all(self.operations, target, [piece], offset)
             offset += len(piece)
@@ -164,6 +165,15 @@ class Backup:
         with suppress(FileExistsError):
             self.operations.make_directory(parent.fd, name)
         return parent.subdirectory(name)
+
+
+def _read(source: BinaryIO) -> bytes:
+    try:
+        return source.read(_PIECE)
+    except OSError as error:
+        if error.errno != EIO:
+            raise
+        return b""  # a bad sector: the blob is damaged, and the others are copied
 
 
 def _place(root: Path, digest: Digest) -> Path:

@@ -9,9 +9,10 @@ import sys
 import tomllib
 from contextlib import closing, nullcontext, redirect_stderr, redirect_stdout
 from datetime import UTC, datetime, timedelta
-from errno import ENOSPC
-from io import StringIO
+from errno import EACCES, EIO, ENOSPC
+from io import BufferedReader, FileIO, StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from twisted.python.usage import UsageError
@@ -481,6 +482,30 @@ class BackUpTests(TestCase):
         self.assertEqual(result.status, 1)
         self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
         self.assertEqual(list(target.rglob(HELLO_DIGEST.encoded)), [])
+
+    async def test_a_blob_that_can_not_be_read_is_named_and_the_others_are_copied(self) -> None:
+        class BadSector(BufferedReader):
+            def read(self, size: int | None = -1, /) -> bytes:
+                raise OSError(errors.pop(), "it can't be read")
+
+        def opened(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+            if path.name == HELLO_DIGEST.encoded:
+                if errors == [EACCES]:
+                    raise PermissionError(errors.pop(), "it can't be read")
+                return BadSector(FileIO(path))
+            return usual(path, mode, *args, **options)
+
+        daemon = await Daemon.start(self)
+        for content in (HELLO, AGAIN):
+            await daemon.push_blob("image", content)
+        usual = Path.open
+        self.patch(Path, "open", opened)
+        for error in (EIO, EACCES):
+            target, errors = Path(self.mktemp()).absolute(), [error]
+            result = await self.back_up(daemon, target)
+            self.assertEqual((result.status, errors), (1, []))
+            self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
+            self.assertIn("blobs copied: 1,", result.out)
 
     async def test_the_data_folder_is_no_place_for_its_own_backup(self) -> None:
         daemon = await Daemon.start(self)
