@@ -131,6 +131,10 @@ class ClientTests(SynchronousTestCase):
             self.assertEqual(self.client(PROXY, said), "10.1.2.3", said)
         self.assertEqual(self.client(PROXY, "198.51.100.1, junk, 10.0.0.9"), "10.0.0.9")
 
+    def test_the_zone_of_an_address_which_may_be_any_text_is_left_out(self) -> None:
+        for said in ("fe80::1%eth0", '[fe80::1%x alice "GET]:1', 'fe80::1%x alice "GET'):
+            self.assertEqual(self.proxies.client(asked(PROXY, X_Forwarded_For=said)), "fe80::1")
+
     def test_several_headers_are_one_list(self) -> None:
         request = asked(PROXY, X_Forwarded_For="198.51.100.1")
         request.requestHeaders.addRawHeader("X-Forwarded-For", "198.51.100.2")

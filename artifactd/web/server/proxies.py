@@ -129,7 +129,7 @@ class TrustedProxies:
         values = request.requestHeaders.getRawHeaders(b"X-Forwarded-For", ())
         hops = b",".join(values).decode("latin-1").split(",")
         for hop in reversed(hops):
-            said = _address(_without_port(hop.strip()))
+            said = _address(_without_port(hop.strip()).partition("%")[0])
             if said is None:
                 break  # no address: those before it can't be believed either
             address = str(said)
