@@ -165,7 +165,7 @@ def check_current(path: Path, name: Path) -> None:
     """
     latest = len(_scripts(SCHEMA))
     try:
-        with closing(sqlite3.connect(path)) as db:
+        with _read_alone(path) as db:
             version = _version(db, name, latest)
     except sqlite3.Error as error:
         raise StartError(f"can't read the catalog {name}: {advice(error)}") from error
@@ -174,6 +174,12 @@ def check_current(path: Path, name: Path) -> None:
             f"the catalog {name} has schema {version}, made by an older release, and this one works"
             f" with {latest}: start the daemon of this release once, or use the older release"
         )
+
+
+def _read_alone(path: Path) -> closing[sqlite3.Connection]:
+    """Connect to a copy that nothing writes to: SQLite makes no file beside it."""
+    address = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    return closing(sqlite3.connect(address, uri=True))
 
 
 def _check_sqlite() -> None:
@@ -264,32 +270,47 @@ def copy_catalog(catalog: Path, target: Path, files: FileOperations | None = Non
     """
     files = files or FileOperations()
     with opened(target.parent) as folder:
-        files.unlink(folder, target.name)
+        # SQLite would take the log that a killed process has left of an older copy for this one's.
+        for suffix in ("", "-wal", "-shm"):
+            files.unlink(folder, target.name + suffix)
     # Not read-only: if no other process has it open, SQLite has to make the index of the WAL.
     address = f"{catalog.absolute().as_uri()}?mode=rw"
     try:
         with closing(sqlite3.connect(address, uri=True)) as db:
             copy(db, target, files)
     except sqlite3.Error as error:
-        raise StartError(f"can't copy the catalog {catalog}: {error}") from error
+        raise StartError(
+            f"can't copy the catalog {catalog} to {target}: {advice(error)}"
+        ) from error
 
 
 def listed_bytes(catalog: Path) -> int:
-    """The bytes of all blobs together that ``catalog`` lists, lost or not.  Blocks."""
-    with closing(sqlite3.connect(catalog)) as db:
-        (size,) = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()
-        return int(size)
+    """
+    The bytes of all blobs together that ``catalog`` lists, lost or not.  Blocks.
+
+    :raises StartError: if ``catalog`` can't be read.
+    """
+    try:
+        with closing(sqlite3.connect(catalog)) as db:
+            (size,) = db.execute("SELECT coalesce(sum(size), 0) FROM blob").fetchone()
+            return int(size)
+    except sqlite3.Error as error:
+        raise StartError(f"can't read the catalog {catalog}: {advice(error)}") from error
 
 
 def listed_blobs(catalog: Path) -> Iterator[ListedBlob]:
     """
-    All blobs that ``catalog`` lists, lost or not, read one by one: there may be millions.  Blocks.
+    All blobs that the copy ``catalog`` lists, lost or not, read one by one: there may be millions.
+    Blocks.
 
-    No other process may write to ``catalog`` meanwhile.
+    :raises StartError: if ``catalog`` can't be read.
     """
-    with closing(sqlite3.connect(catalog)) as db:
-        for digest, size, lost_at in db.execute("SELECT digest, size, lost_at FROM blob"):
-            yield ListedBlob(Digest.parse(digest), size, lost_at)
+    try:
+        with _read_alone(catalog) as db:
+            for digest, size, lost_at in db.execute("SELECT digest, size, lost_at FROM blob"):
+                yield ListedBlob(Digest.parse(digest), size, lost_at)
+    except sqlite3.Error as error:
+        raise StartError(f"can't read the catalog {catalog}: {advice(error)}") from error
 
 
 def settle(
@@ -303,21 +324,27 @@ def settle(
     :param absent: blobs that are not there.  They are taken out of images of upstreams, and noted
         as lost for the images to which they were pushed.
     :return: those of ``absent`` that were pushed.
+    :raises StartError: if ``catalog`` can't be written.
     """
     lost: list[Digest] = []
-    with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
-        db.execute("PRAGMA foreign_keys = ON")
-        db.execute("BEGIN IMMEDIATE")
-        at = time.time()
-        db.executemany(
-            "UPDATE blob SET lost_at = NULL, size = ? WHERE digest = ?",
-            [(size, str(digest)) for digest, size in right.items()],
-        )
-        for digest in absent:
-            repair.note_lost(db, digest, at)
-            repair.drop_lost(db, digest, at)
-            lost += [digest] if repair.holders(db, digest, 1) else []
-        db.execute("COMMIT")
+    try:
+        with closing(sqlite3.connect(catalog, isolation_level=None)) as db:
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("BEGIN IMMEDIATE")
+            at = time.time()
+            db.executemany(
+                "UPDATE blob SET lost_at = NULL, size = ? WHERE digest = ?",
+                [(size, str(digest)) for digest, size in right.items()],
+            )
+            for digest in absent:
+                repair.note_lost(db, digest, at)
+                repair.drop_lost(db, digest, at)
+                lost += [digest] if repair.holders(db, digest, 1) else []
+            db.execute("COMMIT")
+            # Closing leaves in the log, without a word, what a full disk has no room for.
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        raise StartError(f"can't correct the catalog {catalog}: {advice(error)}") from error
     fd = os.open(catalog, os.O_RDONLY)
     try:
         files.sync(fd)

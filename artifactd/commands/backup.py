@@ -48,7 +48,8 @@ class Backup:
     :param progress: called after each blob with its bytes, whether it was copied or there already.
     :ivar files: the number of blobs copied so far.
     :ivar size: the bytes of those blobs.
-    :ivar damaged: blobs left out because they are lost or their bytes do not have their digest.
+    :ivar damaged: pushed blobs left out because they are lost or their bytes do not have their
+        digest.
     """
 
     source: DataFolder
@@ -103,8 +104,7 @@ class Backup:
             else:
                 right[row.digest] = size
         if right or absent:
-            lost = settle(catalog, right, absent, self.operations)
-            self.damaged += [digest for digest in lost if digest not in self.damaged]
+            self.damaged = settle(catalog, right, absent, self.operations)
 
     def _right_size(self, place: Path, digest: Digest) -> int | None:
         """The size of the file at ``place``, made durable; ``None`` if its digest is another."""
@@ -141,8 +141,7 @@ class Backup:
                 os.close(partial)
         if copied != digest:
             files.unlink(staging, _PARTIAL)
-            self.damaged.append(digest)
-            return size
+            return size  # damaged: _settle() sees whether it is needed
         with (
             self._folder(self.target.blobs, digest.algorithm) as algorithm,
             self._folder(algorithm, digest.encoded[:2]) as folder,
@@ -224,7 +223,12 @@ class BackUp(SettingsOptions):
                 size = listed_bytes(source.catalog)
                 with progress("blobs", size) as passed:
                     backup = Backup(source, target, passed)
-                    backup.run()
+                    try:
+                        backup.run()
+                    except OSError as error:
+                        raise StartError(
+                            f"the backup in {self.destination} is cut short: {error}"
+                        ) from error
         for digest in backup.damaged:
             print(f"artifactd: {digest} is damaged and not in the backup", file=sys.stderr)
         print(f"done: blobs copied: {backup.files}, their bytes: {backup.size}")

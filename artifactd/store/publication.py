@@ -362,7 +362,9 @@ class StagedBlob:
 _STAGED = re.compile(r"(?P<algorithm>[a-z0-9]+)-(?P<encoded>[0-9a-f]+)\.[0-9a-f-]+")
 # Names of files that a check of the disk, or a backup into this folder, has left.  A sweep never
 # meets one in use: the check takes an instant, and a backup keeps every daemon out.
-_PASSING = re.compile(r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog)|\.backup\.catalog\.partial")
+_PASSING = re.compile(
+    r"probe\.[0-9a-f-]+|backup\.(?:blob|catalog(?:-wal|-shm)?)|\.backup\.catalog\.partial"
+)
 
 
 def staged_name(digest: Digest, staging_id: str) -> str:

@@ -12,11 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.catalog.migrations import (
     copy,
+    copy_catalog,
     listed_blobs,
     listed_bytes,
     migrate,
     replace_catalog,
 )
+from artifactd.kit.start import StartError
 from artifactd.store.files import FileOperations
 
 
@@ -90,6 +92,23 @@ class CopyTests(SynchronousTestCase):
         with closing(sqlite3.connect(killed / "catalog")) as db:
             self.assertEqual(db.execute("SELECT count(*) FROM number").fetchone(), (3,))
 
+    def test_the_log_of_an_older_copy_is_not_taken_for_the_new_one_s(self) -> None:
+        self.insert(3)
+        copy_catalog(self.folder / "source", self.target)
+        changed = sqlite3.connect(self.target, isolation_level=None)
+        self.addCleanup(changed.close)
+        changed.execute("INSERT INTO number VALUES (4)")
+        # What a process leaves that is killed while it corrects the copy.
+        left = {s: Path(f"{self.target}{s}").read_bytes() for s in ("", "-wal", "-shm")}
+        changed.close()
+        for suffix, content in left.items():
+            Path(f"{self.target}{suffix}").write_bytes(content)
+        self.assertEqual(self.copied(), 4)
+        for suffix, content in left.items():
+            Path(f"{self.target}{suffix}").write_bytes(content)
+        copy_catalog(self.folder / "source", self.target)
+        self.assertEqual(self.copied(), 3)
+
     def test_what_a_crash_left_does_no_harm(self) -> None:
         (self.folder / ".copy.partial").write_bytes(b"half a copy")
         self.insert(10)
@@ -122,6 +141,12 @@ class ListedTests(SynchronousTestCase):
         self.assertEqual(listed_bytes(self.catalog), 0)
         self.fill(5)
         self.assertEqual(listed_bytes(self.catalog), 15)
+
+    def test_a_catalog_that_can_not_be_read_is_named(self) -> None:
+        self.catalog.write_bytes(b"no catalog")
+        told = f"{self.catalog}: file is not a database"
+        self.assertRaisesRegex(StartError, told, listed_bytes, self.catalog)
+        self.assertRaisesRegex(StartError, told, list, listed_blobs(self.catalog))
 
     def test_many_blobs_take_no_more_memory_than_few(self) -> None:
         self.fill(20_000)

@@ -507,6 +507,15 @@ class BackUpTests(TestCase):
             self.assertIn(f"{HELLO_DIGEST} is damaged", result.err)
             self.assertIn("blobs copied: 1,", result.out)
 
+    async def test_a_damaged_file_that_nothing_lists_is_not_missed(self) -> None:
+        daemon = await Daemon.start(self)
+        await daemon.push_blob("image", HELLO)
+        stored = next(path for path in daemon.data.rglob(HELLO_DIGEST.encoded))
+        stored.with_name(HELLO_DIGEST.encoded[:2] + "0" * 62).write_bytes(b"rotten")
+        target = Path(self.mktemp()).absolute()
+        result = await self.back_up(daemon, target)
+        self.assertEqual((result.status, result.err), (0, ""))
+
     async def test_the_data_folder_is_no_place_for_its_own_backup(self) -> None:
         daemon = await Daemon.start(self)
         result = await self.back_up(daemon, daemon.data)

@@ -19,12 +19,15 @@ from random import Random
 from twisted.internet.defer import ensureDeferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from artifactd.catalog.migrations import copy_catalog, listed_blobs, settle
+from artifactd.kit.start import StartError
 from artifactd.oci.errors import Unavailable
 from artifactd.oci.names import Digest
+from artifactd.store.files import FileOperations
 from tests.api.served import Served, image_manifest
 from tests.durability.client import LOCAL
 from tests.durability.recording import CATALOG
-from tests.programs import require
+from tests.programs import Result, require, run_module
 
 
 class CatalogTestCase(TestCase):
@@ -175,17 +178,76 @@ def small_disk(path: Path, size: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", path], check=True)
 
 
+def fill(disk: Path, left: int = 0) -> None:
+    """Leave so many bytes of the filesystem at ``disk``."""
+    with (disk / "filler").open("wb") as filler:
+        free = os.statvfs(disk)
+        os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize - left)
+
+
 class FullDiskTests(CatalogTestCase):
-    async def test_a_disk_that_is_full_for_catalog_and_store(self) -> None:
+    def disk(self, size: str) -> Path:
+        """A filesystem of its own."""
         require("mount", "umount", root=True)
         disk = Path(self.mktemp()).absolute()
         disk.parent.mkdir(parents=True, exist_ok=True)
-        mounted = small_disk(disk, "16m")
+        mounted = small_disk(disk, size)
         try:
             mounted.__enter__()
         except subprocess.CalledProcessError:
             require("being allowed to mount")
         self.addCleanup(mounted.__exit__, None, None, None)
+        return disk
+
+    async def back_up(self, served: Served, target: Path) -> Result:
+        env = {"ARTIFACTD_DATA": str(served.data)}
+        main = "artifactd.commands.main"
+        return await run_module(self, main, "backup", str(target), env=env, check=False)
+
+    async def test_a_backup_tells_which_disk_is_full_and_goes_on_when_there_is_room(self) -> None:
+        served = self.start()
+        await served.push_image("app", "v1", os.urandom(1 << 20))
+        disk = self.disk("4m")
+        target, copy = disk / "backup", disk / "backup/staging/backup.catalog"
+        catalog = (served.data / CATALOG).stat().st_size
+        told = []
+        for left in (100_000, catalog + 100_000):
+            fill(disk, left)
+            result = await self.back_up(served, target)
+            self.assertEqual((result.status, result.out), (1, ""))
+            told.append(result.err)
+        self.assertIn(f" to {copy}: database or disk is full", told[0])
+        self.assertIn(f"{target} is cut short: [Errno 28] No space left on device", told[1])
+        (disk / "filler").unlink()
+        result = await self.back_up(served, target)
+        self.assertEqual((result.status, result.err), (0, ""))
+
+    async def test_a_copied_catalog_has_its_corrections_or_there_is_an_error(self) -> None:
+        disk = self.disk("2m")
+        served, catalog, copied = self.start(), Path(self.mktemp()), disk / "copied"
+        copy_catalog(served.data / CATALOG, catalog)
+        digests = [Digest.of(b"%d" % number) for number in range(2000)]
+        with closing(sqlite3.connect(catalog)) as db:
+            rows = [(str(digest),) for digest in digests]
+            db.executemany("INSERT INTO blob (digest, size, created_at) VALUES (?, 0, 0)", rows)
+            db.commit()
+        right = dict.fromkeys(digests, 1 << 40)  # the rows grow
+        outcomes = set()
+        for room in range(0, 1 << 20, 1 << 14):
+            copy_catalog(catalog, copied)
+            fill(disk, room)
+            try:
+                settle(copied, right, [], FileOperations())
+                corrected = sum(blob.size == 1 << 40 for blob in listed_blobs(copied))
+                outcomes.add(f"{corrected} corrected")
+            except StartError as error:
+                self.assertIn(f"can't correct the catalog {copied}: d", str(error))
+                outcomes.add("told")
+            (disk / "filler").unlink()
+        self.assertEqual(outcomes, {"2000 corrected", "told"})
+
+    async def test_a_disk_that_is_full_for_catalog_and_store(self) -> None:
+        disk = self.disk("16m")
         served = self.start(disk / "data")
         kept = await served.push_image("app", "v1", b"layer")
         for number in range(5):
