@@ -337,6 +337,7 @@ class ReadOnlyMode:
 
 RESERVE = "reserve"
 _RESERVED = 4 << 20  # bytes: a few hundred deletions
+_TO_OPEN = 2 << 20  # bytes that the files take which opening a catalog makes, and a first write
 # What posix_fallocate says where the filesystem (or the C library for it) has no such call.
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
@@ -397,6 +398,16 @@ class Reserve:
                 raise
             # Random bytes, since the filesystem may compress others to nothing.
             write_all(self.files, fd, [os.urandom(_RESERVED)], 0)
+
+    def let_open(self) -> None:
+        """
+        Remove the file if the disk is too full for the catalog to be opened.  Blocks.
+
+        :raises OSError: if the file can't be removed.
+        """
+        disk = os.statvfs(self.folder)
+        if disk.f_bavail * disk.f_frsize < _TO_OPEN and self.is_held():
+            self.give_back()
 
     def give_back(self) -> None:
         """Remove the file, so that a deletion finds room.  Blocks.  :raises OSError:"""

@@ -199,6 +199,33 @@ class FullDiskTests(CatalogTestCase):
         self.addCleanup(mounted.__exit__, None, None, None)
         return disk
 
+    async def test_a_full_disk_can_be_emptied_where_no_daemon_runs_and_one_starts_on_it(
+        self,
+    ) -> None:
+        served = self.start()
+        kept = await served.push_image("app", "v1", b"layer")
+        await served.push_image("app", "goes", b"other")
+        disk = self.disk("16m")
+        data = disk / "data"
+        await self.back_up(served, data)
+
+        async def do(*argv: str) -> None:
+            env = {"ARTIFACTD_DATA": str(data)}
+            done = await run_module(self, "artifactd.commands.main", *argv, env=env, check=False)
+            self.assertEqual(done.status, 0, done.err)
+
+        for work in (("rm", "app:goes"), ("gc", "--now", "app"), ()):
+            await do("fsck")
+            self.assertTrue((data / "reserve").exists())
+            fill(disk)
+            if work:
+                await do(*work)
+                (disk / "filler").unlink()
+        again = self.start(data)
+        found = await again.request("GET", "/v2/app/manifests/v1")
+        self.assertEqual(Digest.of(found.body), kept)
+        await self.assert_refused(again, "out of disk space")
+
     async def back_up(self, served: Served, target: Path) -> Result:
         env = {"ARTIFACTD_DATA": str(served.data)}
         main = "artifactd.commands.main"
