@@ -148,7 +148,6 @@ class FetchedKeys:
     _keys: Sequence[VerificationKey] = field(default=(), init=False)
     _tried: float = field(default=float("-inf"), init=False)
     _fetched: float = field(default=float("-inf"), init=False)
-    _problem: str = field(default="", init=False)
     _lock: DeferredLock = field(factory=DeferredLock, init=False)
     _log = Logger()
 
@@ -161,8 +160,8 @@ class FetchedKeys:
             self._refresh()
         if not self._keys:
             raise Unavailable(
-                f"the keys of the issuer {self.name} can't be had now: {self._problem};"
-                " try again later"
+                f"the keys of the issuer {self.name} can't be had now, and the registry's log"
+                " says why: try again later"
             )
         return found
 
@@ -191,7 +190,6 @@ class FetchedKeys:
                 "{count} keys of the issuer {name}", count=len(self._keys), name=self.name
             )
         except (KeysUnavailable, ValueError) as error:
-            self._problem = str(error)
             self._log.error(
                 "the old keys of the issuer {name} stay in use: {error}",
                 name=self.name,

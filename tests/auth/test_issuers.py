@@ -275,7 +275,8 @@ class FetchedKeysTests(TestCase):
         for _ in range(3):
             error = self.failureResultOf(self.find("one"), Unavailable).value
         self.assertIn("github", error.message)
-        self.assertIn("nobody answers", error.message)
+        # Anybody may get it, and the reason has URLs and addresses of an inner network.
+        self.assertNotIn("nobody answers", error.message)
         self.assertEqual(len(self.fetches), 1)
         self.down = False
         self.now.seconds += 5

@@ -9,6 +9,7 @@ from typing import Any
 import bcrypt
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import TestCase
 
 from artifactd.auth.bearer import Account
@@ -183,9 +184,11 @@ class IssuerWiringTests(WiringCase):
         wiring = self.wire()
         verifying = start(wiring.bearer.verify(self.fake.token()))
         peer, _ = await self.server.asked.get()
-        peer.answer("500 Oh No", body=b"no")
-        error: Any = await self.assertFailure(verifying, Unavailable)
-        self.assertIn("answers 500", error.message)
+        with capturedLogs() as events:
+            peer.answer("500 Oh No", body=b"no")
+            error: Any = await self.assertFailure(verifying, Unavailable)
+        self.assertNotIn("registry.example", error.message)
+        self.assertIn("answers 500", "\n".join(formatEvent(each) for each in events))
 
     async def test_an_issuer_that_answers_too_slowly_gives_no_keys(self) -> None:
         wiring = self.wire()
