@@ -38,6 +38,7 @@ class Need(StrEnum):
     NOTHING = "nothing"  # everybody may use it
     IDENTITY = "login"  # an authenticated caller, where authentication is configured
     CATALOG = "list"  # as IDENTITY; the list shows only images that the caller may pull
+    CONTENT = "content"  # as CATALOG; the list also tells what is, or was, in these images
     TOKEN = "token"  # credentials that are right, or none
     METRICS = "metrics"  # a client on this machine, or an administrator of all images
     STATUS = "status"  # as METRICS; a client on this machine also without authentication
@@ -452,6 +453,12 @@ class AccessGate:
         elif need is Need.CATALOG:
             if caller.scopes is not None and not caller.scopes.get(_CATALOG):
                 self._unauthorized(request, _CATALOG_SCOPE, "insufficient_scope")
+        elif need is Need.CONTENT:
+            if caller.scopes is not None:
+                raise Denied(
+                    "this tells of all images, and a token is for those that it names: log in by"
+                    " Basic"
+                )
         elif need in (Need.METRICS, Need.STATUS) and not _asks_here(request):
             if _nobody(caller):
                 self._unauthorized(request)

@@ -199,7 +199,7 @@ class JsonApi(Operated):
         answer.changes = changes
         return answer
 
-    @route(app, "/api/v1/deleted", "GET", needs=Need.CATALOG)
+    @route(app, "/api/v1/deleted", "GET", needs=Need.CONTENT)
     async def deleted(self, request: RegistryRequest) -> Answer:
         """List what was deleted from all images that the caller may pull, in pages."""
         shown = self.gate.listed(request)
@@ -210,7 +210,7 @@ class JsonApi(Operated):
 
     # -- what is stale
 
-    @route(app, "/api/v1/stale", "GET", needs=Need.CATALOG)
+    @route(app, "/api/v1/stale", "GET", needs=Need.CONTENT)
     async def stale(self, request: RegistryRequest) -> Answer:
         """List the tags that are answered stale, of images that the caller may pull, in pages."""
         page = await self.seeing.stale(

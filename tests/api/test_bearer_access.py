@@ -183,6 +183,18 @@ class TokenTests(BearerCase):
         answer = await self.with_token(token, "GET", "/v2/_catalog")
         self.assertEqual(json.loads(answer.body), {"repositories": ["team/app"]})
 
+    async def test_a_token_for_the_catalog_tells_no_tags(self) -> None:
+        await self.have("team/app")
+        await self.ask("DELETE", "/v2/team/app/manifests/v1", "alice")
+        token = await self.token("registry:catalog:*", who="bob")
+        for path in ("/api/v1/deleted", "/api/v1/stale"):
+            answer = await self.with_token(token, "GET", path)
+            self.assert_error(answer, 403, "DENIED")
+            self.assertEqual(await self.status("GET", path, "bob"), 200)
+        token = await self.token(PULL, who="bob")
+        answer = await self.with_token(token, "GET", "/api/v1/images/team/app/deleted")
+        self.assertEqual(answer.status, 200)
+
     async def test_a_mount_needs_a_scope_for_its_source(self) -> None:
         await self.have("team/app")
         path = f"/v2/team/copy/blobs/uploads/?mount={Digest.of(BLOB)}&from=team/app"
