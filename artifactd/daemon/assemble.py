@@ -6,7 +6,7 @@ import hmac
 import os
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from secrets import token_bytes
@@ -81,7 +81,6 @@ from artifactd.store.folder import (
     FolderCollectionLock,
     PrivateFile,
     ReadOnlyMode,
-    Reserve,
 )
 from artifactd.store.uploads import UploadStore
 from artifactd.upstream.access import RegistryAccess
@@ -469,8 +468,6 @@ def assemble(
     names = _names(settings)
     folder = DataFolder.open(settings.data, files=files)
     opened.callback(folder.close)
-    with suppress(OSError):  # opening the catalog tells more
-        Reserve(folder.path, files or FileOperations()).let_open()
     migrate(folder.catalog, folder.exclusive, files=files, occupied=folder.has_blobs)
     folder.settle()
     configure_repositories(folder.catalog, names.repositories, names.default)

@@ -82,6 +82,7 @@ class DataFolder:
         Check the folder, make it if it is missing, and lock it.  Blocks; for the start.
 
         The first process holds the lock exclusively until :meth:`settle`; others wait for that.
+        Where the disk is full the reserve goes, so that the catalog can be opened.
 
         :param patience: seconds to wait for a process that holds the folder exclusively.
         :raises StartError: if the folder can't be used.
@@ -107,6 +108,8 @@ class DataFolder:
                     raise
         except OSError as error:
             raise StartError(f"the data folder {path} can't be used: {error}") from error
+        with suppress(OSError):  # opening the catalog tells more
+            Reserve(path, files).let_open()
         in_memory = _filesystem(path, mountinfo) in procfs.MEMORY_FILESYSTEMS
         return cls(
             path, blobs, uploads, staging, fills, quarantine, in_memory, marker, locks, exclusive

@@ -221,6 +221,8 @@ class FullDiskTests(CatalogTestCase):
             if work:
                 await do(*work)
                 (disk / "filler").unlink()
+        await do("backup", self.mktemp())
+        self.assertFalse((data / "reserve").exists())
         again = self.start(data)
         found = await again.request("GET", "/v2/app/manifests/v1")
         self.assertEqual(Digest.of(found.body), kept)
