@@ -45,7 +45,10 @@ _CONDITIONS = {
     sqlite3.SQLITE_NOMEM: "memory has run out",
     sqlite3.SQLITE_PERM: _UNWRITABLE,
     sqlite3.SQLITE_READONLY: _UNWRITABLE,
-    sqlite3.SQLITE_CANTOPEN: "its file can't be opened: look at the data folder",
+    sqlite3.SQLITE_CANTOPEN: (
+        "a file can't be opened: look at the data folder, and whether temporary files can be made in"
+        " /var/tmp or /tmp"
+    ),
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
 }
