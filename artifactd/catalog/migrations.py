@@ -91,7 +91,7 @@ def migrate(
     Bring the catalog at ``path`` to the schema that this release works with, creating it if there
     is none.  Blocks; to be called before the reactor runs.
 
-    Before each migration of a catalog that has a schema, a copy is kept as
+    Before the first migration of a catalog that has a schema, a copy is kept as
     ``<name>.before-<version>``.  Each migration is one transaction, so that a failure or crash
     leaves a catalog of an older version.
 
@@ -123,9 +123,9 @@ def migrate(
                     " would not list: put a backup of it there, or choose an empty data folder"
                 )
             _use_wal(db, path)
+            if not is_new and version < len(scripts):
+                _keep_copy(db, path, version + 1, files)
             for number in range(version + 1, len(scripts) + 1):
-                if not is_new:
-                    _keep_copy(db, path, number, files)
                 _step(db, path, number, scripts[number - 1])
             sync(path.parent, files)
     except (sqlite3.Error, OSError) as error:

@@ -116,6 +116,13 @@ class MigrationTests(SynchronousTestCase):
         self.assertEqual(1, self.version(copy))
         self.assertEqual([(3,)], self.execute("SELECT * FROM number", copy))
 
+    def test_of_several_steps_at_once_the_catalog_before_them_is_kept(self) -> None:
+        self.migrate(FIRST)
+        self.migrate(FIRST, SECOND, "DROP TABLE number;")
+        self.assertEqual(self.version(), 3)
+        copies = [name for name in self.files() if "before" in name]
+        self.assertEqual(copies, ["catalog.sqlite.before-2"])
+
     def test_a_step_that_fails_leaves_the_catalog_as_it_was(self) -> None:
         self.migrate(FIRST, SECOND)
         error = self.assertRaises(StartError, self.migrate, FIRST, SECOND, BROKEN)

@@ -117,7 +117,10 @@ class Replay:
             catalog = copied[1].content  # of a backup
         version = 0 if catalog is None else _version(catalog)
         copies = {f"{DATA}/{CATALOG}.before-{n}": n for n in range(self.oldest + 1, version + 1)}
-        if copies.keys() - state.names.keys():
+        if (
+            version > self.oldest
+            and f"{DATA}/{CATALOG}.before-{self.oldest + 1}" not in state.names
+        ):
             raise Broken(f"upgraded to {version} without a copy: only {[*state.names]}")
         for path, (_, file) in state.names.items():
             if path in copies and _version(file.content) != copies[path] - 1:
