@@ -63,13 +63,13 @@ def listen_on(
     :raises StartError: naming it, if it can't be listened on.
     """
     outcome: list[IListeningPort | Failure] = []
+    endpoint = parse_endpoint(description, reactor)
     try:
-        endpoint = serverFromString(reactor, str(description))  # it takes no subclass of str
         endpoint.listen(site).addBoth(outcome.append)
         if isinstance(outcome[0], Failure):
             outcome[0].raiseException()
     except Exception as error:
-        # An endpoint plugin may raise anything about its own string.
+        # An endpoint plugin may raise anything.
         raise StartError(f"listen: {description}: {error}") from error
     assert not isinstance(outcome[0], Failure)
     port = outcome[0]
@@ -77,6 +77,21 @@ def listen_on(
         # Twisted's default is 50: of a burst of clients the 52nd would ask again after a second.
         port.socket.listen(socket.SOMAXCONN)
     return endpoint, port
+
+
+def parse_endpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
+    """
+    The endpoint of one of Twisted's endpoint strings; it asks ``reactor`` for the time at most.
+
+    :raises StartError: naming it, if it is wrong.
+    """
+    try:
+        # It takes no subclass of str.
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, str(description))
+    except Exception as error:
+        # An endpoint plugin may raise anything about its own string.
+        raise StartError(f"listen: {description}: {error}") from error
+    return endpoint
 
 
 def stop_listening(ports: Iterable[IListeningPort]) -> Deferred[Any]:

@@ -102,6 +102,15 @@ class CheckConfigTests(TestCase):
             " or $2y$) of a cost from 4 to 17, as htpasswd -B makes it\n",
         )
 
+    async def test_an_endpoint_that_is_none_is_told_as_at_the_start(self) -> None:
+        for wrong in "foo:5000", "tcp:5o00", "artifactd-tls:5443":
+            result = await artifactd(self, "check-config", ARTIFACTD_LISTEN=wrong)
+            self.assertEqual((result.status, result.out), (1, ""))
+            self.assertRegex(result.err, rf"\Aartifactd: listen: {wrong}: [^\n]+\n\Z")
+        right = "artifactd-tls:5443:cert=both.pem"
+        result = await artifactd(self, "check-config", ARTIFACTD_LISTEN=f"{right} unix:/a :5000")
+        self.assertEqual((result.status, result.err), (0, ""))
+
     async def test_an_authority_that_can_not_be_read_is_named_as_at_the_start(self) -> None:
         path = Path(self.mktemp())
         path.write_text(
