@@ -46,8 +46,8 @@ _CONDITIONS = {
     sqlite3.SQLITE_PERM: _UNWRITABLE,
     sqlite3.SQLITE_READONLY: _UNWRITABLE,
     sqlite3.SQLITE_CANTOPEN: (
-        "a file can't be opened: look at the data folder, and whether temporary files can be made in"
-        " /var/tmp or /tmp"
+        "a file can't be opened: look at the data folder, and whether temporary files can be made"
+        " in /var/tmp or /tmp"
     ),
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_NOTADB: _DAMAGED,
