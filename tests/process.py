@@ -140,7 +140,7 @@ class Pushed(ABC):
         return Digest.parse(answer.header("Docker-Content-Digest") or "")
 
 
-def _reserved_port(test: TestCase) -> int:
+def reserved_port(test: TestCase) -> int:
     """
     A free port of 127.0.0.1, and during the test of nobody but those told its number.
 
@@ -175,7 +175,7 @@ class Daemon(Pushed):
         behind: Behind | None = None,
     ) -> None:
         self.data = data
-        self.port = _reserved_port(test)
+        self.port = reserved_port(test)
         self._behind = behind
         self._test = test
         self._folder = Path(test.mktemp()).absolute()

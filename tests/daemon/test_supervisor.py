@@ -24,6 +24,7 @@ from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
 from artifactd.settings.settings import LimitsSettings, Settings
 from artifactd.settings.values import Endpoint
+from tests.process import reserved_port
 from tests.programs import reactor
 
 # What a worker tells that has other words for the rest.
@@ -563,15 +564,6 @@ class SocketsTests(TestCase):
     def listen(self, *endpoints: str) -> None:
         self.sockets.bind([Endpoint(each) for each in endpoints])
 
-    def port(self) -> int:
-        """A port that is given to nobody else during the test."""
-        held = socket.socket()
-        self.addCleanup(held.close)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", 0))
-        number: int = held.getsockname()[1]
-        return number
-
     def test_a_socket_that_stays_is_not_closed(self) -> None:
         self.listen("tcp:0:interface=127.0.0.1")
         (before,) = self.sockets.ports
@@ -594,7 +586,7 @@ class SocketsTests(TestCase):
         self.assertEqual(self.sockets.ports, before)
 
     def test_one_that_stands_there_twice_is_refused_as_at_the_start(self) -> None:
-        port = self.port()
+        port = reserved_port(self)
         first, second = f"tcp:{port}:interface=127.0.0.1", f"tcp:port={port}:interface=127.0.0.1"
         self.listen(first)
         before = self.sockets.ports
