@@ -739,12 +739,14 @@ class FillStore:
         at most.  Returns the bytes of each that was removed.
         """
         left = await self._run(self._fills.left, self._repository, before)
+        excess = sum(size for _, size, _, _ in left) - most
         removed: list[int] = []
         for _, size, blob, names in left:
-            if sum(each[1] for each in left) - sum(removed) <= most:
+            if excess <= 0:
                 break
             if await self._run(self._fills.remove_stale, blob, names, before):
                 removed.append(size)
+                excess -= size
         return removed
 
     def _name(self, digest: Digest) -> str:

@@ -181,7 +181,8 @@ class RemoteLists:
         after = query.get("last")
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
-            page = await self.upstream.tags(image.image, query)
+            asking = self.upstream.tags(image.image, query)
+            page = await self.manifests.overdue.answered(asking)
             async with self._turn():
                 body = await self._of_json(_tags, _listed_tags, page.body, image, _ALL_TAGS)
             return UpstreamPage(body, page.next), _STORED
@@ -223,7 +224,8 @@ class RemoteLists:
 
         async def fetch() -> tuple[UpstreamPage, Provenance]:
             try:
-                page = await self.upstream.referrers(image.image, subject, query)
+                asking = self.upstream.referrers(image.image, subject, query)
+                page = await self.manifests.overdue.answered(asking)
             except Missing as error:
                 return await self._by_tag(image, subject, _key(of, query), error)
             async with self._turn():
@@ -358,12 +360,9 @@ class RemoteLists:
             sent, how = await fetch()
         except UpstreamError as error:
             self.refusals.remember(image, key, error)
-            if error.status is not None:
-                self.manifests.overdue.answered()
             raise
         page = CachedPage(sent.body, sent.next, sent.filtered, self.now())
         if how.stale is None:
-            self.manifests.overdue.answered()
             most = int(self.manifests.settings.size_cap) or None
             await self.remote.cache_page(image, key, page, most)
         return page, how

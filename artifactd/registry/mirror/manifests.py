@@ -197,15 +197,12 @@ class RemoteManifests:
             try:
                 if cached is None or not isinstance(reference, Tag):
                     self.counters.misses.inc()
-                    found = await self._find(image, reference, head=head)
+                    asking = self._find(image, reference, head=head)
                 else:
                     self.counters.revalidated.inc()
-                    found = await self._revalidate(image, reference, cached, head=head)
-                self.overdue.answered()
-                return found
+                    asking = self._revalidate(image, reference, cached, head=head)
+                return await self.overdue.answered(asking)
             except UpstreamError as error:
-                if error.status is not None:
-                    self.overdue.answered()
                 self.refusals.remember(image, reference, error)
                 refused = error
                 if isinstance(reference, Digest) and _gives_other(error):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from attrs import define, field, frozen
@@ -9,7 +10,7 @@ from cachetools import LRUCache
 from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IReactorTime
 
-from artifactd.upstream.http.errors import TimedOut
+from artifactd.upstream.http.errors import TimedOut, UpstreamError
 
 _REMEMBERED = 1000
 
@@ -30,9 +31,15 @@ class Overdue:
     seconds: float
     silent: bool = field(default=False, init=False)
 
-    def answered(self) -> None:
-        """Note that the upstream has answered, whatever it was."""
+    async def answered(self, question: Awaitable[_T]) -> _T:
+        """Return what ``question`` returns, and note that the upstream has answered, if it has."""
+        try:
+            answer = await question
+        except UpstreamError as error:
+            self.silent = self.silent and error.status is None
+            raise
         self.silent = False
+        return answer
 
     async def wait(self, asked: Deferred[_T]) -> _T:
         """

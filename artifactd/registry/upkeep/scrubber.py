@@ -112,9 +112,8 @@ class Scrubber:
         try:
             published = await self.blobs.published(shelf, math.inf)
         except OSError as error:
-            return _log.error(
-                "blobs/*/{shelf:02x} can't be listed: {error}", shelf=shelf, error=error
-            )
+            _log.error("blobs/*/{shelf:02x} can't be listed: {error}", shelf=shelf, error=error)
+            return
         for text, digest in sorted((str(digest), digest) for digest, _ in published):
             if text <= self._position.after:
                 continue

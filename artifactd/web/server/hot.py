@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from artifactd.auth.identity import Caller
 from artifactd.web.server.accesslog import Access, Tally
+from artifactd.web.server.framing import CONTROLS
 
 SECONDS = 1.0
 """The longest that an answer is repeated.  Then it goes the usual way, which renews leases."""
@@ -29,10 +30,6 @@ _LARGEST = 4096
 
 _END = b"\r\n\r\n"
 _LOGIN = b"\r\nAuthorization: "
-
-# The bytes that no field may have.  The usual way refuses them (framing.py), and has not seen the
-# login, which is no part of the key.
-_CONTROLS = bytes((*range(9), *range(10, 32), 127))
 
 
 class Peer(NamedTuple):
@@ -169,8 +166,8 @@ class HotAnswers:
         if at >= 0:
             end = head.index(b"\r\n", at + 2)
             login = head[at + len(_LOGIN) : end]
-            if login != login.translate(None, _CONTROLS):
-                return None
+            if login != login.translate(None, CONTROLS):
+                return None  # the usual way refuses it: the login is no part of the key
             head = head[:at] + head[end:]
         asked = Asked(head, peer)
         caller: Caller | None = certified

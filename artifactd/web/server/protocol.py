@@ -375,7 +375,7 @@ class RegistryChannel(http.HTTPChannel):
     def requestDone(self, request: http.Request) -> None:
         stops = self.site.stops
         if stops:
-            # Also where the headers were sent before. A retired site keeps what they said: the
+            # Also where the headers were sent before.  A retired site keeps what they said: the
             # client may have sent its next request already.
             self.persistent = False
         if self._waitingForTransport and self.persistent:

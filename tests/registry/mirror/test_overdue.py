@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from artifactd.registry.mirror.stale import Overdue
-from artifactd.upstream.http.errors import TimedOut
+from artifactd.upstream.http.errors import TimedOut, Unreachable
 
 
 class OverdueTests(SynchronousTestCase):
@@ -35,7 +35,11 @@ class OverdueTests(SynchronousTestCase):
         _, waiting = self.wait()
         self.clock.advance(0)
         self.failureResultOf(waiting, TimedOut)
-        self.overdue.answered()
+        refused = Deferred.fromCoroutine(self.overdue.answered(fail(Unreachable("refused"))))
+        self.failureResultOf(refused, Unreachable)
+        self.assertTrue(self.overdue.silent)
+        busy = Deferred.fromCoroutine(self.overdue.answered(fail(Unreachable("busy", 503))))
+        self.failureResultOf(busy, Unreachable)
         _, waiting = self.wait()
         self.clock.advance(4.9)
         self.assertNoResult(waiting)
