@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from attrs import frozen
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from artifactd.daemon.assemble import Assembly
@@ -17,7 +18,9 @@ from artifactd.daemon.service import RegistryService, _Running
 from artifactd.kit.shared import SharedMemory
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
+from artifactd.registry.upkeep.collector import NotNow
 from artifactd.settings.settings import Settings
+from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from tests.catalog.fixture import empty_data
 from tests.process import Answer, Pushed, request
@@ -149,6 +152,14 @@ class Served(Pushed):
         for blob in (config, *layers):
             await self.push_blob(name, blob)
         return await self.push_manifest(name, tag, image_manifest(config, *layers, **more))
+
+    async def collect(self, shelves: Iterable[int] = range(SHELVES)) -> None:
+        """Collect garbage; the round that the daemon begins as it starts ends first."""
+        while True:
+            try:
+                return await self.parts.collector.run(shelves)
+            except NotNow:
+                await deferLater(reactor, 0)
 
     def files(self) -> list[str]:
         """Every file of the store, relative to the data folder: what a refused request leaves."""

@@ -158,7 +158,7 @@ class Recorded:
         collector = self.parts.collector
         now, collector.now = collector.now, lambda: time.time() + LATER
         try:
-            await collector.run()
+            await self.served.collect()
         finally:
             collector.now = now
 

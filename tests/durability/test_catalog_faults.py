@@ -119,7 +119,7 @@ class DamagedTests(CatalogTestCase):
         await self.assert_told(served, "its file is damaged", "restore a backup")
         await self.assert_refused(served, "its file is damaged", "restore a backup")
         await self.assertFailure(ensureDeferred(served.parts.sweep.run()), Unavailable)
-        await self.assertFailure(ensureDeferred(served.parts.collector.run([0])), Unavailable)
+        await self.assertFailure(ensureDeferred(served.collect([0])), Unavailable)
         await served.service.stopService()
         self.addCleanup(served.service.startService)
         # What could not be given a row lies there for the sweep.
@@ -303,7 +303,7 @@ class FullDiskTests(CatalogTestCase):
             self.assertEqual((await served.request("DELETE", path)).status, 202)
             await self.assert_refused(served, "out of disk space")
         await self.assert_told(served, "the store can't be written")
-        await served.parts.collector.run()
+        await served.collect()
         self.assertEqual(self.flushLoggedErrors(), [])
         (disk / "filler").unlink()
         self.assertEqual((await served.request("GET", "/readyz")).status, 200)
