@@ -14,6 +14,7 @@ from twisted.logger import globalLogPublisher
 from artifactd.daemon.log import StreamLog
 from artifactd.daemon.options import SettingsFileOptions
 from artifactd.daemon.signals import Signals
+from artifactd.kit.clock import keep_steady
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
@@ -43,6 +44,7 @@ def _supervisor(options: Options, settings: Settings) -> Service:
 
     from artifactd.daemon.supervisor import Supervisor
 
+    keep_steady(reactor)
     memory = SharedMemory.create()
     log = _log_of(options, reactor, settings, memory.descriptor)
     supervisor = Supervisor(settings, reactor, memory, options.config, log)
@@ -56,6 +58,7 @@ def _service(options: Options, settings: Settings) -> Service:
 
     from artifactd.daemon.service import RegistryService, prepare
 
+    keep_steady(reactor)
     log = _log_of(options, reactor, settings)
     prepare(reactor)
     service = RegistryService(settings, reactor, source=options.config, log=log)

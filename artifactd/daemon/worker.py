@@ -36,6 +36,7 @@ from artifactd.daemon.link import (
     read_handing,
 )
 from artifactd.daemon.log import StreamLog
+from artifactd.kit.clock import keep_steady
 from artifactd.kit.printable import make_printable, printable
 from artifactd.kit.shared import SharedMemory
 from artifactd.kit.start import StartError
@@ -173,6 +174,7 @@ def main(argv: Sequence[str]) -> int:
     """
     _ignore_signals()
     reactor: Any = _reactor
+    keep_steady(reactor)
     for descriptor in (CONTROL, MEMORY):
         os.set_inheritable(descriptor, False)
     end = socket.socket(fileno=CONTROL)

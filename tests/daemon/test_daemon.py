@@ -26,7 +26,7 @@ from artifactd.oci.names import Digest
 from artifactd.settings.settings import Settings
 from tests.crash.test_start import set_version
 from tests.process import CHECKOUT, Daemon, Fresh
-from tests.programs import run, run_module
+from tests.programs import reactor, run, run_module
 from tests.workers import FreshWorkers
 
 
@@ -83,6 +83,9 @@ class StartTests(TestCase):
 
 
 class LogTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.patch(reactor, "seconds", reactor.seconds)  # a start makes it steady
+
     def test_the_log_of_twistd_has_printable_lines_alone(self) -> None:
         file, publisher = StringIO(), LogPublisher()
         self.patch(tap, "globalLogPublisher", publisher)
