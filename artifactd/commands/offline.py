@@ -16,7 +16,8 @@ from typing import Any, ClassVar, TypeVar
 from attrs import asdict, define, evolve, field
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import react
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater, react
 from twisted.python import usage
 
 from artifactd.catalog.catalog import Catalog
@@ -33,7 +34,7 @@ from artifactd.oci.names import Digest, ImageName, RepositoryName, Tag
 from artifactd.registry.metrics import Counters
 from artifactd.registry.mirror.repository import RemoteRepository
 from artifactd.registry.seeing import DeletedShown, Page
-from artifactd.registry.upkeep.collector import Collector, NotNow
+from artifactd.registry.upkeep.collector import Busy, Collector, NotNow
 from artifactd.registry.upkeep.fsck import Check, Report, State
 from artifactd.registry.upkeep.sweep import Remains, Sweep
 from artifactd.registry.warming import ImageReference, Warming
@@ -43,6 +44,9 @@ from artifactd.settings.values import Duration
 from artifactd.store.folder import MARKER
 
 _PAGE = 500  # entries of a list that are read at a time
+
+# How long a command waits for another process that collects, and how often it looks, in seconds.
+_WAIT, _LOOK_EVERY = 60.0, 0.1
 
 _T = TypeVar("_T")
 
@@ -477,7 +481,26 @@ async def _sweep_and_collect(
         if only is None:
             await sweep.run()
         collector.only = only
-        await collector.run()
+        await once_free(collector.run, collector.clock)
+
+
+async def once_free(work: Callable[[], Awaitable[None]], clock: IReactorTime) -> None:
+    """
+    Do ``work`` of a collector; while another process collects, say so and wait up to a minute.
+
+    :raises NotNow: if it can't be done now.
+    """
+    until, is_told = clock.seconds() + _WAIT, False
+    while True:
+        try:
+            return await work()
+        except Busy as error:
+            if clock.seconds() >= until:
+                raise
+            if not is_told:
+                print(f"artifactd: {error}: waiting for up to a minute", file=sys.stderr)
+                is_told = True
+        await deferLater(clock, _LOOK_EVERY)
 
 
 async def list_garbage(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 from artifactd.catalog.garbage import Collected, Garbage
-from artifactd.commands.offline import DataCommand, is_read_only
+from artifactd.commands.offline import DataCommand, is_read_only, once_free
 from artifactd.commands.table import JSON, Table, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.names import Patterns
@@ -60,7 +61,8 @@ class Retain(DataCommand):
 
         parts.collector.report = report
         try:
-            await parts.collector.retain(self.chosen)
+            collector = parts.collector
+            await once_free(partial(collector.retain, self.chosen), collector.clock)
         except NotNow as error:
             _tell(f"{error}: try again later")
             return 1

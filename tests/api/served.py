@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,9 +18,8 @@ from artifactd.daemon.service import RegistryService, _Running
 from artifactd.kit.shared import SharedMemory
 from artifactd.oci.manifest import OCI_INDEX, OCI_MANIFEST
 from artifactd.oci.names import Digest
-from artifactd.registry.upkeep.collector import NotNow
+from artifactd.registry.upkeep.collector import Busy
 from artifactd.settings.settings import Settings
-from artifactd.store.blobs import SHELVES
 from artifactd.store.files import FileOperations
 from tests.catalog.fixture import empty_data
 from tests.process import Answer, Pushed, request
@@ -153,12 +152,12 @@ class Served(Pushed):
             await self.push_blob(name, blob)
         return await self.push_manifest(name, tag, image_manifest(config, *layers, **more))
 
-    async def collect(self, shelves: Iterable[int] = range(SHELVES)) -> None:
-        """Collect garbage; the round that the daemon begins as it starts ends first."""
+    async def once_free(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do work of the collector once the round has ended that the daemon begins as it starts."""
         while True:
             try:
-                return await self.parts.collector.run(shelves)
-            except NotNow:
+                return await work()
+            except Busy:
                 await deferLater(reactor, 0)
 
     def files(self) -> list[str]:

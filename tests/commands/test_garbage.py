@@ -13,14 +13,17 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from twisted.internet.defer import Deferred
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import TestCase
 
 import artifactd as artifactd_package
 from artifactd.catalog.garbage import Garbage
 from artifactd.catalog.records import UploadRecord
+from artifactd.commands import offline
 from artifactd.commands.backup import Backup
 from artifactd.commands.offline import CollectGarbage
+from artifactd.commands.retention import Retain
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Algorithm, Digest, ImageName
@@ -190,15 +193,6 @@ class CollectGarbageTests(GarbageTestCase):
             self.assertIn(f"{absent}: there is no data folder", result.err)
         self.assertFalse(absent.exists())
 
-    async def test_while_another_process_collects_it_says_so(self) -> None:
-        await self.start(AT_ONCE)
-        lock = FolderCollectionLock(self.daemon.data)
-        self.assertTrue(lock.claim())
-        self.addCleanup(lock.release)
-        result = await self.command("gc")
-        self.assertEqual(result.status, 1)
-        self.assertIn("another process collects", result.err)
-
     async def test_the_daemon_collects_by_itself(self) -> None:
         await self.start(f'gc_interval = "50ms"\n{AT_ONCE}')
         await self.push()
@@ -230,6 +224,31 @@ class ForesightTests(TestCase):
         with contextlib.redirect_stdout(printed):
             self.assertEqual(0, await command.work(self.parts, settings(self.data)))
         return printed.getvalue().splitlines()
+
+    async def test_while_another_process_collects_it_waits(self) -> None:
+        lock = FolderCollectionLock(self.data)
+        self.assertTrue(lock.claim())
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            collecting = Deferred.fromCoroutine(self.gc())
+            await wait_for(lambda: bool(said.getvalue()))
+            lock.release()
+            await collecting
+        busy = "another process collects garbage at this time"
+        self.assertEqual(said.getvalue(), f"artifactd: {busy}: waiting for up to a minute\n")
+
+    async def test_it_does_not_wait_for_ever(self) -> None:
+        self.patch(offline, "_WAIT", 0.0)
+        lock = FolderCollectionLock(self.data)
+        self.assertTrue(lock.claim())
+        self.addCleanup(lock.release)
+        self.drop_tags(SHORT)
+        for command in (CollectGarbage(), Retain()):
+            command.parseOptions([])
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                self.assertEqual(1, await command.work(self.parts, settings(self.data)))
+            self.assertIn("another process collects garbage at this time: try", said.getvalue())
 
     @property
     def files(self) -> set[str]:
@@ -271,6 +290,14 @@ class ForesightTests(TestCase):
         staged.release()
         return staged.digest
 
+    def drop_tags(self, repository: str) -> None:
+        """Let retention keep no tag of a repository for more than a second."""
+        retained = LocalSettings(retention=(RetentionRule(pushed=Duration(1), drop_last=True),))
+        collector = self.parts.collector
+        collector.retention = Retention(
+            collector.retention.catalog, {repository: retained}, self.clock
+        )
+
     def left(self, path: str) -> str:
         """An old file in the data folder."""
         file = self.data / path
@@ -284,10 +311,7 @@ class ForesightTests(TestCase):
         await self.index_that_was_deleted(keeping.name, b"a child's")
         await self.image_in(f"{SHORT}/app", b"untagged", tagged=False)
         await self.image_in(f"{SHORT}/dropped", b"of a tag that no rule keeps")
-        retained = LocalSettings(retention=(RetentionRule(pushed=Duration(1), drop_last=True),))
-        self.parts.collector.retention = Retention(
-            self.parts.collector.retention.catalog, {SHORT: retained}, self.clock
-        )
+        self.drop_tags(SHORT)
         await keeping.upload(b"never held")
         gone = await self.image_in(keeping.name, b"deleted")
         await keeping.delete(Digest.of(gone))

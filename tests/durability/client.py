@@ -158,7 +158,7 @@ class Recorded:
         collector = self.parts.collector
         now, collector.now = collector.now, lambda: time.time() + LATER
         try:
-            await self.served.collect()
+            await self.served.once_free(collector.run)
         finally:
             collector.now = now
 

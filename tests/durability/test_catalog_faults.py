@@ -119,7 +119,8 @@ class DamagedTests(CatalogTestCase):
         await self.assert_told(served, "its file is damaged", "restore a backup")
         await self.assert_refused(served, "its file is damaged", "restore a backup")
         await self.assertFailure(ensureDeferred(served.parts.sweep.run()), Unavailable)
-        await self.assertFailure(ensureDeferred(served.collect([0])), Unavailable)
+        with self.assertRaises(Unavailable):
+            await served.once_free(lambda: served.parts.collector.run([0]))
         await served.service.stopService()
         self.addCleanup(served.service.startService)
         # What could not be given a row lies there for the sweep.
@@ -303,7 +304,7 @@ class FullDiskTests(CatalogTestCase):
             self.assertEqual((await served.request("DELETE", path)).status, 202)
             await self.assert_refused(served, "out of disk space")
         await self.assert_told(served, "the store can't be written")
-        await served.collect()
+        await served.once_free(served.parts.collector.run)
         self.assertEqual(self.flushLoggedErrors(), [])
         (disk / "filler").unlink()
         self.assertEqual((await served.request("GET", "/readyz")).status, 200)

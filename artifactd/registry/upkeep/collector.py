@@ -33,6 +33,10 @@ class NotNow(Exception):
     """Garbage collection cannot start or go on; the message gives the reason in one line."""
 
 
+class Busy(NotNow):
+    """Another process collects garbage: once it has ended, this one can."""
+
+
 @define(eq=False)
 class Collector:
     """
@@ -80,8 +84,9 @@ class Collector:
         Collect once everything that may go now.
 
         :param shelves: the shelves of the store whose files are compared with the catalog.
-        :raises NotNow: if another process collects, a backup is being made, or :meth:`stop` was
-            called; what was removed before stays removed.
+        :raises Busy: if another process collects.
+        :raises NotNow: if a backup is being made, or :meth:`stop` was called; what was removed
+            before stays removed.
         """
         await self._alone(lambda: self._collect(shelves))
 
@@ -90,14 +95,14 @@ class Collector:
         Drop once the tags that the retention does not keep, and nothing else.
 
         :param images: tells whether to judge an image, by its canonical name; ``None``: all.
-        :raises NotNow: the same as :meth:`run`.
+        :raises NotNow: as :meth:`run`.
         """
         await self._alone(lambda: self._retain(images))
 
     async def _alone(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work`` while no other process collects."""
         if not await self.run_in_thread(self.lock.claim):
-            raise NotNow("another process collects garbage at this time")
+            raise Busy("another process collects garbage at this time")
         started, self._count, self._freed = self.clock.seconds(), 0, 0
         try:
             await work()
