@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from artifactd.kit.start import StartError
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The version of what is told: a reload may start workers of a newer program."""
 
 CONTROL: Final = 3
@@ -30,6 +30,9 @@ MEMORY: Final = 4
 
 SETTINGS: Final = 5
 """The descriptor of the content of the settings file in a worker, if there is one."""
+
+BEAT: Final = 1.0
+"""A worker tells that it is alive every so many seconds."""
 
 _MOST = 64 << 10  # bytes of a message
 _EACH_TURN = 64  # messages that are read in one turn of the reactor
@@ -55,6 +58,7 @@ class Told(bytes, Enum):
     REFUSED = b"F"  # with a line that says why the worker does not start
     CLOSED = b"X"  # with _NUMBER
     DRAINED = b"D"  # no request is under way
+    ALIVE = b"A"  # every BEAT seconds
 
 
 class _Version(msgspec.Struct, frozen=True):

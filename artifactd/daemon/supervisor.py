@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import select
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -25,12 +26,14 @@ from twisted.internet.defer import Deferred, DeferredList, DeferredLock, fail, m
 from twisted.internet.error import CannotListenError, ProcessExitedAlready
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory, ProcessProtocol, Protocol
+from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.failure import Failure
 
 from artifactd import __version__
 from artifactd.daemon.greeting import greet
 from artifactd.daemon.link import (
+    BEAT,
     CONTROL,
     MEMORY,
     SETTINGS,
@@ -57,6 +60,12 @@ from artifactd.web.server.refused import not_now, too_many_connections
 # end and the start of another one.
 _STEADY = 60.0
 _LONGEST_PAUSE = 30.0
+
+# After how many BEATs of silence a worker gets no connections while others are not silent; when it
+# is made to print where it hangs, and to end, if it serves or has not become ready; and how many
+# later it is killed.  The supervisor counts its own turns, so that no worker pays for a machine
+# that stood still.
+_SILENT, _HUNG, _NOT_READY, _LOST = 5, 60, 120, 5
 
 # Seconds beyond shutdown_timeout that the workers get to end, before they are killed.
 _GRACE = 15.0
@@ -122,6 +131,7 @@ class Worker:
     :ivar leaving: whether it may be given none any more.
     :ivar drained: whether it has no request under way, while the daemon stops.
     :ivar started: when it was started, in seconds of the clock.
+    :ivar silent: for how many of :data:`BEAT` it has told nothing.
     """
 
     generation: Generation
@@ -137,6 +147,7 @@ class Worker:
     admitted: bool = field(default=False, init=False)
     leaving: bool = field(default=False, init=False)
     drained: bool = field(default=False, init=False)
+    silent: int = field(default=0, init=False)
 
     @property
     def serves(self) -> bool:
@@ -160,8 +171,15 @@ class Worker:
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
+        self._signal("KILL")
+
+    def abort(self) -> None:
+        """Make it print where its threads are, and end."""
+        self._signal(signal.SIGABRT)
+
+    def _signal(self, number: str | int) -> None:
         with contextlib.suppress(ProcessExitedAlready):
-            self.process.signalProcess("KILL")
+            self.process.signalProcess(number)
 
     def unlinked(self) -> None:
         """Give it no connections: it has ended, which will be told by itself."""
@@ -262,6 +280,8 @@ class Supervisor(Service):
         self._reload_socket = ReloadSocket(settings.data)
         self._patience = float(settings.shutdown_timeout)
         self._reloads: IListeningPort | None = None
+        self._watching = LoopingCall(self._watch)
+        self._watching.clock = reactor
         self._failures = 0
         self._stopping = False
         self._unserved: Deferred[None] = Deferred()  # no worker serves any more
@@ -306,6 +326,7 @@ class Supervisor(Service):
             read_only=ReadOnlyMode(self._settings.data, self._settings.read_only).on(),
         )
         _log.info("{number} workers serve", number=self._generation.number)
+        self._watching.start(BEAT, now=False)
         self._fill_up()
 
     def stopService(self) -> Deferred[None]:
@@ -328,6 +349,7 @@ class Supervisor(Service):
         await self._unserved
         await self._sockets.close()
         await self._ended_all
+        self._watching.stop()
         for call in calls:
             if call.active():
                 call.cancel()
@@ -536,8 +558,28 @@ class Supervisor(Service):
             _log.error("{error}; tried again in {pause:.0f} s", error=error, pause=_LONGEST_PAUSE)
             self._reactor.callLater(_LONGEST_PAUSE, self._fill_up)
 
+    def _watch(self) -> None:
+        """Find the workers that hang, and end them at last."""
+        for worker in self._workers:
+            worker.silent += 1
+            most = _NOT_READY if worker.ready is None else _HUNG
+            if worker.silent == most:
+                why = f"has not answered for {most * BEAT:.0f} s"
+                _log.error(
+                    "{worker} {why}: it is ended, and prints where it hangs", worker=worker, why=why
+                )
+                worker.refusal = f"a worker {why}"
+                worker.abort()
+            elif worker.silent == most + _LOST:
+                worker.kill()
+            elif worker.silent == _SILENT and worker.serves:
+                _log.warn("{worker} does not answer: others get the connections", worker=worker)
+
     def _told(self, worker: Worker, kind: Told, body: bytes, descriptor: int) -> None:
         close_descriptor(descriptor)  # workers hand nothing back
+        if worker.silent >= _SILENT and worker.serves:
+            _log.info("{worker} answers again", worker=worker)
+        worker.silent = 0
         if kind is Told.CLOSED:
             counted = worker.connections.pop(read_closed(body), None)
             if counted is not None:
@@ -647,7 +689,10 @@ class Supervisor(Service):
             self._connections.remove(counted)
             _refuse(bound, connection, not_now())
             return
-        worker = min(serving, key=lambda each: (len(each.connections), each.latest))
+        worker = min(
+            serving,
+            key=lambda each: (each.silent >= _SILENT, len(each.connections), each.latest),
+        )
         number = worker.latest = next(self._numbers)
         worker.connections[number] = counted
         worker.link.tell(handing(bound.listener, number), connection)

@@ -6,6 +6,7 @@ The supervisor runs it: ``python -m artifactd.daemon.worker [SETTINGS]``.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -19,12 +20,14 @@ import msgspec
 from msgspec.structs import replace
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, globalLogBeginner, globalLogPublisher
 from twisted.python.failure import Failure
 
 from artifactd import __version__
 from artifactd.daemon.handed import Handed
 from artifactd.daemon.link import (
+    BEAT,
     CONTROL,
     MEMORY,
     PROTOCOL,
@@ -96,6 +99,9 @@ class Worker:
             shutdown_timeout=float(settings.shutdown_timeout),
         )
         self._link.tell(Told.READY + msgspec.json.encode(ready))
+        telling = LoopingCall(self._link.tell, Told.ALIVE)
+        telling.clock = self._reactor
+        telling.start(BEAT)
 
     def stop(self) -> None:
         """Let what is under way end, then end the process."""
@@ -172,6 +178,7 @@ def main(argv: Sequence[str]) -> int:
 
     :param argv: the path of the settings file, for messages; or nothing.
     """
+    faulthandler.enable()  # for the supervisor's SIGABRT, if this process hangs
     _ignore_signals()
     reactor: Any = _reactor
     keep_steady(reactor)

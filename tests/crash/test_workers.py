@@ -186,6 +186,30 @@ class KillTests(WorkersCase):
 
         return await deferToThread(ask)
 
+    async def test_one_that_hangs_gets_no_connections_and_prints_where_as_it_is_ended(self) -> None:
+        daemon = await self.start()
+        hung, other = daemon.pids()
+
+        def asked() -> list[int]:
+            connections = [daemon.connect() for _ in range(4)]
+            try:
+                return [worker_of(each) for each in connections]
+            finally:
+                for each in connections:
+                    each.close()
+
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            await daemon.process.matched(f"worker {hung} does not answer")
+            self.assertEqual(await deferToThread(asked), [other] * 4)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+        await daemon.process.matched(f"worker {hung} answers again")
+        os.kill(hung, signal.SIGABRT)  # as the supervisor does after a minute
+        await daemon.process.matched("Fatal Python error: Aborted")
+        await daemon.process.matched("in main")
+        await daemon.all_ready(3)
+
     async def test_without_the_supervisor_the_workers_end_after_what_is_under_way(self) -> None:
         daemon = await self.start(shutdown_timeout="1h")
         path = f"/v2/crash/blobs/uploads/?digest={DIGEST}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from errno import EADDRINUSE, EAGAIN
@@ -38,7 +39,7 @@ class FakeWorker:
     end: socket.socket
     protocol: Any
     pid: int
-    killed: list[str] = field(factory=list)
+    killed: list[str | int] = field(factory=list)
 
     def tell(self, kind: Told, body: bytes = b"") -> None:
         self.end.send(kind + body)
@@ -79,7 +80,7 @@ class FakeWorker:
         self.end.close()
         self.protocol.processExited(Failure(ProcessTerminated(signal=9)))
 
-    def signalProcess(self, name: str) -> None:
+    def signalProcess(self, name: str | int) -> None:
         self.killed.append(name)
 
 
@@ -280,6 +281,81 @@ class RestartTests(SupervisorCase):
         self.assertNoResult(stopped)
         self.workers[1].die()
         self.successResultOf(stopped)
+
+
+class HungTests(SupervisorCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.become_ready(self.workers[1])
+
+    def beats(self, number: int, *alive: FakeWorker) -> None:
+        """Let seconds pass, in each of which ``alive`` tell that they are."""
+        for _ in range(number):
+            for worker in alive:
+                worker.tell(Told.ALIVE)
+            self.reactor.turn()
+            self.reactor.advance(1)
+
+    def shares(self, number: int) -> list[int]:
+        """How many of so many connections each gets."""
+        self.connect(number)
+        return [len(each.received()) for each in self.workers]
+
+    def test_one_that_is_silent_gets_no_connections_until_it_speaks(self) -> None:
+        hung, other = self.workers
+        with capturedLogs() as events:
+            self.beats(4, other)
+            self.assertEqual(self.shares(4), [2, 2])
+            self.beats(1, other)
+            self.assertEqual(self.shares(4), [0, 4])
+            self.beats(1, hung, other)
+            self.assertEqual(self.shares(4), [4, 0])
+        self.assertEqual(
+            [formatEvent(each) for each in events],
+            [
+                "worker 1000 does not answer: others get the connections",
+                "worker 1000 answers again",
+            ],
+        )
+
+    def test_if_all_are_silent_they_get_them_all_the_same(self) -> None:
+        self.beats(10)
+        self.assertEqual(self.shares(4), [2, 2])
+
+    def test_one_that_is_silent_for_a_minute_is_ended_and_another_one_starts(self) -> None:
+        hung, other = self.workers
+        self.beats(59, other)
+        self.assertEqual(hung.killed, [])
+        self.beats(1, other)
+        self.assertEqual(hung.killed, [signal.SIGABRT])
+        self.beats(5, other)
+        self.assertEqual((hung.killed, other.killed), ([signal.SIGABRT, "KILL"], []))
+        hung.die()
+        self.reactor.advance(0)
+        self.assertEqual(len(self.workers), 3)
+
+    def test_one_that_is_not_ready_has_two_minutes(self) -> None:
+        outcome = self.supervisor.reload()
+        (new,) = self.workers[2:]
+        self.beats(119, *self.workers[:2])
+        self.assertEqual(new.killed, [])
+        self.beats(1, *self.workers[:2])
+        self.assertEqual(new.killed, [signal.SIGABRT])
+        new.die()
+        self.assertEqual(self.successResultOf(outcome), "a worker has not answered for 120 s")
+
+    def test_a_machine_that_stood_still_is_no_fault_of_a_worker(self) -> None:
+        self.reactor.advance(3600)
+        self.assertEqual(self.shares(2), [1, 1])
+
+    def test_one_that_was_replaced_and_hangs_is_ended_too(self) -> None:
+        hung, other = self.workers
+        self.supervisor.reload()
+        self.become_ready(self.workers[2])
+        self.become_ready(self.workers[3])
+        self.assertIn(Told.RETIRE, hung.kinds())
+        self.beats(60, other)
+        self.assertEqual((hung.killed, other.killed), ([signal.SIGABRT], []))
 
 
 class LogTests(SupervisorCase):
