@@ -30,6 +30,8 @@ class Throttled(UpstreamError):
     :ivar guessed: whether the upstream has told no such time.
     """
 
+    retry_after: float
+
     def __init__(
         self,
         reason: str,

@@ -222,7 +222,8 @@ def may_pass(error: Unreachable) -> bool:
 class Retries:
     """
     Exponential backoff with full jitter: before the n-th repetition a random time of up to
-    0.25 · 2ⁿ⁻¹ seconds, at most 5.
+    0.25 · 2ⁿ⁻¹ seconds, at most 5, but no less than ``Retry-After`` of a 5xx asks for.  If that
+    asks for more than 5, there is no repetition.
 
     :ivar times: repetitions of one request at most.
     """
@@ -237,10 +238,11 @@ class Retries:
             try:
                 return await attempt()
             except Unreachable as error:
-                if not may_pass(error):
+                least = error.retry_after or 0.0
+                if not may_pass(error) or least > _LONGEST:
                     raise
             most = min(_FIRST * 2**repetition, _LONGEST)
-            await deferLater(self.clock, self.random.uniform(0, most))
+            await deferLater(self.clock, max(least, self.random.uniform(0, most)))
         return await attempt()
 
 
@@ -471,7 +473,9 @@ async def refusal(response: HttpResponse, *secrets: str) -> UpstreamError:
         seconds = retry_after(response)
         return Throttled(reason, seconds or _SHORTEST_PAUSE, guessed=seconds is None)
     if status >= 500:
-        return Unreachable(reason, status)
+        unreachable = Unreachable(reason, status)
+        unreachable.retry_after = retry_after(response)
+        return unreachable
     return Unreachable(f"{reason} (unexpected status)", status)
 
 

@@ -90,6 +90,18 @@ class AtFirstTests(PullCase):
         self.assert_whole(await self.pull(digest), CONTENT)
 
 
+class ComeAgainTests(PullCase):
+    settings = remote(retries=2)
+
+    async def test_503_that_says_when_to_come_again_is_not_asked_before(self) -> None:
+        digest = self.blob(CONTENT)
+        self.hub.faults.add(Status(503, "1000"), on=BLOBS, times=None)
+        download = await self.pull(digest)
+        self.assertEqual(download.error[:2], (502, "UNKNOWN"))
+        self.assertEqual(download.headers["retry-after"], "1000")
+        self.assertEqual([each.status for each in self.hub.requests].count(503), 1)
+
+
 class InTheMiddleTests(PullCase):
     settings = remote(resumes=2)
 

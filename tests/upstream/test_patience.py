@@ -65,6 +65,21 @@ class RetriesTests(SynchronousTestCase):
             self.clock.advance(0.25)
             self.assertEqual("done", self.successResultOf(running))
 
+    def test_no_sooner_than_the_upstream_wants_to_be_asked_again(self) -> None:
+        error = Unreachable("answers 503", 503)
+        error.retry_after = 3.0
+        running = self.run_with(1, error)
+        self.clock.advance(2.9)
+        self.assertEqual(1, self.attempts)
+        self.clock.advance(0.1)
+        self.assertEqual("done", self.successResultOf(running))
+
+    def test_not_at_all_if_that_is_long(self) -> None:
+        error = Unreachable("answers 503", 503)
+        error.retry_after = 5.5
+        self.assertIs(error, self.failureResultOf(self.run_with(2, error)).value)
+        self.assertEqual(1, self.attempts)
+
     def test_what_is_definite_is_not(self) -> None:
         for error in (Missing("404", 404), Throttled("429", 1), LoginRefused("no"),
                       RangeRefused("416"), Unreachable("400", 400), Unreachable("501", 501),

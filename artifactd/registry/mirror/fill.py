@@ -150,9 +150,7 @@ class Fetching:
         if not (self.progress.answered and isinstance(error, _PASSING)):
             raise error
         self._failures = 1 if progressed else self._failures + 1
-        wait = pause(self._failures)
-        if isinstance(error, Throttled):
-            wait = error.retry_after
+        wait = max(pause(self._failures), error.retry_after or 0.0)
         if self._failures > self.resumes or wait > _LONGEST_WAIT:
             raise error
         _log.warn(

@@ -36,11 +36,12 @@ def translated(
     headers = {"Cache-Status": forwarded if error.status else "artifactd; fwd=miss"}
     if isinstance(error, Missing) and not error.asked:
         headers["Cache-Status"] = "artifactd; hit; detail=negative"
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     answer: RegistryError
     if isinstance(error, Missing):
         answer = unknown("the upstream does not have it, or not for us", told)
     elif isinstance(error, Throttled):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         answer = TooManyRequests("the upstream wants fewer requests: try again later", told)
     elif isinstance(error, RangeRefused):
         answer = RangeNotSatisfiable("the upstream has no byte of that range", told)

@@ -9,7 +9,10 @@ class UpstreamError(Exception):
 
     :ivar reason: one sentence for the operator and the client; names the host, and no credential.
     :ivar status: the status of the upstream's answer, if it answered.
+    :ivar retry_after: after how many seconds the upstream wants to be asked again, if it says so.
     """
+
+    retry_after: float | None = None
 
     def __init__(self, reason: str, status: int | None = None) -> None:
         super().__init__(reason)
