@@ -105,7 +105,8 @@ class Endpoint(str):
         """:raises ValueError: if ``text`` is neither of them."""
         match = re.fullmatch(_ADDRESS, text)
         if match is None:
-            if not re.match("[a-z0-9-]+:(?!//).", text):
+            port = re.match("(?:tcp6?|ssl|artifactd-tls):(?:port=)?([0-9]+)", text)
+            if not re.match("[a-z0-9-]+:(?!//).", text) or (port and int(port[1]) > 65535):
                 raise ValueError(text)
             return cls(text)
         if int(match["port"]) > 65535:

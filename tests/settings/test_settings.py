@@ -402,7 +402,8 @@ class RefusalTests(SettingsCase):
         )
         for value in ("[]", '["5000"]', '[":70000"]', '["127.0.0.1"]', '[""]', "[5000]", "5000"):
             self.assert_refused(f"listen = {value}", expected + value)
-        for value in ('["http://127.0.0.1:5000"]', '["tcp://127.0.0.1:5000"]'):
+        for value in ('["http://127.0.0.1:5000"]', '["tcp://127.0.0.1:5000"]', '["tcp:65536"]',
+                      '["ssl:port=70000:interface=::1"]'):  # fmt: skip
             self.assert_refused(f"listen = {value}", expected + value)
 
     def test_an_origin_of_web_pages_is_one_that_browsers_send(self) -> None:
