@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from sqlite3 import Connection
+from sqlite3 import SQLITE_INTERRUPT, Connection, OperationalError
+from threading import Lock
 
 from attrs import frozen
 from msgspec.structs import replace
 
 from artifactd.catalog import images, manifests
 from artifactd.catalog.checks import CHECKS, Check
-from artifactd.catalog.database import OnDatabase, read, write, write_last
+from artifactd.catalog.database import Database, OnDatabase, read, write, write_last
 from artifactd.catalog.events import event_of
 from artifactd.catalog.images import loosen, settle
 from artifactd.catalog.records import ManifestRecord, nothing
+from artifactd.kit.deferreds import Stopped
 from artifactd.oci.manifest import Manifest
 from artifactd.oci.names import Digest, ImageName
 from artifactd.settings.webhooks import EventKind
@@ -189,6 +191,12 @@ _ENTRIES = (
 class RepairCatalog(OnDatabase):
     """The part of the catalog that only the scrubber and ``artifactd fsck`` use."""
 
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._lock = Lock()  # of these two
+        self._checking = set[Connection]()
+        self._stopped = False
+
     # -- damage
 
     @write
@@ -301,6 +309,46 @@ class RepairCatalog(OnDatabase):
             which = "a row" if row is None else f"row {row}"  # some tables have no rowids
             wrong.append(f"{which} of {table} refers to a row of {parent} that is not there")
         return wrong
+
+    @read
+    def tables(self, db: Connection) -> Sequence[str]:
+        """The names of all tables, in their order."""
+        rows = db.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+            " ORDER BY name"
+        )
+        return [name for (name,) in rows]
+
+    @read
+    def integrity_of(self, db: Connection, table: str) -> str:
+        """
+        What SQLite first finds wrong with a table and its indexes; empty if it finds nothing.
+
+        It takes minutes for tens of millions of rows.
+
+        :raises Stopped: after :meth:`stop`, also in the middle.
+        """
+        with self._lock:
+            if self._stopped:
+                raise Stopped("left for later")
+            self._checking.add(db)
+        try:
+            told, *_ = db.execute(f"PRAGMA integrity_check({table})").fetchall()[0]
+        except OperationalError as error:
+            if error.sqlite_errorcode == SQLITE_INTERRUPT:
+                raise Stopped("left for later") from None
+            raise
+        finally:
+            with self._lock:
+                self._checking.remove(db)
+        return "" if told == "ok" else str(told)
+
+    def stop(self) -> None:
+        """End the checks of tables that are under way, and let none begin."""
+        with self._lock:
+            self._stopped = True
+            for connection in self._checking:
+                connection.interrupt()
 
     @read
     def listed_blobs(self, db: Connection, after: str, limit: int) -> Sequence[ListedBlob]:

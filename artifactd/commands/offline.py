@@ -24,6 +24,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.migrations import copy_catalog
+from artifactd.catalog.repair import RepairCatalog
 from artifactd.catalog.retention import RetentionCatalog
 from artifactd.commands.options import ERRORS, SettingsOptions
 from artifactd.commands.table import JSON, Table, print_json, progress, utc
@@ -467,7 +468,7 @@ async def collect(
     try:
         await _sweep_and_collect(parts.sweep, parts.collector, of)
     except NotNow as error:
-        print(f"artifactd: {error}: try again later", file=sys.stderr)
+        print(f"artifactd: {error}", file=sys.stderr)
         return 1
     finally:
         listing.end("collected")
@@ -494,11 +495,14 @@ async def once_free(work: Callable[[], Awaitable[None]], clock: IReactorTime) ->
     while True:
         try:
             return await work()
-        except Busy as error:
+        except Busy:
             if clock.seconds() >= until:
                 raise
             if not is_told:
-                print(f"artifactd: {error}: waiting for up to a minute", file=sys.stderr)
+                print(
+                    "artifactd: another process collects garbage: waiting for up to a minute",
+                    file=sys.stderr,
+                )
                 is_told = True
         await deferLater(clock, _LOOK_EVERY)
 
@@ -529,6 +533,7 @@ async def list_garbage(
             parts.collector,
             catalog=catalog,
             garbage=GarbageCatalog(catalog.database),
+            repairs=RepairCatalog(catalog.database),
             retention=evolve(parts.collector.retention, catalog=RetentionCatalog(catalog.database)),
             lock=_NoLock(),
             counters=Counters().collection,

@@ -64,7 +64,7 @@ class Retain(DataCommand):
             collector = parts.collector
             await once_free(partial(collector.retain, self.chosen), collector.clock)
         except NotNow as error:
-            _tell(f"{error}: try again later")
+            _tell(str(error))
             return 1
         return 0
 

@@ -517,11 +517,12 @@ def assemble(
     contents = Contents(blobs)
     damage = Damage(repairs, catalog, blobs, contents, counters.damage)
     stored = Stored(blobs, contents, damage.inspect, damage.suspect)
+    scrub = ScrubLock(folder.path, files)
     scrubber = Scrubber(
         blobs,
         repairs,
         damage,
-        ScrubLock(folder.path, files),
+        scrub,
         settings,
         run,
         reactor,
@@ -532,9 +533,11 @@ def assemble(
     collector = Collector(
         catalog,
         garbage,
+        repairs,
         Retention(kept, settings.repository, now),
         blobs,
         FolderCollectionLock(folder.path, files),
+        scrub,
         settings,
         run,
         reactor,

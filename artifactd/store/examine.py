@@ -176,6 +176,7 @@ class _Written(msgspec.Struct):
     shelf: int
     after: str
     ended: float
+    wrong: str = ""
 
 
 @frozen
@@ -186,11 +187,13 @@ class ScrubPosition:
     :ivar shelf: the shelf of the store to go on with; ``SHELVES`` once all are done.
     :ivar after: the text of the last digest done on that shelf; empty before the first.
     :ivar ended: when the round before this one ended; 0.0 if there was none.
+    :ivar wrong: what was wrong with the catalog when it was last checked; empty if nothing was.
     """
 
     shelf: int = 0
     after: str = ""
     ended: float = 0.0
+    wrong: str = ""
 
 
 class ScrubLock(DutyLock):
@@ -235,4 +238,4 @@ def _position(content: bytes) -> ScrubPosition:
         written = msgspec.json.decode(content, type=_Written)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ScrubPosition()  # new; or torn by a crash
-    return ScrubPosition(written.shelf, written.after, written.ended)
+    return ScrubPosition(**msgspec.structs.asdict(written))

@@ -234,8 +234,8 @@ class ForesightTests(TestCase):
             await wait_for(lambda: bool(said.getvalue()))
             lock.release()
             await collecting
-        busy = "another process collects garbage at this time"
-        self.assertEqual(said.getvalue(), f"artifactd: {busy}: waiting for up to a minute\n")
+        waits = "another process collects garbage: waiting for up to a minute"
+        self.assertEqual(said.getvalue(), f"artifactd: {waits}\n")
 
     async def test_it_does_not_wait_for_ever(self) -> None:
         self.patch(offline, "_WAIT", 0.0)

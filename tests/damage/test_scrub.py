@@ -2,19 +2,111 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
+import time
+from contextlib import closing
 from itertools import count
+from pathlib import Path
+from threading import Event
+from typing import Any
 
 from msgspec.structs import replace
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
+from twisted.internet.threads import deferToThread
 
+from artifactd.catalog.repair import RepairCatalog
+from artifactd.kit.deferreds import Stopped
 from artifactd.kit.janitor import Pace
 from artifactd.oci.names import Digest
+from artifactd.registry.upkeep.collector import NotNow
 from artifactd.settings.values import Duration, Size
 from artifactd.store.blobs import SHELVES
 from artifactd.store.examine import ScrubLock, ScrubPosition
 from tests.damage.case import FAST, SMALL, DamageCase
 from tests.damage.rot import file_of
+from tests.programs import PATIENCE
+
+
+class CatalogTests(DamageCase):
+    async def setUp(self) -> None:  # type: ignore[override]  # trial awaits it
+        super().setUp()
+        await self.registry.push_image("app", "v1", SMALL)
+
+    async def start_on(self, catalog: bytes) -> bytes:
+        """Restart the daemon on another catalog; the one before."""
+        await self.registry.service.stopService()
+        path = self.registry.data / "catalog.sqlite3"
+        before = path.read_bytes()
+        path.write_bytes(catalog or self.rotten(before))
+        self.registry.service.startService()
+        self.parts.scrubber.settings = FAST
+        return before
+
+    def rotten(self, catalog: bytes) -> bytes:
+        """A catalog with one bit flipped, so that the row of a blob is not found by its digest."""
+        path = Path(self.mktemp())
+        for match in re.finditer(re.escape(str(Digest.of(SMALL)).encode()), catalog):
+            damaged = bytearray(catalog)
+            damaged[match.end() - 1] ^= 1
+            path.write_bytes(damaged)
+            with closing(sqlite3.connect(path)) as db:
+                select = "SELECT count(*) FROM blob WHERE digest = ?"
+                if db.execute(select, (str(Digest.of(SMALL)),)).fetchone() == (0,):
+                    return bytes(damaged)
+        raise AssertionError("each bit is met by reads")
+
+    async def assert_not_collected(self) -> None:
+        collector = self.parts.collector
+        collector.now = lambda: time.time() + 1e7
+        with self.assertRaises(NotNow) as refused:
+            await self.registry.once_free(collector.run)
+        self.assertIn("the catalog is damaged (", str(refused.exception))
+        self.assertTrue(file_of(self.registry.data, Digest.of(SMALL)).exists())
+
+    async def test_a_file_whose_row_is_not_found_is_no_stray(self) -> None:
+        await self.start_on(b"")
+        await self.assert_not_collected()
+
+    async def test_damage_is_told_once_and_holds_off_the_collection_until_it_is_gone(self) -> None:
+        whole = await self.start_on(b"")
+        for _ in range(2):
+            await self.scrub()
+        (line,) = self.logged("the catalog is damaged: ")
+        self.assertIn("restore a backup", line)
+        # What is in the store is scrubbed all the same.
+        self.assertEqual(await self.damaged("scrub_rounds_total"), 2)
+        await self.restart()
+        await self.assert_not_collected()
+
+        await self.start_on(whole)
+        self.parts.scrubber.settings = replace(FAST, scrub_pause=Duration(3600))
+        await self.scrub()
+        await self.registry.once_free(self.parts.collector.run)
+        self.assertEqual(len(self.logged("the catalog is damaged: ")), 1)
+
+    async def test_it_is_not_waited_for_where_the_daemon_stops(self) -> None:
+        repairs = self.parts.scrubber.repairs
+        began, stopped = Event(), Event()
+
+        def wait() -> int:
+            began.set()
+            stopped.wait(PATIENCE)
+            return 0
+
+        def check() -> str:
+            with closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
+                db.set_progress_handler(wait, 1)
+                return str(method(repairs, db, "blob"))
+
+        method: Any = RepairCatalog.integrity_of.__wrapped__  # type: ignore[attr-defined]
+        checking = deferToThread(check)
+        await deferToThread(began.wait, PATIENCE)
+        self.parts.scrubber.stop()
+        stopped.set()
+        await self.assertFailure(checking, Stopped)
+        await self.assertFailure(ensureDeferred(repairs.integrity_of("blob")), Stopped)
 
 
 class RoundTests(DamageCase):

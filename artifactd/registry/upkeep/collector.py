@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
+from artifactd.catalog.repair import RepairCatalog
 from artifactd.kit.deferreds import RunInThread, Stopped
 from artifactd.kit.janitor import PAGE, Pace, batches
 from artifactd.oci.names import Digest, ImageName
@@ -21,6 +22,7 @@ from artifactd.registry.mirror.eviction import forget
 from artifactd.registry.upkeep.retention import Retention, Verdict
 from artifactd.settings.settings import LocalSettings, Settings
 from artifactd.store.blobs import SHELVES, BlobStore
+from artifactd.store.examine import ScrubLock
 from artifactd.store.folder import CollectionLock
 
 _log = Logger()
@@ -49,13 +51,17 @@ class Collector:
     :param report: called with each item removed.
     :param at_once: collect what was deleted before its grace period and its leases are over.
     :param only: collect nothing but what was deleted from this image; needs ``at_once``.
+    :param repairs: checks the catalog: right bytes may seem to be garbage by damaged rows.
+    :param scrub: tells what the last scrub has found wrong with it.
     """
 
     catalog: Catalog
     garbage: GarbageCatalog
+    repairs: RepairCatalog
     retention: Retention
     blobs: BlobStore
     lock: CollectionLock
+    scrub: ScrubLock
     settings: Settings
     run_in_thread: RunInThread
     clock: IReactorTime
@@ -68,6 +74,7 @@ class Collector:
     _pace: Pace = field(init=False)
     _count: int = field(default=0, init=False)
     _freed: int = field(default=0, init=False)
+    _is_checked: bool = field(default=False, init=False)
 
     @_pace.default
     def _(self) -> Pace:
@@ -85,8 +92,8 @@ class Collector:
 
         :param shelves: the shelves of the store whose files are compared with the catalog.
         :raises Busy: if another process collects.
-        :raises NotNow: if a backup is being made, or :meth:`stop` was called; what was removed
-            before stays removed.
+        :raises NotNow: if a backup is being made, the catalog is damaged, or :meth:`stop` was
+            called; what was removed before stays removed.
         """
         await self._alone(lambda: self._collect(shelves))
 
@@ -102,13 +109,15 @@ class Collector:
     async def _alone(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work`` while no other process collects."""
         if not await self.run_in_thread(self.lock.claim):
-            raise Busy("another process collects garbage at this time")
+            raise Busy("another process collects garbage at this time: try again later")
         started, self._count, self._freed = self.clock.seconds(), 0, 0
+        self._is_checked = False
         try:
+            self._refuse_damaged((await self.run_in_thread(self.scrub.look)).wrong)
             await work()
             self.counters.runs.inc()
         except Stopped:
-            raise NotNow("the registry is shutting down") from None
+            raise NotNow("the registry is shutting down: try again later") from None
         finally:
             self.lock.release()
             self.counters.seconds.inc(max(0.0, self.clock.seconds() - started))
@@ -118,6 +127,10 @@ class Collector:
                     count=self._count,
                     freed=self._freed,
                 )
+
+    def _refuse_damaged(self, wrong: str) -> None:
+        if wrong:
+            raise NotNow(f"the catalog is damaged ({wrong}): restore a backup")
 
     async def _collect(self, shelves: Iterable[int]) -> None:
         if self.only is not None:
@@ -160,6 +173,7 @@ class Collector:
     def stop(self) -> None:
         """Make :meth:`run` raise NotNow: at once from a pause, else after the page under way."""
         self._pace.stop()
+        self.repairs.stop()
 
     async def _image(self, image: ImageName) -> None:
         """Collect what was deleted from one image, and the bytes that nothing needs then."""
@@ -217,6 +231,11 @@ class Collector:
 
     async def _unlisted(self, sizes: Mapping[Digest, int], now: float) -> Sequence[Collected]:
         strays = await self.garbage.unlisted(list(sizes))
+        if strays and not self._is_checked:
+            # Few processes leave strays when they are killed; one wrong bit in the catalog makes
+            # a stray of any blob.
+            self._refuse_damaged(await self.repairs.integrity_of("blob"))
+            self._is_checked = True
         await self._forget(strays)
         since = now - self.settings.grace
         return [
@@ -232,7 +251,7 @@ class Collector:
         self._pace.check()
         with self.lock.step() as free:
             if not free:
-                raise NotNow("a backup is being made")
+                raise NotNow("a backup is being made: try again later")
             collected = await collect()
         for each in collected:
             self.counters.collected.labels(each.why).inc()

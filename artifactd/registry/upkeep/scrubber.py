@@ -31,7 +31,8 @@ _WRITE_EVERY = 30.0  # seconds of reading that a crash may cost
 @define(eq=False)
 class Scrubber:
     """
-    Hashes every published blob and looks for the file of every listed one, round after round.
+    Checks the catalog, hashes every published blob and looks for the file of every listed one,
+    round after round.
 
     :param settings: ``scrub_rate``, ``scrub_pause`` and ``quarantine_keep``.
     :param clock: measures the pauses.
@@ -67,10 +68,12 @@ class Scrubber:
             return
         try:
             self._position = await self.run_in_thread(self.lock.read)
-            due = self._position.ended + self.settings.scrub_pause
-            if (self._position.shelf, self._position.after) == (0, "") and self.now() < due:
-                return
-            await self._round()
+            begins = (self._position.shelf, self._position.after) == (0, "")
+            rests = begins and self.now() < self._position.ended + self.settings.scrub_pause
+            if self._position.wrong or (begins and not rests):
+                await self._catalog()
+            if not rests:
+                await self._round()
         except Stopped:
             await self._write()
         finally:
@@ -81,6 +84,22 @@ class Scrubber:
         Make :meth:`run` return: at once from a pause.  The next run goes on at the same place.
         """
         self._pace.stop()
+        self.repairs.stop()
+
+    async def _catalog(self) -> None:
+        """Check the catalog, table by table: each is read as it is at one moment."""
+        wrong = ""
+        for table in await self.repairs.tables():
+            wrong = wrong or await self.repairs.integrity_of(table)
+        if wrong != self._position.wrong:
+            if wrong:
+                _log.critical(
+                    "the catalog is damaged: {wrong}; nothing is collected any more: stop the"
+                    " registry and restore a backup",
+                    wrong=wrong,
+                )
+            self._position = evolve(self._position, wrong=wrong)
+            await self._write()
 
     async def _round(self) -> None:
         if self.settings.quarantine_keep:
@@ -91,7 +110,7 @@ class Scrubber:
             self._position = evolve(self._position, shelf=self._position.shelf + 1, after="")
             await self._write()
         await self._rows()
-        self._position = ScrubPosition(ended=self.now())
+        self._position = ScrubPosition(ended=self.now(), wrong=self._position.wrong)
         await self._write()
         self.counters.rounds.inc()
 

@@ -12,6 +12,7 @@ from artifactd.catalog.catalog import Catalog
 from artifactd.catalog.database import Database
 from artifactd.catalog.garbage import Collected, Garbage, GarbageCatalog
 from artifactd.catalog.records import ManifestPut
+from artifactd.catalog.repair import RepairCatalog
 from artifactd.catalog.retention import RetentionCatalog
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import Manifest
@@ -24,6 +25,7 @@ from artifactd.registry.upkeep.retention import Retention
 from artifactd.registry.upkeep.sweep import Sweep
 from artifactd.settings.settings import LocalSettings, RetentionRule, Settings
 from artifactd.settings.values import Duration, Untagged
+from artifactd.store.examine import ScrubLock, ScrubPosition
 from artifactd.store.folder import FolderCollectionLock, collection_held
 from artifactd.store.publication import StagedBlob
 from tests.catalog.fixture import descriptor, index, manifest, new_catalog
@@ -75,12 +77,14 @@ class CollectorTests(StoreTestCase):
         return Collector(
             self.catalog,
             self.garbage,
+            RepairCatalog(self.catalog.database),
             retention
             or Retention(
                 RetentionCatalog(self.catalog.database), SETTINGS.repository, lambda: self.time
             ),
             self.stores.blobs,
             FolderCollectionLock(self.locks),
+            ScrubLock(self.locks),
             SETTINGS,
             self.run_in_thread,
             self.clock,
@@ -372,6 +376,18 @@ class CollectorTests(StoreTestCase):
             error = await self.assert_raises(NotNow, self.collect(1e9))
         self.assertIn("backup", str(error))
         self.assertEqual([], self.collected)
+        self.assertEqual([Garbage.LEASE, Garbage.BYTES], await self.collect())
+
+    async def test_while_the_catalog_is_damaged_nothing_goes(self) -> None:
+        await self.push(b"blob")
+        scrub = ScrubLock(self.locks)
+        self.assertTrue(scrub.claim())
+        self.addCleanup(scrub.release)
+        scrub.write(ScrubPosition(wrong="row 1 missing from index blob_by_size"))
+        error = await self.assert_raises(NotNow, self.collect(1e9))
+        self.assertIn("row 1 missing from index blob_by_size", str(error))
+        self.assertEqual([], self.collected)
+        scrub.write(ScrubPosition())
         self.assertEqual([Garbage.LEASE, Garbage.BYTES], await self.collect())
 
     async def test_where_a_file_cannot_be_removed_the_rest_goes(self) -> None:
