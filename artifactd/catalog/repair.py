@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from sqlite3 import SQLITE_INTERRUPT, Connection, OperationalError
-from threading import Lock
 
 from attrs import frozen
 from msgspec.structs import replace
@@ -21,6 +20,7 @@ from artifactd.oci.names import Digest, ImageName
 from artifactd.settings.webhooks import EventKind
 
 _TOLD = 10  # images that are told of a lost blob
+_STEPS = 10_000  # of a check, after which it looks whether it is to stop: a tenth of a second
 
 
 @frozen
@@ -193,9 +193,7 @@ class RepairCatalog(OnDatabase):
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
-        self._lock = Lock()  # of these two
-        self._checking = set[Connection]()
-        self._stopped = False
+        self._is_stopped = False
 
     # -- damage
 
@@ -328,27 +326,22 @@ class RepairCatalog(OnDatabase):
 
         :raises Stopped: after :meth:`stop`, also in the middle.
         """
-        with self._lock:
-            if self._stopped:
-                raise Stopped("left for later")
-            self._checking.add(db)
+        db.set_progress_handler(lambda: self._is_stopped, _STEPS)
         try:
-            told, *_ = db.execute(f"PRAGMA integrity_check({table})").fetchall()[0]
+            (told,) = db.execute(f"PRAGMA integrity_check({table})").fetchone()
         except OperationalError as error:
             if error.sqlite_errorcode == SQLITE_INTERRUPT:
                 raise Stopped("left for later") from None
             raise
         finally:
-            with self._lock:
-                self._checking.remove(db)
-        return "" if told == "ok" else str(told)
+            db.set_progress_handler(None, 0)
+        # A row may have many lines, below one that names the database.
+        lines = [line for line in told.splitlines() if not line.startswith("***")]
+        return "" if told == "ok" else lines[0]
 
     def stop(self) -> None:
-        """End the checks of tables that are under way, and let none begin."""
-        with self._lock:
-            self._stopped = True
-            for connection in self._checking:
-                connection.interrupt()
+        """End the checks of tables that are under way, and all later ones."""
+        self._is_stopped = True
 
     @read
     def listed_blobs(self, db: Connection, after: str, limit: int) -> Sequence[ListedBlob]:

@@ -91,6 +91,8 @@ class DataCommand(SettingsOptions):
             return await self._working
         except RegistryError as error:
             print(f"artifactd: {_explained(error)}", file=sys.stderr)
+        except NotNow as error:
+            print(f"artifactd: {error}", file=sys.stderr)
         except CancelledError:
             print("artifactd: interrupted", file=sys.stderr)
         finally:
@@ -467,9 +469,6 @@ async def collect(
     parts.collector.at_once = at_once
     try:
         await _sweep_and_collect(parts.sweep, parts.collector, of)
-    except NotNow as error:
-        print(f"artifactd: {error}", file=sys.stderr)
-        return 1
     finally:
         listing.end("collected")
     return 0

@@ -12,7 +12,6 @@ from artifactd.commands.offline import DataCommand, is_read_only, once_free
 from artifactd.commands.table import JSON, Table, shown_time
 from artifactd.daemon.assemble import Assembly
 from artifactd.oci.names import Patterns
-from artifactd.registry.upkeep.collector import NotNow
 from artifactd.registry.upkeep.retention import Verdict
 from artifactd.settings.settings import Settings
 
@@ -60,12 +59,8 @@ class Retain(DataCommand):
             table.add([(row, [f"{collected.image}:{collected.name}", "dropped"])])
 
         parts.collector.report = report
-        try:
-            collector = parts.collector
-            await once_free(partial(collector.retain, self.chosen), collector.clock)
-        except NotNow as error:
-            _tell(str(error))
-            return 1
+        collector = parts.collector
+        await once_free(partial(collector.retain, self.chosen), collector.clock)
         return 0
 
 

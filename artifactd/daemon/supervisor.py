@@ -62,10 +62,10 @@ _STEADY = 60.0
 _LONGEST_PAUSE = 30.0
 
 # After how many BEATs of silence a worker gets no connections while others are not silent; when it
-# is made to print where it hangs, and to end, if it serves or has not become ready; and how many
-# later it is killed.  The supervisor counts its own turns, so that no worker pays for a machine
-# that stood still.
-_SILENT, _HUNG, _NOT_READY, _LOST = 5, 60, 120, 5
+# is made to print where it hangs, and to end, if it serves or has not become ready (systemd waits
+# 90 seconds for a reload); and how many later it is killed.  The supervisor counts its own turns,
+# so that no worker pays for a machine that stood still.
+_SILENT, _HUNG, _NOT_READY, _LOST = 5, 60, 80, 5
 
 # Seconds beyond shutdown_timeout that the workers get to end, before they are killed.
 _GRACE = 15.0

@@ -101,7 +101,7 @@ class Worker:
         self._link.tell(Told.READY + msgspec.json.encode(ready))
         telling = LoopingCall(self._link.tell, Told.ALIVE)
         telling.clock = self._reactor
-        telling.start(BEAT)
+        telling.start(BEAT, now=False)
 
     def stop(self) -> None:
         """Let what is under way end, then end the process."""

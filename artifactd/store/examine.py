@@ -229,8 +229,8 @@ class ScrubLock(DutyLock):
         """Remember ``position``; after a crash an older one may be read.  Blocks."""
         # Not synced: after a power loss some blobs are read once more.
         text = msgspec.json.encode(asdict(position))
-        self._files.truncate(self._fd, 0)
-        write_all(self._files, self._fd, [text], 0)
+        # One that looks meanwhile shall find one or the other.
+        write_all(self._files, self._fd, [text.ljust(_MOST)], 0)
 
 
 def _position(content: bytes) -> ScrubPosition:

@@ -504,12 +504,6 @@ class FoundTests(SynchronousTestCase):
         self.clock.advance(SECONDS)
         self.assert_not(self.HEAD)
 
-    def test_it_ends_with_a_clock_that_is_set_back(self) -> None:
-        self.clock.advance(HOUR)
-        self.keep(self.HEAD)
-        self.clock.rightNow -= HOUR
-        self.assert_not(self.HEAD)
-
     def test_it_ends_with_the_rules(self) -> None:
         self.keep(self.HEAD)
         self.rules = object()

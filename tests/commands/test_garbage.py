@@ -27,10 +27,12 @@ from artifactd.commands.retention import Retain
 from artifactd.oci.errors import NameUnknown
 from artifactd.oci.manifest import OCI_INDEX
 from artifactd.oci.names import Algorithm, Digest, ImageName
+from artifactd.registry.upkeep.collector import NotNow
 from artifactd.registry.upkeep.retention import Retention
 from artifactd.registry.upkeep.sweep import Remains
 from artifactd.settings.settings import LocalSettings, RetentionRule
 from artifactd.settings.values import Duration
+from artifactd.store.examine import ScrubLock, ScrubPosition
 from artifactd.store.fills import blob_name
 from artifactd.store.folder import DataFolder, FolderCollectionLock
 from artifactd.store.publication import staged_name
@@ -179,6 +181,22 @@ class CollectGarbageTests(GarbageTestCase):
         self.assertEqual(self.stored, before)
         self.assertIn(" 2 lease", await self.do("gc", "--dry-run"))
 
+    async def test_of_a_damaged_catalog_nothing_goes_and_it_says_so(self) -> None:
+        await self.start(AT_ONCE)
+        await self.push("1")
+        await self.delete(f"manifests/{DIGEST}")
+        scrub = ScrubLock(self.daemon.data)
+        self.assertTrue(scrub.claim())
+        scrub.write(ScrubPosition(wrong="row 1 is wrong"))
+        scrub.release()
+        before = self.stored
+        for argv in (["gc"], ["gc", "--dry-run"]):
+            result = await self.command(*argv)
+            self.assertEqual(result.status, 1)
+            told = "artifactd: the catalog is damaged (row 1 is wrong): restore a backup\n"
+            self.assertEqual(result.err, told)
+        self.assertEqual(self.stored, before)
+
     async def test_what_is_told_of_stays_for_its_lease(self) -> None:
         await self.start(LOCAL)
         await self.push()
@@ -245,10 +263,9 @@ class ForesightTests(TestCase):
         self.drop_tags(SHORT)
         for command in (CollectGarbage(), Retain()):
             command.parseOptions([])
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                self.assertEqual(1, await command.work(self.parts, settings(self.data)))
-            self.assertIn("another process collects garbage at this time: try", said.getvalue())
+            with self.assertRaises(NotNow) as refused, contextlib.redirect_stdout(io.StringIO()):
+                await command.work(self.parts, settings(self.data))
+            self.assertIn("another process collects garbage", str(refused.exception))
 
     @property
     def files(self) -> set[str]:

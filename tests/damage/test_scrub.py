@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from itertools import count
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import Clock
-from twisted.internet.threads import deferToThread
 
+from artifactd.catalog import repair
 from artifactd.catalog.repair import RepairCatalog
 from artifactd.kit.deferreds import Stopped
 from artifactd.kit.janitor import Pace
@@ -26,7 +25,7 @@ from artifactd.store.blobs import SHELVES
 from artifactd.store.examine import ScrubLock, ScrubPosition
 from tests.damage.case import FAST, SMALL, DamageCase
 from tests.damage.rot import file_of
-from tests.programs import PATIENCE
+from tests.durability.recording import CATALOG
 
 
 class CatalogTests(DamageCase):
@@ -34,17 +33,17 @@ class CatalogTests(DamageCase):
         super().setUp()
         await self.registry.push_image("app", "v1", SMALL)
 
-    async def start_on(self, catalog: bytes) -> bytes:
-        """Restart the daemon on another catalog; the one before."""
+    async def start_on(self, change: Callable[[bytes], bytes]) -> bytes:
+        """Restart the daemon on a changed catalog; the one before."""
         await self.registry.service.stopService()
-        path = self.registry.data / "catalog.sqlite3"
+        path = self.registry.data / CATALOG
         before = path.read_bytes()
-        path.write_bytes(catalog or self.rotten(before))
+        path.write_bytes(change(before))
         self.registry.service.startService()
         self.parts.scrubber.settings = FAST
         return before
 
-    def rotten(self, catalog: bytes) -> bytes:
+    def without_row(self, catalog: bytes) -> bytes:
         """A catalog with one bit flipped, so that the row of a blob is not found by its digest."""
         path = Path(self.mktemp())
         for match in re.finditer(re.escape(str(Digest.of(SMALL)).encode()), catalog):
@@ -57,56 +56,83 @@ class CatalogTests(DamageCase):
                     return bytes(damaged)
         raise AssertionError("each bit is met by reads")
 
-    async def assert_not_collected(self) -> None:
+    def without_page(self, catalog: bytes) -> bytes:
+        """A catalog with a page of zeros, which reads seldom meet."""
+        path = Path(self.mktemp())
+        path.write_bytes(catalog)
+        with closing(sqlite3.connect(path)) as db:
+            (root,) = db.execute(
+                "SELECT rootpage FROM sqlite_schema WHERE name = 'image_count'"
+            ).fetchone()
+            (size,) = db.execute("PRAGMA page_size").fetchone()
+        return catalog[: (root - 1) * size] + bytes(size) + catalog[root * size :]
+
+    async def assert_not_collected(self, shelves: Iterable[int] = range(SHELVES)) -> None:
         collector = self.parts.collector
         collector.now = lambda: time.time() + 1e7
         with self.assertRaises(NotNow) as refused:
-            await self.registry.once_free(collector.run)
-        self.assertIn("the catalog is damaged (", str(refused.exception))
+            await self.registry.once_free(lambda: collector.run(shelves))
+        self.assertRegex(
+            str(refused.exception), r"\Athe catalog is damaged \(.+\): restore a backup\Z"
+        )
         self.assertTrue(file_of(self.registry.data, Digest.of(SMALL)).exists())
 
     async def test_a_file_whose_row_is_not_found_is_no_stray(self) -> None:
-        await self.start_on(b"")
+        await self.start_on(self.without_row)
         await self.assert_not_collected()
+        await self.assert_not_collected([])
+        self.assertEqual(len(self.logged("the catalog is damaged: ")), 1)
 
-    async def test_damage_is_told_once_and_holds_off_the_collection_until_it_is_gone(self) -> None:
-        whole = await self.start_on(b"")
+    async def assert_told_once(self, damage: Callable[[bytes], bytes]) -> None:
+        """It holds off the collection until it is gone."""
+        whole = await self.start_on(damage)
         for _ in range(2):
             await self.scrub()
-        (line,) = self.logged("the catalog is damaged: ")
-        self.assertIn("restore a backup", line)
+        self.assertEqual(len(self.logged("the catalog is damaged: ")), 1)
         # What is in the store is scrubbed all the same.
         self.assertEqual(await self.damaged("scrub_rounds_total"), 2)
         await self.restart()
         await self.assert_not_collected()
 
-        await self.start_on(whole)
+        await self.start_on(lambda _: whole)
         self.parts.scrubber.settings = replace(FAST, scrub_pause=Duration(3600))
         await self.scrub()
         await self.registry.once_free(self.parts.collector.run)
         self.assertEqual(len(self.logged("the catalog is damaged: ")), 1)
 
+    async def test_an_index_without_a_row_is_told(self) -> None:
+        await self.assert_told_once(self.without_row)
+
+    async def test_a_page_that_can_not_be_read_is_told(self) -> None:
+        await self.assert_told_once(self.without_page)
+
+    async def test_where_nothing_is_scrubbed_what_was_found_once_does_not_count(self) -> None:
+        whole = await self.start_on(self.without_row)
+        await self.scrub()
+        await self.start_on(lambda _: whole)
+        collector = self.parts.collector
+        await self.assert_not_collected()
+        collector.settings = replace(collector.settings, scrub_rate=Size(0))
+        await self.registry.once_free(collector.run)
+
+    async def test_of_many_findings_the_first_is_told(self) -> None:
+        def damage(catalog: bytes) -> bytes:
+            page = catalog.rindex(str(Digest.of(SMALL)).encode()) // 4096 * 4096
+            return catalog[: page + 8] + b"\xff" * 200 + catalog[page + 208 :]
+
+        await self.start_on(damage)
+        await self.scrub()
+        told = self.parts.collector.scrub.look().wrong
+        self.assertRegex(told, r"\A[^*\n]+\Z")
+
     async def test_it_is_not_waited_for_where_the_daemon_stops(self) -> None:
-        repairs = self.parts.scrubber.repairs
-        began, stopped = Event(), Event()
-
-        def wait() -> int:
-            began.set()
-            stopped.wait(PATIENCE)
-            return 0
-
-        def check() -> str:
-            with closing(sqlite3.connect(self.registry.data / "catalog.sqlite3")) as db:
-                db.set_progress_handler(wait, 1)
-                return str(method(repairs, db, "blob"))
-
-        method: Any = RepairCatalog.integrity_of.__wrapped__  # type: ignore[attr-defined]
-        checking = deferToThread(check)
-        await deferToThread(began.wait, PATIENCE)
-        self.parts.scrubber.stop()
-        stopped.set()
-        await self.assertFailure(checking, Stopped)
+        self.patch(repair, "_STEPS", 1)
+        repairs = RepairCatalog(self.parts.catalog.database)
+        self.assertEqual(await repairs.integrity_of("blob"), "")
+        repairs.stop()
         await self.assertFailure(ensureDeferred(repairs.integrity_of("blob")), Stopped)
+        # The connections that it used are as before.
+        self.assertEqual(await RepairCatalog(self.parts.catalog.database).integrity_of("blob"), "")
 
 
 class RoundTests(DamageCase):

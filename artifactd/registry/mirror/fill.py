@@ -151,6 +151,8 @@ class Fetching:
             raise error
         self._failures = 1 if progressed else self._failures + 1
         wait = max(pause(self._failures), error.retry_after or 0.0)
+        if not isinstance(error, Throttled):
+            wait = min(wait, _LONGEST_WAIT)
         if self._failures > self.resumes or wait > _LONGEST_WAIT:
             raise error
         _log.warn(

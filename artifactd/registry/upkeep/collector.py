@@ -75,6 +75,7 @@ class Collector:
     _count: int = field(default=0, init=False)
     _freed: int = field(default=0, init=False)
     _is_checked: bool = field(default=False, init=False)
+    _wrong: str = field(default="", init=False)  # with the catalog, for as long as it is open
 
     @_pace.default
     def _(self) -> Pace:
@@ -113,7 +114,9 @@ class Collector:
         started, self._count, self._freed = self.clock.seconds(), 0, 0
         self._is_checked = False
         try:
-            self._refuse_damaged((await self.run_in_thread(self.scrub.look)).wrong)
+            if self.settings.scrub_rate:  # otherwise nothing finds out that it is right again
+                self._refuse_damaged((await self.run_in_thread(self.scrub.look)).wrong)
+            self._refuse_damaged(self._wrong)
             await work()
             self.counters.runs.inc()
         except Stopped:
@@ -234,7 +237,10 @@ class Collector:
         if strays and not self._is_checked:
             # Few processes leave strays when they are killed; one wrong bit in the catalog makes
             # a stray of any blob.
-            self._refuse_damaged(await self.repairs.integrity_of("blob"))
+            self._wrong = await self.repairs.integrity_of("blob")
+            if self._wrong:
+                _log.critical("the catalog is damaged: {wrong}", wrong=self._wrong)
+            self._refuse_damaged(self._wrong)
             self._is_checked = True
         await self._forget(strays)
         since = now - self.settings.grace

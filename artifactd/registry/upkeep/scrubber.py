@@ -11,6 +11,7 @@ from attrs import define, evolve, field
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from artifactd.catalog.database import Damaged
 from artifactd.catalog.repair import ListedBlob, RepairCatalog
 from artifactd.kit.deferreds import RunInThread, Stopped
 from artifactd.kit.janitor import Pace, pages
@@ -51,6 +52,7 @@ class Scrubber:
     _pace: Pace = field(init=False)
     _position: ScrubPosition = field(factory=ScrubPosition, init=False)
     _written: float = field(default=0.0, init=False)
+    _is_checked: bool = field(default=False, init=False)
 
     @_pace.default
     def _(self) -> Pace:
@@ -70,7 +72,8 @@ class Scrubber:
             self._position = await self.run_in_thread(self.lock.read)
             begins = (self._position.shelf, self._position.after) == (0, "")
             rests = begins and self.now() < self._position.ended + self.settings.scrub_pause
-            if self._position.wrong or (begins and not rests):
+            # Nobody can mend it while this process has it open.
+            if (begins and not rests) or (self._position.wrong and not self._is_checked):
                 await self._catalog()
             if not rests:
                 await self._round()
@@ -89,8 +92,12 @@ class Scrubber:
     async def _catalog(self) -> None:
         """Check the catalog, table by table: each is read as it is at one moment."""
         wrong = ""
-        for table in await self.repairs.tables():
-            wrong = wrong or await self.repairs.integrity_of(table)
+        try:
+            for table in await self.repairs.tables():
+                wrong = wrong or await self.repairs.integrity_of(table)
+        except Damaged as error:
+            wrong = str(error.__cause__)
+        self._is_checked = True
         if wrong != self._position.wrong:
             if wrong:
                 _log.critical(
