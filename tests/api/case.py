@@ -81,6 +81,7 @@ class ApiTestCase(TestCase):
         Ask for what is answered with an error, changes nothing, and leaves one line in the log
         besides the access log's; none where something is read that is not there.
         """
+        await self.registry.parts.pulls.write()  # or it is written meanwhile
         before = self.state()
         self.log.events.clear()
         answer = await self.registry.request(method, path, body, headers, chunked=chunked)

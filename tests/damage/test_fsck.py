@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from artifactd.oci.names import Digest
+from artifactd.registry.upkeep.sweep import NEWBORN
 from tests.api.served import descriptor, image_manifest
 from tests.commands.maintaining import NAME, MaintenanceTestCase
 from tests.commands.test_main import artifactd
@@ -199,8 +201,9 @@ class FsckTests(MaintenanceTestCase):
         file.write_bytes(b"stray")
         self.execute(
             "INSERT INTO upload (id, repository, image, algorithm, started)"
-            " VALUES (?, 'local', 'app', 'sha256', 1.0)",
+            " VALUES (?, 'local', 'app', 'sha256', ?)",
             "01234567-0123-4567-89ab-0123456789ab",
+            time.time() - 2 * NEWBORN,  # the daemon does not sweep it yet
         )
         self.execute("UPDATE blob_link SET unheld_since = 1.0")
         status, lines = await self.fsck()

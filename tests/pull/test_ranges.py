@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from artifactd.oci.names import Digest
+from artifactd.oci.ranges import ByteRange
+from artifactd.registry.mirror.range_cache import Parts
 from tests.programs import wait_for
 from tests.pull.case import HELD, Later, PullCase, noise, remote
 from tests.upstreams.faulty import (
@@ -138,6 +143,24 @@ class BoundedTests(PullCase):
         collapsed = ["collapsed" in client.headers["cache-status"] for client in clients]
         kept = [client.headers["cache-status"] == KEPT for client in clients]
         self.assertEqual(sum(collapsed) + sum(kept), 19)
+
+    async def test_one_that_another_client_has_brought_since_it_was_looked_for_is_a_hit(
+        self,
+    ) -> None:
+        digest = self.blob(CONTENT)
+        looking, others = Parts.stored, [MIDDLE]
+
+        async def stored(parts: Parts, digest: Digest, size: int, span: ByteRange) -> Any:
+            found = await looking(parts, digest, size, span)
+            while others:
+                self.assert_part(await self.pull(digest, others.pop()), CONTENT, FIRST, LAST)
+            return found
+
+        self.patch(Parts, "stored", stored)
+        part = await self.pull(digest, MIDDLE)
+        self.assert_part(part, CONTENT, FIRST, LAST)
+        self.assertEqual(part.headers["cache-status"], KEPT)
+        self.assertEqual((self.hub.count("GET", CDN), self.blob_bytes), (1, PART))
 
     async def test_a_part_that_breaks_off_is_gone_on_with(self) -> None:
         digest = self.blob(CONTENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
@@ -197,17 +198,20 @@ class TakeOverTests(SenderCase):
 
         def turn() -> None:
             sent.append(0)
+            turns()
 
-        really = os.sendfile
+        loop: Any = reactor
+        really, turns = os.sendfile, loop.runUntilCurrent
         self.patch(os, "sendfile", sendfile)
+        self.patch(loop, "runUntilCurrent", turn)
         await self.serve()
         clients = [await self.connect() for _ in range(MOST + 4)]
         for client in clients:
             client.send(self.get())
         await self.until(lambda: self.site.turns.transfers == len(clients))
-        sent.append(0)
-        await self.until(lambda: self.site.turns.transfers <= MOST, turn)
-        self.assertEqual(max(sent[2:]), MOST)
+        begun = len(sent)
+        await self.until(lambda: self.site.turns.transfers <= MOST)
+        self.assertLessEqual(max(sent[begun:-1]), MOST)
         for client in clients:
             self.check_body((await client.response())[1])
         await self.check_ended()

@@ -31,6 +31,7 @@ from artifactd.upstream.interfaces import Upstream
 _log = Logger()
 
 _ADMITTED = 4096
+_LOOKS = 3  # for bytes that another request may have just brought
 
 
 @define(eq=False)
@@ -290,19 +291,23 @@ class RemoteBlobs:
             return None
         if fill is not None and fill.progress.answered and fill.progress.written > span.last:
             return BlobFound(size, span, fill.follower(span, hold=False), _part_of("cache", "hit"))
-        # A part whose last byte is here is a hit, even if its session has not been closed yet.
-        body = self.parts.under_way(source.digest, size, span)
-        if body is None or body.available <= span.last:
+        for _ in range(_LOOKS):
+            ended = self.parts.ended
+            # A part whose last byte is here is a hit, even if its session has not been closed yet.
+            body = self.parts.under_way(source.digest, size, span)
+            if body is None or body.available <= span.last:
+                if body is not None:
+                    body.close()
+                body = await self.parts.stored(source.digest, size, span)
             if body is not None:
-                body.close()
-            body = await self.parts.stored(source.digest, size, span)
-        if body is not None:
-            self.counters.hits.inc()
-            return BlobFound(size, span, body, _part_of("cache", "hit"))
-        info = await self.fills.store.info(source.digest) or FillInfo(size)
-        if info.size not in (None, size):
-            return None
-        body = self.parts.under_way(source.digest, size, span)
+                self.counters.hits.inc()
+                return BlobFound(size, span, body, _part_of("cache", "hit"))
+            info = await self.fills.store.info(source.digest) or FillInfo(size)
+            if info.size not in (None, size):
+                return None
+            body = self.parts.under_way(source.digest, size, span)
+            if body is not None or self.parts.ended == ended:
+                break  # otherwise the part that has ended meanwhile may be this one
         joined = body is not None or self.parts.is_asked_for(source, span)
         (self.counters.coalesced if joined else self.counters.misses).inc()
         if body is None:

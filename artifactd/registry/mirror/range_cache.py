@@ -74,6 +74,7 @@ class Parts:
     The parts that this process is fetching for one remote repository.
 
     :param resumes: how often in a row a part may be resumed without a byte more.
+    :ivar ended: how many have ended.
     """
 
     store: FillStore
@@ -82,6 +83,7 @@ class Parts:
     _parts: dict[tuple[Digest, ByteRange], _Part] = field(factory=dict, init=False)
     _running: dict[Deferred[None], Interrupt] = field(factory=dict, init=False)
     _stopping: bool = field(default=False, init=False)
+    ended: int = field(default=0, init=False)
     _beginning: SingleFlight[tuple[FillSource, ByteRange], _Work] = field(
         factory=SingleFlight, init=False
     )
@@ -219,6 +221,7 @@ class Parts:
             key = work.source.digest, work.span
             if self._parts.get(key) is work.part:
                 del self._parts[key]
+            self.ended += 1
             work.part.file.close()
             await work.session.close()
             if full:
