@@ -336,8 +336,8 @@ class RepairCatalog(OnDatabase):
         finally:
             db.set_progress_handler(None, 0)
         # A row may have many lines, below one that names the database.
-        lines = [line for line in told.splitlines() if not line.startswith("***")]
-        return "" if told == "ok" else lines[0]
+        first = next((line for line in told.splitlines() if not line.startswith("***")), told)
+        return "" if first == "ok" else first
 
     def stop(self) -> None:
         """End the checks of tables that are under way, and all later ones."""

@@ -235,8 +235,8 @@ class Collector:
     async def _unlisted(self, sizes: Mapping[Digest, int], now: float) -> Sequence[Collected]:
         strays = await self.garbage.unlisted(list(sizes))
         if strays and not self._is_checked:
-            # Few processes leave strays when they are killed; one wrong bit in the catalog makes
-            # a stray of any blob.
+            # They are rare: a process that was killed has left them.  One wrong bit in the catalog
+            # makes one of any blob.
             self._wrong = await self.repairs.integrity_of("blob")
             if self._wrong:
                 _log.critical("the catalog is damaged: {wrong}", wrong=self._wrong)
