@@ -154,6 +154,7 @@ class BoundedTests(PullCase):
             found = await looking(parts, digest, size, span)
             while others:
                 self.assert_part(await self.pull(digest, others.pop()), CONTENT, FIRST, LAST)
+                await wait_for(lambda: not self.parts_under_way())
             return found
 
         self.patch(Parts, "stored", stored)
