@@ -189,7 +189,7 @@ _ENTRIES = (
 
 
 class RepairCatalog(OnDatabase):
-    """The part of the catalog that only the scrubber and ``artifactd fsck`` use."""
+    """The part of the catalog that only scrubbing, collection and ``artifactd fsck`` use."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)

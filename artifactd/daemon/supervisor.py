@@ -61,11 +61,12 @@ from artifactd.web.server.refused import not_now, too_many_connections
 _STEADY = 60.0
 _LONGEST_PAUSE = 30.0
 
-# After how many BEATs of silence a worker gets no connections while others are not silent; when it
-# is made to print where it hangs, and to end, if it serves or has not become ready (systemd waits
-# 90 seconds for a reload); and how many later it is killed.  The supervisor counts its own turns,
-# so that no worker pays for a machine that stood still.
-_SILENT, _HUNG, _NOT_READY, _LOST = 5, 60, 80, 5
+# For how many BEATs a worker may be silent.  The supervisor counts those that it sees itself: a
+# machine that stood still is no fault of a worker.
+_SILENT = 5  # then it gets no connections while others are not silent
+_HUNG = 60  # then it is made to print where it hangs, and to end
+_NOT_READY = 80  # the same before it is ready: systemd waits 90 seconds for a reload
+_LOST = 5  # so many later it is killed
 
 # Seconds beyond shutdown_timeout that the workers get to end, before they are killed.
 _GRACE = 15.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-from attrs import asdict, define, field, frozen
+from attrs import define, field
 
 from artifactd.kit.deferreds import Serial
 from artifactd.oci.names import Digest
@@ -172,15 +172,7 @@ _FILE = "scrub.lock"
 _MOST = 4096  # bytes of a position
 
 
-class _Written(msgspec.Struct):
-    shelf: int
-    after: str
-    ended: float
-    wrong: str = ""
-
-
-@frozen
-class ScrubPosition:
+class ScrubPosition(msgspec.Struct, frozen=True):
     """
     How far a round of scrubbing has come.  Times are in seconds since the epoch.
 
@@ -228,14 +220,13 @@ class ScrubLock(DutyLock):
     def write(self, position: ScrubPosition) -> None:
         """Remember ``position``; after a crash an older one may be read.  Blocks."""
         # Not synced: after a power loss some blobs are read once more.
-        text = msgspec.json.encode(asdict(position))
+        text = msgspec.json.encode(position)
         # One that looks meanwhile shall find one or the other.
         write_all(self._files, self._fd, [text.ljust(_MOST)], 0)
 
 
 def _position(content: bytes) -> ScrubPosition:
     try:
-        written = msgspec.json.decode(content, type=_Written)
+        return msgspec.json.decode(content, type=ScrubPosition)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ScrubPosition()  # new; or torn by a crash
-    return ScrubPosition(**msgspec.structs.asdict(written))

@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from attrs import define, evolve, field
+from attrs import define, field
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -105,7 +106,7 @@ class Scrubber:
                     " registry and restore a backup",
                     wrong=wrong,
                 )
-            self._position = evolve(self._position, wrong=wrong)
+            self._position = replace(self._position, wrong=wrong)
             await self._write()
 
     async def _round(self) -> None:
@@ -114,7 +115,7 @@ class Scrubber:
         self._written = self.clock.seconds()
         while self._position.shelf < SHELVES:
             await self._shelf(self._position.shelf)
-            self._position = evolve(self._position, shelf=self._position.shelf + 1, after="")
+            self._position = replace(self._position, shelf=self._position.shelf + 1, after="")
             await self._write()
         await self._rows()
         self._position = ScrubPosition(ended=self.now(), wrong=self._position.wrong)
@@ -147,7 +148,7 @@ class Scrubber:
                 await self._blob(digest)
             except OSError as error:
                 _log.error("{digest} can't be scrubbed: {error}", digest=digest, error=error)
-            self._position = evolve(self._position, after=text)
+            self._position = replace(self._position, after=text)
             if self.clock.seconds() - self._written >= _WRITE_EVERY:
                 await self._write()
 
